@@ -1,0 +1,281 @@
+"""The record: the one file that a cell leaves behind, and the only contract between running and comparing.
+
+A record is one JSON file, typed, versioned and complete, also when the cell failed. Beside it lie the
+items that were scored (``NAME.items.parquet``) and the full log (``NAME.log``). Standard library only,
+so that tables can be made on a machine without torch.
+
+Units: bytes, seconds, tokens. What was not measured is ``null``; there are no sentinels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+
+Status = Literal["ok", "failed", "oom", "diverged"]
+PhaseName = Literal["load", "train", "merge", "score"]
+
+
+class RecordError(Exception):
+    """A file that should be a record is not; the message is one sentence for the user."""
+
+
+@dataclass
+class Memory:
+    """Peaks of one phase, in bytes.
+
+    allocated_peak: live tensor storages on the training device.
+    reserved_peak: what CUDA's caching allocator held; null on CPU, which has no such allocator.
+    process_peak: the process's resident set on the host.
+    """
+
+    allocated_peak: int | None = None
+    reserved_peak: int | None = None
+    process_peak: int | None = None
+
+
+@dataclass
+class Phase:
+    """One window of a job (load, train, merge, score); no window overlaps another."""
+
+    seconds: float
+    memory: Memory
+
+
+@dataclass
+class Parameters:
+    """Counts of weights; a quantised matrix counts its logical elements, not its packed bytes."""
+
+    total: int
+    trainable: int
+
+
+@dataclass
+class Tokens:
+    """Tokens by name: raw (non-padding), padded (what the device computed on), supervised (in the loss)."""
+
+    raw: int
+    padded: int
+    supervised: int
+
+
+@dataclass
+class LossPoint:
+    """Training loss of one optimizer step: mean over its supervised tokens, in nats."""
+
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+
+
+@dataclass
+class ValidationPoint:
+    """Loss on held-out answers after `step` steps and `tokens` raw training tokens, in nats per token."""
+
+    step: int
+    tokens: int
+    loss: float
+
+
+@dataclass
+class Train:
+    """What the training loop measured.
+
+    step_seconds: each optimizer step from first forward to zeroed gradients, synchronised on both
+        sides; data preparation and validation lie outside.
+    warmup_steps: how many first steps the steady rate leaves out.
+    tokens_per_second_steady: median over the steps after warm-up of raw tokens / seconds.
+    tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
+    batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
+    """
+
+    steps: int
+    tokens: Tokens
+    step_seconds: list[float]
+    warmup_steps: int
+    tokens_per_second_steady: float
+    tokens_per_second_amortised: float
+    loss: list[LossPoint]
+    batches: str
+
+
+@dataclass
+class Merge:
+    """Whether scoring used merged weights, and how far merging moved the logits of a validation batch."""
+
+    merged: bool
+    reason: str | None = None
+    max_logit_difference: float | None = None
+
+
+@dataclass
+class Score:
+    """One metric of one task over `n` items.
+
+    stderr is the standard error of the mean over items, null for fewer than two items.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+    num_fewshot: int
+    version: str
+    higher_is_better: bool
+
+
+@dataclass
+class Cell:
+    """One point of the grid. `settings` is all that decides its result, resolved; `id` is its hash.
+
+    rank, alpha, lr and seed are null where the method does not use them; `knobs` are the method's own axes.
+    """
+
+    id: str
+    name: str
+    method: str
+    model: str
+    data: str
+    rank: int | None
+    alpha: float | None
+    lr: float | None
+    seed: int | None
+    knobs: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass
+class Failure:
+    """Why a cell has no (complete) result: the phase it was in, the training step if any, one sentence."""
+
+    phase: str
+    step: int | None
+    reason: str
+
+
+@dataclass
+class Record:
+    cell: Cell
+    study: str
+    status: Status
+    started: str
+    seconds: float
+    environment: dict[str, Any]
+    failure: Failure | None = None
+    parameters: Parameters | None = None
+    phases: dict[str, Phase] = field(default_factory=dict)
+    train: Train | None = None
+    validation: list[ValidationPoint] = field(default_factory=list)
+    merge: Merge | None = None
+    scores: list[Score] = field(default_factory=list)
+    items: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def write(record: Record, path: Path) -> None:
+    """Write `record` to `path` as JSON, all or nothing: a reader never sees half a file."""
+    write_json(dataclasses.asdict(record), path)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write `value` to `path` through a synced temporary file in the same folder."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> Record:
+    """Read one record; RecordError says in a sentence why a file is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None
+    except OSError as error:
+        raise RecordError(f"{path} can't be read ({error.strerror}).") from None
+    if not isinstance(value, dict) or "schema" not in value or "cell" not in value:
+        raise RecordError(f"{path} is JSON but not a record of this harness; move it out of the study's folder.")
+    if value["schema"] != SCHEMA:
+        raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
+    try:
+        return _decode(Record, value, "")
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
+
+
+def read_study(folder: Path) -> tuple[list[Record], list[str]]:
+    """All records of a study's folder, by name, and one sentence for each JSON file that is not one."""
+    records, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read(path))
+        except RecordError as error:
+            problems.append(str(error))
+    return records, problems
+
+
+def studies(results: Path) -> list[str]:
+    """Names of the studies below `results`: folders, at any depth, that hold a JSON file. Hidden ones don't count."""
+    folders = {path.parent.relative_to(results) for path in results.rglob("*.json")}
+    return sorted(f.as_posix() for f in folders if f.parts and not any(part.startswith(".") for part in f.parts))
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value` (from JSON) as `kind`; TypeError or ValueError name the field that does not fit."""
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{where or 'the record'} should be an object")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(f"{where or 'the record'} has the unknown field {unknown[0]!r}")
+        for f in dataclasses.fields(kind):
+            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+            if required and f.name not in value:
+                raise ValueError(f"{where + '.' if where else ''}{f.name} is missing")
+        return kind(**{k: _decode(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} is {value!r}, which is none of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is list:
+        if not isinstance(value, list):
+            raise TypeError(f"{where} should be a list")
+        return [_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError(f"{where} should be an object")
+        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        (kind,) = [a for a in arguments if a is not type(None)]
+        return _decode(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{where} should be of type {kind.__name__}, not {type(value).__name__}")
+    return value
