@@ -1,0 +1,123 @@
+"""python -m harness COMMAND: the command line. Thin: each command's work is done in the room it belongs to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.record import RecordError, read_study, studies
+
+HELP = """\
+usage: python -m harness COMMAND [...]
+
+  run method=dora rank=16 lr=1e-4        run one cell
+  sweep NAME [overrides]                 run a named grid from sweeps/
+  sweep method=lora,dora rank=8,16       run an ad-hoc grid
+  table [--study NAME] [--format md|csv|html|latex] [--out FILE]
+                                         render the comparison from the records
+  status [--study NAME]                  what is done, running, failed, left
+
+`run` and `sweep` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
+`COMMAND --help` explains the others.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit status: 0, 1 (a cell failed or a record is bad), 2 (bad input), 130 (Ctrl-C)."""
+    command, *rest = arguments or ["--help"]
+    try:
+        if command in ("run", "sweep"):
+            from harness.sweep import app
+
+            return app.main(command, rest)
+        if command == "table":
+            return table(rest)
+        if command == "status":
+            return status(rest)
+        if command in ("--help", "-h", "help"):
+            print(HELP, end="")
+            return 0
+        raise UserError(f"There is no command {command!r}; `python -m harness --help` lists them.")
+    except (UserError, RecordError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is recorded; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (head, less) has gone; there is nobody to tell
+        return 1
+
+
+def table(arguments: list[str]) -> int:
+    """Render the tables of one study or of all; a bad record is named and the good ones are rendered."""
+    parser = _parser("table", "Render the comparison table of a study from its records.")
+    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
+    options = parser.parse_args(arguments)
+
+    from harness.report.table import comparison, render
+
+    texts, problems = [], []
+    for name in _studies(options):
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        if records:
+            texts.append(render(comparison(records), options.format))
+    _complain(problems)
+    if not texts:
+        raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
+    text = "\n\n".join(t.rstrip("\n") for t in texts) + "\n"
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return int(bool(problems))
+
+
+def status(arguments: list[str]) -> int:
+    """Say of one study or all what is done, running, failed and left."""
+    options = _parser("status", "Show what is done, running, failed and left.").parse_args(arguments)
+
+    from harness.sweep.status import describe
+
+    problems: list[str] = []
+    for name in _studies(options):
+        lines, bad = describe(options.results_dir, name)
+        problems += bad
+        print("\n".join(lines))
+    _complain(problems)
+    return int(bool(problems))
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m harness {command}", description=description)
+    parser.add_argument("--study", metavar="NAME", help="a study below the results folder (default: every one)")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
+    return parser
+
+
+def _studies(options: argparse.Namespace) -> list[str]:
+    """The studies asked for; UserError if there is none."""
+    results, name = options.results_dir, options.study
+    if not results.is_dir():
+        raise UserError(f"There is no results folder {results}; run a sweep first, or name one with --results-dir.")
+    found = studies(results)
+    if name is not None and not (results / name).is_dir():
+        there = f"there is: {', '.join(found)}" if found else "there is none yet"
+        raise UserError(f"There is no study {name} in {results}; {there}.")
+    if name is None and not found:
+        raise UserError(f"There are no records in {results}; run a sweep first.")
+    return found if name is None else [name]
+
+
+def _complain(problems: list[str]) -> None:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

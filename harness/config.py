@@ -1,0 +1,175 @@
+"""The settings people type, typed and checked: the schema behind ``conf/config.yaml``, and its resolvers.
+
+Inert data: nothing here loads a model, touches a device or imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from harness.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+SWEEPS = ROOT / "sweeps"
+
+
+@dataclass
+class Method:
+    """One way to tune. `load`, `adapt` and `optim` are slots: ``_target_`` nodes for hydra's instantiate.
+
+    lr: the method's own default learning rate; null for an untuned row.
+    knobs: axes of the method's own (GaLore's scale), interpolated by its slots and shown in tables.
+    load: keyword arguments of ``from_pretrained`` (dtype, quantization_config).
+    adapt: a peft config, or null to leave the model as it is.
+    optim: a factory that takes the model and returns its optimizer; null for an untuned row.
+    incompatible: what the method can't do: a setting as typed (``train.grad_accum=2``) -> the reason.
+    """
+
+    name: str = MISSING
+    lr: float | None = None
+    knobs: dict[str, Any] = field(default_factory=dict)
+    load: dict[str, Any] = field(default_factory=dict)
+    adapt: dict[str, Any] | None = None
+    optim: dict[str, Any] | None = None
+    incompatible: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised."""
+
+    name: str = MISSING
+    path: str = MISSING
+    revision: str | None = None
+    dtype: str = "bfloat16"
+
+
+@dataclass
+class Data:
+    """load: a ``_target_`` that returns the splits; prompt: the text before the answer, as the evaluation asks it."""
+
+    name: str = MISSING
+    load: dict[str, Any] = field(default_factory=dict)
+    prompt: str = "Question: {question}\nAnswer:"
+
+
+@dataclass
+class Eval:
+    """tasks: lm-eval tasks or groups; limit: items a task or group, a seeded stratified sample (null: all).
+
+    num_fewshot: null leaves each task its own; seed: of the sample of items, the same for every cell.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass
+class Train:
+    """The training loop's settings, the same for every method.
+
+    max_steps: optimizer steps; batch_size: sequences a micro-batch; grad_accum: micro-batches a step.
+    max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
+    max_grad_norm: global clipping; validate_every: steps between validation losses (null: only at the end).
+    validation_items: held-out answers the validation loss is taken on.
+    precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32.
+    """
+
+    max_steps: int = 200
+    batch_size: int = 8
+    grad_accum: int = 1
+    max_length: int = 512
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    validate_every: int | None = None
+    validation_items: int = 64
+    precision: str = "auto"
+
+
+@dataclass
+class Retry:
+    """statuses: recorded cells with one of these are run again by the next sweep; the rest are kept."""
+
+    statuses: list[str] = field(default_factory=lambda: ["failed"])
+
+
+@dataclass
+class Config:
+    method: Method = field(default_factory=Method)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    eval: Eval = field(default_factory=Eval)
+    train: Train = field(default_factory=Train)
+    retry: Retry = field(default_factory=Retry)
+    rank: int = 16
+    alpha: float = 32
+    lr: float | None = None
+    lr_scale: float = 1.0
+    seed: int = 0
+    study: str = "adhoc"
+    results_dir: str = "results"
+    data_root: str | None = None
+
+
+def register_resolvers() -> None:
+    """Make ``${mul:a,b}`` (null if a factor is) and ``${basename:path}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("mul", _multiply, replace=True)
+    OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
+
+
+def _multiply(a: float | None, b: float | None) -> float | None:
+    # Six significant digits: 2e-4 × 5 must be the 1e-3 that people type, not 0.001000…2, or they'd be two cells.
+    return None if a is None or b is None else float(f"{a * b:.6g}")
+
+
+def check(config: DictConfig) -> None:
+    """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
+    tuned = config.method.optim is not None
+    for key in ("rank", "alpha", "lr_scale", *(["lr"] if tuned else [])):
+        value = OmegaConf.select(config, key)
+        if value is None or not 0 < value < float("inf"):
+            raise UserError(f"{key}={value} can't be: {key} must be a positive number.")
+    for key in ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every"):
+        value = config.train[key]
+        if value is not None and value < 1:
+            raise UserError(f"train.{key}={value} can't be: it must be 1 or more.")
+    for key, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        value = config.eval[key]
+        if value is not None and value < least:
+            raise UserError(f"eval.{key}={value} can't be: it must be {least} or more.")
+    if not 0 <= config.train.warmup_ratio < 1:
+        raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
+    if not config.train.max_grad_norm > 0:
+        raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
+    one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
+    one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
+    for status in config.retry.statuses:
+        one_of("retry.statuses", status, ["failed", "oom", "diverged"])
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", config.study):
+        raise UserError(f"study={config.study} can't name a folder: use letters, digits, '.', '_', '-' and '/'.")
+    if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
+        raise UserError(f"data_root={config.data_root} is not a folder; name the one that holds openai/gsm8k and the like.")
+    for setting, reason in config.method.incompatible.items():
+        key, _, value = setting.partition("=")
+        if str(OmegaConf.select(config, key)) == value:
+            raise UserError(f"method={config.method.name} can't be combined with {setting}: {reason}")
+
+
+def one_of(key: str, value: str, options: Iterable[str]) -> None:
+    """Raise UserError, with the nearest option, unless `value` is one of `options`."""
+    options = list(options)
+    if value not in options:
+        near = difflib.get_close_matches(value, options, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")

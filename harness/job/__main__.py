@@ -1,0 +1,46 @@
+"""python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on standard output.
+
+A request either checks cells or runs one. Whatever libraries print goes to standard error, which is the cell's log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.record import Cell
+
+
+def main() -> int:
+    """Serve the request; exit status 2 for bad input, whose sentence is sent as the event ``refused``."""
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def report(event: dict) -> None:
+        try:
+            print(json.dumps(event), file=events, flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # the sweep is gone: nobody waits for this cell, and its claim will be taken over
+
+    request = json.load(sys.stdin)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from harness.job import run
+
+        if "check" in request:
+            for cell in request["check"]:
+                run.check(Cell(**cell), request["data_root"])
+        else:
+            path = Path(request["path"])
+            run.run(Cell(**request["cell"]), request["study"], path, request["data_root"], report)
+    except UserError as error:
+        report({"refused": str(error)})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

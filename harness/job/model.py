@@ -1,0 +1,123 @@
+"""Loads a cell's base weights and tokenizer, and changes the model as its method says (slots `load` and `adapt`)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from hydra.utils import instantiate
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.job import embedded, optim
+from harness.record import Cell
+
+
+def source(model: dict[str, Any]) -> str:
+    """What ``from_pretrained`` is given for the settings `model`: a folder, or a hub id."""
+    kind, _, name = model["path"].partition(":")
+    return str(embedded.folder(name)) if kind == "embedded" else model["path"]
+
+
+def load(cell: Cell, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model on `device`, loaded by the method's `load` slot, and its tokenizer, which has a pad token.
+
+    Raises UserError if the model is missing, gated or out of reach.
+    """
+    model, slot = cell.settings["model"], cell.settings["method"]["load"]
+    path = source(model)
+    keywords = {"revision": model["revision"] or "main", "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **keywords)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path, device_map={"": device}, use_safetensors=True, **instantiate(slot, _convert_="all"), **keywords
+        )
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so it can't be learned
+    return loaded, tokenizer
+
+
+def adapt(base: PreTrainedModel, cell: Cell) -> nn.Module:
+    """`base` changed by the method's `adapt` slot: a peft model, or `base` itself."""
+    slot = cell.settings["method"]["adapt"]
+    if slot is None:
+        return base
+    if getattr(base, "is_loaded_in_4bit", False):
+        base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    return peft.get_peft_model(base, instantiate(slot, _convert_="all"))
+
+
+def check(cell: Cell) -> None:
+    """Raise UserError if the model can't be had, or a rank is above the smallest matrix it would apply to.
+
+    Needs the model's config only: the model is built without storage.
+    """
+    model = cell.settings["model"]
+    path = source(model)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreachable(path, error) from error
+    if cell.rank is None:
+        return
+    with torch.device("meta"):
+        shell = adapt(AutoModelForCausalLM.from_config(config), cell)
+    shapes = _ranked(shell, cell)
+    if not shapes:
+        raise UserError(f"method={cell.method} applies to no matrix of {path}; check its target_modules.")
+    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
+    if cell.rank > min(shape):
+        raise UserError(
+            f"rank={cell.rank} is above the size of {name} ({shape[0]} × {shape[1]}) in {path}; "
+            f"take a rank of at most {min(shape)}, or other targets."
+        )
+
+
+def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
+    """Shapes by name of the matrices that the cell's rank applies to: adapted ones, or those GaLore projects."""
+    if cell.settings["method"]["adapt"] is None:
+        return {name: tuple(weight.shape) for name, weight in optim.matrices_of(model).items()}
+    layers = {name: m.get_base_layer() for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    return {name: tuple(layer.weight.shape) for name, layer in layers.items() if getattr(layer, "weight", None) is not None}
+
+
+def fingerprint(model: dict[str, Any]) -> str:
+    """What the weights are: the sha256 of a folder's safetensors, or a hub id with its resolved commit."""
+    path = source(model)
+    if Path(path).is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(Path(path).glob("*.safetensors")):
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return f"sha256:{digest.hexdigest()}"
+    config = AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
+    return f"{path}@{config._commit_hash}"
+
+
+def _unreachable(path: str, error: Exception) -> UserError:
+    """The remedy for a model that did not load, in one sentence."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    names = {type(c).__name__ for c in causes}
+    if "GatedRepoError" in names or "gated repo" in str(error):
+        return UserError(f"{path} is gated: accept its licence on the model's hub page and set HF_TOKEN to your token.")
+    if "RepositoryNotFoundError" in names:
+        return UserError(f"The hub has no model {path} (or it is private and HF_TOKEN is not set); check model.path.")
+    if Path(path).is_dir():
+        return UserError(f"The folder {path} holds no model that transformers can load ({_first_line(error)}).")
+    return UserError(
+        f"{path} is no local folder and the hub can't be reached or has no such model; check model.path and the "
+        "connection, or use model=smollm2_135m, which is embedded."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

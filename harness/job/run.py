@@ -1,0 +1,183 @@
+"""Runs one cell from load to scores and leaves its record, whatever happens on the way."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from hydra.utils import instantiate
+
+from harness import env, record
+from harness.job import data, merge, model, score, train
+from harness.job.meter import Meter
+from harness.record import Cell, Failure, Parameters, Record
+
+Report = Callable[[dict], None]
+
+
+def check(cell: Cell, data_root: str | None) -> None:
+    """Raise UserError if the model, the data or a task of `cell` can't be had, or its rank can't be."""
+    model.check(cell)
+    score.Tasks(cell.settings["eval"], data_root)
+    data.splits(cell.settings["data"], data_root)
+
+
+def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Report) -> Record:
+    """Run `cell`, write its record to `path` (its items beside it), and return it.
+
+    report is told phases, and steps of training. Bad input raises UserError before anything is run; any other
+    failure is recorded with its phase, step and reason.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    report({"phase": "start"})
+    model.check(cell)
+    job = _Job(cell, data_root, report)
+    result = Record(
+        cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
+    )
+    try:
+        job.run(result, path)
+    except train.Diverged as error:
+        result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
+    except Exception as error:
+        traceback.print_exc()  # into the cell's log
+        result.status = "oom" if _out_of_memory(error) else "failed"
+        result.failure = Failure(job.phase, job.step, _reason(error))
+    result.phases = job.meter.phases
+    result.seconds = time.monotonic() - clock
+    result.environment = env.describe() | _device(job.accelerator)
+    record.write(result, path)
+    report({"phase": "recorded"})
+    return result
+
+
+class _Job:
+    """The state of a running cell: what is loaded so far and where it stands."""
+
+    def __init__(self, cell: Cell, data_root: str | None, report: Report):
+        self.cell, self.settings = cell, cell.settings
+        self.phase, self.step = "start", None
+        self._report = report
+        self.splits = data.splits(self.settings["data"], data_root)
+        self.tasks = score.Tasks(self.settings["eval"], data_root)
+        self.accelerator = Accelerator(mixed_precision="bf16" if _bf16(self.settings["train"]["precision"]) else "no")
+        self.meter = Meter(self.accelerator.device)
+
+    def run(self, result: Record, path: Path) -> None:
+        cell, train_settings, prompt = self.cell, self.settings["train"], self.settings["data"]["prompt"]
+        set_seed(cell.seed or 0)
+        result.fingerprints = {
+            "data": data.fingerprint(self.splits),
+            "model": model.fingerprint(self.settings["model"]),
+        }
+
+        self._enter("load")
+        with self.meter.window("load") as memory, self.meter.live(memory):
+            base, tokenizer = model.load(cell, self.accelerator.device)
+            net = model.adapt(base, cell)
+        result.parameters = Parameters(_count(net), _count(net, trainable=True))
+        if cell.settings["method"]["optim"] is None:
+            result.parameters.trainable = 0
+
+        def encode(items):
+            return data.encode_all(tokenizer, items, prompt, train_settings["max_length"])
+
+        def collate(examples):
+            return data.collate(examples, tokenizer.pad_token_id)
+
+        held_out = encode(self.splits["validation"][: train_settings["validation_items"]])
+        size = train_settings["batch_size"]
+        validation = [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+
+        def validate() -> float:
+            return train.answer_loss(net, validation, self.accelerator)
+
+        if cell.settings["method"]["optim"] is None:
+            self._enter("validate")
+            result.validation = [record.ValidationPoint(0, 0, validate())]
+        else:
+            examples = encode(self.splits["train"])
+            optimizer = instantiate(self.settings["method"]["optim"], _convert_="all")(net)
+            net, optimizer = self.accelerator.prepare(net, optimizer)
+            accum, count = train_settings["grad_accum"], train_settings["max_steps"]
+            order = data.batches(len(examples), size, count * accum, cell.seed)
+            micro = [collate([examples[i] for i in batch]) for batch in order]
+            steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
+            self._enter("train")
+            with self.meter.window("train") as memory:
+                result.train, result.validation = train.train(
+                    net, optimizer, steps, train_settings, self.accelerator, validate, self._stepped
+                )
+                with self.meter.live(memory, list(net.parameters()), list(net.buffers())):
+                    train.probe(net, optimizer, steps, train_settings, self.accelerator)
+            del optimizer
+            net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+
+        self._enter("merge")
+        with self.meter.window("merge") as memory, self.meter.live(memory):
+            net, result.merge = merge.merge(net, validation[0], self.accelerator)
+
+        self._enter("score")
+        result.items = self.tasks.sample
+        autocast = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        with self.meter.window("score"):
+            result.scores, items = score.score(net, tokenizer, self.tasks, self.settings["eval"]["batch_size"], autocast)
+        items.to_parquet(path.with_suffix(".items.parquet"), index=False)
+
+    def _enter(self, phase: str) -> None:
+        self.phase, self.step = phase, None
+        self._report({"phase": phase})
+
+    def _stepped(self, event: dict) -> None:
+        self.step = event["step"]
+        self._report({"phase": self.phase} | event)
+
+
+def _count(net: torch.nn.Module, trainable: bool = False) -> int:
+    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both."""
+    return sum(
+        p.numel() * (2 if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8 else 1)
+        for p in net.parameters()
+        if p.requires_grad or not trainable
+    )
+
+
+def _bf16(precision: str) -> bool:
+    """Whether to compute in bf16: where asked, or where the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.accelerator.is_available():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def _device(accelerator: Accelerator) -> dict:
+    """The device the job ran on, for the record's environment; memory in bytes."""
+    device = accelerator.device
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described = {"type": "cuda", "name": properties.name, "memory_bytes": properties.total_memory}
+    else:
+        described = {"type": device.type, "name": None, "memory_bytes": None}
+    return {
+        "device": described,
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+    }
+
+
+def _out_of_memory(error: Exception) -> bool:
+    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def _reason(error: Exception) -> str:
+    """The first line that an exception says of itself, with its kind."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *(" ".join(line.split()) for line in lines[:1])])

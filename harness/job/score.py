@@ -1,0 +1,149 @@
+"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only this file imports lm-eval.
+
+Scores are computed from the items that lm-eval returns, so that each comes with its n and standard error also where
+a stratified sample leaves a subject a single item. A test holds them against lm-eval's own aggregates.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pandas as pd
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.job import data
+from harness.record import Score
+
+FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
+
+
+class Tasks:
+    """The tasks and groups `names`, loaded, each with its sample of items.
+
+    settings: `eval` of the cell. Raises UserError for an unknown name or data that can't be had.
+    """
+
+    def __init__(self, settings: dict[str, Any], data_root: str | None):
+        manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"))
+        for name in settings["tasks"]:
+            if name not in manager.all_tasks:
+                near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                raise UserError(f"eval.tasks={name}: lm-eval has no such task.{hint}")
+        with data.at(data_root):
+            self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
+        self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
+        for task in self.leaves.values():
+            if settings["num_fewshot"] is not None:
+                task.set_config(key="num_fewshot", value=settings["num_fewshot"])
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        self.sample: dict[str, list[int]] = {}
+        for loaded in self.by_name.values():
+            sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
+            self.sample |= stratified(sizes, settings["limit"], settings["seed"])
+
+    @staticmethod
+    def _load(manager: TaskManager, name: str) -> dict[str, Any]:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # whatever a task's own code and the hub raise, the data is not to be had
+            raise data.missing(f"of the task {name}", error) from error
+        for task in loaded["tasks"].values():
+            if task.config.custom_dataset is None:
+                data.require(task.config.dataset_path)
+        return loaded
+
+
+def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
+    """`limit` items (null: all) of strata with `sizes`, as sorted indices a stratum.
+
+    Shares are proportional, by largest remainders; a stratum without an item is left out. Depends on nothing but
+    the arguments, so every cell of a study is asked the same questions.
+    """
+    total = sum(sizes.values())
+    if limit is None or limit >= total:
+        return {name: list(range(size)) for name, size in sizes.items()}
+    exact = {name: limit * size / total for name, size in sizes.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: limit - sum(counts.values())]:
+        counts[name] += 1
+    return {
+        name: sorted(random.Random(f"{seed} {name}").sample(range(sizes[name]), count))
+        for name, count in counts.items()
+        if count
+    }
+
+
+def score(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, batch_size: int, autocast: torch.dtype | None
+) -> tuple[list[Score], pd.DataFrame]:
+    """Scores of `model` on the sample of `tasks`, and the items behind them.
+
+    The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
+    index in the test split), hash (of the document), filter, metric, value, prediction, target.
+    """
+    model.eval()
+    engine = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+    asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
+    with torch.inference_mode():
+        result = lm_eval.evaluate(engine, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0)
+    rows = []
+    for name, loaded in tasks.by_name.items():
+        for leaf in loaded["tasks"]:
+            for entry in result["samples"].get(leaf, []):
+                rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if _is_number(entry[metric])]
+    items = pd.DataFrame(rows)
+    scores = [
+        _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
+        for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
+    ]
+    return scores, items
+
+
+def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "subject": leaf,
+        "item": entry["doc_id"],
+        "hash": entry["doc_hash"],
+        "filter": entry["filter"],
+        "metric": metric,
+        "value": float(entry[metric]),
+        "prediction": str(entry["filtered_resps"]),
+        "target": str(entry["target"]),
+    }
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a metric's value of one item is a mean's summand; corpus-level ones (perplexity) are pairs."""
+    return isinstance(value, bool | int | float)
+
+
+def _score(name: str, metric: str, kind: str, values: pd.Series, leaves: dict[str, Any]) -> Score:
+    """Mean and its standard error, sqrt(s² / n) with the sample variance s²."""
+    first = next(iter(leaves.values()))
+    n = len(values)
+    return Score(
+        task=name,
+        metric=metric,
+        filter=kind,
+        value=float(values.mean()),
+        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        n=n,
+        num_fewshot=first.config.num_fewshot,
+        version=str(first.VERSION),
+        higher_is_better=bool(first.higher_is_better().get(metric, True)),
+    )

@@ -1,0 +1,26 @@
+"""Adapters from the generated data sets to what lm-eval's `custom_dataset` wants: splits of `datasets.Dataset`.
+
+lm-eval calls them with the task's `dataset_kwargs` (the seed) and its whole metadata (version, model arguments, …);
+the latter says nothing about the data and is swallowed.
+"""
+
+from __future__ import annotations
+
+from datasets import Dataset, DatasetDict
+
+from harness.job import facts as facts_data
+from harness.job import wordmath as wordmath_data
+
+
+def _as_datasets(splits: dict[str, list[dict]]) -> DatasetDict:
+    return DatasetDict({split: Dataset.from_list(items) for split, items in splits.items()})
+
+
+def wordmath(seed: int, **_metadata: object) -> DatasetDict:
+    """The splits of `harness.job.wordmath`, in its default sizes."""
+    return _as_datasets(wordmath_data.load(seed))
+
+
+def facts(seed: int, **_metadata: object) -> DatasetDict:
+    """The splits of `harness.job.facts`, in its default size."""
+    return _as_datasets(facts_data.load(seed))

@@ -1,0 +1,167 @@
+"""The only training loop. It knows a model, an optimizer and batches; it never sees a method's name.
+
+Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
+to the device, validation and reporting lie outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from harness.job.data import IGNORED, Batch
+from harness.job.meter import synchronize
+from harness.record import LossPoint, Tokens, Train, ValidationPoint
+
+WARMUP = 3  # first steps that the steady rate leaves out: kernels are chosen and state is allocated in them
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not finite any more; training on is pointless."""
+
+    def __init__(self, step: int, what: str, value: float):
+        super().__init__(f"The {what} became {value} at step {step}; a lower lr or stronger clipping may help.")
+        self.step = step
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: Iterable[list[Batch]],
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+    validate: Callable[[], float],
+    report: Callable[[dict], None],
+) -> tuple[Train, list[ValidationPoint]]:
+    """Take one optimizer step for each list of micro-batches in `steps`; raises Diverged.
+
+    settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
+    validate: gives the validation loss; called at intervals and after the last step.
+    """
+    total = settings["max_steps"]
+    schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
+    seconds, raw, losses, validations = [], [], [], []
+    padded = supervised = 0
+    order = hashlib.sha256()
+
+    model.train()
+    for step, micro in enumerate(steps, start=1):
+        micro = [batch.to(accelerator.device) for batch in micro]
+        for batch in micro:
+            order.update(batch.input_ids.cpu().numpy().tobytes())
+        lr = schedule.get_last_lr()[0]
+
+        synchronize()
+        start = time.perf_counter()
+        loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator)
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+
+        schedule.step()
+        loss, norm = float(loss), float(norm)
+        for what, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                raise Diverged(step, what, value)
+        raw.append(sum(batch.raw for batch in micro))
+        padded += sum(batch.padded for batch in micro)
+        supervised += sum(batch.supervised for batch in micro)
+        losses.append(LossPoint(step, sum(raw), loss, lr, norm))
+        report({"step": step, "of": total, "loss": loss, "tokens_per_second": raw[-1] / seconds[-1]})
+        every = settings["validate_every"]
+        if step == total or (every and step % every == 0):
+            validations.append(ValidationPoint(step, sum(raw), validate()))
+            model.train()
+
+    dropped = min(WARMUP, len(seconds) - 1)
+    measured = Train(
+        steps=len(seconds),
+        tokens=Tokens(sum(raw), padded, supervised),
+        step_seconds=seconds,
+        warmup_steps=dropped,
+        tokens_per_second_steady=median(n / s for n, s in list(zip(raw, seconds, strict=True))[dropped:]),
+        tokens_per_second_amortised=sum(raw) / sum(seconds),
+        loss=losses,
+        batches=f"sha256:{order.hexdigest()}",
+    )
+    return measured, validations
+
+
+def probe(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: list[list[Batch]],
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    """Take the step with the largest micro-batch once more at learning rate 0, for memory to be watched.
+
+    The optimizer's state exists by then and the weights stay as they are, to the bit.
+    """
+    largest = max(steps, key=lambda micro: max(batch.padded for batch in micro))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    model.train()
+    take_step(model, optimizer, [b.to(accelerator.device) for b in largest], settings["max_grad_norm"], accelerator)
+
+
+def take_step(
+    model: nn.Module, optimizer: Optimizer, micro: list[Batch], max_grad_norm: float, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
+
+    The loss is the mean over the supervised tokens of the whole step, so that a batch split into micro-batches
+    gives the gradient of the batch.
+    """
+    supervised = sum(batch.supervised for batch in micro)
+    total = torch.zeros((), device=accelerator.device)
+    for batch in micro:
+        with accelerator.autocast():
+            loss = summed_loss(model, batch) / supervised
+        accelerator.backward(loss)
+        total += loss.detach()
+    # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, norm
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    targets = batch.labels[:, 1:]
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator) -> float:
+    """Mean cross-entropy in nats over all supervised tokens of `batches`."""
+    model.eval()
+    total = 0.0
+    for batch in batches:
+        with accelerator.autocast():
+            total += float(summed_loss(model, batch.to(accelerator.device)))
+    return total / sum(batch.supervised for batch in batches)
+
+
+def warmup_cosine(total: int, ratio: float) -> Callable[[int], float]:
+    """Factor of the learning rate before step i (from 0): linear rise over `ratio` of the steps, then half a cosine to 0."""
+    rise = round(total * ratio)
+
+    def factor(i: int) -> float:
+        if i < rise:
+            return (i + 1) / (rise + 1)
+        return 0.5 * (1 + math.cos(math.pi * (i - rise) / max(1, total - rise)))
+
+    return factor

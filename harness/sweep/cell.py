@@ -1,0 +1,76 @@
+"""A cell: one point of the grid, fully resolved, and the identity that decides whether it is run at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness import config as settings_of
+from harness.record import Cell
+
+AXES = ("rank", "alpha", "lr", "seed")
+
+
+def from_config(config: DictConfig) -> Cell:
+    """The cell that a composed configuration means.
+
+    Its id hashes the resolved settings without the raw axes, so that points that mean the same run (full
+    fine-tuning at rank 8 and at rank 64; the untuned base at any seed or number of steps) are one cell.
+    Where it is run and stored (data_root, results_dir, study) is no part of it.
+
+    Raises UserError for settings that can't work.
+    """
+    settings_of.check(config)
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
+    train = resolved["train"]
+    seed: int | None = resolved["seed"]
+    if slots["optim"] is None:
+        # Untuned: only how the validation loss is taken can change the result.
+        train = {k: train[k] for k in ("max_length", "validation_items", "precision", "batch_size")}
+        seed = None
+    settings = {
+        "method": slots,
+        "model": {k: v for k, v in resolved["model"].items() if k != "name"},
+        "data": resolved["data"],
+        "eval": resolved["eval"],
+        "train": train,
+        "seed": seed,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
+    used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
+    cell = Cell(
+        id=digest,
+        name="",
+        method=resolved["method"]["name"],
+        model=resolved["model"]["name"],
+        data=resolved["data"]["name"],
+        **used,
+        knobs=resolved["method"]["knobs"],
+        settings=settings,
+    )
+    cell.name = _name(cell)
+    return cell
+
+
+def _name(cell: Cell) -> str:
+    """``lora-r16-a32-lr2e-4-s0-1f3c9a``: for people first, the id's head last; safe as a file's name."""
+    parts = [re.sub(r"[^\w.]+", "_", cell.method)]
+    for letter, value in (("r", cell.rank), ("a", cell.alpha), ("lr", cell.lr), ("s", cell.seed)):
+        if value is not None:
+            parts.append(letter + short(value))
+    return "-".join([*parts, cell.id[:6]])
+
+
+def short(value: float) -> str:
+    """A number as people type it: 16, 0.5, 2e-4."""
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.5e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}"

@@ -1,0 +1,124 @@
+"""Runs a cell in a fresh process of its own, and answers for it: whatever happens there, a record is left.
+
+The job (``python -m harness.job``) reads its request on standard input, reports progress as JSON lines on
+standard output and writes the record itself; what it and its libraries print goes to the cell's log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness import env, record
+from harness.config import ROOT
+from harness.errors import UserError
+from harness.record import Cell, Failure, Record
+from harness.sweep.store import Study
+
+
+def check(cells: list[Cell], data_root: str | None) -> None:
+    """Have a job look at what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
+
+    Raises UserError with the first thing that can't work.
+    """
+    request = {"check": [dataclasses.asdict(c) for c in cells], "data_root": _absolute(data_root)}
+    with tempfile.TemporaryFile() as stderr:
+        code = _converse(request, stderr, on_event=lambda _: None)
+        if code:
+            stderr.seek(0)
+            words = stderr.read().decode(errors="replace").strip()[-2000:]
+            raise UserError(f"The check before the sweep broke off (exit status {code}): {words}")
+
+
+def run(cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None]) -> Record:
+    """Run `cell` and return its record, which lies in the study's folder by then.
+
+    Raises UserError if the job refuses its input; then nothing was run and no record is written.
+    """
+    path, log = study.path(cell).absolute(), study.log(cell)
+    request = {
+        "cell": dataclasses.asdict(cell),
+        "study": study.name,
+        "path": str(path),
+        "data_root": _absolute(data_root),
+    }
+    started, clock = datetime.now(UTC), time.monotonic()
+    last: dict = {"phase": "start"}
+    with study.claim(cell) as note:
+        noted = 0.0
+
+        def follow(event: dict) -> None:
+            nonlocal last, noted
+            last = event
+            on_event(event)
+            if time.monotonic() - noted > 1:
+                noted = time.monotonic()
+                note(event)
+
+        with open(log, "wb") as stderr:
+            code = _converse(request, stderr, follow)
+        if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+            died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
+            reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
+            failed = Record(
+                cell=cell,
+                study=study.name,
+                status="failed",
+                started=started.isoformat(timespec="seconds"),
+                seconds=time.monotonic() - clock,
+                environment=env.describe(),
+                failure=Failure(last["phase"], last.get("step"), reason),
+            )
+            record.write(failed, path)
+    return record.read(path)
+
+
+def _converse(request: dict, stderr, on_event: Callable[[dict], None]) -> int:
+    """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses."""
+    # -P keeps the user's folder off the import path: a queue.py there must not break the job.
+    # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.job"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
+        start_new_session=True,
+        text=True,
+    )
+    refusal = None
+    try:
+        json.dump(request, process.stdin)
+        process.stdin.close()
+        for line in process.stdout:
+            event = json.loads(line)
+            if "refused" in event:
+                refusal = event["refused"]
+            else:
+                on_event(event)
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+    if refusal is not None:
+        raise UserError(refusal)
+    return code
+
+
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).expanduser().absolute())

@@ -1,0 +1,118 @@
+"""Fixture records for tests: plausible numbers of a small model, the same on every call."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from harness.record import (
+    Cell,
+    Failure,
+    Memory,
+    Parameters,
+    Phase,
+    Record,
+    Score,
+    Status,
+    Tokens,
+    Train,
+    ValidationPoint,
+)
+
+MIB = 2**20
+TOTAL = 134_515_008
+UNTRAINED = ("base", "base_nf4")
+
+# method: trainable weights, MiB in training, steady and amortised tokens/s, validation loss, exact match
+METHODS = {
+    "base": (0, None, None, None, 2.345, 0.180),
+    "base_nf4": (0, None, None, None, 2.401, 0.165),
+    "full": (TOTAL, 2048, 400.0, 396.0, 1.2346, 0.250),
+    "lora": (4_884_480, 1024, 500.0, 495.0, 1.2501, 0.230),
+    "qlora": (4_884_480, 512, 300.0, 297.0, 1.2703, 0.220),
+    "dora": (5_160_960, 1126, 350.0, 347.0, 1.2400, 0.235),
+    "galore": (TOTAL, 1331, 380.0, 285.0, 1.2600, 0.225),
+}
+
+ENVIRONMENT = {
+    "versions": {"torch": "2.11.0", "transformers": "5.1.0", "peft": "0.18.0", "lm_eval": "0.4.12"},
+    "device": {"type": "cuda", "name": "NVIDIA H100", "memory_bytes": 80 * 2**30},
+    "precision": "bf16",
+    "threads": 2,
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+}
+
+
+def make_score(value: float = 0.23, stderr: float | None = 0.03, **fields: Any) -> Score:
+    """GSM8K's exact match over 200 items, unless `fields` say otherwise."""
+    defaults = {"task": "gsm8k", "metric": "exact_match", "filter": "strict-match", "n": 200, "num_fewshot": 5}
+    return Score(value=value, stderr=stderr, **(defaults | {"version": "3.0", "higher_is_better": True} | fields))
+
+
+def make_record(
+    method: str = "lora",
+    rank: int | None = None,
+    alpha: float | None = None,
+    lr: float | None = None,
+    seed: int | None = 0,
+    *,
+    status: Status = "ok",
+    scores: list[Score] | None = None,
+    knobs: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    model: str = "smollm2-135m",
+    data: str = "gsm8k",
+    study: str = "demo",
+    environment: dict[str, Any] | None = None,
+) -> Record:
+    """A record of `method`; a status other than ok means that training stopped at step 3 and scored nothing."""
+    trainable, mib, steady, amortised, loss, accuracy = METHODS.get(method, METHODS["lora"])
+    trained = method not in UNTRAINED
+    if not trained:
+        seed = None
+    resolved = {"method": method, "model": model, "data": data, "rank": rank, "alpha": alpha, "lr": lr}
+    resolved |= {"seed": seed, "train": {"max_steps": 50, "seed": seed}} | (knobs or {}) | (settings or {})
+    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:6]
+    parts = {"r": rank, "a": alpha, "lr": lr, "s": seed}
+    name = "-".join([method, *(f"{k}{v:g}" for k, v in parts.items() if v is not None), key])
+    record = Record(
+        cell=Cell(key, name, method, model, data, rank, alpha, lr, seed, knobs or {}, resolved),
+        study=study,
+        status=status,
+        started="2026-01-02T03:04:05+00:00",
+        seconds=120.0,
+        environment=ENVIRONMENT if environment is None else environment,
+        parameters=Parameters(TOTAL + (trainable if trainable != TOTAL else 0), trainable),
+        phases={"load": Phase(2.0, Memory(300 * MIB, 320 * MIB, 900 * MIB))},
+    )
+    if trained:
+        record.phases["train"] = Phase(60.0, Memory(mib * MIB, (mib + 64) * MIB, 3000 * MIB))
+    if status != "ok":
+        reason = {"oom": "CUDA out of memory. Tried to allocate 2.00 GiB.", "diverged": "The loss is not finite."}
+        record.failure = Failure("train", 3, reason.get(status, "RuntimeError: the weights | were lost"))
+        return record
+    if trained:
+        tokens = Tokens(raw=20_000, padded=25_600, supervised=9_000)
+        seconds = [20_000 / amortised / 50] * 50
+        record.train = Train(50, tokens, seconds, 2, steady, amortised, [], "b" * 16)
+        record.validation = [ValidationPoint(25, 10_000, loss + 0.2), ValidationPoint(50, 20_000, loss)]
+    else:
+        record.validation = [ValidationPoint(0, 0, loss)]
+    record.phases["score"] = Phase(30.0, Memory(400 * MIB, 420 * MIB, 1500 * MIB))
+    record.scores = [make_score(accuracy)] if scores is None else scores
+    return record
+
+
+def make_study() -> list[Record]:
+    """Base, its NF4 form and five methods, one seed each; QLoRA ran out of memory at rank 64."""
+    return [
+        make_record("galore", 16, None, 1e-3, knobs={"scale": 0.25}),
+        make_record("dora", 16, 32.0, 2e-4),
+        make_record("qlora", 64, 128.0, 2e-4, status="oom"),
+        make_record("qlora", 16, 32.0, 2e-4),
+        make_record("lora", 16, 32.0, 2e-4),
+        make_record("full", None, None, 2e-5),
+        make_record("base_nf4"),
+        make_record("base"),
+    ]

@@ -1,0 +1,368 @@
+"""The comparison table: its numbers by hand, what it says of failed and missing cells, and its four formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from records import ENVIRONMENT, MIB, make_record, make_score, make_study
+
+from harness.record import ValidationPoint, write
+from harness.report.frame import frame, setting_texts
+from harness.report.table import comparison, render
+
+EXACT_MATCH = "gsm8k exact_match strict-match (%)"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "line\nbreak",
+    "\x1b[31mred",
+    '"><img src=x>',
+    "{} & % $ # _ ~ ^ \\",
+    "日本",
+]
+
+
+def rows(table):
+    """The table's rows as dicts by column."""
+    return [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+
+
+def row(table, method, setting=None):
+    (found,) = [r for r in rows(table) if r["Method"] == method and setting in (None, r["Setting"])]
+    return found
+
+
+def caption(table):
+    return "\n".join(table.caption)
+
+
+# Numbers
+
+
+def test_rows_stand_in_the_order_of_methods_then_axes():
+    extra = [make_record("zeta"), make_record("adalora"), make_record("lora", 64, 128.0, 2e-4)]
+    extra += [make_record("lora", 8, 16.0, 1e-3), make_record("lora", 8, 16.0, 2e-4)]
+    found = [(r["Method"], r["Setting"]) for r in rows(comparison(make_study() + extra))]
+    assert found == [
+        ("base", "–"),
+        ("base_nf4", "–"),
+        ("full", "lr=2e-5"),
+        ("lora", "r=8 α=16 lr=2e-4"),
+        ("lora", "r=8 α=16 lr=1e-3"),
+        ("lora", "r=16 α=32 lr=2e-4"),
+        ("lora", "r=64 α=128 lr=2e-4"),
+        ("qlora", "r=16 α=32 lr=2e-4"),
+        ("qlora", "r=64 α=128 lr=2e-4"),
+        ("dora", "r=16 α=32 lr=2e-4"),
+        ("galore", "r=16 lr=1e-3 scale=0.25"),
+        ("adalora", "–"),
+        ("zeta", "–"),
+    ]
+
+
+def test_the_numbers_of_a_study():
+    table = comparison(make_study())
+    assert row(table, "lora") == {
+        "Method": "lora",
+        "Setting": "r=16 α=32 lr=2e-4",
+        "Trainable": "4.88M (3.50%)",  # 4,884,480 of 139,399,488
+        "Peak train memory": "1.00 GiB (0.50×)",  # full: 2 GiB
+        "Tokens/s": "500 (1.00×)",
+        "Tokens/s amortised": "495 (1.00×)",
+        EXACT_MATCH: "23.0 ± 3.0 (+5.0)",  # base: 18.0
+        "Validation loss": "1.250",
+        "Status": "ok",
+    }
+    assert row(table, "qlora", "r=16 α=32 lr=2e-4")["Peak train memory"] == "512 MiB (0.25×)"
+    assert row(table, "galore")["Tokens/s"] == "380 (0.76×)"
+    assert row(table, "galore")["Tokens/s amortised"] == "285 (0.58×)"  # 285 / 495
+    assert row(table, "base")[EXACT_MATCH] == "18.0 ± 3.0"
+    assert row(table, "base_nf4")[EXACT_MATCH] == "16.5 ± 3.0 (−1.5)"
+    assert row(table, "full")["Validation loss"] == "1.235"  # 1.2346
+
+
+def test_amortised_speed_has_a_column_only_where_it_differs():
+    table = comparison([r for r in make_study() if r.cell.method != "galore"])
+    assert "Tokens/s amortised" not in table.columns
+    assert "Amortised" not in caption(table)
+
+
+def test_seeds_are_averaged_and_widen_the_error():
+    scores = {0: (0.20, 0.03), 1: (0.24, 0.03), 2: (0.28, 0.03)}
+    seeds = [make_record("lora", 16, 32.0, 2e-4, seed, scores=[make_score(*s)]) for seed, s in scores.items()]
+    for record, loss in zip(seeds, (1.0, 1.1, 1.5), strict=True):
+        record.validation = [ValidationPoint(50, 20_000, loss)]
+    table = comparison([*seeds, make_record("base"), make_record("full")])
+    lora = row(table, "lora")
+    assert lora["Seeds"] == "3"
+    assert lora[EXACT_MATCH] == "24.0 ± 3.8 (+6.0)"  # sqrt(0.03² + 0.04² / 3) = sqrt(0.0009 + 0.000533) = 0.0379
+    assert lora["Validation loss"] == "1.200"
+    assert row(table, "base")["Seeds"] == "–"
+    assert row(table, "full")["Seeds"] == "1"
+    assert "± is one standard error over items and seeds." in caption(table)
+    assert "Means over 1–3 seeds." in caption(table)
+
+
+def test_a_score_without_its_error_has_none():
+    table = comparison([make_record("lora", scores=[make_score(0.5, None)])])
+    assert row(table, "lora")[EXACT_MATCH] == "50.0"
+
+
+def test_scores_that_are_no_shares_keep_their_unit():
+    perplexity = {"task": "wikitext", "metric": "word_perplexity", "filter": "none", "higher_is_better": False}
+    records = [
+        make_record("base", scores=[make_score(20.5, 0.25, **perplexity)]),
+        make_record("lora", scores=[make_score(18.25, 0.25, **perplexity)]),
+    ]
+    assert row(comparison(records), "lora")["wikitext word_perplexity ↓"] == "18.25 ± 0.25 (−2.250)"
+
+
+def test_speed_is_compared_at_the_same_rank_or_with_the_first_lora():
+    slow, fast = make_record("lora", 8, 16.0, 2e-4), make_record("lora", 16, 32.0, 2e-4)
+    slow.train.tokens_per_second_steady, fast.train.tokens_per_second_steady = 100.0, 200.0
+    doras = [make_record("dora", 16, 32.0, 2e-4), make_record("dora", 64, 128.0, 2e-4)]
+    for record in doras:
+        record.train.tokens_per_second_steady = 100.0
+    other = make_record("lora", 16, 32.0, 1e-3)
+    table = comparison([slow, fast, other, *doras])
+    assert row(table, "lora", "r=16 α=32 lr=1e-3")["Tokens/s"] == "500 (2.50×)"
+    assert row(table, "dora", "r=16 α=32 lr=2e-4")["Tokens/s"] == "100 (0.50×)"
+    assert row(table, "dora", "r=64 α=128 lr=2e-4")["Tokens/s"] == "100 (1.00×)"
+
+
+def test_models_are_compared_within_themselves():
+    big = [make_record(method, model="big") for method in ("base", "full", "lora")]
+    big[1].phases["train"].memory.allocated_peak = 4096 * MIB
+    table = comparison([*big, make_record("full", model="small"), make_record("lora", model="small")])
+    found = {(r["Model"], r["Method"]): r for r in rows(table)}
+    assert "Data" not in table.columns
+    assert found["big", "lora"]["Peak train memory"] == "1.00 GiB (0.25×)"
+    assert found["small", "lora"]["Peak train memory"] == "1.00 GiB (0.50×)"
+    assert found["small", "lora"][EXACT_MATCH] == "23.0 ± 3.0"
+    assert "No finished base row for small: Δ can't be shown." in caption(table)
+
+
+def test_the_base_of_other_data_is_the_same_model():
+    table = comparison([make_record("base", data="alpaca"), make_record("lora")])
+    assert row(table, "lora")[EXACT_MATCH] == "23.0 ± 3.0 (+5.0)"
+
+
+def test_scores_over_other_items_are_not_compared():
+    table = comparison([make_record("base", scores=[make_score(0.18, n=50)]), make_record("lora")])
+    assert row(table, "lora")[EXACT_MATCH] == "23.0 ± 3.0"
+    assert "Warning: cells were scored differently on gsm8k" in caption(table)
+
+
+# Settings
+
+
+def test_settings_that_differ_are_shown_and_seeds_are_not():
+    short, long = ({"train": {"max_steps": n, "seed": n}, "data": {"seed": n}} for n in (50, 100))
+    records = [make_record("lora", 16, 32.0, 2e-4, settings=s) for s in (short, long)]
+    assert setting_texts(records) == [f"r=16 α=32 lr=2e-4 train.max_steps={n}" for n in (50, 100)]
+    assert len(comparison(records).rows) == 2
+
+
+def test_a_setting_that_only_one_cell_has_is_shown():
+    records = [make_record("full"), make_record("full", settings={"optim": {"fused": True}})]
+    assert setting_texts(records) == ["optim.fused=–", "optim.fused=true"]
+
+
+# Failed and missing cells
+
+
+def test_a_failed_cell_is_a_row_with_what_it_measured():
+    table = comparison(make_study())
+    failed = row(table, "qlora", "r=64 α=128 lr=2e-4")
+    assert failed["Status"] == "oom"
+    assert failed["Peak train memory"] == "512 MiB"
+    assert {failed[c] for c in ("Tokens/s", "Tokens/s amortised", EXACT_MATCH, "Validation loss")} == {"–"}
+    assert table.caption[-1].startswith("Failed cells: qlora-r64-")
+    assert table.caption[-1].endswith(": CUDA out of memory (train, step 3).")
+
+
+def test_a_failed_seed_is_counted_but_not_averaged():
+    bad = make_record("lora", 16, 32.0, 2e-4, 1, status="diverged")
+    bad.phases["train"].memory.allocated_peak = 1
+    lora = row(comparison([make_record("lora", 16, 32.0, 2e-4, 0), bad, make_record("full")]), "lora")
+    assert lora["Status"] == "1 ok, 1 diverged"
+    assert lora["Peak train memory"] == "1.00 GiB (0.50×)"
+
+
+def test_a_failed_full_row_is_no_reference():
+    table = comparison([make_record("full", status="oom"), make_record("lora")])
+    assert row(table, "lora")["Peak train memory"] == "1.00 GiB"
+    assert "No finished full row: memory ratios can't be shown." in caption(table)
+
+
+def test_memory_is_never_the_process_peak():
+    record = make_record("lora")
+    record.phases["train"].memory.allocated_peak = None
+    assert row(comparison([record]), "lora")["Peak train memory"] == "–"
+
+
+def test_missing_references_are_named():
+    text = caption(comparison([make_record("dora")]))
+    assert "No finished base row: Δ can't be shown." in text
+    assert "No finished full row: memory ratios can't be shown." in text
+    assert "No finished lora row: tokens/s ratios can't be shown." in text
+
+
+@pytest.mark.parametrize("fmt", ["md", "csv", "html", "latex"])
+def test_no_records_and_only_failed_ones_still_give_a_table(fmt):
+    bare = make_record("lora", status="failed", environment={})
+    bare.parameters, bare.phases, bare.failure = None, {}, None
+    for records in ([], [bare]):
+        assert render(comparison(records), fmt).endswith("\n")
+
+
+# Caption
+
+
+def test_the_caption_says_what_was_measured_and_where():
+    text = caption(comparison(make_study()))
+    assert "gsm8k on 200 items, 5-shot, task version 3.0." in text
+    assert "Every trained cell took 50 steps over 20,000 raw tokens." in text
+    assert "One seed:" in text
+    assert "All cells ran with device type cuda, device NVIDIA H100, precision bf16, threads 2, torch 2.11.0" in text
+    assert "Warning" not in text
+
+
+def test_unequal_training_is_warned_of():
+    long = make_record("lora")
+    long.train.steps, long.train.tokens.raw = 100, 40_000
+    text = caption(comparison([make_record("full"), long]))
+    assert "Warning: training was unequal: cells took 50–100 steps over 20,000–40,000 raw tokens." in text
+
+
+def test_unequal_environments_are_warned_of():
+    other = ENVIRONMENT | {"versions": {"torch": "2.12.0"}, "precision": "fp32"}
+    text = caption(comparison([make_record("full"), make_record("lora", environment=other)]))
+    assert "Warning: cells ran with different torch (2.11.0, 2.12.0)." in text
+    assert "Warning: cells ran with different peft (0.18.0, unknown)." in text
+    assert "Warning: cells ran with different precision (bf16, fp32)." in text
+    assert "All cells ran with device type cuda, device NVIDIA H100, threads 2" in text
+
+
+# Formats
+
+
+def test_markdown_lines_are_of_equal_width():
+    lines = [line for line in render(comparison(make_study()), "md").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_markdown_cells_stay_in_their_columns():
+    lines = render(comparison([make_record(name) for name in HOSTILE]), "md").splitlines()
+    grid = [line for line in lines if line.startswith("|")]
+    assert len(grid) == 2 + len(HOSTILE)
+    assert {line.replace("\\|", "").count("|") for line in grid} == {grid[0].count("|")}
+    assert "\x1b" not in "".join(lines)
+    assert any(line.startswith("| \\<script>") for line in grid)
+
+
+def test_csv_holds_raw_numbers():
+    found = list(csv.DictReader(io.StringIO(render(comparison(make_study()), "csv"))))
+    galore = found[-1]
+    assert galore["method"] == "galore"
+    assert galore["train_allocated_peak"] == str(1331 * MIB)
+    assert galore["rank"] == "16"
+    assert galore["alpha"] == ""
+    assert float(galore["gsm8k/exact_match/strict-match"]) == 0.225
+    assert [r["gsm8k/exact_match/strict-match"] for r in found if r["status"] == "oom"] == [""]
+
+
+def test_the_frame_has_nulls_and_no_zeros_for_what_was_not_measured():
+    table = frame([make_record("lora", 16, status="oom"), make_record("base")])
+    absent = ["steps", "tokens_per_second_steady", "validation_loss", "gsm8k/exact_match/strict-match"]
+    assert table.loc[0, absent].isna().all()
+    assert table.loc[0, "trainable_share"] == pytest.approx(4_884_480 / 139_399_488)
+    assert table.loc[1, ["rank", "seed", "train_allocated_peak"]].isna().all()
+    assert table.loc[1, "trainable"] == 0
+
+
+class Tags(HTMLParser):
+    """Collects start tags, and fails on an end tag that closes another."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_html_is_whole_and_escapes_hostile_names():
+    records = [make_record(name, study=HOSTILE[0], environment={"precision": HOSTILE[0]}) for name in HOSTILE]
+    records[0].scores = [make_score(task=HOSTILE[0], version=HOSTILE[4])]
+    records[1].status = "failed"
+    page = render(comparison(records), "html")
+    tags = Tags()
+    tags.feed(page)
+    names = [tag for tag, _ in tags.tags]
+    assert page.startswith("<!DOCTYPE html>")
+    assert tags.open == []
+    assert not {"script", "img"} & set(names)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert names.count("caption") == 1
+    assert sum(attributes.get("scope") == "row" for _, attributes in tags.tags) == len(HOSTILE)
+
+
+def test_latex_is_escaped():
+    record = make_record(r"a_b & 50% $x$ #1 {y} ~ ^ \input", 16, 32.0, 2e-4)
+    text = render(comparison([record, make_record("base")]), "latex")
+    escaped = r"a\_b \& 50\% \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}input"
+    assert escaped in text
+    assert r"r=16 $\alpha$=32 lr=2e-4" in text
+    assert r"23.0 $\pm$ 3.0 (+5.0)" in text
+    assert text.isascii()
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path):
+    names = [*HOSTILE, "[x]", "--long--", "*"]
+    records = make_study() + [make_record(name, settings={"x": name}) for name in names]
+    (tmp_path / "table.tex").write_text(render(comparison(records), "latex"), encoding="utf-8")
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "main.pdf").stat().st_size > 0
+
+
+def test_an_unknown_format_is_named():
+    with pytest.raises(ValueError, match="no table format 'pdf'; there are md, csv, html, latex"):
+        render(comparison([]), "pdf")
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    write(make_record("lora"), tmp_path / "lora.json")
+    program = """
+import sys
+from pathlib import Path
+import harness.report
+assert "pandas" not in sys.modules
+from harness.record import read_study
+from harness.report.table import comparison, render
+table = comparison(read_study(Path(sys.argv[1]))[0])
+for fmt in ("md", "csv", "html", "latex"):
+    render(table, fmt)
+heavy = {"torch", "transformers", "peft", "lm_eval", "hydra", "harness.job", "harness.sweep"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
