@@ -257,7 +257,7 @@ TEMPLATES = (
             "A bag holds {k} {thing}. How many bags does {n} need for {t} {thing}?",
             "{t} {thing} are sold in bags of {k}. How many bags is that?",
         ),
-        ("{n} needs [x=t/k] bags.",),
+        ("That is [x=t/k] bags.",),
         {"thing": FRUIT},
     ),
     Template(
@@ -445,7 +445,7 @@ TEMPLATES = (
             "A pack of {k} {thing} costs {p} dollars. How many dollars do {t} {thing} cost?",
             "{thing} are sold only in packs of {k}. At {p} dollars a pack, how many dollars do {t} {thing} cost?",
         ),
-        ("{n} buys [x=t/k] packs.", "The packs cost [y=x*p] dollars."),
+        ("That is [x=t/k] packs.", "The packs cost [y=x*p] dollars."),
         {"thing": GOODS},
     ),
     Template(
