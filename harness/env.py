@@ -33,7 +33,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the harness, and whether its tracked files differ from it; null outside a checkout."""
+    """Commit of the harness, and whether the checkout differs from it (results aside); null outside a checkout."""
 
     def git(*args: str) -> str:
         here = Path(__file__).parent
@@ -41,7 +41,7 @@ def _git() -> dict[str, Any] | None:
 
     try:
         # Records and tables change while a sweep writes them; they don't make the code another.
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results")
+        dirty = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(dirty.strip())}
     except (OSError, subprocess.SubprocessError):
         return None

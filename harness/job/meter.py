@@ -10,8 +10,9 @@ import contextlib
 import re
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,16 +95,18 @@ class Meter:
             self.phases[name] = Phase(seconds, memory)
 
     @contextlib.contextmanager
-    def live(self, memory: Memory, *known) -> Iterator[None]:
-        """On CPU, count live tensors in the block, those in `known` from its start, into `memory.allocated_peak`."""
+    def live(self, memory: Memory) -> Iterator[Callable[[Any], None]]:
+        """On CPU, count live tensors in the block into `memory.allocated_peak`.
+
+        Yields a function that is shown tensors which exist without being the result of an operation in the block.
+        """
         if self.device.type == "cuda":
-            yield
+            yield lambda tree: None
             return
         counter = LiveBytes(self.device)
-        counter.see(known)
         try:
             with counter:
-                yield
+                yield counter.see
         finally:
             memory.allocated_peak = max(memory.allocated_peak or 0, counter.peak)
 

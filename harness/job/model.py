@@ -11,10 +11,17 @@ import torch
 from hydra.utils import instantiate
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from harness.errors import UserError
-from harness.job import embedded, optim
+from harness.job import device, embedded, optim
 from harness.record import Cell
 
 
@@ -24,8 +31,8 @@ def source(model: dict[str, Any]) -> str:
     return str(embedded.folder(name)) if kind == "embedded" else model["path"]
 
 
-def load(cell: Cell, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model on `device`, loaded by the method's `load` slot, and its tokenizer, which has a pad token.
+def load(cell: Cell, on: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model on the device `on`, loaded by the method's `load` slot, and its tokenizer, which has a pad token.
 
     Raises UserError if the model is missing, gated or out of reach.
     """
@@ -35,13 +42,23 @@ def load(cell: Cell, device: torch.device) -> tuple[PreTrainedModel, PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **keywords)
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, device_map={"": device}, use_safetensors=True, **instantiate(slot, _convert_="all"), **keywords
+            path, device_map={"": on}, use_safetensors=True, **instantiate(slot, _convert_="all"), **keywords
         )
     except OSError as error:
         raise _unreachable(path, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so it can't be learned
     return loaded, tokenizer
+
+
+def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
+    """NF4 (QLoRA, Dettmers et al. 2023, section 3) with its products computed in `compute_dtype`: auto, bf16 or fp32."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=device.compute_dtype(compute_dtype),
+    )
 
 
 def adapt(base: PreTrainedModel, cell: Cell) -> nn.Module:

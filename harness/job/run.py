@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 
 from harness import env, record
-from harness.job import data, merge, model, score, train
+from harness.job import data, device, merge, model, score, train
 from harness.job.meter import Meter
 from harness.record import Cell, Failure, Parameters, Record
 
@@ -51,7 +51,8 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
         result.failure = Failure(job.phase, job.step, _reason(error))
     result.phases = job.meter.phases
     result.seconds = time.monotonic() - clock
-    result.environment = env.describe() | _device(job.accelerator)
+    result.environment = env.describe() | device.describe(job.accelerator.device)
+    result.environment["precision"] = "bf16" if job.bf16 else "fp32"
     record.write(result, path)
     report({"phase": "recorded"})
     return result
@@ -66,7 +67,8 @@ class _Job:
         self._report = report
         self.splits = data.splits(self.settings["data"], data_root)
         self.tasks = score.Tasks(self.settings["eval"], data_root)
-        self.accelerator = Accelerator(mixed_precision="bf16" if _bf16(self.settings["train"]["precision"]) else "no")
+        self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
         self.meter = Meter(self.accelerator.device)
 
     def run(self, result: Record, path: Path) -> None:
@@ -78,9 +80,10 @@ class _Job:
         }
 
         self._enter("load")
-        with self.meter.window("load") as memory, self.meter.live(memory):
+        with self.meter.window("load") as memory, self.meter.live(memory) as see:
             base, tokenizer = model.load(cell, self.accelerator.device)
             net = model.adapt(base, cell)
+            see(list(net.parameters()))  # mapped from the file, not the result of any operation
         result.parameters = Parameters(_count(net), _count(net, trainable=True))
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
@@ -114,18 +117,19 @@ class _Job:
                 result.train, result.validation = train.train(
                     net, optimizer, steps, train_settings, self.accelerator, validate, self._stepped
                 )
-                with self.meter.live(memory, list(net.parameters()), list(net.buffers())):
+                with self.meter.live(memory) as see:
+                    see([net.parameters(), net.buffers(), optimizer.state_dict()])
                     train.probe(net, optimizer, steps, train_settings, self.accelerator)
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 
         self._enter("merge")
         with self.meter.window("merge") as memory, self.meter.live(memory):
-            net, result.merge = merge.merge(net, validation[0], self.accelerator)
+            net, result.merge = merge.merge(net, collate(held_out[:4]), self.accelerator)
 
         self._enter("score")
         result.items = self.tasks.sample
-        autocast = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        autocast = torch.bfloat16 if self.bf16 else None
         with self.meter.window("score"):
             result.scores, items = score.score(net, tokenizer, self.tasks, self.settings["eval"]["batch_size"], autocast)
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)
@@ -146,30 +150,6 @@ def _count(net: torch.nn.Module, trainable: bool = False) -> int:
         for p in net.parameters()
         if p.requires_grad or not trainable
     )
-
-
-def _bf16(precision: str) -> bool:
-    """Whether to compute in bf16: where asked, or where the device has instructions for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.accelerator.is_available():
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
-
-
-def _device(accelerator: Accelerator) -> dict:
-    """The device the job ran on, for the record's environment; memory in bytes."""
-    device = accelerator.device
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        described = {"type": "cuda", "name": properties.name, "memory_bytes": properties.total_memory}
-    else:
-        described = {"type": device.type, "name": None, "memory_bytes": None}
-    return {
-        "device": described,
-        "threads": torch.get_num_threads(),
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
-    }
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -138,10 +138,20 @@ def take_step(
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    targets = batch.labels[:, 1:]
-    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32.
+
+    Logits are taken from the position before the first supervised token on: the prompts' would not enter the loss.
+    """
+    length = batch.labels.shape[1]
+    first = int((batch.labels[:, 1:] != IGNORED).any(0).nonzero()[0])
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=length - first,
+    ).logits[:, :-1]
+    targets = batch.labels[:, first + 1 :]
+    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()
