@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has gone; there is nobody to tell
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise  # not about a file of the user's
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 2
 
 
 def table(arguments: list[str]) -> int:
@@ -93,8 +99,15 @@ def status(arguments: list[str]) -> int:
     return int(bool(problems))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, where argparse would print its usage before it."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; `{self.prog} --help` lists the options.")
+
+
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m harness {command}", description=description)
+    parser = _Parser(prog=f"python -m harness {command}", description=description)
     parser.add_argument("--study", metavar="NAME", help="a study below the results folder (default: every one)")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
     return parser
@@ -119,5 +132,10 @@ def _complain(problems: list[str]) -> None:
         print(f"error: {problem}", file=sys.stderr)
 
 
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # `kill`, `timeout` and schedulers stop a sweep as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

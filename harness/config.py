@@ -123,8 +123,9 @@ class Config:
 
 
 def register_resolvers() -> None:
-    """Make ``${mul:a,b}`` (null if a factor is) and ``${basename:path}`` known to OmegaConf."""
+    """Make ``${mul:a,b}`` (null if a factor is), ``${basename:path}`` and ``${expanduser:path}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
 
 
@@ -140,6 +141,8 @@ def check(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value is None or not 0 < value < float("inf"):
             raise UserError(f"{key}={value} can't be: {key} must be a positive number.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} can't be: it must be at least 0 and below 2**32.")
     for key in ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every"):
         value = config.train[key]
         if value is not None and value < 1:
@@ -159,7 +162,9 @@ def check(config: DictConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", config.study):
         raise UserError(f"study={config.study} can't name a folder: use letters, digits, '.', '_', '-' and '/'.")
     if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
-        raise UserError(f"data_root={config.data_root} is not a folder; name the one that holds openai/gsm8k and the like.")
+        raise UserError(
+            f"data_root={config.data_root} is not a folder; name the one that holds openai/gsm8k and the like."
+        )
     for setting, reason in config.method.incompatible.items():
         key, _, value = setting.partition("=")
         if str(OmegaConf.select(config, key)) == value:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import types
 import typing
@@ -208,8 +209,9 @@ def write_json(value: Any, path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate would break the table that shows it
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None
     except OSError as error:
         raise RecordError(f"{path} can't be read ({error.strerror}).") from None
@@ -219,7 +221,7 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     try:
         return _decode(Record, value, "")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
 
 
@@ -238,6 +240,13 @@ def studies(results: Path) -> list[str]:
     """Names of the studies below `results`: folders, at any depth, that hold a JSON file. Hidden ones don't count."""
     folders = {path.parent.relative_to(results) for path in results.rglob("*.json")}
     return sorted(f.as_posix() for f in folders if f.parts and not any(part.startswith(".") for part in f.parts))
+
+
+def _finite(number: str) -> float:
+    """The number that JSON spells so; ValueError for NaN and infinities, which Python's json would let pass."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"the number {number} is not finite")
+    return float(number)
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

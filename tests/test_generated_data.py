@@ -376,4 +376,13 @@ def test_wordmath_task_is_gsm8k_but_for_the_data():
     ours = yaml.safe_load((TASKS / "wordmath.yaml").read_text().replace("!function ", ""))
     for field in ("doc_to_text", "doc_to_target", "metric_list", "filter_list", "output_type", "repeats"):
         assert ours[field] == stock[field]
-    assert ours["generation_kwargs"] == {**stock["generation_kwargs"], "max_gen_toks": 128}
+    assert ours["generation_kwargs"] == {**stock["generation_kwargs"], "max_gen_toks": 96}
+
+
+def test_wordmath_short_has_one_step_and_scores_the_last_number():
+    splits = wordmath.load(seed=0, train=200, validation=20, test=100, max_steps=1)
+    assert all(item["answer"].count("\n") == 1 for items in splits.values() for item in items)
+    long = wordmath.load(seed=0, train=200, validation=20, test=100)
+    assert {item["answer"].count("\n") for item in long["train"]} == {1, 2, 3, 4}
+    with pytest.raises(ValueError, match="5 were asked for"):
+        wordmath.load(max_steps=5)

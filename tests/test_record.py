@@ -142,3 +142,28 @@ def test_studies_are_the_visible_folders_with_records(tmp_path):
         write(make_record(), tmp_path / name)
     (tmp_path / "empty").mkdir()
     assert studies(tmp_path) == ["deep/two", "one"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_no_json(path, number):
+    text = path.read_text()
+    assert '"seconds": 120.0' in text
+    path.write_text(text.replace('"seconds": 120.0', f'"seconds": {number}'))
+    with pytest.raises(RecordError, match=rf"lora\.json is not complete JSON \(the number {number} is not finite\)"):
+        read(path)
+
+
+def test_a_number_too_large_for_a_float_names_its_field_or_file(path):
+    damage(path, lambda value: value.update(seconds=10**400))
+    with pytest.raises(RecordError, match=r"lora\.json is a damaged record"):
+        read(path)
+    path.write_text(path.read_text().replace("1" + "0" * 400, "1" + "0" * 5000))  # beyond what Python parses at all
+    with pytest.raises(RecordError, match=r"lora\.json is not complete JSON"):
+        read(path)
+
+
+def test_text_that_can_not_be_printed_is_refused(path):
+    damage(path, lambda value: value["cell"].update(model="half a pair: \ud800"))
+    with pytest.raises(RecordError, match=r"lora\.json is not complete JSON .*surrogates not allowed") as refused:
+        read(path)
+    str(refused.value).encode()

@@ -1,4 +1,4 @@
-"""python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on standard output.
+"""python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on the output.
 
 A request either checks cells or runs one. Whatever libraries print goes to standard error, which is the cell's log.
 """
@@ -31,8 +31,7 @@ def main() -> int:
         from harness.job import run
 
         if "check" in request:
-            for cell in request["check"]:
-                run.check(Cell(**cell), request["data_root"])
+            run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:
             path = Path(request["path"])
             run.run(Cell(**request["cell"]), request["study"], path, request["data_root"], report)

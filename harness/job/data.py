@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from hydra.errors import InstantiationException
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 
@@ -43,18 +47,40 @@ def at(data_root: str | None) -> Iterator[None]:
     if data_root is None:
         yield
         return
-    token = _root.set(data_root)
+    token, cache = _root.set(data_root), datasets.config.HF_DATASETS_CACHE
+    # `datasets` knows a local folder by the text of its card, and would serve what another of that name held before.
+    datasets.config.HF_DATASETS_CACHE = Path(cache) / f"data_root-{_state(Path(data_root))}"
     try:
         with chdir(data_root):  # `datasets` takes a local folder of that relative path before it asks the hub
             yield
     finally:
         _root.reset(token)
+        datasets.config.HF_DATASETS_CACHE = cache
+
+
+def _state(folder: Path) -> str:
+    """Digest of the paths, sizes and times of change of all files below `folder`."""
+    digest = hashlib.sha256(str(folder.absolute()).encode())
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(where, name)
+            with suppress(OSError):  # a link to nowhere
+                found = os.stat(path)
+                digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def splits(data: dict[str, Any], data_root: str | None) -> dict[str, list[Item]]:
     """The splits ``train`` and ``validation`` of the settings `data`; UserError if they can't be had."""
-    with at(data_root):
-        loaded = instantiate(data["load"], _convert_="all")
+    try:
+        with at(data_root):
+            loaded = instantiate(data["load"], _convert_="all")
+    except InstantiationException as error:  # hydra's wrapping of whatever the target raised, a UserError included
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"data.load can't be: {str(cause or error).strip().splitlines()[0]}") from error
     return {"train": loaded["train"], "validation": loaded["validation"]}
 
 
@@ -67,13 +93,11 @@ def hub(
     the column `held_out_by`, so that the split does not depend on order and rephrasings of one question stay
     together. Raises UserError if the data set is missing or lacks a column.
     """
-    from datasets import load_dataset
-
     require(path)
     try:
-        rows = load_dataset(path, subset, split="train")
+        rows = datasets.load_dataset(path, subset, split="train")
     except Exception as error:  # datasets and the hub raise a dozen kinds, all of them: it is not to be had
-        raise missing(path, error) from error
+        raise missing(f"The data set {path}", error) from error
     for column in (question, answer, held_out_by):
         if column not in rows.column_names:
             raise UserError(f"{path} has no column {column!r}; it has: {', '.join(rows.column_names)}.")
@@ -88,17 +112,17 @@ def hub(
 def require(path: str) -> None:
     """Raise UserError if a data_root is in force and lacks the data set `path`: the hub must not fill in silently."""
     if _root.get() is not None and not Path(path).is_dir():
-        raise missing(path, None)
+        raise missing(f"The data set {path}", None)
 
 
-def missing(path: str, error: Exception | None) -> UserError:
-    """The remedy for a data set that did not load."""
+def missing(what: str, error: Exception | None) -> UserError:
+    """The remedy for data that did not load; `what` begins the sentence."""
     root = _root.get()
     if root is not None:
-        return UserError(f"data_root={root} has no usable {path}; put the data set there, or leave data_root out.")
+        return UserError(f"{what} can't be had from data_root={root}; put it there, or leave data_root out.")
     return UserError(
-        f"The data set {path} can't be had from the hub ({type(error).__name__}); "
-        f"check the connection, or name the folder that holds {path} by data_root=."
+        f"{what} can't be had from the hub ({type(error).__name__}); "
+        "check the connection, or name a folder that holds it by data_root=."
     )
 
 
@@ -109,9 +133,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_leng
     return Example((before + after + [tokenizer.eos_token_id])[:max_length], len(before))
 
 
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int
-) -> list[Example]:
+def encode_all(tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int) -> list[Example]:
     """`items` tokenised; UserError if there is none, or if truncation leaves one without an answer."""
     if not items:
         raise UserError("The data set is empty; there is nothing to train or validate on.")
@@ -119,7 +141,8 @@ def encode_all(
     bare = sum(e.prompt >= len(e.ids) for e in examples)
     if bare:
         raise UserError(
-            f"train.max_length={max_length} leaves no token of the answer in {bare} of {len(examples)} examples; raise it."
+            f"train.max_length={max_length} leaves no token of the answer in {bare} of {len(examples)} examples; "
+            "raise it."
         )
     return examples
 
@@ -137,7 +160,7 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors of shape [sequences, longest], labels shifted by nobody yet, and the counts of their tokens."""
+    """Right-padded tensors of shape [sequences, longest], labels not shifted yet, and the counts of their tokens."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor

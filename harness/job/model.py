@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -52,7 +53,7 @@ def load(cell: Cell, on: torch.device) -> tuple[PreTrainedModel, PreTrainedToken
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
-    """NF4 (QLoRA, Dettmers et al. 2023, section 3) with its products computed in `compute_dtype`: auto, bf16 or fp32."""
+    """NF4 (QLoRA, Dettmers et al. 2023, section 3), its products computed in `compute_dtype`: auto, bf16 or fp32."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -84,8 +85,12 @@ def check(cell: Cell) -> None:
         raise _unreachable(path, error) from error
     if cell.rank is None:
         return
-    with torch.device("meta"):
-        shell = adapt(AutoModelForCausalLM.from_config(config), cell)
+    try:
+        with torch.device("meta"):
+            shell = adapt(AutoModelForCausalLM.from_config(config), cell)
+    except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
+        reason = _first_line(error.__cause__ or error)
+        raise UserError(f"method={cell.method} can't be applied to {path}: {reason}") from error
     shapes = _ranked(shell, cell)
     if not shapes:
         raise UserError(f"method={cell.method} applies to no matrix of {path}; check its target_modules.")
@@ -102,7 +107,8 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
     if cell.settings["method"]["adapt"] is None:
         return {name: tuple(weight.shape) for name, weight in optim.matrices_of(model).items()}
     layers = {name: m.get_base_layer() for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    return {name: tuple(layer.weight.shape) for name, layer in layers.items() if getattr(layer, "weight", None) is not None}
+    weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
+    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
 
 
 def fingerprint(model: dict[str, Any]) -> str:

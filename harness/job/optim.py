@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
@@ -35,3 +35,9 @@ def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def state(optimizer: Optimizer) -> list[Any]:
+    """What the optimizer keeps between steps, objects of its own (GaLore's projectors) opened."""
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    return [vars(value) if hasattr(value, "__dict__") and not isinstance(value, Tensor) else value for value in kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -14,18 +15,24 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 
 from harness import env, record
-from harness.job import data, device, merge, model, score, train
+from harness.job import data, device, merge, model, optim, score, train
 from harness.job.meter import Meter
 from harness.record import Cell, Failure, Parameters, Record
 
 Report = Callable[[dict], None]
 
 
-def check(cell: Cell, data_root: str | None) -> None:
-    """Raise UserError if the model, the data or a task of `cell` can't be had, or its rank can't be."""
-    model.check(cell)
-    score.Tasks(cell.settings["eval"], data_root)
-    data.splits(cell.settings["data"], data_root)
+def check(cells: list[Cell], data_root: str | None) -> None:
+    """Raise UserError if the model, the data or a task of a cell can't be had, or its rank can't be."""
+    tasks, splits = [], []  # looked at already: a grid's cells mostly share them, and to load them takes seconds
+    for cell in cells:
+        model.check(cell)
+        if cell.settings["eval"] not in tasks:
+            score.Tasks(cell.settings["eval"], data_root)
+            tasks.append(cell.settings["eval"])
+        if cell.settings["data"] not in splits:
+            data.splits(cell.settings["data"], data_root)
+            splits.append(cell.settings["data"])
 
 
 def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Report) -> Record:
@@ -103,8 +110,12 @@ class _Job:
 
         if cell.settings["method"]["optim"] is None:
             self._enter("validate")
-            result.validation = [record.ValidationPoint(0, 0, validate())]
+            loss = validate()
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"The validation loss of the untuned model is {loss}.")
+            result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
+            self._enter("train")
             examples = encode(self.splits["train"])
             optimizer = instantiate(self.settings["method"]["optim"], _convert_="all")(net)
             net, optimizer = self.accelerator.prepare(net, optimizer)
@@ -112,13 +123,12 @@ class _Job:
             order = data.batches(len(examples), size, count * accum, cell.seed)
             micro = [collate([examples[i] for i in batch]) for batch in order]
             steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
-            self._enter("train")
             with self.meter.window("train") as memory:
                 result.train, result.validation = train.train(
                     net, optimizer, steps, train_settings, self.accelerator, validate, self._stepped
                 )
                 with self.meter.live(memory) as see:
-                    see([net.parameters(), net.buffers(), optimizer.state_dict()])
+                    see([*net.parameters(), *net.buffers(), optim.state(optimizer)])
                     train.probe(net, optimizer, steps, train_settings, self.accelerator)
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
@@ -129,9 +139,9 @@ class _Job:
 
         self._enter("score")
         result.items = self.tasks.sample
-        autocast = torch.bfloat16 if self.bf16 else None
+        size, autocast = self.settings["eval"]["batch_size"], torch.bfloat16 if self.bf16 else None
         with self.meter.window("score"):
-            result.scores, items = score.score(net, tokenizer, self.tasks, self.settings["eval"]["batch_size"], autocast)
+            result.scores, items = score.score(net, tokenizer, self.tasks, size, autocast)
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)
 
     def _enter(self, phase: str) -> None:

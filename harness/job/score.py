@@ -7,6 +7,7 @@ a stratified sample leaves a subject a single item. A test holds them against lm
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import random
 from pathlib import Path
@@ -27,6 +28,12 @@ from harness.record import Score
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
 
 
+@functools.cache
+def _manager(stock: bool) -> TaskManager:
+    """lm-eval's index of our tasks, with its stock ones or without: reading their thousands of files takes seconds."""
+    return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=stock)
+
+
 class Tasks:
     """The tasks and groups `names`, loaded, each with its sample of items.
 
@@ -34,7 +41,9 @@ class Tasks:
     """
 
     def __init__(self, settings: dict[str, Any], data_root: str | None):
-        manager = TaskManager(include_path=str(Path(__file__).parent / "tasks"))
+        manager = _manager(stock=False)
+        if not set(settings["tasks"]) <= set(manager.all_tasks):
+            manager = _manager(stock=True)
         for name in settings["tasks"]:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -59,10 +68,12 @@ class Tasks:
         try:
             loaded = manager.load([name])
         except Exception as error:  # whatever a task's own code and the hub raise, the data is not to be had
-            raise data.missing(f"of the task {name}", error) from error
+            raise data.missing(f"The data of the task {name}", error) from error
         for task in loaded["tasks"].values():
             if task.config.custom_dataset is None:
                 data.require(task.config.dataset_path)
+            if task.OUTPUT_TYPE == "loglikelihood_rolling":
+                raise UserError(f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n.")
         return loaded
 
 

@@ -80,7 +80,10 @@ def train(
         report({"step": step, "of": total, "loss": loss, "tokens_per_second": raw[-1] / seconds[-1]})
         every = settings["validate_every"]
         if step == total or (every and step % every == 0):
-            validations.append(ValidationPoint(step, sum(raw), validate()))
+            held_out = validate()
+            if not math.isfinite(held_out):
+                raise Diverged(step, "validation loss", held_out)
+            validations.append(ValidationPoint(step, sum(raw), held_out))
             model.train()
 
     dropped = min(WARMUP, len(seconds) - 1)
@@ -166,7 +169,7 @@ def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator
 
 
 def warmup_cosine(total: int, ratio: float) -> Callable[[int], float]:
-    """Factor of the learning rate before step i (from 0): linear rise over `ratio` of the steps, then half a cosine to 0."""
+    """Factor of the learning rate at step i, from 0: linear rise over `ratio` of the steps, then half a cosine to 0."""
     rise = round(total * ratio)
 
     def factor(i: int) -> float:

@@ -901,24 +901,24 @@ def split_of(key: str) -> str:
     return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"
 
 
-def capacity(split: str) -> int:
+def capacity(split: str, max_steps: int = 4) -> int:
     """How many items `load` gives for a split at most.
 
-    A quarter of the items has each number of steps, so the scarcest of them, the one-step problems, sets the limit.
-    Nine tenths of the split's expected share is promised: a hash shares out only nearly evenly, and drawing the very
+    Each number of steps has an equal share of the items, so the scarcest, the one-step problems, sets the limit. Nine tenths of the split's expected share is promised: a hash shares out only nearly evenly, and drawing the very
     last keys by chance takes long.
     """
-    return 4 * min(int(0.9 * SHARES[split] * sum(t.size for t in group)) for group in _BY_STEPS.values())
+    groups = [_BY_STEPS[steps] for steps in range(1, max_steps + 1)]
+    return max_steps * min(int(0.9 * SHARES[split] * sum(t.size for t in group)) for group in groups)
 
 
-def _draw(split: str, count: int, seed: int) -> list[dict[str, str]]:
+def _draw(split: str, count: int, seed: int, max_steps: int) -> list[dict[str, str]]:
     rng = random.Random(f"wordmath/{seed}/{split}")
     items: list[dict[str, str]] = []
     seen: set[str] = set()
     order: list[int] = []
     while len(items) < count:
-        if not order:  # each block of four has every number of steps once, so any first n items are balanced
-            order = rng.sample((1, 2, 3, 4), 4)
+        if not order:  # each block of `max_steps` has every number of steps once, so any first n items are balanced
+            order = rng.sample(range(1, max_steps + 1), max_steps)
         template = rng.choice(_BY_STEPS[order[-1]])
         chosen = tuple(rng.choice(values) for values in template.free.values())
         key = template.key(chosen)
@@ -930,14 +930,20 @@ def _draw(split: str, count: int, seed: int) -> list[dict[str, str]]:
     return items
 
 
-def load(seed: int = 0, train: int = 4000, validation: int = 200, test: int = 1000) -> dict[str, list[dict[str, str]]]:
+def load(
+    seed: int = 0, train: int = 4000, validation: int = 200, test: int = 1000, max_steps: int = 4
+) -> dict[str, list[dict[str, str]]]:
     """Return the splits `train`, `validation` and `test` as lists of `{"question": str, "answer": str}`.
 
-    Each split is drawn by itself: its first n items are the same whatever the sizes. Raises ValueError when more
-    items are asked for than there are distinct problems.
+    Problems take one to `max_steps` steps, each as often. Each split is drawn by itself: its first n items are the
+    same whatever the sizes. Raises ValueError when more items are asked for than there are distinct problems, or
+    problems of more than four steps.
     """
+    if max_steps not in _BY_STEPS:
+        raise ValueError(f"wordmath has problems of 1 to 4 steps, up to {max_steps} were asked for")
     sizes = {"train": train, "validation": validation, "test": test}
     for split, count in sizes.items():
-        if not 0 <= count <= capacity(split):
-            raise ValueError(f"wordmath has up to {capacity(split)} {split} items, {count} were asked for")
-    return {split: _draw(split, count, seed) for split, count in sizes.items()}
+        most = capacity(split, max_steps)
+        if not 0 <= count <= most:
+            raise ValueError(f"wordmath has up to {most} {split} items, {count} were asked for")
+    return {split: _draw(split, count, seed, max_steps) for split, count in sizes.items()}

@@ -1,39 +1,53 @@
 """The Hydra app behind ``run`` and ``sweep``: composes cells, plans a grid, has each cell run. The only Hydra entry.
 
 A named sweep is a config in ``sweeps/`` that extends ``conf/config.yaml``; its axes stand under
-``hydra.sweeper.params``. The sweeper here is Hydra's own with a plan before the launch: every point is
-composed and checked, equal points collapse into one cell, recorded cells are left out. What remains goes
-to whichever launcher Hydra was given.
+``hydra.sweeper.params``. The sweeper here plans before it launches: every point is composed and checked,
+equal points collapse into one cell, recorded cells are left out. What remains goes to whichever launcher
+Hydra was given.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import importlib.util
+import itertools
 import os
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper, BasicSweeperConf
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
 from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError
-from harness.record import Cell, Record
+from harness.record import Cell, Record, RecordError
 from harness.sweep import cell as cells_of
 from harness.sweep import worker
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
 
+# Hydra instantiates no sweeper from outside the package hydra_plugins, so this module poses as one of its modules.
+PLUGINS = "hydra_plugins.harness"
 NOT_A_LAUNCH = {"--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version"}
 
 _progress: Progress | None = None  # of the sweep that this process runs; None in a launcher's worker process
-_outcomes: list[str] = []  # statuses of the cells that this process ran or had run
+_outcomes: list[str | UserError] = []  # of the cells that this process ran or had run: a status, or why it was refused
 
 
 class SweepsOnSearchPath(SearchPathPlugin):
@@ -41,41 +55,76 @@ class SweepsOnSearchPath(SearchPathPlugin):
         search_path.append("sweeps", f"file://{SWEEPS}")
 
 
-class GridSweeper(BasicSweeper):
-    """Hydra's basic sweeper, planning first."""
+@dataclass
+class GridSweeperConf:
+    """params: the axes of a named sweep, a setting -> its values as typed (``8,16``)."""
 
-    def sweep(self, arguments):
-        returns = super().sweep(arguments)
-        statuses = [job.return_value for batch in returns for job in batch]
-        _outcomes.extend(statuses)
-        if statuses:
-            counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-            print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
+    _target_: str = f"{PLUGINS}.GridSweeper"
+    params: dict[str, Any] | None = None
+
+
+class GridSweeper(Sweeper):
+    """Plans the product of all axes, then hands the points that are left to the launcher."""
+
+    __module__ = PLUGINS
+
+    def __init__(self, params: dict[str, Any] | None):
+        self._axes = [f"{key}={values}" for key, values in (params or {}).items()]
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        self.config, self._loader = config, hydra_context.config_loader
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list:
+        left = self._plan(points([*self._axes, *arguments]))
+        if not left:
+            return []
+        returns = self._launcher.launch(left, initial_job_idx=0)
+        outcomes = [job.return_value for job in returns]
+        _outcomes.extend(outcomes)
+        statuses = ["refused" if isinstance(o, UserError) else o for o in outcomes]
+        counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
+        print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
         return returns
 
-    def split_arguments(self, overrides, max_batch_size):
-        points = super().split_arguments(overrides, None)[0]
+    def _plan(self, asked: list[list[str]]) -> list[list[str]]:
+        """The points to run: equal ones once, recorded ones not at all. Raises UserError if one can't work."""
         wanted: dict[str, tuple[Cell, list[str]]] = {}
-        left, composed = [], None
-        for point in points:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, point)
+        for point in asked:
+            composed = self._loader.load_sweep_config(self.config, point)
+            with flag_override(composed, ["struct", "readonly"], False):
+                del composed["hydra"]  # it has values that only a launched job fills in
             cell = cells_of.from_config(composed)
             wanted.setdefault(cell.id, (cell, point))
         study = _study(composed)
+        left = []
         for cell, point in wanted.values():
             found = study.recorded(cell)
             if found is None or found.status in composed.retry.statuses:
                 left.append((cell, point))
-        _announce(study, len(points), len(wanted), len(left))
-        if not left:
-            return []
-        worker.check([cell for cell, _ in left], composed.data_root)
-        study.plan(cell for cell, _ in wanted.values())
+        _announce(study, len(asked), len(wanted), len(left))
+        if left:
+            worker.check([cell for cell, _ in left], composed.data_root)
+            study.plan(cell for cell, _ in wanted.values())
+            global _progress
+            _progress = Progress(len(left))
+        return [point for _, point in left]
 
-        global _progress
-        _progress = Progress(len(left))
-        batches = [point for _, point in left]
-        return list(self.split_overrides_to_chunks(batches, max_batch_size))
+
+def points(overrides: list[str]) -> list[list[str]]:
+    """All combinations of the values that `overrides` give their keys; a later override of a key replaces it."""
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line} is no list of values; a grid takes key=a,b,c.")
+    return [list(point) for point in itertools.product(*axes.values())]
 
 
 def _announce(study: Study, points: int, cells: int, left: int) -> None:
@@ -87,9 +136,28 @@ def _study(config: DictConfig) -> Study:
     return Study(Path(config.results_dir).expanduser(), config.study)
 
 
-def _task(config: DictConfig) -> str:
-    """What Hydra calls for each point, here or in a launcher's worker; returns the record's status."""
+def _task(config: DictConfig) -> str | UserError:
+    """What Hydra calls for each point, here or in a launcher's worker; returns the record's status.
+
+    A cell that is refused returns why instead of raising it: Hydra would print lines of its own, and end the sweep.
+    """
     settings_of.register_resolvers()
+    try:
+        return _run(config)
+    except (UserError, RecordError) as error:
+        refusal = UserError(str(error))
+    except OmegaConfBaseException as error:
+        refusal = UserError(_sentence(error))
+    except OSError as error:
+        if error.filename is None:
+            raise  # not about a file of the user's
+        refusal = UserError(f"{error.filename}: {error.strerror}.")
+    if _progress is None:
+        _outcomes.append(refusal)
+    return refusal
+
+
+def _run(config: DictConfig) -> str:
     cell, study = cells_of.from_config(config), _study(config)
     found = study.recorded(cell)
     if found and found.status not in config.retry.statuses:
@@ -122,24 +190,23 @@ def main(command: str, arguments: list[str]) -> int:
 
     Raises UserError for bad input, KeyboardInterrupt when stopped.
     """
-    settings_of.register_resolvers()
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="hydra/sweeper", name="grid", node=BasicSweeperConf(_target_=f"{__name__}.GridSweeper"))
-    Plugins.instance().register(GridSweeper)
-    Plugins.instance().register(SweepsOnSearchPath)
-
+    register()
     name = "config"
+    _outcomes.clear()
+    ours = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}  # else an app.log appears in the user's folder
     if command == "sweep":
         if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
             name, *arguments = arguments
             one_of("sweep", name, sorted(path.stem for path in SWEEPS.glob("*.yaml")))
+        ours["hydra/sweeper"] = "grid"
         if not any(a.partition("=")[0] in NOT_A_LAUNCH for a in arguments):
-            arguments = ["--multirun", *arguments]
-        if not any(a.startswith("hydra/sweeper=") for a in arguments):
-            arguments = ["hydra/sweeper=grid", *arguments]
-    sys.argv = [f"python -m harness {command}", *arguments]
+            arguments = [*arguments, "--multirun"]
+    overrides, options = _split(command, arguments)
+    given = {o.partition("=")[0] for o in overrides}
+    overrides += [f"{group}={choice}" for group, choice in ours.items() if group not in given]
+    sys.argv = [f"python -m harness {command}", *overrides, *options]
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     # Hydra prints a traceback, or several lines, and exits; the user gets one sentence from us instead.
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -152,16 +219,78 @@ def main(command: str, arguments: list[str]) -> int:
     finally:
         if _progress is not None:
             _progress.close()
+    for refusal in _outcomes:
+        if isinstance(refusal, UserError):
+            raise refusal
     return int(any(status != "ok" for status in _outcomes))
 
 
+def register() -> None:
+    """Make our resolvers, schema, sweeper and the folder sweeps/ known to Hydra."""
+    settings_of.register_resolvers()
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf)
+    Plugins.instance().register(GridSweeper)
+    Plugins.instance().register(SweepsOnSearchPath)
+    if importlib.util.find_spec("hydra_plugins") is None:  # it exists where a plugin is installed
+        sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
+    sys.modules[PLUGINS] = sys.modules[__name__]
+
+
+def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides and the options among `arguments`; UserError where Hydra's parser would exit with its usage."""
+
+    def refuse(message: str):
+        raise UserError(f"{message}; `python -m harness {command} --hydra-help` lists the options.")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    overrides = parser.parse_intermixed_args(arguments).overrides
+    return overrides, [a for a in arguments if a not in overrides]
+
+
 def _sentence(error: Exception) -> str:
-    """Hydra's or OmegaConf's message as one line."""
+    """Hydra's or OmegaConf's message as one line, in the words of the command line."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         try:
             one_of(group, choice, sorted(error.options))
         except UserError as unknown:
             return str(unknown)
-    cause = f" {error.__cause__}" if error.__cause__ is not None else ""
-    return " ".join(f"{error}{cause}".split())
+    first, cause = _first_line(error), _first_line(error.__cause__ or error)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} can't be read as KEY=VALUE; quote a value that has special characters."
+    if found := re.match(r"Could not override '(.+)'", first):
+        return _no_setting(found[1])
+    if found := re.match(r"Error merging override (.+)", first):
+        return f"{found[1]} can't be: {cause.rstrip('.')}."
+    if found := re.match(r"Ambiguous value for argument '(.+)'", first):
+        as_list = found[1].replace("=", "=[", 1) + "]"
+        return f"{found[1]} names several values: `sweep` runs them all, and {as_list} is one list."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {first}."
+    return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _no_setting(key: str) -> str:
+    if key.startswith(("method.", "data.load.", "hydra.")):  # open to what the callable they name takes
+        return f"There is no setting {key!r}; to add one, put a + before it."
+    known = list(_keys(Config))
+    near = difflib.get_close_matches(key, known, n=1)
+    # A key without its group (max_steps) is as common as a misspelt one.
+    near = near or [k for k in known if k.rpartition(".")[2] == key]
+    hint = f"did you mean {near[0]}?" if near else "`run --help` lists them."
+    return f"There is no setting {key!r}; {hint}"
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a structured config."""
+    for f in dataclasses.fields(schema):
+        yield prefix + f.name
+        if dataclasses.is_dataclass(f.default_factory):
+            yield from _keys(f.default_factory, f"{prefix}{f.name}.")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

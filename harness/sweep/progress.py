@@ -25,9 +25,7 @@ class Progress:
 
     def start(self, cell: Cell) -> None:
         self._say(f"[{self.done + 1}/{self.total}] {cell.name}")
-        self._cell = tqdm(
-            desc="start", unit="step", position=1, leave=False, disable=not self._live, file=sys.stderr
-        )
+        self._cell = tqdm(desc="start", unit="step", position=1, leave=False, disable=not self._live, file=sys.stderr)
 
     def update(self, event: dict) -> None:
         """Show one event of the job: its phase and, while it trains, step, of, loss, tokens_per_second."""

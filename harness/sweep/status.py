@@ -24,7 +24,12 @@ def describe(results: Path, name: str) -> tuple[list[str], list[str]]:
     waiting = [c for c in left if c.name not in running]
     bad = [r for r in records if r.status != "ok"]
 
-    counts = [f"{len(records) - len(bad)} done", f"{len(running)} running", f"{len(bad)} failed", f"{len(waiting)} left"]
+    counts = [
+        f"{len(records) - len(bad)} done",
+        f"{len(running)} running",
+        f"{len(bad)} failed",
+        f"{len(waiting)} left",
+    ]
     lines = [f"{name}: {', '.join(counts)}" + _time_left(records, left, running)]
     for cell, marker in running.items():
         progress = marker["progress"]

@@ -1,16 +1,17 @@
 """A study's folder: where records lie, what was planned, what is running now.
 
-    results_dir/study/NAME.json            the record
-                      NAME.items.parquet   what was scored, item by item
-                      NAME.log             all that the cell's process printed
-                      .harness/plan.json   the cells that sweeps asked for
-                      .harness/running/    one marker a running cell
+results_dir/study/NAME.json            the record
+                  NAME.items.parquet   what was scored, item by item
+                  NAME.log             all that the cell's process printed
+                  .harness/plan.json   the cells that sweeps asked for
+                  .harness/running/    one marker a running cell
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import time
@@ -69,6 +70,8 @@ class Study:
                 marker = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue  # removed or being made at this moment
+            if not isinstance(marker, dict) or not {"host", "pid", "started", "progress"} <= marker.keys():
+                continue  # not ours
             if not _dead(marker):
                 markers[path.stem] = marker
         return markers
@@ -89,16 +92,30 @@ class Study:
                 break
             except FileExistsError:
                 held = self.running().get(cell.name)
-                if held:
+                owner = f"process {held['pid']} on {held['host']}" if held else "another process"
+                # A marker without words may have been made this moment, by a process that is about to fill it.
+                if held or _age(path) < 5:
                     raise UserError(
-                        f"{cell.name} is being run by process {held['pid']} on {held['host']} already "
-                        f"(if not so, delete {path})."
+                        f"{cell.name} is being run by {owner} already (if not so, delete {path})."
                     ) from None
                 path.unlink(missing_ok=True)
+        else:
+            raise UserError(f"{cell.name} was taken by another process at this moment.")
         try:
             yield lambda progress: record.write_json(marker | {"progress": progress}, path)
         finally:
             path.unlink(missing_ok=True)
+
+
+def _age(path: Path) -> float:
+    """Seconds since an unreadable marker was written; endless for a readable one, and for one that is gone."""
+    try:
+        json.loads(path.read_text())
+    except FileNotFoundError:
+        return math.inf
+    except ValueError:
+        return time.time() - path.stat().st_mtime
+    return math.inf
 
 
 def _dead(marker: dict) -> bool:

@@ -6,6 +6,7 @@ standard output and writes the record itself; what it and its libraries print go
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -64,8 +65,12 @@ def run(cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dic
                 noted = time.monotonic()
                 note(event)
 
-        with open(log, "wb") as stderr:
-            code = _converse(request, stderr, follow)
+        try:
+            with open(log, "wb") as stderr:
+                code = _converse(request, stderr, follow)
+        except UserError:
+            log.unlink(missing_ok=True)  # nothing was run
+            raise
         if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
             died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
@@ -98,8 +103,9 @@ def _converse(request: dict, stderr, on_event: Callable[[dict], None]) -> int:
     )
     refusal = None
     try:
-        json.dump(request, process.stdin)
-        process.stdin.close()
+        # If it dies before it has read, its exit status tells.
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            json.dump(request, process.stdin)
         for line in process.stdout:
             event = json.loads(line)
             if "refused" in event:

@@ -1,6 +1,6 @@
 """Adapters from the generated data sets to what lm-eval's `custom_dataset` wants: splits of `datasets.Dataset`.
 
-lm-eval calls them with the task's `dataset_kwargs` (the seed) and its whole metadata (version, model arguments, …);
+lm-eval calls them with the task's `dataset_kwargs` (the seed, …) and its whole metadata (version, model arguments, …);
 the latter says nothing about the data and is swallowed.
 """
 
@@ -16,9 +16,9 @@ def _as_datasets(splits: dict[str, list[dict]]) -> DatasetDict:
     return DatasetDict({split: Dataset.from_list(items) for split, items in splits.items()})
 
 
-def wordmath(seed: int, **_metadata: object) -> DatasetDict:
-    """The splits of `harness.job.wordmath`, in its default sizes."""
-    return _as_datasets(wordmath_data.load(seed))
+def wordmath(seed: int, max_steps: int, test: int, **_metadata: object) -> DatasetDict:
+    """The splits of `harness.job.wordmath`, train and validation in their default sizes."""
+    return _as_datasets(wordmath_data.load(seed, train=1000, test=test, max_steps=max_steps))
 
 
 def facts(seed: int, **_metadata: object) -> DatasetDict:

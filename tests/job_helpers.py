@@ -1,0 +1,92 @@
+"""Cells of the tiny model, composed from the real configuration and run in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+
+from harness.config import CONF, ROOT, Config, register_resolvers
+from harness.job import data, model, run
+from harness.record import Cell, Record
+from harness.sweep import cell as cells
+
+# fp32 everywhere: accelerate keeps one precision a process, and closed forms are compared with what is computed.
+TINY = (
+    *("model=tiny", "rank=8", "train.precision=fp32", "train.max_steps=3", "train.batch_size=2"),
+    *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval=facts", "eval.limit=4"),
+)
+torch.set_num_threads(1)  # for so small a model threads only get into each other's way
+
+DATA = ROOT.parent / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU) is not there")
+
+
+def tiny(*overrides: str) -> Cell:
+    """A cell on the tiny model: 3 steps of 2 word problems, 4 questions on facts, unless `overrides` say otherwise."""
+    return composed(*TINY, *overrides)
+
+
+def composed(*overrides: str) -> Cell:
+    """The cell that these overrides of conf/config.yaml mean."""
+    register_resolvers()
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return cells.from_config(compose("config", [*overrides]))
+
+
+def run_tiny(folder: Path, *overrides: str) -> Record:
+    """Run such a cell to its record in `folder`."""
+    return run_cell(folder, tiny(*overrides))
+
+
+def run_cell(folder: Path, cell: Cell) -> Record:
+    folder.mkdir(parents=True, exist_ok=True)
+    return run.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+
+
+def prepared(cell: Cell) -> SimpleNamespace:
+    """What a job has in hand when training starts: net, optimizer, steps, held_out batches, tokenizer, accelerator."""
+    settings = cell.settings["train"]
+    accelerator = Accelerator(mixed_precision="no")
+    set_seed(cell.seed or 0)
+    base, tokenizer = model.load(cell, accelerator.device)
+    net = model.adapt(base, cell)
+    splits = data.splits(cell.settings["data"], None)
+    texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
+
+    def collate(examples: list[data.Example]) -> data.Batch:
+        return data.collate(examples, tokenizer.pad_token_id)
+
+    accum = settings.get("grad_accum", 1)
+    order = data.batches(
+        len(texts["train"]), settings["batch_size"], settings.get("max_steps", 1) * accum, cell.settings["seed"] or 0
+    )
+    micro = [collate([texts["train"][i] for i in indices]) for indices in order]
+    bench: dict[str, Any] = {
+        "cell": cell,
+        "settings": settings,
+        "accelerator": accelerator,
+        "tokenizer": tokenizer,
+        "net": net,
+        "steps": [micro[i : i + accum] for i in range(0, len(micro), accum)],
+        "held_out": [collate(texts["validation"][: settings["validation_items"]])],
+        "optimizer": None,
+    }
+    if cell.settings["method"]["optim"] is not None:
+        optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(net)
+        bench["net"], bench["optimizer"] = accelerator.prepare(net, optimizer)
+    return SimpleNamespace(**bench)
+
+
+def encoded(tokenizer, items: list[data.Item], max_length: int = 512) -> list[data.Example]:
+    """`items` tokenised under the default prompt."""
+    return data.encode_all(tokenizer, items, Config().data.prompt, max_length)

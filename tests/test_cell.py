@@ -1,0 +1,140 @@
+"""What makes two points of a grid one cell, and what a cell is called."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from harness.config import ROOT
+from harness.sweep.cell import short
+
+ID_OF = """
+import sys
+sys.path.insert(0, "tests")
+import conftest
+print(conftest.cell.__wrapped__(conftest.compose.__wrapped__())(*sys.argv[1:]).id)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("full", ["rank=8", "rank=64", "alpha=3", "rank=64 alpha=1"]),
+        ("galore", ["alpha=1", "alpha=64"]),
+        ("base", ["rank=8", "alpha=3", "lr=1e-2", "lr_scale=2", "seed=7", "train.max_steps=3", "train.grad_accum=4"]),
+        ("base_nf4", ["rank=8", "lr=1e-2", "seed=7"]),
+    ],
+)
+def test_points_that_mean_the_same_run_are_one_cell(cell, method, unused):
+    plain = cell(f"method={method}")
+    for overrides in unused:
+        other = cell(f"method={method}", *overrides.split())
+        assert (other.id, other.name) == (plain.id, plain.name), overrides
+
+
+def test_points_that_mean_different_runs_are_different_cells(cell):
+    points = [
+        ("method=lora",),
+        ("method=lora", "rank=8"),
+        ("method=lora", "alpha=64"),
+        ("method=lora", "lr=1e-4"),
+        ("method=lora", "seed=1"),
+        ("method=lora", "train.max_steps=3"),
+        ("method=lora", "eval.limit=3"),
+        ("method=lora", "data=facts"),
+        ("method=lora", "model=tiny"),
+        ("method=qlora",),
+        ("method=dora",),
+        ("method=full",),
+        ("method=full", "seed=1"),
+        ("method=galore",),
+        ("method=galore", "rank=8"),
+        ("method=galore", "method.knobs.scale=2"),
+        ("method=base",),
+        ("method=base", "eval.limit=3"),
+        ("method=base", "train.max_length=64"),
+        ("method=base_nf4",),
+    ]
+    made = [cell(*point) for point in points]
+    assert len({c.id for c in made}) == len(points)
+    assert len({c.name for c in made}) == len(points)
+
+
+def test_where_a_cell_is_run_and_stored_is_no_part_of_it(cell, tmp_path):
+    elsewhere = ["study=other", "results_dir=/elsewhere", f"data_root={tmp_path}", "retry.statuses=[]"]
+    assert all(cell("method=lora", place).id == cell("method=lora").id for place in elsewhere)
+
+
+def test_a_default_that_is_typed_is_the_default(cell):
+    typed = ["lr=2e-4", "lr=0.0002", "alpha=32", "alpha=32.0", "rank=16", "seed=0", "lr_scale=1"]
+    assert {cell("method=lora", setting).id for setting in typed} == {cell("method=lora").id}
+    assert cell("method=lora", "lr=1e-3").id == cell("method=lora", "lr_scale=5").id
+
+
+def test_axes_that_a_method_does_not_use_are_null(cell):
+    used = {name: cell(f"method={name}", "seed=3") for name in ("lora", "galore", "full", "base")}
+    axes = {name: (c.rank, c.alpha, c.lr, c.seed) for name, c in used.items()}
+    assert axes == {
+        "lora": (16, 32, 2e-4, 3),
+        "galore": (16, None, 2e-4, 3),
+        "full": (None, None, 2e-5, 3),
+        "base": (None, None, None, None),
+    }
+    assert used["galore"].knobs["scale"] == 0.25
+    assert used["lora"].knobs == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("method=lora", "lora-r16-a32-lr2e-4-s0"),
+        ("method=lora alpha=0.5 lr=1.5e-3 seed=12", "lora-r16-a0.5-lr1.5e-3-s12"),
+        ("method=galore rank=4", "galore-r4-lr2e-4-s0"),
+        ("method=full", "full-lr2e-5-s0"),
+        ("method=base_nf4", "base_nf4"),
+        ("method=lora method.name='../a b'", ".._a_b-r16-a32-lr2e-4-s0"),  # no path, and one word
+    ],
+)
+def test_a_name_reads_method_axes_and_the_head_of_the_id(cell, overrides, name):
+    made = cell(*re.split(r" (?=\w[\w.]*=)", overrides))
+    assert made.name == f"{name}-{made.id[:6]}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (16, "16"),
+        (32.0, "32"),
+        (0.5, "0.5"),
+        (0.01, "0.01"),
+        (2e-4, "2e-4"),
+        (0.001, "1e-3"),
+        (1.5e-5, "1.5e-5"),
+        (0.00999999999, "1e-2"),
+        (1e-10, "1e-10"),
+        (0, "0"),
+        (-2e-4, "-2e-4"),
+    ],
+)
+def test_numbers_are_written_as_people_type_them(value, text):
+    assert short(value) == text
+
+
+def test_ids_are_the_same_in_every_process(cell):
+    overrides = ["method=qlora", "rank=8", "data=facts"]
+    ids = {
+        subprocess.run(
+            [sys.executable, "-c", ID_OF, *overrides],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert ids == {cell(*overrides).id}

@@ -1,0 +1,212 @@
+"""Loading and changing the model: what each method trains by closed form, NF4, merging, and input that can't work."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from bitsandbytes.nn import Params4bit
+from job_helpers import prepared, run_tiny, tiny
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from harness.errors import UserError
+from harness.job import device, embedded, model
+from harness.record import read
+
+RANK = 8
+# The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces. (in, out) each.
+LINEARS = 2 * [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
+MATRICES = sum(i * o for i, o in LINEARS)
+TOTAL = MATRICES + 2 * 1024 * 64 + (2 * 2 + 1) * 64  # + embedding and head + norms
+LORA = sum(RANK * (i + o) for i, o in LINEARS)
+DORA = LORA + sum(o for _, o in LINEARS)
+ADDED = {"lora": LORA, "qlora": LORA, "dora": DORA, "qdora": DORA}
+TRAINABLE = ADDED | {"base": 0, "base_nf4": 0, "full": TOTAL, "galore": TOTAL}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    """Each method, run from load to scores; strongly enough that merging has something to merge."""
+    return {method: run_tiny(folder, f"method={method}", f"rank={RANK}", "lr_scale=50") for method in TRAINABLE}
+
+
+# Counts
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_weights_are_counted_by_closed_form(records, method):
+    record = records[method]
+    assert record.status == "ok", record.failure
+    assert record.parameters.trainable == TRAINABLE[method]
+    assert record.parameters.total == TOTAL + ADDED.get(method, 0)  # NF4 counts its matrices' elements, not bytes
+
+
+def test_the_adapter_is_on_every_linear_layer_but_the_head():
+    net = prepared(tiny("method=lora")).net
+    adapted = {name.rpartition(".")[2] for name, m in net.named_modules() if hasattr(m, "lora_A")}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_the_articles_targets_are_an_override():
+    net = prepared(tiny("method=lora", "method.adapt.target_modules=[q_proj,v_proj]")).net
+    adapted = {name.rpartition(".")[2] for name, m in net.named_modules() if hasattr(m, "lora_A")}
+    assert adapted == {"q_proj", "v_proj"}
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert trained == 2 * (RANK * (64 + 64) + RANK * (64 + 32))
+
+
+# NF4
+
+
+@pytest.mark.parametrize("method", ["base_nf4", "qlora", "qdora"])
+def test_nf4_packs_matrices_with_double_quantisation(method):
+    net = prepared(tiny(f"method={method}")).net
+    packed = {name: p for name, p in net.named_parameters() if isinstance(p, Params4bit)}
+    assert len(packed) == len(LINEARS)
+    assert sum(p.numel() for p in packed.values()) * 2 == MATRICES
+    for name, p in packed.items():
+        assert p.dtype == torch.uint8, name
+        assert p.quant_state.quant_type == "nf4", name
+        assert p.quant_state.nested, name
+        assert p.quant_state.state2 is not None, name
+    layers = [m for m in net.modules() if isinstance(getattr(m, "weight", None), Params4bit)]
+    assert {getattr(m, "compute_dtype", torch.float32) for m in layers} == {torch.float32}  # as train.precision
+
+
+def test_nf4_moves_the_model_and_not_far():
+    plain, packed = (prepared(tiny(f"method={m}")) for m in ("base", "base_nf4"))
+    batch = plain.held_out[0]
+    with torch.no_grad():
+        a, b = (x.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits for x in (plain, packed))
+    assert 0 < (a - b).norm() < 0.2 * a.norm()
+
+
+def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
+    assert device.compute_dtype("fp32") is torch.float32
+    assert device.compute_dtype("bf16") is torch.bfloat16
+    for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(device, "_has_bf16", lambda has=has: has)
+        assert device.compute_dtype("auto") is dtype
+        assert model.nf4("auto").bnb_4bit_compute_dtype is dtype
+
+
+# Merging, as recorded; test_train.py compares the logits
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters_are_merged_and_the_difference_is_recorded(records, method):
+    merge = records[method].merge
+    assert merge.merged
+    assert 0 < merge.max_logit_difference < 1e-4
+
+
+@pytest.mark.parametrize("method", ["qlora", "qdora"])
+def test_quantised_models_are_not_merged_and_say_why(records, method):
+    merge = records[method].merge
+    assert (merge.merged, merge.max_logit_difference) == (False, None)
+    assert "4 bits" in merge.reason
+
+
+@pytest.mark.parametrize("method", ["base", "base_nf4", "full", "galore"])
+def test_without_an_adapter_there_is_nothing_to_merge(records, method):
+    merge = records[method].merge
+    assert (merge.merged, merge.reason) == (False, "The method has no adapter.")
+
+
+# Input that can't work
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora", "galore"])
+def test_a_rank_above_the_smallest_target_names_it(method):
+    model.check(tiny(f"method={method}", "rank=32"))
+    with pytest.raises(UserError, match=r"rank=33 is above the size of \S*[kv]_proj \(32 × 64\).*at most 32"):
+        model.check(tiny(f"method={method}", "rank=33"))
+
+
+def test_rank_is_held_against_its_targets_alone():
+    model.check(tiny("method=lora", "rank=33", "method.adapt.target_modules=[q_proj]"))
+    model.check(tiny("method=full", "rank=33"))
+
+
+def test_targets_that_are_not_there_are_named():
+    with pytest.raises(UserError, match=r"method=lora can't be applied to .*c_attn"):
+        model.check(tiny("method=lora", "method.adapt.target_modules=[c_attn]"))
+
+
+def test_a_keyword_that_peft_does_not_know_is_named():
+    with pytest.raises(UserError, match=r"method=lora can't be applied to .*use_dorra"):
+        model.check(tiny("method=lora", "+method.adapt.use_dorra=true"))
+
+
+def test_an_unknown_embedded_model_is_named():
+    with pytest.raises(UserError, match=r"embedded model=tinny is unknown\. Did you mean tiny"):
+        model.check(tiny("model.path=embedded:tinny"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no model"):
+        model.check(tiny(f"model.path={tmp_path}"))
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny", ignore=shutil.ignore_patterns("*.safetensors"))
+    cell = tiny(f"model.path={tmp_path / 'tiny'}")
+    with pytest.raises(UserError, match="holds no model"):
+        model.load(cell, torch.device("cpu"))
+
+
+def test_a_path_that_is_no_folder_says_what_to_check(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere is no local folder.*model=smollm2_135m"):
+        model.check(tiny(f"model.path={tmp_path / 'nowhere'}"))
+
+
+# Loading
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path):
+    shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny")
+    config = tmp_path / "tiny" / "tokenizer_config.json"
+    config.write_text(config.read_text().replace('"pad_token": "<|padding|>"', '"x": null'))
+    _, tokenizer = model.load(tiny(f"model.path={tmp_path / 'tiny'}"), torch.device("cpu"))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_the_fingerprint_follows_the_weights(tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(embedded.folder("tiny"), copy)
+    settings = {"path": str(copy), "revision": None}
+    first = model.fingerprint({"path": "embedded:tiny", "revision": None})
+    assert model.fingerprint(settings) == first
+    (file,) = copy.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][0] += 1e-3
+    save_file(weights, file, metadata={"format": "pt"})
+    assert model.fingerprint(settings) != first
+
+
+def test_the_seed_decides_how_the_adapter_starts():
+    nets = [prepared(tiny("method=lora", f"seed={seed}")).net for seed in (0, 0, 1)]
+    starts = [torch.cat([p.flatten() for n, p in net.named_parameters() if "lora_A" in n]) for net in nets]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_the_adapter_starts_as_no_change():
+    base = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny"))
+    for method in ("lora", "dora"):
+        bench = prepared(tiny(f"method={method}"))
+        ids = bench.held_out[0].input_ids
+        with torch.no_grad():
+            assert (bench.net(input_ids=ids).logits - base(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_records_of_all_methods_read_back(records, folder):
+    for record in records.values():
+        assert read(folder / f"{record.cell.name}.json") == record

@@ -1,0 +1,198 @@
+"""A cell from load to scores, and what is left of it when it breaks on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from job_helpers import run_cell, run_tiny, tiny
+
+from harness.errors import UserError
+from harness.job import run
+from harness.record import Record, read
+
+
+def recorded(folder: Path, *overrides: str) -> Record:
+    """Run such a cell; its record as it lies on the disk."""
+    result = run_tiny(folder, *overrides)
+    (path,) = folder.glob("*.json")
+    found = read(path)
+    assert found == result
+    return found
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    """A LoRA cell's folder, its record, and the events it reported."""
+    folder, events = tmp_path_factory.mktemp("lora"), []
+    cell = tiny("method=lora", "train.max_steps=4", "train.validate_every=2")
+    path = folder / f"{cell.name}.json"
+    run.run(cell, "study", path, None, events.append)
+    return folder, read(path), events
+
+
+# A whole cell
+
+
+def test_a_record_is_complete(lora):
+    _, record, _ = lora
+    assert (record.status, record.failure, record.study) == ("ok", None, "study")
+    assert list(record.phases) == ["load", "train", "merge", "score"]
+    assert all(record.phases[name].memory.allocated_peak > 0 for name in ("load", "train", "merge"))
+    assert record.phases["score"].memory.allocated_peak is None  # watched on a GPU alone: it would slow scoring
+    assert record.train.steps == len(record.train.step_seconds) == len(record.train.loss) == 4
+    assert [point.step for point in record.validation] == [2, 4]
+    assert {score.metric for score in record.scores} == {"acc", "acc_norm"}
+    assert record.fingerprints.keys() == {"data", "model"}
+    assert all(f.startswith("sha256:") for f in record.fingerprints.values())
+    assert record.environment["precision"] == "fp32"
+    assert record.environment["versions"]["torch"] == torch.__version__
+    assert record.environment["device"]["type"] == "cpu"
+    assert record.seconds > 0
+
+
+def test_the_items_lie_beside_the_record(lora):
+    folder, record, _ = lora
+    items = pd.read_parquet(folder / f"{record.cell.name}.items.parquet")
+    assert record.items == {"facts": sorted(items["item"].unique())}
+    assert len(items) == 4 * 2  # items, metrics
+    for score in record.scores:
+        assert items.loc[items["metric"] == score.metric, "value"].mean() == score.value
+
+
+def test_progress_is_reported(lora):
+    events = lora[2]
+    assert [e["phase"] for e in events if "step" not in e] == ["start", "load", "train", "merge", "score", "recorded"]
+    steps = [e for e in events if "step" in e]
+    assert [(e["phase"], e["step"], e["of"]) for e in steps] == [("train", i, 4) for i in range(1, 5)]
+    assert all(e["tokens_per_second"] > 0 for e in steps)
+
+
+def test_the_same_cell_gives_the_same_numbers(lora, tmp_path):
+    _, first, _ = lora
+    again = run_cell(tmp_path, first.cell)
+    assert [p.loss for p in again.train.loss] == [p.loss for p in first.train.loss]
+    assert again.validation == first.validation
+    assert again.scores == first.scores
+
+
+def test_an_untuned_cell_has_no_training(tmp_path):
+    record = recorded(tmp_path, "method=base")
+    assert record.status == "ok"
+    assert list(record.phases) == ["load", "merge", "score"]
+    assert record.train is None
+    assert [point.step for point in record.validation] == [0]
+    assert record.scores
+
+
+# Cells that break; each breaks for real
+
+
+def test_breaking_in_load(tmp_path):
+    record = recorded(tmp_path, "method=full", "method.load.dtype=float99")
+    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "load", None)
+    assert "float99" in record.failure.reason
+    assert list(record.phases) == ["load"]
+    assert (record.parameters, record.train, record.scores) == (None, None, [])
+
+
+def test_an_optimizer_that_is_not_there(tmp_path):
+    record = recorded(tmp_path, "method=full", "method.optim.optimizer._target_=torch.optim.Adamw")
+    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", None)
+    assert "torch.optim.Adamw" in record.failure.reason
+    assert record.parameters.trainable > 0
+    assert list(record.phases) == ["load"]
+
+
+def test_breaking_in_train(tmp_path):
+    # L-BFGS wants a closure, which the loop does not give
+    lbfgs = ("method.optim.optimizer._target_=torch.optim.LBFGS", "~method.optim.optimizer.weight_decay")
+    record = recorded(tmp_path, "method=full", *lbfgs)
+    assert (record.status, record.failure.phase) == ("failed", "train")
+    assert record.failure.reason.startswith("TypeError: ")
+    assert record.phases["train"].seconds > 0
+    assert record.train is None
+
+
+def test_diverging(tmp_path):
+    record = recorded(tmp_path, "method=full", "lr=1e36", "train.warmup_ratio=0")
+    assert (record.status, record.failure.phase, record.failure.step) == ("diverged", "train", 2)
+    assert "lower lr" in record.failure.reason
+    assert list(record.phases) == ["load", "train"]
+
+
+def test_diverging_at_the_last_step(tmp_path):
+    record = recorded(tmp_path, "method=full", "lr=1e36", "train.warmup_ratio=0", "train.max_steps=1")
+    assert (record.status, record.failure.phase, record.failure.step) == ("diverged", "train", 1)
+    assert "validation loss" in record.failure.reason
+
+
+def test_breaking_in_merge_keeps_what_was_measured(tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("the adapter\n is   torn")
+
+    monkeypatch.setattr(run.merge, "merge", broken)  # nothing real breaks there once the validation loss is finite
+    record = recorded(tmp_path, "method=lora")
+    assert (record.status, record.failure.phase) == ("failed", "merge")
+    assert record.failure.reason == "RuntimeError: the adapter"
+    assert list(record.phases) == ["load", "train", "merge"]
+    assert record.train.steps == 3
+    assert record.validation
+
+
+def test_breaking_in_score_keeps_what_was_measured(tmp_path):
+    cell = tiny("method=lora")
+    (tmp_path / f"{cell.name}.items.parquet").mkdir()  # where the items should go
+    record = run_cell(tmp_path, cell)
+    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "score", None)
+    assert list(record.phases) == ["load", "train", "merge", "score"]
+    assert record.train.steps == 3
+    assert record.validation
+    assert record.merge.merged
+    assert read(tmp_path / f"{cell.name}.json") == record
+
+
+def test_what_cannot_be_allocated_is_out_of_memory():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert run._out_of_memory(error.value)
+    with pytest.raises(MemoryError) as error:
+        bytearray(2**60)
+    assert run._out_of_memory(error.value)
+    assert not run._out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_a_sequence_too_long_for_its_limit_is_told(tmp_path):
+    record = recorded(tmp_path, "train.max_length=8")
+    assert (record.status, record.failure.phase) == ("failed", "load")
+    assert "train.max_length=8 leaves no token of the answer" in record.failure.reason
+
+
+# Bad input leaves no record
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("rank=33", "rank=33"), ("eval.tasks=[factz]", "factz"), ("data.load.train=1000000", "1000000")],
+)
+def test_bad_input_is_refused_before_anything_is_run(tmp_path, override, said):
+    cell = tiny(override)
+    with pytest.raises(UserError, match=said):
+        run.check([tiny(), cell], None)
+    with pytest.raises(UserError, match=said):
+        run_cell(tmp_path, cell)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_check_looks_at_what_cells_share_once(monkeypatch):
+    looked = []
+
+    def counted(name: str, real):
+        return lambda *args: looked.append(name) or real(*args)
+
+    monkeypatch.setattr(run.score, "Tasks", counted("Tasks", run.score.Tasks))
+    monkeypatch.setattr(run.data, "splits", counted("splits", run.data.splits))
+    run.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
+    assert sorted(looked) == ["Tasks", "Tasks", "splits"]

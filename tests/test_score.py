@@ -1,0 +1,195 @@
+"""Scores: which items are asked, what lm-eval makes of the same, and stock tasks through a local folder."""
+
+from __future__ import annotations
+
+import datasets
+import lm_eval
+import pandas as pd
+import pytest
+from huggingface_hub import constants
+from job_helpers import DATA, needs_data, prepared, tiny
+from lm_eval.models.huggingface import HFLM
+
+from harness.errors import UserError
+from harness.job import score
+from harness.job.score import Tasks, stratified
+
+
+def settings(*tasks: str, limit: int | None = None, num_fewshot: int | None = None, seed: int = 0) -> dict:
+    return {"tasks": list(tasks), "limit": limit, "num_fewshot": num_fewshot, "seed": seed, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return prepared(tiny("method=base"))
+
+
+@pytest.fixture(scope="module")
+def scored(bench):
+    """Both generated tasks, scored on some items: the tasks, the scores, the items."""
+    tasks = Tasks(settings("facts", "wordmath", limit=40), None)
+    return tasks, *score.score(bench.net, bench.tokenizer, tasks, 8, None)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub is out of reach, at once."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+# The sample
+
+SIZES = {"a": 500, "b": 300, "c": 150, "d": 49, "e": 1}
+
+
+@pytest.mark.parametrize("limit", [1, 7, 57, 100, 999])
+def test_a_sample_has_its_size_and_is_proportional(limit):
+    sample = stratified(SIZES, limit, seed=0)
+    assert sum(map(len, sample.values())) == limit
+    for name, size in SIZES.items():
+        items = sample.get(name, [])
+        assert abs(len(items) - limit * size / 1000) < 1
+        assert items == sorted(set(items))
+        assert all(0 <= i < size for i in items)
+    assert all(sample.values())  # a stratum without items is left out
+
+
+@pytest.mark.parametrize("limit", [None, 1000, 5000])
+def test_no_limit_is_every_item(limit):
+    assert stratified(SIZES, limit, seed=0) == {name: list(range(size)) for name, size in SIZES.items()}
+
+
+def test_a_sample_depends_on_its_seed_and_not_on_the_order_of_strata():
+    sample = stratified(SIZES, 100, seed=0)
+    assert stratified(dict(reversed(SIZES.items())), 100, seed=0) == sample
+    assert stratified(SIZES, 100, seed=1) != sample
+    assert stratified({"a": 500}, 50, seed=0)["a"] != list(range(50))  # not simply the first
+
+
+def test_equal_shares_go_round_by_name():
+    assert {k: len(v) for k, v in stratified({"z": 10, "a": 10, "m": 10}, 4, seed=0).items()} == {
+        "z": 1,
+        "a": 2,
+        "m": 1,
+    }
+
+
+def test_every_cell_is_asked_the_same():
+    first, again = (Tasks(settings("facts", limit=10), None).sample for _ in range(2))
+    assert first == again
+    assert Tasks(settings("facts", limit=10, seed=1), None).sample != first
+
+
+# Scores
+
+
+def test_scores_are_lm_evals_own(bench, scored):
+    tasks, scores, _ = scored
+    engine = HFLM(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=8)
+    result = lm_eval.simple_evaluate(
+        engine, tasks=["facts", "wordmath"], samples=tasks.sample, task_manager=score._manager(stock=False)
+    )["results"]
+    names = {"acc", "acc_norm", "exact_match"}
+    assert {s.metric for s in scores} == names
+    assert len(scores) == 4  # exact_match has two filters
+    for s in scores:
+        assert s.value == pytest.approx(result[s.task][f"{s.metric},{s.filter}"], abs=1e-12)
+        assert s.stderr == pytest.approx(result[s.task][f"{s.metric}_stderr,{s.filter}"], abs=1e-9)
+        assert (s.n, s.num_fewshot, s.version, s.higher_is_better) == (40, 0, "1.0", True)
+    assert all(0 < s.value < 1 for s in scores if s.task == "facts")  # else every standard error were 0
+
+
+def test_each_item_has_a_row(scored):
+    tasks, scores, items = scored
+    assert list(items) == ["task", "subject", "item", "hash", "filter", "metric", "value", "prediction", "target"]
+    assert not items.isna().any().any()
+    assert not items.duplicated(["subject", "item", "filter", "metric"]).any()
+    for (task, metric, kind), group in items.groupby(["task", "metric", "filter"]):
+        assert sorted(group["item"]) == tasks.sample[task]
+        (found,) = [s for s in scores if (s.task, s.metric, s.filter) == (task, metric, kind)]
+        assert found.value == group["value"].mean()
+    assert items["hash"].nunique() == 80
+
+
+def test_items_survive_parquet(scored, tmp_path):
+    items = scored[2]
+    items.to_parquet(tmp_path / "items.parquet", index=False)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "items.parquet"), items, check_dtype=False)
+
+
+def test_a_single_item_has_no_standard_error(bench):
+    tasks = Tasks(settings("facts", limit=1), None)
+    scores, _ = score.score(bench.net, bench.tokenizer, tasks, 1, None)
+    assert [(s.n, s.stderr) for s in scores] == [(1, None)] * 2
+
+
+def test_the_batch_size_does_not_change_what_is_answered(bench, scored):
+    tasks, _, items = scored
+    _, again = score.score(bench.net, bench.tokenizer, tasks, 3, None)
+    judged = items.columns.drop("prediction")  # where likelihoods stand, to a digit that rounding moves
+    assert items[judged].equals(again[judged])
+
+
+# Shots
+
+
+def prompt(tasks: Tasks) -> str:
+    task = tasks.leaves["wordmath"]
+    return task.fewshot_context(next(iter(task.test_docs())), num_fewshot=task.config.num_fewshot)
+
+
+def test_shots_are_what_was_asked_and_nobody_elses(bench):
+    none, two = Tasks(settings("wordmath"), None), Tasks(settings("wordmath", limit=2, num_fewshot=2), None)
+    assert [prompt(t).count("Question:") for t in (none, two)] == [1, 3]
+    assert prompt(two).count("####") == 2
+    assert prompt(Tasks(settings("wordmath"), None)) == prompt(none)  # the index is shared, its tasks are not
+    scores, _ = score.score(bench.net, bench.tokenizer, two, 2, None)
+    assert {s.num_fewshot for s in scores} == {2}
+
+
+def test_every_cell_is_shown_the_same_examples():
+    first, again = (prompt(Tasks(settings("wordmath", num_fewshot=3), None)) for _ in range(2))
+    assert first == again
+
+
+# Bad input, and stock tasks; reading lm-eval's index takes some seconds, once
+
+
+def test_an_unknown_task_is_named_with_its_neighbour():
+    with pytest.raises(UserError, match=r"eval\.tasks=gsm8kk: lm-eval has no such task\. Did you mean .*gsm8k"):
+        Tasks(settings("gsm8kk"), None)
+
+
+def test_a_data_root_without_the_tasks_data_is_refused(tmp_path, offline):
+    with pytest.raises(UserError, match="The data of the task gsm8k can't be had from data_root="):
+        Tasks(settings("gsm8k"), str(tmp_path))
+
+
+def test_without_hub_and_data_root_the_remedy_is_said(offline, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(UserError, match=r"The data of the task gsm8k can't be had from the hub .*data_root="):
+        Tasks(settings("gsm8k"), None)
+
+
+@needs_data
+def test_stock_gsm8k_through_a_local_folder(bench):
+    assert len(Tasks(settings("gsm8k"), str(DATA)).sample["gsm8k"]) == 1319
+    tasks = Tasks(settings("gsm8k", limit=4, num_fewshot=1), str(DATA))
+    scores, items = score.score(bench.net, bench.tokenizer, tasks, 4, None)
+    found = {(s.metric, s.filter, s.n, s.num_fewshot, s.version) for s in scores}
+    assert found == {("exact_match", kind, 4, 1, "3.0") for kind in ("strict-match", "flexible-extract")}
+    assert len(items) == 8
+
+
+@needs_data
+@pytest.mark.slow
+def test_stock_mmlu_through_a_local_folder(bench):
+    tasks = Tasks(settings("mmlu", limit=57), str(DATA))
+    assert len(tasks.leaves) == 57
+    assert sum(len(task.eval_docs) for task in tasks.leaves.values()) == 14042
+    assert sum(map(len, tasks.sample.values())) == 57
+    (found,), items = score.score(bench.net, bench.tokenizer, tasks, 8, None)
+    assert (found.task, found.metric, found.n, found.num_fewshot) == ("mmlu", "acc", 57, 0)
+    assert set(items["subject"]) == set(tasks.sample)
+    assert items.groupby("subject").size().to_dict() == {name: len(v) for name, v in tasks.sample.items()}

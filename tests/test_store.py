@@ -1,0 +1,195 @@
+"""A study's folder: claims are exclusive and outlive nobody, plans add up, and its state can be told from it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from records import make_record
+
+from harness.errors import UserError
+from harness.record import RecordError, write
+from harness.sweep.status import describe
+from harness.sweep.store import Study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path, "demo")
+
+
+@pytest.fixture
+def lora():
+    return make_record("lora", 16, 32.0, 2e-4).cell
+
+
+def marker_of(study, cell):
+    return study.folder / ".harness" / "running" / f"{cell.name}.json"
+
+
+def leave_marker(study, cell, **fields):
+    """A marker as another process would have left it."""
+    path = marker_of(study, cell)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"host": os.uname().nodename, "pid": 1, "started": 1.0, "progress": {}} | fields))
+    return path
+
+
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_claim_is_exclusive_while_it_is_held(study, lora):
+    with study.claim(lora):
+        with (
+            pytest.raises(UserError, match=rf"{lora.name} is being run by process {os.getpid()} on "),
+            study.claim(lora),
+        ):
+            pass
+        with study.claim(make_record("full").cell):
+            assert len(study.running()) == 2
+        assert list(study.running()) == [lora.name]
+    assert study.running() == {}
+    with study.claim(lora):
+        pass
+
+
+def test_a_claim_is_released_when_its_cell_breaks(study, lora):
+    with pytest.raises(KeyboardInterrupt), study.claim(lora):
+        raise KeyboardInterrupt
+    assert not marker_of(study, lora).exists()
+
+
+def test_a_claim_notes_progress(study, lora):
+    with study.claim(lora) as note:
+        started = study.running()[lora.name]["started"]
+        note({"phase": "train", "step": 3})
+        marker = study.running()[lora.name]
+        assert marker["progress"] == {"phase": "train", "step": 3}
+        assert (marker["started"], marker["pid"]) == (started, os.getpid())
+
+
+def test_the_marker_of_a_dead_process_is_taken_over(study, lora):
+    leave_marker(study, lora, pid=dead_process())
+    assert study.running() == {}
+    with study.claim(lora):
+        assert study.running()[lora.name]["pid"] == os.getpid()
+
+
+def test_a_marker_of_another_machine_holds_whether_its_process_lives_or_not(study, lora):
+    path = leave_marker(study, lora, host="elsewhere", pid=dead_process())
+    with pytest.raises(UserError, match=rf"on elsewhere already .*delete {re.escape(str(path))}"), study.claim(lora):
+        pass
+    assert path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_an_unreadable_marker_is_nobody_running(study, lora, text):
+    leave_marker(study, lora).write_text(text)
+    assert study.running() == {}
+
+
+def test_a_marker_that_is_being_written_is_not_taken_over(study, lora):
+    path = leave_marker(study, lora)
+    path.write_text("")
+    with pytest.raises(UserError, match="is being run by another process already"), study.claim(lora):
+        pass
+    os.utime(path, (time.time() - 60, time.time() - 60))  # nobody takes a minute for it
+    with study.claim(lora):
+        assert study.running()[lora.name]["pid"] == os.getpid()
+
+
+def test_plans_add_up(study, lora):
+    full, dora = make_record("full").cell, make_record("dora", 16).cell
+    assert study.planned() == []
+    study.plan([lora, full])
+    study.plan([full, dora])
+    assert study.planned() == [lora, full, dora]
+
+
+@pytest.mark.parametrize("text", ["", "[{", "3", '[{"id": 1}]', "[3]", '{"a": 1}'])
+def test_a_damaged_plan_is_named(study, lora, text):
+    study.plan([lora])
+    path = study.folder / ".harness" / "plan.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"{re.escape(str(path))} is damaged; delete it"):
+        study.planned()
+
+
+def test_a_record_is_found_by_its_cell(study):
+    record = make_record("lora", 16, 32.0, 2e-4)
+    assert study.recorded(record.cell) is None
+    write(record, study.path(record.cell))
+    assert study.recorded(record.cell) == record
+
+
+def test_another_cell_under_the_same_name_is_not_taken_for_it(study):
+    record = make_record("lora", 16, 32.0, 2e-4)
+    write(record, study.path(record.cell))
+    record.cell.id = "another"
+    with pytest.raises(UserError, match=r"lora-.*\.json holds another cell under this name"):
+        study.recorded(record.cell)
+
+
+def test_a_truncated_record_is_not_taken_for_none(study, lora):
+    study.folder.mkdir()
+    study.path(lora).write_text("{")
+    with pytest.raises(RecordError, match="is not complete JSON"):
+        study.recorded(lora)
+
+
+def test_status_counts_and_names_cells(study, tmp_path):
+    done, failed, running, left = (
+        make_record("lora", 16, 32.0, 2e-4, seed, status=status)
+        for seed, status in enumerate(["ok", "oom", "ok", "ok"])
+    )
+    write(done, study.path(done.cell))
+    write(failed, study.path(failed.cell))
+    (study.folder / "broken.json").write_text("{")
+    study.plan(r.cell for r in (done, failed, running, left))
+    with study.claim(running.cell) as note:
+        note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4})
+        lines, problems = describe(tmp_path, "demo")
+    # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
+    assert lines[0] == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
+    assert lines[1] == f"  running  {running.cell.name}: train step 3 of 50, loss 2.500, 400 tokens/s, 0 s"
+    assert lines[2] == f"  oom      {failed.cell.name}: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert lines[3:] == [f"  left     {left.cell.name}"]
+    assert len(problems) == 1
+    assert "broken.json" in problems[0]
+
+
+def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
+    fast, slow = make_record("lora", 16), make_record("full")
+    fast.seconds, slow.seconds = 10.0, 1000.0
+    for record in (fast, slow):
+        write(record, study.path(record.cell))
+    left = [make_record("full", seed=seed).cell for seed in (1, 2)] + [make_record("lora", 16, seed=1).cell]
+    study.plan([fast.cell, slow.cell, *left])
+    assert describe(tmp_path, "demo")[0][0].endswith("3 left, about 34 min to go")  # 2,010 s
+    with study.claim(left[0]), study.claim(left[1]):
+        assert describe(tmp_path, "demo")[0][0].endswith("about 17 min to go")
+    study.plan([make_record("dora", 16).cell])  # of no method yet seen: the mean of all, 505 s
+    assert describe(tmp_path, "demo")[0][0].endswith("about 42 min to go")
+
+
+def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lora):
+    study.plan([lora])
+    assert (
+        describe(tmp_path, "demo")[0][0]
+        == "demo: 0 done, 0 running, 0 failed, 1 left, time left unknown until a cell is done"
+    )
+
+
+def test_nothing_left_takes_no_time(study, tmp_path):
+    record = make_record("lora", 16)
+    write(record, study.path(record.cell))
+    study.plan([record.cell])
+    assert describe(tmp_path, "demo") == (["demo: 1 done, 0 running, 0 failed, 0 left"], [])
