@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.record import RecordError, read_study, studies
+from harness.record import STUDY_NAME, RecordError, read_study, studies
 
 HELP = """\
 usage: python -m harness COMMAND [...]
@@ -116,6 +115,8 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
 def _studies(options: argparse.Namespace) -> list[str]:
     """The studies asked for; UserError if there is none."""
     results, name = options.results_dir, options.study
+    if name is not None and not STUDY_NAME.fullmatch(name):
+        raise UserError(f"--study {name} can't name a folder below {results}.")
     if not results.is_dir():
         raise UserError(f"There is no results folder {results}; run a sweep first, or name one with --results-dir.")
     found = studies(results)
@@ -132,10 +133,5 @@ def _complain(problems: list[str]) -> None:
         print(f"error: {problem}", file=sys.stderr)
 
 
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # `kill`, `timeout` and schedulers stop a sweep as Ctrl-C does
     sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness.errors import UserError
+from harness.record import STUDY_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -159,7 +160,7 @@ def check(config: DictConfig) -> None:
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*", config.study):
+    if not STUDY_NAME.fullmatch(config.study):
         raise UserError(f"study={config.study} can't name a folder: use letters, digits, '.', '_', '-' and '/'.")
     if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a record says about where it ran: versions, commit, processor. Standard library only; the job adds the device."""
+"""What a record says about where it ran: versions, commit, processor. The job adds the device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "torch transformers peft accelerate bitsandbytes galore-torch lm_eval datasets tokenizers numpy hydra-core".split()
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
+    *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
 
 
 def describe() -> dict[str, Any]:
-    """Versions (null where absent), python, platform, git commit and dirtiness, processor, its cores, memory in bytes."""
+    """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes."""
     return {
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",

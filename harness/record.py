@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA = 1
+STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder below results, never beside it
 
 Status = Literal["ok", "failed", "oom", "diverged"]
 PhaseName = Literal["load", "train", "merge", "score"]

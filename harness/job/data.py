@@ -20,7 +20,6 @@ from typing import Any
 import datasets
 import torch
 from hydra.errors import InstantiationException
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 

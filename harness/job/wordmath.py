@@ -904,8 +904,9 @@ def split_of(key: str) -> str:
 def capacity(split: str, max_steps: int = 4) -> int:
     """How many items `load` gives for a split at most.
 
-    Each number of steps has an equal share of the items, so the scarcest, the one-step problems, sets the limit. Nine tenths of the split's expected share is promised: a hash shares out only nearly evenly, and drawing the very
-    last keys by chance takes long.
+    Each number of steps has an equal share of the items, so the scarcest, the one-step problems, sets the limit. Nine
+    tenths of the split's expected share is promised: a hash shares out only nearly evenly, and drawing the very last
+    keys by chance takes long.
     """
     groups = [_BY_STEPS[steps] for steps in range(1, max_steps + 1)]
     return max_steps * min(int(0.9 * SHARES[split] * sum(t.size for t in group)) for group in groups)

@@ -91,6 +91,9 @@ class GridSweeper(Sweeper):
 
     def _plan(self, asked: list[list[str]]) -> list[list[str]]:
         """The points to run: equal ones once, recorded ones not at all. Raises UserError if one can't work."""
+        for key in ("study", "results_dir", "data_root"):
+            if len({o for point in asked for o in point if o.startswith(f"{key}=")}) > 1:
+                raise UserError(f"{key} can't be swept over: a sweep is one study; run one sweep for each {key}.")
         wanted: dict[str, tuple[Cell, list[str]]] = {}
         for point in asked:
             composed = self._loader.load_sweep_config(self.config, point)
