@@ -228,7 +228,7 @@ def test_the_probe_leaves_the_weights_as_they_are(tuned, method):
     before = {name: p.detach().clone() for name, p in bench.net.named_parameters()}
     stepped = []
     hook = bench.optimizer.optimizer.register_step_post_hook(lambda *_: stepped.append(True))
-    train.probe(bench.net, bench.optimizer, bench.steps, bench.settings, bench.accelerator)
+    train.probe(bench.net, bench.optimizer, bench.steps[0], bench.settings["max_grad_norm"], bench.accelerator)
     hook.remove()
     assert stepped
     for name, p in bench.net.named_parameters():

@@ -157,6 +157,11 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
         waiting = waiting[batch_size:]
 
 
+def padded(examples: list[Example]) -> int:
+    """Tokens of a batch of `examples`, its padding included."""
+    return len(examples) * max(len(e.ids) for e in examples)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Right-padded tensors of shape [sequences, longest], labels not shifted yet, and the counts of their tokens."""

@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 
 from harness import env, record
+from harness.errors import UserError
 from harness.job import data, device, merge, model, optim, score, train
 from harness.job.meter import Meter
 from harness.record import Cell, Failure, Parameters, Record
@@ -38,8 +39,8 @@ def check(cells: list[Cell], data_root: str | None) -> None:
 def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Report) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
-    report is told phases, and steps of training. Bad input raises UserError before anything is run; any other
-    failure is recorded with its phase, step and reason.
+    report is told phases, and steps of training. Bad input raises UserError and leaves no record; any other failure
+    is recorded with its phase, step and reason.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
@@ -52,6 +53,8 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
         job.run(result, path)
     except train.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
+    except UserError:
+        raise
     except Exception as error:
         traceback.print_exc()  # into the cell's log
         result.status = "oom" if _out_of_memory(error) else "failed"
@@ -121,15 +124,17 @@ class _Job:
             net, optimizer = self.accelerator.prepare(net, optimizer)
             accum, count = train_settings["grad_accum"], train_settings["max_steps"]
             order = data.batches(len(examples), size, count * accum, cell.seed)
-            micro = [collate([examples[i] for i in batch]) for batch in order]
-            steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
+            planned = [[[examples[i] for i in next(order)] for _ in range(accum)] for _ in range(count)]
+            steps = ([collate(batch) for batch in step] for step in planned)
+            largest = max(planned, key=lambda step: max(data.padded(batch) for batch in step))
             with self.meter.window("train") as memory:
                 result.train, result.validation = train.train(
                     net, optimizer, steps, train_settings, self.accelerator, validate, self._stepped
                 )
+                probe = [collate(batch) for batch in largest]
                 with self.meter.live(memory) as see:
                     see([*net.parameters(), *net.buffers(), optim.state(optimizer)])
-                    train.probe(net, optimizer, steps, train_settings, self.accelerator)
+                    train.probe(net, optimizer, probe, train_settings["max_grad_norm"], self.accelerator)
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 

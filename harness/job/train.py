@@ -101,21 +101,16 @@ def train(
 
 
 def probe(
-    model: nn.Module,
-    optimizer: Optimizer,
-    steps: list[list[Batch]],
-    settings: dict[str, Any],
-    accelerator: Accelerator,
+    model: nn.Module, optimizer: Optimizer, micro: list[Batch], max_grad_norm: float, accelerator: Accelerator
 ) -> None:
-    """Take the step with the largest micro-batch once more at learning rate 0, for memory to be watched.
+    """Take one more step, on `micro`, at learning rate 0, for its memory to be watched.
 
     The optimizer's state exists by then and the weights stay as they are, to the bit.
     """
-    largest = max(steps, key=lambda micro: max(batch.padded for batch in micro))
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     model.train()
-    take_step(model, optimizer, [b.to(accelerator.device) for b in largest], settings["max_grad_norm"], accelerator)
+    take_step(model, optimizer, [batch.to(accelerator.device) for batch in micro], max_grad_norm, accelerator)
 
 
 def take_step(
