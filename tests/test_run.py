@@ -164,12 +164,6 @@ def test_what_cannot_be_allocated_is_out_of_memory():
     assert not run._out_of_memory(RuntimeError("shape mismatch"))
 
 
-def test_a_sequence_too_long_for_its_limit_is_told(tmp_path):
-    record = recorded(tmp_path, "train.max_length=8")
-    assert (record.status, record.failure.phase) == ("failed", "load")
-    assert "train.max_length=8 leaves no token of the answer" in record.failure.reason
-
-
 # Bad input leaves no record
 
 
@@ -183,6 +177,12 @@ def test_bad_input_is_refused_before_anything_is_run(tmp_path, override, said):
         run.check([tiny(), cell], None)
     with pytest.raises(UserError, match=said):
         run_cell(tmp_path, cell)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_that_only_loading_shows_leaves_no_record_either(tmp_path):
+    with pytest.raises(UserError, match=r"train\.max_length=8 leaves no token of the answer"):
+        run_tiny(tmp_path, "train.max_length=8")
     assert list(tmp_path.iterdir()) == []
 
 
