@@ -382,12 +382,14 @@ def _environment_caption(records: list[Record]) -> list[str]:
 
 def _environment(record: Record) -> dict[str, str]:
     """What the caption says of a record's environment, which is a free dict: any part of it may be missing."""
-    device, versions, git = (
-        part if isinstance(part := record.environment.get(name), dict) else {} for name in ("device", "versions", "git")
+    device, cpu, versions, git = (
+        part if isinstance(part := record.environment.get(name), dict) else {}
+        for name in ("device", "cpu", "versions", "git")
     )
+    on_cpu = device.get("type") == "cpu"
     values = {
         "device type": device.get("type"),
-        "device": device.get("name"),
+        "device": f"{cpu.get('cores')} cores of {cpu.get('name')}" if on_cpu and cpu else device.get("name"),
         "precision": record.environment.get("precision"),
         "threads": record.environment.get("threads"),
         **{package: versions.get(package) for package in ("torch", "transformers", "peft", "lm_eval")},
