@@ -145,7 +145,8 @@ class _Job:
         self._enter("score")
         result.items = self.tasks.sample
         size, autocast = self.settings["eval"]["batch_size"], torch.bfloat16 if self.bf16 else None
-        with self.meter.window("score"):
+        with self.meter.window("score") as memory, self.meter.live(memory) as see:
+            see([*net.parameters(), *net.buffers()])
             result.scores, items = score.score(net, tokenizer, self.tasks, size, autocast)
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)
 
