@@ -40,8 +40,7 @@ def test_a_record_is_complete(lora):
     _, record, _ = lora
     assert (record.status, record.failure, record.study) == ("ok", None, "study")
     assert list(record.phases) == ["load", "train", "merge", "score"]
-    assert all(record.phases[name].memory.allocated_peak > 0 for name in ("load", "train", "merge"))
-    assert record.phases["score"].memory.allocated_peak is None  # watched on a GPU alone: it would slow scoring
+    assert all(phase.memory.allocated_peak > 0 for phase in record.phases.values())
     assert record.train.steps == len(record.train.step_seconds) == len(record.train.loss) == 4
     assert [point.step for point in record.validation] == [2, 4]
     assert {score.metric for score in record.scores} == {"acc", "acc_norm"}
