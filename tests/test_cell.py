@@ -53,7 +53,7 @@ def test_points_that_mean_different_runs_are_different_cells(cell):
         ("method=full", "seed=1"),
         ("method=galore",),
         ("method=galore", "rank=8"),
-        ("method=galore", "method.knobs.scale=2"),
+        ("method=galore", "method.knobs.scale=4"),
         ("method=base",),
         ("method=base", "eval.limit=3"),
         ("method=base", "train.max_length=64"),
@@ -80,11 +80,11 @@ def test_axes_that_a_method_does_not_use_are_null(cell):
     axes = {name: (c.rank, c.alpha, c.lr, c.seed) for name, c in used.items()}
     assert axes == {
         "lora": (16, 32, 2e-4, 3),
-        "galore": (16, None, 2e-4, 3),
+        "galore": (16, None, 2e-5, 3),
         "full": (None, None, 2e-5, 3),
         "base": (None, None, None, None),
     }
-    assert used["galore"].knobs["scale"] == 0.25
+    assert used["galore"].knobs["scale"] == 2
     assert used["lora"].knobs == {}
 
 

@@ -36,6 +36,19 @@ def lora(tmp_path_factory):
 # A whole cell
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_on_cuda_the_allocator_is_asked(tmp_path, method):
+    record = recorded(tmp_path, f"method={method}", "train.precision=auto")
+    assert (record.status, record.environment["device"]["type"]) == ("ok", "cuda")
+    for phase in record.phases.values():
+        assert 0 < phase.memory.allocated_peak <= phase.memory.reserved_peak
+    weights = 4 * record.parameters.total
+    if method == "full":  # weights, gradients and Adam's two moments, all in fp32
+        assert record.phases["train"].memory.allocated_peak >= 4 * weights
+
+
 def test_a_record_is_complete(lora):
     _, record, _ = lora
     assert (record.status, record.failure, record.study) == ("ok", None, "study")
