@@ -102,6 +102,12 @@ def test_an_untuned_cell_has_no_training(tmp_path):
 # Cells that break; each breaks for real
 
 
+def test_without_tasks_a_cell_has_its_cost_alone(tmp_path):
+    record = recorded(tmp_path, "method=lora", "eval.tasks=[]")
+    assert (record.status, record.scores, list(record.phases)) == ("ok", [], ["load", "train", "merge"])
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def test_breaking_in_load(tmp_path):
     record = recorded(tmp_path, "method=full", "method.load.dtype=float99")
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "load", None)

@@ -193,3 +193,10 @@ def test_stock_mmlu_through_a_local_folder(bench):
     assert (found.task, found.metric, found.n, found.num_fewshot) == ("mmlu", "acc", 57, 0)
     assert set(items["subject"]) == set(tasks.sample)
     assert items.groupby("subject").size().to_dict() == {name: len(v) for name, v in tasks.sample.items()}
+
+
+@needs_data
+@pytest.mark.slow
+def test_an_item_is_not_asked_for_by_two_tasks():
+    with pytest.raises(UserError, match="mmlu_anatomy asks for mmlu_anatomy again"):
+        Tasks(settings("mmlu", "mmlu_anatomy", limit=57), str(DATA))

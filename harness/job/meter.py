@@ -28,7 +28,7 @@ def synchronize() -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of live tensor storages on `device`; `peak` is the most since `watch` or the start.
+    """Counts bytes of live tensor storages on `device`; `peak` is the most there were.
 
     A storage counts once however many views it has, at its allocated size, from the first operation that takes or
     gives it until it is freed. What kernels allocate and free inside one operation is not seen.

@@ -142,6 +142,8 @@ class _Job:
         with self.meter.window("merge") as memory, self.meter.live(memory):
             net, result.merge = merge.merge(net, collate(held_out[:4]), self.accelerator)
 
+        if not self.tasks.leaves:
+            return  # eval.tasks=[]: a cell for its cost alone
         self._enter("score")
         result.items = self.tasks.sample
         size, autocast = self.settings["eval"]["batch_size"], torch.bfloat16 if self.bf16 else None

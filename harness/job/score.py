@@ -59,8 +59,10 @@ class Tasks:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         self.sample: dict[str, list[int]] = {}
-        for loaded in self.by_name.values():
+        for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
+            if twice := sorted(self.sample.keys() & sizes):
+                raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
             self.sample |= stratified(sizes, settings["limit"], settings["seed"])
 
     @staticmethod
