@@ -16,7 +16,7 @@ class Progress:
     """Shows a sweep over `total` cells on standard error."""
 
     def __init__(self, total: int):
-        self.total, self.done, self.records = total, 0, []
+        self.total, self.done = total, 0
         self._live = sys.stderr.isatty()
         self._cell: tqdm | None = None
         self._sweep = tqdm(
@@ -34,14 +34,13 @@ class Progress:
             return
         bar.set_description(event["phase"], refresh=False)
         bar.total, bar.n = event.get("of"), event.get("step", 0)
-        if "loss" in event:
-            bar.set_postfix_str(f"loss {event['loss']:.3f}, {event['tokens_per_second']:.0f} tok/s", refresh=False)
+        speed = f"loss {event['loss']:.3f}, {event['tokens_per_second']:.0f} tok/s" if "loss" in event else ""
+        bar.set_postfix_str(speed, refresh=False)
         bar.refresh()
 
     def end(self, record: Record) -> None:
         self.clear()
         self.done += 1
-        self.records.append(record)
         why = f": {record.failure.reason}" if record.failure else ""
         self._say(f"[{self.done}/{self.total}] {record.cell.name} {record.status} in {record.seconds:.0f} s{why}")
         self._sweep.update()
