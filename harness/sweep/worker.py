@@ -59,9 +59,10 @@ def run(cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dic
 
         def follow(event: dict) -> None:
             nonlocal last, noted
+            another = event["phase"] != last["phase"]
             last = event
             on_event(event)
-            if time.monotonic() - noted > 1:
+            if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
                 noted = time.monotonic()
                 note(event)
 
