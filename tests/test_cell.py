@@ -93,7 +93,7 @@ def test_axes_that_a_method_does_not_use_are_null(cell):
     [
         ("method=lora", "lora-r16-a32-lr2e-4-s0"),
         ("method=lora alpha=0.5 lr=1.5e-3 seed=12", "lora-r16-a0.5-lr1.5e-3-s12"),
-        ("method=galore rank=4", "galore-r4-lr2e-4-s0"),
+        ("method=galore rank=4", "galore-r4-lr2e-5-s0"),
         ("method=full", "full-lr2e-5-s0"),
         ("method=base_nf4", "base_nf4"),
         ("method=lora method.name='../a b'", ".._a_b-r16-a32-lr2e-4-s0"),  # no path, and one word
