@@ -23,8 +23,7 @@ from typing import Any, Literal
 SCHEMA = 1
 STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder below results, never beside it
 
-Status = Literal["ok", "failed", "oom", "diverged"]
-PhaseName = Literal["load", "train", "merge", "score"]
+Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
 
 
 class RecordError(Exception):
@@ -35,19 +34,51 @@ class RecordError(Exception):
 class Memory:
     """Peaks of one phase, in bytes.
 
-    allocated_peak: live tensor storages on the training device.
+    allocated_peak: live tensor storages on the device: what CUDA's allocator says, or a count of our own on CPU.
     reserved_peak: what CUDA's caching allocator held; null on CPU, which has no such allocator.
+    device_process: what NVML says the process held on the device at the window's end, its context included; null
+        where NVML does not say.
     process_peak: the process's resident set on the host.
     """
 
     allocated_peak: int | None = None
     reserved_peak: int | None = None
+    device_process: int | None = None
     process_peak: int | None = None
 
 
 @dataclass
+class Kinds:
+    """Bytes of live tensor storages, by what they hold; a quantised matrix counts what it takes, scales included.
+
+    weights: the base model's parameters and buffers; adapters: what the method added to them; optimizer: its state;
+    activations: everything else: saved activations, temporaries, the batch.
+    """
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+@dataclass
+class StepMemory:
+    """Live tensors of two optimizer steps on the largest batch, taken apart from the timed ones.
+
+    peak: at the moment when their sum was greatest.
+    resident: after the second step, gradients freed: what is held between steps.
+    largest: each kind's own greatest; these moments differ, so their sum is no peak.
+    """
+
+    peak: Kinds
+    resident: Kinds
+    largest: Kinds
+
+
+@dataclass
 class Phase:
-    """One window of a job (load, train, merge, score); no window overlaps another."""
+    """One window of a job (load, probe, train, infer, merge, score, …); no window overlaps another."""
 
     seconds: float
     memory: Memory
@@ -100,6 +131,10 @@ class Train:
     tokens_per_second_steady: median over the steps after warm-up of raw tokens / seconds.
     tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
+    laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
+    memory: of the probe steps. flops_per_token: of one, by torch's counter of matrix products and attention, a
+        padded token; what quantised kernels compute inside themselves is not seen.
+    joules: over all steps, of the whole device (NVML) or processor package (RAPL); null where neither can be read.
     """
 
     steps: int
@@ -110,15 +145,49 @@ class Train:
     tokens_per_second_amortised: float
     loss: list[LossPoint]
     batches: str
+    laps: dict[str, list[float]] = field(default_factory=dict)
+    memory: StepMemory | None = None
+    flops_per_token: float | None = None
+    joules: float | None = None
 
 
 @dataclass
 class Merge:
-    """Whether scoring used merged weights, and how far merging moved the logits of a validation batch."""
+    """Whether scoring used merged weights, and how far merging moved the logits of a validation batch.
+
+    dequantised: the base was quantised; its weights were expanded before the adapter was folded in.
+    seconds: of folding alone (and of dequantising), without the check of the logits.
+    """
 
     merged: bool
     reason: str | None = None
     max_logit_difference: float | None = None
+    dequantised: bool = False
+    seconds: float | None = None
+
+
+@dataclass
+class Inference:
+    """How fast one form of the model answers: greedy decoding with a cache of keys and values.
+
+    Each repeat reads prompts of `prompt_tokens` and decodes `new_tokens` for `batch_size` sequences at a time.
+    prefill_seconds: a repeat's time to the first token; decode_seconds: its time for all tokens after the first,
+    of which there are new_tokens - 1 a sequence.
+    """
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: list[float]
+    decode_seconds: list[float]
+
+
+@dataclass
+class Disk:
+    """Bytes of safetensors: of the saved adapter (null without one), and of all weights as they are served merged."""
+
+    adapter: int | None
+    model: int
 
 
 @dataclass
@@ -182,6 +251,8 @@ class Record:
     train: Train | None = None
     validation: list[ValidationPoint] = field(default_factory=list)
     merge: Merge | None = None
+    inference: dict[str, Inference] = field(default_factory=dict)  # by form: base, unmerged, merged
+    disk: Disk | None = None
     scores: list[Score] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
