@@ -45,12 +45,17 @@ class Method:
 
 @dataclass
 class Model:
-    """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised."""
+    """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised.
+
+    architecture: the dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no
+    hub; null: ask the model's own config.
+    """
 
     name: str = MISSING
     path: str = MISSING
     revision: str | None = None
     dtype: str = "bfloat16"
+    architecture: dict[str, Any] | None = None
 
 
 @dataclass

@@ -69,6 +69,13 @@ def test_where_a_cell_is_run_and_stored_is_no_part_of_it(cell, tmp_path):
     assert all(cell("method=lora", place).id == cell("method=lora").id for place in elsewhere)
 
 
+def test_the_architecture_is_no_part_of_a_cell(cell):
+    shipped = cell("method=lora", "model=llama_3_2_1b")
+    assert "architecture" not in shipped.settings["model"]
+    for other in ("model.architecture=null", "model.architecture.hidden_size=64", "+model.architecture.new=1"):
+        assert cell("method=lora", "model=llama_3_2_1b", other) == shipped
+
+
 def test_a_default_that_is_typed_is_the_default(cell):
     typed = ["lr=2e-4", "lr=0.0002", "alpha=32", "alpha=32.0", "rank=16", "seed=0", "lr_scale=1"]
     assert {cell("method=lora", setting).id for setting in typed} == {cell("method=lora").id}

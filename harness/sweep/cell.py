@@ -20,7 +20,8 @@ def from_config(config: DictConfig) -> Cell:
 
     Its id hashes the resolved settings without the raw axes, so that points that mean the same run (full
     fine-tuning at rank 8 and at rank 64; the untuned base at any seed or number of steps) are one cell.
-    Where it is run and stored (data_root, results_dir, study) is no part of it.
+    Where it is run and stored (data_root, results_dir, study) is no part of it, nor is the model's architecture: the
+    job takes that from the weights, so a corrected dimension changes no result.
 
     Raises UserError for settings that can't work.
     """
@@ -35,7 +36,7 @@ def from_config(config: DictConfig) -> Cell:
         seed = None
     settings = {
         "method": slots,
-        "model": {k: v for k, v in resolved["model"].items() if k != "name"},
+        "model": {k: v for k, v in resolved["model"].items() if k not in ("name", "architecture")},
         "data": resolved["data"],
         "eval": resolved["eval"],
         "train": train,
