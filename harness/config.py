@@ -5,16 +5,14 @@ Inert data: nothing here loads a model, touches a device or imports torch.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from harness.errors import UserError
+from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,12 +173,3 @@ def check(config: DictConfig) -> None:
         key, _, value = setting.partition("=")
         if str(OmegaConf.select(config, key)) == value:
             raise UserError(f"method={config.method.name} can't be combined with {setting}: {reason}")
-
-
-def one_of(key: str, value: str, options: Iterable[str]) -> None:
-    """Raise UserError, with the nearest option, unless `value` is one of `options`."""
-    options = list(options)
-    if value not in options:
-        near = difflib.get_close_matches(value, options, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")

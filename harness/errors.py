@@ -1,5 +1,19 @@
 """The one exception that means: the user gave us something that can't work."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong and what to do; it is shown without a traceback."""
+
+
+def one_of(key: str, value: str, options: Iterable[str]) -> None:
+    """Raise UserError, with the nearest option, unless `value` is one of `options`."""
+    options = list(options)
+    if value not in options:
+        near = difflib.get_close_matches(value, options, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")
