@@ -15,7 +15,7 @@ usage: python -m harness COMMAND [...]
   run method=dora rank=16 lr=1e-4        run one cell
   sweep NAME [overrides]                 run a named grid from sweeps/
   sweep method=lora,dora rank=8,16       run an ad-hoc grid
-  table [--study NAME] [--format md|csv|html|latex] [--out FILE]
+  table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
   status [--study NAME]                  what is done, running, failed, left
 
@@ -60,8 +60,17 @@ def table(arguments: list[str]) -> int:
     """Render the tables of one study or of all; a bad record is named and the good ones are rendered."""
     parser = _parser("table", "Render the comparison table of a study from its records.")
     parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser.add_argument(
+        "--columns",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        metavar="IDS",
+        help="show these columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a "
+        "value, an unknown one lists them",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
     options = parser.parse_args(arguments)
+    if options.columns and options.format == "csv":
+        raise UserError("--columns can't be combined with --format csv, which always has every number; leave one out.")
 
     from harness.report.table import comparison, render
 
@@ -70,7 +79,7 @@ def table(arguments: list[str]) -> int:
         records, bad = read_study(options.results_dir / name)
         problems += bad
         if records:
-            texts.append(render(comparison(records), options.format))
+            texts.append(render(comparison(records, options.columns), options.format))
     _complain(problems)
     if not texts:
         raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")

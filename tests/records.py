@@ -8,10 +8,15 @@ from typing import Any
 
 from harness.record import (
     Cell,
+    Disk,
     Failure,
+    Inference,
+    Kinds,
     Memory,
+    Merge,
     Parameters,
     Phase,
+    Probe,
     Record,
     Score,
     Status,
@@ -66,7 +71,10 @@ def make_record(
     study: str = "demo",
     environment: dict[str, Any] | None = None,
 ) -> Record:
-    """A record of `method`; a status other than ok means that training stopped at step 3 and scored nothing."""
+    """A record of `method` as the first version of the harness left it: `measured` adds what others do.
+
+    A status other than ok means that training stopped at step 3 and scored nothing; unfit that nothing was started.
+    """
     trainable, mib, steady, amortised, loss, accuracy = METHODS.get(method, METHODS["lora"])
     trained = method not in UNTRAINED
     if not trained:
@@ -84,10 +92,14 @@ def make_record(
         seconds=120.0,
         environment=ENVIRONMENT if environment is None else environment,
         parameters=Parameters(TOTAL + (trainable if trainable != TOTAL else 0), trainable),
-        phases={"load": Phase(2.0, Memory(300 * MIB, 320 * MIB, 900 * MIB))},
+        phases={"load": Phase(2.0, _memory(300, 320, 900))},
     )
     if trained:
-        record.phases["train"] = Phase(60.0, Memory(mib * MIB, (mib + 64) * MIB, 3000 * MIB))
+        record.phases["train"] = Phase(60.0, _memory(mib, mib + 64, 3000))
+    if status == "unfit":
+        record.parameters, record.phases, record.seconds = None, {}, 0.0
+        record.failure = Failure("plan", None, "It needs 96.0 GiB of 80.0 GiB. Lower the batch size.")
+        return record
     if status != "ok":
         reason = {"oom": "CUDA out of memory. Tried to allocate 2.00 GiB.", "diverged": "The loss is not finite."}
         record.failure = Failure("train", 3, reason.get(status, "RuntimeError: the weights | were lost"))
@@ -99,9 +111,42 @@ def make_record(
         record.validation = [ValidationPoint(25, 10_000, loss + 0.2), ValidationPoint(50, 20_000, loss)]
     else:
         record.validation = [ValidationPoint(0, 0, loss)]
-    record.phases["score"] = Phase(30.0, Memory(400 * MIB, 420 * MIB, 1500 * MIB))
+    record.phases["score"] = Phase(30.0, _memory(400, 420, 1500))
     record.scores = [make_score(accuracy)] if scores is None else scores
     return record
+
+
+def measured(record: Record, slowdown: float = 1.0) -> Record:
+    """`record`, with what it cost in detail; `slowdown` is of decoding."""
+    adapter = record.cell.method not in (*UNTRAINED, "full", "galore")
+    if train := record.train:
+        train.laps = {
+            name: [share * seconds for seconds in train.step_seconds]
+            for name, share in {"forward": 0.3, "backward": 0.6, "optimizer": 0.1}.items()
+        }
+        train.joules = 50_000.0
+        record.probe = Probe(_kinds(513, 19, 0, 37, 346), _kinds(513, 19, 0, 37, 0), 19 * MIB, 2e9)
+    elif record.cell.method in UNTRAINED:
+        record.probe = Probe(_kinds(513, 0, 0, 0, 96), _kinds(513, 0, 0, 0, 0), 0, 6e8)
+    device = record.environment["device"] | {"matmul_flops_per_second": 4e12}
+    record.environment = record.environment | {"device": device}
+    fast = Inference(8, 128, 65, [0.24, 0.25, 0.26], [slowdown * seconds for seconds in (0.63, 0.64, 0.65)])
+    slow = Inference(8, 128, 65, [0.5, 0.5, 0.5], [slowdown * 1.28] * 3)
+    disabled = Inference(8, 128, 65, [0.2] * 3, [0.512] * 3)
+    record.inference = {"merged" if record.train else "base": fast}
+    if adapter:
+        record.inference |= {"base": disabled, "unmerged": slow}
+    record.merge = Merge(True, None, 0.001, seconds=0.125) if adapter else None
+    record.disk = Disk(18 * MIB if adapter else None, 257 * MIB)
+    return record
+
+
+def _kinds(*mib: int) -> Kinds:
+    return Kinds(*(n * MIB for n in mib))
+
+
+def _memory(allocated: int, reserved: int, process: int) -> Memory:
+    return Memory(allocated * MIB, reserved * MIB, process_peak=process * MIB)
 
 
 def make_study() -> list[Record]:

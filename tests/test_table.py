@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
-from records import ENVIRONMENT, MIB, make_record, make_score, make_study
+from records import ENVIRONMENT, MIB, make_record, make_score, make_study, measured
 
+from harness.errors import UserError
 from harness.record import ValidationPoint, write
-from harness.report.frame import frame, setting_texts
+from harness.report.columns import COLUMNS
+from harness.report.frame import setting_texts
 from harness.report.table import comparison, render
 
 EXACT_MATCH = "gsm8k exact_match strict-match (%)"
@@ -34,7 +37,7 @@ def rows(table):
 
 
 def row(table, method, setting=None):
-    (found,) = [r for r in rows(table) if r["Method"] == method and setting in (None, r["Setting"])]
+    (found,) = [r for r in rows(table) if r["Method"] == method and setting in (None, r.get("Setting"))]
     return found
 
 
@@ -87,10 +90,10 @@ def test_the_numbers_of_a_study():
     assert row(table, "full")["Validation loss"] == "1.235"  # 1.2346
 
 
-def test_amortised_speed_has_a_column_only_where_it_differs():
-    table = comparison([r for r in make_study() if r.cell.method != "galore"])
-    assert "Tokens/s amortised" not in table.columns
-    assert "Amortised" not in caption(table)
+def test_amortised_speed_is_shown_where_it_is_measured_even_if_it_is_no_different():
+    columns = comparison([make_record("lora"), make_record("full")]).columns
+    assert "Tokens/s amortised" in columns
+    assert "Tokens/s amortised" not in comparison([make_record("base")]).columns
 
 
 def test_seeds_are_averaged_and_widen_the_error():
@@ -159,6 +162,150 @@ def test_scores_over_other_items_are_not_compared():
     assert "Warning: cells were scored differently on gsm8k" in caption(table)
 
 
+# Columns
+
+COSTS = ["kinds", "resident", "p95", "parts", "projection", "utilisation", "energy", "prefill", "decode"]
+COSTS += ["decode_ratio", "merge", "disk", "load", "score_time"]
+
+
+def test_what_a_cell_cost_in_detail():
+    table = comparison([measured(make_record("full")), measured(make_record("lora"))], ["method", "memory", *COSTS])
+    lora = {
+        "Method": "lora",
+        "Peak train memory": "915 MiB (1.00×)",  # 513 + 19 + 0 + 37 + 346, and full was given the same
+        "Weights / adapters / gradients / optimizer / activations": "513 / 19 / 0 / 37 / 346 MiB",
+        "Resident memory": "569 MiB",
+        "Step p95": "808 ms",  # 20,000 tokens at 495/s in 50 equal steps
+        "Forward / backward / optimizer": "30 / 60 / 10%",
+        "Projection share": "0.00%",
+        "Utilisation": "32.0%",  # 2e9 operations × 500 × 25,600 / 20,000 padded tokens/s of 4e12
+        "Joules/token": "2.50",  # 50,000 over 20,000
+        "Prefill tokens/s": "2,048 → 4,096",  # 8 × 128 in 0.5 s, in 0.25 s
+        "Decode tokens/s": "400 → 800",  # 8 × 64 in 1.28 s, in 0.64 s
+        "Merged decode": "1.00×",
+        "Merge time": "125 ms",
+        "Size on disk": "18 / 257 MiB",
+        "Load time": "2.00 s",
+        "Score time": "30.0 s",
+    }
+    assert row(table, "lora") == lora
+    full = row(table, "full")
+    assert (full["Prefill tokens/s"], full["Decode tokens/s"]) == ("4,096", "800")
+    assert comparison([measured(make_record("base"))], ["decode"]).rows == [["800"]]
+    assert (full["Merge time"], full["Size on disk"]) == ("–", "– / 257 MiB")
+    text = caption(table)
+    assert "Inference was measured with 128 tokens read and 65 written, 8 sequences at a time, greedily." in text
+    assert "Utilisation is the counted operations of median steps" in text
+    assert "Tokens/s counts" not in text
+    assert "Scores:" not in text
+
+
+@pytest.mark.parametrize(
+    ("mib", "shown"),
+    [
+        ((20_480, 512, 0, 1, 9_000), "20 / 0.5 / 0 / 0.00098 / 8.8 GiB"),
+        ((5_253, 0, 0, 0.25, 12.5), "5,253 / 0 / 0 / 0.25 / 12 MiB"),
+        ((0.5, 0.25, 0, 0, 0.125), "512 / 256 / 0 / 0 / 128 KiB"),
+    ],
+)
+def test_kinds_of_memory_share_the_unit_of_the_greatest(mib, shown):
+    record = measured(make_record("lora"))
+    peak = record.probe.peak
+    peak.weights, peak.adapters, peak.gradients, peak.optimizer, peak.activations = (int(n * MIB) for n in mib)
+    assert comparison([record], ["kinds"]).rows == [[shown]]
+
+
+def test_decoding_is_compared_as_the_model_is_served():
+    study = [measured(make_record("lora")), measured(make_record("full")), measured(make_record("dora"), 2.0)]
+    table = comparison([*study, make_record("galore")], ["method", "decode_ratio"])
+    full, dora = (re.fullmatch(r"(.*)× \((.*)–(.*)\)", row(table, m)["Merged decode"]) for m in ("full", "dora"))
+    assert full[1] == "1.00"
+    assert 0.96 <= float(full[2]) <= 1 <= float(full[3]) <= 1.04  # medians of three lie within 0.63 and 0.65
+    assert dora[1] == "0.50"
+    assert 0.48 <= float(dora[2]) < 0.5 < float(dora[3]) <= 0.52
+    assert row(table, "galore")["Merged decode"] == "–"
+    assert "No finished lora row" not in caption(table)
+    assert "No finished lora row: merged decode ratios can't be shown." in caption(
+        comparison(study[1:], ["method", "decode_ratio"])
+    )
+
+
+def test_an_adapter_that_was_not_merged_has_one_rate_and_is_not_served():
+    record = measured(make_record("qlora"))
+    del record.inference["merged"]
+    table = comparison([measured(make_record("lora")), record], ["decode", "decode_ratio"])
+    assert table.rows == [["400 → 800", "1.00×"], ["400", "–"]]
+
+
+def test_details_are_averaged_over_seeds():
+    records = [measured(make_record("lora", seed=0)), measured(make_record("lora", seed=1), 2.0)]
+    table = comparison([*records, measured(make_record("full"))], ["seeds", "decode", "decode_ratio"])
+    assert table.rows[1] == ["2", "300 → 600", "1.00×"]  # (400 + 200) / 2, (800 + 400) / 2
+    assert table.rows[0][2].startswith("1.33× (")  # 800 / 600
+
+
+def test_details_of_few_columns_stand_in_the_default_table():
+    old, new = comparison(make_study()), comparison([measured(record) for record in make_study()])
+    assert set(new.columns) - set(old.columns) == {
+        "Weights / adapters / gradients / optimizer / activations",
+        "Decode tokens/s",
+    }
+    assert "Decode" not in caption(old)
+    assert "Decode is the rate of writing tokens" in caption(new)
+
+
+def test_all_columns_are_those_that_have_a_value():
+    old = comparison(make_study(), ["all"])
+    assert old.columns[:3] == ["Study", "Model", "Data"]
+    assert {"Step p95", "Load time", "Score time"} <= set(old.columns)
+    assert not {"Utilisation", "Resident memory", "Merged decode", "Size on disk"} & set(old.columns)
+    assert len(comparison([measured(record) for record in make_study()], ["all"]).columns) == len(COLUMNS)
+
+
+def test_chosen_columns_stand_in_the_order_asked_for():
+    table = comparison(make_study(), ["decode", "method", "method"])
+    assert table.columns == ["Decode tokens/s", "Method"]
+    assert table.rows[0] == ["–", "base"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("fmt", ["md", "html", "latex"])
+def test_every_column_renders_alone(name, fmt):
+    for records in ([], [make_record("lora", status="unfit")], [measured(r) for r in make_study()]):
+        text = render(comparison(records, [name]), fmt)
+        assert "U+" not in text
+        assert "{within}" not in text
+
+
+def test_inference_measured_differently_is_warned_of():
+    lora, dora = measured(make_record("lora")), measured(make_record("dora"))
+    dora.inference["merged"].batch_size = 1
+    assert "Warning: inference was measured differently: 128 tokens read" in caption(comparison([lora, dora]))
+
+
+def test_an_unknown_column_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"columns=decoding is unknown\. Did you mean decode\? There is: study, .* all"):
+        comparison([], ["decoding"])
+
+
+def test_columns_are_chosen_on_the_command_line(harness, tmp_path):
+    for record in make_study():
+        write(measured(record), tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    run = harness("table", "--columns", "method, kinds")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "| Method   |   Weights / adapters / gradients / optimizer / activations |" in run.stdout
+    assert "Tokens/s" not in run.stdout
+    for arguments, said in [
+        (["--columns", "metod"], "columns=metod is unknown. Did you mean method?"),
+        (["--columns", ""], "columns= is unknown."),
+        (["--columns", "all", "--format", "csv"], "--columns can't be combined with --format csv"),
+    ]:
+        run = harness("table", *arguments)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert run.stderr.startswith(f"error: {said}")
+        assert run.stderr.count("\n") == 1
+
+
 # Settings
 
 
@@ -204,7 +351,18 @@ def test_a_failed_full_row_is_no_reference():
 def test_memory_is_never_the_process_peak():
     record = make_record("lora")
     record.phases["train"].memory.allocated_peak = None
-    assert row(comparison([record]), "lora")["Peak train memory"] == "–"
+    assert row(comparison([record], ["method", "memory"]), "lora")["Peak train memory"] == "–"
+    assert "Peak train memory" not in comparison([record]).columns
+
+
+def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
+    table = comparison([make_record("full", status="unfit"), make_record("lora")])
+    assert row(table, "full")["Status"] == "unfit"
+    assert set(row(table, "full").values()) == {"full", "unfit", "–"}
+    assert re.fullmatch(
+        r"Cells that were not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1]
+    )
+    assert "Failed cells" not in caption(table)
 
 
 def test_missing_references_are_named():
@@ -277,15 +435,6 @@ def test_csv_holds_raw_numbers():
     assert galore["alpha"] == ""
     assert float(galore["gsm8k/exact_match/strict-match"]) == 0.225
     assert [r["gsm8k/exact_match/strict-match"] for r in found if r["status"] == "oom"] == [""]
-
-
-def test_the_frame_has_nulls_and_no_zeros_for_what_was_not_measured():
-    table = frame([make_record("lora", 16, status="oom"), make_record("base")])
-    absent = ["steps", "tokens_per_second_steady", "validation_loss", "gsm8k/exact_match/strict-match"]
-    assert table.loc[0, absent].isna().all()
-    assert table.loc[0, "trainable_share"] == pytest.approx(4_884_480 / 139_399_488)
-    assert table.loc[1, ["rank", "seed", "train_allocated_peak"]].isna().all()
-    assert table.loc[1, "trainable"] == 0
 
 
 class Tags(HTMLParser):

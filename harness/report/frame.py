@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, fields
+from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from harness.record import Record, Score
+from harness.record import Inference, Kinds, Record, Score, Train
 
-COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "train_process_peak"]
-COUNTS += ["steps", "raw_tokens"]
+TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
+KINDS = [kind.name for kind in fields(Kinds)]
+FORMS = ["base", "unmerged", "merged"]
+COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
+COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
+COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -21,25 +28,75 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     study, name, method, model, data    text
     rank, alpha, lr, seed               the cell's axes; null where the method does not use them
     setting                             the axes, knobs and other varying settings as text: `setting_texts`
-    status                              ok, failed, oom or diverged
+    status                              ok, failed, oom, diverged or unfit
     failed_phase, failed_step, reason   where and why, for a cell that is not ok
+    seconds                             the whole job
     trainable, total                    weights
     trainable_share                     trainable / total, a fraction of 1
-    train_allocated_peak                bytes: peak of live tensors on the training device, in training
-    train_process_peak                  bytes: peak of the process's resident set on the host, in training
+    validation_loss                     the last one, nats per token
+
+    Memory, in bytes:
+
+    train_allocated_peak                peak of live tensors in a training step: `train_memory`
+    peak_KIND                           its parts: weights, adapters, gradients, optimizer, activations; those of a
+                                        forward pass for an untuned model
+    resident                            live tensors held between two steps, or after that pass
+    gradients                           of all trainable weights; peak_gradients is what of them lived at the peak
+    train_reserved_peak                 peak of what CUDA's allocator held, in training
+    train_device_process                what NVML says the process held on the device, in training
+    train_process_peak                  peak of the process's resident set on the host, in training
+
+    Training:
+
+    steps, raw_tokens                   optimizer steps and non-padding tokens trained on
     tokens_per_second_steady            raw tokens / second, median over the steps after warm-up
     tokens_per_second_amortised         raw tokens / second, over all steps
-    steps, raw_tokens                   optimizer steps and non-padding tokens trained on
-    validation_loss                     the last one, nats per token
-    seconds                             the whole job
+    step_seconds_median, …_p95          over the steps after warm-up
+    forward_share, backward_share, optimizer_share      of the seconds of all steps, a fraction of 1
+    projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
+                                        new projections, and whatever else is slow now and then
+    flops_per_token                     of a padded token; of a forward pass for an untuned model
+    utilisation                         flops_per_token × padded tokens/s at the steady rate / the device's measured
+                                        peak of matrix products, a fraction of 1
+    joules_per_token                    over all steps, a raw token
+
+    Inference; FORM is base, unmerged or merged:
+
+    FORM_prefill_tokens_per_second      tokens read / second, median over repeats
+    FORM_decode_tokens_per_second       tokens written / second after the first of each sequence, likewise
+    FORM_first_token_seconds            to the first token of a batch, likewise
+    FORM_token_seconds                  between two tokens of a sequence, likewise
+
+    The rest of a job:
+
+    load_seconds, train_seconds, score_seconds          these phases
+    merge_seconds                       of folding the adapter in alone
+    logit_difference                    greatest by which merging moved a logit of a validation batch
+    adapter_bytes, model_bytes          on disk: the adapter, and all weights as they are served
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
     TASK/METRIC/FILTER:stderr, …:n      its standard error over items, and how many items
     """
     table = pd.DataFrame(
         [_row(record, setting) for record, setting in zip(records, setting_texts(records), strict=True)]
     )
-    counts = [name for name in table.columns if name in COUNTS or name.endswith(":n")]
-    return table.astype(dict.fromkeys(counts, "Int64"))  # nullable: a missing count must not turn the others to floats
+    # Int64 is nullable: a missing count must not turn the others to floats
+    kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in table.columns}
+    return table.astype({name: kind for name, kind in kinds.items() if name not in TEXTS})
+
+
+def measures(record: Record) -> dict[str, float | None]:
+    """What `record` measured apart from its scores, by the names of `frame`'s columns."""
+    train, phases = record.train, record.phases
+    numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
+    numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
+    numbers |= {"train_allocated_peak": train_memory(record)}
+    numbers |= _each(record.probe, PROBE)
+    numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
+    numbers |= {**_each(train, TRAINING), "utilisation": _utilisation(record)}
+    for form in FORMS:
+        numbers |= {f"{form}_{name}": value for name, value in _each(record.inference.get(form), INFERENCE).items()}
+    numbers |= {f"{name}_seconds": phases[name].seconds if name in phases else None for name in PHASES}
+    return numbers | _each(record.merge, MERGE) | _each(record.disk, DISK)
 
 
 def score_name(score: Score) -> str:
@@ -48,14 +105,22 @@ def score_name(score: Score) -> str:
 
 
 def train_memory(record: Record) -> int | None:
-    """Peak bytes of live tensors in training, or None; the process's peak is another quantity and no stand-in."""
-    phase = record.phases.get("train")
+    """Peak bytes of live tensors in a training step, or None; the process's peak is another quantity and no stand-in.
+
+    The sum of the kinds at the probe's peak; records from before the kinds were told apart, and cells that failed in
+    the probe, have the phase's peak alone. An untuned model has none: its probe is no training step.
+    """
+    if record.parameters is None or not record.parameters.trainable:
+        return None
+    if record.probe:
+        return sum(astuple(record.probe.peak))
+    phase = record.phases.get("train") or record.phases.get("probe")
     return phase.memory.allocated_peak if phase else None
 
 
-def validation_loss(record: Record) -> float | None:
-    """The last validation loss in nats per token, or None."""
-    return record.validation[-1].loss if record.validation else None
+def decoded_tokens(speed: Inference) -> int | None:
+    """Tokens that a repeat decodes after the first of each sequence, or None if there are none."""
+    return speed.batch_size * (speed.new_tokens - 1) or None
 
 
 def setting_texts(records: Sequence[Record]) -> list[str]:
@@ -79,8 +144,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
 
 
 def _row(record: Record, setting: str) -> dict[str, Any]:
-    cell, failure, parameters, train = record.cell, record.failure, record.parameters, record.train
-    phase = record.phases.get("train")
+    cell, failure = record.cell, record.failure
     row = {
         "study": record.study,
         "name": cell.name,
@@ -96,22 +160,106 @@ def _row(record: Record, setting: str) -> dict[str, Any]:
         "failed_phase": failure.phase if failure else None,
         "failed_step": failure.step if failure else None,
         "reason": failure.reason if failure else None,
-        "trainable": parameters.trainable if parameters else None,
-        "trainable_share": parameters.trainable / parameters.total if parameters else None,
-        "total": parameters.total if parameters else None,
-        "train_allocated_peak": train_memory(record),
-        "train_process_peak": phase.memory.process_peak if phase else None,
-        "tokens_per_second_steady": train.tokens_per_second_steady if train else None,
-        "tokens_per_second_amortised": train.tokens_per_second_amortised if train else None,
-        "steps": train.steps if train else None,
-        "raw_tokens": train.tokens.raw if train else None,
-        "validation_loss": validation_loss(record),
-        "seconds": record.seconds,
+        **measures(record),
     }
     for score in record.scores:
         name = score_name(score)
         row |= {name: score.value, f"{name}:stderr": score.stderr, f"{name}:n": score.n}
     return row
+
+
+# What each part of a record tells, by the name of its column
+
+Quantities = Mapping[str, Callable[[Any], float | None]]
+
+
+def _each(part: Any | None, quantities: Quantities) -> dict[str, float | None]:
+    """The `quantities` of a record's part, all null for a part that it lacks."""
+    return {name: None if part is None else of(part) for name, of in quantities.items()}
+
+
+def _ratio(value: float | None, of: float | None) -> float | None:
+    return value / of if value is not None and of else None
+
+
+def _quantile(values: list[float], share: float) -> float | None:
+    return float(np.quantile(values, share)) if values else None
+
+
+def _steady(train: Train) -> list[float]:
+    return train.step_seconds[train.warmup_steps :]
+
+
+def _share(train: Train, lap: str) -> float | None:
+    return _ratio(sum(train.laps[lap]), sum(train.step_seconds)) if lap in train.laps else None
+
+
+def _projection_share(train: Train) -> float | None:
+    laps = train.laps.get("optimizer")
+    if not laps:
+        return None
+    usual = median(laps)
+    return _ratio(sum(lap - usual for lap in laps if lap > 2 * usual), sum(train.step_seconds))
+
+
+def _utilisation(record: Record) -> float | None:
+    train, probe = record.train, record.probe
+    if train is None or probe is None or not train.tokens.raw:
+        return None
+    device = record.environment.get("device")  # a free dict: any part of it may be missing
+    peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
+    padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
+    return _ratio(probe.flops_per_token * padded, peak)
+
+
+PHASES = ["load", "train", "score"]
+
+PARAMETERS: Quantities = {
+    "trainable": lambda p: p.trainable,
+    "total": lambda p: p.total,
+    "trainable_share": lambda p: p.trainable / p.total,
+}
+
+PROBE: Quantities = {
+    **{f"peak_{kind}": lambda probe, kind=kind: getattr(probe.peak, kind) for kind in KINDS},
+    "resident": lambda probe: sum(astuple(probe.resident)),
+    "gradients": lambda probe: probe.gradients,
+    "flops_per_token": lambda probe: probe.flops_per_token,
+}
+
+PHASE_MEMORY: Quantities = {
+    "train_reserved_peak": lambda memory: memory.reserved_peak,
+    "train_device_process": lambda memory: memory.device_process,
+    "train_process_peak": lambda memory: memory.process_peak,
+}
+
+TRAINING: Quantities = {
+    "steps": lambda train: train.steps,
+    "raw_tokens": lambda train: train.tokens.raw,
+    "tokens_per_second_steady": lambda train: train.tokens_per_second_steady,
+    "tokens_per_second_amortised": lambda train: train.tokens_per_second_amortised,
+    "step_seconds_median": lambda train: _quantile(_steady(train), 0.5),
+    "step_seconds_p95": lambda train: _quantile(_steady(train), 0.95),
+    "forward_share": lambda train: _share(train, "forward"),
+    "backward_share": lambda train: _share(train, "backward"),
+    "optimizer_share": lambda train: _share(train, "optimizer"),
+    "projection_share": _projection_share,
+    "joules_per_token": lambda train: _ratio(train.joules, train.tokens.raw),
+}
+
+INFERENCE: Quantities = {
+    "prefill_tokens_per_second": lambda s: _ratio(s.batch_size * s.prompt_tokens, _quantile(s.prefill_seconds, 0.5)),
+    "decode_tokens_per_second": lambda s: _ratio(decoded_tokens(s), _quantile(s.decode_seconds, 0.5)),
+    "first_token_seconds": lambda s: _quantile(s.prefill_seconds, 0.5),
+    "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), s.new_tokens - 1),
+}
+
+MERGE: Quantities = {
+    "merge_seconds": lambda merge: merge.seconds,
+    "logit_difference": lambda merge: merge.max_logit_difference,
+}
+
+DISK: Quantities = {"adapter_bytes": lambda disk: disk.adapter, "model_bytes": lambda disk: disk.model}
 
 
 def _axes(record: Record) -> str:

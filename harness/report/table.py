@@ -14,19 +14,15 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from statistics import mean, variance
 
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record, Score
-from harness.report.frame import frame, score_name, setting_texts, train_memory, validation_loss
+from harness.record import Record
+from harness.report.columns import ABSENT, COLUMNS, Row, choose, group, several_seeds, texts
+from harness.report.frame import frame
 
-METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "qdora", "galore"]
-PLACE = ["Study", "Model", "Data"]
-TEXT_COLUMNS = [*PLACE, "Method", "Setting", "Status"]
-ABSENT = "–"
+TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status"]
 
 
 @dataclass
@@ -40,95 +36,25 @@ class Table:
     data: pd.DataFrame = field(repr=False)
 
 
-@dataclass
-class Estimate:
-    """A score over the seeds of a row. Two are comparable when `of` is equal: items, shots and task version."""
-
-    value: float
-    stderr: float | None
-    of: tuple[int, int, str]
-
-
-@dataclass
-class Row:
-    """The records of one method in one setting, which differ in their seeds alone.
-
-    Means are over the finished records; over all of them when none finished, so that a failed cell shows what it
-    measured. Only finished rows are compared with others.
-    """
-
-    place: tuple[str, str, str]
-    method: str
-    setting: str
-    rank: int | None
-    records: list[Record]
-
-    @cached_property
-    def finished(self) -> bool:
-        return any(record.status == "ok" for record in self.records)
-
-    @cached_property
-    def measured(self) -> list[Record]:
-        return [record for record in self.records if record.status == "ok"] or self.records
-
-    @cached_property
-    def memory(self) -> float | None:
-        return _mean(train_memory(record) for record in self.measured)
-
-    @cached_property
-    def steady(self) -> float | None:
-        return _mean(record.train.tokens_per_second_steady for record in self.measured if record.train)
-
-    @cached_property
-    def amortised(self) -> float | None:
-        return _mean(record.train.tokens_per_second_amortised for record in self.measured if record.train)
-
-    @cached_property
-    def loss(self) -> float | None:
-        return _mean(validation_loss(record) for record in self.measured)
-
-    @cached_property
-    def scores(self) -> dict[str, Estimate]:
-        found = defaultdict(list)
-        for record in self.measured:
-            for score in record.scores:
-                found[score_name(score)].append(score)
-        return {name: _estimate(scores) for name, scores in found.items()}
-
-
-def comparison(records: Sequence[Record]) -> Table:
+def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) -> Table:
     """The comparison of `records`, usually those of one study; never raises for cells that failed or are missing.
+
+    columns: which to show, in this order, by their ids in `COLUMNS`; ["all"] shows every one that has a value, None
+    those of them that stay readable side by side. UserError for an unknown id.
 
     The error of a score is its standard error over items for one seed, and sqrt(mean(stderr²) + var(values, ddof=1)/k)
     for k seeds: all seeds answer the same items, so the items' part does not shrink with k.
     """
-    rows = _rows(records)
-    base, full, lora = _base(rows), _full(rows), _lora(rows)
-    places = {row.place for row in rows}
-    varying = [i for i in range(len(PLACE)) if len({place[i] for place in places}) > 1]
-    several = any(len(row.measured) > 1 for row in rows)
-    gap = any(row.steady and row.amortised and abs(row.amortised / row.steady - 1) > 0.05 for row in rows)
-
-    columns: dict[str, Callable[[Row], str]] = {PLACE[i]: lambda row, i=i: row.place[i] for i in varying}
-    columns["Method"] = lambda row: row.method
-    columns["Setting"] = lambda row: row.setting or ABSENT
-    if several:
-        columns["Seeds"] = lambda row: str(len(row.measured)) if row.measured[0].cell.seed is not None else ABSENT
-    columns["Trainable"] = _trainable
-    columns["Peak train memory"] = lambda row: _with_ratio(row, full, lambda r: r.memory, _bytes)
-    columns["Tokens/s"] = lambda row: _with_ratio(row, lora, lambda r: r.steady, _rate)
-    if gap:
-        columns["Tokens/s amortised"] = lambda row: _with_ratio(row, lora, lambda r: r.amortised, _rate)
-    for name, score in _score_columns(rows).items():
-        header, percent = _score_header(score, rows)
-        columns[header] = lambda row, name=name, percent=percent: _score(row, base, name, percent)
-    columns["Validation loss"] = lambda row: _significant(row.loss)
-    columns["Status"] = _status
+    rows = group(records)
+    names = choose(columns, rows)
+    shown = [(name, header, column) for name in names for header, column in texts(name, rows).items()]
+    if columns is None or "all" in columns:
+        shown = [(name, header, column) for name, header, column in shown if not rows or set(column) != {ABSENT}]
     return Table(
         title=", ".join(sorted({record.study for record in records})) or "No records",
-        columns=list(columns),
-        rows=[[cell(row) for cell in columns.values()] for row in rows],
-        caption=_caption(rows, gap),
+        columns=[header for _, header, _ in shown],
+        rows=[[column[i] for _, _, column in shown] for i in range(len(rows))],
+        caption=_caption(rows, list(dict.fromkeys(name for name, _, _ in shown)), "scores" in names),
         data=frame([record for row in rows for record in row.records]),
     )
 
@@ -146,155 +72,22 @@ def render(table: Table, fmt: str) -> str:
     return FORMATS[fmt](table)
 
 
-# Rows, and which row another is compared with
-
-
-def _rows(records: Sequence[Record]) -> list[Row]:
-    groups = defaultdict(list)
-    for record, setting in zip(records, setting_texts(records), strict=True):
-        cell = record.cell
-        place = (record.study, cell.model, cell.data)
-        order = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
-        axes = tuple((value is not None, value or 0) for value in (cell.rank, cell.alpha, cell.lr))
-        groups[place, order, cell.method, axes, setting].append(record)
-    return [
-        Row(place, method, setting, group[0].cell.rank, sorted(group, key=lambda record: record.cell.seed or 0))
-        for (place, _, method, _, setting), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def _base(rows: list[Row]) -> Callable[[Row], list[Row]]:
-    """A row's base rows, best first: those of its own data, then others of its model, whose weights are the same."""
-    bases = [row for row in rows if row.method == "base" and row.finished]
-    return lambda row: sorted(
-        (base for base in bases if base.place[:2] == row.place[:2]), key=lambda base: base.place != row.place
-    )
-
-
-def _full(rows: list[Row]) -> Callable[[Row], list[Row]]:
-    found = [row for row in rows if row.method == "full" and row.finished]
-    return lambda row: [full for full in found if full.place == row.place]
-
-
-def _lora(rows: list[Row]) -> Callable[[Row], list[Row]]:
-    """A row's lora rows, best first: those of its rank."""
-    found = [row for row in rows if row.method == "lora" and row.finished]
-    return lambda row: sorted(
-        (lora for lora in found if lora.place == row.place), key=lambda lora: lora.rank != row.rank
-    )
-
-
-# Numbers
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if known else None
-
-
-def _estimate(scores: list[Score]) -> Estimate:
-    values, errors = [score.value for score in scores], [score.stderr for score in scores]
-    stderr = None
-    if None not in errors:
-        seeds = variance(values) / len(values) if len(values) > 1 else 0.0
-        stderr = (mean(error**2 for error in errors) + seeds) ** 0.5
-    first = scores[0]
-    return Estimate(mean(values), stderr, (first.n, first.num_fewshot, first.version))
-
-
-# Cells
-
-
-def _with_ratio(
-    row: Row,
-    references: Callable[[Row], list[Row]],
-    value: Callable[[Row], float | None],
-    text: Callable[[float], str],
-) -> str:
-    if value(row) is None:
-        return ABSENT
-    reference = next((value(r) for r in references(row) if value(r)), None)
-    ratio = f" ({value(row) / reference:.2f}×)" if reference and row.finished else ""
-    return text(value(row)) + ratio
-
-
-def _score(row: Row, base: Callable[[Row], list[Row]], name: str, percent: bool) -> str:
-    estimate = row.scores.get(name)
-    if estimate is None:
-        return ABSENT
-    shown = _percent if percent else _significant
-    text = shown(estimate.value)
-    if estimate.stderr is not None:
-        text += f" ± {_percent(estimate.stderr) if percent else f'{estimate.stderr:.2g}'}"
-    before = next((b.scores[name] for b in base(row) if name in b.scores and b.scores[name].of == estimate.of), None)
-    if before and row.finished and row.method != "base":
-        change = estimate.value - before.value
-        text += f" ({'−' if shown(change).startswith('-') else '+'}{shown(abs(change))})"
-    return text
-
-
-def _score_columns(rows: list[Row]) -> dict[str, Score]:
-    scores = [score for row in rows for record in row.measured for score in record.scores]
-    return {score_name(score): score for score in scores}
-
-
-def _score_header(score: Score, rows: list[Row]) -> tuple[str, bool]:
-    """The header of a score's column, and whether it is a share to be shown in percent."""
-    values = [row.scores[score_name(score)].value for row in rows if score_name(score) in row.scores]
-    percent = score.higher_is_better and all(0 <= value <= 1 for value in values)
-    words = [score.task, score.metric, score.filter if score.filter != "none" else "", "(%)" if percent else ""]
-    return " ".join(word for word in words if word) + ("" if score.higher_is_better else " ↓"), percent
-
-
-def _trainable(row: Row) -> str:
-    parameters = next((record.parameters for record in row.measured if record.parameters), None)
-    if parameters is None:
-        return ABSENT
-    return f"{_count(parameters.trainable)} ({_significant(100 * parameters.trainable / parameters.total, 3)}%)"
-
-
-def _status(row: Row) -> str:
-    statuses = [record.status for record in row.records]
-    if len(set(statuses)) == 1:
-        return statuses[0]
-    return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-
-
-def _count(n: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if n >= 0.9995 * size:
-            return _significant(n / size, 3) + unit
-    return str(n)
-
-
-def _bytes(n: float) -> str:
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else _significant(value, 3)
-
-
-def _percent(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0 turns a rounded -0.0 into 0.0
-
-
-def _significant(value: float | None, digits: int = 4) -> str:
-    return ABSENT if value is None else f"{value:#.{digits}g}".rstrip(".")
-
-
 # Caption
 
 
-def _caption(rows: list[Row], gap: bool) -> list[str]:
+def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
+    """What the columns `names` mean, if `scored` what the scores are, and how alike the cells were."""
     records = [record for row in rows for record in row.records]
-    lines = [*_scores_caption(rows), *_cost_caption(rows, gap), *_training_caption(records), *_seeds_caption(rows)]
-    lines += _environment_caption(records)
-    failed = [_failed(record) for record in records if record.status != "ok"]
-    if failed:
+    lines = [*(_scores_caption(rows) if scored else []), *_columns_caption(rows, names)]
+    if any(COLUMNS[name].topic == "inference" for name in names):
+        lines += _inference_caption(records)
+    lines += [*_training_caption(records), *_seeds_caption(rows), *_environment_caption(records)]
+    if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are given for finished rows only.")
-        lines.append(f"Failed cells: {'; '.join(failed)}.")
-    return lines
+    refused = [_failed(record) for record in records if record.status == "unfit"]
+    failed = [_failed(record) for record in records if record.status not in ("ok", "unfit")]
+    lines += [f"Cells that were not run: {'; '.join(refused)}."] if refused else []
+    return lines + ([f"Failed cells: {'; '.join(failed)}."] if failed else [])
 
 
 def _scores_caption(rows: list[Row]) -> list[str]:
@@ -310,24 +103,37 @@ def _scores_caption(rows: list[Row]) -> list[str]:
         lines.append(f"Warning: cells were scored differently on {', '.join(unequal)}; Δ is given where they match.")
     lines.append(
         "± is one standard error over items"
-        + (" and seeds." if any(len(row.measured) > 1 for row in rows) else ".")
+        + (" and seeds." if several_seeds(rows) else ".")
         + " In brackets Δ, the change from the base row of the same model (in points for %)."
     )
     return lines + _missing(rows, "base", "Δ", lambda place: place[:2], lambda row: bool(row.scores))
 
 
-def _cost_caption(rows: list[Row], gap: bool) -> list[str]:
+def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
+    """The meanings of the columns, a line a topic, and what can't be shown for want of a row to compare with."""
     within = " (Within the same model and data.)" if len({row.place for row in rows}) > 1 else ""
-    lines = [
-        "Memory is the peak of live tensors in a training step; × is its ratio to the first finished full row."
-        f"{within}",
-        "Tokens/s counts raw (non-padding) tokens, median step; × is its ratio to the first finished lora row, of the "
-        f"same rank if there is one.{within}"
-        + (" Amortised is all tokens over all steps, the slow ones included." if gap else ""),
-    ]
-    lines += _missing(rows, "full", "memory ratios", lambda place: place, lambda row: row.memory is not None)
-    lines += _missing(rows, "lora", "tokens/s ratios", lambda place: place, lambda row: row.steady is not None)
-    return lines
+    columns = [COLUMNS[name] for name in names]
+    topics: dict[str, list[str]] = defaultdict(list)
+    for column in columns:
+        if column.meaning:
+            topics[column.topic].append(column.meaning.replace("{within}", within))
+    lines = [" ".join(meanings) for meanings in topics.values()]
+    for method, shown, measure in dict.fromkeys(column.reference for column in columns if column.reference):
+        lines += _missing(rows, method, shown, lambda place: place, lambda row, m=measure: row.mean(m) is not None)
+    return list(dict.fromkeys(lines))  # two columns may want the same row
+
+
+def _inference_caption(records: list[Record]) -> list[str]:
+    """How the finished cells were made to answer, and a warning if not all alike."""
+    variants = {
+        f"{speed.prompt_tokens} tokens read and {speed.new_tokens} written, {speed.batch_size} sequences at a time"
+        for record in records
+        for speed in record.inference.values()
+        if record.status == "ok"
+    }
+    if len(variants) > 1:
+        return [f"Warning: inference was measured differently: {'; '.join(sorted(variants))}."]
+    return [f"Inference was measured with {variant}, greedily." for variant in variants]
 
 
 def _missing(
@@ -452,7 +258,7 @@ th, td { padding: 0.3em 0.8em; border-bottom: 1px solid #ccc; text-align: right;
 
 def _html(table: Table) -> str:
     kinds = [' class="text"' if column in TEXT_COLUMNS else "" for column in table.columns]
-    head = table.columns.index("Method")
+    head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
     table = _escaped(table, html.escape)
     lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">']
     lines += [f"<title>{table.title}</title>", f"<style>\n{STYLE}\n</style>", "</head>", "<body>", "<table>"]
@@ -483,6 +289,7 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "α": r"$\alpha$",
     "Δ": r"$\Delta$",
     "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
     "…": r"\ldots{}",
 }
 
