@@ -63,17 +63,21 @@ class Kinds:
 
 
 @dataclass
-class StepMemory:
+class Probe:
     """Live tensors of two optimizer steps on the largest batch, taken apart from the timed ones.
+
+    Of an untuned model: of one pass without gradients over the largest validation batch.
 
     peak: at the moment when their sum was greatest.
     resident: after the second step, gradients freed: what is held between steps.
-    largest: each kind's own greatest; these moments differ, so their sum is no peak.
+    gradients: of all trainable weights, when the last is there; none of them may be left at the peak.
+    flops_per_token: of the last step (or pass), a padded token, by torch's counter of matrix products and attention.
     """
 
     peak: Kinds
     resident: Kinds
-    largest: Kinds
+    gradients: int
+    flops_per_token: float
 
 
 @dataclass
@@ -132,8 +136,6 @@ class Train:
     tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
     laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
-    memory: of the probe steps. flops_per_token: of one, by torch's counter of matrix products and attention, a
-        padded token; what quantised kernels compute inside themselves is not seen.
     joules: over all steps, of the whole device (NVML) or processor package (RAPL); null where neither can be read.
     """
 
@@ -146,8 +148,6 @@ class Train:
     loss: list[LossPoint]
     batches: str
     laps: dict[str, list[float]] = field(default_factory=dict)
-    memory: StepMemory | None = None
-    flops_per_token: float | None = None
     joules: float | None = None
 
 
@@ -248,6 +248,7 @@ class Record:
     failure: Failure | None = None
     parameters: Parameters | None = None
     phases: dict[str, Phase] = field(default_factory=dict)
+    probe: Probe | None = None
     train: Train | None = None
     validation: list[ValidationPoint] = field(default_factory=list)
     merge: Merge | None = None

@@ -6,6 +6,7 @@ the answer alone, and the end-of-text token after it is trained, so that a tuned
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -164,7 +165,10 @@ def padded(examples: list[Example]) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors of shape [sequences, longest], labels not shifted yet, and the counts of their tokens."""
+    """Right-padded tensors of shape [sequences, longest], labels not shifted yet, and the counts of their tokens.
+
+    first: the position of the first supervised token of all, counted on the host so that no step waits for it.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -172,10 +176,11 @@ class Batch:
     raw: int
     padded: int
     supervised: int
+    first: int
 
     def to(self, device: torch.device) -> Batch:
-        tensors = (t.to(device) for t in (self.input_ids, self.attention_mask, self.labels))
-        return Batch(*tensors, self.raw, self.padded, self.supervised)
+        tensors = {f: getattr(self, f).to(device) for f in ("input_ids", "attention_mask", "labels")}
+        return dataclasses.replace(self, **tensors)
 
 
 def collate(examples: list[Example], pad: int) -> Batch:
@@ -186,9 +191,9 @@ def collate(examples: list[Example], pad: int) -> Batch:
         ids[row, : len(e.ids)] = torch.tensor(e.ids)
         mask[row, : len(e.ids)] = 1
         labels[row, e.prompt : len(e.ids)] = torch.tensor(e.ids[e.prompt :])
-    # The first token is never predicted, whatever the prompt's length.
-    supervised = int((labels[:, 1:] != IGNORED).sum())
-    return Batch(ids, mask, labels, int(mask.sum()), ids.numel(), supervised)
+    borne = labels[:, 1:] != IGNORED  # the first token is never predicted, whatever the prompt's length
+    first = 1 + int(borne.any(0).nonzero()[0])
+    return Batch(ids, mask, labels, int(mask.sum()), ids.numel(), int(borne.sum()), first)
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

@@ -1,24 +1,31 @@
-"""Instruments: windows of memory and time, and the bytes of live tensors on a device without allocator statistics.
+"""Instruments: windows of memory and time, live tensors by kind, parts of a step, energy, the device's matmul peak.
 
-On CUDA the allocator itself says how much was allocated and reserved at most. On CPU torch keeps no such account,
-so `LiveBytes` keeps one: it sees every operation and follows each storage from its first sight to its end.
+Live tensors are counted by the same instrument on every device: a dispatch mode that sees each operation, follows each
+storage from its first sight to its end, and on the way adds up the operations' FLOPs. Beside it stands what the device
+reports of itself: CUDA's allocator, NVML, the kernel's account of the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
 
-from harness.record import Memory, Phase
+from harness.job import nvml
+from harness.record import Kinds, Memory, Phase
+
+clock = time.perf_counter
+Kind = Literal["weights", "adapters", "gradients", "optimizer", "activations"]
 
 
 def synchronize() -> None:
@@ -27,39 +34,143 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
+@dataclass
+class Peak:
+    """The most live bytes there were in a window, by kind, and how many storages had been seen by then."""
+
+    total: int = 0
+    kinds: dict[Kind, int] = field(default_factory=dict)
+    seen: int = 0
+
+
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of live tensor storages on `device`; `peak` is the most there were.
+    """Counts bytes of live tensor storages on `device`, by kind, and the most there were at one moment.
 
     A storage counts once however many views it has, at its allocated size, from the first operation that takes or
-    gives it until it is freed. What kernels allocate and free inside one operation is not seen.
+    gives it until it is freed. It is of the kind that `see` was told, else an activation; told later, it counts as of
+    that kind from its first sight on. What kernels allocate and free inside one operation is not seen.
+
+    windows: the peak in each window that `mark` began, by name; before the first, in "".
+    flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
     """
 
     def __init__(self, device: torch.device):
         super().__init__()
         self._device = device.type
-        self._live: dict[int, int] = {}
-        self.now = self.peak = 0
+        self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
+        self._now: dict[Kind, int] = dict.fromkeys((f.name for f in dataclasses.fields(Kinds)), 0)
+        self._seen = 0
+        self.windows = {"": Peak()}
+        self._window = self.windows[""]
+        self.now = self.flops = 0
+
+    @property
+    def now_by_kind(self) -> Kinds:
+        return Kinds(**self._now)
+
+    @property
+    def peak(self) -> int:
+        return max(window.total for window in self.windows.values())
+
+    @property
+    def peak_by_kind(self) -> Kinds:
+        highest = max(self.windows.values(), key=lambda window: window.total)
+        return Kinds(**(self._now | highest.kinds))
+
+    def mark(self, window: str) -> None:
+        """From here on peaks are those of `window`, which may be come back to."""
+        self._window = self.windows.setdefault(window, Peak())
+        self._note()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.see((args, kwargs))
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        self.see(args)
+        if kwargs:
+            self.see(list(kwargs.values()))
+        out = func(*args, **kwargs)
         self.see(out)
+        formula = FLOPS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
         return out
 
-    def see(self, tree) -> None:
-        """Take notice of all tensors in `tree`, if they are new."""
-        for tensor in tree_iter(tree):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device:
-                storage = tensor.untyped_storage()
+    def see(self, tree: Any, kind: Kind | None = None) -> None:
+        """Take notice of all tensors in `tree` (lists, tuples and dicts of them), and of what kind they are."""
+        if isinstance(tree, torch.Tensor):
+            if tree.device.type == self._device:
+                storage = tree.untyped_storage()
                 key = storage._cdata  # the C++ storage: python wrappers of it come and go
-                if key not in self._live:
-                    self._live[key] = storage.nbytes()
-                    self.now += self._live[key]
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._free, key)
+                known = self._live.get(key)
+                if known is None:
+                    self._begin(key, storage, kind or "activations")
+                elif kind is not None and known[1] != kind:
+                    self._relabel(key, kind)
+        elif isinstance(tree, list | tuple):
+            for part in tree:
+                self.see(part, kind)
+        elif isinstance(tree, dict):
+            for part in tree.values():
+                self.see(part, kind)
 
-    def _free(self, key: int) -> None:
-        self.now -= self._live.pop(key, 0)
+    def _begin(self, key: int, storage: torch.UntypedStorage, kind: Kind) -> None:
+        size = storage.nbytes()
+        self._seen += 1
+        self._live[key] = (size, kind, self._seen)
+        weakref.finalize(storage, self._end, key)
+        self._now[kind] += size
+        self.now += size
+        self._note()
+
+    def _note(self) -> None:
+        if self.now > self._window.total:
+            self._window.total, self._window.kinds, self._window.seen = self.now, dict(self._now), self._seen
+
+    def _relabel(self, key: int, kind: Kind) -> None:
+        size, before, born = self._live[key]
+        self._live[key] = (size, kind, born)
+        self._now[before] -= size
+        self._now[kind] += size
+        for window in self.windows.values():
+            if born <= window.seen:  # it lives now, so it was there at that peak
+                window.kinds[before] -= size
+                window.kinds[kind] += size
+
+    def _end(self, key: int) -> None:
+        size, kind, _ = self._live.pop(key)
+        self._now[kind] -= size
+        self.now -= size
+
+
+def _attention_flops(query, key, value, *args, out_val=None, **kwargs) -> int:
+    """The two products of attention over [batch, heads, length, width], causal or not: torch's convention."""
+    batch, heads, rows, width = query.shape
+    return 2 * batch * heads * rows * key.shape[2] * (width + value.shape[3])
+
+
+def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, **kwargs) -> int:
+    """Five products: the scores again, and the gradients of scores, query, key and value."""
+    batch, heads, rows, width = query.shape
+    return 2 * batch * heads * rows * key.shape[2] * (3 * width + 2 * value.shape[3])
+
+
+def _nf4_flops(a, b, shape, *args, out_val=None, **kwargs) -> int:
+    """A product of `a` [..., in] with a packed 4-bit matrix of `shape` [out, in]."""
+    return 2 * a.numel() * shape[0]
+
+
+def _flops() -> dict[Any, Callable[..., int]]:
+    """Torch's formulas by operation, and those it lacks: attention on CPU, and bitsandbytes' product."""
+    import bitsandbytes  # noqa: F401  # defines its operation
+
+    aten = torch.ops.aten
+    return flop_registry | {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+        torch.ops.bitsandbytes.gemm_4bit: _nf4_flops,
+    }
+
+
+FLOPS = _flops()
 
 
 class Meter:
@@ -82,15 +193,16 @@ class Meter:
         _reset_process_peak()
         memory = Memory()
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         try:
             yield memory
         finally:
             synchronize()
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             if on_cuda:
                 memory.allocated_peak = torch.cuda.max_memory_allocated(self.device)
                 memory.reserved_peak = torch.cuda.max_memory_reserved(self.device)
+                memory.device_process = nvml.process_bytes(self.device)
             memory.process_peak = _process_peak()
             self.phases[name] = Phase(seconds, memory)
 
@@ -124,3 +236,81 @@ def _process_peak() -> int | None:
         return None
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(found[1]) * 1024 if found else None
+
+
+class Stopwatch:
+    """Times a step and its parts, in seconds.
+
+    The step is taken by the host's clock, synchronised on both sides. On CUDA its parts are told apart by events in
+    the stream, so that the host need not wait between them; elsewhere by the host's clock.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_cuda = device.type == "cuda"
+
+    def start(self) -> None:
+        synchronize()
+        self._marks = [("", self._now())]
+        self._start = clock()
+
+    def lap(self, name: str) -> None:
+        """The part `name` ends here; parts of the same name add up."""
+        self._marks.append((name, self._now()))
+
+    def stop(self) -> tuple[float, dict[str, float]]:
+        """Seconds from the start to this moment, and of each part."""
+        synchronize()
+        seconds = clock() - self._start
+        parts: dict[str, float] = {}
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            elapsed = before.elapsed_time(after) / 1000 if self._on_cuda else after - before
+            parts[name] = parts.get(name, 0.0) + elapsed
+        return seconds, parts
+
+    def _now(self) -> Any:
+        if not self._on_cuda:
+            return clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Energy:
+    """Joules that the whole device has used, by a counter of its own: NVML's on CUDA, else the packages' RAPL."""
+
+    def __init__(self, device: torch.device, powercap: Path = Path("/sys/class/powercap")):
+        self._device = device
+        # intel-rapl:0 is a package (AMD's too); intel-rapl:0:1 is a part of it, counted there already
+        self._packages = sorted(p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1)
+
+    def read(self) -> list[tuple[float, float]] | None:
+        """Each counter's joules and where it wraps; None where there is none to be read."""
+        if self._device.type == "cuda":
+            total = nvml.joules(self._device)
+            return None if total is None else [(total, 0.0)]
+        try:
+            micro = [[int((p / f).read_text()) for f in ("energy_uj", "max_energy_range_uj")] for p in self._packages]
+        except (OSError, ValueError):
+            return None  # most systems let only root read it
+        return [(used / 1e6, span / 1e6) for used, span in micro] or None
+
+    @staticmethod
+    def between(before: list[tuple[float, float]] | None, after: list[tuple[float, float]] | None) -> float | None:
+        """Joules used from one reading to a later one, less than one wrap apart; None if either is."""
+        if before is None or after is None:
+            return None
+        return sum(b - a + (span if b < a else 0) for (a, span), (b, _) in zip(before, after, strict=True))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of several products of square matrices: what this device reaches at most, as it is now."""
+    size, times = (8192, 10) if device.type == "cuda" else (2048, 4)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(1 + times):
+        synchronize()
+        start = clock()
+        a @ b
+        synchronize()
+        seconds.append(clock() - start)
+    return 2 * size**3 / min(seconds[1:])

@@ -47,6 +47,11 @@ def load(cell: Cell, on: torch.device) -> tuple[PreTrainedModel, PreTrainedToken
         )
     except OSError as error:
         raise _unreachable(path, error) from error
+    for module in loaded.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes repacks its weights in the first evaluation on such a CPU: scales are rounded to bf16,
+            # and from then on no gradient flows through them.
+            module.support_avx512bf16_for_cpu = False
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so it can't be learned
     return loaded, tokenizer
@@ -122,6 +127,15 @@ def fingerprint(model: dict[str, Any]) -> str:
         return f"sha256:{digest.hexdigest()}"
     config = AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
     return f"{path}@{config._commit_hash}"
+
+
+def describe(net: nn.Module) -> dict[str, Any]:
+    """attention: the implementation that computes it; dtypes: bytes of the parameters by dtype (NF4 shows as uint8)."""
+    dtypes: dict[str, int] = {}
+    for parameter in net.parameters():
+        name = str(parameter.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + parameter.nbytes
+    return {"attention": net.config._attn_implementation, "dtypes": dtypes}
 
 
 def _unreachable(path: str, error: Exception) -> UserError:

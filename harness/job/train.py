@@ -1,14 +1,13 @@
 """The only training loop. It knows a model, an optimizer and batches; it never sees a method's name.
 
 Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
-to the device, validation and reporting lie outside.
+to the device, validation and reporting lie outside. Energy is read around the same steps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
@@ -21,9 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from harness.job.data import IGNORED, Batch
-from harness.job.meter import synchronize
+from harness.job.meter import Energy, Stopwatch
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 
+PARTS = ("forward", "backward", "optimizer")  # of a step
 WARMUP = 3  # first steps that the steady rate leaves out: kernels are chosen and state is allocated in them
 
 
@@ -52,8 +52,11 @@ def train(
     total = settings["max_steps"]
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
     seconds, raw, losses, validations = [], [], [], []
+    laps: dict[str, list[float]] = {part: [] for part in PARTS}
     padded = supervised = 0
     order = hashlib.sha256()
+    stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
+    joules: float | None = 0.0
 
     model.train()
     for step, micro in enumerate(steps, start=1):
@@ -62,11 +65,15 @@ def train(
             order.update(batch.input_ids.cpu().numpy().tobytes())
         lr = schedule.get_last_lr()[0]
 
-        synchronize()
-        start = time.perf_counter()
-        loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator)
-        synchronize()
-        seconds.append(time.perf_counter() - start)
+        before = energy.read()
+        stopwatch.start()
+        loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
+        taken, parts = stopwatch.stop()
+        used = Energy.between(before, energy.read())
+        joules = None if joules is None or used is None else joules + used
+        seconds.append(taken)
+        for part in PARTS:
+            laps[part].append(parts[part])
 
         schedule.step()
         loss, norm = float(loss), float(norm)
@@ -96,42 +103,39 @@ def train(
         tokens_per_second_amortised=sum(raw) / sum(seconds),
         loss=losses,
         batches=f"sha256:{order.hexdigest()}",
+        laps=laps,
+        joules=joules,
     )
     return measured, validations
 
 
-def probe(
-    model: nn.Module, optimizer: Optimizer, micro: list[Batch], max_grad_norm: float, accelerator: Accelerator
-) -> None:
-    """Take one more step, on `micro`, at learning rate 0, for its memory to be watched.
-
-    The optimizer's state exists by then and the weights stay as they are, to the bit.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    model.train()
-    take_step(model, optimizer, [batch.to(accelerator.device) for batch in micro], max_grad_norm, accelerator)
-
-
 def take_step(
-    model: nn.Module, optimizer: Optimizer, micro: list[Batch], max_grad_norm: float, accelerator: Accelerator
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro: list[Batch],
+    max_grad_norm: float,
+    accelerator: Accelerator,
+    lap: Callable[[str], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
 
     The loss is the mean over the supervised tokens of the whole step, so that a batch split into micro-batches
-    gives the gradient of the batch.
+    gives the gradient of the batch. lap is told each of PARTS as it ends.
     """
     supervised = sum(batch.supervised for batch in micro)
     total = torch.zeros((), device=accelerator.device)
     for batch in micro:
         with accelerator.autocast():
             loss = summed_loss(model, batch) / supervised
+        lap("forward")
         accelerator.backward(loss)
         total += loss.detach()
+        lap("backward")
     # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
     norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
+    lap("optimizer")
     return total, norm
 
 
@@ -141,14 +145,13 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     Logits are taken from the position before the first supervised token on: the prompts' would not enter the loss.
     """
     length = batch.labels.shape[1]
-    first = int((batch.labels[:, 1:] != IGNORED).any(0).nonzero()[0])
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         use_cache=False,
-        logits_to_keep=length - first,
+        logits_to_keep=length - batch.first + 1,
     ).logits[:, :-1]
-    targets = batch.labels[:, first + 1 :]
+    targets = batch.labels[:, batch.first :]
     return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 

@@ -1,0 +1,88 @@
+"""Two optimizer steps (of an untuned model: one forward pass) for their memory and FLOPs alone, apart from timed ones.
+
+A run takes them on its real model before it trains; a plan takes the same two on tensors without storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.job import optim, train
+from harness.job.data import Batch
+from harness.job.meter import LiveBytes
+from harness.record import Probe
+
+
+def steps(
+    model: nn.Module,
+    added: set[int],
+    build: Callable[[nn.Module], Optimizer],
+    micro: list[Batch],
+    max_grad_norm: float,
+    accelerator: Accelerator,
+    live: LiveBytes,
+) -> Probe:
+    """What two steps on the micro-batches `micro` take.
+
+    added: ids of the parameters that are adapters. The first step makes the optimizer's state (GaLore decomposes its
+    gradients in it), the second has it from the start; the peak is over both.
+
+    The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit.
+    """
+    optimizer = build(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    trainable = [p for group in optimizer.param_groups for p in group["params"]]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradients")) for p in trainable]
+    gradients = 0
+
+    def after(part: str) -> None:
+        nonlocal gradients
+        if part == "backward":
+            gradients = live.now_by_kind.gradients
+            live.mark("optimizer")
+
+    model.train()
+    with live:
+        _see_weights(model, added, live)
+        for step in ("first step", "second step"):
+            live.flops = 0
+            live.mark(step)
+            train.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
+            live.see(optim.state(optimizer), "optimizer")
+        resident = live.now_by_kind
+    for hook in hooks:
+        hook.remove()
+    return Probe(live.peak_by_kind, resident, gradients, live.flops / sum(batch.padded for batch in micro))
+
+
+@torch.no_grad()
+def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes) -> Probe:
+    """What one pass without gradients over `batch` takes, its loss included."""
+    model.eval()
+    with live:
+        _see_weights(model, set(), live)
+        with accelerator.autocast():
+            train.summed_loss(model, batch)
+        resident = live.now_by_kind
+    return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded)
+
+
+def _see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
+    for parameter in model.parameters():
+        live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
+    live.see(list(model.buffers()), "weights")
+
+
+def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """The parameter, and what a quantised one needs besides: its scales, and the scales' own."""
+    yield parameter
+    state = getattr(parameter, "quant_state", None)
+    for level in (state, getattr(state, "state2", None)):
+        if level is not None:
+            yield from (value for value in vars(level).values() if isinstance(value, Tensor))
