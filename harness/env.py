@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,60 @@ PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
     *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
+# What changes how memory is handed out, and how many threads compute.
+ALLOCATOR = re.compile(r"PYTORCH_(CUDA_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|OMP_\w+|MKL_NUM_THREADS")
 
 
 def describe() -> dict[str, Any]:
-    """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes."""
+    """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes.
+
+    allocator: the environment's variables that steer memory and threads, those set alone.
+    """
     return {
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: version_of(p) for p in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "git": _git(),
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
+        "allocator": _allocator(),
     }
 
 
-def _version(package: str) -> str | None:
+def busy(seconds: float = 0.2) -> str | None:
+    """A sentence if others keep more than half a core busy, of those this process may use; null if not, or off Linux.
+
+    Looks for `seconds`, in which this process sleeps.
+    """
+    if sys.platform != "linux":
+        return None
+    before, start = _busy_seconds(), time.monotonic()
+    time.sleep(seconds)
+    cores = (_busy_seconds() - before) / (time.monotonic() - start)
+    if cores <= 0.5:
+        return None
+    of = len(os.sched_getaffinity(0))
+    return f"Other processes keep {cores:.1f} of {of} CPU cores busy: measured times will not be comparable."
+
+
+def _busy_seconds() -> float:
+    """Seconds since the boot that the cores this process may use were busy, summed over them."""
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in ours:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _allocator() -> dict[str, str]:
+    """Of a path in a value only its last part is told: where things lie on this machine is nobody's business."""
+    found = {name: value for name, value in sorted(os.environ.items()) if ALLOCATOR.fullmatch(name)}
+    return {name: re.sub(r"[^\s:,;=]*/", "", value) for name, value in found.items()}
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of the distribution `package`; null if there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from harness.job import nvml
+
 
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype that matrices are multiplied in for ``train.precision``.
@@ -24,9 +26,56 @@ def _has_bf16() -> bool:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """type, name and memory in bytes (both null on CPU, which the record describes anyway), and threads."""
-    name, memory = None, None
+    """The device, and the threads that compute on the CPU.
+
+    Of the device: type, name, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the
+    type are null on CPU, which the record describes anyway.
+    """
+    name = memory = capability = driver = cuda = cudnn = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
-    return {"device": {"type": device.type, "name": name, "memory_bytes": memory}, "threads": torch.get_num_threads()}
+        capability = f"{properties.major}.{properties.minor}"
+        driver = nvml.driver(device)
+        cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
+    return {
+        "device": {
+            "type": device.type,
+            "name": name,
+            "memory_bytes": memory,
+            "capability": capability,
+            "driver": driver,
+            "cuda": cuda,
+            "cudnn": cudnn,
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def busy() -> str | None:
+    """A sentence if others use the CUDA device that a cell would run on; null if not, or if NVML can't tell.
+
+    To be asked before this process uses CUDA: NVML's process ids may be those outside a container, where ours is
+    not known.
+    """
+    if not torch.cuda.is_available():
+        return None
+    gpu = torch.device("cuda", 0)
+    load = nvml.load(gpu)
+    return None if load is None else say_busy(torch.cuda.get_device_name(gpu), *load)
+
+
+def say_busy(name: str, processes: dict[int, int | None], used: int, percent: int) -> str | None:
+    """The sentence on a device that holds `used` bytes and was busy for `percent` of the last moment.
+
+    processes: bytes (null: not told) by process id. A desktop's few hundred MiB and few percent disturb nobody.
+    """
+    if not processes and used <= 2**30 and percent <= 10:
+        return None
+    who = ", ".join(
+        f"process {pid}" + ("" if size is None else f" with {size / 2**30:.1f} GiB") for pid, size in processes.items()
+    )
+    return (
+        f"{name} is busy with {who or 'others'} ({used / 2**30:.1f} GiB held, {percent}% utilisation): "
+        "measured times and memory will not be comparable."
+    )

@@ -25,6 +25,25 @@ def joules(device: torch.device) -> float | None:
     return _ask(device, lambda pynvml, handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
 
 
+def driver(device: torch.device) -> str | None:
+    """Version of the driver."""
+    return _ask(device, lambda pynvml, handle: pynvml.nvmlSystemGetDriverVersion())
+
+
+def load(device: torch.device) -> tuple[dict[int, int | None], int, int] | None:
+    """Bytes (None: not told) by process id, bytes used of the whole device, utilisation of the last moment in percent.
+
+    What the driver keeps for itself counts as free.
+    """
+
+    def ask(pynvml, handle) -> tuple[dict[int, int | None], int, int]:
+        processes = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+        used = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used
+        return processes, used, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+
+    return _ask(device, ask)
+
+
 def _ask(device: torch.device, question: Callable[[Any, Any], Any]) -> Any:
     try:
         import pynvml
