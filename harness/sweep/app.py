@@ -170,7 +170,8 @@ def _run(config: DictConfig) -> str:
     progress = _progress or Progress(1)
     progress.start(cell)
     try:
-        found = worker.run(cell, study, config.data_root, progress.update)
+        # A planned sweep has warned when it checked its cells.
+        found = worker.run(cell, study, config.data_root, progress.update, warn=_progress is None)
     finally:
         progress.clear()
     progress.end(found)

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tqdm import tqdm
+
 from harness import env, record
 from harness.config import ROOT
 from harness.errors import UserError
@@ -29,19 +31,48 @@ from harness.sweep.store import Study
 def check(cells: list[Cell], data_root: str | None) -> None:
     """Have a job look at what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
-    Raises UserError with the first thing that can't work.
+    Raises UserError with the first thing that can't work; warns if others use this machine.
     """
-    request = {"check": [dataclasses.asdict(c) for c in cells], "data_root": _absolute(data_root)}
+    _warn_of_load()
+    request = {"check": [dataclasses.asdict(c) for c in cells], "data_root": _absolute(data_root), "warn": True}
+    _ask("The check before the sweep", request, lambda _: None)
+
+
+def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict:
+    """What a job sees of this machine, of `models` and of `data`: the facts of ``harness/job/doctor.py``.
+
+    Raises UserError if a job can't even start; warns as `check` does.
+    """
+    _warn_of_load()
+    request = {"doctor": {"models": models, "data": data, "data_root": _absolute(data_root)}, "warn": True}
+    answers: list[dict] = []
+    _ask("The job that looks at the machine", request, answers.append)
+    return answers[-1]["doctor"]
+
+
+def _ask(what: str, request: dict, on_event: Callable[[dict], None]) -> None:
+    """Have a job answer `request`; UserError, which begins with `what`, if it refuses or breaks off."""
     with tempfile.TemporaryFile() as stderr:
-        code = _converse(request, stderr, on_event=lambda _: None)
+        code = _converse(request, stderr, on_event)
         if code:
             stderr.seek(0)
             words = stderr.read().decode(errors="replace").strip()[-2000:]
-            raise UserError(f"The check before the sweep broke off (exit status {code}): {words}")
+            raise UserError(f"{what} broke off (exit status {code}): {words}")
 
 
-def run(cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None]) -> Record:
-    """Run `cell` and return its record, which lies in the study's folder by then.
+def _warn_of_load() -> None:
+    if words := env.busy():
+        _warn(words)
+
+
+def _warn(words: str) -> None:
+    tqdm.write(f"warning: {words}", file=sys.stderr)  # beside the bars, where there are any
+
+
+def run(
+    cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None], warn: bool = False
+) -> Record:
+    """Run `cell` and return its record, which lies in the study's folder by then; `warn` if others use this machine.
 
     Raises UserError if the job refuses its input; then nothing was run and no record is written.
     """
@@ -51,7 +82,10 @@ def run(cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dic
         "study": study.name,
         "path": str(path),
         "data_root": _absolute(data_root),
+        "warn": warn,
     }
+    if warn:
+        _warn_of_load()
     started, clock = datetime.now(UTC), time.monotonic()
     last: dict = {"phase": "start"}
     with study.claim(cell) as note:
@@ -111,6 +145,8 @@ def _converse(request: dict, stderr, on_event: Callable[[dict], None]) -> int:
             event = json.loads(line)
             if "refused" in event:
                 refusal = event["refused"]
+            elif "warning" in event:
+                _warn(event["warning"])
             else:
                 on_event(event)
         code = process.wait()

@@ -1,0 +1,177 @@
+"""What a record says of where it ran, and the warning that something else runs there."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+from job_helpers import prepared, tiny
+
+from harness import env
+from harness.config import ROOT
+from harness.job import device, model
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+# --- provenance
+
+
+def test_what_steers_memory_and_threads_is_told_without_paths(monkeypatch):
+    for name in [name for name in os.environ if env.ALLOCATOR.fullmatch(name)]:
+        monkeypatch.delenv(name)
+    assert env.describe()["allocator"] == {}
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/x86/libjemalloc.so.2:/home/me/other.so")
+    monkeypatch.setenv("MALLOC_CONF", "background_thread:true,prof_prefix:/home/me/prof")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("MY_OMP_TOKEN", "secret")
+    assert env.describe()["allocator"] == {
+        "LD_PRELOAD": "libjemalloc.so.2:other.so",
+        "MALLOC_CONF": "background_thread:true,prof_prefix:prof",
+        "OMP_NUM_THREADS": "2",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+
+
+def test_the_name_of_the_machine_and_of_its_user_are_not_told(monkeypatch):
+    monkeypatch.setenv("USER", "somebody-of-this-name")
+    told = json.dumps(env.describe() | device.describe(torch.device("cpu")))
+    assert socket.gethostname() not in told.split('"')
+    assert "somebody-of-this-name" not in told
+    assert os.path.expanduser("~") + "/" not in told
+
+
+def test_on_a_cpu_the_device_has_no_driver():
+    told = device.describe(torch.device("cpu"))
+    assert told["threads"] == torch.get_num_threads()
+    assert told["device"].pop("type") == "cpu"
+    assert set(told["device"]) == {"name", "memory_bytes", "capability", "driver", "cuda", "cudnn"}
+    assert set(told["device"].values()) == {None}
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_cuda_device_is_told_with_its_driver():
+    told = device.describe(torch.device("cuda"))["device"]
+    assert None not in told.values()
+    assert told["cuda"] == torch.version.cuda
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_the_model_tells_its_attention_and_its_dtypes(method):
+    net = prepared(tiny(f"method={method}")).net
+    told = model.describe(net)
+    assert told["attention"] in ("sdpa", "eager")
+    assert set(told["dtypes"]) == ({"float32"} if method == "full" else {"float32", "uint8"})
+    assert sum(told["dtypes"].values()) == sum(p.numel() * p.element_size() for p in net.parameters())
+
+
+# --- a busy machine
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_a_busy_cpu_is_told_of():
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.5)
+        words = env.busy(1.0)
+    finally:
+        spinning.kill()
+        spinning.wait()
+    assert words is not None
+    assert words.startswith("Other processes keep ")
+    assert "will not be comparable" in words
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_half_a_core_is_the_limit(monkeypatch):
+    for cores, told in [(0.4, False), (0.9, True)]:
+        seconds = iter([0.0, cores * 0.2])
+        monkeypatch.setattr(env, "_busy_seconds", lambda seconds=seconds: next(seconds))
+        assert (env.busy(0.2) is not None) == told
+
+
+@pytest.mark.parametrize(
+    ("processes", "used", "percent", "said"),
+    [
+        ({}, 2**20, 0, None),
+        ({}, 2**29, 9, None),
+        ({}, 3 * 2**30, 0, "X is busy with others (3.0 GiB held, 0% utilisation)"),
+        ({}, 0, 11, "X is busy with others (0.0 GiB held, 11% utilisation)"),
+        (
+            {12: 2**31, 34: None},
+            2**31,
+            99,
+            "X is busy with process 12 with 2.0 GiB, process 34 (2.0 GiB held, 99% utilisation)",
+        ),
+    ],
+)
+def test_a_busy_gpu_is_told_of_with_who_holds_what(processes, used, percent, said):
+    words = device.say_busy("X", processes, used, percent)
+    assert words == (said and f"{said}: measured times and memory will not be comparable.")
+
+
+def test_the_gpu_that_cuda_sees_is_looked_at(monkeypatch):
+    """pynvml's functions, with a made-up device behind them."""
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByUUID": {"GPU-1f2e": "handle"}.get,
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [SimpleNamespace(pid=71, usedGpuMemory=2**30)],
+        "nvmlDeviceGetMemoryInfo": lambda handle, version: SimpleNamespace(used=2**30),
+        "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=50),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(name="X", uuid="1f2e"))
+    assert "X is busy with process 71 with 1.0 GiB (1.0 GiB held, 50% utilisation)" in device.busy()
+
+    def mute(_):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", mute)
+    assert device.busy() is None
+
+
+def test_without_a_driver_no_gpu_is_busy():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert device.busy() is None
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_gpu_that_another_process_holds_memory_of_is_busy():
+    hold = "import torch; x = torch.empty(2**31, dtype=torch.uint8, device='cuda'); print(flush=True); input()"
+    holding = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        holding.stdout.readline()
+        ask = "from harness.job import device; print(device.busy())"
+        words = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    finally:
+        holding.kill()
+        holding.wait()
+    assert torch.cuda.get_device_name() in words
+    assert "measured times and memory will not be comparable" in words
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_a_sweep_on_a_busy_machine_warns_and_goes_on(harness):
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        run = harness("sweep", "model=tiny", "data=facts", "rank=8,9999", "train.max_steps=1")
+    finally:
+        spinning.kill()
+        spinning.wait()
+    first, *_ = [line for line in run.stderr.splitlines() if line.startswith(("warning: ", "error: "))]
+    assert first.startswith("warning: Other processes keep ")
+    assert run.returncode == 2, "the rank is refused: nothing needed to be run for the warning"
