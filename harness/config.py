@@ -102,6 +102,20 @@ class Train:
 
 
 @dataclass
+class Infer:
+    """How inference is timed, the same for every cell.
+
+    repeats: timed rounds, after one that is discarded (0: inference is not measured); batch_size: sequences at a time.
+    prompt_tokens, new_tokens: of each sequence; one new token is the prefill's, so decoding needs 2 or more.
+    """
+
+    repeats: int = 5
+    batch_size: int = 1
+    prompt_tokens: int = 128
+    new_tokens: int = 16
+
+
+@dataclass
 class Retry:
     """statuses: recorded cells with one of these are run again by the next sweep; the rest are kept."""
 
@@ -115,6 +129,7 @@ class Config:
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
     train: Train = field(default_factory=Train)
+    infer: Infer = field(default_factory=Infer)
     retry: Retry = field(default_factory=Retry)
     rank: int = 16
     alpha: float = 32
@@ -155,6 +170,10 @@ def check(config: DictConfig) -> None:
         value = config.eval[key]
         if value is not None and value < least:
             raise UserError(f"eval.{key}={value} can't be: it must be {least} or more.")
+    for key, least in (("repeats", 0), ("batch_size", 1), ("prompt_tokens", 1), ("new_tokens", 2)):
+        value = config.infer[key]
+        if value < least:
+            raise UserError(f"infer.{key}={value} can't be: it must be {least} or more.")
     if not 0 <= config.train.warmup_ratio < 1:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
     if not config.train.max_grad_norm > 0:

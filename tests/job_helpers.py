@@ -23,6 +23,7 @@ from harness.sweep import cell as cells
 TINY = (
     *("model=tiny", "rank=8", "train.precision=fp32", "train.max_steps=3", "train.batch_size=2"),
     *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval=facts", "eval.limit=4"),
+    *("infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
 )
 torch.set_num_threads(1)  # for so small a model threads only get into each other's way
 

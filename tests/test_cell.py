@@ -45,6 +45,8 @@ def test_points_that_mean_different_runs_are_different_cells(cell):
         ("method=lora", "seed=1"),
         ("method=lora", "train.max_steps=3"),
         ("method=lora", "eval.limit=3"),
+        ("method=lora", "infer.new_tokens=32"),
+        ("method=lora", "infer.repeats=0"),
         ("method=lora", "data=facts"),
         ("method=lora", "model=tiny"),
         ("method=qlora",),
@@ -56,12 +58,17 @@ def test_points_that_mean_different_runs_are_different_cells(cell):
         ("method=galore", "method.knobs.scale=4"),
         ("method=base",),
         ("method=base", "eval.limit=3"),
+        ("method=base", "infer.repeats=1"),
         ("method=base", "train.max_length=64"),
         ("method=base_nf4",),
     ]
     made = [cell(*point) for point in points]
     assert len({c.id for c in made}) == len(points)
     assert len({c.name for c in made}) == len(points)
+
+
+def test_how_inference_would_be_timed_is_no_part_of_a_cell_without_it(cell):
+    assert cell("infer.repeats=0", "infer.new_tokens=32").id == cell("infer.repeats=0").id
 
 
 def test_where_a_cell_is_run_and_stored_is_no_part_of_it(cell, tmp_path):

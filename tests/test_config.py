@@ -129,6 +129,10 @@ def test_the_stable_keys_exist(compose, key):
         ("eval.limit=0", "eval.limit"),
         ("eval.num_fewshot=-1", "eval.num_fewshot"),
         ("eval.batch_size=0", "eval.batch_size"),
+        ("infer.repeats=-1", "infer.repeats"),
+        ("infer.batch_size=0", "infer.batch_size"),
+        ("infer.prompt_tokens=0", "infer.prompt_tokens"),
+        ("infer.new_tokens=1", "infer.new_tokens"),
         ("model.dtype=int8", "model.dtype"),
         ("retry.statuses=[ok]", "retry.statuses"),
         ("study=../x", "study"),
@@ -147,7 +151,14 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("method=base", "lr=null"), ("eval.num_fewshot=0",), ("study=a/b.c_d-1",), ("train.precision=fp32",)],
+    [
+        (),
+        ("method=base", "lr=null"),
+        ("eval.num_fewshot=0",),
+        ("infer.repeats=0",),
+        ("study=a/b.c_d-1",),
+        ("train.precision=fp32",),
+    ],
 )
 def test_what_can_work_is_not_refused(compose, overrides):
     check(compose(*overrides))

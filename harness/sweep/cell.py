@@ -40,6 +40,7 @@ def from_config(config: DictConfig) -> Cell:
         "data": resolved["data"],
         "eval": resolved["eval"],
         "train": train,
+        "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
         "seed": seed,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

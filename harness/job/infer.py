@@ -1,0 +1,82 @@
+"""How fast a model answers: greedy decoding with a cache of keys and values, by hand, so that its parts can be timed.
+
+The prompts are random tokens, the same for every cell, and no token ends an answer: what is timed depends on the
+model's form alone. Each part is synchronised on both sides; nothing watches memory meanwhile, it would slow the part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import DynamicCache
+
+from harness.job.meter import synchronize
+from harness.record import Inference
+
+SEED = 0  # of the prompts
+
+
+def measure(
+    model: nn.Module, forms: list[str], settings: dict[str, Any], accelerator: Accelerator
+) -> dict[str, Inference]:
+    """Time `model` in each of `forms`, in turn in every repeat so that drift meets all; a first round is discarded.
+
+    forms: names; ``base`` of a model with an adapter is that model with its adapter disabled.
+    settings: batch_size, prompt_tokens, new_tokens, repeats (harness.config.Infer).
+    """
+    size, length, new = settings["batch_size"], settings["prompt_tokens"], settings["new_tokens"]
+    generator = torch.Generator().manual_seed(SEED)
+    prompts = torch.randint(model.config.vocab_size, (size, length), generator=generator).to(accelerator.device)
+    model.eval()
+    measured = {form: Inference(size, length, new, [], []) for form in forms}
+    for repeat in range(1 + settings["repeats"]):
+        for form, inference in measured.items():
+            with _as(form, model), accelerator.autocast():
+                _, prefill, rest = decode(model, prompts, new)
+            if repeat > 0:
+                inference.prefill_seconds.append(prefill)
+                inference.decode_seconds.append(rest)
+    return measured
+
+
+@torch.inference_mode()
+def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[torch.Tensor, float, float]:
+    """The likeliest tokens after `prompts`, seconds to the first of them, and seconds for the rest.
+
+    prompts: (sequences, prompt tokens), none padded; the answer is (sequences, new_tokens).
+    """
+    cache = {_cache_keyword(model): DynamicCache(config=model.config)}
+
+    def likeliest(ids: torch.Tensor) -> torch.Tensor:
+        """The token after `ids` and those before them, one a sequence: (sequences, 1)."""
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache).logits.argmax(-1)
+
+    synchronize()
+    start = time.perf_counter()
+    tokens = [likeliest(prompts)]
+    synchronize()
+    first = time.perf_counter()
+    for _ in range(new_tokens - 1):
+        tokens.append(likeliest(tokens[-1]))
+    synchronize()
+    end = time.perf_counter()
+    return torch.cat(tokens, dim=1), first - start, end - first
+
+
+def _cache_keyword(model: nn.Module) -> str:
+    """What the model calls its cache: transformers renames it within version 5, and drops the old name in 5.40."""
+    net = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+
+
+def _as(form: str, model: nn.Module) -> contextlib.AbstractContextManager:
+    if form == "base" and isinstance(model, PeftModel):
+        return model.disable_adapter()
+    return contextlib.nullcontext()
