@@ -1,31 +1,59 @@
-"""Folds an adapter into the base weights before scoring, where that is exact: merged models score faster."""
+"""Folds an adapter into the base weights: before scoring where that is exact, for merged models score faster.
+
+A quantised base is scored unmerged, as it was trained: its merged weights would be rounded to 4 bits again, which is
+another model. It can be merged all the same, into its weights expanded to the dtype they were quantised from.
+"""
 
 from __future__ import annotations
 
+import time
+
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from harness.job.data import Batch
+from harness.job.meter import synchronize
 from harness.record import Merge
+
+QUANTISED = "Merging would round the weights to 4 bits again."
+
+
+def quantised(model: nn.Module) -> bool:
+    """Whether `model` has an adapter on a quantised base."""
+    return isinstance(model, PeftModel) and getattr(model.get_base_model(), "is_quantized", False)
 
 
 def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.Module, Merge]:
-    """The model to score, and what was done.
+    """The merged model, and what was done; `model` is used up. A quantised base is dequantised first.
 
-    A quantised base is left unmerged: its merged weights would be rounded to 4 bits again, which is another model.
     The largest difference of logits at the batch's non-padding tokens is taken, and recorded.
     """
     if not isinstance(model, PeftModel):
         return model, Merge(False, "The method has no adapter.")
-    if getattr(model.get_base_model(), "is_quantized", False):
-        return model, Merge(False, "Merging would round the weights to 4 bits again.")
     batch = batch.to(accelerator.device)
     before = _logits(model, batch, accelerator)
-    merged = model.merge_and_unload(safe_merge=True)
-    after = _logits(merged, batch, accelerator)
-    return merged, Merge(True, max_logit_difference=float((after - before).abs().max()))
+    expand = quantised(model)
+    synchronize()
+    start = time.perf_counter()
+    merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
+    synchronize()
+    seconds = time.perf_counter() - start
+    difference = float((_logits(merged, batch, accelerator) - before).abs().max())
+    return merged, Merge(not expand, QUANTISED if expand else None, difference, dequantised=expand, seconds=seconds)
+
+
+def _dequantised(model: PeftModel) -> PeftModel:
+    """The adapter of `model` on its base's weights expanded, in place: matrix by matrix, so that no two copies meet.
+
+    All weights take the dtype that the base was loaded in; training had those that are not quantised in fp32.
+    """
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    base = model.unload().dequantize()
+    expanded = get_peft_model(base.to(base.config.dtype), model.active_peft_config)
+    set_peft_model_state_dict(expanded, adapter)
+    return expanded
 
 
 @torch.no_grad()
