@@ -104,20 +104,59 @@ def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
 def test_adapters_are_merged_and_the_difference_is_recorded(records, method):
     merge = records[method].merge
     assert merge.merged
+    assert not merge.dequantised
     assert 0 < merge.max_logit_difference < 1e-4
+    assert 0 < merge.seconds < records[method].phases["merge"].seconds
+    assert list(records[method].phases)[-4:] == ["infer", "merge", "serve", "score"]
 
 
 @pytest.mark.parametrize("method", ["qlora", "qdora"])
-def test_quantised_models_are_not_merged_and_say_why(records, method):
+def test_quantised_models_are_scored_unmerged_and_say_why(records, method):
     merge = records[method].merge
-    assert (merge.merged, merge.max_logit_difference) == (False, None)
+    assert not merge.merged
     assert "4 bits" in merge.reason
+    assert merge.dequantised
+    assert 0 < merge.max_logit_difference < 1e-4
+    assert list(records[method].phases)[-4:] == ["infer", "score", "merge", "serve"]
 
 
 @pytest.mark.parametrize("method", ["base", "base_nf4", "full", "galore"])
 def test_without_an_adapter_there_is_nothing_to_merge(records, method):
     merge = records[method].merge
-    assert (merge.merged, merge.reason) == (False, "The method has no adapter.")
+    assert (merge.merged, merge.reason, merge.seconds) == (False, "The method has no adapter.", None)
+
+
+# Inference and size on disk, as recorded; test_infer.py tests how they are measured
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_inference_is_measured_in_every_form_that_the_model_has(records, method):
+    forms = ["base", "unmerged", "merged"] if method in ADDED else ["merged"] if TRAINABLE[method] else ["base"]
+    assert list(records[method].inference) == forms
+    for inference in records[method].inference.values():
+        assert (inference.batch_size, inference.prompt_tokens, inference.new_tokens) == (1, 8, 2)
+        assert len(inference.prefill_seconds) == len(inference.decode_seconds) == 1
+        assert min(inference.prefill_seconds + inference.decode_seconds) > 0
+
+
+@pytest.mark.parametrize("method", TRAINABLE)
+def test_the_size_on_disk_is_known_by_closed_form(records, method):
+    disk = records[method].disk
+    if method in ADDED:
+        assert 0 < disk.adapter - 4 * ADDED[method] < 10_000  # the file's header
+    else:
+        assert disk.adapter is None
+    if method == "base_nf4":
+        assert 4 * (TOTAL - MATRICES) + MATRICES / 2 < disk.model < 4 * TOTAL
+    else:
+        assert disk.model == 4 * TOTAL
+
+
+def test_inference_can_be_left_out(tmp_path):
+    record = run_tiny(tmp_path, "method=lora", "infer.repeats=0")
+    assert (record.status, record.inference) == ("ok", {})
+    assert not record.phases.keys() & {"infer", "serve"}
+    assert record.merge.merged
 
 
 # Input that can't work

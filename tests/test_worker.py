@@ -128,7 +128,7 @@ def test_a_sweep_with_a_failed_cell_goes_on_and_says_so(swept):
 def test_a_cell_that_is_fine_has_it_all(swept, folder):
     record = swept[2][2e-5, "AdamW"]
     assert record.failure is None
-    assert list(record.phases) == ["load", "train", "merge", "score"]
+    assert list(record.phases) == ["load", "probe", "train", "merge", "serve", "score"]
     assert record.train.steps == 4
     assert len(record.validation) == 1
     assert {score.n for score in record.scores} == {1}
