@@ -15,12 +15,15 @@ usage: python -m harness COMMAND [...]
   run method=dora rank=16 lr=1e-4        run one cell
   sweep NAME [overrides]                 run a named grid from sweeps/
   sweep method=lora,dora rank=8,16       run an ad-hoc grid
+  sweep --fit [--budget 24GB] ...        leave out cells that would not fit (into the card that is here)
+  plan NAME|... [--budget 24GB] [--throughput N]
+                                         predict a grid's memory, FLOPs and time; launches and downloads nothing
   table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
   status [--study NAME]                  what is done, running, failed, left
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
 
-`run` and `sweep` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
+`run`, `sweep` and `plan` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
 `COMMAND --help` explains the others.
 """
 
@@ -29,7 +32,7 @@ def main(arguments: list[str]) -> int:
     """Run a command; returns the exit status: 0, 1 (a cell failed or a record is bad), 2 (bad input), 130 (Ctrl-C)."""
     command, *rest = arguments or ["--help"]
     try:
-        if command in ("run", "sweep"):
+        if command in ("run", "sweep", "plan"):
             from harness.sweep import app
 
             return app.main(command, rest)

@@ -1,7 +1,7 @@
 """python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on the output.
 
-A request checks cells, runs one, or asks what there is on this machine. Whatever libraries print goes to standard
-error, which is the cell's log.
+A request checks cells, predicts what they take, runs one, or asks what there is on this machine. Whatever libraries
+print goes to standard error, which is the cell's log.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ def main() -> int:
             from harness.job import doctor
 
             report({"phase": "doctor", "doctor": doctor.examine(**request["doctor"])})
+        elif "plan" in request:
+            from harness.job import plan
+
+            cells = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
+            for event in plan.answer(cells, request["data_root"], request["budget"], request["beside"]):
+                report({"phase": "plan"} | event)
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:

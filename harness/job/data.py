@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -156,6 +156,23 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
             waiting += shuffle.sample(range(items), items)
         yield waiting[:batch_size]
         waiting = waiting[batch_size:]
+
+
+def scheduled(
+    items: list[Item], train: dict[str, Any], seed: int, encode: Callable[[list[Item]], list[Example]]
+) -> list[list[list[Example]]]:
+    """The examples of each step's micro-batches, by the settings `train`: the same for every method.
+
+    Only what is drawn is encoded: most of a large data set never is.
+    """
+    if not items:
+        raise UserError("The data set is empty; there is nothing to train on.")
+    size, accum, count = train["batch_size"], train["grad_accum"], train["max_steps"]
+    order = list(batches(len(items), size, count * accum, seed))
+    drawn = sorted({i for batch in order for i in batch})
+    examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
+    micro = [[examples[i] for i in batch] for batch in order]
+    return [micro[i : i + accum] for i in range(0, len(micro), accum)]
 
 
 def padded(examples: list[Example]) -> int:

@@ -83,6 +83,8 @@ class LiveBytes(TorchDispatchMode):
         self._note()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:  # tensors without storage are asked so, four times an operation
+            return args[0].device
         kwargs = kwargs or {}
         self.see(args)
         if kwargs:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear4bit, Params4bit
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,9 +20,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import UserError
 from harness.job import device, embedded, optim
@@ -47,11 +52,7 @@ def load(cell: Cell, on: torch.device) -> tuple[PreTrainedModel, PreTrainedToken
         )
     except OSError as error:
         raise _unreachable(path, error) from error
-    for module in loaded.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # Else bitsandbytes repacks its weights in the first evaluation on such a CPU: scales are rounded to bf16,
-            # and from then on no gradient flows through them.
-            module.support_avx512bf16_for_cpu = False
+    _never_repack(loaded)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so it can't be learned
     return loaded, tokenizer
@@ -82,21 +83,114 @@ def check(cell: Cell) -> None:
 
     Needs the model's config only: the model is built without storage.
     """
-    model = cell.settings["model"]
+    config = config_of(cell.settings["model"])
+    shell(cell, with_depth(config, 2) if alike(config) else config)
+
+
+def config_of(model: dict[str, Any]) -> PretrainedConfig:
+    """The architecture of the settings `model`, weights left where they are; UserError if it can't be had."""
     path = source(model)
     try:
-        config = AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
-    if cell.rank is None:
-        return
+
+
+def alike(config: PretrainedConfig) -> bool:
+    """Whether all decoder layers have the same kind and shapes, so that a few can stand for all."""
+    with torch.device("meta"):
+        layers = decoder_layers(AutoModelForCausalLM.from_config(config), config)
+    shapes = {tuple((name, p.shape) for name, p in layer.named_parameters()) for layer in layers}
+    return len(shapes) == 1 and len(set(getattr(config, "layer_types", None) or [])) <= 1
+
+
+def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
+    """`config` with `depth` decoder layers, all alike."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * depth
+    return config
+
+
+def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList:
+    """The layers that `config` says how many there are of."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(layers for layers in lists if len(layers) == config.num_hidden_layers)
+
+
+def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
+    """The cell's model on the device "meta", quantised and adapted, and the names of its adapters' parameters.
+
+    Raises UserError if the method can't be applied, or a rank is above the smallest matrix it would apply to.
+    """
+    path = cell.settings["model"]["path"]
+    slot = instantiate(cell.settings["method"]["load"], _convert_="all")
+    dtype = getattr(torch, slot["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"method.load.dtype={slot['dtype']} is none of torch's number formats, such as bfloat16.")
+    attention = {key: slot[key] for key in ("attn_implementation",) if key in slot}
     try:
         with torch.device("meta"):
-            shell = adapt(AutoModelForCausalLM.from_config(config), cell)
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+            if (quantization := slot.get("quantization_config")) is not None:
+                quantizer = AutoHfQuantizer.from_config(quantization)
+                quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
+                quantizer.postprocess_model(base)
+                _pack(base, dtype)
+            own = {id(p) for p in base.parameters()}
+            net = adapt(base, cell)
     except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
         reason = _first_line(error.__cause__ or error)
         raise UserError(f"method={cell.method} can't be applied to {path}: {reason}") from error
-    shapes = _ranked(shell, cell)
+    _check_rank(net, cell)
+    return net, {name for name, p in net.named_parameters() if id(p) not in own}
+
+
+def _pack(net: nn.Module, dtype: torch.dtype) -> None:
+    """Give each 4-bit matrix on "meta" the packed form, and scales, that quantising its `dtype` would give it."""
+    for module in net.modules():
+        if isinstance(module, Linear4bit):
+            weight, shape = module.weight, torch.Size((module.out_features, module.in_features))
+            scales = -(-shape.numel() // weight.blocksize)
+
+            def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+                return torch.empty(size, dtype=dtype, device="meta")
+
+            state = {"shape": shape, "dtype": dtype, "blocksize": weight.blocksize, "code": empty(16)}
+            if weight.compress_statistics:  # double quantisation: QLoRA, section 3
+                nested = QuantState(empty(-(-scales // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
+                state |= {"absmax": empty(scales, dtype=torch.uint8), "offset": empty(), "state2": nested}
+            else:
+                state |= {"absmax": empty(scales)}
+            module.weight = Params4bit(
+                empty((shape.numel() + 1) // 2, 1, dtype=torch.uint8),
+                requires_grad=False,
+                quant_state=QuantState(quant_type=weight.quant_type, **state),
+                blocksize=weight.blocksize,
+                compress_statistics=weight.compress_statistics,
+                quant_type=weight.quant_type,
+                bnb_quantized=True,
+                module=module,
+            )
+    _never_repack(net)
+
+
+def _never_repack(net: nn.Module) -> None:
+    """Keep bitsandbytes from repacking its weights in the first evaluation on an AVX-512 CPU with bf16.
+
+    It would round their scales to bf16, and from then on no gradient would flow through them.
+    """
+    for module in net.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _check_rank(net: nn.Module, cell: Cell) -> None:
+    if cell.rank is None:
+        return
+    path = cell.settings["model"]["path"]
+    shapes = _ranked(net, cell)
     if not shapes:
         raise UserError(f"method={cell.method} applies to no matrix of {path}; check its target_modules.")
     name, shape = min(shapes.items(), key=lambda item: min(item[1]))
@@ -113,7 +207,20 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
         return {name: tuple(weight.shape) for name, weight in optim.matrices_of(model).items()}
     layers = {name: m.get_base_layer() for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
-    return {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None}
+    return {
+        name: tuple(weight.quant_state.shape if hasattr(weight, "quant_state") else weight.shape)
+        for name, weight in weights.items()
+        if weight is not None
+    }
+
+
+def count(net: nn.Module, trainable: bool = False) -> int:
+    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both."""
+    return sum(
+        p.numel() * (2 if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8 else 1)
+        for p in net.parameters()
+        if p.requires_grad or not trainable
+    )
 
 
 def fingerprint(model: dict[str, Any]) -> str:

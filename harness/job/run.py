@@ -8,17 +8,21 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from hydra.utils import instantiate
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from harness import env, record
 from harness.errors import UserError
-from harness.job import data, device, merge, model, optim, score, train
-from harness.job.meter import Meter
-from harness.record import Cell, Failure, Parameters, Record
+from harness.job import data, device, disk, infer, merge, model, probe, score, train
+from harness.job.meter import LiveBytes, Meter, matmul_peak
+from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record
 
 Report = Callable[[dict], None]
 
@@ -63,6 +67,8 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     result.seconds = time.monotonic() - clock
     result.environment = env.describe() | device.describe(job.accelerator.device)
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
+    result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
+    result.environment |= job.loaded
     record.write(result, path)
     report({"phase": "recorded"})
     return result
@@ -80,6 +86,8 @@ class _Job:
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
         self.meter = Meter(self.accelerator.device)
+        self.matmul_peak: float | None = None
+        self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
 
     def run(self, result: Record, path: Path) -> None:
         cell, train_settings, prompt = self.cell, self.settings["train"], self.settings["data"]["prompt"]
@@ -92,9 +100,11 @@ class _Job:
         self._enter("load")
         with self.meter.window("load") as memory, self.meter.live(memory) as see:
             base, tokenizer = model.load(cell, self.accelerator.device)
+            self.loaded = model.describe(base)
+            own = {id(p) for p in base.parameters()}
             net = model.adapt(base, cell)
             see(list(net.parameters()))  # mapped from the file, not the result of any operation
-        result.parameters = Parameters(_count(net), _count(net, trainable=True))
+        result.parameters = Parameters(model.count(net), model.count(net, trainable=True))
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
 
@@ -112,36 +122,72 @@ class _Job:
             return train.answer_loss(net, validation, self.accelerator)
 
         if cell.settings["method"]["optim"] is None:
+            self._enter("probe")
+            largest = max(validation, key=lambda batch: batch.padded).to(self.accelerator.device)
+            self._probe(result, lambda live: probe.forward(net, largest, self.accelerator, live))
             self._enter("validate")
             loss = validate()
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The validation loss of the untuned model is {loss}.")
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
-            self._enter("train")
-            examples = encode(self.splits["train"])
-            optimizer = instantiate(self.settings["method"]["optim"], _convert_="all")(net)
-            net, optimizer = self.accelerator.prepare(net, optimizer)
-            accum, count = train_settings["grad_accum"], train_settings["max_steps"]
-            order = data.batches(len(examples), size, count * accum, cell.seed)
-            planned = [[[examples[i] for i in next(order)] for _ in range(accum)] for _ in range(count)]
+            self._enter("probe")
+            planned = data.scheduled(self.splits["train"], train_settings, cell.seed, encode)
             steps = ([collate(batch) for batch in step] for step in planned)
+            build = instantiate(self.settings["method"]["optim"], _convert_="all")
+            added = {id(p) for p in net.parameters()} - own
+            net = self.accelerator.prepare(net)
             largest = max(planned, key=lambda step: max(data.padded(batch) for batch in step))
-            with self.meter.window("train") as memory:
+            micro = [collate(batch).to(self.accelerator.device) for batch in largest]
+            norm = train_settings["max_grad_norm"]
+            self._probe(result, lambda live: probe.steps(net, added, build, micro, norm, self.accelerator, live))
+            del micro
+
+            self._enter("train")
+            optimizer = self.accelerator.prepare(build(net))
+            with self.meter.window("train"):
                 result.train, result.validation = train.train(
                     net, optimizer, steps, train_settings, self.accelerator, validate, self._stepped
                 )
-                probe = [collate(batch) for batch in largest]
-                with self.meter.live(memory) as see:
-                    see([*net.parameters(), *net.buffers(), optim.state(optimizer)])
-                    train.probe(net, optimizer, probe, train_settings["max_grad_norm"], self.accelerator)
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 
-        self._enter("merge")
-        with self.meter.window("merge") as memory, self.meter.live(memory):
-            net, result.merge = merge.merge(net, collate(held_out[:4]), self.accelerator)
+        batch = collate(held_out[:4])
+        if isinstance(net, PeftModel):
+            self._infer("infer", net, ["base", "unmerged"], result)
+        elif result.train is None:
+            self._infer("infer", net, ["base"], result)
+        if not merge.quantised(net):
+            net = self._merge(net, batch, result)
+            self._score(net, tokenizer, result, path)
+            return
+        result.merge = Merge(False, merge.QUANTISED)
+        self._score(net, tokenizer, result, path)
+        try:
+            self._merge(net, batch, result)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            result.merge.reason += f" Dequantised, the model did not fit: {_reason(error)}"
 
+    def _merge(self, net: nn.Module, batch: data.Batch, result: Record) -> nn.Module:
+        """The model with its adapter folded in, if it has one; its size and, if it was tuned, its speed are taken."""
+        self._enter("merge")
+        with self.meter.window("merge"):  # not live: to count tensors would slow what is timed
+            adapter = disk.adapter(net)
+            net, result.merge = merge.merge(net, batch, self.accelerator)
+            result.disk = Disk(adapter, disk.weights(net))
+        if result.train is not None:
+            self._infer("serve", net, ["merged"], result)
+        return net
+
+    def _infer(self, phase: str, net: nn.Module, forms: list[str], result: Record) -> None:
+        if self.settings["infer"]["repeats"]:
+            self._enter(phase)
+            with self.meter.window(phase):
+                result.inference |= infer.measure(net, forms, self.settings["infer"], self.accelerator)
+
+    def _score(self, net: nn.Module, tokenizer: PreTrainedTokenizerBase, result: Record, path: Path) -> None:
         if not self.tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
         self._enter("score")
@@ -152,6 +198,15 @@ class _Job:
             result.scores, items = score.score(net, tokenizer, self.tasks, size, autocast)
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)
 
+    def _probe(self, result: Record, take: Callable[[LiveBytes], Probe]) -> None:
+        self.matmul_peak = matmul_peak(self.accelerator.device, torch.bfloat16 if self.bf16 else torch.float32)
+        live = LiveBytes(self.accelerator.device)
+        # Random numbers are drawn from a copy: training begins as if the probe had not been.
+        with self.meter.window("probe") as memory, torch.random.fork_rng():
+            result.probe = take(live)
+        if memory.allocated_peak is None:
+            memory.allocated_peak = live.peak
+
     def _enter(self, phase: str) -> None:
         self.phase, self.step = phase, None
         self._report({"phase": phase})
@@ -159,15 +214,6 @@ class _Job:
     def _stepped(self, event: dict) -> None:
         self.step = event["step"]
         self._report({"phase": self.phase} | event)
-
-
-def _count(net: torch.nn.Module, trainable: bool = False) -> int:
-    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both."""
-    return sum(
-        p.numel() * (2 if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8 else 1)
-        for p in net.parameters()
-        if p.requires_grad or not trainable
-    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, variance
 
+from harness import units
 from harness.errors import one_of
 from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, measures, score_name, setting_texts
@@ -153,35 +154,20 @@ def _estimate(scores: list[Score]) -> Estimate:
     return Estimate(mean(values), stderr, (first.n, first.num_fewshot, first.version))
 
 
-def _count(n: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if n >= 0.9995 * size:
-            return _significant(n / size, 3) + unit
-    return str(n)
-
-
-def _bytes(n: float) -> str:
-    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
-
-
 def _seconds(value: float) -> str:
     return f"{_rate(value)} s" if value >= 1 else f"{_rate(1000 * value)} ms"
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else _significant(value, 3)
+    return f"{value:,.0f}" if value >= 100 else units.significant(value, 3)
 
 
 def _share(value: float) -> str:
-    return f"{_significant(100 * value, 3)}%"
+    return f"{units.significant(100 * value, 3)}%"
 
 
 def _percent(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0 turns a rounded -0.0 into 0.0
-
-
-def _significant(value: float, digits: int = 4) -> str:
-    return f"{value:#.{digits}g}".rstrip(".")
 
 
 # Cells
@@ -258,7 +244,7 @@ def _trainable(row: Row, rows: Rows) -> str:
     parameters = next((record.parameters for record in row.measured if record.parameters), None)
     if parameters is None:
         return ABSENT
-    return f"{_count(parameters.trainable)} ({_share(parameters.trainable / parameters.total)})"
+    return f"{units.count(parameters.trainable)} ({_share(parameters.trainable / parameters.total)})"
 
 
 def _seeds(row: Row, rows: Rows) -> str:
@@ -284,7 +270,7 @@ def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
     values = [row.scores[name].value for row in rows if name in row.scores]
     percent = score.higher_is_better and all(0 <= value <= 1 for value in values)
     words = [score.task, score.metric, score.filter if score.filter != "none" else "", "(%)" if percent else ""]
-    shown = _percent if percent else _significant
+    shown = _percent if percent else units.significant
 
     def cell(row: Row, rows: Rows) -> str:
         estimate = row.scores.get(name)
@@ -335,7 +321,7 @@ COLUMNS: dict[str, Column] = {
     "seeds": Column(_one("Seeds", _seeds), default=several_seeds),
     "trainable": Column(_one("Trainable", _trainable), default=_always),
     "memory": Column(
-        _one("Peak train memory", _with_ratio("train_allocated_peak", _bytes, "full")),
+        _one("Peak train memory", _with_ratio("train_allocated_peak", units.size, "full")),
         "memory",
         "Memory is the peak of live tensors in a training step; × is its ratio to the first finished full row.{within}",
         ("full", "memory ratios", "train_allocated_peak"),
@@ -352,7 +338,7 @@ COLUMNS: dict[str, Column] = {
         default=_always,
     ),
     "resident": Column(
-        _one("Resident memory", _measure("resident", _bytes)),
+        _one("Resident memory", _measure("resident", units.size)),
         "memory",
         "Resident memory is held between two steps.",
     ),
@@ -396,7 +382,7 @@ COLUMNS: dict[str, Column] = {
         "was measured to multiply matrices.",
     ),
     "energy": Column(
-        _one("Joules/token", _measure("joules_per_token", lambda joules: _significant(joules, 3))),
+        _one("Joules/token", _measure("joules_per_token", lambda joules: units.significant(joules, 3))),
         "use",
         "Joules/token is what the whole device took in all steps, a raw token.",
     ),
@@ -439,6 +425,6 @@ COLUMNS: dict[str, Column] = {
         "Score time is that of all evaluations.",
     ),
     "scores": Column(_score_cells, default=_always),
-    "loss": Column(_one("Validation loss", _measure("validation_loss", _significant)), default=_always),
+    "loss": Column(_one("Validation loss", _measure("validation_loss", units.significant)), default=_always),
     "status": Column(_one("Status", _status), default=_always),
 }

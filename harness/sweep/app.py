@@ -8,6 +8,7 @@ Hydra was given.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import importlib.util
@@ -18,6 +19,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,15 +32,16 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
+from harness import record, units
 from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError
-from harness.record import Cell, Record, RecordError
+from harness.record import Cell, Failure, Record, RecordError
 from harness.sweep import cell as cells_of
-from harness.sweep import worker
+from harness.sweep import plan, worker
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
 
@@ -46,6 +49,22 @@ from harness.sweep.store import Study
 PLUGINS = "hydra_plugins.harness"
 NOT_A_LAUNCH = {"--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version"}
 
+
+@dataclass
+class Options:
+    """What a command line asks for beside Hydra's settings.
+
+    plan: predict and launch nothing; fit: leave out what is predicted not to fit. budget: bytes, null for this
+    machine's device; throughput: raw tokens/s, null for what records say.
+    """
+
+    plan: bool = False
+    fit: bool = False
+    budget: int | None = None
+    throughput: float | None = None
+
+
+_options = Options()
 _progress: Progress | None = None  # of the sweep that this process runs; None in a launcher's worker process
 _outcomes: list[str | UserError] = []  # of the cells that this process ran or had run: a status, or why it was refused
 
@@ -78,7 +97,11 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list:
-        left = self._plan(points([*self._axes, *arguments]))
+        asked = points([*self._axes, *arguments])
+        if _options.plan:
+            self._predict(asked)
+            return []
+        left = self._plan(asked)
         if not left:
             return []
         returns = self._launcher.launch(left, initial_job_idx=0)
@@ -95,25 +118,76 @@ class GridSweeper(Sweeper):
             if len({o for point in asked for o in point if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} can't be swept over: a sweep is one study; run one sweep for each {key}.")
         wanted: dict[str, tuple[Cell, list[str]]] = {}
+        architectures: dict[str, dict[str, Any]] = {}
         for point in asked:
-            composed = self._loader.load_sweep_config(self.config, point)
-            with flag_override(composed, ["struct", "readonly"], False):
-                del composed["hydra"]  # it has values that only a launched job fills in
+            composed = self._compose(point)
             cell = cells_of.from_config(composed)
             wanted.setdefault(cell.id, (cell, point))
+            architectures |= _architecture(composed, point)
         study = _study(composed)
         left = []
         for cell, point in wanted.values():
             found = study.recorded(cell)
-            if found is None or found.status in composed.retry.statuses:
+            if _to_run(found, composed):
                 left.append((cell, point))
         _announce(study, len(asked), len(wanted), len(left))
         if left:
             worker.check([cell for cell, _ in left], composed.data_root)
             study.plan(cell for cell, _ in wanted.values())
+            if _options.fit:
+                left = _fitting(left, architectures, study, composed.data_root)
             global _progress
             _progress = Progress(len(left))
         return [point for _, point in left]
+
+    def _compose(self, point: list[str]) -> DictConfig:
+        composed = self._loader.load_sweep_config(self.config, point)
+        with flag_override(composed, ["struct", "readonly"], False):
+            del composed["hydra"]  # it has values that only a launched job fills in
+        return composed
+
+    def _predict(self, asked: list[list[str]]) -> None:
+        """Print what the points would take; one that can't be is a line with its reason."""
+        planned: dict[str, tuple[str, Cell | str]] = {}
+        architectures: dict[str, dict[str, Any]] = {}
+        for point in asked:
+            composed = self._compose(point)
+            architectures |= _architecture(composed, point)
+            try:
+                cell = cells_of.from_config(composed)
+                planned.setdefault(cell.id, (cell.name, cell))
+            except UserError as error:
+                planned.setdefault(str(error), (" ".join(point), str(error)))
+        made = plan.make(list(planned.values()), architectures, composed.data_root, _options.budget)
+        results = Path(composed.results_dir).expanduser()
+        print("\n".join(plan.lines(made, results, _options.throughput)))
+
+
+def _architecture(config: DictConfig, point: list[str]) -> dict[str, dict[str, Any]]:
+    """The dimensions that the model's file ships, by its name; none where the point names another model by its path."""
+    given = {override.partition("=")[0] for override in point}
+    if config.model.architecture is None or ("model.path" in given and "model.architecture" not in given):
+        return {}
+    return {config.model.name: OmegaConf.to_container(config.model.architecture, resolve=True)}
+
+
+def _fitting(
+    left: list[tuple[Cell, list[str]]], architectures: dict[str, dict[str, Any]], study: Study, data_root: str | None
+) -> list[tuple[Cell, list[str]]]:
+    """Those of `left` that are predicted to fit; the others are recorded as unfit."""
+    made = plan.make([(cell.name, cell) for cell, _ in left], architectures, data_root, _options.budget)
+    fitting = []
+    for point, (cell, overrides) in zip(made.points, left, strict=True):
+        if made.fits(point):
+            fitting.append((cell, overrides))
+            continue
+        reason = plan.refusal(made, point)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        failure = Failure("plan", None, reason)
+        unfit = Record(cell, study.name, "unfit", now, 0.0, made.environment, failure)
+        record.write(unfit, study.path(cell))
+        print(f"{cell.name} is left out. {reason}", file=sys.stderr)
+    return fitting
 
 
 def points(overrides: list[str]) -> list[list[str]]:
@@ -163,7 +237,7 @@ def _task(config: DictConfig) -> str | UserError:
 def _run(config: DictConfig) -> str:
     cell, study = cells_of.from_config(config), _study(config)
     found = study.recorded(cell)
-    if found and found.status not in config.retry.statuses:
+    if not _to_run(found, config):
         print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
         _outcomes.append(found.status)
         return found.status
@@ -182,6 +256,11 @@ def _run(config: DictConfig) -> str:
     return found.status
 
 
+def _to_run(found: Record | None, config: DictConfig) -> bool:
+    """Whether a cell with this record is to be run; one left out by --fit is: its budget was no result."""
+    return found is None or found.status in (*config.retry.statuses, "unfit")
+
+
 def _tell(found: Record) -> None:
     for score in found.scores:
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
@@ -190,15 +269,17 @@ def _tell(found: Record) -> None:
 
 
 def main(command: str, arguments: list[str]) -> int:
-    """Run ``run`` or ``sweep`` with Hydra's arguments; returns the exit status (1 if a cell failed).
+    """Run ``run``, ``sweep`` or ``plan`` with Hydra's arguments; returns the exit status (1 if a cell failed).
 
     Raises UserError for bad input, KeyboardInterrupt when stopped.
     """
     register()
     name = "config"
     _outcomes.clear()
+    global _options
+    _options, arguments = _ours(command, arguments)
     ours = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}  # else an app.log appears in the user's folder
-    if command == "sweep":
+    if command in ("sweep", "plan"):
         if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
             name, *arguments = arguments
             one_of("sweep", name, sorted(path.stem for path in SWEEPS.glob("*.yaml")))
@@ -240,6 +321,29 @@ def register() -> None:
     if importlib.util.find_spec("hydra_plugins") is None:  # it exists where a plugin is installed
         sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
     sys.modules[PLUGINS] = sys.modules[__name__]
+
+
+def _ours(command: str, arguments: list[str]) -> tuple[Options, list[str]]:
+    """The options that are ours, and the arguments left for Hydra; UserError for one that can't be."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+
+    def refuse(message: str):
+        raise UserError(f"{message}; `python -m harness --help` shows the options of {command}.")
+
+    parser.error = refuse
+    if command == "plan":
+        parser.add_argument("--throughput", type=float)
+    if command == "sweep":
+        parser.add_argument("--fit", action="store_true")
+    if command in ("plan", "sweep"):
+        parser.add_argument("--budget", type=units.parse_size)
+    found, rest = parser.parse_known_args(arguments)
+    options = Options(plan=command == "plan", **vars(found))
+    if options.budget is not None and not options.plan and not options.fit:
+        raise UserError("--budget is for `plan` and `sweep --fit`; add --fit to leave out what does not fit.")
+    if options.throughput is not None and not options.throughput > 0:
+        raise UserError(f"--throughput {options.throughput} can't be: it must be positive.")
+    return options, rest
 
 
 def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:

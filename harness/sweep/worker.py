@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -48,6 +49,24 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
     answers: list[dict] = []
     _ask("The job that looks at the machine", request, answers.append)
     return answers[-1]["doctor"]
+
+
+def plan(
+    cells: list[tuple[Cell, dict | None]], data_root: str | None, budget: int | None, beside: int
+) -> dict[str, Any]:
+    """A job's predictions for `cells`, each with its model's dimensions or null: ``harness/job/plan.py``.
+
+    Returns predictions, in order; budget, in bytes, of this machine's device if none was given; environment.
+    """
+    request = {
+        "plan": [{"cell": dataclasses.asdict(cell), "architecture": architecture} for cell, architecture in cells],
+        "data_root": _absolute(data_root),
+        "budget": budget,
+        "beside": beside,
+    }
+    answers: list[dict] = []
+    _ask("The job that predicts memory", request, answers.append)
+    return {"predictions": [a["prediction"] for a in answers if "prediction" in a]} | answers[0]
 
 
 def _ask(what: str, request: dict, on_event: Callable[[dict], None]) -> None:

@@ -1,0 +1,364 @@
+"""Predicts what cells would take, without weights: the same steps on the same model, in tensors that have no storage.
+
+A model of one and one of two decoder layers are built from its dimensions alone, changed and quantised as the cell
+asks, and probed exactly as a run probes its real model. All layers being alike, each figure is a straight line in
+their number; so is, in each window of a step, its peak: forward and backward of the first and of the last layer, the
+head between them, the optimizer. What is highest with few layers need not be with many, so a line is drawn for each
+window, and the peak is the highest at the real depth. Lines in the batch size give the largest batch that fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hydra.utils import instantiate
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from harness import env
+from harness.errors import UserError
+from harness.job import data, device, model, probe
+from harness.job.data import Batch
+from harness.job.meter import LiveBytes
+from harness.record import Cell
+
+CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
+LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more would fit
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The largest batch: `sequences` of `length` tokens, the first supervised one at `first`.
+
+    raw: tokens of the whole training without padding, for its time; real: taken from the data, not assumed.
+    """
+
+    sequences: int
+    length: int
+    first: int
+    raw: int
+    padded: int
+    real: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and the others by name."""
+
+    windows: dict[str, dict[str, float]]
+    others: dict[str, float]
+
+    def through(self, other: Line, x0: float, x1: float, x: float) -> Line:
+        """The point at `x` of the line through self at `x0` and `other` at `x1`."""
+
+        def at(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+            return {name: a[name] + (b[name] - a[name]) * (x - x0) / (x1 - x0) for name in a}
+
+        windows = {name: at(kinds, other.windows[name]) for name, kinds in self.windows.items()}
+        return Line(windows, at(self.others, other.others))
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """Bytes by kind in the highest window."""
+        return max(self.windows.values(), key=lambda kinds: sum(kinds.values()))
+
+
+class Planner:
+    """Predictions for cells, remembered: points that differ in learning rate or seed take the same.
+
+    on_card: plan for a CUDA card that need not be here, whose ``auto`` precision is bf16.
+    """
+
+    def __init__(self, data_root: str | None, on_card: bool):
+        self._data_root, self._on_card = data_root, on_card
+        self._shapes: dict[str, Shape] = {}
+        self._lines: dict[str, Line] = {}
+        self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
+
+    def predict(self, cell: Cell, architecture: dict[str, Any] | None, budget: int) -> dict[str, Any]:
+        """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
+
+        architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
+        batch that fits (null where none does). Raises UserError if the cell can't be.
+        """
+        shape = self._shape(cell)
+        line = self._line(cell, shape.sequences, shape, architecture)
+        return {
+            "peak": {kind: round(value) for kind, value in line.peak.items()},
+            "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
+            "total": round(line.others["total"]),
+            "trainable": round(line.others["trainable"]),
+            "flops": line.others["flops"] / (shape.sequences * shape.length) * shape.padded,
+            "shape": dataclasses.asdict(shape),
+            "precision": "bf16" if self._bf16(cell) else "fp32",
+            "largest_batch": self._largest(cell, shape, line, architecture, budget),
+        }
+
+    def key(self, cell: Cell) -> str:
+        """Equal for cells that take the same memory, or nearly: what is not looked at yet is the batch's shape."""
+        settings = cell.settings
+        train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
+        return json.dumps([_taken(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
+
+    def _largest(
+        self, cell: Cell, shape: Shape, line: Line, architecture: dict[str, Any] | None, budget: int
+    ) -> int | None:
+        """Sequences of this length in the largest micro-batch whose peak is within `budget`, at most LIMIT."""
+        other = 1 if shape.sequences > 1 else 2
+        second = self._line(cell, other, shape, architecture)
+
+        def fits(sequences: int) -> bool:
+            return sum(line.through(second, shape.sequences, other, sequences).peak.values()) <= budget
+
+        if not fits(1):
+            return None
+        low, high = 1, LIMIT
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    def _line(self, cell: Cell, sequences: int, shape: Shape, architecture: dict[str, Any] | None) -> Line:
+        """The figures at the model's own depth, for a micro-batch of `sequences`."""
+        settings = cell.settings
+        accum = settings["train"].get("grad_accum", 1)
+        size = (sequences, shape.length, shape.first, min(accum, 2))  # a third micro-batch takes what the second does
+        key = json.dumps(
+            [_taken(settings["method"]), settings["model"], architecture, self._bf16(cell), size], sort_keys=True
+        )
+        if key not in self._lines:
+            config, alike = self._config(cell, architecture)
+            if alike:
+                one, two = (self._probe(cell, model.with_depth(config, depth), size) for depth in (1, 2))
+                self._lines[key] = one.through(two, 1, 2, config.num_hidden_layers)
+            else:
+                self._lines[key] = self._probe(cell, config, size)
+        return self._lines[key]
+
+    def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
+        key = json.dumps([cell.settings["model"], architecture], sort_keys=True)
+        if key not in self._configs:
+            if architecture is not None:
+                dimensions = dict(architecture)
+                config = AutoConfig.for_model(dimensions.pop("model_type"), **dimensions)
+            else:
+                config = model.config_of(cell.settings["model"])
+            self._configs[key] = (config, model.alike(config))
+        return self._configs[key]
+
+    def _probe(self, cell: Cell, config: PretrainedConfig, size: tuple[int, int, int, int]) -> Line:
+        """The probe's figures for a model of `config`, on micro-batches of `size`: sequences, length, first, number."""
+        net, added = model.shell(cell, config)
+        trained = cell.settings["method"]["optim"] is not None
+        total, trainable = model.count(net), model.count(net, trainable=True) if trained else 0
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
+        accelerator = Accelerator(mixed_precision="bf16" if self._bf16(cell) else "no", cpu=True)
+        live = LiveBytes(CPU)
+        with FakeTensorMode():
+            materialise(net)
+            micro = [_batch(*size[:3]) for _ in range(size[3])]
+            _mark_layers(model.decoder_layers(net, config), live)
+            if trained:
+                adapters = {id(p) for name, p in net.named_parameters() if name in added}
+                build = instantiate(cell.settings["method"]["optim"], _convert_="all")
+                net = accelerator.prepare_model(net, device_placement=False)
+                norm = cell.settings["train"]["max_grad_norm"]
+                found = probe.steps(net, adapters, build, micro, norm, accelerator, live)
+            else:
+                found = probe.forward(net, micro[0], accelerator, live)
+        AcceleratorState._reset_state(True)
+        resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
+        flops = found.flops_per_token * micro[0].padded
+        return Line(
+            _windows(live, config.num_hidden_layers),
+            resident | {"total": total, "trainable": trainable, "flops": flops},
+        )
+
+    def _bf16(self, cell: Cell) -> bool:
+        precision = cell.settings["train"]["precision"]
+        if precision == "auto" and self._on_card:
+            return True
+        return device.compute_dtype(precision) is torch.bfloat16
+
+    def _shape(self, cell: Cell) -> Shape:
+        """The largest batch that the cell would train on (an untuned one: validate on).
+
+        Where tokenizer and data are on this machine they are asked; else every sequence is taken to have max_length
+        tokens, with a loss on all of them.
+        """
+        settings = cell.settings
+        key = json.dumps([settings["model"], settings["data"], settings["train"], cell.seed], sort_keys=True)
+        if key not in self._shapes:
+            self._shapes[key] = self._real_shape(cell) or _assumed_shape(settings["train"])
+        return self._shapes[key]
+
+    def _real_shape(self, cell: Cell) -> Shape | None:
+        settings, train = cell.settings, cell.settings["train"]
+        if settings["data"]["load"].get("path") is not None and self._data_root is None:
+            return None  # of the hub
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model.source(settings["model"]), local_files_only=True)
+        except (OSError, ValueError):
+            return None
+        splits = data.splits(settings["data"], self._data_root)
+
+        def encode(items: list[data.Item]) -> list[data.Example]:
+            return data.encode_all(tokenizer, items, settings["data"]["prompt"], train["max_length"])
+
+        if settings["method"]["optim"] is None:
+            held_out = encode(splits["validation"][: train["validation_items"]])
+            size = train["batch_size"]
+            batches = [held_out[i : i + size] for i in range(0, len(held_out), size)]
+        else:
+            steps = data.scheduled(splits["train"], train, cell.seed, encode)
+            batches = [batch for step in steps for batch in step]
+        collated = data.collate(max(batches, key=data.padded), pad=0)
+        return Shape(
+            *collated.input_ids.shape,
+            collated.first,
+            raw=sum(len(example.ids) for batch in batches for example in batch),
+            padded=sum(data.padded(batch) for batch in batches),
+            real=True,
+        )
+
+
+def _assumed_shape(train: dict[str, Any]) -> Shape:
+    size, length = train["batch_size"], train["max_length"]
+    tokens = size * length * train.get("grad_accum", 1) * train.get("max_steps", 1)
+    return Shape(size, length, 1, raw=tokens, padded=tokens, real=False)
+
+
+def _mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
+    """Begin a window of `live` where the first, the last and the layers between them begin, forward and backward.
+
+    A single layer is first and last: its windows stand for both, see `_windows`.
+    """
+
+    def before(layer: nn.Module, window: str) -> None:
+        layer.register_forward_pre_hook(lambda *_: live.mark(window))
+
+    def backward(layer: nn.Module, window: str) -> None:
+        """Begin `window` as the gradient of the layer's output arrives."""
+
+        def hook(_module, _inputs, output) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: live.mark(window))
+
+        layer.register_forward_hook(hook)
+
+    def at_input(_layer, inputs) -> None:
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(lambda _: live.mark("embedding backward"))
+
+    layers[0].register_forward_pre_hook(at_input)
+    before(layers[0], "first layer forward")
+    if len(layers) > 2:
+        before(layers[1], BETWEEN[0])
+        backward(layers[-2], BETWEEN[1])
+    if len(layers) > 1:
+        before(layers[-1], "last layer forward")
+        backward(layers[0], "first layer backward")
+    backward(layers[-1], "last layer backward")
+    layers[-1].register_forward_hook(lambda *_: live.mark("head"))
+
+
+BETWEEN = ("middle layers forward", "middle layers backward")
+
+
+def _windows(live: LiveBytes, depth: int) -> dict[str, dict[str, float]]:
+    """Peaks by window and kind. Those of the layers between are left out: a straight line is highest at its ends."""
+    windows = {name: dict(peak.kinds) for name, peak in live.windows.items() if peak.kinds and name not in BETWEEN}
+    if depth == 1:
+        windows["last layer forward"] = windows["first layer forward"]
+        if "last layer backward" in windows:
+            windows["first layer backward"] = windows["last layer backward"]
+    return windows
+
+
+def _batch(sequences: int, length: int, first: int) -> Batch:
+    ids, mask, labels = (torch.ones(sequences, length, dtype=torch.int64) for _ in range(3))
+    return Batch(ids, mask, labels, sequences * length, sequences * length, sequences * (length - first), first)
+
+
+class Params4bit(FakeTensor):
+    """A packed matrix without storage. peft knows bitsandbytes' own class, which can't hold such, by its name."""
+
+
+def materialise(net: nn.Module) -> None:
+    """Move `net` from "meta" to a CPU whose tensors have no storage; ties between parameters stay."""
+    made: dict[int, Any] = {}
+
+    def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            if (state := getattr(tensor, "quant_state", None)) is not None:
+                new.__class__, new.quant_state = Params4bit, state
+                for level in filter(None, (state, getattr(state, "state2", None))):
+                    vars(level).update({k: on_cpu(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
+            made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
+        return made[id(tensor)][0]
+
+    for module in net.modules():
+        for store in (module._parameters, module._buffers):
+            store.update({name: on_cpu(tensor) for name, tensor in store.items() if tensor is not None})
+
+
+def _taken(method: Any) -> Any:
+    """The settings `method` without those that no memory depends on, at any depth."""
+    if isinstance(method, dict):
+        return {k: _taken(v) for k, v in method.items() if k not in ("lr", "lora_alpha", "scale")}
+    return method
+
+
+def answer(
+    cells: list[tuple[Cell, dict[str, Any] | None]], data_root: str | None, budget: int | None, beside: int
+) -> Iterator[dict[str, Any]]:
+    """First what is planned for (``budget`` in bytes, ``environment``), then a ``prediction`` for each cell, in order.
+
+    A budget is of a card, which need not be here; without one it is all the memory of this machine's device.
+    beside: bytes of the budget that tensors don't get.
+    """
+    planner = Planner(data_root, on_card=budget is not None)
+    # Cells that take the same stay together, so that no two processes work out one thing.
+    groups: dict[str, list[int]] = {}
+    for i, (cell, _) in enumerate(cells):
+        groups.setdefault(planner.key(cell), []).append(i)
+    # Forked before this process asks for a device: CUDA would not survive a fork.
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(groups)), mp_context=get_context("fork")) as pool:
+        pool.submit(int).result()
+        here = torch.accelerator.current_accelerator() or CPU
+        environment = env.describe() | device.describe(here)
+        budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
+        asked = [
+            pool.submit(_predict, planner, [cells[i] for i in members], budget - beside) for members in groups.values()
+        ]
+        predictions: dict[int, dict[str, Any]] = {}
+        for members, future in zip(groups.values(), asked, strict=True):
+            predictions |= zip(members, future.result(), strict=True)
+    yield {"budget": budget, "environment": environment}
+    for i in range(len(cells)):
+        yield {"prediction": predictions[i]}
+
+
+def _predict(planner: Planner, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int) -> list[dict[str, Any]]:
+    out = []
+    for cell, architecture in cells:
+        try:
+            out.append(planner.predict(cell, architecture, budget))
+        except UserError as error:
+            out.append({"impossible": str(error)})
+    return out

@@ -1,0 +1,38 @@
+"""Numbers as people read and type them: counts, bytes, significant digits."""
+
+from __future__ import annotations
+
+import re
+
+from harness.errors import UserError
+
+SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def significant(value: float, digits: int = 4) -> str:
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def count(n: float) -> str:
+    """4.88M for 4,880,000; whole below a thousand."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n >= 0.9995 * size:
+            return significant(n / size, 3) + unit
+    return f"{n:.0f}"
+
+
+def size(n: float) -> str:
+    """Bytes in binary units: 1.50 GiB."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``24GB`` (10⁹ each) or ``24GiB`` (2³⁰ each); UserError if it is no size."""
+    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?b)\s*", text, re.IGNORECASE)
+    try:
+        value = float(found[1]) * SIZES[found[2].lower()]
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"{text!r} is no size in bytes; write it as 24GB (10⁹ each) or 24GiB (2³⁰ each).") from None
+    if not value >= 1:
+        raise UserError(f"{text!r} can't be: a budget must be positive.")
+    return int(value)
