@@ -148,7 +148,7 @@ def test_a_cell_that_diverges_says_at_which_step(swept):
 def test_a_cell_that_raises_says_where_and_why(swept, folder):
     record = swept[2][2e-5, "NoSuch"]
     assert record.status == "failed"
-    assert (record.failure.phase, record.failure.step) == ("train", None)
+    assert (record.failure.phase, record.failure.step) == ("probe", None)
     assert "NoSuch" in record.failure.reason
     assert "\n" not in record.failure.reason
     assert "Traceback" in (folder / "results" / "grid" / f"{record.cell.name}.log").read_text()
@@ -238,6 +238,6 @@ def test_out_of_memory_is_told_from_other_failures(tmp_path):
     assert status == 1
     (record,), _ = read_study(tmp_path / "results" / "big")
     assert record.status == "oom", record.failure
-    assert record.failure.phase == "train"
+    assert record.failure.phase == "probe"
     assert record.failure.reason in err
     assert record.scores == []
