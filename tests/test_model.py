@@ -92,7 +92,7 @@ def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
     assert device.compute_dtype("fp32") is torch.float32
     assert device.compute_dtype("bf16") is torch.bfloat16
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(device, "_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(device, "_bf16_pays", lambda has=has: has)
         assert device.compute_dtype("auto") is dtype
         assert model.nf4("auto").bnb_4bit_compute_dtype is dtype
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -12,17 +13,25 @@ from harness.job import nvml
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype that matrices are multiplied in for ``train.precision``.
 
-    ``auto`` is bfloat16 where the device has instructions for it, else float32: emulated bf16 is several times slower.
+    ``auto`` is bfloat16 where that pays, else float32: emulated bf16 is several times slower, and so is that of
+    some processors which do have instructions for it.
     """
     if precision == "auto":
-        precision = "bf16" if _has_bf16() else "fp32"
+        precision = "bf16" if _bf16_pays() else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-def _has_bf16() -> bool:
+@functools.cache
+def _bf16_pays() -> bool:
     if torch.accelerator.is_available():
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    from harness.job.meter import matmul_peak  # it brings libraries that set up CUDA, which `busy` must precede
+
+    # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
+    bf16, fp32 = (matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
+    return bf16 > fp32
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -304,9 +304,13 @@ class Energy:
         return sum(b - a + (span if b < a else 0) for (a, span), (b, _) in zip(before, after, strict=True))
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several products of square matrices: what this device reaches at most, as it is now."""
-    size, times = (8192, 10) if device.type == "cuda" else (2048, 4)
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of the best of several products of square matrices: what this device reaches at most, as it is now.
+
+    size: of the matrices; null for one that keeps the device busy.
+    """
+    large, times = (8192, 10) if device.type == "cuda" else (2048, 4)
+    size = size or large
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(1 + times):

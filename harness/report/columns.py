@@ -403,6 +403,7 @@ COLUMNS: dict[str, Column] = {
         f"Merged decode is that rate as the model is served; × is {LORA}, with a 95% interval (bootstrap over repeats)."
         "{within}",
         ("lora", "merged decode ratios", "merged_decode_tokens_per_second"),
+        _always,
     ),
     "merge": Column(
         _one("Merge time", _measure("merge_seconds", _seconds)),

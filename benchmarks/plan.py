@@ -1,0 +1,138 @@
+"""Holds `plan` against what was measured: our own cells on SmolLM2-135M, and peft's published runs of Llama-3.2-3B.
+
+    python -m harness sweep memory study=reference/memory      # the measured cells, about 4 minutes on 2 cores
+    python benchmarks/plan.py --peft DIR --out benchmarks/PLAN.md
+
+DIR holds result files of the MetaMathQA suite in huggingface/peft's method_comparison; without it the second table is
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from tabulate import tabulate
+
+from harness import units
+from harness.config import CONF, ROOT
+from harness.job.plan import Planner
+from harness.record import Record, read_study
+from harness.sweep import app
+from harness.sweep.cell import from_config
+
+LARGE = 2**50  # a budget that does not matter
+
+# Of each published run: its file, and the settings that make our cell the same.
+QV = "method.adapt.target_modules=[q_proj,v_proj]"
+PUBLISHED = {
+    "LoRA, rank 32 on q and v": ("lora--llama-3.2-3B-rank32", ["method=lora", "rank=32", QV]),
+    "DoRA, rank 32 on q and v": ("lora--llama-3.2-3B-rank32-dora", ["method=dora", "rank=32", QV]),
+    "Full fine-tuning": ("full-finetuning--llama-3.2-3B-lr_0.00001", ["method=full"]),
+}
+
+
+def ours(folder: Path) -> list[dict[str, Any]]:
+    """Measured and predicted peaks in bytes, a row a record of `folder`."""
+    records, problems = read_study(folder)
+    if problems or not records:
+        raise SystemExit("\n".join(problems) or f"There are no records in {folder}; run the sweep `memory` first.")
+    planner = Planner(None, on_card=False)
+    return [_our_row(planner, record) for record in records]
+
+
+def _our_row(planner: Planner, record: Record) -> dict[str, Any]:
+    settings = record.cell.settings
+    # As the record's device computed, which need not be this one.
+    settings = settings | {"train": settings["train"] | {"precision": record.environment["precision"]}}
+    cell = dataclasses.replace(record.cell, settings=settings)
+    predicted = planner.predict(cell, None, LARGE)
+    return {
+        "method": record.cell.method,
+        "batch": f"{predicted['shape']['sequences']} × {predicted['shape']['length']}",
+        "measured": sum(dataclasses.astuple(record.probe.peak)),
+        "predicted": sum(predicted["peak"].values()),
+    }
+
+
+def published(folder: Path) -> list[dict[str, Any]]:
+    """Published and predicted memory after a step in bytes, a row a run.
+
+    The suite reads the allocator after the optimizer's step, before gradients are freed and while the outputs are
+    still held: to what a step leaves resident we add the gradients, and the logits (bf16, a token of the mean step).
+    """
+    app.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return [_published_row(folder, name, *what) for name, what in PUBLISHED.items()]
+
+
+def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> dict[str, Any]:
+    found = json.loads((folder / f"{file}.json").read_text())
+    train, metrics = found["run_info"]["train_config"], found["train_info"]["metrics"]
+    shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
+    config = hydra.compose("config", ["model=llama_3_2_3b", *overrides, *shape])
+    architecture = dict(config.model.architecture)
+    line = Planner(None, on_card=True).predict(from_config(config), architecture, LARGE)
+    adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]
+    logits = 2 * architecture["vocab_size"] * metrics[-1]["train total tokens"] / train["max_steps"]
+    resident = sum(line["resident"].values())
+    measured = [m["mem allocated avg"] for m in metrics if "mem allocated avg" in m]
+    return {
+        "run": name,
+        "published": sum(measured) / len(measured),
+        "resident": resident,
+        "gradients": adapters,
+        "logits": logits,
+        "predicted": resident + adapters + logits,
+    }
+
+
+def document(own: list[dict[str, Any]], others: list[dict[str, Any]] | None) -> str:
+    """Both tables in Markdown, and what they say."""
+    rows = [[r["method"], r["batch"], *_compared(r["measured"], r["predicted"])] for r in own]
+    head = ["method", "largest batch", "measured peak", "predicted peak", "difference"]
+    out = ["# Predicted and measured memory", "", "Made by `python benchmarks/plan.py`.", ""]
+    out += ["## SmolLM2-135M: the peak of tensors in a training step", "", _table(rows, head), ""]
+    out += ["Base is measured in one forward pass. Records: `results/reference/memory`.", ""]
+    if others is not None:
+        head = ["run", "resident", "gradients", "logits", "published", "predicted", "difference"]
+        kinds = ("resident", "gradients", "logits")
+        rows = [
+            [r["run"], *(units.size(r[k]) for k in kinds), *_compared(r["published"], r["predicted"])] for r in others
+        ]
+        out += ["## Llama-3.2-3B in bf16: what is allocated after a step, as peft published it", "", _table(rows, head)]
+        out += ["", *(line.strip() for line in published.__doc__.strip().splitlines()[2:]), ""]
+    return "\n".join(out)
+
+
+def _compared(measured: float, predicted: float) -> list[str]:
+    return [units.size(measured), units.size(predicted), _difference(measured, predicted)]
+
+
+def _difference(measured: float, predicted: float) -> str:
+    return f"{100 * (predicted / measured - 1):+.2f}%"
+
+
+def _table(rows: list[list[str]], head: list[str]) -> str:
+    return tabulate(rows, head, "pipe", disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, default=ROOT / "results" / "reference" / "memory", metavar="DIR")
+    parser.add_argument("--peft", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    text = document(ours(options.records), published(options.peft) if options.peft else None)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The committed benchmark documents say what their commands make, and keep what we promise of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from job_helpers import DATA, needs_data
+
+from harness.config import ROOT
+
+PLAN = ROOT / "benchmarks" / "PLAN.md"
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all tables' rows, heads left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if row[-1].endswith("%")]
+
+
+@pytest.mark.slow
+@needs_data
+def test_plan_keeps_within_what_we_promise():
+    command = [sys.executable, "benchmarks/plan.py", "--peft", str(DATA / "peft_results")]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == PLAN.read_text(encoding="utf-8")
+
+
+def test_predictions_are_near_the_measurements():
+    ours, published = re.split(r"^## Llama", PLAN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {row[0] for row in rows(ours)} == {"base", "full", "lora", "qlora", "dora", "galore"}
+    assert len(rows(ours)) == 2 * 6
+    assert len(rows(published)) == 3
+    for table, most in ((ours, 5), (published, 3)):
+        for row in rows(table):
+            assert abs(float(row[-1].removesuffix("%"))) <= most, row
