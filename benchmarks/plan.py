@@ -41,7 +41,7 @@ def ours(folder: Path) -> list[dict[str, Any]]:
     records, problems = read_study(folder)
     if problems or not records:
         raise SystemExit("\n".join(problems) or f"There are no records in {folder}; run the sweep `memory` first.")
-    planner = Planner(None, on_card=False)
+    planner = Planner(None, auto="fp32")
     return [_our_row(planner, record) for record in records]
 
 
@@ -76,7 +76,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
     config = hydra.compose("config", ["model=llama_3_2_3b", *overrides, *shape])
     architecture = dict(config.model.architecture)
-    line = Planner(None, on_card=True).predict(from_config(config), architecture, LARGE)
+    line = Planner(None, auto="bf16").predict(from_config(config), architecture, LARGE)
     adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]
     logits = 2 * architecture["vocab_size"] * metrics[-1]["train total tokens"] / train["max_steps"]
     resident = sum(line["resident"].values())

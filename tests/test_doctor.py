@@ -212,7 +212,7 @@ FACTS = {
             "threads": 4,
             "simd": "AVX512",
             "torch_cuda": None,
-            "formats": {"fp32": "yes", "bf16": "emulated", "NF4": "no: RuntimeError"},
+            "formats": {"fp32": "yes", "bf16": "slower than fp32", "NF4": "no: RuntimeError"},
         },
     },
     "broken": None,
@@ -226,7 +226,7 @@ def said(**changes):
 
 def test_each_gap_has_its_remedy():
     text = said()
-    assert "fp32, bf16 (emulated), NF4 (no: RuntimeError)" in text
+    assert "fp32, bf16 (slower than fp32), NF4 (no: RuntimeError)" in text
     assert "peft -" in text
     assert re.search(r"joblib +ready .*1\.2\.0", text)
     assert "pip install hydra-submitit-launcher" in text

@@ -16,12 +16,12 @@ from harness.record import Cell, Kinds, Probe, Record, Tokens, Train, read_study
 from harness.sweep import plan as planning
 from harness.units import parse_size
 
-METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "qdora", "galore"]
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 BUDGET = 2**40
 
 
-def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, on_card: bool = False) -> dict:
-    return plan.Planner(None, on_card).predict(cell, architecture, budget)
+def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, auto: str = "fp32") -> dict:
+    return plan.Planner(None, auto).predict(cell, architecture, budget)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -48,11 +48,11 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["base", "full", "qdora", "galore"])
 def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
-    cell = composed("model=smollm2_135m", f"method={method}")
+    cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
     shape = plan.Shape(2, 64, 30, 128, 128, True)
-    shallow = plan.Planner(None, False)._line(cell, 2, shape, None)
+    shallow = plan.Planner(None, "fp32")._line(cell, 2, shape, None)
     monkeypatch.setattr(model, "alike", lambda config: False)  # then all 30 layers are built
-    deep = plan.Planner(None, False)._line(cell, 2, shape, None)
+    deep = plan.Planner(None, "fp32")._line(cell, 2, shape, None)
     assert deep.others.pop("flops") == pytest.approx(shallow.others.pop("flops"))
     assert (shallow.peak, shallow.others) == (deep.peak, deep.others)
 
@@ -73,7 +73,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     # The tiny model's batches differ in length; one shape is taken for both ends of the line.
     assert at[1] < at[4]
     cell = tiny("method=lora", "train.batch_size=1", "train.max_steps=1")
-    planner = plan.Planner(None, False)
+    planner = plan.Planner(None, "fp32")
     shape = planner._shape(cell)
     budget = 3 * sum(planner.predict(cell, None, BUDGET)["peak"].values())
     most = planner.predict(cell, None, budget)["largest_batch"]
@@ -90,7 +90,7 @@ def test_points_that_take_the_same_are_worked_out_once(monkeypatch):
     probed = []
     probe = plan.Planner._probe
     monkeypatch.setattr(plan.Planner, "_probe", lambda *a: (probed.append(a[1].name), probe(*a))[1])
-    planner = plan.Planner(None, False)
+    planner = plan.Planner(None, "fp32")
     cells = [tiny("method=lora", f"lr={lr}", f"alpha={alpha}") for lr in (1e-4, 1e-3) for alpha in (4, 8)]
     found = [planner.predict(cell, None, BUDGET) for cell in cells]
     assert found[0] == found[1] == found[2] == found[3]
@@ -101,7 +101,7 @@ def test_a_hub_model_needs_its_dimensions_alone():
     # Of the hub: neither weights nor tokenizer nor even a config is here, so every sequence is taken to be full.
     architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
     cell = composed("model=llama_3_1_8b", "method=full", "train.batch_size=1", "train.max_length=64")
-    found = predicted(cell, architecture, on_card=True)
+    found = predicted(cell, architecture, auto="bf16")
     weights = 8_030_261_248
     assert found["total"] == found["trainable"] == weights
     assert found["precision"] == "bf16"

@@ -71,9 +71,13 @@ def training(study):
     return None
 
 
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def jobs_of(process):
-    """Process ids of the children of `process`."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    """Process ids of the jobs of the sweep `process`, which another holds for it."""
+    return [job for holder in children(process.pid) for job in children(holder)]
 
 
 # --- one sweep: eight points, four cells, of which one is fine, one diverges and two break

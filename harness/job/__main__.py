@@ -1,7 +1,7 @@
 """python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on the output.
 
-A request checks cells, predicts what they take, runs one, or asks what there is on this machine. Whatever libraries
-print goes to standard error, which is the cell's log.
+With --serve it forks such workers: serve.py. A request checks cells, predicts what they take, runs one, or asks what
+there is on this machine. Whatever libraries print goes to standard error, which is the cell's log.
 """
 
 from __future__ import annotations
@@ -58,4 +58,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        from harness.job.serve import serve
+
+        sys.exit(serve(int(sys.argv[2]), main))
     sys.exit(main())

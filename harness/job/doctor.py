@@ -59,7 +59,7 @@ def _compute() -> dict[str, Any]:
 
 
 def _formats(on: torch.device) -> dict[str, str]:
-    """By number format: "yes", "emulated", or why not. Each is tried in a small product, forward and backward."""
+    """By number format: yes, "slower than fp32", or why not. Each is tried in a small product, forward and backward."""
 
     def product(dtype: torch.dtype) -> None:
         x = torch.ones(64, 64, device=on, dtype=dtype, requires_grad=True)
@@ -84,7 +84,7 @@ def _formats(on: torch.device) -> dict[str, str]:
         except Exception as error:  # whatever a library says where its kernel is missing
             found[name] = f"no: {type(error).__name__}"
     if found["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
-        found["bf16"] = "emulated"
+        found["bf16"] = "slower than fp32"
     return found
 
 

@@ -309,7 +309,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = Non
 
     size: of the matrices; null for one that keeps the device busy.
     """
-    large, times = (8192, 10) if device.type == "cuda" else (2048, 4)
+    large, times = (8192, 10) if device.type == "cuda" else (2048, 8)
     size = size or large
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

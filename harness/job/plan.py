@@ -77,11 +77,11 @@ class Line:
 class Planner:
     """Predictions for cells, remembered: points that differ in learning rate or seed take the same.
 
-    on_card: plan for a CUDA card that need not be here, whose ``auto`` precision is bf16.
+    auto: what the precision ``auto`` means on the device that is planned for, bf16 or fp32.
     """
 
-    def __init__(self, data_root: str | None, on_card: bool):
-        self._data_root, self._on_card = data_root, on_card
+    def __init__(self, data_root: str | None, auto: str):
+        self._data_root, self._auto = data_root, auto
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
@@ -92,6 +92,7 @@ class Planner:
         architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
         batch that fits (null where none does). Raises UserError if the cell can't be.
         """
+        cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
         shape = self._shape(cell)
         line = self._line(cell, shape.sequences, shape, architecture)
         return {
@@ -101,15 +102,9 @@ class Planner:
             "trainable": round(line.others["trainable"]),
             "flops": line.others["flops"] / (shape.sequences * shape.length) * shape.padded,
             "shape": dataclasses.asdict(shape),
-            "precision": "bf16" if self._bf16(cell) else "fp32",
+            "precision": cell.settings["train"]["precision"],
             "largest_batch": self._largest(cell, shape, line, architecture, budget),
         }
-
-    def key(self, cell: Cell) -> str:
-        """Equal for cells that take the same memory, or nearly: what is not looked at yet is the batch's shape."""
-        settings = cell.settings
-        train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
-        return json.dumps([_taken(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
 
     def _largest(
         self, cell: Cell, shape: Shape, line: Line, architecture: dict[str, Any] | None, budget: int
@@ -134,9 +129,8 @@ class Planner:
         settings = cell.settings
         accum = settings["train"].get("grad_accum", 1)
         size = (sequences, shape.length, shape.first, min(accum, 2))  # a third micro-batch takes what the second does
-        key = json.dumps(
-            [_taken(settings["method"]), settings["model"], architecture, self._bf16(cell), size], sort_keys=True
-        )
+        taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"], size]
+        key = json.dumps(taken, sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
             if alike:
@@ -163,7 +157,8 @@ class Planner:
         trained = cell.settings["method"]["optim"] is not None
         total, trainable = model.count(net), model.count(net, trainable=True) if trained else 0
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
-        accelerator = Accelerator(mixed_precision="bf16" if self._bf16(cell) else "no", cpu=True)
+        bf16 = cell.settings["train"]["precision"] == "bf16"
+        accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
         live = LiveBytes(CPU)
         with FakeTensorMode():
             materialise(net)
@@ -184,12 +179,6 @@ class Planner:
             _windows(live, config.num_hidden_layers),
             resident | {"total": total, "trainable": trainable, "flops": flops},
         )
-
-    def _bf16(self, cell: Cell) -> bool:
-        precision = cell.settings["train"]["precision"]
-        if precision == "auto" and self._on_card:
-            return True
-        return device.compute_dtype(precision) is torch.bfloat16
 
     def _shape(self, cell: Cell) -> Shape:
         """The largest batch that the cell would train on (an untuned one: validate on).
@@ -324,6 +313,25 @@ def _taken(method: Any) -> Any:
     return method
 
 
+def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
+    """The cell's settings with `auto` for the precision ``auto``, in the loop and where weights are loaded."""
+
+    def decided(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: decided(v) for k, v in value.items()}
+        return auto if value == "auto" else value
+
+    method = settings["method"] | {"load": decided(settings["method"]["load"])}
+    return settings | {"method": method, "train": decided(settings["train"])}
+
+
+def _group(cell: Cell) -> str:
+    """Equal for cells that take the same memory, if their batches have the same shape."""
+    settings = cell.settings
+    train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
+    return json.dumps([_taken(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
+
+
 def answer(
     cells: list[tuple[Cell, dict[str, Any] | None]], data_root: str | None, budget: int | None, beside: int
 ) -> Iterator[dict[str, Any]]:
@@ -332,16 +340,18 @@ def answer(
     A budget is of a card, which need not be here; without one it is all the memory of this machine's device.
     beside: bytes of the budget that tensors don't get.
     """
-    planner = Planner(data_root, on_card=budget is not None)
     # Cells that take the same stay together, so that no two processes work out one thing.
     groups: dict[str, list[int]] = {}
     for i, (cell, _) in enumerate(cells):
-        groups.setdefault(planner.key(cell), []).append(i)
-    # Forked before this process asks for a device: CUDA would not survive a fork.
+        groups.setdefault(_group(cell), []).append(i)
+    # Forked before this process asks for a device, which they must not: CUDA does not survive a fork.
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(groups)), mp_context=get_context("fork")) as pool:
         pool.submit(int).result()
         here = torch.accelerator.current_accelerator() or CPU
         environment = env.describe() | device.describe(here)
+        on_card = budget is not None  # that may be elsewhere; today's compute in bf16
+        bf16 = on_card or device.compute_dtype("auto") is torch.bfloat16
+        planner = Planner(data_root, auto="bf16" if bf16 else "fp32")
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         asked = [
             pool.submit(_predict, planner, [cells[i] for i in members], budget - beside) for members in groups.values()

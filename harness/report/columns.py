@@ -14,7 +14,7 @@ from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, measures, score_name, setting_texts
 from harness.report.stats import speed_ratio
 
-METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "qdora", "galore"]
+METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "qdora", "galore", "galore_rsvd"]
 ABSENT = "–"
 
 
@@ -409,6 +409,11 @@ COLUMNS: dict[str, Column] = {
         _one("Merge time", _measure("merge_seconds", _seconds)),
         "rest",
         "Merge time is that of folding the adapter into the weights.",
+    ),
+    "difference": Column(
+        _one("Logit difference", _measure("logit_difference", lambda value: units.significant(value, 2))),
+        "rest",
+        "Logit difference is the largest between unmerged and merged weights on a validation batch.",
     ),
     "disk": Column(
         _one("Size on disk", _together(["adapter_bytes", "model_bytes"], _byte_unit)),

@@ -18,7 +18,8 @@ from harness.sweep import worker
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
 BESIDE = 2**30
 TIGHT = 0.9  # above this share of a budget an allocator's fragmentation decides
-KINDS = ("weights", "adapters", "gradients", "optimizer", "activations")
+HELD = ("weights", "adapters", "optimizer")  # between steps, and as much at the peak
+PASSING = ("gradients", "activations")
 
 
 @dataclass
@@ -83,7 +84,8 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
     """
     speed = Speed(results, plan.environment)
     possible = [p for p in plan.points if "impossible" not in p.prediction]
-    header = ["cell", "trainable", "resident", "peak", "of it " + " / ".join(KINDS), "FLOPs", "time", "fits", "batch ≤"]
+    header = ["cell", "trainable", "resident", " / ".join(HELD), "peak", "+ " + " / ".join(PASSING), "FLOPs", "time"]
+    header += ["fits", "batch ≤"]
     rows = []
     for point in possible:
         p = point.prediction
@@ -93,8 +95,9 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
                 point.name,
                 f"{units.count(p['trainable'])} ({100 * p['trainable'] / p['total']:.3g}%)",
                 units.size(sum(p["resident"].values())),
+                " / ".join(_short(p["resident"][kind]) for kind in HELD),
                 units.size(point.peak),
-                " / ".join(_short(p["peak"][kind]) for kind in KINDS),
+                " / ".join(_short(p["peak"][kind]) for kind in PASSING),
                 units.count(p["flops"]),
                 "–" if seconds is None else _duration(seconds),
                 _fit(plan, point),

@@ -9,24 +9,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from harness import env, record
-from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record
+from harness.sweep.server import Server
 from harness.sweep.store import Study
+
+_server = Server()  # of this process
 
 
 def check(cells: list[Cell], data_root: str | None) -> None:
@@ -142,25 +142,15 @@ def run(
     return record.read(path)
 
 
-def _converse(request: dict, stderr, on_event: Callable[[dict], None]) -> int:
+def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]) -> int:
     """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses."""
-    # -P keeps the user's folder off the import path: a queue.py there must not break the job.
-    # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.job"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
-        start_new_session=True,
-        text=True,
-    )
+    job = _server.start(stderr)
     refusal = None
     try:
         # If it dies before it has read, its exit status tells.
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            json.dump(request, process.stdin)
-        for line in process.stdout:
+        with contextlib.suppress(BrokenPipeError), job.request:
+            json.dump(request, job.request)
+        for line in job.lines():
             event = json.loads(line)
             if "refused" in event:
                 refusal = event["refused"]
@@ -168,14 +158,9 @@ def _converse(request: dict, stderr, on_event: Callable[[dict], None]) -> int:
                 _warn(event["warning"])
             else:
                 on_event(event)
-        code = process.wait()
+        code = job.wait()
     except BaseException:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        job.stop()
         raise
     if refusal is not None:
         raise UserError(refusal)

@@ -1,0 +1,92 @@
+"""Job processes for a sweep: forked from one that holds the libraries, so that a cell need not import them again.
+
+The holder is started at the first request and runs ``python -m harness.job --serve``; its side is harness/job/serve.py.
+Each job is a fresh process all the same: nothing but imported code is shared. When the sweep is gone, however it went,
+the holder ends its job and itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from harness.config import ROOT
+
+
+class Server:
+    """Starts jobs, one at a time."""
+
+    def __init__(self) -> None:
+        self._holder: subprocess.Popen | None = None
+        self._channel: socket.socket | None = None
+        self._environment: dict[str, str] = {}
+
+    def start(self, stderr: IO[bytes]) -> Job:
+        """A new job whose messages go to `stderr`; it waits for its request."""
+        if self._holder is None or self._holder.poll() is not None or self._environment != os.environ:
+            self.stop()
+            self._launch()
+        theirs, request = os.pipe()
+        events, ours = os.pipe()
+        with contextlib.suppress(BrokenPipeError, ConnectionError):  # a holder that died: its exit status tells
+            socket.send_fds(self._channel, [b"\0"], [theirs, ours, stderr.fileno()])
+        os.close(theirs)
+        os.close(ours)
+        return Job(open(request, "w"), open(events), self._holder, self._channel)
+
+    def stop(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._holder is not None:
+            self._holder.wait()
+
+    def _launch(self) -> None:
+        self._environment = dict(os.environ)
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        ours, theirs = socket.socketpair()
+        self._channel = ours
+        with theirs:
+            # -P keeps the user's folder off the import path: a queue.py there must not break the job.
+            # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
+            self._holder = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.job", "--serve", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,
+            )
+
+
+@dataclass
+class Job:
+    """A running job: where its request is written, what it reports, and how it ended."""
+
+    request: IO[str]
+    events: IO[str]
+    _holder: subprocess.Popen
+    _channel: socket.socket
+
+    def lines(self) -> Iterator[str]:
+        with self.events:
+            yield from self.events
+
+    def wait(self) -> int:
+        """Its exit status, negative for the signal that killed it; the holder's own, if that ended with it."""
+        code = self._channel.recv(16)
+        return int(code) if code else self._holder.wait()
+
+    def stop(self) -> None:
+        """End the job in order, or by force when that takes more than 5 seconds."""
+        self._channel.shutdown(socket.SHUT_WR)  # the holder takes this for our end
+        try:
+            self._holder.wait(10)
+        except subprocess.TimeoutExpired:
+            self._holder.kill()
+            self._holder.wait()

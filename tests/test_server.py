@@ -1,0 +1,113 @@
+"""Jobs forked from a process that holds the libraries: fresh each time, cheap after the first, none left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.config import ROOT
+from harness.sweep.server import Server
+
+NOTHING = {"check": [], "data_root": None}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server():
+    started = Server()
+    yield started
+    started.stop()
+
+
+def ask(server: Server, stderr, request: dict = NOTHING) -> tuple[int, list[dict]]:
+    """A job's exit status and what it reported."""
+    job = server.start(stderr)
+    with job.request:
+        json.dump(request, job.request)
+    events = [json.loads(line) for line in job.lines()]
+    return job.wait(), events
+
+
+def test_the_second_job_has_no_imports_to_wait_for(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(server, log) == (0, [])
+        holder = server._holder.pid
+        start = time.monotonic()
+        assert ask(server, log) == (0, [])
+        assert time.monotonic() - start < 1
+        assert server._holder.pid == holder
+
+
+def test_a_refusal_and_its_status_come_back(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        cells = [{"id": "x"}]  # no cell: the job breaks, its words are in its log
+        code, events = ask(server, log, {"check": cells, "data_root": None})
+    assert (code, events) == (1, [])
+    assert "TypeError" in (tmp_path / "log").read_text()
+
+
+def test_another_environment_is_another_holder(server, tmp_path, monkeypatch):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        holder = server._holder.pid
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1" if os.environ.get("HF_HUB_OFFLINE") != "1" else "0")
+        assert ask(server, log) == (0, [])
+        assert server._holder.pid != holder
+
+
+def test_a_holder_that_died_is_replaced(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        server._holder.kill()
+        server._holder.wait()
+        assert ask(server, log) == (0, [])
+
+
+def test_a_stopped_job_is_gone(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        job = server.start(log)  # waits for its request
+        (pid,) = jobs_of(server._holder.pid)
+        job.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert ask(server, log) == (0, [])
+
+
+def test_a_sweep_that_is_killed_leaves_no_process(tmp_path):
+    words = "import sys,time; from harness.sweep.server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
+    words += "; print(s._holder.pid, flush=True); time.sleep(600)"
+    sweep = subprocess.Popen([sys.executable, "-c", words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = int(sweep.stdout.readline())
+    jobs = jobs_of(holder)
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() and alive(pid) for pid in [holder, *jobs]):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def jobs_of(holder: int) -> list[int]:
+    """Process ids of its jobs, once there are any."""
+    until = time.monotonic() + 60
+    while not (found := Path(f"/proc/{holder}/task/{holder}/children").read_text().split()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return [int(job) for job in found]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: one that ended and whose parent has not asked yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
