@@ -42,7 +42,9 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
         assert found["shape"]["raw"] == measured.train.tokens.raw
         assert found["shape"]["padded"] == measured.train.tokens.padded
         per_token = measured.probe.flops_per_token
-        assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded, rel=0.02)
+        # Exact, but where the micro-batches of a step differ in length.
+        near = 1e-6 if len(shape) == 1 else 0.02
+        assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded, rel=near)
 
 
 @pytest.mark.slow

@@ -249,6 +249,7 @@ def test_details_of_few_columns_stand_in_the_default_table():
     assert set(new.columns) - set(old.columns) == {
         "Weights / adapters / gradients / optimizer / activations",
         "Decode tokens/s",
+        "Merged decode",
     }
     assert "Decode" not in caption(old)
     assert "Decode is the rate of writing tokens" in caption(new)

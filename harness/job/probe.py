@@ -1,6 +1,6 @@
 """Two optimizer steps (of an untuned model: one forward pass) for their memory and FLOPs alone, apart from timed ones.
 
-A run takes them on its real model before it trains; a plan takes the same two on tensors without storage.
+A run takes them on its real model before it trains; a plan takes the same step on tensors without storage.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def steps(
     max_grad_norm: float,
     accelerator: Accelerator,
     live: LiveBytes,
+    count: int = 2,
 ) -> Probe:
-    """What two steps on the micro-batches `micro` take.
+    """What `count` steps on the micro-batches `micro` take.
 
     added: ids of the parameters that are adapters. The first step makes the optimizer's state (GaLore decomposes its
     gradients in it), the second has it from the start; the peak is over both.
@@ -50,9 +51,9 @@ def steps(
     model.train()
     with live:
         _see_weights(model, added, live)
-        for step in ("first step", "second step"):
+        for _ in range(count):
             live.flops = 0
-            live.mark(step)
+            live.mark("begin")
             train.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
             live.see(optim.state(optimizer), "optimizer")
         resident = live.now_by_kind

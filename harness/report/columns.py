@@ -400,8 +400,8 @@ COLUMNS: dict[str, Column] = {
     "decode_ratio": Column(
         _one("Merged decode", _decode_ratio),
         "inference",
-        f"Merged decode is that rate as the model is served; × is {LORA}, with a 95% interval (bootstrap over repeats)."
-        "{within}",
+        f"Merged decode is that rate as the model is served; × is {LORA}, with a 95% interval (bootstrap over "
+        "seeds and repeats; with one seed, how processes differ is not in it).{within}",
         ("lora", "merged decode ratios", "merged_decode_tokens_per_second"),
         _always,
     ),
