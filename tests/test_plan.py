@@ -206,6 +206,12 @@ def test_plan_names_what_can_not_be_combined_and_goes_on(harness):
     assert "lora-r4-a8-lr1e-4" in done.stdout
 
 
+def test_plan_of_nothing_that_can_be(harness):
+    done = harness("plan", "method=lora", "lr=-1", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Impossible: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -375,7 +375,7 @@ def answer(
     for i, (cell, _) in enumerate(cells):
         groups.setdefault(_group(cell), []).append(i)
     # Forked before this process asks for a device, which they must not: CUDA does not survive a fork.
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(groups)), mp_context=get_context("fork")) as pool:
+    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context("fork")) as pool:
         pool.submit(int).result()
         here = torch.accelerator.current_accelerator() or CPU
         environment = env.describe() | device.describe(here)

@@ -79,12 +79,15 @@ class Job:
 
     def wait(self) -> int:
         """Its exit status, negative for the signal that killed it; the holder's own, if that ended with it."""
-        code = self._channel.recv(16)
+        code = b""
+        with contextlib.suppress(ConnectionError):  # a holder that died without having read all
+            code = self._channel.recv(16)
         return int(code) if code else self._holder.wait()
 
     def stop(self) -> None:
         """End the job in order, or by force when that takes more than 5 seconds."""
-        self._channel.shutdown(socket.SHUT_WR)  # the holder takes this for our end
+        with contextlib.suppress(OSError):  # it died itself
+            self._channel.shutdown(socket.SHUT_WR)  # the holder takes this for our end
         try:
             self._holder.wait(10)
         except subprocess.TimeoutExpired:
