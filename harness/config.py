@@ -153,6 +153,15 @@ def _multiply(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else float(f"{a * b:.6g}")
 
 
+LEAST = {
+    "train": dict.fromkeys(
+        ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every"), 1
+    ),
+    "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
+    "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
+}
+
+
 def check(config: DictConfig) -> None:
     """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
     tuned = config.method.optim is not None
@@ -162,18 +171,11 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{key}={value} can't be: {key} must be a positive number.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed} can't be: it must be at least 0 and below 2**32.")
-    for key in ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every"):
-        value = config.train[key]
-        if value is not None and value < 1:
-            raise UserError(f"train.{key}={value} can't be: it must be 1 or more.")
-    for key, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
-        value = config.eval[key]
-        if value is not None and value < least:
-            raise UserError(f"eval.{key}={value} can't be: it must be {least} or more.")
-    for key, least in (("repeats", 0), ("batch_size", 1), ("prompt_tokens", 1), ("new_tokens", 2)):
-        value = config.infer[key]
-        if value < least:
-            raise UserError(f"infer.{key}={value} can't be: it must be {least} or more.")
+    for group, bounds in LEAST.items():
+        for key, least in bounds.items():
+            value = config[group][key]
+            if value is not None and value < least:
+                raise UserError(f"{group}.{key}={value} can't be: it must be {least} or more.")
     if not 0 <= config.train.warmup_ratio < 1:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
     if not config.train.max_grad_norm > 0:

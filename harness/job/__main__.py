@@ -1,7 +1,8 @@
-"""python -m harness.job: a worker process. One request (JSON) on standard input; events (JSON lines) on the output.
+"""python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
 
-With --serve it forks such workers: serve.py. A request checks cells, predicts what they take, runs one, or asks what
-there is on this machine. Whatever libraries print goes to standard error, which is the cell's log.
+A job has one request (JSON) on standard input, and events (JSON lines) on the output. A request checks cells, predicts
+what they take, runs one, or asks what there is on this machine. Whatever libraries print goes to standard error, which
+is the cell's log.
 """
 
 from __future__ import annotations
@@ -58,8 +59,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        from harness.job.serve import serve
+    from harness.job.serve import serve
 
-        sys.exit(serve(int(sys.argv[2]), main))
-    sys.exit(main())
+    sys.exit(serve(int(sys.argv[1]), main))

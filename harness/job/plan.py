@@ -326,7 +326,7 @@ def materialise(net: nn.Module) -> None:
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             if (state := getattr(tensor, "quant_state", None)) is not None:
                 new.__class__, new.quant_state = Params4bit, state
-                for level in filter(None, (state, getattr(state, "state2", None))):
+                for level in probe.quant_states(tensor):
                     vars(level).update({k: on_cpu(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
             made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
         return made[id(tensor)][0]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
+from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -83,7 +84,13 @@ def _see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
     """The parameter, and what a quantised one needs besides: its scales, and the scales' own."""
     yield parameter
+    for state in quant_states(parameter):
+        yield from (value for value in vars(state).values() if isinstance(value, Tensor))
+
+
+def quant_states(parameter: Tensor) -> Iterator[QuantState]:
+    """What bitsandbytes keeps beside a quantised parameter, and with double quantisation what it keeps beside that."""
     state = getattr(parameter, "quant_state", None)
-    for level in (state, getattr(state, "state2", None)):
-        if level is not None:
-            yield from (value for value in vars(level).values() if isinstance(value, Tensor))
+    while state is not None:
+        yield state
+        state = getattr(state, "state2", None)

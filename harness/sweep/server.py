@@ -1,6 +1,6 @@
 """Job processes for a sweep: forked from one that holds the libraries, so that a cell need not import them again.
 
-The holder is started at the first request and runs ``python -m harness.job --serve``; its side is harness/job/serve.py.
+The holder is started at the first request and runs ``python -m harness.job``; its side is harness/job/serve.py.
 Each job is a fresh process all the same: nothing but imported code is shared. When the sweep is gone, however it went,
 the holder ends its job and itself.
 """
@@ -55,7 +55,7 @@ class Server:
             # -P keeps the user's folder off the import path: a queue.py there must not break the job.
             # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
             self._holder = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.job", "--serve", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "harness.job", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

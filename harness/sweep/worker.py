@@ -1,6 +1,6 @@
 """Runs a cell in a fresh process of its own, and answers for it: whatever happens there, a record is left.
 
-The job (``python -m harness.job``) reads its request on standard input, reports progress as JSON lines on
+The job (harness/job/__main__.py) reads its request on standard input, reports progress as JSON lines on
 standard output and writes the record itself; what it and its libraries print goes to the cell's log.
 """
 
