@@ -24,10 +24,13 @@ def describe() -> dict[str, Any]:
     """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes.
 
     allocator: the environment's variables that steer memory and threads, those set alone.
+    boot: the kernel's random id of this boot, the same in all containers of a machine; null off Linux. It names
+        nobody, and tells whether two cells ran on one machine.
     """
     return {
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
+        "boot": _boot(),
         "git": _git(),
         "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
         "allocator": _allocator(),
@@ -88,6 +91,13 @@ def _git() -> dict[str, Any] | None:
         dirty = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(dirty.strip())}
     except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
         return None
 
 

@@ -10,6 +10,7 @@ Units: bytes, seconds, tokens. What was not measured is ``null``; there are no s
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -39,12 +40,14 @@ class Memory:
     device_process: what NVML says the process held on the device at the window's end, its context included; null
         where NVML does not say.
     process_peak: the process's resident set on the host.
+    reserved_p99: of what was reserved after each training step, the 99th percentile; only imported records tell it.
     """
 
     allocated_peak: int | None = None
     reserved_peak: int | None = None
     device_process: int | None = None
     process_peak: int | None = None
+    reserved_p99: int | None = None
 
 
 @dataclass
@@ -82,7 +85,10 @@ class Probe:
 
 @dataclass
 class Phase:
-    """One window of a job (load, probe, train, infer, merge, score, …); no window overlaps another."""
+    """One window of a job (load, probe, train, infer, merge, score, …); no window overlaps another.
+
+    Imported records may have `job`, which is all of it, where their source tells no phases apart.
+    """
 
     seconds: float
     memory: Memory
@@ -98,11 +104,14 @@ class Parameters:
 
 @dataclass
 class Tokens:
-    """Tokens by name: raw (non-padding), padded (what the device computed on), supervised (in the loss)."""
+    """Tokens by name: raw (non-padding), padded (what the device computed on), supervised (in the loss).
+
+    The harness counts all three; an imported record may know the first alone.
+    """
 
     raw: int
-    padded: int
-    supervised: int
+    padded: int | None
+    supervised: int | None
 
 
 @dataclass
@@ -137,16 +146,18 @@ class Train:
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
     laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
     joules: over all steps, of the whole device (NVML) or processor package (RAPL); null where neither can be read.
+
+    step_seconds and loss are empty, the steady rate and batches null in imported records that know no single steps.
     """
 
     steps: int
     tokens: Tokens
     step_seconds: list[float]
     warmup_steps: int
-    tokens_per_second_steady: float
+    tokens_per_second_steady: float | None
     tokens_per_second_amortised: float
     loss: list[LossPoint]
-    batches: str
+    batches: str | None
     laps: dict[str, list[float]] = field(default_factory=dict)
     joules: float | None = None
 
@@ -184,10 +195,13 @@ class Inference:
 
 @dataclass
 class Disk:
-    """Bytes of safetensors: of the saved adapter (null without one), and of all weights as they are served merged."""
+    """Bytes of safetensors: of the saved adapter (null without one), and of all weights as they are served merged.
+
+    Imported records may know the adapter's alone.
+    """
 
     adapter: int | None
-    model: int
+    model: int | None
 
 
 @dataclass
@@ -238,6 +252,20 @@ class Failure:
 
 
 @dataclass
+class Source:
+    """Whose measurements an imported record holds.
+
+    project: who made them; file: its name; sha256: of its bytes; notes: one sentence each on what its numbers mean
+    where they mean something else than the harness's own.
+    """
+
+    project: str
+    file: str
+    sha256: str
+    notes: list[str]
+
+
+@dataclass
 class Record:
     cell: Cell
     study: str
@@ -257,7 +285,30 @@ class Record:
     scores: list[Score] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None  # of a record that was imported; null for what the harness ran
     schema: int = SCHEMA
+
+
+def cell_id(settings: dict[str, Any]) -> str:
+    """A cell's identity: the SHA-256 of its resolved settings, whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def cell_name(cell: Cell) -> str:
+    """``lora-r16-a32-lr2e-4-s0-1f3c9a``: for people first, the id's head last; safe as a file's name."""
+    parts = [re.sub(r"[^\w.]+", "_", cell.method)]
+    for letter, value in (("r", cell.rank), ("a", cell.alpha), ("lr", cell.lr), ("s", cell.seed)):
+        if value is not None:
+            parts.append(letter + short(value))
+    return "-".join([*parts, cell.id[:6]])
+
+
+def short(value: float) -> str:
+    """A number as people type it: 16, 0.5, 2e-4."""
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.5e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}"
 
 
 def write(record: Record, path: Path) -> None:
@@ -294,7 +345,7 @@ def read(path: Path) -> Record:
     if value["schema"] != SCHEMA:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     try:
-        return _decode(Record, value, "")
+        return decode(Record, value)
     except (TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
 
@@ -323,7 +374,7 @@ def _finite(number: str) -> float:
     return float(number)
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str = "") -> Any:
     """`value` (from JSON) as `kind`; TypeError or ValueError name the field that does not fit."""
     if kind is Any:
         return value
@@ -338,7 +389,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and f.name not in value:
                 raise ValueError(f"{where + '.' if where else ''}{f.name} is missing")
-        return kind(**{k: _decode(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items()})
+        return kind(**{k: decode(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items()})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in arguments:
@@ -347,16 +398,16 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is list:
         if not isinstance(value, list):
             raise TypeError(f"{where} should be a list")
-        return [_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
             raise TypeError(f"{where} should be an object")
-        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is types.UnionType:
         if value is None:
             return None
         (kind,) = [a for a in arguments if a is not type(None)]
-        return _decode(kind, value, where)
+        return decode(kind, value, where)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from harness.config import ROOT
-from harness.sweep.cell import short
+from harness.record import short
 
 ID_OF = """
 import sys

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config as settings_of
-from harness.record import Cell
+from harness.record import Cell, cell_id, cell_name
 
 AXES = ("rank", "alpha", "lr", "seed")
 
@@ -43,12 +41,10 @@ def from_config(config: DictConfig) -> Cell:
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
         "seed": seed,
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
     used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
     cell = Cell(
-        id=digest,
+        id=cell_id(settings),
         name="",
         method=resolved["method"]["name"],
         model=resolved["model"]["name"],
@@ -57,22 +53,5 @@ def from_config(config: DictConfig) -> Cell:
         knobs=resolved["method"]["knobs"],
         settings=settings,
     )
-    cell.name = _name(cell)
+    cell.name = cell_name(cell)
     return cell
-
-
-def _name(cell: Cell) -> str:
-    """``lora-r16-a32-lr2e-4-s0-1f3c9a``: for people first, the id's head last; safe as a file's name."""
-    parts = [re.sub(r"[^\w.]+", "_", cell.method)]
-    for letter, value in (("r", cell.rank), ("a", cell.alpha), ("lr", cell.lr), ("s", cell.seed)):
-        if value is not None:
-            parts.append(letter + short(value))
-    return "-".join([*parts, cell.id[:6]])
-
-
-def short(value: float) -> str:
-    """A number as people type it: 16, 0.5, 2e-4."""
-    if 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:.5e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:g}"

@@ -121,7 +121,7 @@ class Speed:
         self.records = 0
         found = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
         for record in found:
-            if record.train and _device(record.environment) == _device(environment):
+            if record.train and not record.source and _device(record.environment) == _device(environment):
                 self.records += 1
                 key = (record.cell.model, record.cell.method)
                 self._tokens.setdefault(key, []).append(record.train.tokens_per_second_steady)
