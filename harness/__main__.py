@@ -21,6 +21,8 @@ usage: python -m harness COMMAND [...]
   table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
   status [--study NAME]                  what is done, running, failed, left
+  import peft|lm-eval PATH [--study NAME]
+                                         turn what others measured into records of a study of their own
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
 
 `run`, `sweep` and `plan` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
@@ -40,6 +42,8 @@ def main(arguments: list[str]) -> int:
             return table(rest)
         if command == "status":
             return status(rest)
+        if command == "import":
+            return import_(rest)
         if command == "doctor":
             return doctor(rest)
         if command in ("--help", "-h", "help"):
@@ -111,6 +115,31 @@ def status(arguments: list[str]) -> int:
         print("\n".join(lines))
     _complain(problems)
     return int(bool(problems))
+
+
+def import_(arguments: list[str]) -> int:
+    """Make records of another project's result files: of all of them, or of none if one is bad."""
+    parser = _Parser(
+        prog="python -m harness import",
+        description="Turn result files of peft's method comparison, or of lm-eval, into records of a study.",
+    )
+    parser.add_argument("project", choices=["peft", "lm-eval"], help="whose files they are")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a result file, or a folder that holds some")
+    parser.add_argument("--study", metavar="NAME", help="where the records go (default: the project's name)")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    name = options.study or options.project
+    if not STUDY_NAME.fullmatch(name):
+        raise UserError(f"--study {name} can't name a folder below {options.results_dir}.")
+
+    from harness.report import imports
+
+    summary = imports.store(imports.collect(options.project, options.path, name), options.results_dir / name)
+    counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
+    print(f"{options.results_dir / name}: {', '.join(f'{len(names)} {of}' for of, names in counts.items())} records.")
+    for path in summary.older:
+        print(f"{path} was left out: there is a later result of the same settings.")
+    return 0
 
 
 def doctor(arguments: list[str]) -> int:

@@ -260,7 +260,9 @@ def test_all_columns_are_those_that_have_a_value():
     assert old.columns[:3] == ["Study", "Model", "Data"]
     assert {"Step p95", "Load time", "Score time"} <= set(old.columns)
     assert not {"Utilisation", "Resident memory", "Merged decode", "Size on disk"} & set(old.columns)
-    assert len(comparison([measured(record) for record in make_study()], ["all"]).columns) == len(COLUMNS)
+    imported = {"reserved", "job_reserved"}  # the harness's own records have none of these
+    new = comparison([measured(record) for record in make_study()], ["all"])
+    assert len(new.columns) == len(COLUMNS.keys() - imported)
 
 
 def test_chosen_columns_stand_in_the_order_asked_for():

@@ -342,6 +342,19 @@ COLUMNS: dict[str, Column] = {
         "memory",
         "Resident memory is held between two steps.",
     ),
+    "reserved": Column(
+        _one("Reserved in 99% of steps", _measure("train_reserved_p99", units.size)),
+        "reserved",
+        "Reserved memory is what the device's allocator held, gaps between tensors included; in 99% of training steps "
+        "it was no more than this.",
+        default=_always,
+    ),
+    "job_reserved": Column(
+        _one("Reserved in the whole job", _measure("job_reserved_peak", units.size)),
+        "reserved",
+        "That of the whole job is no memory of training: its peak may be the evaluation's.",
+        default=_always,
+    ),
     "steady": Column(
         _one("Tokens/s", _with_ratio("tokens_per_second_steady", _rate, "lora")),
         "speed",

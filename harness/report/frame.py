@@ -19,6 +19,7 @@ KINDS = [kind.name for kind in fields(Kinds)]
 FORMS = ["base", "unmerged", "merged"]
 COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
 COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
+COUNTS += ["train_reserved_p99", "job_reserved_peak"]
 COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
 
@@ -45,6 +46,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     train_reserved_peak                 peak of what CUDA's allocator held, in training
     train_device_process                what NVML says the process held on the device, in training
     train_process_peak                  peak of the process's resident set on the host, in training
+    train_reserved_p99                  what the allocator held after a step, 99th percentile; imported records alone
+    job_reserved_peak                   peak of that over a whole job, evaluation included; imported records alone
 
     Training:
 
@@ -92,6 +95,7 @@ def measures(record: Record) -> dict[str, float | None]:
     numbers |= {"train_allocated_peak": train_memory(record)}
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
+    numbers |= {"job_reserved_peak": phases["job"].memory.reserved_peak if "job" in phases else None}
     numbers |= {**_each(train, TRAINING), "utilisation": _utilisation(record)}
     for form in FORMS:
         numbers |= {f"{form}_{name}": value for name, value in _each(record.inference.get(form), INFERENCE).items()}
@@ -231,6 +235,7 @@ PHASE_MEMORY: Quantities = {
     "train_reserved_peak": lambda memory: memory.reserved_peak,
     "train_device_process": lambda memory: memory.device_process,
     "train_process_peak": lambda memory: memory.process_peak,
+    "train_reserved_p99": lambda memory: memory.reserved_p99,
 }
 
 TRAINING: Quantities = {

@@ -82,6 +82,7 @@ def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
     if any(COLUMNS[name].topic == "inference" for name in names):
         lines += _inference_caption(records)
     lines += [*_training_caption(records), *_seeds_caption(rows), *_environment_caption(records)]
+    lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are given for finished rows only.")
     refused = [_failed(record) for record in records if record.status == "unfit"]
