@@ -20,6 +20,7 @@ usage: python -m harness COMMAND [...]
                                          predict a grid's memory, FLOPs and time; launches and downloads nothing
   table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
+  lint [--study NAME]                    what makes the cells of a study hard to compare
   status [--study NAME]                  what is done, running, failed, left
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
             return app.main(command, rest)
         if command == "table":
             return table(rest)
+        if command == "lint":
+            return lint(rest)
         if command == "status":
             return status(rest)
         if command == "import":
@@ -100,6 +103,28 @@ def table(arguments: list[str]) -> int:
     else:
         sys.stdout.write(text)
     return int(bool(problems))
+
+
+def lint(arguments: list[str]) -> int:
+    """Say of one study or all what makes their cells hard to compare; 1 if anything does, or a record is bad."""
+    parser = _parser("lint", "Say what makes the cells of a study hard to compare. Exit status 1 if anything does.")
+    options = parser.parse_args(arguments)
+
+    from harness.report.lint import findings
+
+    problems: list[str] = []
+    told = 0
+    for name in _studies(options):
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        found = findings(records)
+        told += len(found)
+        if records:
+            print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {len(records)} cells")
+        for finding in found:
+            print(f"- {finding.sentence}")
+    _complain(problems)
+    return int(bool(told or problems))
 
 
 def status(arguments: list[str]) -> int:

@@ -283,7 +283,9 @@ def test_every_column_renders_alone(name, fmt):
 def test_inference_measured_differently_is_warned_of():
     lora, dora = measured(make_record("lora")), measured(make_record("dora"))
     dora.inference["merged"].batch_size = 1
-    assert "Warning: inference was measured differently: 128 tokens read" in caption(comparison([lora, dora]))
+    text = caption(comparison([lora, dora]))
+    assert "Warning: inference was measured differently: 128 tokens read" in text
+    assert "sequences at a time, greedily" not in text
 
 
 def test_an_unknown_column_is_named_with_the_nearest():
@@ -392,22 +394,26 @@ def test_the_caption_says_what_was_measured_and_where():
     assert "Every trained cell took 50 steps over 20,000 raw tokens." in text
     assert "One seed:" in text
     assert "All cells ran with device type cuda, device NVIDIA H100, precision bf16, threads 2, torch 2.11.0" in text
-    assert "Warning" not in text
+    assert [line for line in text.splitlines() if line.startswith("Warning")] == [
+        "Warning: methods were tried in unequal numbers of settings: 1 of full, lora, dora and galore; 2 of qlora."
+    ]
 
 
 def test_unequal_training_is_warned_of():
     long = make_record("lora")
     long.train.steps, long.train.tokens.raw = 100, 40_000
     text = caption(comparison([make_record("full"), long]))
-    assert "Warning: training was unequal: cells took 50–100 steps over 20,000–40,000 raw tokens." in text
+    assert "Trained cells took 50–100 steps over 20,000–40,000 raw tokens." in text
+    told = "50 steps over 20,000 raw tokens in full; 100 steps over 40,000 raw tokens in lora"
+    assert f"Warning: token budgets differ: {told}." in text
 
 
 def test_unequal_environments_are_warned_of():
     other = ENVIRONMENT | {"versions": {"torch": "2.12.0"}, "precision": "fp32"}
     text = caption(comparison([make_record("full"), make_record("lora", environment=other)]))
-    assert "Warning: cells ran with different torch (2.11.0, 2.12.0)." in text
-    assert "Warning: cells ran with different peft (0.18.0, unknown)." in text
-    assert "Warning: cells ran with different precision (bf16, fp32)." in text
+    assert "Warning: library versions differ: torch 2.11.0, transformers 5.1.0, peft 0.18.0" in text
+    assert "torch 2.12.0, transformers unknown, peft unknown, lm_eval unknown in lora." in text
+    assert "Warning: precisions differ: bf16 in full; fp32 in lora." in text
     assert "All cells ran with device type cuda, device NVIDIA H100, threads 2" in text
 
 

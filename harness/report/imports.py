@@ -132,6 +132,7 @@ def _read(project: str, read: Callable[[dict, Path], Imported], path: Path, stud
         # As a reader will see it: what would not be read must not be written.
         plain = json.loads(json.dumps(dataclasses.asdict(found.record), allow_nan=False))
         found.record = record.decode(Record, plain)
+        datetime.fromisoformat(found.record.started)
     except KeyError as error:
         reason = f"it has no {error.args[0]!r}"
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:

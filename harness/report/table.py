@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import html
 import re
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from tabulate import tabulate
 from harness.record import Record
 from harness.report.columns import ABSENT, COLUMNS, Row, choose, group, several_seeds, texts
 from harness.report.frame import frame
+from harness.report.lint import Finding, findings, inference_text, ran_with
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status"]
 
@@ -79,16 +79,20 @@ def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
     """What the columns `names` mean, if `scored` what the scores are, and how alike the cells were."""
     records = [record for row in rows for record in row.records]
     lines = [*(_scores_caption(rows) if scored else []), *_columns_caption(rows, names)]
-    if any(COLUMNS[name].topic == "inference" for name in names):
-        lines += _inference_caption(records)
+    inference = any(COLUMNS[name].topic == "inference" for name in names)
+    lines += _inference_caption(records) if inference else []
     lines += [*_training_caption(records), *_seeds_caption(rows), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are given for finished rows only.")
-    refused = [_failed(record) for record in records if record.status == "unfit"]
-    failed = [_failed(record) for record in records if record.status not in ("ok", "unfit")]
-    lines += [f"Cells that were not run: {'; '.join(refused)}."] if refused else []
-    return lines + ([f"Failed cells: {'; '.join(failed)}."] if failed else [])
+    of_no_column = {"evaluation": not scored, "base": not scored, "inference": not inference}
+    found = [finding for finding in findings(records) if not of_no_column.get(finding.rule)]
+    return lines + list(dict.fromkeys(map(_told, found)))
+
+
+def _told(finding: Finding) -> str:
+    sentence = finding.sentence
+    return f"Warning: {sentence[0].lower()}{sentence[1:]}" if finding.kind == "unequal" else sentence
 
 
 def _scores_caption(rows: list[Row]) -> list[str]:
@@ -99,15 +103,12 @@ def _scores_caption(rows: list[Row]) -> list[str]:
     if not variants:
         return ["No cell has a score."]
     lines = ["Scores: " + "; ".join(f"{task} on {', or on '.join(of)}" for task, of in variants.items()) + "."]
-    unequal = [task for task, of in variants.items() if len(of) > 1]
-    if unequal:
-        lines.append(f"Warning: cells were scored differently on {', '.join(unequal)}; Δ is given where they match.")
-    lines.append(
+    return [
+        *lines,
         "± is one standard error over items"
         + (" and seeds." if several_seeds(rows) else ".")
-        + " In brackets Δ, the change from the base row of the same model (in points for %)."
-    )
-    return lines + _missing(rows, "base", "Δ", lambda place: place[:2], lambda row: bool(row.scores))
+        + " In brackets Δ, the change from the base row of the same model (in points for %).",
+    ]
 
 
 def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
@@ -125,16 +126,10 @@ def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
 
 
 def _inference_caption(records: list[Record]) -> list[str]:
-    """How the finished cells were made to answer, and a warning if not all alike."""
-    variants = {
-        f"{speed.prompt_tokens} tokens read and {speed.new_tokens} written, {speed.batch_size} sequences at a time"
-        for record in records
-        for speed in record.inference.values()
-        if record.status == "ok"
-    }
-    if len(variants) > 1:
-        return [f"Warning: inference was measured differently: {'; '.join(sorted(variants))}."]
-    return [f"Inference was measured with {variant}, greedily." for variant in variants]
+    """How the finished cells were made to answer, if all alike."""
+    finished = [record for record in records if record.status == "ok"]
+    variants = {inference_text(speed) for record in finished for speed in record.inference.values()}
+    return [f"Inference was measured with {variant}, greedily." for variant in variants if len(variants) == 1]
 
 
 def _missing(
@@ -162,57 +157,23 @@ def _training_caption(records: list[Record]) -> list[str]:
     steps, tokens = _span(s for s, _ in budgets), _span(t for _, t in budgets)
     if len(budgets) == 1:
         return [f"Every trained cell took {steps} steps over {tokens} raw tokens."]
-    if all(len(group) == 1 for group in alike.values()):
-        return [f"Trained cells took {steps} steps over {tokens} raw tokens, equal for equal model, data and seed."]
-    return [f"Warning: training was unequal: cells took {steps} steps over {tokens} raw tokens."]
+    equal = ", equal for equal model, data and seed" if all(len(group) == 1 for group in alike.values()) else ""
+    return [f"Trained cells took {steps} steps over {tokens} raw tokens{equal}."]
 
 
 def _seeds_caption(rows: list[Row]) -> list[str]:
     counts = {len(row.measured) for row in rows if row.measured[0].cell.seed is not None}
-    if counts == {1}:
-        return ["One seed: how results vary from seed to seed is not in the errors."]
-    return [f"Means over {_span(counts)} seeds."] if counts else []
+    return [f"Means over {_span(counts)} seeds."] if counts and counts != {1} else []
 
 
 def _environment_caption(records: list[Record]) -> list[str]:
-    """Where all cells ran, and a warning for each difference. A failed cell may know less than the others."""
-    environments = [(record.status == "ok", _environment(record)) for record in records]
-    same, lines = [], []
+    """Where all cells ran, as far as it was the same. A failed cell may know less than the others."""
+    environments = [(record.status == "ok", ran_with(record)) for record in records]
+    same = []
     for name in dict.fromkeys(name for _, environment in environments for name in environment):
         found = {environment.get(name, "unknown") for ok, environment in environments if ok or name in environment}
-        if len(found) > 1:
-            lines.append(f"Warning: cells ran with different {name} ({', '.join(sorted(found))}).")
-        else:
-            same.append(f"{name} {found.pop()}")
-    return [*([f"All cells ran with {', '.join(same)}."] if same else []), *lines]
-
-
-def _environment(record: Record) -> dict[str, str]:
-    """What the caption says of a record's environment, which is a free dict: any part of it may be missing."""
-    device, cpu, versions, git = (
-        part if isinstance(part := record.environment.get(name), dict) else {}
-        for name in ("device", "cpu", "versions", "git")
-    )
-    on_cpu = device.get("type") == "cpu"
-    values = {
-        "device type": device.get("type"),
-        "device": f"{cpu.get('cores')} cores of {cpu.get('name')}" if on_cpu and cpu else device.get("name"),
-        "precision": record.environment.get("precision"),
-        "threads": record.environment.get("threads"),
-        **{package: versions.get(package) for package in ("torch", "transformers", "peft", "lm_eval")},
-    }
-    if commit := git.get("commit"):
-        values["harness commit"] = f"{str(commit)[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
-    return {name: str(value) for name, value in values.items() if value is not None}
-
-
-def _failed(record: Record) -> str:
-    failure = record.failure
-    if failure is None:
-        return f"{record.cell.name}: {record.status}"
-    clause = re.split(r"[.;]\s|\n", failure.reason.strip())[0].rstrip(".;")
-    place = failure.phase + (f", step {failure.step}" if failure.step is not None else "")
-    return f"{record.cell.name}: {textwrap.shorten(clause, 100, placeholder=' …')} ({place})"
+        same += [f"{name} {text}" for text in found if len(found) == 1]
+    return [f"All cells ran with {', '.join(same)}."] if same else []
 
 
 def _span(values: Iterable[int]) -> str:

@@ -1,0 +1,530 @@
+"""The fairness linter: each rule on a study that breaks it alone, and silence on studies that break none."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from records import ENVIRONMENT, make_record, make_score, make_study, measured
+
+from harness.__main__ import main
+from harness.config import ROOT
+from harness.record import Source, read_study, write
+from harness.report.lint import RULES, findings
+from harness.report.table import comparison
+
+REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
+METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
+
+
+def study(*methods, seeds=(0, 1), **fields):
+    """Finished records of `methods` (all, if none is named), at other hours of the day, without anything to find."""
+    records = []
+    for method in methods or METHODS:
+        for seed in seeds if method != "base" else (None,):
+            record = make_record(method, lr=None if method == "base" else 2e-4, seed=seed, **fields)
+            record.started = f"2026-01-02T{len(records):02}:00:00+00:00"
+            records.append(record)
+    return records
+
+
+def of(records, method):
+    return [record for record in records if record.cell.method == method]
+
+
+def settings(records, **changes):
+    """Set `section__name=value` in the settings of `records`."""
+    for record in records:
+        for path, value in changes.items():
+            section, name = path.split("__")
+            record.cell.settings.setdefault(section, {})[name] = value
+
+
+def told(records, rule=None):
+    """Rule and sentence of all findings; with a rule, the one sentence, which no other may stand beside."""
+    found = findings(records)
+    if rule is None:
+        return [(finding.rule, finding.sentence) for finding in found]
+    assert [finding.rule for finding in found] == [rule]
+    return found[0].sentence
+
+
+# Silence
+
+
+def test_a_fair_study_has_no_finding():
+    assert told(study()) == []
+    assert told([measured(record) for record in study()]) == []
+    assert told([]) == []
+
+
+@pytest.mark.parametrize("folder", REFERENCE, ids=lambda path: path.name)
+def test_the_published_studies_have_one_seed_and_nothing_else(folder):
+    records, problems = read_study(folder)
+    assert problems == []
+    assert [finding.rule for finding in findings(records)] == ["seeds"]
+
+
+def test_what_every_method_has_alike_is_an_axis_of_the_study():
+    small, large = study(), study()
+    settings(small, train__batch_size=2, train__max_length=256, eval__limit=100)
+    settings(large, train__batch_size=8, train__max_length=512, eval__limit=200)
+    for record in large:
+        record.cell.name += "-large"
+        record.started = record.started.replace("01-02", "01-03")
+        record.scores = [make_score(0.2, n=100)]
+        if record.train:
+            record.train.tokens.raw, record.train.batches = 80_000, "c" * 16
+    assert told(small + large) == []
+    large[-1].status = "oom"  # an axis is one also where a cell of it broke off
+    assert [rule for rule, _ in told(small + large)] == ["seeds", "failed"]
+
+
+def test_seeds_that_draw_other_batches_are_no_finding():
+    records = study(seeds=(0, 1, 2))
+    for record in records:
+        if record.train:
+            record.train.batches, record.train.tokens.raw = f"{record.cell.seed}", 20_000 + record.cell.seed
+    assert told(records) == []
+
+
+def test_models_and_data_are_compared_within_themselves():
+    other = study(model="big", data="alpaca")
+    for record in other:
+        record.cell.name += "-big"
+        record.started = record.started.replace("01-02", "01-03")
+        record.fingerprints = {"model": "sha256:other"}
+        record.environment = record.environment | {"precision": "fp32"}
+        if record.train:
+            record.train.steps, record.train.batches = 100, "c" * 16
+    records = study()
+    for record in records:
+        record.fingerprints = {"model": "sha256:first"}
+    assert told(records + other) == []
+
+
+# Each rule, broken
+
+
+def test_unequal_token_budgets():
+    records = study()
+    for record in of(records, "dora"):
+        record.train.tokens.raw = 40_000
+    sentence = told(records, "tokens")
+    assert sentence == (
+        "Token budgets differ: 50 steps over 20,000 raw tokens in full, lora, qlora and galore; "
+        "50 steps over 40,000 raw tokens in dora. Likewise in 1 more group of cells that should be alike."
+    )
+    assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "dora"))
+
+
+def test_unequal_numbers_of_steps_are_seen_in_the_settings():
+    records = study()
+    settings(of(records, "full"), train__max_steps=100)
+    for record in of(records, "full"):
+        record.train.steps = 100
+    assert told(records, "tokens") == (
+        "Token budgets differ: 50 steps in lora (2 cells), qlora (2 cells), dora (2 cells) and galore (2 cells); "
+        "100 steps in full (2 cells)."
+    )
+
+
+def test_another_order_of_data():
+    records = study(seeds=(0,)) + study(seeds=(1,))[1:]
+    of(records, "lora")[1].train.batches = "sha256:0123456789abcdef"
+    assert told(records, "order") == (
+        "Cells of one seed saw different batches, or in another order: "
+        "hash bbbbbbbb in full, qlora, dora and galore; hash 01234567 in lora."
+    )
+
+
+@pytest.mark.parametrize("name", ["batch_size", "grad_accum"])
+def test_unequal_effective_batches(name):
+    records = study()
+    settings(records, train__batch_size=4, train__grad_accum=2)
+    settings(of(records, "galore"), **{f"train__{name}": 8})
+    sentence = told(records, "batch")
+    assert "8 sequences a step in full (2 cells)" in sentence
+    assert sentence.endswith({"batch_size": "16", "grad_accum": "32"}[name] + " sequences a step in galore (2 cells).")
+
+
+def test_equal_effective_batches_of_another_shape_are_no_finding():
+    records = study()
+    settings(records, train__batch_size=8, train__grad_accum=1)
+    settings(of(records, "full"), train__batch_size=4, train__grad_accum=2)
+    assert told(records) == []
+
+
+def test_other_settings_of_training():
+    records = study()
+    settings(records, train__warmup_ratio=0.1)
+    settings(of(records, "lora"), train__warmup_ratio=0.0)
+    assert told(records, "training").endswith("galore (2 cells); 0.0 in lora (2 cells).")
+
+
+def adapted(record, **adapt):
+    record.cell.settings["method"] = {"name": record.cell.method, "adapt": adapt or None}
+
+
+def test_unequal_targets_of_adapters():
+    records = study()
+    for record in records:
+        peft = record.cell.method in ("lora", "qlora", "dora")
+        adapted(record, **({"target_modules": ["q_proj", "v_proj"]} if peft else {}))
+    for record in of(records, "dora"):
+        adapted(record, target_modules=["v_proj", "q_proj"])  # a set
+    assert told(records) == []
+    for record in of(records, "dora"):
+        adapted(record, target_modules="all-linear", exclude_modules=["lm_head"])
+    assert told(records, "targets") == (
+        "Targets of adapters differ: q_proj, v_proj in lora (2 cells) and qlora (2 cells); "
+        "all-linear; exclude_modules lm_head in dora (2 cells)."
+    )
+
+
+def test_unequal_precision():
+    records = study()
+    for record in of(records, "full"):
+        record.environment = record.environment | {"precision": "fp32"}
+    assert told(records, "precision").endswith("fp32 in full (2 cells).")
+
+
+def test_weights_of_another_format():
+    records = study()
+    for record in records:
+        nf4 = {"quantization_config": {"_target_": "nf4"}} if record.cell.method == "qlora" else {}
+        dtype = "float32" if record.cell.method == "full" else "bfloat16"
+        record.cell.settings["method"] = {"load": {"dtype": dtype} | nf4}
+    assert told(records, "precision").endswith("bf16 over float32 weights in full (2 cells).")
+    for record in of(records, "full"):
+        record.cell.settings["method"]["load"]["dtype"] = "bfloat16"
+    assert told(records) == []  # NF4 is what the method is
+
+
+def test_unequal_numbers_of_tries():
+    records = study() + [make_record("lora", lr=lr, seed=s, status="oom") for lr in (1e-4, 1e-3) for s in (0, 1)]
+    assert told(records)[0] == (
+        "tries",
+        "Methods were tried in unequal numbers of settings: 1 of full, qlora, dora and galore; 3 of lora.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        ({"n": 100}, "on 100 items, 5-shot"),
+        ({"num_fewshot": 0}, "200 items, 0-shot"),
+        ({"version": "2.0"}, "version 2.0"),
+    ],
+)
+def test_another_evaluation(score, text):
+    records = study()
+    for record in of(records, "base"):
+        record.scores = [make_score(0.18, **score)]
+    sentence = told(records, "evaluation")
+    assert sentence.startswith("Cells were scored differently on gsm8k: on 200 items, 5-shot, task version 3.0 in full")
+    assert text in sentence
+    assert sentence.endswith("in base. Δ is given where they match.")
+
+
+def test_as_many_items_but_others():
+    records = study()
+    for record in records:
+        record.items = {"gsm8k": list(range(200))}
+    assert told(records) == []
+    for record in of(records, "lora"):
+        record.items = {"gsm8k": list(range(1, 201))}
+    assert "Cells were scored on different items: " in told(records, "evaluation")
+
+
+def test_a_cell_that_was_not_scored_on_all_tasks():
+    records = study()
+    for record in records[1:]:
+        record.scores.append(make_score(task="mmlu"))
+    assert told(records, "evaluation").endswith("not at all in base. Δ is given where they match.")
+
+
+def test_other_settings_of_the_evaluation():
+    records = study()
+    settings(records, eval__limit=200)
+    settings(of(records, "dora"), eval__limit=None)
+    for record in of(records, "dora"):
+        record.scores = [make_score(n=1319)]
+    assert told(records, "evaluation").endswith("; not set in dora (2 cells).")
+
+
+@pytest.mark.parametrize("name", ["data", "model"])
+def test_other_fingerprints(name):
+    records = study()
+    for record in records:
+        record.fingerprints = {"data": "sha256:" + 64 * "a", "model": "sha256:" + 64 * "a"}
+    for record in of(records, "lora"):
+        record.fingerprints[name] = "sha256:" + 64 * "b"
+    sentence = told(records, "fingerprints")
+    assert sentence.startswith(f"Fingerprints of the {name} differ: aaaaaaaaaaaa in base, full (2 cells)")
+    assert sentence.endswith("; bbbbbbbbbbbb in lora (2 cells).")
+
+
+def test_inference_measured_in_other_shapes():
+    records = [measured(record) for record in study()]
+    for record in of(records, "lora"):
+        record.inference["merged"].batch_size = 1
+    assert "1 sequences at a time" in told(records, "inference")
+
+
+def environment(records, **changes):
+    for record in records:
+        record.environment = record.environment | changes
+
+
+def test_other_versions_are_told_without_those_that_are_the_same():
+    records = study()
+    environment(of(records, "full")[:1], versions=ENVIRONMENT["versions"] | {"torch": "2.12.0"})
+    assert told(records, "versions") == (
+        "Library versions differ: torch 2.11.0 in base, lora (2 cells), qlora (2 cells), dora (2 cells), "
+        f"full-lr0.0002-s1 and 2 cells more; torch 2.12.0 in {records[1].cell.name.rpartition('-')[0]}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"device": {"type": "cuda", "name": "NVIDIA A100"}}, "device NVIDIA A100"),
+        ({"threads": 8}, "threads 8"),
+        ({"attention": "eager"}, "attention eager"),
+        ({"allocator": {"OMP_NUM_THREADS": "1"}}, 'allocator {"OMP_NUM_THREADS": "1"}'),
+    ],
+)
+def test_other_devices(change, text):
+    records = study()
+    environment(of(records, "dora"), **change)
+    assert told(records, "device").endswith(f"{text} in dora (2 cells).")
+
+
+def test_a_failed_cell_that_knows_less_of_where_it_ran_is_no_difference():
+    records = [*study(), make_record("lora", lr=2e-4, seed=0, status="failed", environment={})]
+    assert [rule for rule, _ in told(records)] == ["failed"]
+
+
+def test_other_code():
+    records = study()
+    environment(of(records, "dora"), git={"commit": "fedcba9876543210", "dirty": False})
+    assert told(records, "code").endswith("harness commit fedcba987654 in dora (2 cells).")
+
+
+def test_uncommitted_changes():
+    records = study()
+    environment(records, git={"commit": "fedcba9876543210", "dirty": True})
+    sentence = told(records, "code")
+    assert sentence.startswith("The harness had uncommitted changes in base, full (2 cells)")
+    environment(of(records, "lora"), git={"commit": "fedcba9876543210", "dirty": False})
+    assert "harness commit fedcba987654 in lora (2 cells)." in told(records, "code")
+
+
+def test_speedups_that_not_all_had():
+    records = study()
+    environment(records, speedups={"padding_free": "on", "shared_prefix": "off: sliding window"})
+    environment(of(records, "base"), speedups={"shared_prefix": "off: sliding window"})  # nothing is trained
+    assert told(records) == []
+    environment(of(records, "qlora"), speedups={"padding_free": "off: NF4", "shared_prefix": "off: sliding window"})
+    sentence = told(records, "speedups")
+    assert sentence.startswith("The speed-up padding_free differs: on in full (2 cells)")
+    assert sentence.endswith("; off: NF4 in qlora (2 cells).")
+    environment(of(records, "qlora"), speedups=None)
+    assert [rule for rule, _ in told(records)] == ["speedups", "speedups"]  # an old record tells of neither
+
+
+def test_old_records_tell_nothing_of_speedups():
+    assert all("speedups" not in record.environment for record in study())
+
+
+def test_measurements_of_others_among_our_own():
+    records = study()
+    for record in of(records, "lora"):
+        record.source = Source("peft", "lora.json", "0" * 64, [])
+    assert "those of peft in lora (2 cells)" in told(records, "source")
+
+
+# Another cell on the machine
+
+
+def machine(records, **facts):
+    environment(records, **facts)
+    return records
+
+
+@pytest.mark.parametrize(
+    "facts", [{"boot": "5f0c"}, {"cpu": {"name": "Xeon", "cores": 2, "memory_bytes": 25_276_510_208}}]
+)
+def test_cells_that_ran_at_the_same_time(facts):
+    records = machine(study(), **facts)
+    assert told(records) == []
+    records[3].started = records[2].started.replace(":00:00", ":01:58")  # 2 s before the other's 120 s are over
+    assert "Memory and speed were measured while another cell ran on the machine, in full" in told(records, "overlap")
+    assert findings(records)[0].cells == (records[2].cell.name, records[3].cell.name)
+
+
+def test_a_short_cell_within_a_long_one_and_the_one_after_it():
+    records = machine(study(), boot="5f0c")
+    records[1].seconds = 3 * 3600.0 - 600
+    assert len(findings(records)[0].cells) == 3
+    assert records[4].cell.name not in findings(records)[0].cells
+
+
+def test_cells_that_follow_each_other_do_not_run_at_once():
+    records = machine(study(), boot="5f0c")
+    records[3].started = records[2].started.replace(":00:00", ":01:59")  # the second in which the other may have ended
+    assert told(records) == []
+
+
+def test_cells_on_two_machines_do_not_disturb_each_other():
+    records = study()
+    for i, record in enumerate(records):
+        record.started = records[0].started
+        machine([record], boot=str(i))
+    assert told(records) == []
+
+
+def test_where_a_cell_ran_may_be_unknown():
+    records = study()
+    for record in records:
+        record.started = records[0].started
+    assert told(records) == []
+
+
+def test_a_cell_that_was_not_run_disturbs_nobody():
+    records = machine([*study(), make_record("lora", lr=2e-4, status="unfit")], boot="5f0c")
+    records[-1].started = records[0].started
+    assert [rule for rule, _ in told(records)] == ["failed"]
+
+
+# GaLore per layer
+
+
+def per_layer(name, **optim):
+    records = study(name)
+    for record in records:
+        record.started = record.started.replace("01-02", f"01-0{len(name)}")
+        record.cell.settings["method"] = {"name": name, "optim": {"per_layer": True, **optim}}
+    return records
+
+
+def test_low_rank_per_layer_wants_a_row_of_plain_adamw_per_layer():
+    galore = per_layer("galore_layer", matrices={"rank": 16})
+    sentence = told(study() + galore, "per layer")
+    assert "Updates of one layer at a time save memory by themselves" in sentence
+    assert "what low rank saves in galore_layer (2 cells) can't be told from it." in sentence
+    assert told(study() + galore + per_layer("full_layer")) == []
+    assert told(study() + per_layer("full_layer")) == []
+
+
+# What a study lacks
+
+
+def test_no_base():
+    assert told(study("lora", "full")) == [("base", "No finished base row: Δ can't be shown.")]
+    assert told(study("lora", "base", data="a") + study("lora", data="b")) == []
+    unscored = study("lora", "full")
+    for record in unscored:
+        record.scores = []
+    assert told(unscored) == []
+
+
+def test_one_seed():
+    assert told(study(seeds=(0,)), "seeds") == "One seed: how results vary from seed to seed is not in the errors."
+    assert told(study("base")) == []
+
+
+def test_unequal_numbers_of_seeds():
+    records = [r for r in study(seeds=(0, 1, 2)) if (r.cell.method, r.cell.seed) not in (("dora", 1), ("dora", 2))]
+    assert told(records, "seeds").endswith("; 1 seeds in dora.")
+
+
+def test_failed_cells_are_named_with_their_reasons():
+    found = findings(make_study())
+    assert [finding.rule for finding in found] == ["tries", "seeds", "failed"]
+    assert found[-1].sentence.startswith("Failed cells: qlora-r64-a128-")
+    assert found[-1].sentence.endswith(": CUDA out of memory (train, step 3).")
+    assert len(found[-1].cells) == 1
+
+
+# As a whole
+
+
+def test_many_cells_are_counted_and_some_are_named():
+    records = study("base", "lora", seeds=range(20))
+    for record in of(records, "lora")[:8]:
+        environment([record], threads=4)
+    sentence = told(records, "device")
+    assert sentence == (
+        "Devices differ: threads 2 in base, lora-lr0.0002-s8, lora-lr0.0002-s9, lora-lr0.0002-s10 and 9 cells more; "
+        "threads 4 in lora-lr0.0002-s0, lora-lr0.0002-s1, lora-lr0.0002-s2 and 5 cells more."
+    )
+
+
+def test_every_finding_has_a_rule_and_stands_in_the_table():
+    records = [*study(seeds=(0,)), make_record("lora", lr=1e-3, status="oom")]
+    environment(of(records, "full"), threads=4)
+    found = findings(records)
+    assert {finding.rule for finding in found} == {"tries", "device", "seeds", "failed"} <= set(RULES)
+    text = "\n".join(comparison(records).caption)
+    for finding in found:
+        assert finding.sentence[1:] in text
+
+
+def test_studies_are_looked_at_one_by_one():
+    records = study(study="a") + study("full", "lora", study="b")
+    assert [(finding.study, finding.rule) for finding in findings(records)] == [("b", "base")]
+
+
+def test_any_environment_is_bearable():
+    records = study()
+    for record, broken in zip(
+        records, ({}, {"git": "x"}, {"versions": None}, {"device": 3}, {"cpu": []}), strict=False
+    ):
+        record.environment = broken
+    assert "versions" in [rule for rule, _ in told(records)]
+
+
+def test_ten_thousand_records_take_seconds():
+    records = []
+    for i in range(10_000):
+        record = make_record(METHODS[1 + i % 5], 16, 32.0, 2e-4 * (1 + i // 50), i % 10)
+        record.started = f"2026-01-{1 + i // 500:02}T{i % 24:02}:{i % 60:02}:00+00:00"
+        record.environment = record.environment | {"boot": "5f0c"}
+        records.append(record)
+    start = time.process_time()
+    found = findings(records)
+    assert time.process_time() - start < 5
+    assert [finding.rule for finding in found] == ["overlap", "base"]
+    assert max(len(finding.sentence) for finding in found) < 500
+
+
+# The command
+
+
+def written(records, results):
+    for record in records:
+        write(record, results / record.study / f"{record.cell.name}.json")
+
+
+def test_the_command_tells_findings_by_its_exit_status(tmp_path, capsys):
+    written(study(study="fair"), tmp_path)
+    written(study("full", "lora", study="unfair"), tmp_path)
+    assert main(["lint", "--results-dir", str(tmp_path), "--study", "fair"]) == 0
+    assert capsys.readouterr().out == "fair: no findings on 11 cells\n"
+    assert main(["lint", "--results-dir", str(tmp_path)]) == 1
+    told = "fair: no findings on 11 cells\nunfair: 1 finding on 4 cells\n- No finished base row: Δ can't be shown.\n"
+    assert capsys.readouterr().out == told
+
+
+def test_bad_input_of_the_command(tmp_path, capsys):
+    assert main(["lint", "--results-dir", str(tmp_path)]) == 2
+    assert main(["lint", "--results-dir", str(tmp_path), "--study", "nope"]) == 2
+    written(study(study="fair"), tmp_path)
+    (tmp_path / "fair" / "torn.json").write_text("{")
+    capsys.readouterr()
+    assert main(["lint", "--results-dir", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "no findings" in out
+    assert "torn.json" in err
