@@ -41,6 +41,14 @@ def test_what_steers_memory_and_threads_is_told_without_paths(monkeypatch):
     }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_boot_is_the_same_in_every_process():
+    program = "from harness import env; print(env.describe()['boot'])"
+    other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert other.strip() == env.describe()["boot"]
+    assert len(other.strip()) == 36
+
+
 def test_the_name_of_the_machine_and_of_its_user_are_not_told(monkeypatch):
     monkeypatch.setenv("USER", "somebody-of-this-name")
     told = json.dumps(env.describe() | device.describe(torch.device("cpu")))

@@ -80,6 +80,14 @@ def test_what_every_method_has_alike_is_an_axis_of_the_study():
     assert [rule for rule, _ in told(small + large)] == ["seeds", "failed"]
 
 
+def test_what_goes_along_with_a_methods_settings_is_no_axis():
+    records = study() + [make_record(r.cell.method, 8, lr=2e-4, seed=r.cell.seed) for r in study() if r.train]
+    settings(records, train__batch_size=4)
+    assert told(records) == []
+    settings([record for record in records if record.cell.rank == 8], train__batch_size=8)
+    assert told(records, "batch").startswith("Effective batches differ: 4 sequences a step in full-")
+
+
 def test_seeds_that_draw_other_batches_are_no_finding():
     records = study(seeds=(0, 1, 2))
     for record in records:

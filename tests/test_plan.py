@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from harness.config import CONF
 from harness.errors import UserError
 from harness.job import model, plan
-from harness.record import Cell, Kinds, Probe, Record, Tokens, Train, read_study, write
+from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
 from harness.sweep import plan as planning
 from harness.units import parse_size
 
@@ -129,9 +129,9 @@ def test_a_rank_above_a_matrix_is_refused():
 # Times
 
 
-def known(method: str, steady: float, device: dict, flops: float | None = None) -> Record:
+def known(method: str, steady: float, device: dict, flops: float | None = None, source: Source | None = None) -> Record:
     cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, {})
-    found = Record(cell, "s", "ok", "2026-01-01", 1.0, device)
+    found = Record(cell, "s", "ok", "2026-01-01", 1.0, device, source=source)
     found.train = Train(1, Tokens(100, 200, 50), [1.0], 0, steady, steady, [], "b")
     if flops is not None:
         nothing = Kinds(0, 0, 0, 0, 0)
@@ -146,6 +146,7 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
         "one": known("lora", 50.0, here, flops=10.0),
         "two": known("lora", 150.0, here),
         "three": known("lora", 1e9, there, flops=1e9),
+        "imported": known("lora", 1e9, here, source=Source("peft", "lora.json", "0" * 64, [])),
     }.items():
         write(record, tmp_path / "s" / f"{name}.json")
     speed = planning.Speed(tmp_path, here)

@@ -76,6 +76,20 @@ Said = Iterable[tuple[str, tuple[str, ...]]]  # sentences, each with the names o
 Value = Callable[[Record], str | None]
 
 
+def _method(record: Record) -> str:
+    return record.cell.method
+
+
+def _point(record: Record) -> tuple[Hashable, ...]:
+    """What a method is tuned by."""
+    cell = record.cell
+    return cell.lr, cell.rank, cell.alpha, _hashed(cell.knobs)
+
+
+def _unit(record: Record) -> tuple[Hashable, ...]:
+    return record.cell.method, _point(record)
+
+
 def _differ(subject: str, records: Sequence[Record], value: Value, tail: str = "") -> Said:
     """A sentence if records, compared within `records`, have more than one value; None is not compared.
 
@@ -92,13 +106,18 @@ def _differ(subject: str, records: Sequence[Record], value: Value, tail: str = "
     yield f"{subject}: {'; '.join(told)}.{tail}", tuple(r.cell.name for r in records if id(r) in apart)
 
 
-def _confounded(subject: str, records: Sequence[Record], value: Value) -> Said:
-    """As `_differ`, unless every method has every value: then it is an axis of the study."""
-    methods = defaultdict(set)
+def _confounded(
+    subject: str, records: Sequence[Record], value: Value, unit: Callable[[Record], Hashable] = _unit
+) -> Said:
+    """As `_differ`, unless every unit has every value: then it is an axis of the study.
+
+    unit: a method in one of its settings; what broken cells did not live to tell is compared between whole methods.
+    """
+    having = defaultdict(set)
     for record in records:
-        methods[value(record)].add(record.cell.method)
-    methods.pop(None, None)
-    if len(set(map(frozenset, methods.values()))) > 1:
+        having[value(record)].add(unit(record))
+    having.pop(None, None)
+    if len(set(map(frozenset, having.values()))) > 1:
         yield from _differ(subject, records, value)
 
 
@@ -138,10 +157,6 @@ def _by(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[An
     for record in records:
         groups[key(record)].append(record)
     return dict(groups)
-
-
-def _method(record: Record) -> str:
-    return record.cell.method
 
 
 def _places(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
@@ -271,7 +286,7 @@ def _target(record: Record) -> str | None:
 def _precision(records: Sequence[Record]) -> Said:
     for where, members in _places(records):
         known = [record for record in members if record.status == "ok" or record.environment.get("precision")]
-        yield from _confounded(f"Precisions differ{where}", known, _precise)
+        yield from _confounded(f"Precisions differ{where}", known, _precise, _method)
 
 
 def _precise(record: Record) -> str:
@@ -295,12 +310,6 @@ def _tries(records: Sequence[Record]) -> Said:
             told.append(f"{n} of {_listed([*methods[:PARTS], *more])}")
         fewer = [r.cell.name for method, cells in tuned.items() if counts[method] < numbers[-1] for r in cells]
         yield f"Methods were tried in unequal numbers of settings{where}: {'; '.join(told)}.", tuple(fewer)
-
-
-def _point(record: Record) -> tuple[Hashable, ...]:
-    """What a method is tuned by."""
-    cell = record.cell
-    return cell.lr, cell.rank, cell.alpha, _hashed(cell.knobs)
 
 
 # Evaluation and what it is of
@@ -352,7 +361,7 @@ def _fingerprints(records: Sequence[Record]) -> Said:
     for where, members in _places(records):
         for name in dict.fromkeys(name for record in members for name in record.fingerprints):
             subject = f"Fingerprints of the {name} differ{where}"
-            yield from _confounded(subject, members, lambda r, name=name: _fingerprint(r, name))
+            yield from _confounded(subject, members, lambda r, name=name: _fingerprint(r, name), _method)
 
 
 def _fingerprint(record: Record, name: str) -> str | None:
@@ -363,7 +372,7 @@ def _fingerprint(record: Record, name: str) -> str | None:
 def _inference(records: Sequence[Record]) -> Said:
     for where, members in _places(records):
         subject = f"Inference was measured differently{where}"
-        yield from _confounded(subject, [r for r in _finished(members) if r.inference], _inferred)
+        yield from _confounded(subject, [r for r in _finished(members) if r.inference], _inferred, _method)
 
 
 def _inferred(record: Record) -> str:
