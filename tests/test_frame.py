@@ -7,7 +7,6 @@ from records import MIB, make_record, measured
 
 from harness.record import Inference, Tokens, Train
 from harness.report.frame import frame
-from harness.report.stats import speed_ratio
 
 
 def one(record):
@@ -111,20 +110,3 @@ def test_the_rest_of_a_job():
     assert (row["load_seconds"], row["train_seconds"], row["score_seconds"]) == (2.0, 60.0, 30.0)
     assert (row["merge_seconds"], row["logit_difference"]) == (0.125, 0.001)
     assert (row["adapter_bytes"], row["model_bytes"]) == (18 * MIB, 257 * MIB)
-
-
-def test_the_ratio_of_speeds():
-    assert speed_ratio([[2.0] * 5], [[2.0] * 5]) == (1.0, 1.0, 1.0)
-    assert speed_ratio([[4.0] * 5], [[2.0] * 5]) == (0.5, 0.5, 0.5)
-    # (1 + 2) / 2 against 1/2; seeds that differ widen the interval, to either of them alone
-    assert speed_ratio([[1.0] * 3, [0.5] * 3], [[2.0] * 3]) == (3.0, 2.0, 4.0)
-    repeats = [0.98, 0.99, 1.0, 1.01, 1.02]
-    ratio, low, high = speed_ratio([repeats], [repeats])
-    assert ratio == 1.0
-    assert 0.98 / 1.02 <= low < 1 < high <= 1.02 / 0.98
-    assert speed_ratio([repeats], [repeats]) == (ratio, low, high)  # the same on every call
-
-
-@pytest.mark.parametrize(("one", "other"), [([[1.0]], [[1.0, 1.0]]), ([], [[1.0, 1.0]]), ([[1.0, 1.0]], [])])
-def test_one_repeat_says_nothing_of_its_spread(one, other):
-    assert speed_ratio(one, other) is None
