@@ -14,7 +14,7 @@ from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, measures, score_name, setting_texts
 from harness.report.stats import speed_ratio
 
-METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "qdora", "galore", "galore_rsvd"]
+METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"]
 ABSENT = "–"
 
 
@@ -49,9 +49,13 @@ class Row:
     def measured(self) -> list[Record]:
         return [record for record in self.records if record.status == "ok"] or self.records
 
+    def values(self, measure: str) -> list[float]:
+        """A column of `frame`, of the seeds that have it."""
+        return [value for numbers in self._numbers if (value := numbers[measure]) is not None]
+
     def mean(self, measure: str) -> float | None:
-        """The mean over seeds of a column of `frame`, or None where no seed has it."""
-        known = [value for numbers in self._numbers if (value := numbers[measure]) is not None]
+        """The mean of `values`, or None where no seed has it."""
+        known = self.values(measure)
         return mean(known) if known else None
 
     @cached_property
@@ -155,10 +159,11 @@ def _estimate(scores: list[Score]) -> Estimate:
 
 
 def _seconds(value: float) -> str:
-    return f"{_rate(value)} s" if value >= 1 else f"{_rate(1000 * value)} ms"
+    return f"{rate(value)} s" if value >= 1 else f"{rate(1000 * value)} ms"
 
 
-def _rate(value: float) -> str:
+def rate(value: float) -> str:
+    """Three digits, or a whole number."""
     return f"{value:,.0f}" if value >= 100 else units.significant(value, 3)
 
 
@@ -225,7 +230,7 @@ def _forms(measure: str) -> Cell:
     def cell(row: Row, rows: Rows) -> str:
         base, *tuned = (row.mean(f"{form}_{measure}") for form in FORMS)
         rates = [rate for rate in tuned if rate is not None] or ([base] if base is not None else [])
-        return " → ".join(map(_rate, rates)) or ABSENT
+        return " → ".join(map(rate, rates)) or ABSENT
 
     return cell
 
@@ -265,12 +270,18 @@ def _score_cells(rows: Rows) -> dict[str, Cell]:
     return cells or {"Scores": lambda row, rows: ABSENT}
 
 
-def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
-    """Header and cell; a score that is a share is shown in percent."""
-    values = [row.scores[name].value for row in rows if name in row.scores]
+def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[float], str]]:
+    """The header of a score's column, and how its `values` are written: in percent if they are shares."""
     percent = score.higher_is_better and all(0 <= value <= 1 for value in values)
     words = [score.task, score.metric, score.filter if score.filter != "none" else "", "(%)" if percent else ""]
-    shown = _percent if percent else units.significant
+    header = " ".join(word for word in words if word) + ("" if score.higher_is_better else " ↓")
+    return header, _percent if percent else units.significant
+
+
+def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
+    """Header and cell."""
+    header, shown = score_style(score, [row.scores[name].value for row in rows if name in row.scores])
+    error = shown if shown is _percent else "{:.2g}".format
 
     def cell(row: Row, rows: Rows) -> str:
         estimate = row.scores.get(name)
@@ -278,7 +289,7 @@ def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
             return ABSENT
         text = shown(estimate.value)
         if estimate.stderr is not None:
-            text += f" ± {_percent(estimate.stderr) if percent else f'{estimate.stderr:.2g}'}"
+            text += f" ± {error(estimate.stderr)}"
         bases = [base.scores[name] for base in _bases(row, rows) if name in base.scores]
         before = next((base for base in bases if base.of == estimate.of), None)
         if before and row.finished and row.method != "base":
@@ -286,7 +297,7 @@ def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
             text += f" ({'−' if shown(change).startswith('-') else '+'}{shown(abs(change))})"
         return text
 
-    return " ".join(word for word in words if word) + ("" if score.higher_is_better else " ↓"), cell
+    return header, cell
 
 
 # The columns by their ids, in the order of the table
@@ -356,14 +367,14 @@ COLUMNS: dict[str, Column] = {
         default=_always,
     ),
     "steady": Column(
-        _one("Tokens/s", _with_ratio("tokens_per_second_steady", _rate, "lora")),
+        _one("Tokens/s", _with_ratio("tokens_per_second_steady", rate, "lora")),
         "speed",
         f"Tokens/s counts raw (non-padding) tokens, median step; × is {LORA}.{{within}}",
         ("lora", "tokens/s ratios", "tokens_per_second_steady"),
         _always,
     ),
     "amortised": Column(
-        _one("Tokens/s amortised", _with_ratio("tokens_per_second_amortised", _rate, "lora")),
+        _one("Tokens/s amortised", _with_ratio("tokens_per_second_amortised", rate, "lora")),
         "speed",
         "Amortised is all tokens over all steps, the slow ones included.",
         ("lora", "tokens/s ratios", "tokens_per_second_amortised"),

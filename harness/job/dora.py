@@ -1,0 +1,131 @@
+"""DoRA as peft computes it, in less time and memory: row norms block by block, and one tensor kept of each output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft.tuners import lora
+from peft.tuners.lora.dora import DoraLinearLayer, cache_decorator
+from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.lora.variants import DoraLinearVariant
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import transpose
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+BLOCK = 2**22  # elements, 16 MiB of fp32: stays in the last cache of a server CPU or a GPU
+TINY = 1e-20  # stands for a magnitude of zero, by which nothing can be divided
+
+
+@torch.no_grad()
+def row_norms(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """The L2 norms (out,) of the rows of `weight` + `scaling` · `b` @ `a`, in fp32 (fp64, if `weight` is).
+
+    weight: (out, in), a: (r, in), b: (out, r).
+
+    The sum is made a block of rows at a time. Its squares also factor, ‖W_i‖² + s b_i · (2 W A^T + s b A A^T)_i, where
+    no sum is made; but that takes as many products, more time on a CPU, and loses all digits where W and B A cancel.
+    """
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    a, b = a.to(exact), b.to(exact)
+    rows = max(1, BLOCK // weight.shape[1])
+    with torch.autocast(weight.device.type, enabled=False):
+        pairs = zip(weight.split(rows), b.split(rows), strict=True)
+        sums = (torch.addmm(w.to(exact), part, a, alpha=scaling) for w, part in pairs)
+        return torch.cat([torch.linalg.vector_norm(block, dim=1) for block in sums])
+
+
+class Rescaled(torch.autograd.Function):
+    """`direction` (tokens, out) times `magnitude` / `norms` (out,), in place.
+
+    The norms are a constant, as in the article's section 4.3. The magnitude's gradient is taken from the result,
+    Σ g y / m: of an MLP's inner layers the next operation keeps that anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, direction: Tensor, magnitude: Tensor, norms: Tensor) -> Tensor:
+        magnitude = torch.where(magnitude == 0, TINY, magnitude)
+        result = direction.mul_(magnitude / norms)
+        ctx.mark_dirty(result)
+        ctx.save_for_backward(result, magnitude, norms)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        result, magnitude, norms = ctx.saved_tensors
+        summed = (gradient.to(norms.dtype) * result).sum(0)
+        scaled = (gradient * (magnitude / norms)).to(gradient.dtype)
+        return scaled, (summed / magnitude).to(magnitude.dtype), None
+
+
+class FastDoraVariant(DoraLinearVariant):
+    """peft's DoRA but for the forward pass: y = m (W x + s B A x) / ‖W + s B A‖ + bias (arXiv:2402.09353, eq. 5).
+
+    It reads the weights of A and B where peft calls their modules, so it is not for parameters in shards (FSDP).
+    """
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **keywords: Any) -> Tensor:
+        base, scaling = module.get_base_layer(), module.scaling[active_adapter]
+        lora_a, lora_b = module.lora_A[active_adapter], module.lora_B[active_adapter].weight
+        dropout, dora = module.lora_dropout[active_adapter], module.lora_magnitude_vector[active_adapter]
+        weight = transpose(dequantize_module_weight(base), module.fan_in_fan_out)
+        norms = _norms(dora, weight, lora_a.weight, lora_b, scaling, adapter_name=active_adapter)
+        if module.training and not isinstance(dropout, nn.Identity):
+            x = dropout(x)
+            plain = functional.linear(x, weight.to(x.dtype))
+            rest = result - plain
+        else:
+            rest = base.bias
+            plain = result if rest is None else result - rest
+        low = lora_a(x)
+        direction = torch.addmm(
+            plain.reshape(-1, plain.shape[-1]).to(low.dtype), low.reshape(-1, low.shape[-1]), lora_b.T, alpha=scaling
+        )
+        turned = Rescaled.apply(direction, dora.weight, norms).view(plain.shape)
+        return (turned if rest is None else turned + rest).to(result.dtype)
+
+
+@cache_decorator("weight-norm")  # where peft's DoraCaching is on
+def _norms(dora: DoraLinearLayer, *matrices: Any, adapter_name: str) -> Tensor:
+    return row_norms(*matrices)
+
+
+class FastDora:
+    """Before one of peft's adapted layers: takes FastDoraVariant where that takes DoRA."""
+
+    def resolve_lora_variant(self, **keywords: Any) -> LoraVariant | None:
+        found = super().resolve_lora_variant(**keywords)
+        return FastDoraVariant() if type(found) is DoraLinearVariant else found
+
+
+class FastDoraLinear(FastDora, lora.Linear):
+    """peft's layer over nn.Linear or Conv1D."""
+
+
+class FastDoraLinear4bit(FastDora, lora.Linear4bit):
+    """peft's layer over a matrix in NF4."""
+
+
+def _layer(target: nn.Module, adapter_name: str, config: peft.LoraConfig, **keywords: Any) -> nn.Module | None:
+    """The fast layer for `target`; None where there is none, and peft takes its own."""
+    if type(target) is Linear4bit:
+        return FastDoraLinear4bit(target, adapter_name, config, **keywords)
+    if type(target) in (nn.Linear, Conv1D):
+        transposed = config.fan_in_fan_out = type(target) is Conv1D
+        return FastDoraLinear(target, adapter_name, config, is_target_conv_1d_layer=transposed, **keywords)
+    return None
+
+
+class FastDoraConfig(peft.LoraConfig):
+    """peft's LoraConfig; with `use_dora` its linear layers are fast ones. Saved, it is a LoraConfig again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._register_custom_module({nn.Module: _layer})
