@@ -52,7 +52,7 @@ def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[to
 
     prompts: (sequences, prompt tokens), none padded; the answer is (sequences, new_tokens).
     """
-    cache = {_cache_keyword(model): DynamicCache(config=model.config)}
+    cache = {cache_keyword(model): DynamicCache(config=model.config)}
 
     def likeliest(ids: torch.Tensor) -> torch.Tensor:
         """The token after `ids` and those before them, one a sequence: (sequences, 1)."""
@@ -70,7 +70,7 @@ def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[to
     return torch.cat(tokens, dim=1), first - start, end - first
 
 
-def _cache_keyword(model: nn.Module) -> str:
+def cache_keyword(model: nn.Module) -> str:
     """What the model calls its cache: transformers renames it within version 5, and drops the old name in 5.40."""
     net = model.get_base_model() if isinstance(model, PeftModel) else model
     return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"

@@ -1,4 +1,4 @@
-"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only this file imports lm-eval.
+"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only it and `engine` import lm-eval.
 
 Scores are computed from the items that lm-eval returns, so that each comes with its n and standard error also where
 a stratified sample leaves a subject a single item. A test holds them against lm-eval's own aggregates.
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job import data
+from harness.job.engine import Engine
 from harness.record import Score
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
@@ -101,15 +102,22 @@ def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str,
 
 
 def score(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, batch_size: int, autocast: torch.dtype | None
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Tasks,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    speedups: bool = True,
 ) -> tuple[list[Score], pd.DataFrame]:
     """Scores of `model` on the sample of `tasks`, and the items behind them.
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
-    index in the test split), hash (of the document), filter, metric, value, prediction, target.
+    index in the test split), hash (of the document), filter, metric, value, prediction, target. Its
+    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`.
     """
     model.eval()
-    engine = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+    kind = Engine if speedups else HFLM
+    engine = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
     with torch.inference_mode():
         result = lm_eval.evaluate(engine, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0)
@@ -119,6 +127,7 @@ def score(
             for entry in result["samples"].get(leaf, []):
                 rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if _is_number(entry[metric])]
     items = pd.DataFrame(rows)
+    items.attrs["speedups"] = engine.used if speedups else {}
     scores = [
         _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
