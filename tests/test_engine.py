@@ -12,7 +12,7 @@ import torch
 from job_helpers import prepared, tiny
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     BitsAndBytesConfig,
     Gemma3ForCausalLM,
@@ -82,6 +82,10 @@ def mpt(vocab):
     return MptForCausalLM(MptConfig(vocab_size=vocab, d_model=32, n_layers=2, n_heads=4, max_seq_len=512))
 
 
+def prompt_tuned(vocab):
+    return get_peft_model(llama(vocab), PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+
+
 def dynamic_rope(vocab):
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     return llama(vocab, rope_parameters=rope, max_position_embeddings=64)
@@ -100,6 +104,7 @@ STANDING_BACK = {
     "sliding and full": (gemma3, "tokens exceed the attention's window of 24"),
     "recurrent": (mamba, "recurrent state"),
     "positions of its own": (mpt, "shared prefixes"),
+    "tokens of its own": (prompt_tuned, "raises RuntimeError"),
     "positions by length": (dynamic_rope, "positions depend on a sequence's length (dynamic)"),
 }
 

@@ -9,6 +9,7 @@ ends. Where this would not give the same numbers, `HFLM` does the work, and `Eng
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator
@@ -25,16 +26,18 @@ from tqdm import tqdm
 from transformers import DynamicCache, EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from harness.job.caches import Lent, Slots
 from harness.job.infer import cache_keyword
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
 CALL = 32  # tokens that cost about what one more call does
 CHECKED = 512  # tokens of the longest request that are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}  # nats between the two, by their rounding
-BLOCK = 64  # tokens by which slots grow
 PLAIN = [("do_sample", False), ("temperature", 0.0)]  # what a task may ask for, and
 HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
+
+logger = logging.getLogger(__name__)
 
 Tokens = tuple[int, ...]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -76,75 +79,6 @@ def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
     return sorted(ordered, key=lambda group: -len(stems[group[1][0]]))
 
 
-class Lent(DynamicCache):
-    """The cache of a prefix, lent to one forward pass, which leaves it as it is. The layers hold what is new."""
-
-    def __init__(self, prefix: DynamicCache):
-        super().__init__()
-        self.prefix = prefix
-
-    def update(self, keys, values, layer_idx, *args, **kwargs):
-        super().update(keys, values, layer_idx)
-        old = self.prefix.layers[layer_idx]
-        return torch.cat([old.keys, keys], dim=-2), torch.cat([old.values, values], dim=-2)
-
-
-class Slots(DynamicCache):
-    """Keys and values of the sequences that are being written, one in each slot, from its left end on.
-
-    lengths: tokens in each slot in use. The tensors (slots, heads, tokens, channels) grow with the longest.
-    """
-
-    def __init__(self, size: int, device: torch.device):
-        super().__init__()
-        self.size, self.device, self.lengths = size, device, []
-
-    def fill(self, prefix: DynamicCache | None, new: DynamicCache, lengths: list[int]) -> None:
-        """Use further slots, each for `prefix` and its share of `new`, which holds `lengths` tokens of each."""
-        begin = prefix.get_seq_length() if prefix else 0
-        first, self.lengths = len(self.lengths), self.lengths + [begin + length for length in lengths]
-        for index, layer in enumerate(new.layers):
-            for name, room in zip(("keys", "values"), self._rooms(index, layer.keys, layer.values), strict=True):
-                for slot, part in enumerate(getattr(layer, name)[0].split(lengths, dim=1), first):
-                    if prefix:
-                        room[slot, :, :begin] = getattr(prefix.layers[index], name)[0]
-                    room[slot, :, begin : self.lengths[slot]] = part
-
-    def drop(self, slot: int) -> None:
-        """Free `slot`; the last one in use moves there, so that those in use stay side by side."""
-        for layer in self.layers:
-            layer.keys[slot], layer.values[slot] = (
-                layer.keys[len(self.lengths) - 1],
-                layer.values[len(self.lengths) - 1],
-            )
-        self.lengths[slot] = self.lengths[-1]
-        self.lengths.pop()
-
-    def extend(self) -> torch.Tensor:
-        """Count one more token in each slot in use, which `update` will write, and give its positions: (slots, 1)."""
-        self.at = torch.arange(len(self.lengths), device=self.device), torch.tensor(self.lengths, device=self.device)
-        self.lengths = [length + 1 for length in self.lengths]
-        return self.at[1][:, None]
-
-    def update(self, keys, values, layer_idx, *args, **kwargs):
-        rooms = self._rooms(layer_idx, keys, values)
-        for room, new in zip(rooms, (keys, values), strict=True):
-            room[self.at[0], :, self.at[1]] = new[:, :, 0]
-        return [room[: len(self.lengths), :, : max(self.lengths)] for room in rooms]
-
-    def _rooms(self, index: int, *like: torch.Tensor) -> list[torch.Tensor]:
-        """Keys and values of a layer, with room for the longest sequence."""
-        if index == len(self.layers):
-            self.layers.append(DynamicLayer())
-            empty = [tensor.new_zeros(self.size, tensor.shape[1], 0, tensor.shape[3]) for tensor in like]
-            self.layers[index].keys, self.layers[index].values = empty
-        layer = self.layers[index]
-        if (short := max(self.lengths) - layer.keys.shape[2]) > 0:
-            layer.keys = functional.pad(layer.keys, (0, 0, 0, short + BLOCK))
-            layer.values = functional.pad(layer.values, (0, 0, 0, short + BLOCK))
-        return [layer.keys, layer.values]
-
-
 class Engine(HFLM):
     """`HFLM` that shares prefixes and refills slots where that gives the same numbers.
 
@@ -166,6 +100,10 @@ class Engine(HFLM):
         asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token alone are one
         for index, (_, context, continuation) in enumerate(requests):
             asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
+        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
+            logger.warning(
+                f"{cut} requests lose their beginning, the model reads no more than {self.max_length} tokens."
+            )
         if not self._permitted("shared_prefix", self._obstacle(asked)):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         sequences = list(asked)
@@ -391,7 +329,7 @@ class Engine(HFLM):
         except Exception as error:  # whatever a model raises that takes no such mask, positions or cache
             return f"the model raises {type(error).__name__} on shared prefixes"
         plain = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
-        shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (logits[-1], plain))
+        shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (logits[1], plain))
         difference = float((shared - alone).abs().max())
         if difference <= TOLERANCE[plain.dtype]:
             return None

@@ -1,0 +1,79 @@
+"""Caches of keys and values beyond transformers': a prefix that many read, and slots that answers take in turn."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+BLOCK = 64  # tokens by which slots grow
+
+
+class Lent(DynamicCache):
+    """The cache of a prefix, lent to one forward pass, which leaves it as it is. The layers hold what is new."""
+
+    def __init__(self, prefix: DynamicCache):
+        super().__init__()
+        self.prefix = prefix
+
+    def update(self, keys, values, layer_idx, *args, **kwargs):
+        super().update(keys, values, layer_idx)
+        old = self.prefix.layers[layer_idx]
+        return torch.cat([old.keys, keys], dim=-2), torch.cat([old.values, values], dim=-2)
+
+
+class Slots(DynamicCache):
+    """Keys and values of the sequences that are being written, one in each slot, from its left end on.
+
+    lengths: tokens in each slot in use. The tensors (slots, heads, tokens, channels) grow with the longest.
+    """
+
+    def __init__(self, size: int, device: torch.device):
+        super().__init__()
+        self.size, self.device, self.lengths = size, device, []
+
+    def fill(self, prefix: DynamicCache | None, new: DynamicCache, lengths: list[int]) -> None:
+        """Use further slots, each for `prefix` and its share of `new`, which holds `lengths` tokens of each."""
+        begin = prefix.get_seq_length() if prefix else 0
+        first, self.lengths = len(self.lengths), self.lengths + [begin + length for length in lengths]
+        for index, layer in enumerate(new.layers):
+            for name, room in zip(("keys", "values"), self._rooms(index, layer.keys, layer.values), strict=True):
+                for slot, part in enumerate(getattr(layer, name)[0].split(lengths, dim=1), first):
+                    if prefix:
+                        room[slot, :, :begin] = getattr(prefix.layers[index], name)[0]
+                    room[slot, :, begin : self.lengths[slot]] = part
+
+    def drop(self, slot: int) -> None:
+        """Free `slot`; the last one in use moves there, so that those in use stay side by side."""
+        for layer in self.layers:
+            layer.keys[slot], layer.values[slot] = (
+                layer.keys[len(self.lengths) - 1],
+                layer.values[len(self.lengths) - 1],
+            )
+        self.lengths[slot] = self.lengths[-1]
+        self.lengths.pop()
+
+    def extend(self) -> torch.Tensor:
+        """Count one more token in each slot in use, which `update` will write, and give its positions: (slots, 1)."""
+        self.at = torch.arange(len(self.lengths), device=self.device), torch.tensor(self.lengths, device=self.device)
+        self.lengths = [length + 1 for length in self.lengths]
+        return self.at[1][:, None]
+
+    def update(self, keys, values, layer_idx, *args, **kwargs):
+        rooms = self._rooms(layer_idx, keys, values)
+        for room, new in zip(rooms, (keys, values), strict=True):
+            room[self.at[0], :, self.at[1]] = new[:, :, 0]
+        return [room[: len(self.lengths), :, : max(self.lengths)] for room in rooms]
+
+    def _rooms(self, index: int, *like: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of a layer, with room for the longest sequence."""
+        if index == len(self.layers):
+            self.layers.append(DynamicLayer())
+            empty = [tensor.new_zeros(self.size, tensor.shape[1], 0, tensor.shape[3]) for tensor in like]
+            self.layers[index].keys, self.layers[index].values = empty
+        layer = self.layers[index]
+        if (short := max(self.lengths) - layer.keys.shape[2]) > 0:
+            layer.keys = functional.pad(layer.keys, (0, 0, 0, short + BLOCK))
+            layer.values = functional.pad(layer.values, (0, 0, 0, short + BLOCK))
+        return [layer.keys, layer.values]
