@@ -85,18 +85,20 @@ def table(arguments: list[str]) -> int:
     if options.columns and options.format == "csv":
         raise UserError("--columns can't be combined with --format csv, which always has every number; leave one out.")
 
-    from harness.report.table import comparison, render
+    from harness.report.best import tables
+    from harness.report.table import document
 
-    texts, problems = [], []
+    found, problems = [], []
     for name in _studies(options):
-        records, bad = read_study(options.results_dir / name)
+        folder = options.results_dir / name
+        records, bad = read_study(folder)
         problems += bad
         if records:
-            texts.append(render(comparison(records, options.columns), options.format))
+            found += tables(records, folder, options.columns)
     _complain(problems)
-    if not texts:
+    if not found:
         raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-    text = "\n\n".join(t.rstrip("\n") for t in texts) + "\n"
+    text = document(found, options.format)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")

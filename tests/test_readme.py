@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.record import read_study
-from harness.report.table import comparison, render
+from harness.report.best import tables
+from harness.report.table import document
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -18,10 +19,11 @@ TEXT = README.read_text(encoding="utf-8")
 
 
 def rendered(study: str) -> str:
-    records, problems = read_study(ROOT / "results" / study)
+    folder = ROOT / "results" / study
+    records, problems = read_study(folder)
     assert records, f"no records of {study}"
     assert not problems
-    return render(comparison(records), "md")
+    return document(tables(records, folder), "md")
 
 
 @pytest.mark.parametrize("study", [found[2] for found in BLOCK.finditer(TEXT)])

@@ -56,11 +56,11 @@ def test_rows_stand_in_the_order_of_methods_then_axes():
         ("base", "–"),
         ("base_nf4", "–"),
         ("full", "lr=2e-5"),
-        ("lora", "r=8 α=16 lr=2e-4"),
+        ("lora", "r=8 α=16 lr=2e-4 *"),
         ("lora", "r=8 α=16 lr=1e-3"),
         ("lora", "r=16 α=32 lr=2e-4"),
         ("lora", "r=64 α=128 lr=2e-4"),
-        ("qlora", "r=16 α=32 lr=2e-4"),
+        ("qlora", "r=16 α=32 lr=2e-4 *"),
         ("qlora", "r=64 α=128 lr=2e-4"),
         ("dora", "r=16 α=32 lr=2e-4"),
         ("galore", "r=16 lr=1e-3 scale=0.25"),
@@ -82,7 +82,7 @@ def test_the_numbers_of_a_study():
         "Validation loss": "1.250",
         "Status": "ok",
     }
-    assert row(table, "qlora", "r=16 α=32 lr=2e-4")["Peak train memory"] == "512 MiB (0.25×)"
+    assert row(table, "qlora", "r=16 α=32 lr=2e-4 *")["Peak train memory"] == "512 MiB (0.25×)"
     assert row(table, "galore")["Tokens/s"] == "380 (0.76×)"
     assert row(table, "galore")["Tokens/s amortised"] == "285 (0.58×)"  # 285 / 495
     assert row(table, "base")[EXACT_MATCH] == "18.0 ± 3.0"
@@ -135,7 +135,7 @@ def test_speed_is_compared_at_the_same_rank_or_with_the_first_lora():
     other = make_record("lora", 16, 32.0, 1e-3)
     table = comparison([slow, fast, other, *doras])
     assert row(table, "lora", "r=16 α=32 lr=1e-3")["Tokens/s"] == "500 (2.50×)"
-    assert row(table, "dora", "r=16 α=32 lr=2e-4")["Tokens/s"] == "100 (0.50×)"
+    assert row(table, "dora", "r=16 α=32 lr=2e-4 *")["Tokens/s"] == "100 (0.50×)"
     assert row(table, "dora", "r=64 α=128 lr=2e-4")["Tokens/s"] == "100 (1.00×)"
 
 

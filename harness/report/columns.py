@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, variance
@@ -16,6 +16,7 @@ from harness.report.stats import speed_ratio
 
 METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"]
 ABSENT = "–"
+CHOSEN = " *"
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Row:
     setting: str
     rank: int | None
     records: list[Record]
+    chosen: bool = False  # among several settings of its method, by `select`
 
     @cached_property
     def finished(self) -> bool:
@@ -79,7 +81,20 @@ class Row:
         return [measures(record) for record in self.measured]
 
 
-Rows = Sequence[Row]
+class Rows(list[Row]):
+    """The rows of a table, and an index of the finished ones: to look through all for each would take their square."""
+
+    @cached_property
+    def index(self) -> dict[tuple, list[Row]]:
+        """Finished rows by method and place, by method and model of a study, and by method, place and rank."""
+        found = defaultdict(list)
+        for row in self:
+            if row.finished:
+                for key in ((row.place,), (row.place[:2],), (row.place, row.rank)):
+                    found[row.method, *key].append(row)
+        return found
+
+
 Cell = Callable[[Row, Rows], str]
 
 
@@ -101,7 +116,7 @@ class Column:
     default: Callable[[Rows], bool] = lambda rows: False
 
 
-def group(records: Sequence[Record]) -> list[Row]:
+def group(records: Sequence[Record]) -> Rows:
     """The rows of `records`, methods in their usual order."""
     groups = defaultdict(list)
     for record, setting in zip(records, setting_texts(records), strict=True):
@@ -110,10 +125,10 @@ def group(records: Sequence[Record]) -> list[Row]:
         order = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
         axes = tuple((value is not None, value or 0) for value in (cell.rank, cell.alpha, cell.lr))
         groups[place, order, cell.method, axes, setting].append(record)
-    return [
+    return Rows(
         Row(place, method, setting, group[0].cell.rank, sorted(group, key=lambda record: record.cell.seed or 0))
         for (place, _, method, _, setting), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    )
 
 
 def choose(columns: Sequence[str] | None, rows: Rows) -> list[str]:
@@ -133,16 +148,16 @@ def texts(name: str, rows: Rows) -> dict[str, list[str]]:
 # Which row another is compared with
 
 
-def _references(row: Row, rows: Rows, method: str) -> list[Row]:
+def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
     """The finished rows of `method` beside `row`, best first: those of its rank."""
-    found = [other for other in rows if other.method == method and other.finished and other.place == row.place]
-    return sorted(found, key=lambda other: other.rank != row.rank)
+    yield from rows.index[method, row.place, row.rank]
+    yield from (other for other in rows.index[method, row.place] if other.rank != row.rank)
 
 
-def _bases(row: Row, rows: Rows) -> list[Row]:
+def _bases(row: Row, rows: Rows) -> Iterator[Row]:
     """A row's base rows, best first: those of its own data, then others of its model, whose weights are the same."""
-    found = [other for other in rows if other.method == "base" and other.finished and other.place[:2] == row.place[:2]]
-    return sorted(found, key=lambda other: other.place != row.place)
+    yield from rows.index["base", row.place]
+    yield from (other for other in rows.index["base", row.place[:2]] if other.place != row.place)
 
 
 # Numbers as text
@@ -229,15 +244,17 @@ def _forms(measure: str) -> Cell:
 
     def cell(row: Row, rows: Rows) -> str:
         base, *tuned = (row.mean(f"{form}_{measure}") for form in FORMS)
-        rates = [rate for rate in tuned if rate is not None] or ([base] if base is not None else [])
+        rates = [value for value in tuned if value is not None] or ([base] if base is not None else [])
         return " → ".join(map(rate, rates)) or ABSENT
 
     return cell
 
 
 def _decode_ratio(row: Row, rows: Rows) -> str:
+    if not row.finished or not row.served:
+        return ABSENT
     reference = next((other for other in _references(row, rows, "lora") if other.served), None)
-    if reference is None or not row.finished:
+    if reference is None:
         return ABSENT
     if row is reference:
         return "1.00×"  # of itself: nothing to estimate
@@ -290,7 +307,7 @@ def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
         text = shown(estimate.value)
         if estimate.stderr is not None:
             text += f" ± {error(estimate.stderr)}"
-        bases = [base.scores[name] for base in _bases(row, rows) if name in base.scores]
+        bases = (base.scores[name] for base in _bases(row, rows) if name in base.scores)
         before = next((base for base in bases if base.of == estimate.of), None)
         if before and row.finished and row.method != "base":
             change = estimate.value - before.value
@@ -328,7 +345,9 @@ COLUMNS: dict[str, Column] = {
     "model": _place("Model", 1),
     "data": _place("Data", 2),
     "method": Column(_one("Method", lambda row, rows: row.method), default=_always),
-    "setting": Column(_one("Setting", lambda row, rows: row.setting or ABSENT), default=_always),
+    "setting": Column(
+        _one("Setting", lambda row, rows: (row.setting or ABSENT) + CHOSEN * row.chosen), default=_always
+    ),
     "seeds": Column(_one("Seeds", _seeds), default=several_seeds),
     "trainable": Column(_one("Trainable", _trainable), default=_always),
     "memory": Column(
@@ -424,8 +443,8 @@ COLUMNS: dict[str, Column] = {
     "decode_ratio": Column(
         _one("Merged decode", _decode_ratio),
         "inference",
-        f"Merged decode is that rate as the model is served; × is {LORA}, with a 95% interval (bootstrap over "
-        "seeds and repeats; with one seed, how processes differ is not in it).{within}",
+        f"Merged decode is that rate as the model is served; × is {LORA}, with a 95% interval (over "
+        "seeds; of one seed over repeats, and how processes differ is not in it).{within}",
         ("lora", "merged decode ratios", "merged_decode_tokens_per_second"),
         _always,
     ),

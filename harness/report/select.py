@@ -16,7 +16,8 @@ PLACE = ["study", "model", "data"]
 class Choice:
     """The best setting of one method (or of one of its ranks, …) in one place.
 
-    place: study, model and data; key: what `by` named beside them, such as ("lora",) or ("lora", 16).
+    place: study, model and data; key: what `by` named beside them, such as ("lora",) or ("lora", 16);
+        its first part is the method.
     setting, rank, alpha, lr: those of the chosen setting; None where none could be chosen or the method has no such.
     index: positions of the chosen setting's records, one a seed, in the frame.
     loss: mean of its validation losses over the seeds, nats per token; None where there is nothing to choose from.
@@ -37,6 +38,10 @@ class Choice:
     lost: dict[str, int]
     edges: tuple[str, ...]
     reason: str | None
+
+    @property
+    def method(self) -> str:
+        return self.key[0]
 
     @property
     def label(self) -> str:

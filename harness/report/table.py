@@ -18,22 +18,26 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness.record import Record
-from harness.report.columns import ABSENT, COLUMNS, Row, choose, group, several_seeds, texts
+from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.frame import frame
 from harness.report.lint import Finding, findings, inference_text, ran_with
+from harness.report.select import select
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status"]
 
 
 @dataclass
 class Table:
-    """A table as text cells, its caption line by line, and the numbers behind it (`frame`, one row a record)."""
+    """A table as text cells, its caption line by line, and the numbers behind it.
+
+    data: `frame`'s, one row a record, and `chosen`, whether `select` took its setting; None of a table without any.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     caption: list[str]
-    data: pd.DataFrame = field(repr=False)
+    data: pd.DataFrame | None = field(repr=False)
 
 
 def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) -> Table:
@@ -46,6 +50,7 @@ def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) 
     for k seeds: all seeds answer the same items, so the items' part does not shrink with k.
     """
     rows = group(records)
+    data = _choose_settings(rows)
     names = choose(columns, rows)
     shown = [(name, header, column) for name in names for header, column in texts(name, rows).items()]
     if columns is None or "all" in columns:
@@ -55,21 +60,38 @@ def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) 
         columns=[header for _, header, _ in shown],
         rows=[[column[i] for _, _, column in shown] for i in range(len(rows))],
         caption=_caption(rows, list(dict.fromkeys(name for name, _, _ in shown)), "scores" in names),
-        data=frame([record for row in rows for record in row.records]),
+        data=data,
     )
 
 
-def render(table: Table, fmt: str) -> str:
-    """`table` as text that ends in a newline; ValueError when `fmt` is none of md, csv, html and latex.
+def _choose_settings(rows: Rows) -> pd.DataFrame:
+    """The frame of all records, with the column `chosen`; marks the rows that `select` chose among several."""
+    row_of = [row for row in rows for _ in row.records]
+    data = frame([record for row in rows for record in row.records])
+    choices = select(data)
+    for choice in choices:
+        if choice.index and choice.tries > 1:
+            row_of[choice.index[0]].chosen = True
+    chosen = {i for choice in choices for i in choice.index}
+    return data.assign(chosen=[i in chosen for i in range(len(data))])
 
-    md: a pipe table, aligned for a terminal, its caption as a list.
+
+def render(table: Table, fmt: str) -> str:
+    """`document` of one table."""
+    return document([table], fmt)
+
+
+def document(tables: Sequence[Table], fmt: str) -> str:
+    """`tables` as text that ends in a newline; ValueError when `fmt` is none of md, csv, html and latex.
+
+    md: pipe tables, aligned for a terminal, each with its caption as a list.
     csv: the numbers, unrounded and in base units, one row a record: `frame` says what the columns are.
     html: a complete document without scripts.
-    latex: a `table` to \\input into a document that loads booktabs and graphicx.
+    latex: a `table` each, to \\input into a document that loads booktabs and graphicx.
     """
     if fmt not in FORMATS:
         raise ValueError(f"There is no table format {fmt!r}; there are {', '.join(FORMATS)}.")
-    return FORMATS[fmt](table)
+    return FORMATS[fmt](tables)
 
 
 # Caption
@@ -81,6 +103,8 @@ def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
     lines = [*(_scores_caption(rows) if scored else []), *_columns_caption(rows, names)]
     inference = any(COLUMNS[name].topic == "inference" for name in names)
     lines += _inference_caption(records) if inference else []
+    if any(row.chosen for row in rows) and "setting" in names:
+        lines.append(f"{CHOSEN.strip()} is the setting with the least validation loss of its method.")
     lines += [*_training_caption(records), *_seeds_caption(rows), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
@@ -184,11 +208,15 @@ def _span(values: Iterable[int]) -> str:
 # Formats. Names come from records, which anybody may have written: each format escapes every text.
 
 
+def _line(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
 def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
     """`table` with every text on one line, free of control characters, and escaped."""
 
     def line(text: str) -> str:
-        return escape("".join(c for c in " ".join(text.split()) if c.isprintable()))
+        return escape(_line(text))
 
     return replace(
         table,
@@ -199,15 +227,20 @@ def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
     )
 
 
-def _markdown(table: Table) -> str:
+def _markdown(tables: Sequence[Table]) -> str:
+    return "\n\n".join(map(_markdown_table, tables)) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
     align = ["left" if column in TEXT_COLUMNS else "right" for column in table.columns]
     table = _escaped(table, lambda text: re.sub(r"([\\|<`\[])", r"\\\1", text))
     grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
-    return "\n".join([f"**{table.title}**", "", grid, "", *(f"- {text}" for text in table.caption)]) + "\n"
+    return "\n".join([f"**{table.title}**", "", grid, "", *(f"- {text}" for text in table.caption)])
 
 
-def _csv(table: Table) -> str:
-    return table.data.to_csv(index=False, lineterminator="\n")
+def _csv(tables: Sequence[Table]) -> str:
+    frames = [table.data for table in tables if table.data is not None]
+    return "\n".join(data.to_csv(index=False, lineterminator="\n") for data in frames)
 
 
 STYLE = """\
@@ -218,13 +251,20 @@ th, td { padding: 0.3em 0.8em; border-bottom: 1px solid #ccc; text-align: right;
 .text { text-align: left; }"""
 
 
-def _html(table: Table) -> str:
+def _html(tables: Sequence[Table]) -> str:
+    title = html.escape(_line(", ".join(table.title for table in tables)))
+    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
+    lines += [f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
+    for table in tables:
+        lines += _html_table(table)
+    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
+
+
+def _html_table(table: Table) -> list[str]:
     kinds = [' class="text"' if column in TEXT_COLUMNS else "" for column in table.columns]
     head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
     table = _escaped(table, html.escape)
-    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">']
-    lines += [f"<title>{table.title}</title>", f"<style>\n{STYLE}\n</style>", "</head>", "<body>", "<table>"]
-    lines += ["<caption>", f"<p><strong>{table.title}</strong></p>"]
+    lines = ["<table>", "<caption>", f"<p><strong>{table.title}</strong></p>"]
     lines += [*(f"<p>{text}</p>" for text in table.caption), "</caption>", "<thead>", "<tr>"]
     lines += [f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(table.columns, kinds, strict=True)]
     lines += ["</tr>", "</thead>", "<tbody>"]
@@ -233,7 +273,7 @@ def _html(table: Table) -> str:
         for i, (text, kind) in enumerate(zip(row, kinds, strict=True)):
             lines.append(f'<th scope="row"{kind}>{text}</th>' if i == head else f"<td{kind}>{text}</td>")
         lines.append("</tr>")
-    return "\n".join([*lines, "</tbody>", "</table>", "</body>", "</html>"]) + "\n"
+    return [*lines, "</tbody>", "</table>"]
 
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -252,6 +292,8 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "Δ": r"$\Delta$",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "†": r"\textdagger{}",
     "…": r"\ldots{}",
 }
 
@@ -262,7 +304,11 @@ def _latex_text(text: str) -> str:
     return re.sub("-(?=-)", "-{}", text)  # no ligature: two hyphens in a name are not a dash
 
 
-def _latex(table: Table) -> str:
+def _latex(tables: Sequence[Table]) -> str:
+    return "\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
     align = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.columns)
     table = _escaped(table, _latex_text)
     lines = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{table.title}}}\medskip"]

@@ -1,0 +1,240 @@
+"""The table to read first: each method in its best setting, how sure its scores are, and what can't be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from harness import units
+from harness.record import Record
+from harness.report.columns import ABSENT, Row, group, rate, score_style, several_seeds
+from harness.report.frame import frame, score_name
+from harness.report.select import Choice, select
+from harness.report.standings import Contest, contests
+from harness.report.stats import Interval, ratio_interval, seeds_interval, speed_ratio
+from harness.report.table import Table, comparison
+
+EDGE = "†"
+
+
+def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str] | None = None) -> list[Table]:
+    """What `harness table` shows of a study: each method in its best setting, then every setting.
+
+    folder: of the study, where the items lie. columns: of the second table, which then stands alone.
+    """
+    if columns is not None:
+        return [comparison(records, columns)]
+    return [best(records, folder), comparison(records)]
+
+
+def best(records: Sequence[Record], folder: Path | None) -> Table:
+    """Each method of `records` in the setting that `select` chose for it, and how it stands by each score.
+
+    In brackets are 95% intervals; methods that share a letter can't be told apart (`standings.contests`). The caption
+    says what can't be concluded. `Table.data` is None: the numbers are those of `comparison`.
+    """
+    rows = group(records)
+    records = [record for row in rows for record in row.records]
+    row_of = [row for row in rows for _ in row.records]
+    choices = select(frame(records))
+    chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
+    held = contests(records, folder, choices)
+    columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
+    columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
+    columns["Method"] = [choice.label for choice in choices]
+    columns["Setting"] = [_setting(choice) for choice in choices]
+    columns["Tries"] = [_tries(choice) for choice in choices]
+    if several_seeds(list(filter(None, chosen))):
+        columns["Seeds"] = [_seeds(row) for row in chosen]
+    columns["Peak train memory"] = _with_ratios(chosen, "full", _memory, units.size, _memory_ratio)
+    columns["Tokens/s"] = _with_ratios(chosen, "lora", _speed, rate, _speed_ratio)
+    for name in dict.fromkeys(contest.score for contest in held):
+        header, texts = _score_column([contest for contest in held if contest.score == name], records, choices)
+        columns[header] = texts
+    columns["Validation loss"] = [_loss(row) for row in chosen]
+    return Table(
+        title=f"{', '.join(sorted({record.study for record in records})) or 'No records'}: best settings",
+        columns=list(columns),
+        rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
+        caption=list(_caption(records, choices, held)),
+        data=None,
+    )
+
+
+# Cells
+
+
+def _setting(choice: Choice) -> str:
+    return (choice.setting or ABSENT) + (f" {EDGE}" if choice.edges else "")
+
+
+def _tries(choice: Choice) -> str:
+    lost = ", ".join(f"{n} {status}" for status, n in choice.lost.items())
+    return f"{choice.tries} ({lost})" if lost else str(choice.tries)
+
+
+def _seeds(row: Row | None) -> str:
+    return ABSENT if row is None or row.records[0].cell.seed is None else str(len(row.records))
+
+
+def _loss(row: Row | None) -> str:
+    losses = row.values("validation_loss") if row else []
+    if not losses:
+        return ABSENT
+    interval = seeds_interval(losses)
+    text = units.significant(sum(losses) / len(losses))
+    return text + (f" ({units.significant(interval.low)}–{units.significant(interval.high)})" if interval else "")
+
+
+def _memory(row: Row) -> float | None:
+    return row.mean("train_allocated_peak")
+
+
+def _speed(row: Row) -> float | None:
+    return row.mean("tokens_per_second_steady")
+
+
+def _memory_ratio(row: Row, reference: Row) -> Interval | None:
+    return ratio_interval(row.values("train_allocated_peak"), reference.values("train_allocated_peak"))
+
+
+def _speed_ratio(row: Row, reference: Row) -> Interval | None:
+    """Of several seeds by their rates, of one by its steps."""
+    rates = (side.values("tokens_per_second_steady") for side in (row, reference))
+    return ratio_interval(*rates) or speed_ratio(_token_seconds(row), _token_seconds(reference))
+
+
+def _token_seconds(row: Row) -> list[list[float]]:
+    """The seconds a raw token took, by seed and step after warm-up; `tokens_per_second_steady` is 1 / their median."""
+    found = []
+    for train in (record.train for record in row.records):
+        tokens = [later - earlier for earlier, later in pairwise([0, *(point.tokens for point in train.loss)])]
+        steps = list(zip(train.step_seconds, tokens, strict=False))[train.warmup_steps :]
+        found.append([seconds / n for seconds, n in steps])
+    return found
+
+
+def _with_ratios(
+    rows: Sequence[Row | None],
+    method: str,
+    value: Callable[[Row], float | None],
+    text: Callable[[float], str],
+    ratio: Callable[[Row, Row], Interval | None],
+) -> list[str]:
+    """A measure of each row, and its ratio to that of `method` with an interval where there are repeats."""
+    cells = []
+    for row in rows:
+        own = value(row) if row else None
+        others = [other for other in rows if other and row and other.method == method and other.place == row.place]
+        of = value(others[0]) if others else None
+        if own is None:
+            cells.append(ABSENT)
+        elif of is None:
+            cells.append(text(own))
+        else:
+            found = None if row is others[0] else ratio(row, others[0])
+            ends = f", {found.low:.2f}–{found.high:.2f}" if found else ""
+            cells.append(f"{text(own)} ({own / of:.2f}×{ends})")
+    return cells
+
+
+def _score_column(held: list[Contest], records: Sequence[Record], choices: list[Choice]) -> tuple[str, list[str]]:
+    """Header and cells of one score, of which `held` are the contests in each place."""
+    score = next(s for c in choices for i in c.index for s in records[i].scores if score_name(s) == held[0].score)
+    standings = {(contest.place, s.choice.label): s for contest in held for s in contest.standings}
+    header, shown = score_style(score, [standing.value for standing in standings.values()])
+    cells = []
+    for choice in choices:
+        standing = standings.get((choice.place, choice.label))
+        if standing is None:
+            cells.append(ABSENT)
+            continue
+        interval = standing.interval
+        ends = f" ({shown(interval.low)}–{shown(interval.high)})" if interval else ""
+        cells.append(f"{shown(standing.value)}{ends}{f' {standing.letters}' if standing.letters else ''}")
+    return header, cells
+
+
+# Caption
+
+
+def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+    several = len({choice.place for choice in choices}) > 1
+    for contest in held:
+        yield _verdict(contest, several)
+    if held:
+        yield from _score_caption(records, choices, held)
+    else:
+        yield "No setting that was chosen has a score: nothing can be said of how the methods answer."
+    yield from _selection_caption(choices)
+    yield (
+        "Memory is the peak of live tensors in a training step, × its ratio to full; tokens/s counts raw tokens, × is "
+        "the ratio to lora; with a 95% interval over seeds, or for one seed over its steps."
+    )
+
+
+def _verdict(contest: Contest, several: bool) -> str:
+    """Who is ahead by one score, and of whom that can't be said."""
+    where = f" ({'/'.join(contest.place[1:])})" if several else ""
+    name = contest.score.removesuffix("/none").replace("/", " ") + where
+    first, *others = contest.standings
+    label = first.choice.label
+    end = "highest" if contest.higher_is_better else "lowest"
+    if not others:
+        return f"{name}: there is only {label}, and nothing to compare it with."
+    if first.letters is None:
+        return f"{name}: {label} scores {end}; whether by more than chance can't be said without its items."
+    tied = [s.choice.label for s in others if set(s.letters or "") & set(first.letters)]
+    if not tied:
+        return f"{name}: {label} scores {end}, and differs from every other that it could be compared with."
+    if len(tied) == len(others):
+        return f"{name}: {label} scores {end}, but no other can be told apart from it."
+    return f"{name}: {label} scores {end}; not told apart from it: {_listed(tied)}."
+
+
+def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+    trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
+    singles = [choice.label for choice in trained if len(choice.index) == 1]
+    pairs = sum(len(contest.differences) for contest in held)
+    over = "items" if len(singles) == len(trained) else "seeds and items"
+    tests = "McNemar's exact test" if over == "items" else "paired by item; Student's t over seeds"
+    yield f"In brackets are 95% intervals over {over}." + (
+        f" Methods that share a letter can't be told apart (p ≥ 0.05, {tests}, by Holm for {pairs} differences)."
+        if pairs
+        else ""
+    )
+    if singles:
+        who = "One seed" if len(singles) == len(trained) else f"One seed of {_listed(singles)}"
+        yield (
+            f"{who}: letters and intervals are of the models that were trained; whether the methods differ, with "
+            "other seeds, can't be said."
+        )
+    if any(len(choice.index) == 2 for choice in trained):
+        yield "Two seeds say little of how seeds differ; among many methods a difference is then found too often."
+    alone = dict.fromkeys(
+        s.choice.label for c in held for s in c.standings if s.letters is None and len(c.standings) > 1
+    )
+    if alone:
+        yield f"No letter where items are missing, or are not those of the others: {_listed(alone)}."
+
+
+def _selection_caption(choices: list[Choice]) -> Iterator[str]:
+    if any(choice.tries > 1 for choice in choices):
+        yield (
+            "Each setting is the one of its method's tries with the least validation loss, mean over seeds, among "
+            "those that finished with every seed; test scores take no part."
+        )
+    elif choices:
+        yield "Every method was tried in one setting: whether another would have served it better can't be said."
+    edges = [f"{choice.label} {edge}" for choice in choices for edge in choice.edges]
+    if edges:
+        yield f"{EDGE} At the edge of its grid, widen it: {'; '.join(edges)}."
+    for choice in choices:
+        if choice.reason:
+            yield f"{choice.label}: no setting chosen, {choice.reason}."
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
