@@ -6,9 +6,12 @@ the latter says nothing about the data and is swallowed.
 
 from __future__ import annotations
 
+import math
+
 from datasets import Dataset, DatasetDict
 
 from harness.job import facts as facts_data
+from harness.job import plain_text as plain_text_data
 from harness.job import wordmath as wordmath_data
 
 
@@ -24,3 +27,14 @@ def wordmath(seed: int, max_steps: int, test: int, **_metadata: object) -> Datas
 def facts(seed: int, **_metadata: object) -> DatasetDict:
     """The splits of `harness.job.facts`, in its default size."""
     return _as_datasets(facts_data.load(seed))
+
+
+def plain_text(**_metadata: object) -> DatasetDict:
+    """The passages of `harness.job.plain_text`."""
+    return _as_datasets(plain_text_data.load())
+
+
+def bits_per_byte(doc: dict, results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Of one passage: the loss of its rest, per byte of it, so that models with other tokenizers can be compared."""
+    ((log_likelihood, _greedy),) = results
+    return {"bits_per_byte": -log_likelihood / math.log(2) / len(doc["rest"].encode())}
