@@ -10,6 +10,7 @@ Units: bytes, seconds, tokens. What was not measured is ``null``; there are no s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,11 @@ SCHEMA = 1
 STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder below results, never beside it
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
+
+
+# Text in which a number may be beyond a float's range, or a string end in half of a pair; few records have any
+LARGE = re.compile(r"[eE]\+?\d{3,}[,\s\]}]")
+SURROGATES = ("\\ud", "\\uD")
 
 
 class RecordError(Exception):
@@ -334,8 +341,11 @@ def write_json(value: Any, path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
-        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate would break the table that shows it
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_finite)
+        if LARGE.search(text) or any(half in text for half in SURROGATES):
+            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate would break the table that shows it
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None
     except OSError as error:
@@ -346,7 +356,7 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     try:
         return decode(Record, value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (_Misfit, OverflowError) as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
 
 
@@ -358,6 +368,8 @@ def read_study(folder: Path) -> tuple[list[Record], list[str]]:
             records.append(read(path))
         except RecordError as error:
             problems.append(str(error))
+        if len(records) > 1 and records[-1].items == records[-2].items:
+            records[-1].items = records[-2].items  # one list for all, not one of thousands of items for each
     return records, problems
 
 
@@ -374,42 +386,88 @@ def _finite(number: str) -> float:
     return float(number)
 
 
-def decode(kind: Any, value: Any, where: str = "") -> Any:
-    """`value` (from JSON) as `kind`; TypeError or ValueError name the field that does not fit."""
-    if kind is Any:
-        return value
+def decode(kind: Any, value: Any) -> Any:
+    """`value` (from JSON) as `kind`; a ValueError names the field that does not fit."""
+    return _decoder(kind)(value)
+
+
+class _Misfit(ValueError):
+    """A value that is not what the schema says; those who pass it on prepend the way to it."""
+
+    def __init__(self, what: str, way: str = ""):
+        self.what, self.way = what, way
+
+    def __str__(self) -> str:
+        return f"{self.way.removeprefix('.') or 'the record'} {self.what}"
+
+
+def _within(part: str, decoder: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return decoder(value)
+    except _Misfit as misfit:
+        misfit.way = part + misfit.way
+        raise
+
+
+@functools.cache
+def _decoder(kind: Any) -> Callable[[Any], Any]:
+    """What makes a value from JSON a `kind`, or raises _Misfit. Made once a kind: studies have thousands of records."""
     if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise TypeError(f"{where or 'the record'} should be an object")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ValueError(f"{where or 'the record'} has the unknown field {unknown[0]!r}")
-        for f in dataclasses.fields(kind):
-            required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-            if required and f.name not in value:
-                raise ValueError(f"{where + '.' if where else ''}{f.name} is missing")
-        return kind(**{k: decode(hints[k], v, f"{where}.{k}".lstrip(".")) for k, v in value.items()})
+        return _object_decoder(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} is {value!r}, which is none of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            raise TypeError(f"{where} should be a list")
-        return [decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise TypeError(f"{where} should be an object")
-        return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (list, dict):
+        return _container_decoder(origin, arguments[-1])
     if origin is types.UnionType:
-        if value is None:
-            return None
-        (kind,) = [a for a in arguments if a is not type(None)]
-        return decode(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise TypeError(f"{where} should be of type {kind.__name__}, not {type(value).__name__}")
-    return value
+        (inner,) = [_decoder(a) for a in arguments if a is not types.NoneType]
+        return lambda value: None if value is None else inner(value)
+
+    def decode(value: Any) -> Any:
+        if kind is Any or type(value) is kind:
+            return value
+        if origin is Literal:
+            if value in arguments:
+                return value
+            raise _Misfit(f"is {value!r}, which is none of {', '.join(map(repr, arguments))}")
+        if kind is float and type(value) is int:
+            return float(value)
+        raise _Misfit(f"should be of type {kind.__name__}, not {type(value).__name__}")
+
+    return decode
+
+
+def _object_decoder(kind: type) -> Callable[[Any], Any]:
+    decoders = {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+    fields = dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Misfit("should be an object")
+        if unknown := sorted(value.keys() - decoders.keys()):
+            raise _Misfit(f"has the unknown field {unknown[0]!r}")
+        for name in required:
+            if name not in value:
+                raise _Misfit("is missing", f".{name}")
+        return kind(**{name: _within(f".{name}", decoders[name], part) for name, part in value.items()})
+
+    return decode
+
+
+def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
+    inner = _decoder(kind)
+    plain = {kind} if kind in (int, float, str) else set()
+
+    def decode_list(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _Misfit("should be a list")
+        if value and set(map(type, value)) == plain:
+            return value
+        return [_within(f"[{i}]", inner, part) for i, part in enumerate(value)]
+
+    def decode_dict(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Misfit("should be an object")
+        return {name: _within(f".{name}", inner, part) for name, part in value.items()}
+
+    return decode_list if container is list else decode_dict
