@@ -8,12 +8,12 @@ from pathlib import Path
 
 from harness import units
 from harness.record import Record
-from harness.report.columns import ABSENT, Row, group, rate, score_style, several_seeds
-from harness.report.frame import frame, score_name
-from harness.report.select import Choice, select
+from harness.report.columns import ABSENT, Row, Rows, group, rate, score_style, several_seeds
+from harness.report.frame import score_name
+from harness.report.select import Choice
 from harness.report.standings import Contest, contests
 from harness.report.stats import Interval, ratio_interval, seeds_interval, speed_ratio
-from harness.report.table import Table, comparison
+from harness.report.table import Table, comparison, comparison_of, title
 
 EDGE = "†"
 
@@ -25,7 +25,8 @@ def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str
     """
     if columns is not None:
         return [comparison(records, columns)]
-    return [best(records, folder), comparison(records)]
+    rows = group(records)
+    return [best_of(rows, folder), comparison_of(rows)]
 
 
 def best(records: Sequence[Record], folder: Path | None) -> Table:
@@ -34,10 +35,13 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
     In brackets are 95% intervals; methods that share a letter can't be told apart (`standings.contests`). The caption
     says what can't be concluded. `Table.data` is None: the numbers are those of `comparison`.
     """
-    rows = group(records)
-    records = [record for row in rows for record in row.records]
+    return best_of(group(records), folder)
+
+
+def best_of(rows: Rows, folder: Path | None) -> Table:
+    """`best` of the records of `rows`."""
+    records, choices = rows.records, rows.choices
     row_of = [row for row in rows for _ in row.records]
-    choices = select(frame(records))
     chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
     held = contests(records, folder, choices)
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
@@ -54,7 +58,7 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
         columns[header] = texts
     columns["Validation loss"] = [_loss(row) for row in chosen]
     return Table(
-        title=f"{', '.join(sorted({record.study for record in records})) or 'No records'}: best settings",
+        title=f"{title(rows)}: best settings",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
         caption=list(_caption(records, choices, held)),

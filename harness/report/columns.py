@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, variance
 
+import pandas as pd
+
 from harness import units
 from harness.errors import one_of
 from harness.record import Record, Score
-from harness.report.frame import FORMS, KINDS, decoded_tokens, measures, score_name, setting_texts
+from harness.report.frame import FORMS, KINDS, decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.select import Choice, select
 from harness.report.stats import speed_ratio
 
 METHODS = ["base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"]
@@ -82,11 +85,28 @@ class Row:
 
 
 class Rows(list[Row]):
-    """The rows of a table, and an index of the finished ones: to look through all for each would take their square."""
+    """The rows of a table, and what is made of all of them once."""
+
+    @cached_property
+    def records(self) -> list[Record]:
+        return [record for row in self for record in row.records]
+
+    @cached_property
+    def data(self) -> pd.DataFrame:
+        """`frame` of `records`."""
+        return frame(self.records, [row.setting for row in self for _ in row.records])
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """`select`'s among all settings; their `index` is that of `records`."""
+        return select(self.data)
 
     @cached_property
     def index(self) -> dict[tuple, list[Row]]:
-        """Finished rows by method and place, by method and model of a study, and by method, place and rank."""
+        """Finished rows by method and place, by method and model of a study, and by method, place and rank.
+
+        To look through all rows for each would take their square.
+        """
         found = defaultdict(list)
         for row in self:
             if row.finished:

@@ -19,9 +19,7 @@ from tabulate import tabulate
 
 from harness.record import Record
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
-from harness.report.frame import frame
 from harness.report.lint import Finding, findings, inference_text, ran_with
-from harness.report.select import select
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status"]
 
@@ -49,14 +47,18 @@ def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) 
     The error of a score is its standard error over items for one seed, and sqrt(mean(stderr²) + var(values, ddof=1)/k)
     for k seeds: all seeds answer the same items, so the items' part does not shrink with k.
     """
-    rows = group(records)
-    data = _choose_settings(rows)
+    return comparison_of(group(records), columns)
+
+
+def comparison_of(rows: Rows, columns: Sequence[str] | None = None) -> Table:
+    """`comparison` of the records of `rows`."""
+    data = _mark_chosen(rows)
     names = choose(columns, rows)
     shown = [(name, header, column) for name in names for header, column in texts(name, rows).items()]
     if columns is None or "all" in columns:
         shown = [(name, header, column) for name, header, column in shown if not rows or set(column) != {ABSENT}]
     return Table(
-        title=", ".join(sorted({record.study for record in records})) or "No records",
+        title=title(rows),
         columns=[header for _, header, _ in shown],
         rows=[[column[i] for _, _, column in shown] for i in range(len(rows))],
         caption=_caption(rows, list(dict.fromkeys(name for name, _, _ in shown)), "scores" in names),
@@ -64,16 +66,18 @@ def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) 
     )
 
 
-def _choose_settings(rows: Rows) -> pd.DataFrame:
-    """The frame of all records, with the column `chosen`; marks the rows that `select` chose among several."""
+def title(rows: Rows) -> str:
+    return ", ".join(sorted({record.study for record in rows.records})) or "No records"
+
+
+def _mark_chosen(rows: Rows) -> pd.DataFrame:
+    """The frame of all records, with the column `chosen`; marks the rows that were chosen among several."""
     row_of = [row for row in rows for _ in row.records]
-    data = frame([record for row in rows for record in row.records])
-    choices = select(data)
-    for choice in choices:
+    for choice in rows.choices:
         if choice.index and choice.tries > 1:
             row_of[choice.index[0]].chosen = True
-    chosen = {i for choice in choices for i in choice.index}
-    return data.assign(chosen=[i in chosen for i in range(len(data))])
+    chosen = {i for choice in rows.choices for i in choice.index}
+    return rows.data.assign(chosen=[i in chosen for i in range(len(row_of))])
 
 
 def render(table: Table, fmt: str) -> str:
