@@ -31,7 +31,7 @@ from harness.job.infer import cache_keyword
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
 CALL = 32  # tokens that cost about what one more call does
-CHECKED = 512  # tokens of the longest request that are computed both ways
+CHECKED = 320  # first tokens of the longest request, computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}  # nats between the two, by their rounding
 PLAIN = [("do_sample", False), ("temperature", 0.0)]  # what a task may ask for, and
 HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
