@@ -87,7 +87,8 @@ class Train:
     max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
     max_grad_norm: global clipping; validate_every: steps between validation losses (null: only at the end).
     validation_items: held-out answers the validation loss is taken on.
-    precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32.
+    precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
+    bucketing: batches drawn together and cut from their examples sorted by length (1: none are), for every method alike.
     """
 
     max_steps: int = 200
@@ -99,6 +100,7 @@ class Train:
     validate_every: int | None = None
     validation_items: int = 64
     precision: str = "auto"
+    bucketing: int = 1
 
 
 @dataclass
@@ -124,6 +126,8 @@ class Retry:
 
 @dataclass
 class Config:
+    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against."""
+
     method: Method = field(default_factory=Method)
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -139,6 +143,7 @@ class Config:
     study: str = "adhoc"
     results_dir: str = "results"
     data_root: str | None = None
+    speedups: str = "auto"
 
 
 def register_resolvers() -> None:
@@ -155,7 +160,7 @@ def _multiply(a: float | None, b: float | None) -> float | None:
 
 LEAST = {
     "train": dict.fromkeys(
-        ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every"), 1
+        ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every", "bucketing"), 1
     ),
     "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
     "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
@@ -181,6 +186,7 @@ def check(config: DictConfig) -> None:
     if not config.train.max_grad_norm > 0:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
+    one_of("speedups", config.speedups, ["auto", "off"])
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])

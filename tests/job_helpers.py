@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 
 from harness.config import CONF, ROOT, Config, register_resolvers
-from harness.job import data, model, run
+from harness.job import attention, data, model, run
 from harness.record import Cell, Record
 from harness.sweep import cell as cells
 
@@ -55,31 +55,36 @@ def run_cell(folder: Path, cell: Cell) -> Record:
 
 
 def prepared(cell: Cell) -> SimpleNamespace:
-    """What a job has in hand when training starts: net, optimizer, steps, held_out batches, tokenizer, accelerator."""
+    """What a job has in hand when training starts: net, optimizer, steps, held_out batches, tokenizer, accelerator.
+
+    examples: of each micro-batch, of each of its sequences the token ids and how many are the prompt's.
+    """
     settings = cell.settings["train"]
     accelerator = Accelerator(mixed_precision="no")
     set_seed(cell.seed or 0)
-    base, tokenizer = model.load(cell, accelerator.device)
+    base, tokenizer = model.load(cell, accelerator.device), model.tokenizer(cell.settings["model"])
     net = model.adapt(base, cell)
     splits = data.splits(cell.settings["data"], None)
     texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
 
-    def collate(examples: list[data.Example]) -> data.Batch:
-        return data.collate(examples, tokenizer.pad_token_id)
-
+    layout, _ = attention.layout(net, cell.settings["speedups"], tokenizer.pad_token_id)
+    if layout.flat:
+        attention.enable(net)
     accum = settings.get("grad_accum", 1)
     order = data.batches(
         len(texts["train"]), settings["batch_size"], settings.get("max_steps", 1) * accum, cell.settings["seed"] or 0
     )
-    micro = [collate([texts["train"][i] for i in indices]) for indices in order]
+    drawn = [[texts["train"][i] for i in indices] for indices in order]
+    micro = [layout.batch(examples) for examples in drawn]
     bench: dict[str, Any] = {
         "cell": cell,
         "settings": settings,
         "accelerator": accelerator,
         "tokenizer": tokenizer,
         "net": net,
+        "examples": [[(e.ids, e.prompt) for e in examples] for examples in drawn],
         "steps": [micro[i : i + accum] for i in range(0, len(micro), accum)],
-        "held_out": [collate(texts["validation"][: settings["validation_items"]])],
+        "held_out": [layout.batch(texts["validation"][: settings["validation_items"]])],
         "optimizer": None,
     }
     if cell.settings["method"]["optim"] is not None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import UserError
 from harness.job import data, embedded, score
-from harness.job.data import IGNORED, Example
+from harness.job.data import IGNORED, Batch, Example, Layout
 
 ITEMS = [
     {"question": "How many legs have two cows?", "answer": "A cow has 4 legs.\n4 * 2 = 8\n#### 8"},
@@ -37,35 +37,82 @@ def tokenizer():
 # Masking and counts
 
 
-def test_loss_is_on_the_answer_and_the_end_of_text_alone(tokenizer):
-    batch = data.collate(encoded(tokenizer, ITEMS), tokenizer.pad_token_id)
-    for row, item in enumerate(ITEMS):
-        labels = batch.labels[row]
-        supervised = labels[labels != IGNORED]
-        assert tokenizer.decode(supervised[:-1]) == " " + item["answer"]
-        assert supervised[-1] == tokenizer.eos_token_id
-        length = int(batch.attention_mask[row].sum())
-        start = length - len(supervised)
-        assert tokenizer.decode(batch.input_ids[row, :start]) == PROMPT.format(**item)
-        assert torch.equal(labels[start:length], batch.input_ids[row, start:length])
-        assert (labels[:start] == IGNORED).all()
-        assert (labels[length:] == IGNORED).all()
-        assert (batch.input_ids[row, length:] == tokenizer.pad_token_id).all()
-    assert batch.attention_mask[0].all()  # the longer of the two: there was padding to look at in the other only
-    assert not batch.attention_mask[1].all()
+LAYOUTS = {"flat": Layout(flat=True), "padded": Layout(flat=False, pad=1), "plain": Layout(False, every=True, pad=1)}
+
+
+def sequences(batch: Batch) -> list[tuple[list[int], dict[int, int]]]:
+    """Of each sequence its tokens, and by position the token it is to predict."""
+    if batch.lengths is None:
+        rows, lengths = range(len(batch.input_ids)), batch.attention_mask.sum(1).tolist()
+        assert torch.equal(batch.attention_mask.cumsum(1).max(1).values, batch.attention_mask.sum(1))
+    else:
+        rows, lengths = [0] * len(batch.lengths), batch.lengths
+    out, start = [], 0
+    for row, length in zip(rows, lengths, strict=True):
+        ids = batch.input_ids[row, start : start + length].tolist()
+        predicted = {
+            at - start: target
+            for at, target in zip(batch.keep.tolist(), batch.targets[row].tolist(), strict=True)
+            if target != IGNORED and start <= at < start + length
+        }
+        out.append((ids, predicted))
+        start += length if batch.lengths else 0
+    assert sum(len(predicted) for _, predicted in out) == int((batch.targets != IGNORED).sum()) == batch.supervised
+    return out
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_loss_is_on_the_answer_and_the_end_of_text_alone(tokenizer, layout):
+    batch = layout.batch(encoded(tokenizer, ITEMS))
+    for item, (ids, predicted) in zip(ITEMS, sequences(batch), strict=True):
+        start = min(predicted) + 1
+        assert tokenizer.decode(ids[:start]) == PROMPT.format(**item)
+        assert tokenizer.decode(ids[start:-1]) == " " + item["answer"]
+        assert ids[-1] == tokenizer.eos_token_id
+        assert predicted == {at: ids[at + 1] for at in range(start - 1, len(ids) - 1)}
+    assert batch.tokens.tolist() == [token for ids, _ in sequences(batch) for token in ids]
 
 
 def test_end_of_text_is_trained_where_it_also_pads(tokenizer):
-    batch = data.collate(encoded(tokenizer, ITEMS), tokenizer.eos_token_id)
-    assert (batch.labels == tokenizer.eos_token_id).sum() == len(ITEMS)
+    batch = Layout(flat=False, pad=tokenizer.eos_token_id).batch(encoded(tokenizer, ITEMS))
+    assert (batch.input_ids == tokenizer.eos_token_id).sum() > len(ITEMS)
+    assert (batch.targets == tokenizer.eos_token_id).sum() == len(ITEMS)
 
 
-def test_counts_of_a_batch_made_by_hand():
-    batch = data.collate([Example([5, 6, 7, 8, 9], 3), Example([5, 6], 1), Example([5, 6, 7], 0)], pad=1)
-    assert (batch.raw, batch.padded) == (10, 15)
+def test_batches_made_by_hand():
+    examples = [Example([5, 6, 7, 8, 9], 3), Example([5, 6], 1), Example([5, 6, 7], 0)]
+    flat, padded, plain = (layout.batch(examples) for layout in LAYOUTS.values())
     # 2 + 1 + 2: the first token of the promptless third has nothing before it that could predict it
-    assert batch.supervised == 5
-    assert batch.labels.tolist() == [[-100, -100, -100, 8, 9], [-100, 6, -100, -100, -100], [5, 6, 7, -100, -100]]
+    assert [b.supervised for b in (flat, padded, plain)] == [5] * 3
+    assert [(b.raw, b.padded) for b in (flat, padded, plain)] == [(10, 10), (10, 15), (10, 15)]
+    assert flat.input_ids.tolist() == [[5, 6, 7, 8, 9, 5, 6, 5, 6, 7]]
+    assert flat.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1, 2]]
+    assert (flat.keep.tolist(), flat.targets.tolist()) == ([2, 3, 5, 7, 8], [[8, 9, 6, 6, 7]])
+    assert padded.input_ids.tolist() == [[5, 6, 7, 8, 9], [5, 6, 1, 1, 1], [5, 6, 7, 1, 1]]
+    assert padded.keep.tolist() == plain.keep.tolist() == [0, 1, 2, 3]
+    wanted = [[-100, -100, 8, 9], [6, -100, -100, -100], [6, 7, -100, -100]]
+    assert padded.targets.tolist() == plain.targets.tolist() == wanted
+    prompted = [Example([5, 6, 7, 8, 9], 3), Example([5, 6, 7, 8], 3)]
+    assert LAYOUTS["padded"].batch(prompted).keep.tolist() == [2, 3]
+    assert LAYOUTS["plain"].batch(prompted).keep.tolist() == [0, 1, 2, 3]
+
+
+def test_buckets_hold_the_same_examples_in_less_padding():
+    lengths = random.Random(0).choices(range(5, 200), k=64)
+    drawn = [[Example([0] * n, 1) for n in lengths[i : i + 4]] for i in range(0, 64, 4)]
+    for together in (4, 5):
+        cut = data.bucketed(drawn, together, seed=0)
+        assert [len(batch) for batch in cut] == [4] * 16
+        for start in range(0, 16, together):  # no example leaves the batches it was drawn with
+            before, after = (
+                sorted(len(e.ids) for batch in batches[start : start + together] for e in batch)
+                for batches in (drawn, cut)
+            )
+            assert before == after
+        padding = [sum(LAYOUTS["padded"].tokens(batch) for batch in batches) - sum(lengths) for batches in (drawn, cut)]
+        assert padding[1] < 0.5 * padding[0]
+    assert cut != data.bucketed(drawn, 5, seed=1)
+    assert [{id(e) for e in batch} for batch in data.bucketed(drawn, 1, seed=0)] == [{id(e) for e in b} for b in drawn]
 
 
 def test_truncation_keeps_the_head_and_refuses_to_leave_no_answer(tokenizer):

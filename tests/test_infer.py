@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig
 
-from harness.job import disk, infer, merge
+from harness.job import disk, infer, merge, train
 
 INFER = {"repeats": 3, "batch_size": 2, "prompt_tokens": 8, "new_tokens": 5}
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces.
@@ -33,12 +33,10 @@ def tuned(*overrides: str) -> SimpleNamespace:
 
 
 def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
-    """(tokens, pieces) at the non-padding tokens of the first held-out batch."""
-    batch = bench.held_out[0]
+    """(1, tokens, pieces) where the answers of the first held-out batch are predicted."""
     net.eval()
     with torch.no_grad():
-        found = net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    return found[batch.attention_mask.bool()]
+        return train.answer_logits(net, bench.held_out[0])
 
 
 # Decoding

@@ -164,13 +164,14 @@ def test_full_fine_tuning_holds_weights_gradients_and_two_moments():
     assert memory.resident.optimizer == memory.peak.optimizer == 2 * weights + 4 * len(parameters)  # and step counters
     # Activations by hand, of the largest batch: of logits the values, their logarithms, and gradients of both; in each
     # of two layers some twenty tensors as wide as the hidden size or as the MLP, and attention of 4 heads, thrice.
-    tokens, longest = bench.micro[0].padded, bench.micro[0].input_ids.shape[1]
+    tokens, longest = bench.micro[0].padded, max(bench.micro[0].lengths)
     activations = 4 * tokens * (4 * 1024 + 2 * (20 * 64 + 20 * 128 + 3 * 4 * longest))
     assert memory.peak.activations <= activations
     # forward and twice that backward, for each weight of a matrix; the head's at the positions with a loss alone
     matrices = sum(p.numel() for name, p in bench.net.named_parameters() if name.endswith("proj.weight"))
-    kept = (longest - bench.micro[0].first + 1) / longest
-    attention = 2 * 2 * 64 * longest * (2 + 5) * 1  # layers, a multiplication and an addition, width, products
+    kept = bench.micro[0].supervised / tokens
+    seen = sum(length**2 for length in bench.micro[0].lengths) / tokens  # by a token, of its own sequence
+    attention = 2 * 2 * 64 * seen * (2 + 5)  # layers, a multiplication and an addition, width, products
     assert memory.flops_per_token == pytest.approx(6 * (matrices + kept * 1024 * 64) + attention, rel=0.01)
 
 
@@ -260,8 +261,7 @@ def test_an_untuned_model_is_probed_by_one_pass_without_gradients():
     weights = size(bench.net.parameters()) + size(bench.net.buffers())
     assert found.resident.weights == found.peak.weights == weights
     assert (found.gradients, found.peak.gradients, found.peak.optimizer, found.peak.adapters) == (0, 0, 0, 0)
-    kept = batch.input_ids.shape[0] * (batch.input_ids.shape[1] - batch.first + 1)
-    assert found.peak.activations >= 4 * kept * 1024  # the logits
+    assert found.peak.activations >= 4 * batch.supervised * 1024  # the logits
 
 
 def test_training_begins_as_if_the_probe_had_not_been(tmp_path, monkeypatch):

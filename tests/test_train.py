@@ -45,24 +45,36 @@ def original():
 # Loss
 
 
-def test_summed_loss_is_the_cross_entropy_of_all_logits():
-    bench = prepared(tiny("method=full", "train.batch_size=3"))
+@pytest.mark.parametrize("speedups", ["auto", "off"])
+@pytest.mark.parametrize("method", ["full", "dora", "qlora"])
+def test_summed_loss_is_the_cross_entropy_of_all_logits(method, speedups):
+    bench = prepared(tiny(f"method={method}", "train.batch_size=3", f"speedups={speedups}"))
+    if method != "full":
+        bench.net.train()
+        with torch.no_grad():  # else B A is zero, and so is the gradient of A
+            for name, p in bench.net.named_parameters():
+                if "lora_B" in name:
+                    p.normal_(std=0.1)
     (batch,) = bench.steps[0]
+    assert (batch.lengths is None) == (speedups == "off")
     loss = train.summed_loss(bench.net, batch)
     loss.backward()
-    found = {name: p.grad.clone() for name, p in bench.net.named_parameters()}
+    trained = {name: p for name, p in bench.net.named_parameters() if p.requires_grad}
+    found = {name: p.grad.clone() for name, p in trained.items()}
 
+    # Each sequence by itself, all its logits, the loss token by token.
     bench.net.zero_grad()
-    logits = bench.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    expected = sum(
-        cross_entropy(logits[row, at - 1], batch.labels[row, at], reduction="sum")
-        for row, at in (batch.labels != -100).nonzero().tolist()
-    )
+    expected = torch.zeros(())
+    for ids, prompt in bench.examples[0]:
+        logits = bench.net(input_ids=torch.tensor([ids])).logits[0]
+        for at in range(prompt, len(ids)):
+            expected = expected + cross_entropy(logits[at - 1], torch.tensor(ids[at]))
     expected.backward()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
-    scale = max(float(p.grad.abs().max()) for p in bench.net.parameters())
-    for name, p in bench.net.named_parameters():
-        assert (found[name] - p.grad).abs().max() < 1e-6 * scale, name
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    scale = max(float(p.grad.abs().max()) for p in trained.values())
+    for name, p in trained.items():
+        assert p.grad.abs().max() > 0, name
+        assert (found[name] - p.grad).abs().max() < 2e-6 * scale, name
 
 
 def test_validation_loss_is_a_mean_over_tokens_not_over_batches():
@@ -139,9 +151,17 @@ def test_every_method_trains_on_the_same_tokens(tuned):
     assert len({(m.tokens.raw, m.tokens.padded, m.tokens.supervised) for m in measured}) == 1
     tokens = measured[0].tokens
     micro = [batch for step in tuned["lora"].steps for batch in step]
-    assert tokens.raw == sum(int(b.attention_mask.sum()) for b in micro) == measured[0].loss[-1].tokens
+    assert tokens.raw == sum(sum(b.lengths) for b in micro) == measured[0].loss[-1].tokens
     assert tokens.padded == sum(b.input_ids.numel() for b in micro)
-    assert tokens.supervised == sum(int((b.labels != -100).sum()) for b in micro)
+    assert tokens.supervised == sum(int((b.targets != -100).sum()) for b in micro)
+
+
+def test_padding_is_computed_on_and_leaves_losses_and_the_order_as_they_are():
+    settings = ("method=lora", "rank=4", "lr=0.01", f"train.max_steps={STEPS}")
+    flat, plain = (trained(prepared(tiny(*settings, f"speedups={s}")))[0] for s in ("auto", "off"))
+    assert flat.tokens.padded == flat.tokens.raw == plain.tokens.raw < plain.tokens.padded
+    assert flat.batches == plain.batches
+    assert [p.loss for p in flat.loss] == pytest.approx([p.loss for p in plain.loss], rel=1e-4)
 
 
 def test_another_seed_trains_in_another_order():
@@ -260,12 +280,11 @@ def test_merging_leaves_the_logits_as_they_are(tuned):
     for method in ("lora", "dora"):
         bench = tuned[method]
         batch = bench.held_out[0]
-        attended = batch.attention_mask.bool()
 
-        def logits(net, batch=batch, attended=attended):
+        def logits(net, batch=batch):
             net.eval()
             with torch.no_grad():
-                return net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[attended]
+                return train.answer_logits(net, batch)
 
         before = logits(bench.net)
         with bench.net.disable_adapter():

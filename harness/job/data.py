@@ -49,7 +49,7 @@ def at(data_root: str | None) -> Iterator[None]:
         return
     token, cache = _root.set(data_root), datasets.config.HF_DATASETS_CACHE
     # `datasets` knows a local folder by the text of its card, and would serve what another of that name held before.
-    datasets.config.HF_DATASETS_CACHE = Path(cache) / f"data_root-{_state(Path(data_root))}"
+    datasets.config.HF_DATASETS_CACHE = Path(cache) / f"data_root-{state(data_root)}"
     try:
         with chdir(data_root):  # `datasets` takes a local folder of that relative path before it asks the hub
             yield
@@ -58,10 +58,10 @@ def at(data_root: str | None) -> Iterator[None]:
         datasets.config.HF_DATASETS_CACHE = cache
 
 
-def _state(folder: Path) -> str:
-    """Digest of the paths, sizes and times of change of all files below `folder`."""
-    digest = hashlib.sha256(str(folder.absolute()).encode())
-    for where, folders, files in os.walk(folder, followlinks=True):
+def state(data_root: str) -> str:
+    """Digest of the paths, sizes and times of change of all files below `data_root`."""
+    digest = hashlib.sha256(str(Path(data_root).absolute()).encode())
+    for where, folders, files in os.walk(data_root, followlinks=True):
         folders.sort()
         for name in sorted(files):
             path = os.path.join(where, name)
@@ -158,6 +158,17 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
         waiting = waiting[batch_size:]
 
 
+def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[list[Example]]:
+    """The same examples in batches of like lengths: each `together` batches are sorted by length, cut and shuffled."""
+    shuffle = random.Random(f"buckets {seed}")
+    out = []
+    for start in range(0, len(batches), together):
+        drawn = batches[start : start + together]
+        by_length = iter(sorted((e for batch in drawn for e in batch), key=lambda e: len(e.ids)))
+        out += shuffle.sample([[next(by_length) for _ in batch] for batch in drawn], len(drawn))
+    return out
+
+
 def scheduled(
     items: list[Item], train: dict[str, Any], seed: int, encode: Callable[[list[Item]], list[Example]]
 ) -> list[list[list[Example]]]:
@@ -171,46 +182,88 @@ def scheduled(
     order = list(batches(len(items), size, count * accum, seed))
     drawn = sorted({i for batch in order for i in batch})
     examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
-    micro = [[examples[i] for i in batch] for batch in order]
+    micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
     return [micro[i : i + accum] for i in range(0, len(micro), accum)]
-
-
-def padded(examples: list[Example]) -> int:
-    """Tokens of a batch of `examples`, its padding included."""
-    return len(examples) * max(len(e.ids) for e in examples)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors of shape [sequences, longest], labels not shifted yet, and the counts of their tokens.
+    """Examples as tensors, and the counts of their tokens.
 
-    first: the position of the first supervised token of all, counted on the host so that no step waits for it.
+    Padded, they are rows [sequences, longest] under an attention mask. Flat, they lie end to end in one row [1, tokens]
+    of position ids that begin anew, and `lengths` are theirs: each is to attend to itself alone.
+
+    keep: (k,) positions whose logits the loss needs; targets: (rows, k) the token after each, or IGNORED.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    lengths: tuple[int, ...] | None
+    keep: torch.Tensor
+    targets: torch.Tensor
     raw: int
     padded: int
     supervised: int
-    first: int
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {f: getattr(self, f).to(device) for f in ("input_ids", "attention_mask", "labels")}
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return dataclasses.replace(self, **tensors)
 
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The token ids without padding, one sequence after another: the same in both layouts."""
+        return self.input_ids.flatten() if self.attention_mask is None else self.input_ids[self.attention_mask.bool()]
 
-def collate(examples: list[Example], pad: int) -> Batch:
-    """Pad `examples` with the token `pad`, which bears neither attention nor loss."""
-    longest = max(len(e.ids) for e in examples)
-    ids, mask, labels = (torch.full((len(examples), longest), fill) for fill in (pad, 0, IGNORED))
-    for row, e in enumerate(examples):
-        ids[row, : len(e.ids)] = torch.tensor(e.ids)
-        mask[row, : len(e.ids)] = 1
-        labels[row, e.prompt : len(e.ids)] = torch.tensor(e.ids[e.prompt :])
-    borne = labels[:, 1:] != IGNORED  # the first token is never predicted, whatever the prompt's length
-    first = 1 + int(borne.any(0).nonzero()[0])
-    return Batch(ids, mask, labels, int(mask.sum()), ids.numel(), int(borne.sum()), first)
+
+@dataclass(frozen=True)
+class Layout:
+    """How examples become a batch: flat, or padded with the token `pad`, which bears neither attention nor loss.
+
+    every: whether logits are taken at every position, as plain loops do, or only where a supervised token follows.
+    All that is counted is counted on the host, so that no step waits for it.
+    """
+
+    flat: bool
+    every: bool = False
+    pad: int = 0
+
+    def tokens(self, examples: list[Example]) -> int:
+        """Tokens of a batch of `examples` that are computed on, padding included."""
+        lengths = [len(e.ids) for e in examples]
+        return sum(lengths) if self.flat else len(lengths) * max(lengths)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        # The first token is never predicted, whatever the prompt's length.
+        first = [max(e.prompt, 1) for e in examples]
+        supervised = sum(len(e.ids) - start for e, start in zip(examples, first, strict=True))
+        counts = (sum(len(e.ids) for e in examples), self.tokens(examples), supervised)
+        return (self._flat if self.flat else self._padded)(examples, first, counts)
+
+    def _flat(self, examples: list[Example], first: list[int], counts: tuple[int, int, int]) -> Batch:
+        ids, positions, keep, targets = [], [], [], []
+        for e, start in zip(examples, first, strict=True):
+            kept = range(0 if self.every else start - 1, len(e.ids) - 1)
+            keep += [len(ids) + at for at in kept]
+            targets += [e.ids[at + 1] if at + 1 >= start else IGNORED for at in kept]
+            ids += e.ids
+            positions += range(len(e.ids))
+        lengths = tuple(len(e.ids) for e in examples)
+        row, at, kept, wanted = (torch.tensor(values) for values in ([ids], [positions], keep, [targets]))
+        return Batch(row, None, at, lengths, kept, wanted, *counts)
+
+    def _padded(self, examples: list[Example], first: list[int], counts: tuple[int, int, int]) -> Batch:
+        longest = max(len(e.ids) for e in examples)
+        kept = range(0 if self.every else min(first) - 1, longest - 1)
+        ids, mask, targets = [], [], []
+        for e, start in zip(examples, first, strict=True):
+            rest = longest - len(e.ids)
+            ids.append(e.ids + [self.pad] * rest)
+            mask.append([1] * len(e.ids) + [0] * rest)
+            targets.append([e.ids[at + 1] if start <= at + 1 < len(e.ids) else IGNORED for at in kept])
+        tensors = (torch.tensor(values) for values in (ids, mask, list(kept), targets))
+        rows, attended, keep, wanted = tensors
+        return Batch(rows, attended, None, None, keep, wanted, *counts)
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from harness.job.data import Batch
+from harness.job import train
+from harness.job.data import IGNORED, Batch
 from harness.job.meter import synchronize
+from harness.job.model import forget_adapters
 from harness.record import Merge
 
 QUANTISED = "Merging would round the weights to 4 bits again."
@@ -28,7 +30,7 @@ def quantised(model: nn.Module) -> bool:
 def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.Module, Merge]:
     """The merged model, and what was done; `model` is used up. A quantised base is dequantised first.
 
-    The largest difference of logits at the batch's non-padding tokens is taken, and recorded.
+    The largest difference of logits where the batch's answers are predicted is taken, and recorded.
     """
     if not isinstance(model, PeftModel):
         return model, Merge(False, "The method has no adapter.")
@@ -40,6 +42,7 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
     synchronize()
     seconds = time.perf_counter() - start
+    forget_adapters(merged)
     difference = float((_logits(merged, batch, accelerator) - before).abs().max())
     return merged, Merge(not expand, QUANTISED if expand else None, difference, dequantised=expand, seconds=seconds)
 
@@ -60,5 +63,5 @@ def _dequantised(model: PeftModel) -> PeftModel:
 def _logits(model: nn.Module, batch: Batch, accelerator: Accelerator) -> torch.Tensor:
     model.eval()
     with accelerator.autocast():
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits[batch.attention_mask.bool()].float()
+        logits = train.answer_logits(model, batch)
+    return logits[batch.targets != IGNORED].float()

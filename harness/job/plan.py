@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job import data, device, model, probe
+from harness.job import attention, data, device, model, probe
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.record import Cell
@@ -40,17 +40,22 @@ LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more 
 
 @dataclass(frozen=True)
 class Shape:
-    """The largest batch: `sequences` of `length` tokens, the first supervised one at `first`.
+    """The micro-batches of the largest step: of each sequence its tokens, and how many of them are the prompt's.
 
     raw: tokens of the whole training without padding, for its time; real: taken from the data, not assumed.
     """
 
-    sequences: int
-    length: int
-    first: int
+    micro: list[list[tuple[int, int]]]
     raw: int
     padded: int
     real: bool
+
+    def batches(self, layout: data.Layout, times: int) -> list[Batch]:
+        """Such micro-batches, or ones `times` as large, of tokens 0; of more than two the two largest stand for all."""
+        sized = [[data.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
+        if len(sized) > 2:
+            sized = sorted(sized, key=layout.tokens)[-2:]
+        return [layout.batch(examples) for examples in sized]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Planner:
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
+        self._layouts: dict[str, data.Layout] = {}
 
     def predict(self, cell: Cell, architecture: dict[str, Any] | None, budget: int) -> dict[str, Any]:
         """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
@@ -94,28 +100,41 @@ class Planner:
         batch that fits (null where none does). Raises UserError if the cell can't be.
         """
         cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
-        shape = self._shape(cell)
-        line = self._line(cell, shape.sequences, shape, architecture)
+        layout = self._layout(cell, architecture)
+        shape = self._shape(cell, layout)
+        line = self._line(cell, shape, 1, layout, architecture)
         return {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
             "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
             "total": round(line.others["total"]),
             "trainable": round(line.others["trainable"]),
-            "flops": line.others["flops"] / (shape.sequences * shape.length) * shape.padded,
-            "shape": dataclasses.asdict(shape),
+            "flops": line.others["flops_per_token"] * shape.padded,
+            "shape": {
+                "sequences": max(map(len, shape.micro)),
+                "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
+                "raw": shape.raw,
+                "padded": shape.padded,
+                "real": shape.real,
+            },
             "precision": cell.settings["train"]["precision"],
-            "largest_batch": self._largest(cell, shape, line, architecture, budget),
+            "largest_batch": self._largest(cell, shape, layout, line, architecture, budget),
         }
 
     def _largest(
-        self, cell: Cell, shape: Shape, line: Line, architecture: dict[str, Any] | None, budget: int
+        self,
+        cell: Cell,
+        shape: Shape,
+        layout: data.Layout,
+        line: Line,
+        architecture: dict[str, Any] | None,
+        budget: int,
     ) -> int | None:
-        """Sequences of this length in the largest micro-batch whose peak is within `budget`, at most LIMIT."""
-        other = 1 if shape.sequences > 1 else 2
-        second = self._line(cell, other, shape, architecture)
+        """Sequences like these in the largest micro-batch whose peak is within `budget`, at most LIMIT."""
+        twice = self._line(cell, shape, 2, layout, architecture)
 
         def fits(sequences: int) -> bool:
-            return sum(line.through(second, shape.sequences, other, sequences).peak.values()) <= budget
+            times = sequences / max(map(len, shape.micro))
+            return sum(line.through(twice, 1, 2, times).peak.values()) <= budget
 
         if not fits(1):
             return None
@@ -125,20 +144,21 @@ class Planner:
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
 
-    def _line(self, cell: Cell, sequences: int, shape: Shape, architecture: dict[str, Any] | None) -> Line:
-        """The figures at the model's own depth, for a micro-batch of `sequences`."""
+    def _line(
+        self, cell: Cell, shape: Shape, times: int, layout: data.Layout, architecture: dict[str, Any] | None
+    ) -> Line:
+        """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
         settings = cell.settings
-        accum = settings["train"].get("grad_accum", 1)
-        size = (sequences, shape.length, shape.first, min(accum, 2))  # a third micro-batch takes what the second does
-        taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"], size]
-        key = json.dumps(taken, sort_keys=True)
+        taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
+        key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
             if alike:
-                one, two = (self._probe(cell, model.with_depth(config, depth), size) for depth in (1, 2))
+                depths = (model.with_depth(config, depth) for depth in (1, 2))
+                one, two = (self._probe(cell, shallow, shape, times, layout) for shallow in depths)
                 self._lines[key] = one.through(two, 1, 2, config.num_hidden_layers)
             else:
-                self._lines[key] = self._probe(cell, config, size)
+                self._lines[key] = self._probe(cell, config, shape, times, layout)
         return self._lines[key]
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
@@ -152,9 +172,19 @@ class Planner:
             self._configs[key] = (config, model.alike(config))
         return self._configs[key]
 
-    def _probe(self, cell: Cell, config: PretrainedConfig, size: tuple[int, int, int, int]) -> Line:
-        """The probe's figures for a model of `config`, on micro-batches of `size`: sequences, length, first, number."""
+    def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> data.Layout:
+        key = json.dumps([cell.settings[k] for k in ("method", "model", "speedups")] + [architecture], sort_keys=True)
+        if key not in self._layouts:
+            config, alike = self._config(cell, architecture)
+            net, _ = model.shell(cell, model.with_depth(config, 1) if alike else config)
+            self._layouts[key], _ = attention.layout(net, cell.settings["speedups"], pad=0)
+        return self._layouts[key]
+
+    def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: data.Layout) -> Line:
+        """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
         net, added = model.shell(cell, config)
+        if layout.flat:
+            attention.enable(net)
         trained = cell.settings["method"]["optim"] is not None
         total, trainable = model.count(net), model.count(net, trainable=True) if trained else 0
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
@@ -163,7 +193,7 @@ class Planner:
         live = LiveBytes(CPU)
         with FakeTensorMode():
             materialise(net)
-            micro = [_batch(*size[:3]) for _ in range(size[3])]
+            micro = shape.batches(layout, times)
             _mark_layers(model.decoder_layers(net, config), live)
             if trained:
                 adapters = {id(p) for name, p in net.named_parameters() if name in added}
@@ -175,25 +205,25 @@ class Planner:
                 found = probe.forward(net, micro[0], accelerator, live)
         AcceleratorState._reset_state(True)
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
-        flops = found.flops_per_token * micro[0].padded
         return Line(
             _windows(live, config.num_hidden_layers, found.resident.optimizer),
-            resident | {"total": total, "trainable": trainable, "flops": flops},
+            resident | {"total": total, "trainable": trainable, "flops_per_token": found.flops_per_token},
         )
 
-    def _shape(self, cell: Cell) -> Shape:
+    def _shape(self, cell: Cell, layout: data.Layout) -> Shape:
         """The largest batch that the cell would train on (an untuned one: validate on).
 
         Where tokenizer and data are on this machine they are asked; else every sequence is taken to have max_length
         tokens, with a loss on all of them.
         """
         settings = cell.settings
-        key = json.dumps([settings["model"], settings["data"], settings["train"], cell.seed], sort_keys=True)
+        asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout)]
+        key = json.dumps(asked, sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell) or _assumed_shape(settings["train"])
+            self._shapes[key] = self._real_shape(cell, layout) or _assumed_shape(settings["train"])
         return self._shapes[key]
 
-    def _real_shape(self, cell: Cell) -> Shape | None:
+    def _real_shape(self, cell: Cell, layout: data.Layout) -> Shape | None:
         settings, train = cell.settings, cell.settings["train"]
         if settings["data"]["load"].get("path") is not None and self._data_root is None:
             return None  # of the hub
@@ -209,24 +239,23 @@ class Planner:
         if settings["method"]["optim"] is None:
             held_out = encode(splits["validation"][: train["validation_items"]])
             size = train["batch_size"]
-            batches = [held_out[i : i + size] for i in range(0, len(held_out), size)]
+            steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
         else:
             steps = data.scheduled(splits["train"], train, cell.seed, encode)
-            batches = [batch for step in steps for batch in step]
-        collated = data.collate(max(batches, key=data.padded), pad=0)
+        batches = [batch for step in steps for batch in step]
+        largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
         return Shape(
-            *collated.input_ids.shape,
-            collated.first,
+            [[(len(example.ids), example.prompt) for example in batch] for batch in largest],
             raw=sum(len(example.ids) for batch in batches for example in batch),
-            padded=sum(data.padded(batch) for batch in batches),
+            padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
         )
 
 
 def _assumed_shape(train: dict[str, Any]) -> Shape:
-    size, length = train["batch_size"], train["max_length"]
-    tokens = size * length * train.get("grad_accum", 1) * train.get("max_steps", 1)
-    return Shape(size, length, 1, raw=tokens, padded=tokens, real=False)
+    size, length, accum = train["batch_size"], train["max_length"], train.get("grad_accum", 1)
+    tokens = size * length * accum * train.get("max_steps", 1)
+    return Shape([[(length, 0)] * size] * accum, raw=tokens, padded=tokens, real=False)
 
 
 def _mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
@@ -304,11 +333,6 @@ def _windows(live: LiveBytes, depth: int, state: int) -> dict[str, dict[str, flo
         if "last layer backward" in windows:
             windows["first layer backward"] = windows["last layer backward"]
     return windows
-
-
-def _batch(sequences: int, length: int, first: int) -> Batch:
-    ids, mask, labels = (torch.ones(sequences, length, dtype=torch.int64) for _ in range(3))
-    return Batch(ids, mask, labels, sequences * length, sequences * length, sequences * (length - first), first)
 
 
 class Params4bit(FakeTensor):

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from harness.job import attention
 from harness.job.data import IGNORED, Batch
 from harness.job.meter import Energy, Stopwatch
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
@@ -62,7 +63,7 @@ def train(
     for step, micro in enumerate(steps, start=1):
         micro = [batch.to(accelerator.device) for batch in micro]
         for batch in micro:
-            order.update(batch.input_ids.cpu().numpy().tobytes())
+            order.update(batch.tokens.cpu().numpy().tobytes())
         lr = schedule.get_last_lr()[0]
 
         before = energy.read()
@@ -140,19 +141,19 @@ def take_step(
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32.
+    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
+    logits = answer_logits(model, batch)
+    return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
-    Logits are taken from the position before the first supervised token on: the prompts' would not enter the loss.
-    """
-    length = batch.labels.shape[1]
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=length - batch.first + 1,
-    ).logits[:, :-1]
-    targets = batch.labels[:, batch.first :]
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The logits (rows, k, vocabulary) of `model` at the positions `batch.keep`."""
+    if batch.attention_mask is None:
+        layout = {"position_ids": batch.position_ids}
+    else:
+        layout = {"attention_mask": batch.attention_mask}
+    with attention.end_to_end(model, batch.lengths):
+        return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.keep, **layout).logits
 
 
 @torch.no_grad()

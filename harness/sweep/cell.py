@@ -24,6 +24,8 @@ def from_config(config: DictConfig) -> Cell:
     Raises UserError for settings that can't work.
     """
     settings_of.check(config)
+    if config.speedups == "off" and config.train.precision == "auto":
+        config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
     train = resolved["train"]
@@ -39,6 +41,7 @@ def from_config(config: DictConfig) -> Cell:
         "eval": resolved["eval"],
         "train": train,
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
+        "speedups": resolved["speedups"],
         "seed": seed,
     }
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))

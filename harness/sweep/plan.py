@@ -163,10 +163,10 @@ def _fit(plan: Plan, point: Planned) -> str:
 
 def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float | None) -> list[str]:
     notes = []
-    shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "length", "real")) for p in possible}
-    for sequences, length, real in sorted(shapes):
+    shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
+    for sequences, tokens, real in sorted(shapes):
         told = "as the data has it" if real else "every sequence at train.max_length, with a loss on all its tokens"
-        notes.append(f"Largest batch: {sequences} × {length} tokens, {told}.")
+        notes.append(f"Largest batch: {sequences} sequences, {tokens} tokens, {told}.")
     if possible:
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(

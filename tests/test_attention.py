@@ -1,0 +1,129 @@
+"""Sequences end to end in one row: for each architecture the logits of each alone, or the padded layout instead."""
+
+from __future__ import annotations
+
+import peft
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from harness.job import attention, train
+from harness.job.data import Example
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SUITED = {
+    "llama": GROUPED,
+    "gpt2": {},
+    "gpt_neox": {},
+    "phi": {},
+    "qwen3": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 64},
+    "mistral, a window shorter than sequences": GROUPED | {"sliding_window": 4},
+    "gemma3_text": GROUPED | {"sliding_window": 4, "sliding_window_pattern": 2},
+    "qwen3_moe": GROUPED | EXPERTS,
+}
+STATEFUL = {
+    "mamba": {"state_size": 4},
+    "recurrent_gemma": {"num_key_value_heads": 2, "lru_width": 32},
+    "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"] * 2},
+}
+LENGTHS = (9, 3, 14)
+EXAMPLES = [Example([(7 * n + 5 * i) % 60 + 1 for i in range(n)], 2) for n in LENGTHS]
+
+
+def built(kind: str, **settings) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind.partition(",")[0], **SIZES, **settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # at its small initial weights attention hardly matters
+    return model
+
+
+def laid(model: torch.nn.Module, speedups: str = "auto") -> tuple[torch.Tensor, dict[str, str]]:
+    """The logits where answers are predicted, one sequence after another, and what the layout says of itself."""
+    layout, told = attention.layout(model, speedups, pad=0)
+    if layout.flat:
+        attention.enable(model)
+    batch = layout.batch(EXAMPLES)
+    with torch.no_grad():
+        return train.answer_logits(model, batch)[batch.targets != -100], told
+
+
+def alone(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        each = [model(input_ids=torch.tensor([e.ids]), use_cache=False).logits[0, e.prompt - 1 : -1] for e in EXAMPLES]
+    return torch.cat(each)
+
+
+@pytest.mark.parametrize("kind", SUITED)
+def test_each_sequence_attends_to_itself_alone(kind):
+    model = built(kind, **SUITED[kind])
+    expected = alone(model)
+    found, told = laid(model)
+    assert told == {"padding_free": "on", "answer_logits": "on"}
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    # The test would see sequences that run into each other.
+    with torch.no_grad():
+        row = torch.tensor([[token for e in EXAMPLES for token in e.ids]])
+        mixed = model(input_ids=row, position_ids=torch.arange(row.numel())[None], use_cache=False).logits[0]
+    assert (mixed[LENGTHS[0] + 1 : LENGTHS[0] + 2] - expected[LENGTHS[0] - 2]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_layers_that_carry_a_state_get_padded_batches(kind):
+    model = built(kind, **STATEFUL[kind])
+    found, told = laid(model)
+    assert told["padding_free"] == "off: the model has layers that are not attention"
+    expected = alone(model)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_other_attention_than_sdpa_is_left_as_it_is():
+    model = built("llama", **GROUPED)
+    model.set_attn_implementation("eager")
+    found, told = laid(model)
+    assert told["padding_free"] == "off: the model's attention is eager"
+    assert torch.allclose(found, alone(model), atol=1e-4)
+
+
+def test_virtual_tokens_get_padded_batches():
+    model = peft.get_peft_model(
+        built("llama", **GROUPED), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    assert attention.unsuited(model) == "the method puts tokens of its own before each sequence"
+
+
+def test_outside_a_row_and_asked_off_it_is_plain_attention():
+    model = built("llama", **GROUPED)
+    expected = alone(model)
+    attention.enable(model)
+    assert torch.equal(alone(model), expected)
+    found, told = laid(model, "off")
+    assert set(told.values()) == {"off: asked for"}
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_it_is_the_same(dtype):
+    model = built("llama", **GROUPED).to("cuda", dtype)
+    layout, _ = attention.layout(model, "auto", pad=0)
+    batch = layout.batch(EXAMPLES).to("cuda")
+    with torch.no_grad():
+        expected = train.answer_logits(model, batch)  # kept apart by transformers' mask
+        attention.enable(model)
+        found = train.answer_logits(model, batch)
+    near = 1e-4 if dtype is torch.float32 else 3e-2
+    assert torch.allclose(found, expected, atol=near * float(expected.abs().max()))
