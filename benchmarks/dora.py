@@ -42,7 +42,7 @@ class Bench:
 
     def __init__(self, cell: Cell, bf16: bool, on: torch.device):
         torch.manual_seed(0)
-        base, _ = model.load(cell, on)
+        base = model.load(cell, on)
         self.net = model.adapt(base, cell).train()
         self.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(self.net)
         self.ids = torch.randint(1000, 40_000, (SEQUENCES, LENGTH), device=on)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.errors import UserError
-from harness.job import device, embedded, model
+from harness.job import device, embedded, model, train
 from harness.record import read
 
 RANK = 8
@@ -82,9 +82,8 @@ def test_nf4_packs_matrices_with_double_quantisation(method):
 
 def test_nf4_moves_the_model_and_not_far():
     plain, packed = (prepared(tiny(f"method={m}")) for m in ("base", "base_nf4"))
-    batch = plain.held_out[0]
     with torch.no_grad():
-        a, b = (x.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits for x in (plain, packed))
+        a, b = (train.answer_logits(x.net, plain.held_out[0]) for x in (plain, packed))
     assert 0 < (a - b).norm() < 0.2 * a.norm()
 
 
@@ -213,7 +212,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path):
     shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny")
     config = tmp_path / "tiny" / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"pad_token": "<|padding|>"', '"x": null'))
-    _, tokenizer = model.load(tiny(f"model.path={tmp_path / 'tiny'}"), torch.device("cpu"))
+    tokenizer = model.tokenizer(tiny(f"model.path={tmp_path / 'tiny'}").settings["model"])
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 

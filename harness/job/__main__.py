@@ -1,6 +1,6 @@
 """python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
 
-A job has one request (JSON) on standard input, and events (JSON lines) on the output. A request checks cells, predicts
+A job answers one request by events (JSON lines) on the output. A request checks cells, predicts
 what they take, runs one, or asks what there is on this machine. Whatever libraries print goes to standard error, which
 is the cell's log.
 """
@@ -11,13 +11,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from harness.record import Cell
 
 
-def main() -> int:
-    """Serve the request; exit status 2 for bad input, whose sentence is sent as the event ``refused``."""
+def main(request: dict[str, Any]) -> int:
+    """Serve `request`; exit status 2 for bad input, whose sentence is sent as the event ``refused``."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -27,7 +28,6 @@ def main() -> int:
         except BrokenPipeError:
             os._exit(1)  # the sweep is gone: nobody waits for this cell, and its claim will be taken over
 
-    request = json.load(sys.stdin)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from harness.job import device

@@ -37,25 +37,37 @@ def source(model: dict[str, Any]) -> str:
     return str(embedded.folder(name)) if kind == "embedded" else model["path"]
 
 
-def load(cell: Cell, on: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model on the device `on`, loaded by the method's `load` slot, and its tokenizer, which has a pad token.
+def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the settings `model`, which has a pad token; UserError if it is out of reach."""
+    path = source(model)
+    try:
+        found = AutoTokenizer.from_pretrained(path, **_which(model))
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    if found.pad_token_id is None:
+        found.pad_token = found.eos_token  # masked wherever it pads, so it can't be learned
+    return found
+
+
+def load(cell: Cell, on: torch.device) -> PreTrainedModel:
+    """The base model on the device `on`, loaded by the method's `load` slot.
 
     Raises UserError if the model is missing, gated or out of reach.
     """
     model, slot = cell.settings["model"], cell.settings["method"]["load"]
     path = source(model)
-    keywords = {"revision": model["revision"] or "main", "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **keywords)
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, device_map={"": on}, use_safetensors=True, **instantiate(slot, _convert_="all"), **keywords
+            path, device_map={"": on}, use_safetensors=True, **instantiate(slot, _convert_="all"), **_which(model)
         )
     except OSError as error:
         raise _unreachable(path, error) from error
     _never_repack(loaded)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so it can't be learned
-    return loaded, tokenizer
+    return loaded
+
+
+def _which(model: dict[str, Any]) -> dict[str, Any]:
+    return {"revision": model["revision"] or "main", "trust_remote_code": False}
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -75,7 +87,32 @@ def adapt(base: PreTrainedModel, cell: Cell) -> nn.Module:
         return base
     if getattr(base, "is_loaded_in_4bit", False):
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    return peft.get_peft_model(base, instantiate(slot, _convert_="all"))
+    net = peft.get_peft_model(base, instantiate(slot, _convert_="all"))
+    if base.dtype is torch.float32:
+        for layer in _frozen(net):
+            layer.register_forward_hook(_whole)
+    return net
+
+
+def _whole(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A frozen layer's output in fp32, for what an adapter adds to it.
+
+    Autocast rounds that output to bf16, and what is smaller than half its last place would be lost in the sum: an
+    adapter begins that small. In a model whose other sums are in fp32 it would learn measurably slower for it.
+    """
+    return output.float()
+
+
+def forget_adapters(net: nn.Module) -> None:
+    """Take off what `adapt` put on frozen layers, after their adapters are gone."""
+    for module in net.modules():
+        module._forward_hooks = type(module._forward_hooks)(
+            (key, hook) for key, hook in module._forward_hooks.items() if hook is not _whole
+        )
+
+
+def _frozen(net: nn.Module) -> list[nn.Module]:
+    return [module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def check(cell: Cell) -> None:
@@ -91,7 +128,7 @@ def config_of(model: dict[str, Any]) -> PretrainedConfig:
     """The architecture of the settings `model`, weights left where they are; UserError if it can't be had."""
     path = source(model)
     try:
-        return AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, **_which(model))
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
 
@@ -232,8 +269,14 @@ def fingerprint(model: dict[str, Any]) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    config = AutoConfig.from_pretrained(path, revision=model["revision"] or "main", trust_remote_code=False)
-    return f"{path}@{config._commit_hash}"
+    return f"{path}@{AutoConfig.from_pretrained(path, **_which(model))._commit_hash}"
+
+
+def state(model: dict[str, Any]) -> str:
+    """Whether the files behind the settings `model` are still the same: where they are, their sizes and times."""
+    path = source(model)
+    files = sorted(Path(path).glob("*.safetensors"))
+    return "\0".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
 
 
 def describe(net: nn.Module) -> dict[str, Any]:

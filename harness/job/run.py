@@ -16,11 +16,10 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from harness import env, record
 from harness.errors import UserError
-from harness.job import data, device, disk, infer, merge, model, probe, score, train
+from harness.job import attention, data, device, disk, infer, merge, model, probe, ready, score, train
 from harness.job.meter import LiveBytes, Meter, matmul_peak
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record
 
@@ -68,7 +67,7 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     result.environment = env.describe() | device.describe(job.accelerator.device)
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
     result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
-    result.environment |= job.loaded
+    result.environment |= job.loaded | {"speedups": job.speedups}
     record.write(result, path)
     report({"phase": "recorded"})
     return result
@@ -81,25 +80,22 @@ class _Job:
         self.cell, self.settings = cell, cell.settings
         self.phase, self.step = "start", None
         self._report = report
-        self.splits = data.splits(self.settings["data"], data_root)
-        self.tasks = score.Tasks(self.settings["eval"], data_root)
+        self.ready = ready.of(self.settings, data_root)
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
         self.meter = Meter(self.accelerator.device)
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
+        self.speedups: dict[str, str] = {}  # by name: "on", or why not
 
     def run(self, result: Record, path: Path) -> None:
-        cell, train_settings, prompt = self.cell, self.settings["train"], self.settings["data"]["prompt"]
+        cell, train_settings = self.cell, self.settings["train"]
         set_seed(cell.seed or 0)
-        result.fingerprints = {
-            "data": data.fingerprint(self.splits),
-            "model": model.fingerprint(self.settings["model"]),
-        }
+        result.fingerprints = self.ready.fingerprints
 
         self._enter("load")
         with self.meter.window("load") as memory, self.meter.live(memory) as see:
-            base, tokenizer = model.load(cell, self.accelerator.device)
+            base = model.load(cell, self.accelerator.device)
             self.loaded = model.describe(base)
             own = {id(p) for p in base.parameters()}
             net = model.adapt(base, cell)
@@ -108,15 +104,12 @@ class _Job:
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
 
-        def encode(items):
-            return data.encode_all(tokenizer, items, prompt, train_settings["max_length"])
-
-        def collate(examples):
-            return data.collate(examples, tokenizer.pad_token_id)
-
-        held_out = encode(self.splits["validation"][: train_settings["validation_items"]])
-        size = train_settings["batch_size"]
-        validation = [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+        pad = self.ready.tokenizer.pad_token_id
+        layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
+        if layout.flat:
+            attention.enable(net)
+        held_out, size = self.ready.held_out, train_settings["batch_size"]
+        validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
         def validate() -> float:
             return train.answer_loss(net, validation, self.accelerator)
@@ -126,19 +119,19 @@ class _Job:
             largest = max(validation, key=lambda batch: batch.padded).to(self.accelerator.device)
             self._probe(result, lambda live: probe.forward(net, largest, self.accelerator, live))
             self._enter("validate")
-            loss = validate()
+            with self.meter.window("validate"):
+                loss = validate()
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The validation loss of the untuned model is {loss}.")
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
             self._enter("probe")
-            planned = data.scheduled(self.splits["train"], train_settings, cell.seed, encode)
-            steps = ([collate(batch) for batch in step] for step in planned)
+            steps = ([layout.batch(examples) for examples in step] for step in self.ready.steps)
             build = instantiate(self.settings["method"]["optim"], _convert_="all")
             added = {id(p) for p in net.parameters()} - own
             net = self.accelerator.prepare(net)
-            largest = max(planned, key=lambda step: max(data.padded(batch) for batch in step))
-            micro = [collate(batch).to(self.accelerator.device) for batch in largest]
+            largest = max(self.ready.steps, key=lambda step: max(map(layout.tokens, step)))
+            micro = [layout.batch(examples).to(self.accelerator.device) for examples in largest]
             norm = train_settings["max_grad_norm"]
             self._probe(result, lambda live: probe.steps(net, added, build, micro, norm, self.accelerator, live))
             del micro
@@ -152,17 +145,17 @@ class _Job:
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
 
-        batch = collate(held_out[:4])
+        batch = layout.batch(held_out[:4])
         if isinstance(net, PeftModel):
             self._infer("infer", net, ["base", "unmerged"], result)
         elif result.train is None:
             self._infer("infer", net, ["base"], result)
         if not merge.quantised(net):
             net = self._merge(net, batch, result)
-            self._score(net, tokenizer, result, path)
+            self._score(net, result, path)
             return
         result.merge = Merge(False, merge.QUANTISED)
-        self._score(net, tokenizer, result, path)
+        self._score(net, result, path)
         try:
             self._merge(net, batch, result)
         except Exception as error:
@@ -187,15 +180,19 @@ class _Job:
             with self.meter.window(phase):
                 result.inference |= infer.measure(net, forms, self.settings["infer"], self.accelerator)
 
-    def _score(self, net: nn.Module, tokenizer: PreTrainedTokenizerBase, result: Record, path: Path) -> None:
-        if not self.tasks.leaves:
+    def _score(self, net: nn.Module, result: Record, path: Path) -> None:
+        tasks = self.ready.tasks
+        if not tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
         self._enter("score")
-        result.items = self.tasks.sample
+        result.items = tasks.sample
         size, autocast = self.settings["eval"]["batch_size"], torch.bfloat16 if self.bf16 else None
         with self.meter.window("score") as memory, self.meter.live(memory) as see:
             see([*net.parameters(), *net.buffers()])
-            result.scores, items = score.score(net, tokenizer, self.tasks, size, autocast)
+            result.scores, items = score.score(
+                net, self.ready.tokenizer, tasks, size, autocast, speedups=self.settings["speedups"] != "off"
+            )
+        self.speedups |= items.attrs["speedups"]
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)
 
     def _probe(self, result: Record, take: Callable[[LiveBytes], Probe]) -> None:

@@ -1,4 +1,7 @@
-"""Holds the libraries that jobs import, and forks a job for each request: the other side of harness/sweep/server.py.
+"""Holds what jobs have in common, and forks a job for each request: the other side of harness/sweep/server.py.
+
+Held are the libraries, and what harness/job/ready.py makes of data, tokenizer and tasks: a sweep's cells mostly share
+them.
 
 On a machine with an accelerator nothing is forked: its libraries may have touched the device, which no fork survives.
 There this process serves one request itself and ends, and the sweep starts another.
@@ -6,6 +9,8 @@ There this process serves one request itself and ends, and the sweep starts anot
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import select
 import signal
@@ -15,16 +20,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 PATIENCE = 5.0  # seconds that a job gets to end in order
 GLANCE = 0.02  # seconds between looks at the job and at the sweep
 
 
-def serve(descriptor: int, main: Callable[[], int]) -> int:
+def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
     """Run `main` in a job for each request on the socket `descriptor`, until its other end is closed.
 
-    A request is the job's standard input, output and error; its exit status is answered. Returns 0, or where nothing
-    is forked what `main` does.
+    With a request come the job's standard input, where it is written as JSON, output and error; the job's exit status
+    is answered. Returns 0, or where nothing is forked what `main` does.
     """
     channel = socket.socket(fileno=descriptor)
     loaded = False
@@ -39,15 +46,22 @@ def serve(descriptor: int, main: Callable[[], int]) -> int:
             if torch.accelerator.is_available():
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
-                return main()
-            from harness.job import run  # noqa: F401
+                return main(json.load(sys.stdin))
+            from harness.job import ready, run  # noqa: F401
 
             loaded = True
+        with open(streams[0], closefd=False) as asked:
+            request = json.load(asked)
+        if "cell" in request:
+            with suppress(Exception):  # the job meets it too, and tells it where it is heard
+                ready.of(request["cell"]["settings"], request["data_root"])
+        gc.collect()
+        gc.freeze()  # a collection in the job would touch, and so copy, all that is held here
         job = os.fork()
         if job == 0:
             channel.close()
             _become(streams)
-            _end(main)
+            _end(main, request)
         for stream in streams:
             os.close(stream)
         code = _wait(job, channel)
@@ -56,11 +70,11 @@ def serve(descriptor: int, main: Callable[[], int]) -> int:
         channel.send(str(code).encode())
 
 
-def _end(main: Callable[[], int]) -> None:
-    """Run `main` and end the process with its status, at once: to take the libraries down would cost a second."""
+def _end(main: Callable[[dict[str, Any]], int], request: dict[str, Any]) -> None:
+    """Run `main` on `request` and end the process with its status at once: to take libraries down costs a second."""
     code = 1
     try:
-        code = main()
+        code = main(request)
     except Exception:
         traceback.print_exc()
     finally:

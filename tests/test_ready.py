@@ -1,0 +1,58 @@
+"""What cells share is made once, for as long as the files behind it stay as they are."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from job_helpers import composed, tiny
+
+from harness.errors import UserError
+from harness.job import ready
+
+
+def of(*overrides: str, data_root: str | None = None) -> ready.Ready:
+    return ready.of(tiny(*overrides).settings, data_root)
+
+
+def test_cells_that_differ_in_the_method_share_all():
+    first = of("method=lora", "lr=1e-4")
+    assert of("method=dora", "lr=1e-3", "rank=4") is first
+    assert len(first.steps) == 3
+    assert len(first.held_out) == 4
+
+
+def test_what_differs_is_made_anew_and_the_rest_shared():
+    first, seed, steps = of(), of("seed=1"), of("train.max_steps=2")
+    assert seed.steps != first.steps == steps.steps + first.steps[2:]
+    assert seed.tasks is first.tasks is steps.tasks
+    assert seed.fingerprints == first.fingerprints
+    assert of("eval.limit=2").tasks is not first.tasks
+
+
+def test_an_untuned_model_draws_no_steps():
+    assert of("method=base").steps == []
+
+
+def test_changed_data_are_read_again(tmp_path):
+    folder = tmp_path / "openai" / "gsm8k" / "main"
+    folder.mkdir(parents=True)
+
+    def write(count: int) -> None:
+        for split in ("train", "test"):
+            rows = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(count)]
+            pd.DataFrame(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+    settings = composed("model=tiny", "data=gsm8k", "+data.load.share=0.5", "eval=facts", "eval.limit=4").settings
+    write(40)
+    first = ready.of(settings, str(tmp_path))
+    assert ready.of(settings, str(tmp_path)) is first
+    write(50)
+    second = ready.of(settings, str(tmp_path))
+    assert second.fingerprints["data"] != first.fingerprints["data"]
+    assert second.fingerprints["model"] == first.fingerprints["model"]
+
+
+def test_what_can_not_be_had_is_told_each_time():
+    for _ in range(2):
+        with pytest.raises(UserError, match="max_length=5 leaves no token"):
+            of("train.max_length=5")
