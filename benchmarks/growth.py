@@ -1,0 +1,153 @@
+"""How time and memory grow: with cells, with rank, sequence and batch, with items to score. Renders `GROWTH.md`.
+
+    python benchmarks/growth.py cells steps scoring      # about 25 minutes on 2 idle cores
+    python benchmarks/growth.py                          # renders again what was measured before
+
+cells     a sweep over seeds of the tiny model, one step each and nothing scored: 10, 100 and 1,000 of them
+steps     a LoRA step on SmolLM2-135M: the median of three after one, and the peak of live tensors in another
+scoring   word problems answered by SmolLM2-135M, by stock HFLM and by ours
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import speed
+from speed import HERE, MEASURED, composed, kept, timed
+from tabulate import tabulate
+
+from harness import units
+from harness.config import ROOT
+from harness.job import data, model, score
+from harness.job.meter import LiveBytes
+from harness.sweep import app
+
+EMPTY = ("method=lora", "model=tiny", "rank=4", "train.max_steps=1", "train.batch_size=1", "train.validation_items=1")
+EMPTY += ("eval.tasks=[]", "infer.repeats=0", "+data.load.train=64", "+data.load.validation=8")
+RANK, LENGTH, BATCH = 16, 256, 4
+GRID = [*((rank, LENGTH, BATCH) for rank in (4, 16, 64, 256))]
+GRID += [*((RANK, length, BATCH) for length in (64, 128, 512, 1024)), *((RANK, LENGTH, size) for size in (1, 2, 8, 16))]
+
+
+def cells() -> list[dict[str, Any]]:
+    rows = []
+    for count in (10, 100, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            sweep = [sys.executable, "-m", "harness", "sweep", *EMPTY, f"seed=range({count})", f"results_dir={folder}"]
+            # The parent's own peak, of neither its holder nor its jobs, which a wrapper can't see.
+            told = "import resource, runpy, sys, atexit\natexit.register(lambda: print('peak', "
+            told += "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr))\n"
+            told += "sys.argv = sys.argv[1:]\nrunpy.run_module('harness', run_name='__main__', alter_sys=True)"
+            command = [sys.executable, "-c", told, *sweep[2:]]
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+            seconds = time.perf_counter() - start
+        peak = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("peak "))
+        rows.append({"cells": count, "seconds": seconds, "parent": int(peak.split()[1]) * 1024})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def steps() -> list[dict[str, Any]]:
+    rows = []
+    for rank, length, size in GRID:
+        side = speed.Side("lora", "wordmath", False, f"rank={rank}")
+        batch = [data.Example(list(range(1000, 1000 + length)), length // 2)] * size
+        side.step(batch)
+        seconds = median(timed(lambda side=side, batch=batch: side.step(batch)) for _ in range(3))
+        with LiveBytes(speed.plain.CPU) as live:
+            live.see([list(side.net.parameters()), list(side.net.buffers())])
+            live.see([v for state in side.optimizer.state.values() for v in state.values()])
+            side.step(batch)
+        rows.append({"rank": rank, "length": length, "batch": size, "seconds": seconds, "peak": live.peak})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def scoring() -> list[dict[str, Any]]:
+    cell = composed("model=smollm2_135m", "method=base", "data=wordmath_short", "train.precision=fp32")
+    net, tokenizer = model.load(cell, speed.plain.CPU), model.tokenizer(cell.settings["model"])
+    rows = []
+    for items in (20, 40, 80, 160):
+        tasks = score.Tasks(cell.settings["eval"] | {"limit": items}, None)
+        size = cell.settings["eval"]["batch_size"]
+        row: dict[str, Any] = {"items": items}
+        for name, ours in (("stock", False), ("ours", True)):
+            row[name] = timed(lambda t=tasks, o=ours, s=size: score.score(net, tokenizer, t, s, None, speedups=o))
+        rows.append(row)
+        print(row, file=sys.stderr, flush=True)
+    return rows
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [f"{r['cells']:,}", f"{r['seconds']:.0f} s", f"{r['seconds'] / r['cells']:.2f} s", units.size(r["parent"])]
+        for r in rows
+    ]
+    return ["Cells that do next to nothing.", "", _table(table, ["Cells", "Sweep", "A cell", "Parent's memory"])]
+
+
+def _steps(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [
+            *(str(r[k]) for k in ("rank", "length", "batch")),
+            f"{r['seconds']:.2f} s",
+            f"{r['length'] * r['batch'] / r['seconds']:.0f}",
+            units.size(r["peak"]),
+        ]
+        for r in rows
+    ]
+    return [
+        "LoRA on all linear layers; the loss is on the last half of each sequence.",
+        "",
+        _table(table, ["Rank", "Length", "Sequences", "Step", "Tokens/s", "Peak of tensors"]),
+    ]
+
+
+def _scoring(rows: list[dict[str, Any]]) -> list[str]:
+    table = [[str(r["items"]), f"{r['stock']:.1f} s", f"{r['ours']:.1f} s"] for r in rows]
+    return ["Answers written to word problems, fp32.", "", _table(table, ["Items", "Stock", "Ours"])]
+
+
+def _table(rows: list[list[str]], head: list[str]) -> str:
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+PARTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], list[str]]]] = {
+    "cells": (cells, _cells),
+    "steps": (steps, _steps),
+    "scoring": (scoring, _scoring),
+}
+
+
+def rendered() -> str:
+    out = ["# How time and memory grow", "", "Made by `make bench`: see `benchmarks/growth.py`.", ""]
+    for part, (_, render) in PARTS.items():
+        file = MEASURED / f"growth_{part}.json"
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            out += [f"## {part.capitalize()}", "", *render(found["rows"]), "", speed.provenance(found), ""]
+    return "\n".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (none: only render)")
+    arguments = parser.parse_args()
+    app.register()
+    for part in arguments.parts:
+        kept(f"growth_{part}", lambda part=part: {"rows": PARTS[part][0]()})
+    (HERE / "GROWTH.md").write_text(rendered(), encoding="utf-8")
+    print(rendered(), end="")
+
+
+if __name__ == "__main__":
+    main()

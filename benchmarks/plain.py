@@ -1,0 +1,100 @@
+"""The plain way to run a cell: a fresh process, a bare fp32 loop over the method's libraries, stock `simple_evaluate`.
+
+    python benchmarks/plain.py CELL.json OUT.json    # CELL.json as speed.py writes it
+
+What a user would script: padded batches, logits at every position, lm-eval's own model class over the tuned model as
+it is. Weights, adapter, optimizer, examples and their order, schedule and questions are those of our cell.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch
+from hydra.utils import instantiate
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from harness.job import data, model, score, train
+from harness.record import Cell
+
+CPU = torch.device("cpu")
+
+
+def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
+    """The cell's model, seeded as ours, and its optimizer."""
+    torch.manual_seed(cell.seed or 0)
+    net = model.adapt(model.load(cell, torch.accelerator.current_accelerator() or CPU), cell)
+    slot = cell.settings["method"]["optim"]
+    return net, slot and instantiate(slot, _convert_="all")(net)
+
+
+def padded(examples: list[data.Example], pad: int) -> dict[str, Tensor]:
+    """Right-padded input_ids, attention_mask and labels: (sequences, longest)."""
+    longest = max(len(e.ids) for e in examples)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for e in examples:
+        rest = longest - len(e.ids)
+        rows["input_ids"].append(e.ids + [pad] * rest)
+        rows["attention_mask"].append([1] * len(e.ids) + [0] * rest)
+        rows["labels"].append([-100] * e.prompt + e.ids[e.prompt :] + [-100] * rest)
+    return {name: torch.tensor(values) for name, values in rows.items()}
+
+
+def loss_of(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the supervised tokens."""
+    logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+
+
+def step(net: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], max_grad_norm: float) -> float:
+    loss = loss_of(net, batch)
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def main(cell: Cell) -> dict[str, Any]:
+    """Train and score; the losses of the steps, and the score of each task by metric and filter."""
+    settings, losses = cell.settings["train"], []
+    net, optimizer = built(cell)
+    tokenizer = model.tokenizer(cell.settings["model"])
+    if optimizer is not None:
+        splits = data.splits(cell.settings["data"], None)
+        prompt = cell.settings["data"]["prompt"]
+        order = data.scheduled(
+            splits["train"],
+            settings,
+            cell.seed,
+            lambda items: data.encode_all(tokenizer, items, prompt, settings["max_length"]),
+        )
+        factor = train.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        net.train()
+        for (examples,) in order:
+            batch = {k: v.to(net.device) for k, v in padded(examples, tokenizer.pad_token_id).items()}
+            losses.append(step(net, optimizer, batch, settings["max_grad_norm"]))
+            schedule.step()
+    net.eval()
+    asked = cell.settings["eval"]
+    result = lm_eval.simple_evaluate(
+        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=asked["batch_size"]),
+        tasks=asked["tasks"],
+        num_fewshot=asked["num_fewshot"] or 0,
+        samples=score.Tasks(asked, None).sample,
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(Path(score.__file__).parent / "tasks")),
+    )
+    return {"losses": losses, "scores": result["results"]}
+
+
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:])
+    target.write_text(json.dumps(main(Cell(**json.loads(source.read_text()))), default=str), encoding="utf-8")

@@ -1,0 +1,384 @@
+"""How much faster the harness is than the plain way (plain.py), in pairs; renders `benchmarks/RESULTS.md`.
+
+    make bench                                       # all parts, about an hour on 2 idle cores
+    python benchmarks/speed.py training scoring sweep losses [--data-root FOLDER] [--pairs N]
+    python benchmarks/speed.py                       # renders again what was measured before
+
+The two sides of a pair run one after the other, which first alternates; a ratio is the median of the pairs' ratios,
+with the least and the largest. What a part measured is kept in `benchmarks/measured/PART.json`, with where and when.
+
+training  steps on the same batches: GSM8K's text with --data-root, else wordmath's
+scoring   MMLU 5-shot, 10 questions a subject, and GSM8K 5-shot: stock HFLM and ours, fp32; needs --data-root
+sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
+losses    the validation loss after 50 steps of both
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import hydra
+import plain
+import torch
+from accelerate import Accelerator
+from tabulate import tabulate
+
+from harness import env
+from harness.config import CONF, ROOT
+from harness.job import attention, data, device, model, score, train
+from harness.record import Cell, read_study
+from harness.sweep import app
+from harness.sweep.cell import from_config
+
+HERE = Path(__file__).parent
+MEASURED = HERE / "measured"
+METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd")
+TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
+STEPS = 50
+
+
+def composed(*overrides: str) -> Cell:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return from_config(hydra.compose("config", list(overrides)))
+
+
+def ratios(plain_side: list[float], ours: list[float]) -> dict[str, Any]:
+    """Of paired seconds: their medians, and plain / ours of each pair as median, least and largest."""
+    each = sorted(a / b for a, b in zip(plain_side, ours, strict=True))
+    return {
+        "plain": median(plain_side),
+        "ours": median(ours),
+        "ratio": median(each),
+        "least": each[0],
+        "largest": each[-1],
+        "pairs": len(each),
+    }
+
+
+def timed(take: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    take()
+    return time.perf_counter() - start
+
+
+def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]) -> dict[str, Any]:
+    """Both sides of `pairs` pairs, by their number; which is first alternates."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for at in (0, 1) if pair % 2 else (1, 0):
+            seconds[at].append(timed(lambda take=(plainly, ours)[at], pair=pair: take(pair)))
+    return ratios(*seconds)
+
+
+class Side:
+    """One side's model, optimizer and step, on examples that both are given."""
+
+    def __init__(self, method: str, text: str, plainly: bool, *more: str):
+        speedups = "speedups=off" if plainly else "speedups=auto"
+        self.cell = composed(*TRAINING, f"data={text}", f"train.max_steps={STEPS}", f"method={method}", speedups, *more)
+        self.settings = self.cell.settings["train"]
+        bf16 = device.compute_dtype(self.settings["precision"]) is torch.bfloat16
+        self.accelerator = None if plainly else Accelerator(mixed_precision="bf16" if bf16 else "no")
+        self.net, self.optimizer = plain.built(self.cell)
+        self.tokenizer = model.tokenizer(self.cell.settings["model"])
+        self.layout, _ = attention.layout(self.net, self.cell.settings["speedups"], self.tokenizer.pad_token_id)
+        if self.layout.flat:
+            attention.enable(self.net)
+        if self.accelerator:
+            self.net, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
+        factor = train.warmup_cosine(self.settings["max_steps"], self.settings["warmup_ratio"])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.net.train()
+
+    def step(self, examples: list[data.Example]) -> None:
+        norm = self.settings["max_grad_norm"]
+        if self.accelerator is None:
+            plain.step(self.net, self.optimizer, plain.padded(examples, self.tokenizer.pad_token_id), norm)
+        else:
+            micro = [self.layout.batch(examples).to(self.accelerator.device)]
+            train.take_step(self.net, self.optimizer, micro, norm, self.accelerator, lambda part: None)
+        self.schedule.step()
+
+    def validation_loss(self, held_out: list[data.Example]) -> float:
+        batches = [self.layout.batch(held_out[i : i + 4]) for i in range(0, len(held_out), 4)]
+        return train.answer_loss(self.net, batches, self.accelerator or Accelerator(mixed_precision="no"))
+
+
+def examples_for(side: Side, data_root: str | None) -> tuple[list[list[data.Example]], list[data.Example]]:
+    """The batches of the training, and 32 held-out examples."""
+    splits, settings = data.splits(side.cell.settings["data"], data_root), side.settings
+
+    def encode(items: list[data.Item]) -> list[data.Example]:
+        return data.encode_all(side.tokenizer, items, side.cell.settings["data"]["prompt"], settings["max_length"])
+
+    steps = data.scheduled(splits["train"], settings, 0, encode)
+    return [examples for (examples,) in steps], encode(splits["validation"][:32])
+
+
+def training(pairs: int, data_root: str | None) -> dict[str, Any]:
+    text = "gsm8k" if data_root else "wordmath"
+    return {"text": text, "rows": {method: _steps(method, text, pairs, data_root) for method in METHODS}}
+
+
+def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[str, Any]:
+    # dora_fast's plain way is peft's DoRA, galore_rsvd's is galore-torch's.
+    plainly, ours = Side(method.partition("_")[0], text, plainly=True), Side(method, text, plainly=False)
+    batches, _ = examples_for(ours, data_root)
+    for side in (plainly, ours):  # kernels are chosen and state is allocated; GaLore's first projection
+        side.step(batches[0])
+    row = paired(pairs, lambda i: plainly.step(batches[i + 1]), lambda i: ours.step(batches[i + 1]))
+    used = batches[1 : pairs + 1]
+    row["raw"] = sum(len(e.ids) for batch in used for e in batch) / pairs
+    row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in used) / pairs
+    print(method, row, file=sys.stderr, flush=True)
+    return row
+
+
+def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
+    text = "gsm8k" if data_root else "wordmath"
+    rows: dict[str, dict[str, float]] = {}
+    for method in METHODS:
+        rows[method] = {}
+        for name in ("plain", "ours"):
+            side = Side(method, text, plainly=name == "plain")
+            batches, held_out = examples_for(side, data_root)
+            rows[method].setdefault("before", side.validation_loss(held_out))
+            for batch in batches:
+                side.step(batch)
+            rows[method][name] = side.validation_loss(held_out)
+        print(method, rows[method], file=sys.stderr, flush=True)
+    return {"text": text, "rows": rows}
+
+
+def scoring(pairs: int, data_root: str | None) -> dict[str, Any]:
+    if data_root is None:
+        raise SystemExit("scoring needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
+    return {"rows": {"mmlu": _answers("mmlu", 10, pairs, data_root), "gsm8k": _answers("gsm8k", 16, pairs, data_root)}}
+
+
+def _answers(name: str, items: int, pairs: int, data_root: str) -> dict[str, Any]:
+    """Pairs on two subjects with `items` questions each, from all over the alphabet, or on the next `items` of one."""
+    cell = composed(*TRAINING, "method=base", "train.precision=fp32")
+    net, tokenizer = model.load(cell, plain.CPU), model.tokenizer(cell.settings["model"])
+    asked = cell.settings["eval"] | {"tasks": [name], "num_fewshot": 5, "limit": None, "batch_size": 16}
+    tasks = score.Tasks(asked, data_root)
+    subjects = sorted(tasks.leaves)
+    spread = subjects[:: max(1, len(subjects) // (2 * pairs))]
+    predictions: dict[int, list[Any]] = {}
+
+    def take(pair: int, ours: bool) -> None:
+        start = 0 if len(subjects) > 1 else pair * items
+        chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
+        tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
+        _, found = score.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
+        keys = ["subject", "item", "filter", "metric"]
+        predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"])
+
+    row = paired(pairs, lambda i: take(i, False), lambda i: take(i, True))
+    row["predictions"] = sum(len(one) for one, _ in predictions.values())
+    row["same"] = int(sum((one == other.reindex(one.index)).sum() for one, other in predictions.values()))
+    print(name, row, file=sys.stderr, flush=True)
+    return row
+
+
+def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "harness", "sweep", "quickstart", f"results_dir={folder}"]
+        whole = timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL))
+        for record in read_study(Path(folder) / "quickstart")[0]:
+            method = record.cell.method
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                cell = from_config(hydra.compose("quickstart", [f"method={method}", "speedups=off"]))
+            asked, out = Path(folder) / "cell.json", Path(folder) / "out.json"
+            asked.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
+            command = [sys.executable, str(HERE / "plain.py"), str(asked), str(out)]
+            seconds = timed(lambda c=command: subprocess.run(c, check=True, env=environment, stdout=subprocess.DEVNULL))
+            ours = record.scores[0]
+            rows[method] = {
+                "plain": seconds,
+                "ours": record.seconds,
+                "plain_score": json.loads(out.read_text())["scores"][ours.task][f"{ours.metric},{ours.filter}"],
+                "score": ours.value,
+                "stderr": ours.stderr,
+                "phases": {name: phase.seconds for name, phase in record.phases.items()},
+            }
+            print(method, rows[method], file=sys.stderr, flush=True)
+    return {"rows": rows, "whole": whole}
+
+
+PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
+    "training": training,
+    "scoring": scoring,
+    "sweep": sweep,
+    "losses": losses,
+}
+
+
+def kept(name: str, measure: Callable[[], dict[str, Any]]) -> None:
+    """Measure, and keep what was found as `name`, with where and when."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    found = measure()
+    described = env.describe()
+    where = f"{torch.get_num_threads()} threads of {described['cpu']['name']}"
+    if torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    packages = ("torch", "transformers", "peft", "lm_eval")
+    versions = {package: described["versions"][package].partition("+")[0] for package in packages}
+    told = {"started": started, "where": where, "versions": versions, "git": described["git"]}
+    MEASURED.mkdir(exist_ok=True)
+    (MEASURED / f"{name}.json").write_text(json.dumps(told | found, indent=1) + "\n", encoding="utf-8")
+
+
+def provenance(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{found['where']}, {found['started'][:10]}; {versions}."
+
+
+def rendered() -> str:
+    """The document, from what was measured."""
+    out = [
+        "# The harness against the plain way",
+        "",
+        "Made by `make bench`: see `benchmarks/speed.py` and `plain.py`.",
+        "",
+    ]
+    for part in PARTS:
+        file = MEASURED / f"{part}.json"
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            out += [f"## {part.capitalize()}", "", *RENDERED[part](found), "", provenance(found), ""]
+    return "\n".join(out)
+
+
+def _table(rows: list[list[str]], head: list[str]) -> str:
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.2f}× ({row['least']:.2f}–{row['largest']:.2f})"
+
+
+def _training(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{r['plain']:.2f} s", f"{r['ours']:.2f} s", _ratio(r), f"{r['raw'] / r['ours']:.0f}", str(r["pairs"])]
+        for name, r in found["rows"].items()
+    ]
+    (first, *_) = found["rows"].values()
+    return [
+        f"One optimizer step on SmolLM2-135M, rank 16, 4 sequences of {found['text']}'s text: {first['raw']:.0f} "
+        f"tokens, {first['padded']:.0f} with the plain way's padding. `dora_fast` is held against peft's DoRA, "
+        "`galore_rsvd` against galore-torch.",
+        "",
+        _table(rows, ["Method", "Plain step", "Our step", "Faster", "Tokens/s", "Pairs"]),
+    ]
+
+
+def _scoring(found: dict[str, Any]) -> list[str]:
+    names = {
+        "mmlu": "MMLU 5-shot, 10 questions a subject, 2 subjects a pair",
+        "gsm8k": "GSM8K 5-shot, 16 questions a pair",
+    }
+    rows = [
+        [
+            names[name],
+            f"{r['plain']:.1f} s",
+            f"{r['ours']:.1f} s",
+            _ratio(r),
+            f"{r['same']} of {r['predictions']}",
+            str(r["pairs"]),
+        ]
+        for name, r in found["rows"].items()
+    ]
+    return [
+        "The untuned SmolLM2-135M in fp32, by lm-eval's `HFLM` and by ours. Same are the predictions of all metrics "
+        "and filters of all questions.",
+        "",
+        _table(rows, ["Task", "Stock", "Ours", "Faster", "Same predictions", "Pairs"]),
+    ]
+
+
+def _sweep(found: dict[str, Any]) -> list[str]:
+    rows, ratio = [], []
+    for name, r in found["rows"].items():
+        phases = r["phases"]
+        work = sum(phases.get(p, 0.0) for p in ("train", "validate", "score"))
+        measured = sum(phases.get(p, 0.0) for p in ("probe", "infer", "serve"))
+        ratio.append(r["ours"] / r["plain"])
+        rows.append(
+            [
+                name,
+                f"{r['plain']:.0f} s",
+                f"{r['ours']:.0f} s",
+                f"{ratio[-1]:.2f}",
+                f"{work:.1f} s",
+                f"{measured:.1f} s",
+                f"{r['ours'] - work - measured:.1f} s",
+                f"{100 * r['plain_score']:.1f}",
+                f"{100 * r['score']:.1f} ± {100 * r['stderr']:.1f}",
+            ]
+        )
+    total = sum(r["plain"] for r in found["rows"].values())
+    head = [
+        "Cell",
+        "Plain",
+        "Ours",
+        "Ours / plain",
+        "Train, score",
+        "Probe, inference",
+        "Rest",
+        "Plain score",
+        "Our score",
+    ]
+    return [
+        _table(rows, head),
+        "",
+        f"The whole sweep took {found['whole']:.0f} s, its start and its check included, the plain way {total:.0f} s: "
+        f"**{found['whole'] / total:.2f}** of it; the median of the cells' ratios is {median(ratio):.2f}. Probe and "
+        "inference are measurements that the plain way does not make.",
+    ]
+
+
+def _losses(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{r['before']:.4f}", f"{r['plain']:.4f}", f"{r['ours']:.4f}", f"{r['ours'] / r['plain'] - 1:+.2%}"]
+        for name, r in found["rows"].items()
+    ]
+    return [
+        f"Validation loss on 32 held-out answers of {found['text']} after {STEPS} steps of 4 sequences.",
+        "",
+        _table(rows, ["Method", "Before", "Plain", "Ours", "Difference"]),
+    ]
+
+
+RENDERED = {"training": _training, "scoring": _scoring, "sweep": _sweep, "losses": _losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (none: only render)")
+    parser.add_argument("--data-root", help="a folder that holds openai/gsm8k and cais/mmlu")
+    parser.add_argument("--pairs", type=int, default=7)
+    arguments = parser.parse_args()
+    app.register()
+    for part in arguments.parts:
+        kept(part, lambda part=part: PARTS[part](arguments.pairs, arguments.data_root))
+    (HERE / "RESULTS.md").write_text(rendered(), encoding="utf-8")
+    print(rendered(), end="")
+
+
+if __name__ == "__main__":
+    main()
