@@ -401,14 +401,6 @@ class _Misfit(ValueError):
         return f"{self.way.removeprefix('.') or 'the record'} {self.what}"
 
 
-def _within(part: str, decoder: Callable[[Any], Any], value: Any) -> Any:
-    try:
-        return decoder(value)
-    except _Misfit as misfit:
-        misfit.way = part + misfit.way
-        raise
-
-
 @functools.cache
 def _decoder(kind: Any) -> Callable[[Any], Any]:
     """What makes a value from JSON a `kind`, or raises _Misfit. Made once a kind: studies have thousands of records."""
@@ -436,7 +428,8 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
 
 
 def _object_decoder(kind: type) -> Callable[[Any], Any]:
-    decoders = {name: _decoder(hint) for name, hint in typing.get_type_hints(kind).items()}
+    hints = typing.get_type_hints(kind)
+    decoders = {name: _decoder(hint) for name, hint in hints.items()}
     fields = dataclasses.fields(kind)
     missing = dataclasses.MISSING
     required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
@@ -449,7 +442,14 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
         for name in required:
             if name not in value:
                 raise _Misfit("is missing", f".{name}")
-        return kind(**{name: _within(f".{name}", decoders[name], part) for name, part in value.items()})
+        found = {}
+        try:
+            for name, part in value.items():
+                found[name] = part if type(part) is hints[name] else decoders[name](part)
+        except _Misfit as misfit:
+            misfit.way = f".{name}{misfit.way}"
+            raise
+        return kind(**found)
 
     return decode
 
@@ -458,16 +458,18 @@ def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
     inner = _decoder(kind)
     plain = {kind} if kind in (int, float, str) else set()
 
-    def decode_list(value: Any) -> Any:
-        if not isinstance(value, list):
-            raise _Misfit("should be a list")
-        if value and set(map(type, value)) == plain:
+    def decode(value: Any) -> Any:
+        if type(value) is not container:
+            raise _Misfit("should be a list" if container is list else "should be an object")
+        if container is list and value and set(map(type, value)) == plain:
             return value
-        return [_within(f"[{i}]", inner, part) for i, part in enumerate(value)]
+        found = {}
+        try:
+            for i, part in enumerate(value) if container is list else value.items():
+                found[i] = inner(part)
+        except _Misfit as misfit:
+            misfit.way = (f"[{i}]" if container is list else f".{i}") + misfit.way
+            raise
+        return list(found.values()) if container is list else found
 
-    def decode_dict(value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise _Misfit("should be an object")
-        return {name: _within(f".{name}", inner, part) for name, part in value.items()}
-
-    return decode_list if container is list else decode_dict
+    return decode

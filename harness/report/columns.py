@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import mean, variance
+from statistics import fmean, variance
 
 import pandas as pd
 
@@ -61,7 +61,7 @@ class Row:
     def mean(self, measure: str) -> float | None:
         """The mean of `values`, or None where no seed has it."""
         known = self.values(measure)
-        return mean(known) if known else None
+        return fmean(known) if known else None
 
     @cached_property
     def scores(self) -> dict[str, Estimate]:
@@ -188,9 +188,9 @@ def _estimate(scores: list[Score]) -> Estimate:
     stderr = None
     if None not in errors:
         seeds = variance(values) / len(values) if len(values) > 1 else 0.0
-        stderr = (mean(error**2 for error in errors) + seeds) ** 0.5
+        stderr = (fmean(error**2 for error in errors) + seeds) ** 0.5
     first = scores[0]
-    return Estimate(mean(values), stderr, (first.n, first.num_fewshot, first.version))
+    return Estimate(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
 
 
 def _seconds(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from statistics import median
 from typing import Any
 
@@ -117,9 +117,13 @@ def train_memory(record: Record) -> int | None:
     if record.parameters is None or not record.parameters.trainable:
         return None
     if record.probe:
-        return sum(astuple(record.probe.peak))
+        return _bytes(record.probe.peak)
     phase = record.phases.get("train") or record.phases.get("probe")
     return phase.memory.allocated_peak if phase else None
+
+
+def _bytes(kinds: Kinds) -> int:
+    return sum(getattr(kinds, kind) for kind in KINDS)
 
 
 def decoded_tokens(speed: Inference) -> int | None:
@@ -232,7 +236,7 @@ PARAMETERS: Quantities = {
 
 PROBE: Quantities = {
     **{f"peak_{kind}": lambda probe, kind=kind: getattr(probe.peak, kind) for kind in KINDS},
-    "resident": lambda probe: sum(astuple(probe.resident)),
+    "resident": lambda probe: _bytes(probe.resident),
     "gradients": lambda probe: probe.gradients,
     "flops_per_token": lambda probe: probe.flops_per_token,
 }

@@ -338,8 +338,15 @@ def _scored(members: Sequence[Record], where: str) -> Said:
         subject = f"Cells were scored differently on {task}{where}"
         told = _first(groups, lambda g, s=subject, t=task: _differ(s, g, lambda r: _asked(r, t), DELTA))
         said += told
+    samples: dict[int, str | None] = {}  # thousands of records share one list of thousands of items
+
+    def sample(record: Record) -> str | None:
+        if id(record.items) not in samples:
+            samples[id(record.items)] = _sample(record)
+        return samples[id(record.items)]
+
     yield from said or _first(
-        groups, lambda group: _differ(f"Cells were scored on different items{where}", group, _sample)
+        groups, lambda group: _differ(f"Cells were scored on different items{where}", group, sample)
     )
 
 
