@@ -29,9 +29,9 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
 
 
-# Text in which a number may be beyond a float's range, or a string end in half of a pair; few records have any
-LARGE = re.compile(r"[eE]\+?\d{3,}[,\s\]}]")
-SURROGATES = ("\\ud", "\\uD")
+# Text in which a number may be beyond a float's range, or a string end in half of a pair; few records have any.
+# Patterns that begin with one letter are searched for ten times as fast as those with a choice.
+DOUBTFUL = [re.compile(pattern) for pattern in (r"e\+?\d{3,}[,\s\]}]", r"E\+?\d{3,}[,\s\]}]", r"\\u[dD]")]
 
 
 class RecordError(Exception):
@@ -343,7 +343,7 @@ def read(path: Path) -> Record:
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text, parse_constant=_finite)
-        if LARGE.search(text) or any(half in text for half in SURROGATES):
+        if any(pattern.search(text) for pattern in DOUBTFUL):
             value = json.loads(text, parse_constant=_finite, parse_float=_finite)
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate would break the table that shows it
     except (ValueError, RecursionError) as error:
