@@ -9,9 +9,8 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from harness.config import CONF, SWEEPS, check
+from harness.config import CONF, check
 from harness.errors import UserError
-from harness.sweep import app
 
 METHODS, MODELS, DATA, EVALS = (
     sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "model", "data", "eval")
@@ -47,15 +46,6 @@ def test_every_method_composes_with_every_model_data_and_eval(cell, method):
         assert (made.method, made.data) == (method, data)
         assert made.settings["model"]["path"]
         assert made.settings["eval"]["tasks"]
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in SWEEPS.glob("*.yaml")))
-def test_every_point_of_every_sweep_composes(compose, cell, name):
-    grid = compose("hydra/sweeper=grid", config=name, return_hydra_config=True).hydra.sweeper.params
-    points = app.points([f"{key}={values}" for key, values in (grid or {}).items()])
-    cells = {cell(*point, config=name).id for point in points}
-    assert 1 <= len(cells) <= len(points)
-    assert compose(config=name).study != "adhoc", "a named sweep has a study of its own"
 
 
 def targets(node):

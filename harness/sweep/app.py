@@ -3,7 +3,7 @@
 A named sweep is a config in ``sweeps/`` that extends ``conf/config.yaml``; its axes stand under
 ``hydra.sweeper.params``. The sweeper here plans before it launches: every point is composed and checked,
 equal points collapse into one cell, recorded cells are left out. What remains goes to whichever launcher
-Hydra was given.
+Hydra was given. A sweeper that tunes (Optuna's) gets each cell's validation loss to minimise.
 """
 
 from __future__ import annotations
@@ -64,9 +64,22 @@ class Options:
     throughput: float | None = None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell came to: its record's status, and its last validation loss, which is its value to be minimised."""
+
+    status: str
+    loss: float | None
+
+    def __float__(self) -> float:
+        if self.loss is None:
+            raise ValueError(f"a cell that ended as {self.status} has no validation loss")
+        return self.loss
+
+
 _options = Options()
 _progress: Progress | None = None  # of the sweep that this process runs; None in a launcher's worker process
-_outcomes: list[str | UserError] = []  # of the cells that this process ran or had run: a status, or why it was refused
+_outcomes: list[Outcome | UserError] = []  # of the cells that this process ran or had run; why, if one was refused
 
 
 class SweepsOnSearchPath(SearchPathPlugin):
@@ -74,20 +87,12 @@ class SweepsOnSearchPath(SearchPathPlugin):
         search_path.append("sweeps", f"file://{SWEEPS}")
 
 
-@dataclass
-class GridSweeperConf:
-    """params: the axes of a named sweep, a setting -> its values as typed (``8,16``)."""
-
-    _target_: str = f"{PLUGINS}.GridSweeper"
-    params: dict[str, Any] | None = None
-
-
 class GridSweeper(Sweeper):
     """Plans the product of all axes, then hands the points that are left to the launcher."""
 
     __module__ = PLUGINS
 
-    def __init__(self, params: dict[str, Any] | None):
+    def __init__(self, params: dict[str, Any] | None, **_):  # `plan` puts it in the place of whichever a sweep names
         self._axes = [f"{key}={values}" for key, values in (params or {}).items()]
 
     def setup(self, *, hydra_context, task_function, config) -> None:
@@ -107,7 +112,7 @@ class GridSweeper(Sweeper):
         returns = self._launcher.launch(left, initial_job_idx=0)
         outcomes = [job.return_value for job in returns]
         _outcomes.extend(outcomes)
-        statuses = ["refused" if isinstance(o, UserError) else o for o in outcomes]
+        statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
         print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
         return returns
@@ -213,8 +218,8 @@ def _study(config: DictConfig) -> Study:
     return Study(Path(config.results_dir).expanduser(), config.study)
 
 
-def _task(config: DictConfig) -> str | UserError:
-    """What Hydra calls for each point, here or in a launcher's worker; returns the record's status.
+def _task(config: DictConfig) -> Outcome | UserError:
+    """What Hydra calls for each point, here or in a launcher's worker.
 
     A cell that is refused returns why instead of raising it: Hydra would print lines of its own, and end the sweep.
     """
@@ -234,13 +239,13 @@ def _task(config: DictConfig) -> str | UserError:
     return refusal
 
 
-def _run(config: DictConfig) -> str:
+def _run(config: DictConfig) -> Outcome:
     cell, study = cells_of.from_config(config), _study(config)
     found = study.recorded(cell)
     if not _to_run(found, config):
         print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
-        _outcomes.append(found.status)
-        return found.status
+        _outcomes.append(_outcome(found))
+        return _outcome(found)
     progress = _progress or Progress(1)
     progress.start(cell)
     try:
@@ -251,9 +256,13 @@ def _run(config: DictConfig) -> str:
     progress.end(found)
     if _progress is None:
         progress.close()
-        _outcomes.append(found.status)
+        _outcomes.append(_outcome(found))
         _tell(found)
-    return found.status
+    return _outcome(found)
+
+
+def _outcome(found: Record) -> Outcome:
+    return Outcome(found.status, found.validation[-1].loss if found.status == "ok" and found.validation else None)
 
 
 def _to_run(found: Record | None, config: DictConfig) -> bool:
@@ -283,7 +292,8 @@ def main(command: str, arguments: list[str]) -> int:
         if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
             name, *arguments = arguments
             one_of("sweep", name, sorted(path.stem for path in SWEEPS.glob("*.yaml")))
-        ours["hydra/sweeper"] = "grid"
+        if command == "plan":
+            ours["hydra/sweeper"] = "grid"
         if not any(a.partition("=")[0] in NOT_A_LAUNCH for a in arguments):
             arguments = [*arguments, "--multirun"]
     overrides, options = _split(command, arguments)
@@ -307,18 +317,17 @@ def main(command: str, arguments: list[str]) -> int:
     for refusal in _outcomes:
         if isinstance(refusal, UserError):
             raise refusal
-    return int(any(status != "ok" for status in _outcomes))
+    return int(any(outcome.status != "ok" for outcome in _outcomes))
 
 
 def register() -> None:
     """Make our resolvers, schema, sweeper and the folder sweeps/ known to Hydra."""
     settings_of.register_resolvers()
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    store.store(group="hydra/sweeper", name="grid", node=GridSweeperConf)
+    ConfigStore.instance().store(name="schema", node=Config)
     Plugins.instance().register(GridSweeper)
     Plugins.instance().register(SweepsOnSearchPath)
-    if importlib.util.find_spec("hydra_plugins") is None:  # it exists where a plugin is installed
+    # It exists where a plugin is installed.
+    if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
         sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
     sys.modules[PLUGINS] = sys.modules[__name__]
 
@@ -362,6 +371,8 @@ def _sentence(error: Exception) -> str:
     """Hydra's or OmegaConf's message as one line, in the words of the command line."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if (group, choice) == ("hydra/sweeper", "optuna"):
+            return "hydra/sweeper=optuna needs the extra `optuna`: pip install -e '.[optuna]' in the project's folder."
         try:
             one_of(group, choice, sorted(error.options))
         except UserError as unknown:
