@@ -432,16 +432,15 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
     fields = dataclasses.fields(kind)
     missing = dataclasses.MISSING
-    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
+    required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _Misfit("should be an object")
-        if unknown := sorted(value.keys() - decoders.keys()):
-            raise _Misfit(f"has the unknown field {unknown[0]!r}")
-        for name in required:
-            if name not in value:
-                raise _Misfit("is missing", f".{name}")
+        if not value.keys() <= decoders.keys():
+            raise _Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
+        if not required <= value.keys():
+            raise _Misfit("is missing", f".{min(required - value.keys())}")
         found = {}
         try:
             for name, part in value.items():

@@ -194,7 +194,7 @@ def _text(value: Any) -> str | None:
 
 
 def _hashed(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+    return json.dumps(value, sort_keys=True) if value else repr(value)
 
 
 # Training

@@ -17,7 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special  # scipy.stats takes longer to import than most tables to make
 
 RESAMPLES = 4_000
 LEVEL = 0.95
@@ -99,8 +99,10 @@ def differences(
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
     """The exact two-sided p-value of McNemar's test: two models' right (1) and wrong (0) answers to the same items."""
+    from scipy.stats import binomtest
+
     wins, losses = int(np.sum(one > other)), int(np.sum(one < other))
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def seeds_interval(values: Sequence[float]) -> Interval | None:
@@ -121,7 +123,7 @@ def summary_interval(values: Sequence[float], stderrs: Sequence[float | None]) -
     seeds = seeds_interval(values)
     if seeds is None and stderrs[0] is None:
         return None
-    items = stats.norm.ppf(TAILS[1]) ** 2 * float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
+    items = special.ndtri(TAILS[1]) ** 2 * float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
     half = (items + ((seeds.high - seeds.value) ** 2 if seeds else 0.0)) ** 0.5
     value = float(np.mean(values))
     return Interval(value, value - half, value + half)
@@ -258,7 +260,7 @@ def _welch(levels: Sequence[_Level]) -> float:
 
 
 def _t_squared(freedom: float) -> float:
-    return float(special.stdtrit(freedom, TAILS[1])) ** 2  # stats.t.ppf without its hundred microseconds of checks
+    return float(special.stdtrit(freedom, TAILS[1])) ** 2
 
 
 # Both together
@@ -274,7 +276,7 @@ def _mover(value: float, draws: np.ndarray, spread: float) -> Interval:
 def _mean_interval(sample: np.ndarray, draws: np.ndarray) -> Interval:
     value, level = float(sample.mean()), _seed_level(sample)
     if len(sample) == 1 and _binary(sample):  # what the draws are of, without their noise
-        low, high = stats.beta.ppf(TAILS, sample.sum() + 0.5, sample.size - sample.sum() + 0.5)
+        low, high = special.betaincinv(sample.sum() + 0.5, sample.size - sample.sum() + 0.5, TAILS)
         return Interval(value, min(float(low), value), max(float(high), value))
     seeds = max(0.0, level.variance - level.rest)
     _, low, high = _mover(value, draws, _t_squared(level.freedom) * seeds if seeds else 0.0)
@@ -296,4 +298,4 @@ def _p_value(gap: np.ndarray, seeds: float, levels: Sequence[_Level]) -> float:
     fewest = min((level.freedom for level in levels), default=gap.size - 1)
     doubt = sum(level.variance for level in levels) ** 2 / fewest + items**2 / (gap.size - 1)
     freedom = max(fewest, (seeds + items) ** 2 / doubt)
-    return float(2 * stats.t.sf(abs(value) / (seeds + items) ** 0.5, freedom))
+    return float(2 * special.stdtr(freedom, -abs(value) / (seeds + items) ** 0.5))
