@@ -21,7 +21,7 @@ from harness.record import Record
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings, inference_text, ran_with
 
-TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status"]
+TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "Verdict"]
 
 
 @dataclass
