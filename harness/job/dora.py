@@ -85,11 +85,19 @@ class FastDoraVariant(DoraLinearVariant):
             rest = base.bias
             plain = result if rest is None else result - rest
         low = lora_a(x)
-        direction = torch.addmm(
-            plain.reshape(-1, plain.shape[-1]).to(low.dtype), low.reshape(-1, low.shape[-1]), lora_b.T, alpha=scaling
-        )
+        direction = _added(plain.reshape(-1, plain.shape[-1]), low.reshape(-1, low.shape[-1]), lora_b, scaling)
         turned = Rescaled.apply(direction, dora.weight, norms).view(plain.shape)
         return (turned if rest is None else turned + rest).to(result.dtype)
+
+
+def _added(plain: Tensor, low: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """`plain` (tokens, out) + `scaling` · `low` (tokens, r) @ `b`^T, in the finer dtype of the two.
+
+    Autocast would round all to bf16, and what an adapter adds at first is smaller than half the last place of that.
+    """
+    dtype = torch.promote_types(plain.dtype, low.dtype)
+    with torch.autocast(plain.device.type, enabled=False):
+        return torch.addmm(plain.to(dtype), low.to(dtype), b.T.to(dtype), alpha=scaling)
 
 
 @cache_decorator("weight-norm")  # where peft's DoraCaching is on
