@@ -22,6 +22,7 @@ from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, g
 from harness.report.lint import Finding, findings, inference_text, ran_with
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "Verdict"]
+TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
 
 
 @dataclass
