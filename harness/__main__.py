@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
-from harness.record import STUDY_NAME, RecordError, read_study, studies
+from harness.record import STUDY_NAME, Record, RecordError, read_study, studies
+
+if TYPE_CHECKING:
+    from harness.report.table import Table
 
 HELP = """\
 usage: python -m harness COMMAND [...]
@@ -19,8 +24,10 @@ usage: python -m harness COMMAND [...]
   sweep --fit [--budget 24GB] ...        leave out cells that would not fit (into the card that is here)
   plan NAME|... [--budget 24GB] [--throughput N]
                                          predict a grid's memory, FLOPs and time; launches and downloads nothing
-  table [--study NAME] [--columns IDS] [--format md|csv|html|latex] [--out FILE]
+  table [--study NAME] [--columns IDS | --article] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records
+  claims [--study NAME] [--format md|csv|html|latex] [--out FILE]
+                                         the verdicts that the records give on the article's claims
   lint [--study NAME]                    what makes the cells of a study hard to compare
   status [--study NAME]                  what is done, running, failed, left
   import peft|lm-eval PATH [--study NAME]
@@ -42,6 +49,8 @@ def main(arguments: list[str]) -> int:
             return app.main(command, rest)
         if command == "table":
             return table(rest)
+        if command == "claims":
+            return claims(rest)
         if command == "lint":
             return lint(rest)
         if command == "status":
@@ -72,8 +81,7 @@ def main(arguments: list[str]) -> int:
 
 def table(arguments: list[str]) -> int:
     """Render the tables of one study or of all; a bad record is named and the good ones are rendered."""
-    parser = _parser("table", "Render the comparison table of a study from its records.")
-    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser = _table_parser("table", "Render the comparison table of a study from its records.")
     parser.add_argument(
         "--columns",
         type=lambda text: [name.strip() for name in text.split(",")],
@@ -81,35 +89,31 @@ def table(arguments: list[str]) -> int:
         help="show these columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a "
         "value, an unknown one lists them",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
+    parser.add_argument("--article", action="store_true", help="the article's table instead, measured")
     options = parser.parse_args(arguments)
+    if options.columns and options.article:
+        raise UserError("--columns can't be combined with --article, whose columns are the article's; leave one out.")
     if options.columns and options.format == "csv":
         raise UserError("--columns can't be combined with --format csv, which always has every number; leave one out.")
 
-    from harness.report.best import tables
-    from harness.report.table import document
+    if options.article:
+        from harness.report.article import article
 
-    found, problems = [], []
-    gc.disable()  # all that is read is kept to the end: to look through it for garbage takes a third of the time
-    try:
-        for name in _studies(options):
-            folder = options.results_dir / name
-            records, bad = read_study(folder)
-            problems += bad
-            if records:
-                found += tables(records, folder, options.columns)
-    finally:
-        gc.enable()
-    _complain(problems)
-    if not found:
-        raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-    text = document(found, options.format)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
-    return int(bool(problems))
+        return _render(options, lambda records, folder: [article(records, folder)])
+
+    from harness.report.best import tables
+
+    return _render(options, lambda records, folder: tables(records, folder, options.columns))
+
+
+def claims(arguments: list[str]) -> int:
+    """Render the verdicts of one study or of all on the article's claims."""
+    parser = _table_parser("claims", "Say what the records of a study make of the article's claims.")
+    options = parser.parse_args(arguments)
+
+    from harness.report.claims import table, verdicts
+
+    return _render(options, lambda records, folder: [table(verdicts(records, folder))])
 
 
 def lint(arguments: list[str]) -> int:
@@ -186,6 +190,40 @@ def doctor(arguments: list[str]) -> int:
     facts = look.examine(options.results_dir, options.data_root)
     print("\n".join(look.lines(facts)))
     return int(look.obstacle(facts) is not None)
+
+
+def _table_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = _parser(command, description)
+    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
+    return parser
+
+
+def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
+    """Write the tables of the studies asked for, in the format asked for; 1 if a record is bad."""
+    from harness.report.table import document
+
+    found, problems = [], []
+    gc.disable()  # all that is read is kept to the end: to look through it for garbage takes a third of the time
+    try:
+        for name in _studies(options):
+            folder = options.results_dir / name
+            records, bad = read_study(folder)
+            problems += bad
+            if records:
+                found += tables(records, folder)
+    finally:
+        gc.enable()
+    _complain(problems)
+    if not found:
+        raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
+    text = document(found, options.format)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return int(bool(problems))
 
 
 class _Parser(argparse.ArgumentParser):
