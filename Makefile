@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test check format clean
+.PHONY: help compare setup test check format bench profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -37,6 +37,18 @@ check: $(VENV)/tested ## What a change must pass: lint, format, tests
 format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# GSM8K and MMLU are looked for in the folder DATA_ROOT; without it training is timed on word problems, scoring not at all.
+DATA_ROOT ?=
+ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
+
+bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
+	$(VENV)/bin/python benchmarks/speed.py training $(if $(DATA_ROOT),scoring) sweep losses $(ROOTED)
+	$(VENV)/bin/python benchmarks/growth.py cells steps scoring
+
+METHOD ?= lora
+profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
+	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
 clean: ## Remove .venv; records and the model cache stay
 	rm -rf $(VENV)
