@@ -41,8 +41,8 @@ CAPTION = [
     "measured, each method in its setting of least validation loss, means over seeds.",
     "Trainable parameters: their number, and their share of all.",
     "Memory usage: the peak of live tensors in a training step; × is its ratio to full's.",
-    "Convergence: raw tokens until the validation loss is down to the target, the highest of the methods' last losses, "
-    "so that all get there; linear between two validations, in brackets its 95% interval over seeds. Then the mean "
+    "Convergence: raw tokens until the validation loss is down to the target, the lowest one that every seed of every "
+    "method gets to; linear between two validations, in brackets its 95% interval over seeds. Then the mean "
     "validation loss over the training (the area under its curve, over its tokens), lower being faster.",
     "Complexity: the settings that a method asks for beyond full fine-tuning's, and the time of a median step as a "
     "multiple of full's and LoRA's. What a method can't be combined with stands in its file in conf/method.",
@@ -54,12 +54,12 @@ CAPTION = [
 
 @dataclass(frozen=True)
 class Convergence:
-    """tokens: raw ones to the target, with an interval over seeds; None where a seed did not get there.
+    """tokens: raw ones to the target, with an interval over seeds, which is a point for one seed.
 
     mean: validation loss over the training. within: the target was reached by the first validation; tokens is its.
     """
 
-    tokens: Interval | None
+    tokens: Interval
     mean: float
     within: bool
 
@@ -119,7 +119,7 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
         here = [row for row in rows if row.place == place and min(len(r.validation) for r in row.measured) > 1]
         if not here:
             continue
-        target = max(fmean(record.validation[-1].loss for record in row.measured) for row in here)
+        target = max(min(point.loss for point in record.validation) for row in here for record in row.measured)
         starts = [_start(row, all_rows) for row in here]
         begins = all(start is not None for start in starts)
         for row, start in zip(here, starts, strict=True):
@@ -127,12 +127,8 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
             reached = [_reach(tokens, losses, target) for tokens, losses in curves]
             within = any(losses[0] <= target for _, losses in curves)
             mean = fmean(float(np.trapezoid(losses, tokens) / (tokens[-1] - tokens[0])) for tokens, losses in curves)
-            known = [tokens for tokens in reached if tokens is not None]
-            interval = None
-            if len(known) == len(reached):
-                value = fmean(known)
-                interval = seeds_interval(known) or Interval(value, value, value)
-            found[id(row)] = Convergence(interval, mean, within)
+            point = Interval(*[fmean(reached)] * 3)
+            found[id(row)] = Convergence(seeds_interval(reached) or point, mean, within)
     return found
 
 
@@ -151,12 +147,9 @@ def _curve(record: Record, start: float | None) -> tuple[np.ndarray, np.ndarray]
     return np.array([t for t, _ in points], dtype=float), np.array([loss for _, loss in points])
 
 
-def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float | None:
+def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
     """The tokens at which the line through the points first comes down to `target`."""
-    below = np.flatnonzero(losses <= target)
-    if not len(below):
-        return None
-    i = below[0]
+    i = np.flatnonzero(losses <= target)[0]
     if i == 0:
         return float(tokens[0])
     share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
@@ -186,12 +179,9 @@ def _over(row: Row, rows: Sequence[Row], method: str, measure: str) -> float | N
 def _convergence(found: Convergence | None) -> str:
     if found is None:
         return ABSENT
-    text = "not every seed reaches the target"
-    if found.tokens is not None:
-        value, low, high = found.tokens
-        ends = f" ({units.count(max(low, 0))}–{units.count(high)})" if low < high else ""
-        text = f"{'≤ ' if found.within else ''}{units.count(value)} tokens{ends}"
-    return f"{text}, mean loss {units.significant(found.mean)}"
+    value, low, high = found.tokens
+    ends = f" ({units.count(max(low, 0))}–{units.count(high)})" if low < high else ""
+    return f"{'≤ ' if found.within else ''}{units.count(value)} tokens{ends}, mean loss {units.significant(found.mean)}"
 
 
 def _settings(row: Row) -> list[str]:
@@ -235,7 +225,7 @@ def _best_for(
         for name, value in (
             ("least memory", lambda row: row.mean("train_allocated_peak")),
             ("speed", lambda row: row.mean("step_seconds_median")),
-            ("convergence", lambda row, known=tokens: known[id(row)].value if known.get(id(row)) else None),
+            ("convergence", lambda row, known=tokens: known[id(row)].value if id(row) in known else None),
         ):
             values = {id(row): value(row) for row in here if value(row) is not None}
             for key in values if len(values) > 1 else []:
@@ -251,7 +241,7 @@ def _best_for(
 
 def _numbers(row: Row, rows: Sequence[Row], found: Convergence | None, best: list[str]) -> dict:
     study, model, data = row.place
-    tokens = found.tokens if found and found.tokens else Interval(np.nan, np.nan, np.nan)
+    tokens = found.tokens if found else Interval(np.nan, np.nan, np.nan)
     return {
         **{"study": study, "model": model, "data": data, "method": row.method, "setting": row.setting},
         **{name: row.mean(name) for name in ("trainable", "trainable_share", "train_allocated_peak")},

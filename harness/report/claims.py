@@ -30,7 +30,7 @@ from harness.report import stats
 from harness.report.columns import ABSENT
 from harness.report.frame import decoded_tokens, frame, measures, score_name
 from harness.report.select import Choice, select
-from harness.report.standings import ALPHA, items
+from harness.report.standings import items
 from harness.report.stats import Interval
 from harness.report.table import Table
 
@@ -50,6 +50,7 @@ MMLU, PLAIN_TEXT = "mmlu/acc/none", "plain_text/bits_per_byte/none"
 ADAPTERS = ("lora", "qlora", "dora")
 TUNED = ("full", *ADAPTERS, "galore")
 LOW, HIGH = 4, 16  # ranks: very low ones are at most, those they are compared with at least
+ALPHA = 0.05  # a corrected p-value below it is a difference
 MATTERS = 0.01  # a gain in a score that is surely smaller is none
 FAR = 3.0  # a learning rate that is surely further off than by this factor is another
 
@@ -441,7 +442,7 @@ def low_rank_divergence(at: Evidence) -> Finding:
     shares, lows, highs = [], [], []
     for side in sides:
         found = distributions.binomtest(sum(r.status == "diverged" for r in side), len(side))
-        ends = found.proportion_ci(stats.LEVEL, method="wilson")
+        ends = found.proportion_ci(method="wilson")
         shares, lows, highs = [*shares, found.statistic], [*lows, ends.low], [*highs, ends.high]
     value = shares[0] - shares[1]
     below = math.hypot(shares[0] - lows[0], highs[1] - shares[1])
@@ -847,7 +848,7 @@ def forgetting_mmlu(at: Evidence) -> Finding:
     "forgetting-text",
     "Tuning forgets catastrophically (the method that forgets most needs 0.05 bits a byte more for plain English)",
     "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
-    lambda value: f"{value:+.3f} bits a byte".replace("-", "−"),
+    lambda value: f"{round(value, 3) + 0.0:+.3f} bits a byte".replace("-", "−"),
 )
 def forgetting_text(at: Evidence) -> Finding:
     return _forgotten(at, PLAIN_TEXT, 0.05, lower_is_better=True)
