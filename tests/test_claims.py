@@ -15,7 +15,7 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Kinds, read_study, write
 from harness.report import claims
-from harness.report.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, table, verdicts
+from harness.report.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, TUNED, table, verdicts
 from harness.report.stats import Interval
 from harness.report.table import render
 from harness.sweep import app
@@ -508,6 +508,13 @@ def test_records_without_anything_decide_nothing():
     assert {v.finding.decision for v in found} == {OPEN}
     assert all(v.finding.why for v in found)
     assert len(render(table(found), "md").splitlines()) > len(CLAIMS)
+
+
+def test_imported_records_may_know_no_axes():
+    bare = [make_record(method, settings={"train": {}}) for method in TUNED]
+    for record in bare:
+        record.validation, record.probe, record.train = [], None, None
+    assert {v.finding.decision for v in verdicts(bare, None) if "weights" in v.claim.name} == {SUPPORTED}
 
 
 def test_the_command_renders_the_committed_studies(capsys):

@@ -406,7 +406,7 @@ def lora_memory(at: Evidence) -> Finding:
 )
 def low_rank_spread(at: Evidence) -> Finding:
     """The ratio of standard deviations, each pooled over ranks; its interval by the F distribution."""
-    chosen = {choice.rank: choice for key, choice in at.choices("rank").items() if key[0] == "lora"}
+    chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     groups = [[c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]]
     if not all(groups):
         return _lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
@@ -433,7 +433,7 @@ def low_rank_spread(at: Evidence) -> Finding:
 )
 def low_rank_divergence(at: Evidence) -> Finding:
     """The difference of two shares, its interval by Newcombe (Stat. Med. 17, 1998, method 10)."""
-    runs = [r for r in at.records if r.cell.method == "lora" and r.status in ("ok", "diverged")]
+    runs = [r for r in at.records if r.cell.method == "lora" and r.cell.rank and r.status in ("ok", "diverged")]
     sides = [[r for r in runs if r.cell.rank <= LOW], [r for r in runs if r.cell.rank >= HIGH]]
     shared = set.intersection(*({r.cell.lr for r in side} for side in sides))
     sides = [[r for r in side if r.cell.lr in shared] for side in sides]
@@ -711,7 +711,7 @@ def _alpha_gain(at: Evidence, times: int) -> Finding:
     pairs = [
         (choice, chosen[method, rank, times * rank])
         for (method, rank, alpha), choice in chosen.items()
-        if method in ADAPTERS and alpha == 2 * rank and (method, rank, times * rank) in chosen
+        if method in ADAPTERS and rank and alpha == 2 * rank and (method, rank, times * rank) in chosen
     ]
     if not pairs or at.data not in TASKS:
         return _lacking("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
@@ -739,9 +739,8 @@ def _best_rate(at: Evidence, methods: Sequence[str]) -> Finding:
         choice = at.choices().get((method,))
         if choice is None:
             return _lacking(method)
-        beside = [
-            r for r in at.of(method) if r.cell.rank == choice.rank and r.cell.alpha == choice.alpha and r.validation
-        ]
+        axes = (choice.rank, choice.alpha)
+        beside = [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes and r.cell.lr and r.validation]
         names += [record.cell.name for record in beside]
         rates = sorted({record.cell.lr for record in beside})
         by_seed = defaultdict(list)
@@ -749,7 +748,7 @@ def _best_rate(at: Evidence, methods: Sequence[str]) -> Finding:
             by_seed[record.cell.seed].append((record.validation[-1].loss, record.cell.lr))
         best = [min(losses)[1] for losses in by_seed.values()]
         if not best:
-            return Finding(OPEN, why=f"No validation losses of {method}")
+            return Finding(OPEN, why=f"No validation losses of {method} by learning rate")
         if {rates[0], rates[-1]} & set(best):
             why = f"{method}'s best rate is at an end of those tried" if len(rates) > 1 else f"One rate of {method}"
             return Finding(OPEN, None, len(best), None, tuple(names), why)
