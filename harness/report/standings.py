@@ -14,9 +14,7 @@ from harness.record import Record, Score
 from harness.report import stats
 from harness.report.frame import frame, score_name
 from harness.report.select import Choice, select
-from harness.report.stats import Difference, Interval
-
-ALPHA = 0.05
+from harness.report.stats import ALPHA, Difference, Interval
 
 
 @dataclass(frozen=True)

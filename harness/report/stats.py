@@ -1,10 +1,10 @@
 """Interval estimates, tests and ties: samples in, numbers out; nothing here knows what was measured.
 
 What is uncertain has two levels: which seed a model was trained with, and which items it was asked. A hierarchical
-bootstrap that redraws both covers too seldom where there are three seeds (in our simulation 86% instead of 95%): three
-values hold no more than ten samples of themselves. So the levels are taken each by what is right for it, and put
-together: the items by a bootstrap, the seeds by Student's t. `mean_intervals` says how; tests/test_stats.py holds
-coverage and error rates against known truth.
+bootstrap that redraws both covers too seldom where seeds differ and there are three: three values hold no more than ten
+samples of themselves. So each level is taken by what is right for it, items by a bootstrap and seeds by Student's t,
+and both are put together; `mean_intervals` says how. tests/test_stats.py holds coverage, error rates and power against
+known truth, and shows that the plain bootstrap fails there.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 from scipy import special  # scipy.stats takes longer to import than most tables to make
 
 RESAMPLES = 4_000
-LEVEL = 0.95
-TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+ALPHA = 0.05
+TAILS = (ALPHA / 2, 1 - ALPHA / 2)
 
 
 class Interval(NamedTuple):
@@ -48,15 +48,14 @@ def mean_intervals(samples: Sequence[np.ndarray], seed: int = 0, resamples: int 
     in number. Of one seed the interval is over items alone: how seeds differ is not in it.
 
     The model is two-way: value = mean + seed + item + rest, each a random effect, since all seeds answer the same
-    items. The two levels' intervals are put together by adding the squares of their half-widths, side by side (Howe,
-    JASA 69, 1974; Zou & Donner, Stat. Med. 27, 2008, "MOVER"):
+    items. So the mean's variance is B + b: B, that of the seeds' means over S, which has the rest in it, and b, what
+    items add to that: the variance over items less the rest's share. The half-width is that of Cochran (Biometrics 20,
+    1964), (B·t + b·z) / √(B + b), with t of S - 1 degrees of freedom and a z, to either side, from a bootstrap:
 
-    items   2.5% and 97.5% quantiles of the mean under random weights of the items (Bayesian bootstrap: Rubin, Ann.
-            Stat. 9, 1981), the same for every seed and method. Where all values are 0 or 1, half an item of each is
-            added, which makes it Jeffreys' interval of a proportion (Brown, Cai & DasGupta, Stat. Sci. 16, 2001): none
-            right of 57 is not known to be 0.
-    seeds   t(S - 1) · sqrt(A), A = max(0, variance of the seeds' means - rest / items) / S. The rest's share is taken
-            off because the bootstrap has it.
+    z·√(variance over items) is the distance to the 2.5% or 97.5% quantile of the mean under random weights of the items
+    (Bayesian bootstrap: Rubin, Ann. Stat. 9, 1981), the same for every seed and method. Where all values are 0 or 1,
+    half an item of each is added, which makes it Jeffreys' interval of a proportion (Brown, Cai & DasGupta, Stat. Sci.
+    16, 2001): none right of 57 is not known to be 0.
     """
     draws = _item_draws(samples, seed, resamples)
     return [_mean_interval(sample, draws[:, j]) for j, sample in enumerate(samples)]
@@ -67,33 +66,26 @@ def differences(
 ) -> dict[tuple[int, int], Difference]:
     """For each pair i < j of samples the mean of i less that of j; samples as in `mean_intervals`.
 
-    Items are paired: both methods answered the same. Seeds are not: the same seed means the same batches, and if that
-    makes two methods' results alike, the interval is a little too wide, never too narrow.
+    Items are paired: both methods answered the same. Seeds are not: one seed means the same batches to both, and where
+    that makes their results alike, intervals are too wide and p-values too large.
 
-    The interval is made like that of a mean, A being the sum of both methods', floored at 0 as a whole, and t having
-    the degrees of freedom of Welch (Biometrika 34, 1947) for the two variances over seeds.
-
-    The p-value of one seed each and values 0 or 1 is McNemar's exact one. Any other is Student's t of difference / √V,
-    V = A + s²/n with the sample variance s² of the items' differences, at the degrees of freedom of Satterthwaite
-    (Biometrics Bull. 2, 1946), V² / (B²/(S - 1) + (s²/n)²/(n - 1)), where S are the fewer seeds and B is A without the
-    rest taken off. It is more careful than the interval, because a correction reads it far out in the tail, where
-    Welch's degrees of freedom of three seeds call noise a difference too often. Two seeds remain too few for many
-    comparisons.
-    Holm's correction is the caller's: `holm`.
+    The interval is made like that of a mean, B being the sum of both methods', and t having the degrees of freedom of
+    Welch (Biometrika 34, 1947) for the two. The p-value of one seed each and values 0 or 1 is McNemar's exact one, any
+    other the level at which such an interval ends at 0, its z by Student's t of n - 1 degrees of freedom. A correction
+    for many comparisons is the caller's: `holm`.
     """
     draws = _item_draws(samples, seed, resamples)
-    levels = [_seed_level(sample) for sample in samples]
+    levels = [seed_level(sample) for sample in samples]
     found = {}
     for i, j in itertools.combinations(range(len(samples)), 2):
         gap = samples[i].mean(axis=0) - samples[j].mean(axis=0)
-        seeds = max(0.0, sum(levels[k].variance - levels[k].rest for k in (i, j)))
-        spread = _t_squared(_welch([levels[i], levels[j]])) * seeds
-        interval = _mover(float(gap.mean()), draws[:, i] - draws[:, j], spread)
+        value, over_items = float(gap.mean()), float(gap.var(ddof=1)) / gap.size
+        seeds = welch([levels[i], levels[j]])
         if len(samples[i]) == len(samples[j]) == 1 and _binary(samples[i]) and _binary(samples[j]):
             p = mcnemar(samples[i][0], samples[j][0])
         else:
-            p = _p_value(gap, seeds, [level for k in (i, j) if (level := levels[k]).freedom])
-        found[i, j] = Difference(*interval, p)
+            p = _p_value(value, seeds, over_items, gap.size - 1)
+        found[i, j] = Difference(*_around(value, draws[:, i] - draws[:, j], seeds, over_items), p)
     return found
 
 
@@ -107,11 +99,7 @@ def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
 
 def seeds_interval(values: Sequence[float]) -> Interval | None:
     """The mean of one number a seed and its 95% interval by Student's t; None for fewer than two seeds."""
-    if len(values) < 2:
-        return None
-    value, level = float(np.mean(values)), _of_seeds(np.asarray(values, dtype=float))
-    half = (_t_squared(level.freedom) * level.variance) ** 0.5
-    return Interval(value, value - half, value + half)
+    return summary_interval(values, [0.0] * len(values)) if len(values) > 1 else None
 
 
 def summary_interval(values: Sequence[float], stderrs: Sequence[float | None]) -> Interval | None:
@@ -120,12 +108,11 @@ def summary_interval(values: Sequence[float], stderrs: Sequence[float | None]) -
     stderrs: the scores' standard errors over items; of one seed without any None is returned. Like `mean_intervals`,
     but for normal items, and wider: without items the rest can't be told from them, and is counted twice.
     """
-    seeds = seeds_interval(values)
-    if seeds is None and stderrs[0] is None:
+    seeds = _of_seeds(values)
+    if len(values) == 1 and stderrs[0] is None:
         return None
-    items = special.ndtri(TAILS[1]) ** 2 * float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
-    half = (items + ((seeds.high - seeds.value) ** 2 if seeds else 0.0)) ** 0.5
-    value = float(np.mean(values))
+    over_items = float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
+    value, half = float(np.mean(values)), float(half_width(ALPHA, seeds, over_items, special.ndtri(TAILS[1])))
     return Interval(value, value - half, value + half)
 
 
@@ -136,7 +123,7 @@ def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> Inter
     """
     if min(len(values), len(reference)) < 2:
         return None
-    return _ratio([_log_of_seeds(values), _log_of_seeds(reference)], np.zeros(1))
+    return _ratio(values, reference, np.zeros(1))
 
 
 def speed_ratio(seconds: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Interval | None:
@@ -148,12 +135,11 @@ def speed_ratio(seconds: Sequence[Sequence[float]], reference: Sequence[Sequence
     """
     if not all(groups and min(map(len, groups)) > 1 for groups in (seconds, reference)):
         return None
-    sides, draws = [], np.zeros(1)
+    draws = np.zeros(1)
     for side, groups in enumerate((seconds, reference)):
-        sides.append(_log_of_seeds([1 / median(repeats) for repeats in groups]))
         if len(groups) == 1:
             draws = draws + (-1) ** side * _log_speed_draws(tuple(groups[0]), side)
-    return _ratio(sides, draws)
+    return _ratio(*([1 / median(repeats) for repeats in groups] for groups in (seconds, reference)), draws)
 
 
 @functools.lru_cache  # many are compared with one
@@ -223,21 +209,24 @@ def _item_draws(samples: Sequence[np.ndarray], seed: int, resamples: int) -> np.
 # The level of seeds
 
 
-class _Level(NamedTuple):
-    """Of a mean over seeds its variance, what of that is the rest's, and the degrees of freedom: 0 for one seed."""
+class Level(NamedTuple):
+    """Of a mean over seeds its variance B, what of that is the rest's, and B's degrees of freedom; arrays or numbers.
+
+    Of one seed no variance is known, and none counted.
+    """
 
     variance: float
     rest: float
-    freedom: int
+    freedom: float
 
 
-def _of_seeds(values: np.ndarray) -> _Level:
-    """Of one seed no variance is known, and none counted."""
+def _of_seeds(values: Sequence[float]) -> Level:
     seeds = len(values)
-    return _Level(float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0, 0.0, seeds - 1)
+    return Level(float(np.var(values, ddof=1)) / seeds, 0.0, seeds - 1.0) if seeds > 1 else Level(0.0, 0.0, np.inf)
 
 
-def _seed_level(sample: np.ndarray) -> _Level:
+def seed_level(sample: np.ndarray) -> Level:
+    """Of the mean of an array (seeds, items)."""
     seeds, items = sample.shape
     level = _of_seeds(sample.mean(axis=1))
     if seeds == 1:
@@ -246,56 +235,65 @@ def _seed_level(sample: np.ndarray) -> _Level:
     return level._replace(rest=float((rest**2).sum()) / ((seeds - 1) * (items - 1)) / items / seeds)
 
 
-def _log_of_seeds(values: Sequence[float]) -> tuple[float, _Level]:
-    """The mean, and the level of its logarithm."""
-    values = np.asarray(values, dtype=float)
-    value, level = float(values.mean()), _of_seeds(values)
-    return value, level._replace(variance=level.variance / value**2)
-
-
-def _welch(levels: Sequence[_Level]) -> float:
-    """The degrees of freedom of a sum of variances; infinitely many where there is none."""
-    total = sum(level.variance for level in levels)
-    return total**2 / sum(level.variance**2 / level.freedom for level in levels if level.variance) if total else np.inf
-
-
-def _t_squared(freedom: float) -> float:
-    return float(special.stdtrit(freedom, TAILS[1])) ** 2
+def welch(levels: Sequence[Level]) -> Level:
+    """The level of a sum or difference of means."""
+    variance = sum(level.variance for level in levels)
+    doubt = sum(level.variance**2 / level.freedom for level in levels)
+    return Level(variance, sum(level.rest for level in levels), variance**2 / doubt if np.any(doubt) else np.inf)
 
 
 # Both together
 
 
-def _mover(value: float, draws: np.ndarray, spread: float) -> Interval:
-    """The interval around `value` of the items' `draws` and the squared half-width `spread` over seeds."""
+def half_width(alpha: float, seeds: Level, over_items: float, z: float) -> float:
+    """Half of an interval at 1 - `alpha`, as `mean_intervals` makes it; numbers or arrays alike.
+
+    over_items: the variance of the mean over items; z: how many roots of it an interval over items alone would take.
+    """
+    items = np.maximum(0.0, over_items - seeds.rest)
+    total = seeds.variance + items
+    t = -special.stdtrit(seeds.freedom, alpha / 2)
+    return (seeds.variance * t + items * z) / np.where(total > 0, total, 1.0) ** 0.5
+
+
+def _around(value: float, draws: np.ndarray, seeds: Level, over_items: float) -> Interval:
+    """The interval around `value`, the items' part by the quantiles of its `draws`."""
     low, high = np.quantile(draws, TAILS)
-    below, above = max(value - low, 0.0), max(high - value, 0.0)
-    return Interval(value, float(value - (below**2 + spread) ** 0.5), float(value + (above**2 + spread) ** 0.5))
+    if seeds.variance == 0:
+        return Interval(value, min(value, float(low)), max(value, float(high)))
+    root = over_items**0.5 or 1.0
+    below, above = (half_width(ALPHA, seeds, over_items, max(0.0, d) / root) for d in (value - low, high - value))
+    return Interval(value, float(value - below), float(value + above))
 
 
 def _mean_interval(sample: np.ndarray, draws: np.ndarray) -> Interval:
-    value, level = float(sample.mean()), _seed_level(sample)
+    value = float(sample.mean())
     if len(sample) == 1 and _binary(sample):  # what the draws are of, without their noise
         low, high = special.betaincinv(sample.sum() + 0.5, sample.size - sample.sum() + 0.5, TAILS)
         return Interval(value, min(float(low), value), max(float(high), value))
-    seeds = max(0.0, level.variance - level.rest)
-    _, low, high = _mover(value, draws, _t_squared(level.freedom) * seeds if seeds else 0.0)
+    items = sample.mean(axis=0)
+    _, low, high = _around(value, draws, seed_level(sample), float(items.var(ddof=1)) / items.size)
     return Interval(value, max(low, 0.0), min(high, 1.0)) if _binary(sample) else Interval(value, low, high)
 
 
-def _ratio(sides: Sequence[tuple[float, _Level]], draws: np.ndarray) -> Interval:
-    (one, one_level), (other, other_level) = sides
-    levels = [one_level, other_level]
-    _, low, high = _mover(0.0, draws, _t_squared(_welch(levels)) * sum(level.variance for level in levels))
-    return Interval(one / other, one / other * float(np.exp(low)), one / other * float(np.exp(high)))
+def _ratio(values: Sequence[float], reference: Sequence[float], draws: np.ndarray) -> Interval:
+    """draws: of the logarithm of the ratio, around 0, for sides of one group."""
+    means = [float(np.mean(side)) for side in (values, reference)]
+    levels = [_of_seeds(side) for side in (values, reference)]
+    logs = [level._replace(variance=level.variance / mean**2) for level, mean in zip(levels, means, strict=True)]
+    ratio = means[0] / means[1]
+    _, low, high = _around(0.0, draws, welch(logs), float(draws.var()))
+    return Interval(ratio, ratio * float(np.exp(low)), ratio * float(np.exp(high)))
 
 
-def _p_value(gap: np.ndarray, seeds: float, levels: Sequence[_Level]) -> float:
-    """`differences` says how; gap: an item's difference; seeds: A; levels: of the methods of several seeds."""
-    value, items = float(gap.mean()), float(gap.var(ddof=1)) / gap.size
-    if seeds + items == 0:
+def _p_value(value: float, seeds: Level, over_items: float, freedom: int) -> float:
+    """The two-sided p-value of no difference, between e⁻²⁰⁰ and 1; `freedom`: of the items."""
+    if seeds.variance + over_items == 0:
         return float(value == 0)
-    fewest = min((level.freedom for level in levels), default=gap.size - 1)
-    doubt = sum(level.variance for level in levels) ** 2 / fewest + items**2 / (gap.size - 1)
-    freedom = max(fewest, (seeds + items) ** 2 / doubt)
-    return float(2 * special.stdtr(freedom, -abs(value) / (seeds + items) ** 0.5))
+    low, high = -200.0, 0.0  # of its logarithm
+    for _ in range(50):
+        middle = (low + high) / 2
+        alpha = np.exp(middle)
+        inside = half_width(alpha, seeds, over_items, -special.stdtrit(freedom, alpha / 2)) > abs(value)
+        low, high = (middle, high) if inside else (low, middle)
+    return float(np.exp(high))

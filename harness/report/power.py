@@ -1,0 +1,149 @@
+"""How many items and seeds it takes to tell two methods apart, before anything is run.
+
+Simulates what `stats.differences` would see, and tests it as that does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+from tabulate import tabulate
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.report import stats
+from harness.report.columns import group
+from harness.report.frame import score_name
+from harness.report.standings import items
+from harness.report.stats import ALPHA
+
+WANTED = 0.8
+SEEDS, METHODS = (1, 2, 3, 5, 10), (2, 6)
+MOST_ITEMS, MOST_SEEDS = 10**6, 100
+STUDIES = 20_000
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the noise of accuracies is made of.
+
+    accuracy: of both methods about, a fraction of 1; an item's variance is accuracy × (1 - accuracy).
+    seed_sd: standard deviation of a method's true accuracy from seed to seed.
+    between_seeds: correlation, over items, of two seeds of one method; between_methods: of two methods.
+    """
+
+    accuracy: float = 0.5
+    seed_sd: float = 0.01
+    between_seeds: float = 0.6
+    between_methods: float = 0.5
+
+
+def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assumptions | None = None) -> float:
+    """The share of studies with `seeds` seeds and `n` items that find a difference of `effect` in accuracy.
+
+    alpha: the p-value that finds it. One seed takes the trained models for the methods, and knows of no others.
+    """
+    given, draw = given or Assumptions(), np.random.default_rng(0)
+    variance = given.accuracy * (1 - given.accuracy)
+    rest = variance * (1 - given.between_seeds) / n / seeds
+    over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
+    over_seeds = 2 * given.seed_sd**2 / seeds if seeds > 1 else 0.0
+    found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
+    if seeds > 1:
+        each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
+        noise = stats.welch([stats.Level(variance, rest, seeds - 1) for variance in each])
+    else:
+        noise = stats.Level(0.0, 0.0, np.inf)
+    z = -special.stdtrit(n - 1, alpha / 2)
+    return float(np.mean(np.abs(found) > stats.half_width(alpha, noise, over_items, z)))
+
+
+def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumptions | None = None) -> int | None:
+    """The fewest items with which `power` reaches 80%; None if a million do not."""
+    if power(effect, seeds, MOST_ITEMS, alpha, given) < WANTED:
+        return None
+    low, high = 2, MOST_ITEMS
+    while high > low * 1.005 + 1:
+        middle = int((low * high) ** 0.5)
+        low, high = (low, middle) if power(effect, seeds, middle, alpha, given) >= WANTED else (middle, high)
+    return high
+
+
+def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, list[str]]:
+    """What the chosen settings of a study tell of its first score that is right or wrong, and what they do not tell."""
+    rows = group(records)
+    chosen = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
+    chosen = [group for group in chosen if group[0].cell.seed is not None]
+    names = dict.fromkeys(score_name(score) for group in chosen for score in group[0].scores)
+    for name in names:
+        found = [sample for group in chosen if (sample := items(folder, group, name))]
+        samples = [values for values, which in found if which == found[0][1]]
+        if samples and all(np.isin(values, (0, 1)).all() for values in samples):
+            return _measured(name, samples)
+    raise UserError("No chosen setting of this study has items that are right or wrong; leave --study out.")
+
+
+def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] = ()) -> str:
+    """The items that a user needs, by seeds and by how many methods are compared, and what that rests on."""
+    pairs = [n * (n - 1) // 2 for n in METHODS]
+    rows = []
+    for k in sorted({*SEEDS, seeds}):
+        needed = [items_needed(effect, k, ALPHA / n, given) for n in pairs]
+        rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
+    head = ["Seeds", *(f"Items for {n} methods (differences: {m})" for n, m in zip(METHODS, pairs, strict=True))]
+    lines = [
+        f"To find a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA} by Holm):",
+        _answer(effect, seeds, given),
+        "",
+        tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * len(head)),
+        "",
+        *(f"- {line}" for line in said),
+        f"- Accuracy {given.accuracy:.3g}, and a standard deviation of {100 * given.seed_sd:.2g} points from seed to "
+        f"seed. Over items two seeds of a method correlate by {given.between_seeds:.2g}, two methods by "
+        f"{given.between_methods:.2g}. `--study` measures these.",
+        "- One seed tells two trained models apart, not two methods: how seeds differ is not in its line.",
+        "- For many differences each is asked for p < 0.05 / their number, which is Holm's first step.",
+    ]
+    if any("more seeds" in row for row in rows):
+        lines.append("- More seeds: with these no number of items is enough.")
+    return "\n".join(lines) + "\n"
+
+
+def _answer(effect: float, seeds: int, given: Assumptions) -> str:
+    """What two methods need, in a sentence."""
+    n = items_needed(effect, seeds, ALPHA, given)
+    if n is not None:
+        return f"with {seeds} seed{'s' * (seeds > 1)}, {n:,} items a model."
+    for more in range(seeds + 1, MOST_SEEDS):
+        if (n := items_needed(effect, more, ALPHA, given)) is not None:
+            return f"with {seeds} seeds no number of items is enough; {more} seeds and {n:,} items a model are."
+    return f"not even {MOST_SEEDS} seeds are enough."
+
+
+def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[str]]:
+    given, said = Assumptions(accuracy=float(np.mean([sample.mean() for sample in samples]))), [f"Measured by {name}."]
+    alike = [_correlation(one[0], other[0]) for one, other in itertools.combinations(samples, 2)]
+    repeated = [sample for sample in samples if len(sample) > 1]
+    if alike:
+        given = replace(given, between_methods=max(0.0, float(np.mean(alike))))
+    else:
+        said.append("The study has one method: how alike two of them answer is assumed.")
+    if repeated:
+        levels = [stats.seed_level(sample) for sample in repeated]
+        variances = [len(s) * max(0.0, v.variance - v.rest) for s, v in zip(repeated, levels, strict=True)]
+        pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
+        given = replace(given, seed_sd=float(np.mean(variances)) ** 0.5, between_seeds=float(np.mean(pairs)))
+    else:
+        said.append("The study has one seed a method: how seeds differ is assumed.")
+    # Two seeds of one method answer at least as much alike as two methods do
+    return replace(given, between_seeds=max(given.between_seeds, given.between_methods)), said
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Of two models' answers over items; 0 where one of them is right on all or none."""
+    return float(np.corrcoef(one, other)[0, 1]) if one.std() and other.std() else 0.0
