@@ -15,7 +15,7 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Kinds, read_study, write
 from harness.report import claims
-from harness.report.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, TUNED, table, verdicts
+from harness.report.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, TUNED, Evidence, table, verdicts
 from harness.report.stats import Interval
 from harness.report.table import render
 from harness.sweep import app
@@ -73,9 +73,7 @@ class Study:
             self.add(method, rank, seed, **fields)
 
     def finding(self, name):
-        found = [v for v in verdicts(self.records, self.folder) if v.claim.name == name]
-        assert len(found) == 1
-        return found[0].finding
+        return CLAIMS[name].rule(Evidence(self.records, self.folder))
 
 
 def memory(record, mib, states=100):

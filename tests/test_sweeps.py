@@ -71,8 +71,7 @@ def test_points_are_the_cells_that_a_sweep_composes(compose, cell, name):
     points = app.points([f"{key}={values}" for key, values in config.hydra.sweeper.params.items()])
     found = [made.id for made in cells(name)]
     assert cell(*points[0], config=name).id == found[0]
-    assert cell(*points[-1], config=name).id in found
-    assert cell(*points[len(points) // 2], config=name).id in found
+    assert cell(*points[-1], config=name).id == found[-1]
 
 
 def test_the_tasks_of_the_whole_are_those_of_its_data():
