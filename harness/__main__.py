@@ -28,6 +28,8 @@ usage: python -m harness COMMAND [...]
                                          render the comparison from the records
   claims [--study NAME] [--format md|csv|html|latex] [--out FILE]
                                          the verdicts that the records give on the article's claims
+  power --effect 0.02 --seeds 3 [--study NAME]
+                                         how many items and seeds it takes to tell two methods apart
   lint [--study NAME]                    what makes the cells of a study hard to compare
   status [--study NAME]                  what is done, running, failed, left
   import peft|lm-eval PATH [--study NAME]
@@ -51,6 +53,8 @@ def main(arguments: list[str]) -> int:
             return table(rest)
         if command == "claims":
             return claims(rest)
+        if command == "power":
+            return power(rest)
         if command == "lint":
             return lint(rest)
         if command == "status":
@@ -114,6 +118,28 @@ def claims(arguments: list[str]) -> int:
     from harness.report.claims import table, verdicts
 
     return _render(options, lambda records, folder: [table(verdicts(records, folder))])
+
+
+def power(arguments: list[str]) -> int:
+    """Say how many items and seeds a difference takes, by assumptions or by what a study measured."""
+    does = "Say how many items and seeds it takes to tell two methods apart by their accuracy."
+    parser = _parser("power", does, "measure what the noise is made of on this study, instead of assuming it")
+    parser.add_argument("--effect", type=float, required=True, metavar="SHARE", help="0.02 is 2 points of accuracy")
+    parser.add_argument("--seeds", type=int, required=True, metavar="N")
+    options = parser.parse_args(arguments)
+    if not 0 < options.effect < 1 or options.seeds < 1:
+        raise UserError("--effect must lie between 0 and 1 (0.02 is 2 points), and --seeds be 1 or more.")
+
+    from harness.report.power import Assumptions, assumptions, describe
+
+    given, said, problems = Assumptions(), [], []
+    if options.study:
+        (name,) = _studies(options)
+        records, problems = read_study(options.results_dir / name)
+        given, said = assumptions(records, options.results_dir / name)
+    sys.stdout.write(describe(options.effect, options.seeds, given, said))
+    _complain(problems)
+    return int(bool(problems))
 
 
 def lint(arguments: list[str]) -> int:
@@ -233,9 +259,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` lists the options.")
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
+def _parser(
+    command: str, description: str, study: str = "a study below the results folder (default: every one)"
+) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"python -m harness {command}", description=description)
-    parser.add_argument("--study", metavar="NAME", help="a study below the results folder (default: every one)")
+    parser.add_argument("--study", metavar="NAME", help=study)
     parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
     return parser
 

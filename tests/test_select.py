@@ -1,0 +1,131 @@
+"""Which setting of each method is chosen: by validation loss alone, over all seeds, with what was lost counted."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from records import make_record, make_score
+
+from harness.record import ValidationPoint
+from harness.report.best import best
+from harness.report.frame import frame
+from harness.report.select import select
+
+
+def tried(method, lr, losses, rank=None, alpha=None, accuracy=0.2, **fields):
+    """Records of one setting, one a seed; a loss that is a status is a cell that came to that."""
+    records = []
+    for seed, loss in enumerate(losses):
+        status = loss if isinstance(loss, str) else "ok"
+        record = make_record(method, rank, alpha, lr, seed, status=status, scores=[make_score(accuracy)], **fields)
+        if status == "ok":
+            record.validation = [] if loss is None else [ValidationPoint(50, 20_000, loss)]
+        records.append(record)
+    return records
+
+
+def chosen(records, **options):
+    return {choice.label: choice for choice in select(frame(records), **options)}
+
+
+def study():
+    """LoRA over two ranks and three rates, DoRA over three rates; 2 seeds."""
+    losses = {(8, 1e-4): (1.3, 1.5), (8, 2e-4): (1.1, 1.3), (8, 4e-4): (1.2, "diverged")}
+    losses |= {(16, 1e-4): (1.2, 1.6), (16, 2e-4): (1.15, 1.2), (16, 4e-4): (1.0, 1.4)}
+    records = [r for (rank, lr), loss in losses.items() for r in tried("lora", lr, loss, rank, 2.0 * rank)]
+    for lr, loss in ((1e-4, (1.5, 1.5)), (2e-4, (1.4, 1.4)), (4e-4, (1.3, 1.3))):
+        records += tried("dora", lr, loss, 16, 32.0)
+    return [*records, make_record("base")]
+
+
+def test_the_least_mean_loss_over_seeds_is_chosen():
+    found = chosen(study())
+    lora = found["lora"]
+    assert lora.setting == "r=16 α=32 lr=2e-4"
+    assert (lora.rank, lora.alpha, lora.lr) == (16, 32.0, 2e-4)
+    assert lora.loss == pytest.approx(1.175)  # 1.2 of rank 16 at 4e-4, 1.2 of rank 8 at 2e-4
+    assert lora.index == (8, 9)
+    assert lora.tries == 6
+    assert lora.lost == {"diverged": 1}
+    assert lora.place == ("demo", "smollm2-135m", "gsm8k")
+    assert found["dora"].lr == 4e-4
+
+
+def test_the_best_rate_of_each_rank_comes_before_the_best_rank():
+    ranks = chosen([record for record in study() if record.cell.method == "lora"], by=("method", "rank"))
+    assert {name: choice.lr for name, choice in ranks.items()} == {"lora 8": 2e-4, "lora 16": 2e-4}
+    assert ranks["lora 8"].tries == 3
+    assert min(ranks.values(), key=lambda choice: choice.loss).setting == chosen(study())["lora"].setting
+
+
+def test_a_choice_at_the_end_of_its_grid_is_told():
+    found = chosen(study())
+    assert found["lora"].edges == ("rank=16 is the highest of 2 tried",)
+    assert found["dora"].edges == ("lr=0.0004 is the highest of 3 tried",)
+    assert found["base"].edges == ()
+
+
+def test_beyond_the_highest_rate_that_finished_may_lie_one_that_diverged():
+    records = [*tried("full", 1e-5, (1.2,)), *tried("full", 1e-4, (1.0,)), *tried("full", 1e-3, ("diverged",))]
+    assert chosen(records)["full"].edges == ()
+
+
+def test_a_random_search_has_the_ends_of_all_its_tries():
+    drawn = [(8, 1e-4, 1.3), (16, 2e-4, 1.2), (32, 3e-4, 1.1)]
+    records = [r for rank, lr, loss in drawn for r in tried("lora", lr, (loss,), rank, 2.0 * rank)]
+    assert chosen(records)["lora"].edges == (
+        "lr=0.0003 is the highest of 3 tried",
+        "rank=32 is the highest of 3 tried",
+    )
+
+
+def test_test_scores_take_no_part():
+    records = study()
+    before, shown = select(frame(records)), best(records, None)
+    setting = shown.columns.index("Setting")
+    for seed in range(5):
+        scores = [record.scores for record in records]
+        random.Random(seed).shuffle(scores)
+        for record, permuted in zip(records, scores, strict=True):
+            record.scores = permuted if record.status == "ok" else []
+        for record in records:
+            for score in record.scores:
+                score.value = random.Random(f"{seed} {record.cell.name}").random()
+        assert select(frame(records)) == before
+        assert [row[setting] for row in best(records, None).rows] == [row[setting] for row in shown.rows]
+
+
+def test_a_setting_that_lacks_a_seed_is_unfinished():
+    records = [*tried("lora", 1e-4, (1.5, 1.5, 1.5)), *tried("lora", 2e-4, (1.0,))]
+    lora = chosen(records)["lora"]
+    assert (lora.lr, lora.tries, lora.lost) == (1e-4, 2, {"unfinished": 1})
+
+
+def test_equal_losses_take_the_lower_rank_and_rate():
+    records = [r for rank in (16, 8) for lr in (2e-4, 1e-4) for r in tried("lora", lr, (1.0,), rank, 2.0 * rank)]
+    assert chosen(records)["lora"].setting == "r=8 α=16 lr=1e-4"
+
+
+def test_without_validation_one_setting_is_chosen_and_of_several_none():
+    (alone,) = select(frame(tried("lora", 1e-4, (None,))))
+    assert (alone.setting, alone.loss, alone.reason) == ("lr=1e-4", None, None)
+    (choice,) = select(frame([*tried("lora", 1e-4, (1.0,)), *tried("lora", 2e-4, (None,))]))
+    assert (choice.setting, choice.index, choice.tries) == (None, (), 2)
+    assert choice.reason == "settings without a validation loss can't be chosen from"
+
+
+def test_when_all_failed_none_is_chosen():
+    (choice,) = select(frame([*tried("lora", 1e-4, ("oom",)), *tried("lora", 2e-4, ("diverged",))]))
+    assert choice.lost == {"oom": 1, "diverged": 1}
+    assert choice.reason == "no setting finished with every seed"
+
+
+def test_places_are_chosen_for_apart():
+    records = [*tried("lora", 1e-4, (1.0,), model="a"), *tried("lora", 2e-4, (2.0,), model="a")]
+    records += [*tried("lora", 1e-4, (2.0,), model="b"), *tried("lora", 2e-4, (1.0,), model="b")]
+    assert [(choice.place[1], choice.lr) for choice in select(frame(records))] == [("a", 1e-4), ("b", 2e-4)]
+
+
+def test_no_records_have_no_choice():
+    assert select(frame([])) == []
