@@ -56,7 +56,9 @@ class Row:
 
     def values(self, measure: str) -> list[float]:
         """A column of `frame`, of the seeds that have it."""
-        return [value for numbers in self._numbers if (value := numbers[measure]) is not None]
+        found = zip(self.records, self.numbers, strict=True)
+        known = [numbers[measure] for record, numbers in found if record.status == "ok" or not self.finished]
+        return [value for value in known if value is not None]
 
     def mean(self, measure: str) -> float | None:
         """The mean of `values`, or None where no seed has it."""
@@ -80,8 +82,9 @@ class Row:
         return [[seconds / tokens for seconds in repeats] for repeats, tokens in decoding if tokens]
 
     @cached_property
-    def _numbers(self) -> list[dict[str, float | None]]:
-        return [measures(record) for record in self.measured]
+    def numbers(self) -> list[dict[str, float | None]]:
+        """`measures` of each of `records`."""
+        return [measures(record) for record in self.records]
 
 
 class Rows(list[Row]):
@@ -94,7 +97,7 @@ class Rows(list[Row]):
     @cached_property
     def data(self) -> pd.DataFrame:
         """`frame` of `records`."""
-        return frame(self.records, [row.setting for row in self for _ in row.records])
+        return frame(self.records, [(row.setting, numbers) for row in self for numbers in row.numbers])
 
     @cached_property
     def choices(self) -> list[Choice]:

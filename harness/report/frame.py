@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from statistics import median
 from typing import Any
@@ -22,10 +22,13 @@ COUNTS += ["train_reserved_p99", "job_reserved_peak"]
 COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
 
-def frame(records: Sequence[Record], settings: Sequence[str] | None = None) -> pd.DataFrame:
+Numbers = dict[str, float | None]
+
+
+def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None = None) -> pd.DataFrame:
     """One row a record, in the order given; what was not measured is null, never 0.
 
-    settings: the records' `setting_texts`, where they are known already.
+    known: the records' `setting_texts` and `measures`, where they are made already.
 
     study, name, method, model, data    text
     rank, alpha, lr, seed               the cell's axes; null where the method does not use them
@@ -80,14 +83,15 @@ def frame(records: Sequence[Record], settings: Sequence[str] | None = None) -> p
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
     TASK/METRIC/FILTER:stderr, …:n      its standard error over items, and how many items
     """
-    settings = setting_texts(records) if settings is None else settings
-    table = pd.DataFrame([_row(record, setting) for record, setting in zip(records, settings, strict=True)])
+    if known is None:
+        known = zip(setting_texts(records), map(measures, records), strict=True)
+    table = pd.DataFrame([_row(record, *of_it) for record, of_it in zip(records, known, strict=True)])
     # Int64 is nullable: a missing count must not turn the others to floats
     kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in table.columns}
     return table.astype({name: kind for name, kind in kinds.items() if name not in TEXTS})
 
 
-def measures(record: Record) -> dict[str, float | None]:
+def measures(record: Record) -> Numbers:
     """What `record` measured apart from its scores, by the names of `frame`'s columns."""
     train, phases = record.train, record.phases
     numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
@@ -151,7 +155,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     return texts
 
 
-def _row(record: Record, setting: str) -> dict[str, Any]:
+def _row(record: Record, setting: str, numbers: Numbers) -> dict[str, Any]:
     cell, failure = record.cell, record.failure
     row = {
         "study": record.study,
@@ -168,7 +172,7 @@ def _row(record: Record, setting: str) -> dict[str, Any]:
         "failed_phase": failure.phase if failure else None,
         "failed_step": failure.step if failure else None,
         "reason": failure.reason if failure else None,
-        **measures(record),
+        **numbers,
     }
     for score in record.scores:
         name = score_name(score)
