@@ -125,7 +125,9 @@ def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float |
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(row.lengths)
-    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
+    groups = query.shape[1] // key.shape[1]
+    whole = (query, *(tensor.repeat_interleave(groups, dim=1) for tensor in (key, value)))
+    flat = (tensor[0].transpose(0, 1) for tensor in whole)  # (tokens, heads, width)
     return varlen_attn(
         *flat,
         row.bounds,
@@ -134,7 +136,6 @@ def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float |
         longest,
         scale=scaling,
         window_size=(-1, 0),  # causal
-        enable_gqa=True,
     ).unsqueeze(0)
 
 

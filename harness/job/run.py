@@ -19,7 +19,7 @@ from torch import nn
 
 from harness import env, record
 from harness.errors import UserError
-from harness.job import attention, data, device, disk, infer, merge, model, probe, ready, score, train
+from harness.job import attention, data, device, disk, fused, infer, merge, model, probe, ready, score, train
 from harness.job.meter import LiveBytes, Meter, matmul_peak
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record
 
@@ -108,6 +108,7 @@ class _Job:
         layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
         if layout.flat:
             attention.enable(net)
+        self.speedups["fused_loss"] = attention.OFF if self.settings["speedups"] == "off" else fused.enable(net)
         held_out, size = self.ready.held_out, train_settings["batch_size"]
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness.job import attention
+from harness.job import attention, fused
 from harness.job.data import IGNORED, Batch
 from harness.job.meter import Energy, Stopwatch
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
@@ -142,6 +142,10 @@ def take_step(
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
+    if fused.kernel_of(model) is not None:
+        with fused.headless(model):
+            hidden = answer_logits(model, batch)
+        return fused.summed(model, hidden, batch.targets)
     logits = answer_logits(model, batch)
     return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
