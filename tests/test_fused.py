@@ -60,7 +60,9 @@ def test_the_head_s_inputs_reach_the_kernel(method):
 
 def test_logits_that_are_changed_after_the_head_are_left_alone():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = AutoConfig.for_model("gemma3_text", **sizes, head_dim=16, vocab_size=64, final_logit_softcapping=0.5)
+    config = AutoConfig.for_model(
+        "gemma3_text", **sizes, num_key_value_heads=1, vocab_size=64, final_logit_softcapping=0.5
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     assert fused.attach(model, by_products) == "off: the model changes its logits after the head"
