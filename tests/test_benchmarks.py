@@ -38,3 +38,25 @@ def test_predictions_are_near_the_measurements():
     for table, most in ((ours, 5), (published, 3)):
         for row in rows(table):
             assert abs(float(row[-1].removesuffix("%"))) <= most, row
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of benchmarks/TABLE.md."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if " s |" in line]
+
+
+def test_tables_of_many_records_keep_within_what_we_promise():
+    few, more, many = cells((ROOT / "benchmarks" / "TABLE.md").read_text(encoding="utf-8"))
+    assert [few[0], more[0], many[0]] == ["100", "1,000", "10,000"]
+    seconds = [float(row[2].removesuffix(" s")) for row in (few, more, many)]
+    assert float(many[1].removesuffix(" s")) < 10
+    assert many[4].endswith(" MiB")
+    assert seconds[2] - seconds[0] < 12 * (seconds[1] - seconds[0])  # 11 if linear
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_tables_runs():
+    command = [sys.executable, "benchmarks/table.py", "--records", "30", "--repeats", "1"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    assert [row[0] for row in cells(made.stdout)] == ["30"]
