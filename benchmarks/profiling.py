@@ -57,8 +57,8 @@ def main() -> None:
     tokens, rate = arguments.batch_size * arguments.length, live.flops / seconds
     print(f"{arguments.method}: {tokens} tokens a step in {seconds:.2f} s unobserved, {tokens / seconds:.0f} tokens/s.")
     print(
-        f"Its {live.flops / 1e9:.0f} GFLOP are {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of the {peak / 1e9:.0f} that "
-        f"large square products reach (precision {side.accelerator.mixed_precision})."
+        f"Its {live.flops / 1e9:.0f} GFLOP are {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of the {peak / 1e9:.0f} "
+        f"that large square products reach (precision {side.accelerator.mixed_precision})."
     )
     print(f"The trace is in profiles/{arguments.method}.json.")
 

@@ -88,7 +88,7 @@ class Train:
     max_grad_norm: global clipping; validate_every: steps between validation losses (null: only at the end).
     validation_items: held-out answers the validation loss is taken on.
     precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
-    bucketing: batches drawn together and cut from their examples sorted by length (1: none are), for every method alike.
+    bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
     """
 
     max_steps: int = 200
