@@ -51,7 +51,7 @@ def test_tables_of_many_records_keep_within_what_we_promise():
     seconds = [float(row[2].removesuffix(" s")) for row in (few, more, many)]
     assert float(many[1].removesuffix(" s")) < 10
     assert many[4].endswith(" MiB")
-    assert seconds[2] - seconds[0] < 12 * (seconds[1] - seconds[0])  # 11 if linear
+    assert seconds[2] - seconds[0] < 1.5 * 11 * (seconds[1] - seconds[0])  # 11 times if linear, 101 if quadratic
 
 
 @pytest.mark.slow
