@@ -215,7 +215,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
             "other seeds, can't be said."
         )
     if any(len(choice.index) == 2 for choice in trained):
-        yield "Two seeds say little of how seeds differ; among many methods a difference is then found too often."
+        yield "Two seeds say little of how seeds differ: intervals are wide, and few differences can be found."
     alone = dict.fromkeys(
         s.choice.label for c in held for s in c.standings if s.letters is None and len(c.standings) > 1
     )
