@@ -12,7 +12,7 @@ from harness.report.columns import ABSENT, Row, Rows, group, rate, score_style, 
 from harness.report.frame import score_name
 from harness.report.select import Choice
 from harness.report.standings import Contest, contests
-from harness.report.stats import Interval, ratio_interval, seeds_interval, speed_ratio
+from harness.report.stats import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
 from harness.report.table import Table, comparison, comparison_of, title
 
 EDGE = "†"
@@ -189,7 +189,7 @@ def _verdict(contest: Contest, several: bool) -> str:
         return f"{name}: there is only {label}, and nothing to compare it with."
     if first.letters is None:
         return f"{name}: {label} scores {end}; whether by more than chance can't be said without its items."
-    tied = [s.choice.label for s in others if set(s.letters or "") & set(first.letters)]
+    tied = [other for (one, other), p in contest.corrected.items() if one == label and p >= ALPHA]
     if not tied:
         return f"{name}: {label} scores {end}, and differs from every other that it could be compared with."
     if len(tied) == len(others):
