@@ -166,7 +166,7 @@ def _score_column(held: list[Contest], records: Sequence[Record], choices: list[
 def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     several = len({choice.place for choice in choices}) > 1
     for contest in held:
-        yield _verdict(contest, several)
+        yield ahead(contest, several)
     if held:
         yield from _score_caption(records, choices, held)
     else:
@@ -178,7 +178,7 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
     )
 
 
-def _verdict(contest: Contest, several: bool) -> str:
+def ahead(contest: Contest, several: bool) -> str:
     """Who is ahead by one score, and of whom that can't be said."""
     where = f" ({'/'.join(contest.place[1:])})" if several else ""
     name = contest.score.removesuffix("/none").replace("/", " ") + where

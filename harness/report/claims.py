@@ -54,6 +54,15 @@ ALPHA = 0.05  # a corrected p-value below it is a difference
 MATTERS = 0.01  # a gain in a score that is surely smaller is none
 FAR = 3.0  # a learning rate that is surely further off than by this factor is another
 
+CAPTION = [
+    "Claims are those of the article “Beyond LoRA”; in brackets stands what its words are taken for. One is "
+    "supported or refuted where the whole 95% interval of its effect is on one side of what it says. The "
+    "intervals are of one claim each: of twenty that are true one may well be missed.",
+    "A method (at equal rank: each rank) is judged in its setting of least validation loss, on the same items; "
+    "a gain that is surely below a point is none. n is the fewest seeds (of speed and memory: runs) of a side. "
+    "Memory and counts of weights are exact.",
+]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -143,12 +152,8 @@ def table(found: Sequence[Verdict]) -> Table:
                 for v in found
                 if v.finding.decision == OPEN
             ),
-            "Claims are those of the article “Beyond LoRA”; in brackets stands what its words are taken for. One is "
-            "supported or refuted where the whole 95% interval of its effect is on one side of what it says. The "
-            "intervals are of one claim each: of twenty that are true one may well be missed.",
-            "A method (at equal rank: each rank) is judged in its setting of least validation loss, on the same items; "
-            "a gain that is surely below a point is none. n is the fewest seeds (of speed and memory: runs) of a side. "
-            "Memory and counts of weights are exact. --format csv names the records.",
+            *CAPTION,
+            "--format csv names the records.",
         ],
         data=pd.DataFrame([_data(v) for v in found]),
     )

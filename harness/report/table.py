@@ -21,8 +21,9 @@ from harness.record import Record
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings, inference_text, ran_with
 
-TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "Verdict"]
+TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"]
 TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
+TEXT_COLUMNS += ["What is left to say or to run"]
 
 
 @dataclass
@@ -266,11 +267,17 @@ def _html(tables: Sequence[Table]) -> str:
 
 
 def _html_table(table: Table) -> list[str]:
+    shown = _escaped(table, html.escape)
+    caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
+    return ["<table>", "<caption>", *caption, "</caption>", *html_grid(table), "</table>"]
+
+
+def html_grid(table: Table) -> list[str]:
+    """`thead` and `tbody` of the table, line by line, every text escaped."""
     kinds = [' class="text"' if column in TEXT_COLUMNS else "" for column in table.columns]
     head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
     table = _escaped(table, html.escape)
-    lines = ["<table>", "<caption>", f"<p><strong>{table.title}</strong></p>"]
-    lines += [*(f"<p>{text}</p>" for text in table.caption), "</caption>", "<thead>", "<tr>"]
+    lines = ["<thead>", "<tr>"]
     lines += [f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(table.columns, kinds, strict=True)]
     lines += ["</tr>", "</thead>", "<tbody>"]
     for row in table.rows:
@@ -278,7 +285,7 @@ def _html_table(table: Table) -> list[str]:
         for i, (text, kind) in enumerate(zip(row, kinds, strict=True)):
             lines.append(f'<th scope="row"{kind}>{text}</th>' if i == head else f"<td{kind}>{text}</td>")
         lines.append("</tr>")
-    return [*lines, "</tbody>", "</table>"]
+    return [*lines, "</tbody>"]
 
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
