@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ usage: python -m harness COMMAND [...]
                                          render the comparison from the records
   claims [--study NAME] [--format md|csv|html|latex] [--out FILE]
                                          the verdicts that the records give on the article's claims
+  report [--study NAME] [--out FILE]     the whole comparison as one HTML page that loads nothing
+  figures [--study NAME] [--out DIR]     draw the comparison, each figure as PNG and as SVG
   power --effect 0.02 --seeds 3 [--study NAME]
                                          how many items and seeds it takes to tell two methods apart
   lint [--study NAME]                    what makes the cells of a study hard to compare
@@ -53,6 +56,10 @@ def main(arguments: list[str]) -> int:
             return table(rest)
         if command == "claims":
             return claims(rest)
+        if command == "report":
+            return report(rest)
+        if command == "figures":
+            return figures(rest)
         if command == "power":
             return power(rest)
         if command == "lint":
@@ -118,6 +125,51 @@ def claims(arguments: list[str]) -> int:
     from harness.report.claims import table, verdicts
 
     return _render(options, lambda records, folder: [table(verdicts(records, folder))])
+
+
+def report(arguments: list[str]) -> int:
+    """Write the report of a study; a bad record is named, also on the page, and the good ones are reported on."""
+    parser = _parser("report", "Write a study's report: one HTML page.", "which study (default: the one that is there)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
+    options = parser.parse_args(arguments)
+    names = _studies(options)
+    if len(names) > 1:
+        raise UserError(f"A report is of one study; name it with --study. There are {', '.join(names)}.")
+
+    from harness import env
+    from harness.report import page
+
+    folder = options.results_dir / names[0]
+    records, problems = read_study(folder)
+    _complain(problems)
+    if not records:
+        raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
+    command = shlex.join(["python", "-m", "harness", "report", *arguments])
+    _write(options, page.render(records, folder, problems, command, env.made_with()))
+    return int(bool(problems))
+
+
+def figures(arguments: list[str]) -> int:
+    """Draw what there is to draw of one study or all."""
+    parser = _parser("figures", "Draw the comparison of a study from its records, each figure as PNG and as SVG.")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write to DIR/STUDY (default: STUDY's own folder/figures)"
+    )
+    options = parser.parse_args(arguments)
+
+    from harness.report.figures import FIGURES, save
+
+    problems: list[str] = []
+    for name in _studies(options):
+        folder = options.results_dir / name
+        records, bad = read_study(folder)
+        problems += bad
+        out = options.out / name if options.out else folder / "figures"
+        drawn = save(records, folder, out) if records else []
+        without = [figure for figure in FIGURES if figure not in drawn]
+        print(f"{out}: {', '.join(drawn) or 'nothing'}" + (f"; no records for {', '.join(without)}" if without else ""))
+    _complain(problems)
+    return int(bool(problems))
 
 
 def power(arguments: list[str]) -> int:
@@ -243,13 +295,17 @@ def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], 
     _complain(problems)
     if not found:
         raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-    text = document(found, options.format)
+    _write(options, document(found, options.format))
+    return int(bool(problems))
+
+
+def _write(options: argparse.Namespace, text: str) -> None:
+    """Write `text` to --out, or to standard output."""
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
-    return int(bool(problems))
 
 
 class _Parser(argparse.ArgumentParser):

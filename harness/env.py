@@ -37,6 +37,15 @@ def describe() -> dict[str, Any]:
     }
 
 
+def made_with() -> dict[str, str]:
+    """What a comparison made here is computed and drawn by: versions, and the harness's commit in a checkout."""
+    found = {"python": platform.python_version()}
+    found |= {name: v for name in ("numpy", "scipy", "pandas", "matplotlib") if (v := version_of(name))}
+    if git := _git():
+        found["harness commit"] = git["commit"][:12] + " with uncommitted changes" * git["dirty"]
+    return found
+
+
 def busy(seconds: float = 0.2) -> str | None:
     """A sentence if others keep more than half a core busy, of those this process may use; null if not, or off Linux.
 

@@ -23,7 +23,7 @@ from harness.report.lint import Finding, findings, inference_text, ran_with
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"]
 TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
-TEXT_COLUMNS += ["What is left to say or to run"]
+TEXT_COLUMNS += ["What is left to say or to run", "What", "Value", "File", "SHA-256"]
 
 
 @dataclass
@@ -214,7 +214,8 @@ def _span(values: Iterable[int]) -> str:
 # Formats. Names come from records, which anybody may have written: each format escapes every text.
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
+    """`text` without control characters and line breaks."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
@@ -222,7 +223,7 @@ def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
     """`table` with every text on one line, free of control characters, and escaped."""
 
     def line(text: str) -> str:
-        return escape(_line(text))
+        return escape(one_line(text))
 
     return replace(
         table,
@@ -258,7 +259,7 @@ th, td { padding: 0.3em 0.8em; border-bottom: 1px solid #ccc; text-align: right;
 
 
 def _html(tables: Sequence[Table]) -> str:
-    title = html.escape(_line(", ".join(table.title for table in tables)))
+    title = html.escape(one_line(", ".join(table.title for table in tables)))
     lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
     lines += [f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
     for table in tables:

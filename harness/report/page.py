@@ -1,0 +1,248 @@
+"""A study's report: one self-contained HTML page that says, shows and proves what its records hold.
+
+    page.render(records, folder)
+
+The page loads nothing: its style, its script and its figures are in it, and its Content-Security-Policy lets nothing
+else run or be fetched. Names come from records, which anybody may have written: the template escapes every text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from base64 import b64encode
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness import units
+from harness.record import Record
+from harness.report import claims, figures
+from harness.report.article import article
+from harness.report.best import ahead, best_of
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
+from harness.report.columns import ABSENT, Row, Rows, group, rate
+from harness.report.lint import Finding, findings, ran_with
+from harness.report.standings import Contest, contests
+from harness.report.table import Table, comparison_of, html_grid, one_line
+
+HERE = Path(__file__).parent
+
+
+def render(
+    records: Sequence[Record],
+    folder: Path,
+    problems: Sequence[str] = (),
+    command: str | None = None,
+    made_with: Mapping[str, str] | None = None,
+) -> str:
+    """The page as text, the same for the same arguments and files.
+
+    records: those of one study; folder: where they and their items lie. problems: a sentence for each file there that
+    is no record. command: what was typed to make the page; made_with: what made it, versions by name.
+    """
+    rows = group(records)
+    found = claims.verdicts(records, folder)
+    told = findings(records)
+    study = ", ".join(dict.fromkeys(record.study for record in records))
+    script = _asset("page.js")
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        study=study,
+        style=Markup(_asset("page.css")),
+        script=Markup(script),
+        script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        summary=list(_summary(rows, contests(rows.records, folder, rows.choices), found, told)),
+        problems=problems,
+        best=best_of(rows, folder),
+        settings=comparison_of(rows),
+        article=article(records, folder),
+        verdicts=_verdicts(found),
+        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg(records, folder).items()},
+        findings={kind: [f.sentence for f in told if f.kind == kind] for kind in ("unequal", "incomplete")},
+        origin=_origin(records),
+        files=_files(folder),
+        made_with=made_with or {},
+        command=command,
+        parts=_parts(study),
+        runs=[line for record in records if (line := run_command(record))],
+        grid=lambda table: Markup("\n".join(html_grid(table))),
+    )
+
+
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _labelled(svg: str, name: str) -> Markup:
+    """A figure as one image that is named by its caption, to those who don't see it."""
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-labelledby="figure-{name}-caption"', 1))
+
+
+def _shown(value: object) -> object:
+    """What the template shows of a value, before it escapes it."""
+    return value if isinstance(value, Markup) else one_line(str(value))
+
+
+# What it comes to, in sentences
+
+
+def _summary(rows: Rows, held: Sequence[Contest], found: Sequence[Verdict], told: Sequence[Finding]) -> Iterator[str]:
+    methods = list(dict.fromkeys(row.method for row in rows))
+    places = list(dict.fromkeys(row.place for row in rows))
+    where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
+    yield f"{_many(len(rows.records), 'cell')} of {_many(len(methods), 'method')} ({', '.join(methods)}): {where}."
+    statuses = Counter(record.status for record in rows.records)
+    if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
+        yield f"{statuses['ok']} finished, {', '.join(lost)}."
+    for contest in held:
+        yield ahead(contest, len(places) > 1)
+    row_of = [row for row in rows for _ in row.records]
+    chosen = [row_of[choice.index[0]] for choice in rows.choices if choice.index]
+    for place in places:
+        of = f" of {place[1]} on {place[2]}" if len(places) > 1 else ""
+        yield from _extremes([row for row in chosen if row.place == place], of)
+    counts = Counter(verdict.finding.decision for verdict in found)
+    yield "Verdicts on the article's claims: " + ", ".join(f"{counts[d]} {d}" for d in (SUPPORTED, REFUTED, OPEN)) + "."
+    unequal = sum(finding.kind == "unequal" for finding in told)
+    things = _many(unequal, "thing") if unequal else "nothing"
+    yield f"The linter found {things} unequal between the cells beside what makes their methods."
+    yield from (finding.sentence for finding in told if finding.kind == "incomplete")
+
+
+def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
+    """Which method takes least memory and which is fastest, among several in their chosen settings."""
+    memory = {row.method: row.mean("train_allocated_peak") for row in rows}
+    speed = {row.method: row.mean("tokens_per_second_steady") for row in rows}
+    memory = {method: value for method, value in memory.items() if value is not None}
+    speed = {method: value for method, value in speed.items() if value is not None}
+    if len(memory) > 1:
+        least, most = min(memory, key=memory.get), max(memory, key=memory.get)
+        yield (
+            f"Training{of} takes least memory with {least} ({units.size(memory[least])}) and most with {most} "
+            f"({units.size(memory[most])})."
+        )
+    if len(speed) > 1:
+        first, last = max(speed, key=speed.get), min(speed, key=speed.get)
+        yield (
+            f"Training{of} is fastest with {first} ({rate(speed[first])} tokens/s, median step) and slowest with "
+            f"{last} ({rate(speed[last])}); whether by more than chance, the table's intervals say."
+        )
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+# Tables
+
+
+def _verdicts(found: Sequence[Verdict]) -> Table:
+    """`claims.table` with the claims' texts beside their names, and what is left to run beside the verdicts."""
+    table = claims.table(found)
+    at = table.columns.index("Claim") + 1
+    columns = [*table.columns[:at], "What it says", *table.columns[at:], "What is left to say or to run"]
+    rows = [
+        [*row[:at], verdict.claim.text, *row[at:], _left(verdict)]
+        for row, verdict in zip(table.rows, found, strict=True)
+    ]
+    return replace(table, columns=columns, rows=rows, caption=claims.CAPTION)
+
+
+def _left(verdict: Verdict) -> str:
+    why = f"{verdict.finding.why}." if verdict.finding.why else ""
+    run = f"python -m harness {verdict.claim.run}" if verdict.finding.decision == OPEN else ""
+    return " ".join(filter(None, (why, run))) or ABSENT
+
+
+def _origin(records: Sequence[Record]) -> Table:
+    """Where and with what the cells ran: each value with the number of its records."""
+    values: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        versions = record.environment.get("versions")
+        told = {"day of start": record.started[:10], **ran_with(record)}
+        told |= {name: str(v) for name, v in versions.items() if v} if isinstance(versions, dict) else {}
+        if record.source:
+            told["source"] = f"{record.source.project}: {record.source.file}, SHA-256 {record.source.sha256}"
+        for name, value in told.items():
+            values[name][value] += 1
+    return Table(
+        title="Where, when and with what the cells ran",
+        columns=["What", "Value", "Records"],
+        rows=[[name, value, str(n)] for name, of in values.items() for value, n in sorted(of.items())],
+        caption=[f"Of {_many(len(records), 'record')}; what a record does not tell is not counted."],
+        data=None,
+    )
+
+
+def _files(folder: Path) -> Table:
+    """The study's files and their hashes, so that others can tell whether they have the same."""
+    records = sorted(folder.glob("*.json"))
+    paths = [path for record in records for path in (record, record.with_suffix(".items.parquet")) if path.exists()]
+    return Table(
+        title="Files that this page is made of",
+        columns=["File", "SHA-256"],
+        rows=[[path.name, _sha256(path)] for path in paths],
+        caption=[f"{_many(len(records), 'record')}; NAME.items.parquet holds how each item was answered."],
+        data=None,
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Commands
+
+
+def _parts(study: str) -> list[str]:
+    of = f"--study {shlex.quote(study)}"
+    parts = ("table", "table --article", "claims", "lint", "figures")
+    return [f"python -m harness {part} {of}" for part in parts]
+
+
+def run_command(record: Record) -> str | None:
+    """What runs the record's cell again, by the resolved settings that it holds; None for one that was imported.
+
+    Where hub data lie (data_root) is no part of a record, nor are changes to the files of its method and its data.
+    """
+    if record.source:
+        return None
+    cell, settings = record.cell, record.cell.settings
+    overrides = {"method": cell.method, "data": cell.data, "model.name": cell.model}
+    overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
+    for part in ("model", "train", "eval", "infer"):
+        of_it = settings.get(part)
+        if isinstance(of_it, dict):
+            overrides |= {f"{part}.{name}": value for name, value in of_it.items()}
+    if "speedups" in settings:
+        overrides["speedups"] = settings["speedups"]
+    overrides["study"] = record.study
+    return shlex.join(
+        ["python", "-m", "harness", "run", *(f"{name}={_hydra(value)}" for name, value in overrides.items())]
+    )
+
+
+def _hydra(value: object) -> str:
+    """A value in Hydra's grammar of overrides: what is no plain word or number is quoted."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w./:-]*", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value if isinstance(value, str) else json.dumps(value)
