@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import cached_property, wraps
 from itertools import cycle
 from pathlib import Path
@@ -22,15 +23,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from harness.record import Record, Score, short
 from harness.report import claims
-from harness.report.columns import METHODS, Row, group, score_style
+from harness.report.columns import ABSENT, METHODS, Row, group, score_style
 from harness.report.frame import KINDS, score_name
 from harness.report.select import Choice, select
 from harness.report.standings import Contest, Standing, contests, items
 from harness.report.stats import Interval, mean_intervals, seeds_interval, summary_interval
+from harness.units import count, significant
 
 STYLE = {
     "axes.axisbelow": True,
@@ -55,8 +59,8 @@ STYLE = {
 }
 COLOURS = ["#000000", "#999999", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7"]
 MARKERS = ["_", "|", "s", "o", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h", "d"]
-LINES = ["-", (0, (1, 1)), "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
-HATCHES = ["", "////", "....", "xxxx", "\\\\\\\\"]
+LINES = [(0, (6, 3)), (0, (1, 2)), "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
+HATCHES = ["", "///", "..", "xx", "\\\\\\"]
 PANELS = 6  # places that a figure shows; more can't be read
 LEGEND = 10  # methods that a legend tells apart
 BARS = 40
@@ -86,6 +90,8 @@ class Drawn(NamedTuple):
         return file.getvalue()
 
 
+Place = tuple[str, str, str]
+Estimated = tuple[float, Interval | None]
 Draw = Callable[[Sequence[Record], Path | None], Drawn | None]
 
 FIGURES: dict[str, Draw] = {}
@@ -136,7 +142,7 @@ class Study:
         self.rows, self.folder = group(records), folder
 
     @cached_property
-    def places(self) -> list[tuple[str, str, str]]:
+    def places(self) -> list[Place]:
         return list(dict.fromkeys(row.place for row in self.rows))
 
     @cached_property
@@ -144,7 +150,7 @@ class Study:
         return list(dict.fromkeys(row.method for row in self.rows))
 
     @cached_property
-    def contests(self) -> dict[tuple[tuple[str, str, str], str], Contest]:
+    def contests(self) -> dict[tuple[Place, str], Contest]:
         """By place and score."""
         held = contests(self.rows.records, self.folder, self.rows.choices)
         return {(contest.place, contest.score): contest for contest in held}
@@ -156,18 +162,72 @@ class Study:
         rows = [row_of[choice.index[0]] for choice in self.rows.choices if choice.index]
         return {id(row): row for row in rows}
 
-    def shown(self, place: tuple[str, str, str]) -> list[Row]:
-        """Each method's chosen row, or where none could be chosen all that finished."""
-        here = [row for row in self.rows if row.place == place and row.finished]
-        settled = {row.method for row in here if id(row) in self.chosen}
-        return [row for row in here if id(row) in self.chosen or row.method not in settled]
+    def finished(self, place: Place) -> list[Row]:
+        return [row for row in self.rows if row.place == place and row.finished]
 
-    def headline(self, place: tuple[str, str, str]) -> Score | None:
+    def shown(self, place: Place) -> list[Row]:
+        """Each method's chosen row, or where none could be chosen all that finished."""
+        settled = {row.method for row in self.chosen.values() if row.place == place}
+        return [row for row in self.finished(place) if id(row) in self.chosen or row.method not in settled]
+
+    def alike(self, *measures: str) -> dict[str, list[Row]]:
+        """By title the finished rows that have any of `measures`, apart by the settings of training that were swept.
+
+        What costs memory and time, as a batch's size does, must be equal where they are compared. Of a method it is
+        its chosen row; where that was trained otherwise, the first of each rank.
+        """
+        found = {}
+        for place in self.places:
+            rows = [row for row in self.finished(place) if any(row.values(name) for name in measures)]
+            tuned = [row for row in rows if not _untuned(row)] or rows
+            swept = _swept([(row.method, _training(row)) for row in tuned])
+            settings = {id(row): {name: of for name, of in _training(row).items() if name in swept} for row in rows}
+            for setup in sorted({tuple(sorted(settings[id(row)].items())) for row in tuned}):
+                # a model that is not trained has fewer settings, and stands beside all that agree with them
+                found[place, setup] = [row for row in rows if settings[id(row)].items() <= dict(setup).items()]
+        titles = _titles([place for place, _ in found])
+        return {
+            ", ".join(filter(None, [title, *(f"train.{name}={of}" for name, of in setup)])): self._one_each(rows)[:BARS]
+            for title, ((_, setup), rows) in zip(titles, found.items(), strict=True)
+        }
+
+    def _one_each(self, rows: list[Row]) -> list[Row]:
+        chosen = {row.method: row for row in rows if id(row) in self.chosen}
+        first = {(row.method, row.rank): row for row in reversed(rows) if row.method not in chosen}
+        kept = {id(row) for row in (*chosen.values(), *first.values())}
+        return [row for row in rows if id(row) in kept]
+
+    def scores(self, place: Place) -> dict[str, Score]:
+        """One of each name, of finished rows."""
+        return {score_name(s): s for row in self.finished(place) for record in row.measured for s in record.scores}
+
+    def headline(self, place: Place) -> Score | None:
         """The score that tells what was learned: that of the data's own task, else the first."""
-        scores = {score_name(s): s for row in self.rows if row.place == place for r in row.measured for s in r.scores}
+        scores = self.scores(place)
         aside = (claims.MMLU, claims.PLAIN_TEXT)
         order = [claims.TASKS.get(place[2]), *(name for name in scores if name not in aside), *scores]
         return next((scores[name] for name in order if name in scores), None)
+
+    def aside(self, place: Place, gained: Score | None) -> Score | None:
+        """The score of another task that tells best what was forgotten."""
+        scores = {name: s for name, s in self.scores(place).items() if gained and s.task != gained.task}
+        return next((scores[name] for name in (claims.MMLU, claims.PLAIN_TEXT, *scores) if name in scores), None)
+
+    def values(self, place: Place, score: Score) -> list[float]:
+        contest = self.contests.get((place, score_name(score)))
+        return [standing.value for standing in contest.standings] if contest else []
+
+    def change(self, place: Place, score: Score, method: str) -> Interval | None:
+        """By how much `method` scores more than base; ends are nan where they are not paired, None where one lacks."""
+        contest = self.contests.get((place, score_name(score)))
+        values = {standing.choice.label: standing.value for standing in contest.standings} if contest else {}
+        if method not in values or "base" not in values:
+            return None
+        if gap := contest.differences.get((method, "base")):
+            return Interval(gap.value, gap.low, gap.high)
+        if gap := contest.differences.get(("base", method)):
+            return Interval(-gap.value, -gap.high, -gap.low)
+        return Interval(values[method] - values["base"], np.nan, np.nan)
 
     def standing(self, row: Row, name: str) -> Standing | None:
         contest = self.contests.get((row.place, name))
@@ -180,7 +240,7 @@ class Study:
         scores = [score for record in row.measured for score in record.scores if score_name(score) == name]
         return summary_interval([score.value for score in scores], [score.stderr for score in scores])
 
-    def estimate(self, choice: Choice, score: Score | None) -> tuple[float, Interval | None] | None:
+    def estimate(self, choice: Choice, score: Score | None) -> Estimated | None:
         """A choice's `score`, of None its validation loss, with its interval; None where not every seed has it."""
         records = [self.rows.records[i] for i in choice.index]
         if score is None:
@@ -229,33 +289,39 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     return {method: Look(*look) for method, *look in parts}
 
 
-def plain(text: str) -> str:
-    """A name as a drawing can hold it: without control characters, which XML forbids, and not longer than a line."""
+def plain(text: str, most: int = 36) -> str:
+    """A name as a drawing can hold it: without control characters, which XML forbids, and not longer than `most`."""
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return text if len(text) <= 48 else text[:47] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _panels(
-    places: Sequence[tuple[str, str, str]], width: float = 6.4, height: float = 4.0
-) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel a place, titled where there are several."""
-    places = places[:PANELS]
-    across = min(2, len(places))
-    down = -(-len(places) // across)
+def _panels(places: Sequence[Place], width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel a place."""
+    return _titled_panels(_titles(places), width, height)
+
+
+def _titles(places: Sequence[Place]) -> list[str]:
+    """What tells the places apart, in full: study, model and data, less what is the same of all."""
+    varies = [len(set(parts)) > 1 for parts in zip(*places, strict=True)]
+    return [", ".join(part for part, shown in zip(place, varies, strict=True) if shown) for place in places]
+
+
+def _titled_panels(titles: Sequence[str], width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    titles = titles[:PANELS]
+    across = min(2, len(titles))
+    down = -(-len(titles) // across)
     made = Figure(figsize=(width * across, height * down))
     axes = list(made.subplots(down, across, squeeze=False).flat)
-    for panel in axes[len(places) :]:
+    for panel in axes[len(titles) :]:
         panel.remove()
-    for panel, (study, model, data) in zip(axes, places, strict=False):
-        several_studies = len({place[0] for place in places}) > 1
-        if len(places) > 1:
-            panel.set_title(plain(", ".join([study] * several_studies + [model, data])))
-    return made, axes[: len(places)]
+    for panel, title in zip(axes, titles, strict=False):
+        panel.set_title(plain(title))
+    return made, axes[: len(titles)]
 
 
-def _caption(text: str, places: Sequence) -> str:
-    left = len(places) - PANELS
-    return text + (f" The first {PANELS} of {len(places)} models and data sets." if left > 0 else "")
+def _left_out(panels: Sized) -> str:
+    """What a caption says of panels that there was no room for."""
+    return f" Of {len(panels)} panels the first {PANELS} are shown." if len(panels) > PANELS else ""
 
 
 def _legend(axes: Axes, handles: Sequence, labels: Sequence[str]) -> None:
@@ -265,8 +331,15 @@ def _legend(axes: Axes, handles: Sequence, labels: Sequence[str]) -> None:
 
 def _point(axes: Axes, x: float, y: float, interval: Interval | None, scale: float, look: Look, **style: Any) -> Any:
     """A marker with its interval; all are multiplied by `scale`."""
-    error = [[scale * (y - interval.low)], [scale * (interval.high - y)]] if interval else None
+    error = _error(y, interval, scale) if interval else None
     return axes.errorbar(x, scale * y, yerr=error, marker=look.marker, color=look.colour, linestyle="", **style)
+
+
+def _error(value: float, interval: Interval, scale: float) -> list[list[float]] | None:
+    """The distances to an interval's ends, as matplotlib wants them; None where it has no ends."""
+    if np.isnan(interval.low):
+        return None
+    return [[scale * max(0.0, of)] for of in (value - interval.low, interval.high - value)]  # rounding may cross them
 
 
 def _untuned(row: Row) -> bool:
@@ -274,10 +347,25 @@ def _untuned(row: Row) -> bool:
     return parameters is not None and parameters.trainable == 0
 
 
+def _swept(tries: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
+    """The settings that a method was tried with in several values; what is a method's own is none."""
+    values = defaultdict(set)
+    for method, settings in tries:
+        for name, value in settings.items():
+            values[name, method].add(value)
+    return sorted({name for (name, _), of in values.items() if len(of) > 1})
+
+
+def _training(row: Row) -> dict[str, str]:
+    """The settings of training that decide what a step costs, or how many there are."""
+    train = row.records[0].cell.settings.get("train")  # settings are a free dict
+    return {name: str(of) for name, of in train.items() if name != "seed"} if isinstance(train, dict) else {}
+
+
 def _scaled(score: Score, values: Sequence[float]) -> tuple[str, float]:
     """The name of an axis for `score`, and what its values are to be multiplied by: 100 if they are shares."""
     header, _ = score_style(score, values)
-    return plain(header), 100.0 if "(%)" in header else 1.0
+    return plain(header, 60), 100.0 if "(%)" in header else 1.0
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
@@ -292,41 +380,29 @@ def _label(row: Row, rows: Sequence[Row]) -> str:
 @figure
 def accuracy_memory(study: Study) -> Drawn | None:
     """What each setting scores against the memory it trains in, with the settings that none beats in both."""
-    measure, said = next(
-        (
-            (measure, said)
-            for measure, said in MEMORY.items()
-            if any(row.finished and row.mean(measure) is not None for row in study.rows)
-        ),
-        (None, ""),
-    )
-    score_of = {place: score for place in study.places if (score := study.headline(place))}
-    points = {
-        place: [
-            row
-            for row in study.rows
-            if row.place == place and row.finished and row.mean(measure) is not None and score_name(score) in row.scores
-        ]
-        for place, score in score_of.items()
-        if measure
-    }
-    places = [place for place, rows in points.items() if rows]
-    if not places:
+    measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
+    if measure is None:
         return None
-    made, panels = _panels(places)
-    for place, axes in zip(places, panels, strict=False):
-        _accuracy_memory(study, axes, points[place], score_of[place], measure)
-        axes.set_xlabel(f"{said} (GiB)")
+    found = {}
+    for place in study.places:
+        if score := study.headline(place):
+            tuned = [row for row in study.finished(place) if row.mean(measure) and score_name(score) in row.scores]
+            found |= {place: (tuned, score)} if tuned else {}
+    if not found:
+        return None
+    made, panels = _panels(list(found))
+    for (tuned, score), axes in zip(found.values(), panels, strict=False):
+        _accuracy_memory(study, axes, tuned, score, measure)
+        axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
     return Drawn(
         made,
-        _caption(
-            f"Score against {said}: bars are 95% intervals, hollow markers settings that were not chosen, and the line "
-            "is the Pareto front, of settings that none beats in both; dashed is the untuned model.",
-            places,
-        ),
+        f"Score against {MEMORY[measure]}: bars are 95% intervals, small hollow markers settings that were not chosen, "
+        "the line is the Pareto front, of settings that none beats in both; dashed is the untuned model."
+        + _left_out(found),
     )
 
 
+HOLLOW = {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
 MEMORY = {
     "train_allocated_peak": "peak train memory",
     "train_reserved_p99": "memory reserved in 99% of training steps",
@@ -335,48 +411,36 @@ MEMORY = {
 
 def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
     name = score_name(score)
-    untuned = [
-        row
-        for row in study.rows
-        if row.place == rows[0].place and row.finished and _untuned(row) and name in row.scores
-    ]
+    untuned = [row for row in study.finished(rows[0].place) if _untuned(row) and name in row.scores]
     title, scale = _scaled(score, [row.scores[name].value for row in [*rows, *untuned]])
-    look = looks(row.method for row in study.rows)
-    front = pareto([(row.mean(measure), row.scores[name].value) for row in rows], score.higher_is_better)
-    methods = list(dict.fromkeys(row.method for row in rows))
-    told_apart = len(methods) <= LEGEND
+    look = looks(study.methods)
+    points = [(row.mean(measure) / 2**30, row.scores[name].value) for row in rows]
+    front = pareto(points, score.higher_is_better)
+    told_apart = len({row.method for row in rows}) <= LEGEND
     handles = {}
     for i, row in enumerate(rows):
         chosen = id(row) in study.chosen
-        of = (
-            look[row.method]
-            if told_apart
-            else Look(COLOURS[3] if i in front else "0.6", "o" if i in front else ".", "-")
-        )
-        style = {} if chosen or not told_apart else {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
-        drawn = _point(
-            axes, row.mean(measure) / 2**30, row.scores[name].value, study.interval(row, name), scale, of, **style
-        )
+        if told_apart:
+            of, style = look[row.method], {} if chosen else HOLLOW
+        else:
+            of, style = (Look("black", "o", "-"), {}) if i in front else (Look("0.6", ".", "-"), {"elinewidth": 0.8})
+        drawn = _point(axes, *points[i], study.interval(row, name), scale, of, **style)
         if chosen or row.method not in handles:
             handles[row.method] = drawn
-    steps = [(rows[i].mean(measure) / 2**30, scale * rows[i].scores[name].value) for i in front]
+    steps = [(points[i][0], scale * points[i][1]) for i in front]
     line = axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color="0.4", linewidth=1, zorder=1)[0]
+    if not told_apart:
+        handles = {}
+        for number, i in enumerate(front, 1):
+            axes.annotate(str(number), steps[number - 1], xytext=(-6, 0), textcoords="offset points", ha="right")
+            handles[f"{number}  {_label(rows[i], rows)}"] = Line2D([], [], color="black", marker="o", linestyle="")
+        handles["beaten in both by one of them"] = Line2D([], [], color="0.6", marker=".", linestyle="")
     for row in untuned:
-        handles[row.method] = axes.axhline(
-            scale * row.scores[name].value,
-            color=look[row.method].colour,
-            linestyle="--" if row.method == "base" else ":",
-        )
+        style = {"color": look[row.method].colour, "linestyle": look[row.method].line}
+        handles[row.method] = axes.axhline(scale * row.scores[name].value, **style)
     axes.set_ylabel(title)
     axes.margins(x=0.12, y=0.1)
-    if told_apart:
-        _legend(axes, [*handles.values(), line], [*handles, "Pareto front"])
-    else:
-        for i in front:
-            row = rows[i]
-            at = (row.mean(measure) / 2**30, scale * row.scores[name].value)
-            axes.annotate(plain(_label(row, rows)), at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        _legend(axes, [line], ["Pareto front"])
+    _legend(axes, [line, *handles.values()], ["Pareto front", *handles])
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
@@ -392,83 +456,86 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True)
 @figure
 def rank_sweep(study: Study) -> Drawn | None:
     """What each method scores at each rank, at the learning rate that was chosen for that rank."""
-    rows = study.rows
-    choices = [choice for choice in select(rows.data, ("method", "rank")) if choice.index]
-    swept = [
-        place
-        for place in study.places
-        if any(len({c.rank for c in choices if c.place == place and c.method == m} - {None}) > 1 for m in study.methods)
-    ]
-    if not swept:
-        return None
-    made, panels = _panels(swept)
-    for place, axes in zip(swept, panels, strict=False):
+    ranked = defaultdict(list)
+    for choice in select(study.rows.data, ("method", "rank")):
+        imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, and no sweep
+        if choice.rank is not None and not imported:
+            ranked[choice.place, choice.method].append(choice)
+    found = defaultdict(dict)
+    for (place, method), choices in ranked.items():
         score = study.headline(place)
-        curves: dict[str, list[tuple[int | None, float, Interval | None]]] = {}
-        for choice in (choice for choice in choices if choice.place == place):
-            estimate = study.estimate(choice, score)
-            if estimate:
-                curves.setdefault(choice.method, []).append((choice.rank, *estimate))
-        title, scale = (
-            ("validation loss (nats per token)", 1.0)
-            if score is None
-            else _scaled(score, [y for points in curves.values() for _, y, _ in points])
-        )
-        _rank_sweep(axes, curves, scale, looks(study.methods))
+        points = {choice.rank: of for choice in choices if (of := study.estimate(choice, score))}
+        if len(points) > 1:
+            found[place][method] = points
+    if not found:
+        return None
+    made, panels = _panels(list(found))
+    look = looks(study.methods)
+    for (place, curves), axes in zip(found.items(), panels, strict=False):
+        score = study.headline(place)
+        levels = {
+            choice.method: of[0]
+            for choice in study.rows.choices
+            if choice.place == place and choice.method in UNRANKED and (of := study.estimate(choice, score))
+        }
+        title, scale = "validation loss (nats per token)", 1.0
+        if score:
+            values = [value for points in curves.values() for value, _ in points.values()]
+            title, scale = _scaled(score, [*values, *levels.values()])
+        handles = _curves(axes, curves, scale, look)
+        for method, value in levels.items():
+            style = {"color": look[method].colour, "linestyle": look[method].line, "linewidth": 1}
+            handles[method] = axes.axhline(scale * value, **style)
         axes.set(xlabel="rank", ylabel=title)
+        _legend(axes, list(handles.values()), list(handles))
     return Drawn(
         made,
-        _caption(
-            "Score by rank, each rank at its learning rate of least validation loss; bars are 95% intervals, and what "
-            "has no rank is a level line.",
-            swept,
-        ),
+        "Score by rank, of methods with several, each rank at its learning rate of least validation loss; bars are 95% "
+        "intervals, and level lines what has no rank." + _left_out(found),
     )
 
 
-def _rank_sweep(axes: Axes, curves: dict[str, list], scale: float, look: dict[str, Look]) -> None:
-    handles, ranked = {}, [method for method, points in curves.items() if points[0][0] is not None]
-    for method, points in curves.items():
-        of = look[method]
-        if method not in ranked:
-            handles[method] = axes.axhline(scale * points[0][1], color=of.colour, linestyle=of.line, linewidth=1)
-            continue
-        points = sorted(points, key=lambda point: point[0])
-        aside = 2 ** (0.06 * (ranked.index(method) - (len(ranked) - 1) / 2))  # or intervals hide each other
-        axes.plot(
-            [aside * r for r, _, _ in points], [scale * y for _, y, _ in points], color=of.colour, linestyle=of.line
-        )
-        for rank, value, interval in points:
-            handles[method] = _point(axes, aside * rank, value, interval, scale, of)
-    ranks = sorted({rank for points in curves.values() for rank, _, _ in points if rank is not None})
+UNRANKED = ("base", "full")
+
+
+def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
+    """Draws values by rank; the handle of each method."""
+    handles = {}
+    for i, (method, points) in enumerate(curves.items()):
+        aside = 2 ** (0.06 * (i - (len(curves) - 1) / 2))  # or intervals hide each other
+        points = sorted(points.items())
+        x, y = [aside * rank for rank, _ in points], [scale * value for _, (value, _) in points]
+        axes.plot(x, y, color=look[method].colour, linestyle=look[method].line)
+        for rank, (value, interval) in points:
+            handles[method] = _point(axes, aside * rank, value, interval, scale, look[method])
+    ranks = sorted({rank for points in curves.values() for rank in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, labels=[str(rank) for rank in ranks])
     axes.minorticks_off()
-    _legend(axes, list(handles.values()), list(handles))
+    return handles
 
 
 @figure
 def lr_methods(study: Study) -> Drawn | None:
     """The validation loss of each method at each learning rate, at the rank that served it best there."""
-    choices = [choice for choice in select(study.rows.data, ("method", "lr")) if choice.key[1] is not None]
-    swept = [
-        place
-        for place in study.places
-        if any(len({c.key for c in choices if c.place == place and c.method == m}) > 1 for m in study.methods)
-    ]
-    swept = [place for place in swept if any(c.loss is not None for c in choices if c.place == place)]
-    if not swept:
+    tried = defaultdict(list)
+    for choice in select(study.rows.data, ("method", "lr")):
+        if choice.key[1] is not None:
+            tried[choice.place].append(choice)
+    found = {
+        place: choices
+        for place, choices in tried.items()
+        if len(choices) > len({choice.method for choice in choices}) and any(c.loss is not None for c in choices)
+    }
+    if not found:
         return None
-    made, panels = _panels(swept)
-    for place, axes in zip(swept, panels, strict=False):
-        _lr_methods(axes, [c for c in choices if c.place == place], study.rows.choices)
+    made, panels = _panels(list(found))
+    for choices, axes in zip(found.values(), panels, strict=False):
+        _lr_methods(axes, choices, study.rows.choices)
     return Drawn(
         made,
-        _caption(
-            "Validation loss (nats per token, mean over seeds) by method and learning rate, the darker the lower: a "
-            "frame marks what was chosen for the method, hatching what never finished with every seed.",
-            swept,
-        ),
+        "Validation loss (nats per token, mean over seeds) by method and learning rate, the darker the lower: a frame "
+        "marks what was chosen for the method, hatching what never finished with every seed." + _left_out(found),
     )
 
 
@@ -477,123 +544,129 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> No
     rates = sorted({choice.key[1] for choice in choices})
     losses = np.full((len(methods), len(rates)), np.nan)
     for choice in choices:
-        if choice.loss is not None:
-            losses[methods.index(choice.method), rates.index(choice.key[1])] = choice.loss
+        losses[methods.index(choice.method), rates.index(choice.key[1])] = (
+            np.nan if choice.loss is None else choice.loss
+        )
     known = losses[~np.isnan(losses)]
-    # a rate that nearly diverged must not make all others look alike
+    # up to the third quartile: a rate that nearly diverged must not make all others look alike
     norm = Normalize(known.min(), max(np.quantile(known, 0.75), known.min() + 1e-9))
     axes.imshow(losses, cmap="cividis", norm=norm, aspect="auto")
     framed = {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
     for choice in choices:
         x, y = rates.index(choice.key[1]), methods.index(choice.method)
+        style: dict[str, Any] = {"color": "black"}
         if choice.loss is None:
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.95", edgecolor="0.6", hatch="////"))
-        text = ", ".join(choice.lost) if choice.loss is None else f"{choice.loss:.3f}"
-        dark = choice.loss is not None and norm(choice.loss) < 0.5
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5} if choice.loss is None else None
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black", bbox=box)
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        elif norm(choice.loss) < 0.5:
+            style["color"] = "white"
         if (choice.method, choice.key[1]) in framed:
-            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, edgecolor=COLOURS[2], linewidth=2.5))
+            style["fontweight"] = "bold"
+            for colour, width in (("black", 4), ("white", 1.5)):  # seen on dark and on light
+                frame = {"fill": False, "edgecolor": colour, "linewidth": width}
+                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+        text = ", ".join(choice.lost) if choice.loss is None else significant(choice.loss)
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, **style)
     axes.set_xticks(range(len(rates)), labels=[short(value) for value in rates])
     axes.set_yticks(range(len(methods)), labels=list(map(plain, methods)))
     axes.set_xlabel("learning rate")
     axes.grid(False)
 
 
+class Curve(NamedTuple):
+    tokens: np.ndarray
+    seconds: np.ndarray
+    losses: np.ndarray
+
+
 @figure
 def loss(study: Study) -> Drawn | None:
-    """Training loss against tokens and against time, each method in its chosen setting."""
-    curves = {
-        place: [(row, curve) for row in study.shown(place) if (curve := loss_curve(row)) is not None]
-        for place in study.places
-    }
-    places = [place for place, found in curves.items() if found][: PANELS // 2]
-    if not places:
+    """Loss against tokens and against time, each method in its chosen setting."""
+    kind = next((kind for kind, curve in LOSSES.items() if any(curve(row) for row in study.rows if row.finished)), None)
+    if kind is None:
         return None
-    made, panels = _panels([place for place in places for _ in range(2)], width=4.6, height=3.6)
+    curves = {place: [(row, of) for row in study.shown(place) if (of := LOSSES[kind](row))] for place in study.places}
+    found = [place for place, drawn in curves.items() if drawn]
+    made, panels = _panels([place for place in found for _ in range(2)], width=4.6, height=3.6)
     look = looks(study.methods)
-    for i, place in enumerate(places):
-        by_tokens, by_time = panels[2 * i : 2 * i + 2]
-        if len(places) == 1:
-            by_tokens.set_title("")
-            by_time.set_title("")
+    for place, by_tokens, by_time in zip(found, panels[::2], panels[1::2], strict=False):
         handles = []
-        for row, (tokens, seconds, losses) in curves[place]:
+        for i, (row, (tokens, seconds, losses)) in enumerate(curves[place]):
             of = look[row.method]
-            style = {"color": of.colour, "linestyle": of.line}
-            marks = {"marker": of.marker, "markevery": (0.1, 0.25), "markersize": 4}
-            handles += by_tokens.plot(tokens, losses, **style, **marks)
-            by_time.plot(seconds, losses, **style, **marks)
-            held_out = [record.validation[-1] for record in row.measured if record.validation]
-            if held_out:
-                mean = np.mean([point.loss for point in held_out])
-                for axes, at in ((by_tokens, tokens[-1]), (by_time, seconds[-1])):
-                    axes.plot(at, mean, marker=of.marker, mfc="white", mec=of.colour, linestyle="", clip_on=False)
-        by_tokens.set(xlabel="raw tokens", ylabel="loss (nats per supervised token)")
+            every = (i % 5, 5) if len(losses) > 10 else 1
+            style = {"color": of.colour, "linestyle": of.line, "marker": of.marker, "markevery": every, "markersize": 5}
+            handles += by_tokens.plot(tokens, losses, **style)
+            by_time.plot(seconds, losses, **style)
+        by_tokens.xaxis.set_major_locator(MaxNLocator(5))
+        by_tokens.xaxis.set_major_formatter(lambda tokens, _: count(tokens))
+        by_tokens.set(xlabel="raw tokens", ylabel=f"{kind} loss (nats per token)")
         by_time.set(xlabel="seconds of training steps")
-        _legend(by_time, handles, [_label(row, [row for row, _ in curves[place]]) for row, _ in curves[place]])
+        rows = [row for row, _ in curves[place]]
+        _legend(by_time, handles, [_label(row, rows) for row in rows])
     return Drawn(
         made,
-        "Training loss (mean of up to 40 stretches of steps, and over seeds) against the tokens trained on and against "
-        "the time in training steps; hollow markers are the last loss on held-out answers.",
+        f"{kind.capitalize()} loss, mean over seeds, against the tokens trained on and against the time that training "
+        f"steps took; {'held-out answers' if kind == 'validation' else 'each point is the mean of a stretch of steps'}."
+        + _left_out(panels),
     )
 
 
-def loss_curve(row: Row, parts: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def validation_curve(row: Row) -> Curve | None:
+    """Tokens, seconds of training and mean loss over seeds, at each validation; None with fewer than three."""
+    records = [record for record in row.measured if record.train and len(record.validation) > 2]
+    records = [r for r in records if len(r.train.step_seconds) >= r.validation[-1].step]
+    if not records:
+        return None
+    steps = [point.step for point in records[0].validation]
+    records = [record for record in records if [point.step for point in record.validation] == steps]
+    seconds = [np.concatenate([[0.0], np.cumsum(record.train.step_seconds)])[steps] for record in records]
+    tokens, losses = ([[getattr(p, of) for p in r.validation] for r in records] for of in ("tokens", "loss"))
+    return Curve(*(np.mean(values, axis=0) for values in (tokens, seconds, losses)))
+
+
+def training_curve(row: Row, parts: int = 20) -> Curve | None:
     """Tokens and seconds at the end of each of up to `parts` stretches of steps, and their mean loss, over seeds.
 
-    None where no seed knows its steps. A seed that took fewer steps than others is left out.
+    None where no seed knows its steps. A seed that took fewer of them than others is left out.
     """
     trains = [record.train for record in row.measured if record.train and len(record.train.loss) > 1]
-    trains = [train for train in trains if len(train.loss) == len(train.step_seconds)]
+    steps = max((len(train.loss) for train in trains), default=0)
+    trains = [train for train in trains if len(train.loss) == len(train.step_seconds) == steps]
     if not trains:
         return None
-    steps = max(len(train.loss) for train in trains)
-    trains = [train for train in trains if len(train.loss) == steps]
     stretches = np.array_split(np.arange(steps), min(parts, steps))
     ends = [stretch[-1] for stretch in stretches]
     tokens = np.mean([[train.loss[i].tokens for i in ends] for train in trains], axis=0)
     seconds = np.mean([np.cumsum(train.step_seconds)[ends] for train in trains], axis=0)
     losses = np.mean([[point.loss for point in train.loss] for train in trains], axis=0)
-    return tokens, seconds, np.array([losses[stretch].mean() for stretch in stretches])
+    return Curve(tokens, seconds, np.array([losses[stretch].mean() for stretch in stretches]))
+
+
+LOSSES = {"validation": validation_curve, "training": training_curve}
 
 
 @figure
 def memory(study: Study) -> Drawn | None:
     """What the peak memory of a training step is made of."""
-    bars = {
-        place: [row for row in study.shown(place) if row.mean("peak_weights") is not None][:BARS]
-        for place in study.places
-    }
-    places = [place for place, rows in bars.items() if rows]
-    if not places:
+    found = study.alike("peak_weights")
+    if not found:
         return None
-    made, panels = _panels(places, height=max(2.0, 0.8 + 0.28 * max(map(len, bars.values()))))
-    for place, axes in zip(places, panels, strict=False):
-        rows = bars[place]
+    made, panels = _bar_panels(found, per_bar=0.28)
+    for rows, axes in zip(found.values(), panels, strict=False):
         left = np.zeros(len(rows))
         handles = []
         for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
             sizes = np.array([row.mean(f"peak_{kind}") / 2**30 for row in rows])
-            handles.append(
-                axes.barh(
-                    range(len(rows)), sizes, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5
-                )
-            )
+            style = {"color": colour, "hatch": hatch, **EDGE}
+            handles.append(axes.barh(range(len(rows)), sizes, left=left, **style))
             left += sizes
-        labels = [_label(row, rows) + (" (forward pass)" if _untuned(row) else "") for row in rows]
-        axes.set_yticks(range(len(rows)), labels=list(map(plain, labels)))
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
+        _bar_axes(axes, [_label(row, rows) + (" (forward pass)" if _untuned(row) else "") for row in rows])
         axes.set_xlabel("GiB of live tensors at the peak")
         _legend(axes, handles, KINDS)
     return Drawn(
         made,
-        _caption(
-            "Live tensors at the peak of a training step by what they hold; gradients may be freed by then, and an "
-            "untuned model has a forward pass alone.",
-            places,
-        ),
+        "Live tensors at the peak of a training step by what they hold; gradients may be freed by then, and an untuned "
+        "model has a forward pass alone." + _left_out(found),
     )
 
 
@@ -603,65 +676,62 @@ KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
 @figure
 def throughput(study: Study) -> Drawn | None:
     """How many tokens a second each method trains on, and writes when it answers."""
-    parts = {
-        "training": {"tokens_per_second_steady": "median step", "tokens_per_second_amortised": "all steps"},
-        "decoding": {
-            "base_decode_tokens_per_second": "no adapter",
-            "unmerged_decode_tokens_per_second": "unmerged",
-            "merged_decode_tokens_per_second": "merged",
-        },
-    }
-    found = []
-    for place in study.places:
-        for part, measures in parts.items():
-            rows = [row for row in study.shown(place) if any(row.mean(measure) is not None for measure in measures)]
-            if rows:
-                found.append((place, part, measures, rows[:BARS]))
-    found = found[:PANELS]
+    found = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
     if not found:
         return None
-    most = max(len(rows) for _, _, _, rows in found)
-    made, panels = _panels([place for place, _, _, _ in found], width=5.4, height=max(2.2, 0.9 + 0.42 * most))
-    several = len({place for place, _, _, _ in found}) > 1
-    for (place, part, measures, rows), axes in zip(found, panels, strict=True):
+    titles = {title for title, _ in found}
+    named = {part if len(titles) == 1 else f"{title}: {part}": rows for (title, part), rows in found.items()}
+    made, panels = _bar_panels(named, per_bar=0.4)
+    for ((_, part), rows), axes in zip(found.items(), panels, strict=False):
+        present = {name: said for name, said in RATES[part].items() if any(row.values(name) for row in rows)}
         handles = []
-        present = [measure for measure in measures if any(row.mean(measure) is not None for row in rows)]
-        thick = 0.8 / len(present)
         for i, (measure, (colour, hatch)) in enumerate(zip(present, RATE_LOOKS, strict=False)):
-            at = [j for j, row in enumerate(rows) if row.mean(measure) is not None]
-            values = [rows[j].values(measure) for j in at]
-            means = [float(np.mean(v)) for v in values]
-            spans = [seeds_interval(v) for v in values]
-            errors = [
-                [m - s.low if s else 0 for m, s in zip(means, spans, strict=True)],
-                [s.high - m if s else 0 for m, s in zip(means, spans, strict=True)],
+            thick = 0.8 / len(present)
+            at = [(j + (i - (len(present) - 1) / 2) * thick, row.values(measure)) for j, row in enumerate(rows)]
+            at = [(y, values) for y, values in at if values]
+            means = [float(np.mean(values)) for _, values in at]
+            spans = [
+                seeds_interval(values) or Interval(mean, mean, mean)
+                for (_, values), mean in zip(at, means, strict=True)
             ]
-            handles.append(
-                axes.barh(
-                    [j + (i - (len(present) - 1) / 2) * thick for j in at],
-                    means,
-                    thick,
-                    xerr=errors if any(spans) else None,
-                    color=colour,
-                    hatch=hatch,
-                    edgecolor="black",
-                    linewidth=0.5,
-                )
-            )
-        axes.set_title((", ".join(map(plain, place[1:])) + ": " if several else "") + part)
-        axes.set_yticks(range(len(rows)), labels=[plain(_label(row, rows)) for row in rows])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
+            style = {"color": colour, "hatch": hatch, **EDGE}
+            if any(span.low < span.high for span in spans):
+                style["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
+            handles.append(axes.barh([y for y, _ in at], means, thick, **style))
+        _bar_axes(axes, [_label(row, rows) for row in rows])
         axes.set_xlabel("tokens/s")
-        _legend(axes, handles, [measures[measure] for measure in present])
+        _legend(axes, handles, list(present.values()))
     return Drawn(
         made,
         "Raw tokens a second in training, by the median step and over all steps, and tokens a second written in "
-        "answering; bars are 95% intervals over seeds, where there are several.",
+        "answering; intervals are over seeds (95%), where there are several." + _left_out(found),
     )
 
 
-RATE_LOOKS = [("#0072B2", ""), ("#F0E442", "////"), ("#FFFFFF", "....")]
+RATES = {
+    "training": {"tokens_per_second_steady": "median step", "tokens_per_second_amortised": "all steps"},
+    "decoding": {
+        "base_decode_tokens_per_second": "without adapter",
+        "unmerged_decode_tokens_per_second": "unmerged",
+        "merged_decode_tokens_per_second": "merged",
+    },
+}
+EDGE = {"edgecolor": "black", "linewidth": 0.5}
+
+
+def _bar_panels(found: dict[str, list[Row]], per_bar: float) -> tuple[Figure, list[Axes]]:
+    """Titled panels of horizontal bars, high enough for the panel with most of them."""
+    most = max(len(rows) for rows in found.values())
+    return _titled_panels(list(found), height=max(2.0, 0.8 + per_bar * most))
+
+
+def _bar_axes(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels=list(map(plain, labels)))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
+RATE_LOOKS = [("#0072B2", ""), ("#F0E442", "///"), ("#FFFFFF", "..")]
 
 
 @figure
@@ -670,90 +740,40 @@ def forgetting(study: Study) -> Drawn | None:
     found = {}
     for place in study.places:
         gained = study.headline(place)
-        if gained is None:
-            continue
-        aside = [
-            contest
-            for (where, name), contest in study.contests.items()
-            if where == place and name.partition("/")[0] != gained.task
-        ]
-        aside.sort(key=lambda contest: [claims.MMLU, claims.PLAIN_TEXT, contest.score].index(contest.score))
-        for contest in aside[:1]:
-            changes = {
-                method: (gain, loss)
-                for method in study.methods
-                if (gain := change(study.contests.get((place, score_name(gained))), method))
-                and (loss := change(contest, method))
-            }
-            if changes:
-                found[place] = (gained, contest, changes)
+        kept = study.aside(place, gained)
+        tuned = list(dict.fromkeys(row.method for row in study.finished(place) if not _untuned(row)))
+        changes = {
+            method: both
+            for method in tuned
+            if kept and None not in (both := tuple(study.change(place, score, method) for score in (gained, kept)))
+        }
+        found |= {place: (gained, kept, changes)} if changes else {}
     if not found:
         return None
     made, panels = _panels(list(found))
     look = looks(study.methods)
-    for (place, (gained, contest, changes)), axes in zip(found.items(), panels, strict=False):
-        kept = next(
-            s
-            for row in study.rows
-            if row.place == place
-            for r in row.measured
-            for s in r.scores
-            if score_name(s) == contest.score
-        )
-        (x_name, x_scale), (y_name, y_scale) = (
-            _scaled(score, [s.value for s in study.contests[place, score_name(score)].standings])
-            for score in (gained, kept)
-        )
-        handles = {}
-        for method, (gain, loss) in changes.items():
+    for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
+        names, scales = zip(*(_scaled(score, study.values(place, score)) for score in (gained, kept)), strict=True)
+        handles = []
+        for method, (x, y) in changes.items():
             of = look[method]
-            handles[method] = axes.errorbar(
-                x_scale * gain.value,
-                y_scale * loss.value,
-                xerr=_ends(gain, x_scale),
-                yerr=_ends(loss, y_scale),
-                color=of.colour,
-                marker=of.marker,
-                linestyle="",
-                elinewidth=1,
-            )
+            style = {"color": of.colour, "marker": of.marker, "mfc": "none", "ms": 8, "elinewidth": 0.8, "alpha": 0.9}
+            errors = {"xerr": _error(x.value, x, scales[0]), "yerr": _error(y.value, y, scales[1])}
+            handles.append(axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **errors, **style))
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.axvline(0, color="0.4", linewidth=0.8)
-        axes.set(
-            xlabel=f"gain in {x_name.replace('(%)', '(points)')}",
-            ylabel=f"change of {y_name.replace('(%)', '(points)')}",
-        )
+        x_name, y_name = (name.replace("(%)", "(points)") for name in names)
+        axes.set(xlabel=f"change of {x_name}", ylabel=f"change of {y_name}")
+        if not gained.higher_is_better:
+            axes.invert_xaxis()
         if not kept.higher_is_better:
             axes.invert_yaxis()
-        _legend(axes, list(handles.values()), list(handles))
+        _legend(axes, handles, list(changes))
     return Drawn(
         made,
-        _caption(
-            "Change from the untuned base: to the right what was gained on the task, downwards what was forgotten; "
-            "bars are paired 95% intervals over items and seeds.",
-            list(found),
-        ),
+        "Change from the untuned base: to the right what was gained on the task, downwards what was forgotten; bars "
+        "are 95% intervals, paired by item." + _left_out(found),
     )
-
-
-def change(contest: Contest | None, method: str) -> Interval | None:
-    """By how much `method` scores more than base; ends are nan where the two are not paired, None where one lacks."""
-    if contest is None or method == "base":
-        return None
-    if gap := contest.differences.get((method, "base")):
-        return Interval(gap.value, gap.low, gap.high)
-    if gap := contest.differences.get(("base", method)):
-        return Interval(-gap.value, -gap.high, -gap.low)
-    values = {standing.choice.label: standing.value for standing in contest.standings}
-    if method not in values or "base" not in values:
-        return None
-    return Interval(values[method] - values["base"], np.nan, np.nan)
-
-
-def _ends(interval: Interval, scale: float) -> list[list[float]] | None:
-    if np.isnan(interval.low):
-        return None
-    return [[scale * (interval.value - interval.low)], [scale * (interval.high - interval.value)]]
 
 
 @figure
@@ -764,26 +784,22 @@ def verdicts(study: Study) -> Drawn | None:
         return None
     shown = claims.table(found)
     effects = [row[shown.columns.index("Effect")] for row in shown.rows]
-    several = len({verdict.place for verdict in found}) > 1
-    made = Figure(figsize=(7.4, 0.9 + 0.24 * len(found)))
+    titles = _titles([verdict.place for verdict in found])
+    made = Figure(figsize=(7.4, 0.9 + 0.22 * len(found)))
     axes = made.subplots()
     for i, (verdict, effect) in enumerate(zip(found, effects, strict=True)):
-        decision = verdict.finding.decision
-        marker, fill = DECISIONS[decision]
-        x = list(DECISIONS).index(decision)
-        axes.plot(x, i, marker=marker, markersize=9, mfc=fill, mec="black", linestyle="")
-        axes.text(2.5, i, effect, va="center", fontsize=8)
+        marker, fill = DECISIONS[verdict.finding.decision]
+        x = list(DECISIONS).index(verdict.finding.decision)
+        axes.plot(x, i, marker=marker, markersize=8, mfc=fill, mec="black", linestyle="")
+        axes.text(len(DECISIONS) - 0.4, i, effect.strip(ABSENT), va="center", fontsize=8)
+    axes.text(len(DECISIONS) - 0.4, -1.35, "effect (95% interval)")
     axes.set_xticks(range(len(DECISIONS)), labels=list(DECISIONS))
     axes.xaxis.tick_top()
-    names = [v.claim.name + (f" ({', '.join(v.place[1:])})" if several else "") for v in found]
-    axes.set_yticks(range(len(found)), labels=list(map(plain, names)))
-    axes.set(xlim=(-0.5, 4.2), ylim=(len(found) - 0.5, -0.5))
-    counts = [f"{sum(v.finding.decision == d for v in found)} {d}" for d in DECISIONS]
-    return Drawn(
-        made,
-        f"Verdicts on the article's claims ({', '.join(counts)}), with the effect that each rests on and its 95% "
-        "interval.",
-    )
+    labels = [v.claim.name + (f" ({title})" if title else "") for v, title in zip(found, titles, strict=True)]
+    axes.set_yticks(range(len(found)), labels=list(map(plain, labels)))
+    axes.set(xlim=(-0.5, 5.6), ylim=(len(found) - 0.5, -0.5))
+    counts = [f"{sum(verdict.finding.decision == d for verdict in found)} {d}" for d in DECISIONS]
+    return Drawn(made, f"Verdicts on the article's claims and the effects they rest on: {', '.join(counts)}.")
 
 
 DECISIONS = {claims.SUPPORTED: ("o", "#0072B2"), claims.REFUTED: ("X", "#D55E00"), claims.OPEN: ("o", "white")}
