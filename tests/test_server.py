@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from job_helpers import tiny
 
 from harness.config import ROOT
 from harness.sweep.server import Server
@@ -74,7 +76,9 @@ def test_a_holder_that_died_is_replaced(server, tmp_path):
 def test_a_stopped_job_is_gone(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         ask(server, log)
-        job = server.start(log)  # waits for its request
+        job = server.start(log)
+        with job.request:
+            json.dump(endless(tmp_path), job.request)
         (pid,) = jobs_of(server._holder.pid)
         job.stop()
         with pytest.raises(ProcessLookupError):
@@ -82,18 +86,37 @@ def test_a_stopped_job_is_gone(server, tmp_path):
         assert ask(server, log) == (0, [])
 
 
-def test_a_sweep_that_is_killed_leaves_no_process(tmp_path):
+def test_a_job_that_is_stopped_before_it_was_asked_leaves_nothing(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        start, holder = time.monotonic(), server._holder
+        server.start(log).stop()
+        assert holder.poll() is not None
+        assert time.monotonic() - start < 5
+        assert ask(server, log) == (0, [])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
     words = "import sys,time; from harness.sweep.server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
-    words += "; print(s._holder.pid, flush=True); time.sleep(600)"
-    sweep = subprocess.Popen([sys.executable, "-c", words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    words += "; print(s._holder.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
+    words += "job.request.close() if sys.argv[1] else None; time.sleep(600)"
+    request = json.dumps(endless(tmp_path)) if asked else ""
+    sweep = subprocess.Popen([sys.executable, "-c", words, request], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     holder = int(sweep.stdout.readline())
-    jobs = jobs_of(holder)
+    jobs = jobs_of(holder) if asked else []
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     until = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() and alive(pid) for pid in [holder, *jobs]):
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def endless(folder: Path) -> dict:
+    """A request for a cell that would train for hours."""
+    cell = tiny("train.max_steps=20000")
+    return {"cell": asdict(cell), "study": "test", "path": str(folder / "cell.json"), "data_root": None}
 
 
 def jobs_of(holder: int) -> list[int]:

@@ -50,8 +50,9 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
             from harness.job import ready, run  # noqa: F401
 
             loaded = True
-        with open(streams[0], closefd=False) as asked:
-            request = json.load(asked)
+        request = _request(streams[0], channel)
+        if request is None:
+            return 0
         if "cell" in request:
             with suppress(Exception):  # the job meets it too, and tells it where it is heard
                 ready.of(request["cell"]["settings"], request["data_root"])
@@ -68,6 +69,20 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
         if code is None:
             return 0
         channel.send(str(code).encode())
+
+
+def _request(stream: int, channel: socket.socket) -> dict[str, Any] | None:
+    """What is written to `stream`; None if the sweep went away before it had written all."""
+    parts = []
+    while not select.select([channel], [], [], 0)[0]:  # between a request and its answer nothing but the end comes
+        if select.select([stream, channel], [], [])[0] == [stream]:
+            part = os.read(stream, 2**16)
+            if not part:
+                break
+            parts.append(part)
+    with suppress(json.JSONDecodeError):
+        return json.loads(b"".join(parts))
+    return None
 
 
 def _end(main: Callable[[dict[str, Any]], int], request: dict[str, Any]) -> None:
