@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pandas as pd
+import json
+
 import pytest
 from job_helpers import composed, tiny
 
@@ -34,13 +35,14 @@ def test_an_untuned_model_draws_no_steps():
 
 
 def test_changed_data_are_read_again(tmp_path):
-    folder = tmp_path / "openai" / "gsm8k" / "main"
+    folder = tmp_path / "openai" / "gsm8k"
     folder.mkdir(parents=True)
+    card = "configs:\n- config_name: main\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n")
 
     def write(count: int) -> None:
-        for split in ("train", "test"):
-            rows = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(count)]
-            pd.DataFrame(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        rows = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(count)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     settings = composed("model=tiny", "data=gsm8k", "+data.load.share=0.5", "eval=facts", "eval.limit=4").settings
     write(40)

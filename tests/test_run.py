@@ -102,7 +102,7 @@ def test_the_same_cell_gives_the_same_numbers(lora, tmp_path):
 def test_an_untuned_cell_has_no_training(tmp_path):
     record = recorded(tmp_path, "method=base")
     assert record.status == "ok"
-    assert list(record.phases) == ["load", "probe", "infer", "merge", "score"]
+    assert list(record.phases) == ["load", "probe", "validate", "infer", "merge", "score"]
     assert record.train is None
     assert [point.step for point in record.validation] == [0]
     assert record.scores
