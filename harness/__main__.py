@@ -144,8 +144,11 @@ def report(arguments: list[str]) -> int:
     _complain(problems)
     if not records:
         raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
+    where = ["--study", names[0]]
+    if options.results_dir != parser.get_default("results_dir"):
+        where += ["--results-dir", str(options.results_dir)]
     command = shlex.join(["python", "-m", "harness", "report", *arguments])
-    _write(options, page.render(records, folder, problems, command, env.made_with()))
+    _write(options, page.render(records, folder, problems, shlex.join(where), command, env.made_with()))
     return int(bool(problems))
 
 

@@ -97,7 +97,7 @@ def hostile_records():
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    return render(hostile_records(), folder, HOSTILE, HOSTILE[1], {HOSTILE[0]: HOSTILE[1]})
+    return render(hostile_records(), folder, HOSTILE, HOSTILE[0], HOSTILE[1], {HOSTILE[0]: HOSTILE[1]})
 
 
 # What the source says
@@ -249,6 +249,7 @@ def test_the_command_writes_the_page_and_names_what_is_no_record(tmp_path, capsy
     assert "broken.json is not complete JSON" in text
     assert "demo: fine-tuning methods compared" in text
     assert f"python -m harness {shlex.join(arguments)}" in text
+    assert f"python -m harness claims --study demo --results-dir {tmp_path / 'results'}" in text
     assert re.search(r"made with python 3[^<]* numpy [^<]* scipy [^<]* matplotlib ", text)
 
 

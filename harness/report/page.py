@@ -33,19 +33,22 @@ from harness.report.standings import Contest, contests
 from harness.report.table import Table, comparison_of, html_grid, one_line
 
 HERE = Path(__file__).parent
+PARTS = ("table", "table --article", "claims", "lint", "figures")
 
 
 def render(
     records: Sequence[Record],
     folder: Path,
     problems: Sequence[str] = (),
+    where: str = "",
     command: str | None = None,
     made_with: Mapping[str, str] | None = None,
 ) -> str:
     """The page as text, the same for the same arguments and files.
 
     records: those of one study; folder: where they and their items lie. problems: a sentence for each file there that
-    is no record. command: what was typed to make the page; made_with: what made it, versions by name.
+    is no record. where: options that name the study to other commands; command: what was typed to make the page;
+    made_with: what made it, versions by name.
     """
     rows = group(records)
     found = claims.verdicts(records, folder)
@@ -77,7 +80,7 @@ def render(
         files=_files(folder),
         made_with=made_with or {},
         command=command,
-        parts=_parts(study),
+        parts=[f"python -m harness {part} {where}" for part in PARTS] if where else [],
         runs=[line for record in records if (line := run_command(record))],
         grid=lambda table: Markup("\n".join(html_grid(table))),
     )
@@ -207,12 +210,6 @@ def _sha256(path: Path) -> str:
 
 
 # Commands
-
-
-def _parts(study: str) -> list[str]:
-    of = f"--study {shlex.quote(study)}"
-    parts = ("table", "table --article", "claims", "lint", "figures")
-    return [f"python -m harness {part} {of}" for part in parts]
 
 
 def run_command(record: Record) -> str | None:
