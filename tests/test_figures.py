@@ -78,6 +78,14 @@ def test_the_front_is_of_settings_that_none_beats():
     assert list(front.get_ydata()) == pytest.approx([22, 23, 23.5, 25])
 
 
+def test_no_setting_is_on_the_front_for_its_test_score_alone():
+    records = [swept("lora", 4, 2e-4, 1.0, 0.3), swept("lora", 4, 1e-3, 1.2, 0.9), swept("dora", 4, 2e-4, 1.0, 0.4)]
+    panel = draw("accuracy_memory", records)[0]
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert list(front.get_ydata()) == pytest.approx([30, 40])
+    assert 90.0 in [pytest.approx(y) for _, y in points(panel)]
+
+
 def test_pareto_by_hand():
     cost_and_score = [(3, 0.9), (1, 0.5), (2, 0.4), (1, 0.6), (3, 0.7)]
     assert pareto(cost_and_score) == [3, 0]
@@ -118,7 +126,7 @@ def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
         record.phases["train"].memory.allocated_peak = (1000 + i) * MIB
         records.append(record)
     panel = draw("accuracy_memory", records)[0]
-    assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "beaten in both by one of them"]
+    assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "others"]
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
 
 

@@ -379,7 +379,7 @@ def _label(row: Row, rows: Sequence[Row]) -> str:
 
 @figure
 def accuracy_memory(study: Study) -> Drawn | None:
-    """What each setting scores against the memory it trains in, with the settings that none beats in both."""
+    """What each setting scores against the memory it trains in, with the chosen ones that no other beats in both."""
     measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
     if measure is None:
         return None
@@ -397,7 +397,7 @@ def accuracy_memory(study: Study) -> Drawn | None:
     return Drawn(
         made,
         f"Score against {MEMORY[measure]}: bars are 95% intervals, small hollow markers settings that were not chosen, "
-        "the line is the Pareto front, of settings that none beats in both; dashed is the untuned model."
+        "the line is the Pareto front, of chosen settings that no other beats in both; dashed is the untuned model."
         + _left_out(found),
     )
 
@@ -415,17 +415,19 @@ def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, me
     title, scale = _scaled(score, [row.scores[name].value for row in [*rows, *untuned]])
     look = looks(study.methods)
     points = [(row.mean(measure) / 2**30, row.scores[name].value) for row in rows]
-    front = pareto(points, score.higher_is_better)
+    # a setting that was not chosen would be on the front for its test score alone
+    judged = {id(row) for row in study.shown(rows[0].place)}
+    shown = [i for i, row in enumerate(rows) if id(row) in judged]
+    front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
     told_apart = len({row.method for row in rows}) <= LEGEND
     handles = {}
     for i, row in enumerate(rows):
-        chosen = id(row) in study.chosen
         if told_apart:
-            of, style = look[row.method], {} if chosen else HOLLOW
+            of, style = look[row.method], {} if i in shown else HOLLOW
         else:
             of, style = (Look("black", "o", "-"), {}) if i in front else (Look("0.6", ".", "-"), {"elinewidth": 0.8})
         drawn = _point(axes, *points[i], study.interval(row, name), scale, of, **style)
-        if chosen or row.method not in handles:
+        if i in shown or row.method not in handles:
             handles[row.method] = drawn
     steps = [(points[i][0], scale * points[i][1]) for i in front]
     line = axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color="0.4", linewidth=1, zorder=1)[0]
@@ -434,7 +436,7 @@ def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, me
         for number, i in enumerate(front, 1):
             axes.annotate(str(number), steps[number - 1], xytext=(-6, 0), textcoords="offset points", ha="right")
             handles[f"{number}  {_label(rows[i], rows)}"] = Line2D([], [], color="black", marker="o", linestyle="")
-        handles["beaten in both by one of them"] = Line2D([], [], color="0.6", marker=".", linestyle="")
+        handles["others"] = Line2D([], [], color="0.6", marker=".", linestyle="")
     for row in untuned:
         style = {"color": look[row.method].colour, "linestyle": look[row.method].line}
         handles[row.method] = axes.axhline(scale * row.scores[name].value, **style)
