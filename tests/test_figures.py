@@ -24,7 +24,9 @@ from harness.report.figures import (
     save,
     svg,
 )
+from harness.report.imports import collect
 
+PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -128,6 +130,18 @@ def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
     panel = draw("accuracy_memory", records)[0]
     assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "others"]
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
+def test_the_front_of_published_results():
+    records = [imported.record for imported in collect("peft", PUBLISHED, "peft")]
+    panel = draw("accuracy_memory", records)[0]
+    rows = [(r.phases["train"].memory.reserved_p99, r.scores[0].value) for r in records if r.status == "ok"]
+    front = [(x, y) for x, y in rows if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in rows)]
+    (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    drawn = zip(line.get_xdata(), line.get_ydata(), strict=True)
+    assert list(drawn) == [pytest.approx((x / 2**30, 100 * y)) for x, y in sorted(front)]
+    assert len(points(panel)) == len(rows)
 
 
 # Ranks and learning rates

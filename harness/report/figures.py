@@ -434,7 +434,8 @@ def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, me
     if not told_apart:
         handles = {}
         for number, i in enumerate(front, 1):
-            axes.annotate(str(number), steps[number - 1], xytext=(-6, 0), textcoords="offset points", ha="right")
+            side = {"xytext": (6, 0), "ha": "left"} if i == front[-1] else {"xytext": (-6, 0), "ha": "right"}
+            axes.annotate(str(number), steps[number - 1], textcoords="offset points", va="center", **side)
             handles[f"{number}  {_label(rows[i], rows)}"] = Line2D([], [], color="black", marker="o", linestyle="")
         handles["others"] = Line2D([], [], color="0.6", marker=".", linestyle="")
     for row in untuned:
