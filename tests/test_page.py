@@ -361,6 +361,8 @@ def test_columns_are_sorted_by_what_they_mean(shown, tmp_path):
     assert len(before) == 8
     weights = ["4.88M (3.50%)", "4.88M (3.50%)", "4.88M (3.50%)", "5.16M (3.69%)", "135M (100%)", "135M (100%)"]
     assert sorted_by("Trainable") == ["0 (0.00%)", "0 (0.00%)", *weights]
+    sorted_by("Method")
+    assert sorted_by("Method")[:2] == ["qlora", "qlora"]  # one of them has no loss
     losses = ["1.235", "1.240", "1.250", "1.260", "1.270", "2.345", "2.401"]
     assert sorted_by("Validation loss") == [*losses, "–"]
     assert sorted_by("Validation loss") == [*reversed(losses), "–"], "what is absent comes last either way"

@@ -23,10 +23,12 @@ function sort(table, th, column) {
   const text = th.classList.contains("text");
   const keyed = [...table.tBodies[0].rows].map((row) => {
     const shown = row.cells[column].textContent;
-    return { row, key: text ? shown : number(shown), absent: shown === "–" || (!text && Number.isNaN(number(shown))) };
+    const key = text ? shown : number(shown);
+    return { row, key, absent: shown === "–" || Number.isNaN(key) };
   });
+  const compare = text ? words.compare : (one, other) => one - other;
   // What is absent comes last either way; sorting is stable, so equal rows stay in the order they had.
-  keyed.sort((a, b) => a.absent - b.absent || (a.absent ? 0 : sign * (text ? words.compare(a.key, b.key) : a.key - b.key)));
+  keyed.sort((a, b) => a.absent - b.absent || (a.absent ? 0 : sign * compare(a.key, b.key)));
   table.tBodies[0].append(...keyed.map(({ row }) => row));
 }
 
