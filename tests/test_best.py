@@ -85,6 +85,7 @@ def test_items_are_in_order_and_of_all_seeds(folder, study):
     assert values.tolist() == [answers(0.6, seed).tolist() for seed in (1, 2, 3)]
     assert len(which) == 2 + 2 * ITEMS
     assert items(folder, [*records, make_record("lora", seed=9)], SCORE) is None
+    assert items(folder, [*records, make_record("lora", seed=9, scores=[])], SCORE) is None
     leave(folder, records[0], answers(0.6, 1)[:-1])
     assert items(folder, records, SCORE) is None
 

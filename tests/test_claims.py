@@ -194,6 +194,12 @@ def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
     assert found.effect.value == pytest.approx(0.7)
 
 
+def test_settings_by_other_hands_are_compared_as_they_are(study):
+    for method, mib in (("lora", 300), ("full", 1000)):
+        memory(study.add(method, settings={"train": "as usual"}), mib)
+    assert study.finding("lora-memory").decision == SUPPORTED
+
+
 def test_adapters_of_other_layers_are_not_compared(study):
     study.add("lora", settings=adapter(16, ["q_proj"]))
     study.add("dora", settings=adapter(16, ["q_proj", "v_proj"]))

@@ -319,7 +319,7 @@ def _matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Rec
     adapting = all(any(_adapt(r) for r in at.of(method)) for method in (one, other))
     for side, method in zip(sides, (one, other), strict=True):
         for record in at.of(method):
-            train = {k: v for k, v in record.cell.settings.get("train", {}).items() if k != "seed"}
+            train = {k: v for k, v in _training(record).items() if k != "seed"}
             adapt = (
                 {k: v for k, v in _adapt(record).items() if k not in ("use_dora", "lora_alpha")} if adapting else None
             )
@@ -331,8 +331,14 @@ def _matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Rec
         for record in members:
             by_rank[record.cell.rank].append(record)
         for rank, group in by_rank.items():
-            size = group[0].cell.settings.get("train", {}).get("batch_size")
+            size = _training(group[0]).get("batch_size")
             yield f"r={rank}, train.batch_size={size}", group, sides[1][key]
+
+
+def _training(record: Record) -> dict[str, Any]:
+    """The settings of its training loop; none where a record of other hands has something else there."""
+    train = record.cell.settings.get("train")
+    return train if isinstance(train, dict) else {}
 
 
 def _adapt(record: Record) -> dict[str, Any]:

@@ -82,8 +82,10 @@ def items(folder: Path, records: Sequence[Record], name: str) -> tuple[np.ndarra
     return np.stack([values for values, _ in found]), found[0][1]
 
 
-def _read(path: Path, score: Score) -> tuple[np.ndarray, tuple] | None:
+def _read(path: Path, score: Score | None) -> tuple[np.ndarray, tuple] | None:
     """Values in the order of subjects and indices; only the columns that this takes are read."""
+    if score is None:
+        return None
     wanted = [(name, "=", getattr(score, name)) for name in ("task", "metric", "filter")]
     try:
         table = pq.read_table(path, columns=["subject", "item", "value"], filters=wanted)
