@@ -53,7 +53,7 @@ def _our_row(planner: Planner, record: Record) -> dict[str, Any]:
     predicted = planner.predict(cell, None, LARGE)
     return {
         "method": record.cell.method,
-        "batch": "{sequences} × {tokens}".format(**predicted["shape"]),
+        "batch": "{sequences} ({tokens} tokens)".format(**predicted["shape"]),
         "measured": sum(dataclasses.astuple(record.probe.peak)),
         "predicted": sum(predicted["peak"].values()),
     }
