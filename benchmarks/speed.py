@@ -16,6 +16,7 @@ losses    the validation loss after 50 steps of both
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
@@ -184,13 +185,21 @@ def _answers(name: str, items: int, pairs: int, data_root: str) -> dict[str, Any
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
         _, found = score.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
-        predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"])
+        predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 
     row = paired(pairs, lambda i: take(i, False), lambda i: take(i, True))
     row["predictions"] = sum(len(one) for one, _ in predictions.values())
     row["same"] = int(sum((one == other.reindex(one.index)).sum() for one, other in predictions.values()))
     print(name, row, file=sys.stderr, flush=True)
     return row
+
+
+def _answer(prediction: str) -> Any:
+    """The text that was written, or which of several log-likelihoods was the largest."""
+    if not prediction.startswith("[("):
+        return prediction
+    likelihoods = [likelihood for likelihood, _ in ast.literal_eval(prediction)]
+    return likelihoods.index(max(likelihoods))
 
 
 def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -106,6 +108,29 @@ def test_an_untuned_cell_has_no_training(tmp_path):
     assert record.train is None
     assert [point.step for point in record.validation] == [0]
     assert record.scores
+
+
+@pytest.mark.parametrize("task", ["facts", "wordmath_short"])
+def test_without_speedups_the_results_are_the_same(tmp_path, task):
+    settings = ("method=lora", "lr=0.01", f"eval={task}", "eval.limit=8", "train.precision=fp32")
+    fast, plain = (recorded(tmp_path / s, *settings, f"speedups={s}") for s in ("auto", "off"))
+    assert fast.cell.id != plain.cell.id
+    assert [p.loss for p in fast.train.loss] == pytest.approx([p.loss for p in plain.train.loss], rel=1e-4)
+    assert fast.validation[-1].loss == pytest.approx(plain.validation[-1].loss, rel=1e-4)
+    assert fast.train.batches == plain.train.batches
+    assert fast.scores == plain.scores
+    one, other = (pd.read_parquet(next((tmp_path / s).glob("*.parquet"))) for s in ("auto", "off"))
+    keys = ["task", "subject", "item", "filter", "metric"]
+    one, other = (items.sort_values(keys, ignore_index=True) for items in (one, other))
+    if task == "facts":  # log-likelihoods, whose last digits depend on the order of sums
+        likelihoods = [np.array([ast.literal_eval(text) for text in items.pop("prediction")]) for items in (one, other)]
+        np.testing.assert_allclose(*likelihoods, atol=1e-3)
+    pd.testing.assert_frame_equal(one, other)
+    used = fast.environment["speedups"]
+    assert used.pop("fused_loss").startswith("off: no CUDA") or torch.cuda.is_available()
+    scored = {"shared_prefix"} if task == "facts" else {"continuous_batching"}
+    assert used == dict.fromkeys({"padding_free", "answer_logits"} | scored, "on")
+    assert set(plain.environment["speedups"].values()) == {"off: asked for"}
 
 
 # Cells that break; each breaks for real
