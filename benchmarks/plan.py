@@ -1,6 +1,6 @@
 """Holds `plan` against what was measured: our own cells on SmolLM2-135M, and peft's published runs of Llama-3.2-3B.
 
-    python -m harness sweep memory study=reference/memory      # the measured cells, about 6 minutes on 2 cores
+    python -m harness sweep memory study=reference/memory      # the measured cells, about 3 minutes on 2 cores
     python benchmarks/plan.py --peft DIR --out benchmarks/PLAN.md
 
 DIR holds result files of the MetaMathQA suite in huggingface/peft's method_comparison; without it the second table is
