@@ -25,9 +25,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -114,7 +116,9 @@ class Side:
 
     def validation_loss(self, held_out: list[data.Example]) -> float:
         batches = [self.layout.batch(held_out[i : i + 4]) for i in range(0, len(held_out), 4)]
-        return train.answer_loss(self.net, batches, self.accelerator or Accelerator(mixed_precision="no"))
+        # accelerate keeps one precision a process, which is the other side's.
+        plainly = SimpleNamespace(device=self.net.device, autocast=nullcontext)
+        return train.answer_loss(self.net, batches, self.accelerator or plainly)
 
 
 def examples_for(side: Side, data_root: str | None) -> tuple[list[list[data.Example]], list[data.Example]]:
