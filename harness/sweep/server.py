@@ -18,6 +18,10 @@ from typing import IO
 
 from harness.config import ROOT
 
+# For glibc: what was freed is kept and used again. New pages cost more than a decoded token's products do, and whether
+# a job had old ones was a matter of what it had done before: fully tuned models seemed to be served 1.4× as fast.
+HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
 
 class Server:
     """Starts jobs, one at a time."""
@@ -59,7 +63,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path},
+                env=HEAP | os.environ | {"PYTHONPATH": path},
                 start_new_session=True,
             )
 
