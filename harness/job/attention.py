@@ -18,11 +18,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.job.data import Layout
+from harness.job.model import inner
 
 OFF = "off: asked for"  # of a switch, in the record
 NAME = "end_to_end"  # of the implementation, as transformers is asked for it
@@ -54,7 +55,7 @@ def unsuited(model: nn.Module) -> str | None:
     """
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return "the method puts tokens of its own before each sequence"
-    net = _inner(model)
+    net = inner(model)
     kinds = set(getattr(net.config, "layer_types", None) or [])
     if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
         return "the model has layers that are not attention"
@@ -65,11 +66,7 @@ def unsuited(model: nn.Module) -> str | None:
 
 def enable(model: nn.Module) -> None:
     """Let `model` attend as above inside `end_to_end`, and elsewhere by sdpa as before."""
-    _inner(model).set_attn_implementation(NAME)
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    inner(model).set_attn_implementation(NAME)
 
 
 @contextmanager
@@ -78,7 +75,7 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None) -> Iterator[No
 
     Where one is longer than the model's sliding window, attention is left to transformers' mask.
     """
-    net = _inner(model)
+    net = inner(model)
     window = getattr(net.config.get_text_config(), "sliding_window", None)
     if lengths is None or (window is not None and max(lengths) > window):
         yield

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+
+from harness.job.model import inner
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hidden, targets, bias -> summed loss
 NEAR = 0.02  # relative difference of the losses by kernel and by logits, in bf16
@@ -67,5 +67,4 @@ def headless(model: nn.Module) -> Iterator[None]:
 
 
 def _head(model: nn.Module) -> nn.Module:
-    net: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-    return net.get_output_embeddings()
+    return inner(model).get_output_embeddings()

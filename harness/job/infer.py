@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from harness.job.meter import synchronize
+from harness.job.model import inner
 from harness.record import Inference
 
 SEED = 0  # of the prompts
@@ -72,8 +73,7 @@ def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[to
 
 def cache_keyword(model: nn.Module) -> str:
     """What the model calls its cache: transformers renames it within version 5, and drops the old name in 5.40."""
-    net = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"
 
 
 def _as(form: str, model: nn.Module) -> contextlib.AbstractContextManager:

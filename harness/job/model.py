@@ -251,6 +251,11 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
     }
 
 
+def inner(net: nn.Module) -> PreTrainedModel:
+    """The transformers model in `net`, which may be a peft model."""
+    return net.get_base_model() if isinstance(net, peft.PeftModel) else net
+
+
 def count(net: nn.Module, trainable: bool = False) -> int:
     """Weights of `net`; a 4-bit matrix holds two in a byte and counts both."""
     return sum(
