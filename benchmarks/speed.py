@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -50,6 +51,11 @@ MEASURED = HERE / "measured"
 METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd")
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
 STEPS = 50
+
+
+def plain_way_of(method: str) -> str:
+    """`dora_fast`'s is peft's DoRA, `galore_rsvd`'s is galore-torch's."""
+    return method.partition("_")[0]
 
 
 def composed(*overrides: str) -> Cell:
@@ -138,8 +144,7 @@ def training(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 
 def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[str, Any]:
-    # dora_fast's plain way is peft's DoRA, galore_rsvd's is galore-torch's.
-    plainly, ours = Side(method.partition("_")[0], text, plainly=True), Side(method, text, plainly=False)
+    plainly, ours = Side(plain_way_of(method), text, plainly=True), Side(method, text, plainly=False)
     batches, _ = examples_for(ours, data_root)
     for side in (plainly, ours):  # kernels are chosen and state is allocated; GaLore's first projection
         side.step(batches[0])
@@ -153,16 +158,20 @@ def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[st
 
 def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
     text = "gsm8k" if data_root else "wordmath"
-    rows: dict[str, dict[str, float]] = {}
+
+    @functools.cache
+    def after(method: str, plainly: bool) -> tuple[float, float]:
+        side = Side(method, text, plainly)
+        batches, held_out = examples_for(side, data_root)
+        before = side.validation_loss(held_out)
+        for batch in batches:
+            side.step(batch)
+        return before, side.validation_loss(held_out)
+
+    rows = {}
     for method in METHODS:
-        rows[method] = {}
-        for name in ("plain", "ours"):
-            side = Side(method, text, plainly=name == "plain")
-            batches, held_out = examples_for(side, data_root)
-            rows[method].setdefault("before", side.validation_loss(held_out))
-            for batch in batches:
-                side.step(batch)
-            rows[method][name] = side.validation_loss(held_out)
+        before, plainly = after(plain_way_of(method), True)
+        rows[method] = {"before": before, "plain": plainly, "ours": after(method, False)[1]}
         print(method, rows[method], file=sys.stderr, flush=True)
     return {"text": text, "rows": rows}
 

@@ -30,8 +30,16 @@ from harness.sweep import app
 from harness.sweep.cell import from_config
 
 WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
-TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "gsm8k": 200}  # raw, an example
-ITEMS = {"wordmath": 1000, "wordmath_short": 500, "facts": 200, "gsm8k": 1319, "mmlu": 14042, "plain_text": 144}
+TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "facts_short": 30, "gsm8k": 200}  # raw, an example
+ITEMS = {
+    "wordmath": 1000,
+    "wordmath_short": 500,
+    "facts": 200,
+    "facts_short": 60,
+    "gsm8k": 1319,
+    "mmlu": 14042,
+    "plain_text": 144,
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,15 @@ class Machine:
     items: dict[str, float]
 
 
-SMALL = {"wordmath": 0.35, "wordmath_short": 0.15, "facts": 0.07, "gsm8k": 3.0, "mmlu": 0.6, "plain_text": 0.2}
+SMALL = {
+    "wordmath": 0.35,
+    "wordmath_short": 0.15,
+    "facts": 0.07,
+    "facts_short": 0.07,
+    "gsm8k": 3.0,
+    "mmlu": 0.6,
+    "plain_text": 0.2,
+}
 CORES = Machine(1.35e11, 11, 15, SMALL)
 H100 = Machine(2e14, 60, 30, dict.fromkeys(ITEMS, 0.1))
 

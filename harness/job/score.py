@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -113,9 +114,12 @@ def score(
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
     index in the test split), hash (of the document), filter, metric, value, prediction, target. Its
-    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`.
+    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`. With `autocast` a
+    model that is not peft's is left with its linear layers in that type.
     """
     model.eval()
+    if speedups and autocast is not None and not isinstance(model, PeftModel):
+        _cast_once(model, autocast)
     kind = Engine if speedups else HFLM
     engine = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
@@ -133,6 +137,17 @@ def score(
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
     ]
     return scores, items
+
+
+def _cast_once(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give linear layers the weights that autocast would make of them at every call, which is most of a token's time.
+
+    An embedding tied to the head stays as it is: autocast leaves it alone.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
 
 
 def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:

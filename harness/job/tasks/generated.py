@@ -24,9 +24,9 @@ def wordmath(seed: int, max_steps: int, test: int, **_metadata: object) -> Datas
     return _as_datasets(wordmath_data.load(seed, train=1000, test=test, max_steps=max_steps))
 
 
-def facts(seed: int, **_metadata: object) -> DatasetDict:
-    """The splits of `harness.job.facts`, in its default size."""
-    return _as_datasets(facts_data.load(seed))
+def facts(seed: int, entities: int, **_metadata: object) -> DatasetDict:
+    """The splits of `harness.job.facts`."""
+    return _as_datasets(facts_data.load(seed, entities))
 
 
 def plain_text(**_metadata: object) -> DatasetDict:
