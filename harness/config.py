@@ -70,6 +70,7 @@ class Eval:
     """tasks: lm-eval tasks or groups; limit: items a task or group, a seeded stratified sample (null: all).
 
     num_fewshot: null leaves each task its own; seed: of the sample of items, the same for every cell.
+    engine: ``auto`` scores the model where it is, as it was trained; ``vllm`` saves it and has vLLM answer (CUDA).
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Eval:
     num_fewshot: int | None = None
     batch_size: int = 16
     seed: int = 0
+    engine: str = "auto"
 
 
 @dataclass
@@ -187,6 +189,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("speedups", config.speedups, ["auto", "off"])
+    one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])
