@@ -1,14 +1,15 @@
 """How much faster the harness is than the plain way (plain.py), in pairs; renders `benchmarks/RESULTS.md`.
 
     make bench                                       # all parts, about an hour on 2 idle cores
-    python benchmarks/speed.py training scoring sweep losses [--data-root FOLDER] [--pairs N]
+    python benchmarks/speed.py training mmlu gsm8k sweep losses [--data-root FOLDER] [--pairs N]
     python benchmarks/speed.py                       # renders again what was measured before
 
 The two sides of a pair run one after the other, which first alternates; a ratio is the median of the pairs' ratios,
 with the least and the largest. What a part measured is kept in `benchmarks/measured/PART.json`, with where and when.
 
 training  steps on the same batches: GSM8K's text with --data-root, else wordmath's
-scoring   MMLU 5-shot, 10 questions a subject, and GSM8K 5-shot: stock HFLM and ours, fp32; needs --data-root
+mmlu      5 shots, 10 questions a subject, by stock HFLM and by ours, fp32; needs --data-root
+gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
 losses    the validation loss after 50 steps of both
 """
@@ -187,14 +188,10 @@ def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
     return {"text": text, "rows": rows}
 
 
-def scoring(pairs: int, data_root: str | None) -> dict[str, Any]:
-    if data_root is None:
-        raise SystemExit("scoring needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
-    return {"rows": {"mmlu": _answers("mmlu", 10, pairs, data_root), "gsm8k": _answers("gsm8k", 16, pairs, data_root)}}
-
-
-def _answers(name: str, items: int, pairs: int, data_root: str) -> dict[str, Any]:
+def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[str, Any]:
     """Pairs on two subjects with `items` questions each, from all over the alphabet, or on the next `items` of one."""
+    if data_root is None:
+        raise SystemExit(f"{name} needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
     net, tokenizer = model.load(cell, plain.CPU), model.tokenizer(cell.settings["model"])
     asked = cell.settings["eval"] | {"tasks": [name], "num_fewshot": 5, "limit": None, "batch_size": 16}
@@ -255,7 +252,8 @@ def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "training": training,
-    "scoring": scoring,
+    "mmlu": functools.partial(answers, "mmlu", 10),
+    "gsm8k": functools.partial(answers, "gsm8k", 8),
     "sweep": sweep,
     "losses": losses,
 }
@@ -295,7 +293,8 @@ def rendered() -> str:
         file = MEASURED / f"{part}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            out += [f"## {part.capitalize()}", "", *RENDERED[part](found), "", provenance(found), ""]
+            title = part.upper() if part in ("mmlu", "gsm8k") else part.capitalize()
+            out += [f"## {title}", "", *RENDERED[part](found), "", provenance(found), ""]
     return "\n".join(out)
 
 
@@ -322,27 +321,14 @@ def _training(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _scoring(found: dict[str, Any]) -> list[str]:
-    names = {
-        "mmlu": "MMLU 5-shot, 10 questions a subject, 2 subjects a pair",
-        "gsm8k": "GSM8K 5-shot, 16 questions a pair",
-    }
-    rows = [
-        [
-            names[name],
-            f"{r['plain']:.1f} s",
-            f"{r['ours']:.1f} s",
-            _ratio(r),
-            f"{r['same']} of {r['predictions']}",
-            str(r["pairs"]),
-        ]
-        for name, r in found["rows"].items()
-    ]
+def _answers(asked: str, r: dict[str, Any]) -> list[str]:
+    same = f"{r['same']} of {r['predictions']}"
+    row = [f"{r['plain']:.1f} s", f"{r['ours']:.1f} s", _ratio(r), same, str(r["pairs"])]
     return [
-        "The untuned SmolLM2-135M in fp32, by lm-eval's `HFLM` and by ours. Same are the predictions of all metrics "
-        "and filters of all questions.",
+        f"{asked}, by the untuned SmolLM2-135M in fp32: lm-eval's `HFLM` and ours. Same are the predictions of all "
+        "metrics and filters of all questions.",
         "",
-        _table(rows, ["Task", "Stock", "Ours", "Faster", "Same predictions", "Pairs"]),
+        _table([row], ["Stock", "Ours", "Faster", "Same predictions", "Pairs"]),
     ]
 
 
@@ -399,7 +385,13 @@ def _losses(found: dict[str, Any]) -> list[str]:
     ]
 
 
-RENDERED = {"training": _training, "scoring": _scoring, "sweep": _sweep, "losses": _losses}
+RENDERED = {
+    "training": _training,
+    "mmlu": functools.partial(_answers, "5 shots, 10 questions a subject, 2 subjects a pair"),
+    "gsm8k": functools.partial(_answers, "5 shots, 8 questions a pair"),
+    "sweep": _sweep,
+    "losses": _losses,
+}
 
 
 def main() -> None:
