@@ -321,7 +321,7 @@ def _training(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _answers(asked: str, r: dict[str, Any]) -> list[str]:
+def _scored(asked: str, r: dict[str, Any]) -> list[str]:
     same = f"{r['same']} of {r['predictions']}"
     row = [f"{r['plain']:.1f} s", f"{r['ours']:.1f} s", _ratio(r), same, str(r["pairs"])]
     return [
@@ -387,8 +387,8 @@ def _losses(found: dict[str, Any]) -> list[str]:
 
 RENDERED = {
     "training": _training,
-    "mmlu": functools.partial(_answers, "5 shots, 10 questions a subject, 2 subjects a pair"),
-    "gsm8k": functools.partial(_answers, "5 shots, 8 questions a pair"),
+    "mmlu": functools.partial(_scored, "5 shots, 10 questions a subject, 2 subjects a pair"),
+    "gsm8k": functools.partial(_scored, "5 shots, 8 questions a pair"),
     "sweep": _sweep,
     "losses": _losses,
 }
