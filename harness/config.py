@@ -128,7 +128,10 @@ class Retry:
 
 @dataclass
 class Config:
-    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against."""
+    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against.
+
+    timeout: seconds that a cell may take (null: as long as it does); one that hangs is ended then, and recorded.
+    """
 
     method: Method = field(default_factory=Method)
     model: Model = field(default_factory=Model)
@@ -146,6 +149,7 @@ class Config:
     results_dir: str = "results"
     data_root: str | None = None
     speedups: str = "auto"
+    timeout: float | None = None
 
 
 def register_resolvers() -> None:
@@ -187,6 +191,8 @@ def check(config: DictConfig) -> None:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
     if not config.train.max_grad_norm > 0:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
+    if config.timeout is not None and not config.timeout > 0:
+        raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("speedups", config.speedups, ["auto", "off"])
     one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
