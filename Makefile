@@ -43,7 +43,7 @@ DATA_ROOT ?=
 ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
 bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
-	$(VENV)/bin/python benchmarks/speed.py training $(if $(DATA_ROOT),scoring) sweep losses $(ROOTED)
+	$(VENV)/bin/python benchmarks/speed.py training $(if $(DATA_ROOT),mmlu gsm8k) sweep losses $(ROOTED)
 	$(VENV)/bin/python benchmarks/growth.py cells steps scoring
 
 METHOD ?= lora

@@ -144,7 +144,8 @@ def main() -> None:
     arguments = parser.parse_args()
     app.register()
     for part in arguments.parts:
-        kept(f"growth_{part}", lambda part=part: {"rows": PARTS[part][0]()})
+        by = {"clock": speed.WALL} if part == "cells" else {}
+        kept(f"growth_{part}", lambda part=part, by=by: {"rows": PARTS[part][0]()} | by)
     (HERE / "GROWTH.md").write_text(rendered(), encoding="utf-8")
     print(rendered(), end="")
 

@@ -70,6 +70,7 @@ class Eval:
     """tasks: lm-eval tasks or groups; limit: items a task or group, a seeded stratified sample (null: all).
 
     num_fewshot: null leaves each task its own; seed: of the sample of items, the same for every cell.
+    engine: ``auto`` scores the model where it is, as it was trained; ``vllm`` saves it and has vLLM answer (CUDA).
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Eval:
     num_fewshot: int | None = None
     batch_size: int = 16
     seed: int = 0
+    engine: str = "auto"
 
 
 @dataclass
@@ -126,7 +128,10 @@ class Retry:
 
 @dataclass
 class Config:
-    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against."""
+    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against.
+
+    timeout: seconds that a cell may take (null: as long as it does); one that hangs is ended then, and recorded.
+    """
 
     method: Method = field(default_factory=Method)
     model: Model = field(default_factory=Model)
@@ -144,6 +149,7 @@ class Config:
     results_dir: str = "results"
     data_root: str | None = None
     speedups: str = "auto"
+    timeout: float | None = None
 
 
 def register_resolvers() -> None:
@@ -185,8 +191,11 @@ def check(config: DictConfig) -> None:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
     if not config.train.max_grad_norm > 0:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
+    if config.timeout is not None and not config.timeout > 0:
+        raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("speedups", config.speedups, ["auto", "off"])
+    one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])

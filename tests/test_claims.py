@@ -25,6 +25,7 @@ RATES = {"full": 2e-5, "galore": 2e-5}
 SCORES = {
     "gsm8k": ("gsm8k", "exact_match", "flexible-extract"),
     "facts": ("facts", "acc", "none"),
+    "facts_short": ("facts_short", "acc", "none"),
     "mmlu": ("mmlu", "acc", "none"),
     "plain_text": ("plain_text", "bits_per_byte", "none"),
 }
@@ -308,10 +309,11 @@ def test_dora_full(study, dora, expected):
     assert study.finding("dora-full").decision == expected
 
 
+@pytest.mark.parametrize("data", ["facts", "facts_short"])
 @pytest.mark.parametrize(("galore", "expected"), [(0.8, SUPPORTED), (0.6, REFUTED), (0.5, REFUTED)])
-def test_galore_facts(study, galore, expected):
+def test_galore_facts(study, galore, expected, data):
     for method, value in {"full": 0.7, "lora": 0.5, "qlora": 0.4, "dora": 0.5, "galore": galore}.items():
-        study.seeds(method, data="facts", facts=value)
+        study.seeds(method, data=data, **{data: value})
     found = study.finding("galore-facts")
     assert found.decision == expected
     assert found.effect.value == pytest.approx(galore - 0.7, abs=0.02)

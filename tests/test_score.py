@@ -6,6 +6,7 @@ import datasets
 import lm_eval
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants
 from job_helpers import DATA, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
@@ -200,3 +201,38 @@ def test_stock_mmlu_through_a_local_folder(bench):
 def test_an_item_is_not_asked_for_by_two_tasks():
     with pytest.raises(UserError, match="mmlu_anatomy asks for mmlu_anatomy again"):
         Tasks(settings("mmlu", "mmlu_anatomy", limit=57), str(DATA))
+
+
+# Requests
+
+
+def test_requests_are_built_once_and_answered_anew(bench):
+    tasks = Tasks(settings("facts", limit=6, num_fewshot=2), None)
+    tasks.build()
+    (task,) = tasks.leaves.values()
+    built = [instance.args for instance in task.instances]
+    first, again = (score.score(bench.net, bench.tokenizer, tasks, 8, None) for _ in range(2))
+    assert [instance.args for instance in task.instances] == built
+    assert first[0] == again[0]
+    pd.testing.assert_frame_equal(first[1], again[1])
+    assert all(len(instance.resps) == 1 for instance in task.instances)
+    plain = task.instances[0].args[0]
+    tasks.sample = {"facts": [7]}
+    _, other = score.score(bench.net, bench.tokenizer, tasks, 8, None)
+    assert list(other["item"].unique()) == [7]
+    assert task.instances[0].args[0] != plain
+
+
+# In half precision
+
+
+def test_weights_cast_once_answer_as_those_that_autocast_casts(monkeypatch):
+    tasks = Tasks(settings("facts", "wordmath", limit=8), None)
+    found = []
+    for cast in (score._cast_once, lambda model, dtype: None):
+        monkeypatch.setattr(score, "_cast_once", cast)
+        bench = prepared(tiny("method=base"))
+        found.append(score.score(bench.net, bench.tokenizer, tasks, 8, torch.bfloat16)[1])
+        assert bench.net.get_input_embeddings().weight.dtype == torch.float32
+    assert {m.weight.dtype for m in bench.net.modules() if isinstance(m, torch.nn.Linear)} == {torch.float32}
+    pd.testing.assert_frame_equal(*found)

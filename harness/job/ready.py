@@ -62,7 +62,9 @@ def _splits(settings: str, root: tuple[str, str] | None) -> dict[str, list[data.
 
 @functools.lru_cache(HELD)
 def _tasks(settings: str, root: tuple[str, str] | None) -> score.Tasks:
-    return score.Tasks(json.loads(settings), root and root[0])
+    tasks = score.Tasks(json.loads(settings), root and root[0])
+    tasks.build()
+    return tasks
 
 
 @functools.lru_cache(HELD)

@@ -19,7 +19,21 @@ from torch import nn
 
 from harness import env, record
 from harness.errors import UserError
-from harness.job import attention, data, device, disk, fused, infer, merge, model, probe, ready, score, train
+from harness.job import (
+    attention,
+    data,
+    device,
+    disk,
+    fused,
+    infer,
+    merge,
+    model,
+    probe,
+    ready,
+    score,
+    train,
+    vllm_engine,
+)
 from harness.job.meter import LiveBytes, Meter, matmul_peak
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record
 
@@ -31,6 +45,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
     tasks, splits = [], []  # looked at already: a grid's cells mostly share them, and to load them takes seconds
     for cell in cells:
         model.check(cell)
+        vllm_engine.check(cell.settings)
         if cell.settings["eval"] not in tasks:
             score.Tasks(cell.settings["eval"], data_root)
             tasks.append(cell.settings["eval"])
@@ -48,6 +63,7 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
     model.check(cell)
+    vllm_engine.check(cell.settings)
     job = _Job(cell, data_root, report)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
@@ -187,11 +203,17 @@ class _Job:
             return  # eval.tasks=[]: a cell for its cost alone
         self._enter("score")
         result.items = tasks.sample
-        size, autocast = self.settings["eval"]["batch_size"], torch.bfloat16 if self.bf16 else None
+        asked, autocast = self.settings["eval"], torch.bfloat16 if self.bf16 else None
         with self.meter.window("score") as memory, self.meter.live(memory) as see:
             see([*net.parameters(), *net.buffers()])
             result.scores, items = score.score(
-                net, self.ready.tokenizer, tasks, size, autocast, speedups=self.settings["speedups"] != "off"
+                net,
+                self.ready.tokenizer,
+                tasks,
+                asked["batch_size"],
+                autocast,
+                speedups=self.settings["speedups"] != "off",
+                engine=asked.get("engine", "auto"),
             )
         self.speedups |= items.attrs["speedups"]
         items.to_parquet(path.with_suffix(".items.parquet"), index=False)

@@ -6,16 +6,22 @@ a stratified sample leaves a subject a single item. A test holds them against lm
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import functools
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import pandas as pd
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import PeftModel
@@ -23,7 +29,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import data
+from harness.job import data, vllm_engine
 from harness.job.engine import Engine
 from harness.record import Score
 
@@ -60,12 +66,28 @@ class Tasks:
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            task.build_all_requests = functools.partial(self._request, task)
         self.sample: dict[str, list[int]] = {}
+        self._requests: dict[tuple[str, tuple[int, ...]], list[Instance]] = {}
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
                 raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
             self.sample |= stratified(sizes, settings["limit"], settings["seed"])
+
+    def build(self) -> None:
+        """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item."""
+        for leaf, items in self.sample.items():
+            self.leaves[leaf].build_all_requests(samples=items)
+
+    def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
+        """lm-eval's `build_all_requests`, which does not build again what was asked before."""
+        key = (task.config.task, tuple(samples))
+        if key not in self._requests:
+            type(task).build_all_requests(task, samples=samples, **asked)
+            self._requests[key] = task.instances
+        # Answers are kept in them.
+        task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
 
     @staticmethod
     def _load(manager: TaskManager, name: str) -> dict[str, Any]:
@@ -109,34 +131,52 @@ def score(
     batch_size: int,
     autocast: torch.dtype | None,
     speedups: bool = True,
+    engine: str = "auto",
 ) -> tuple[list[Score], pd.DataFrame]:
     """Scores of `model` on the sample of `tasks`, and the items behind them.
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
     index in the test split), hash (of the document), filter, metric, value, prediction, target. Its
-    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`. With `autocast` a
-    model that is not peft's is left with its linear layers in that type.
+    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`, and the engine
+    "vllm" is vLLM's. With `autocast` a model that is not peft's is left with its linear layers in that type.
     """
     model.eval()
-    if speedups and autocast is not None and not isinstance(model, PeftModel):
-        _cast_once(model, autocast)
-    kind = Engine if speedups else HFLM
-    engine = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
-    with torch.inference_mode():
-        result = lm_eval.evaluate(engine, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0)
+    with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
+        result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0)
     rows = []
     for name, loaded in tasks.by_name.items():
         for leaf in loaded["tasks"]:
             for entry in result["samples"].get(leaf, []):
                 rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if _is_number(entry[metric])]
     items = pd.DataFrame(rows)
-    items.attrs["speedups"] = engine.used if speedups else {}
+    items.attrs["speedups"] = used
     scores = [
         _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
     ]
     return scores, items
+
+
+@contextlib.contextmanager
+def _engine(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    speedups: bool,
+    engine: str,
+) -> Iterator[tuple[LM, dict[str, str]]]:
+    """What answers lm-eval's requests, and which of its speed-ups were on, to be read after that."""
+    if engine == "vllm":
+        with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
+            yield lm, {"vllm": "on"}
+        return
+    if speedups and autocast is not None and not isinstance(model, PeftModel):
+        _cast_once(model, autocast)
+    kind = Engine if speedups else HFLM
+    lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+    yield lm, lm.used if speedups else {}
 
 
 def _cast_once(model: nn.Module, dtype: torch.dtype) -> None:

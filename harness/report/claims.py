@@ -43,8 +43,10 @@ TASKS = {
     "wordmath": "wordmath/exact_match/flexible-extract",
     "wordmath_short": "wordmath_short/exact_match/flexible-extract",
     "facts": "facts/acc/none",
+    "facts_short": "facts_short/acc/none",
 }
 """The score that judges what was learned, by data."""
+FACTS = ("facts", "facts_short")  # of worlds that no model has read of
 COMPLEX = ("gsm8k", "metamath", "wordmath")  # problems of several steps
 MMLU, PLAIN_TEXT = "mmlu/acc/none", "plain_text/bits_per_byte/none"
 ADAPTERS = ("lora", "qlora", "dora")
@@ -676,15 +678,15 @@ def galore_weights(at: Evidence) -> Finding:
 def galore_facts(at: Evidence) -> Finding:
     """Supported if it is better than each, p-values corrected by Holm; refuted if it surely gains nothing over one."""
     chosen = at.choices()
-    if at.data != "facts":
+    if at.data not in FACTS:
         return _lacking("cell that was tuned on facts")
     if wanting := [method for method in TUNED if (method,) not in chosen]:
         return _lacking(*wanting)
-    found = {m: _gain(at, [chosen["galore",]], [chosen[m,]], TASKS["facts"]) for m in TUNED if m != "galore"}
+    found = {m: _gain(at, [chosen["galore",]], [chosen[m,]], TASKS[at.data]) for m in TUNED if m != "galore"}
     if lacking := [finding for finding in found.values() if finding.effect is None]:
         return lacking[0]
     rival = min(found.values(), key=lambda finding: finding.effect.value)
-    samples = [at.sample([chosen[m,]], TASKS["facts"])[0] for m in ("galore", *found)]
+    samples = [at.sample([chosen[m,]], TASKS[at.data])[0] for m in ("galore", *found)]
     p = stats.holm([stats.differences([samples[0], other])[0, 1].p for other in samples[1:]])
     decisions = [finding.decision for finding in found.values()]
     won = all(decision == SUPPORTED for decision in decisions) and p.max() < ALPHA

@@ -318,7 +318,7 @@ def _tries(records: Sequence[Record]) -> Said:
 def _evaluation(records: Sequence[Record]) -> Said:
     for where, members in _places(records):
         said = []
-        for name in ("tasks", "limit", "num_fewshot", "seed"):
+        for name in ("tasks", "limit", "num_fewshot", "seed", "engine"):
             subject = f"The setting eval.{name} differs{where}"
             said += _confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from said or _scored(members, where)
@@ -326,7 +326,9 @@ def _evaluation(records: Sequence[Record]) -> Said:
 
 def _eval_setting(record: Record, name: str) -> str | None:
     settings = _slot(record, "eval")
-    return (_text(settings.get(name)) or "not set") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    return _text(settings.get(name)) or ("auto" if name == "engine" else "not set")
 
 
 def _scored(members: Sequence[Record], where: str) -> Said:

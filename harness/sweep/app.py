@@ -250,7 +250,7 @@ def _run(config: DictConfig) -> Outcome:
     progress.start(cell)
     try:
         # A planned sweep has warned when it checked its cells.
-        found = worker.run(cell, study, config.data_root, progress.update, warn=_progress is None)
+        found = worker.run(cell, study, config.data_root, progress.update, config.timeout, warn=_progress is None)
     finally:
         progress.clear()
     progress.end(found)

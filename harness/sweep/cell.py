@@ -38,7 +38,8 @@ def from_config(config: DictConfig) -> Cell:
         "method": slots,
         "model": {k: v for k, v in resolved["model"].items() if k not in ("name", "architecture")},
         "data": resolved["data"],
-        "eval": resolved["eval"],
+        # Cells that were scored before there was a choice keep their id.
+        "eval": {k: v for k, v in resolved["eval"].items() if (k, v) != ("engine", "auto")},
         "train": train,
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
         "speedups": resolved["speedups"],

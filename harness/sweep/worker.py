@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -89,9 +90,16 @@ def _warn(words: str) -> None:
 
 
 def run(
-    cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None], warn: bool = False
+    cell: Cell,
+    study: Study,
+    data_root: str | None,
+    on_event: Callable[[dict], None],
+    timeout: float | None = None,
+    warn: bool = False,
 ) -> Record:
     """Run `cell` and return its record, which lies in the study's folder by then; `warn` if others use this machine.
+
+    timeout: seconds after which the job is ended, and the cell recorded as failed.
 
     Raises UserError if the job refuses its input; then nothing was run and no record is written.
     """
@@ -119,16 +127,17 @@ def run(
                 noted = time.monotonic()
                 note(event)
 
+        reason = None
         try:
             with open(log, "wb") as stderr:
-                code = _converse(request, stderr, follow)
+                code = _converse(request, stderr, follow, timeout)
+        except _Overdue:
+            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
         except UserError:
             log.unlink(missing_ok=True)  # nothing was run
             raise
         if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-            hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
-            reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
+            reason = reason or _how_it_ended(code, log)
             failed = Record(
                 cell=cell,
                 study=study.name,
@@ -142,10 +151,30 @@ def run(
     return record.read(path)
 
 
-def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]) -> int:
+def _how_it_ended(code: int, log: Path) -> str:
+    died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+    hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"The cell's process {died}{hint}; its last words are in {log.name}."
+
+
+class _Overdue(Exception):
+    """The job took longer than it may, and was ended."""
+
+
+def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None], timeout: float | None = None) -> int:
     """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses."""
     job = _server.start(stderr)
     refusal = None
+    overdue = threading.Event()
+
+    def end() -> None:
+        overdue.set()
+        job.stop()
+
+    watch = threading.Timer(timeout or 0, end)
+    watch.daemon = True
+    if timeout:
+        watch.start()
     try:
         # If it dies before it has read, its exit status tells.
         with contextlib.suppress(BrokenPipeError), job.request:
@@ -162,6 +191,10 @@ def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]
     except BaseException:
         job.stop()
         raise
+    finally:
+        watch.cancel()
+    if overdue.is_set():
+        raise _Overdue
     if refusal is not None:
         raise UserError(refusal)
     return code

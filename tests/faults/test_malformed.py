@@ -1,0 +1,125 @@
+"""Malformed records and overrides, drawn by hypothesis: one sentence for each, and good records are still rendered."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import string
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from records import make_record
+
+from harness import __main__ as cli
+from harness import record
+
+hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: make test-faults installs it")
+from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+pytestmark = pytest.mark.faults
+
+EXAMPLES = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def said(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and complaints of a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    GlobalHydra.instance().clear()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(list(arguments))
+    return status, out.getvalue(), err.getvalue()
+
+
+def places(value, way=()):
+    """The ways to all parts of a JSON value."""
+    yield way
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from places(part, (*way, key))
+
+
+@st.composite
+def damaged(draw) -> bytes:
+    """A record's file that was cut, had bytes changed, or has another value somewhere, or a field less or more."""
+    original = record_text()
+    kind = draw(st.sampled_from(["cut", "bytes", "value", "less", "more", "foreign"]))
+    if kind == "cut":
+        return original[: draw(st.integers(0, len(original) - 2))]
+    if kind == "bytes":
+        at = draw(st.integers(0, len(original) - 1))
+        return original[:at] + draw(st.binary(min_size=1, max_size=4)) + original[at + 1 :]
+    if kind == "foreign":
+        return json.dumps(draw(VALUES)).encode()
+    whole = json.loads(original)
+    way = draw(st.sampled_from([way for way in places(whole) if way]))
+    holder = whole
+    for key in way[:-1]:
+        holder = holder[key]
+    if kind == "less":
+        del holder[way[-1]]
+    elif kind == "more" and isinstance(holder, dict):
+        holder[draw(st.text(max_size=8))] = draw(VALUES)
+    else:
+        holder[way[-1]] = draw(VALUES)
+    return json.dumps(whole).encode()
+
+
+def record_text() -> bytes:
+    return json.dumps({"schema": record.SCHEMA} | dataclasses.asdict(make_record("dora", 16, 32, 1e-4))).encode()
+
+
+@EXAMPLES
+@given(content=damaged())
+def test_a_malformed_record_is_named_and_the_good_ones_are_rendered(tmp_path, content):
+    study = tmp_path / "results" / "demo"
+    for good in (make_record("base"), make_record("lora", 16, 32, 2e-4)):
+        record.write(good, study / f"{good.cell.name}.json")
+    bad = study / "zz-bad.json"
+    bad.write_bytes(content)
+    for command in (["table"], ["lint"], ["status"], ["claims"]):
+        status, out, err = said(*command, "--results-dir", str(tmp_path / "results"))
+        assert status in (0, 1), (command, status, err)
+        assert "Traceback" not in out + err
+        if command == ["table"]:
+            assert "| lora" in out
+            assert "| base" in out
+        if err:
+            assert "zz-bad.json" in err
+
+
+KEYS = st.sampled_from(
+    [
+        *("rank", "alpha", "lr", "seed", "method", "model", "data", "eval", "study", "results_dir", "data_root"),
+        *("train.max_steps", "train.batch_size", "train.precision", "eval.tasks", "eval.limit", "infer.repeats"),
+        *("method.knobs.scale", "model.path", "retry.statuses", "speedups", "hydra.launcher", "+new", "~rank", "++x.y"),
+    ]
+) | st.text(string.ascii_letters + string.digits + "._+~@/", min_size=1, max_size=12)
+TEXTS = st.text(max_size=12) | st.text(string.printable, max_size=12) | st.integers().map(str) | st.floats().map(str)
+
+
+@EXAMPLES
+@given(key=KEYS, sign=st.sampled_from(["=", "=", "=", "", " = ", "==", ":"]), value=TEXTS)
+def test_a_malformed_override_is_one_sentence(tmp_path, monkeypatch, key, sign, value):
+    monkeypatch.chdir(tmp_path)
+    argument = f"{key}{sign}{value}"
+    if argument.startswith("-") or "\0" in argument:
+        return  # an option; and no command line can hold a NUL
+    status, out, err = said("run", argument, "--cfg", "job")
+    assert "Traceback" not in out + err
+    assert status in (0, 2), (argument, status, err)
+    if status == 2:
+        assert err.startswith("error: ")
+        assert len(err.strip().splitlines()) <= 2, err
