@@ -23,6 +23,7 @@ from tqdm import tqdm
 from harness import env, record
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record
+from harness.sweep.claim import Claim, Held
 from harness.sweep.server import Server
 from harness.sweep.store import Study
 
@@ -89,11 +90,17 @@ def _warn(words: str) -> None:
 
 
 def run(
-    cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None], warn: bool = False
+    cell: Cell,
+    study: Study,
+    claim: Claim,
+    data_root: str | None,
+    on_event: Callable[[dict], None],
+    warn: bool = False,
 ) -> Record:
-    """Run `cell` and return its record, which lies in the study's folder by then; `warn` if others use this machine.
+    """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
-    Raises UserError if the job refuses its input; then nothing was run and no record is written.
+    `warn` if others use this machine. Raises UserError if the job refuses its input, Held if another process took the
+    claim over; then no record was written.
     """
     path, log = study.path(cell).absolute(), study.log(cell)
     request = {
@@ -107,43 +114,47 @@ def run(
         _warn_of_load()
     started, clock = datetime.now(UTC), time.monotonic()
     last: dict = {"phase": "start"}
-    with study.claim(cell) as note:
-        noted = 0.0
+    noted = 0.0
 
-        def follow(event: dict) -> None:
-            nonlocal last, noted
-            another = event["phase"] != last["phase"]
-            last = event
-            on_event(event)
-            if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
-                noted = time.monotonic()
-                note(event)
+    def follow(event: dict) -> None:
+        nonlocal last, noted
+        another = event["phase"] != last["phase"]
+        last = event
+        on_event(event)
+        if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
+            noted = time.monotonic()
+            claim(event)
 
-        try:
-            with open(log, "wb") as stderr:
-                code = _converse(request, stderr, follow)
-        except UserError:
-            log.unlink(missing_ok=True)  # nothing was run
-            raise
-        if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-            hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
-            reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
-            failed = Record(
-                cell=cell,
-                study=study.name,
-                status="failed",
-                started=started.isoformat(timespec="seconds"),
-                seconds=time.monotonic() - clock,
-                environment=env.describe(),
-                failure=Failure(last["phase"], last.get("step"), reason),
-            )
-            record.write(failed, path)
+    try:
+        with open(log, "wb") as stderr:
+            code = _converse(request, stderr, follow, claim)
+    except UserError:
+        log.unlink(missing_ok=True)  # it belongs to no record
+        raise
+    if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+        if claim.lost:
+            raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
+        died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
+        reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
+        failed = Record(
+            cell=cell,
+            study=study.name,
+            status="failed",
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - clock,
+            environment=env.describe(),
+            failure=Failure(last["phase"], last.get("step"), reason),
+        )
+        record.write(failed, path)
     return record.read(path)
 
 
-def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]) -> int:
-    """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses."""
+def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None], claim: Claim | None = None) -> int:
+    """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses.
+
+    The job works for `claim`: that outlives no job, and the job is stopped if it is lost.
+    """
     job = _server.start(stderr)
     refusal = None
     try:
@@ -157,6 +168,9 @@ def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]
             elif "warning" in event:
                 _warn(event["warning"])
             else:
+                if claim is not None:
+                    claim.works(job.holder, job.stop)
+                    claim = None
                 on_event(event)
         code = job.wait()
     except BaseException:
