@@ -128,13 +128,18 @@ def test_where_nothing_can_be_written_nothing_is_run(disk, harness, state):
 
 
 @pytest.mark.slow
-def test_a_cell_whose_record_does_not_fit_leaves_the_old_state(disk, harness):
-    """The disk takes the claim and the log, but neither the record nor one that says why there is none."""
+@pytest.mark.parametrize(
+    ("overrides", "file"),
+    [([], ".json"), (["eval.tasks=[facts]", "eval.limit=4"], ".items.parquet")],
+    ids=["record", "items"],
+)
+def test_a_cell_whose_record_or_items_do_not_fit_leaves_the_old_state(disk, harness, overrides, file):
+    """The disk takes the claim and the log, but not what the cell leaves, nor a record that says why there is none."""
     results = disk(16)
     sound(make_record("lora", 16, 32.0, 2e-4), results / "demo")
     before = contents(results / "demo")
     fill(results, leave=2)
-    done = harness("run", *TINY, "study=demo", f"results_dir={results}")
+    done = harness("run", *TINY, *overrides, "study=demo", f"results_dir={results}")
     assert done.returncode == 2, done.stderr
-    assert_one_sentence(done.stderr, str(results / "demo"), ".json: No space left", "make room there")
+    assert_one_sentence(done.stderr, str(results / "demo"), f"{file}: No space left", "make room there")
     assert contents(results / "demo") == before

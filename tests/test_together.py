@@ -6,11 +6,16 @@ Real sweeps of the `tiny` model in processes of their own.
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
-from test_worker import TINY, finish, start, training, wait_for
+from test_worker import ENVIRONMENT, TINY, finish, jobs_of, start, training, wait_for
 
 from harness.record import read_study
+from harness.sweep import claim
+from harness.sweep.store import Study
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +69,40 @@ def test_a_cell_of_another_sweep_is_left_for_later_and_taken_over(tmp_path):
     finally:
         for sweep in filter(None, (first, second)):
             sweep.kill()
+
+
+ELSEWHERE = """
+import sys
+from harness.__main__ import main
+from harness.sweep import claim
+claim._machine = lambda: "elsewhere"
+claim.HEARTBEAT = 0.2
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_sweep_that_slept_too_long_stops_its_job_and_waits_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(claim, "SILENCE", 3.0)
+    arguments = ["sweep", *CHEAP, "study=shared", "train.max_steps=40000"]
+    command = [sys.executable, "-c", ELSEWHERE, *arguments]
+    sweep = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    try:
+        study = Study(tmp_path / "results", "shared")
+        name, _ = wait_for(lambda: training(study.folder), sweep)
+        (cell,) = study.planned()
+        sweep.send_signal(signal.SIGSTOP)
+        assert study.wait([cell]) == [cell]
+        with study.claim(cell) as ours:
+            sweep.send_signal(signal.SIGCONT)
+            for line in sweep.stderr:
+                if line.startswith("Waiting"):
+                    break
+            assert line == f"Waiting for other sweeps to end {name}.\n"
+            assert jobs_of(sweep) == []
+            assert not ours.lost
+            assert study.recorded(cell) is None
+        wait_for(lambda: training(study.folder), sweep)  # and goes on when it may
+        sweep.terminate()
+        assert finish(sweep)[0] == 130
+    finally:
+        sweep.kill()
