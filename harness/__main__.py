@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import UserError
+from harness.errors import UserError, about_file
 from harness.record import STUDY_NAME, Record, RecordError, read_study, studies
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ usage: python -m harness COMMAND [...]
                                          how many items and seeds it takes to tell two methods apart
   lint [--study NAME]                    what makes the cells of a study hard to compare
   status [--study NAME]                  what is done, running, failed, left
+  merge DIR... [--into DIR] [--newer] [--format text|json]
+                                         unite the result folders of several machines
+  verify [--study NAME] [--format text|json]
+                                         check every record, its items and their hash
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
@@ -66,6 +71,10 @@ def main(arguments: list[str]) -> int:
             return lint(rest)
         if command == "status":
             return status(rest)
+        if command == "merge":
+            return merge(rest)
+        if command == "verify":
+            return verify(rest)
         if command == "import":
             return import_(rest)
         if command == "doctor":
@@ -86,7 +95,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         if error.filename is None:
             raise  # not about a file of the user's
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(f"error: {about_file(error)}", file=sys.stderr)
         return 2
 
 
@@ -232,6 +241,52 @@ def status(arguments: list[str]) -> int:
         print("\n".join(lines))
     _complain(problems)
     return int(bool(problems))
+
+
+def merge(arguments: list[str]) -> int:
+    """Unite result folders, if nothing speaks against it; 1 if something does, and then nothing is written."""
+    parser = _Parser(
+        prog="python -m harness merge",
+        description="Unite the result folders of several machines: records, items, logs.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a folder that holds studies")
+    parser.add_argument("--into", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
+    parser.add_argument(
+        "--newer", action="store_true", help="of unequal records of a cell keep the one that began last"
+    )
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    options = parser.parse_args(arguments)
+
+    from harness.sweep import merge
+
+    made = merge.plan(options.folders, options.into, options.newer)
+    written = not made.conflicts and not made.problems
+    if written:
+        merge.write(made, options.into)
+    if options.format == "json":
+        print(json.dumps(merge.facts(made, options.into, written), indent=1))
+    else:
+        print("\n".join(merge.lines(made, options.into, written)))
+    _complain(made.problems)
+    return int(not written)
+
+
+def verify(arguments: list[str]) -> int:
+    """Check the records of one study or all, and what lies beside them; 1 if anything is wrong."""
+    parser = _parser("verify", "Check every record, its items and their hash. Exit status 1 if anything is wrong.")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    options = parser.parse_args(arguments)
+
+    from harness.sweep import verify
+
+    found = {name: verify.study(options.results_dir, name) for name in _studies(options)}
+    if options.format == "json":
+        print(json.dumps({name: {"records": n, "problems": bad} for name, (n, bad) in found.items()}, indent=1))
+    else:
+        for name, (n, bad) in found.items():
+            print(f"{name}: {n} records, {len(bad) or 'no'} problem{'s' if len(bad) != 1 else ''}")
+    _complain([problem for _, bad in found.values() for problem in bad])
+    return int(any(bad for _, bad in found.values()))
 
 
 def import_(arguments: list[str]) -> int:

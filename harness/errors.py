@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+TO_DO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there and give the same command again"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it accessible, or name another folder"),
+}
 
 
 class UserError(Exception):
@@ -17,3 +23,9 @@ def one_of(key: str, value: str, options: Iterable[str]) -> None:
         near = difflib.get_close_matches(value, options, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")
+
+
+def about_file(error: OSError) -> str:
+    """One sentence on the file that could not be read or written: which, why, and what to do if that is known."""
+    to_do = f"; {TO_DO[error.errno]}" if error.errno in TO_DO else ""
+    return f"{error.filename}: {error.strerror}{to_do}."

@@ -9,16 +9,20 @@ Units: bytes, seconds, tokens. What was not measured is ``null``; there are no s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -291,6 +295,7 @@ class Record:
     disk: Disk | None = None
     scores: list[Score] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
+    items_sha256: str | None = None  # of NAME.items.parquet; null without one, and in records from before it was taken
     fingerprints: dict[str, str] = field(default_factory=dict)
     source: Source | None = None  # of a record that was imported; null for what the harness ran
     schema: int = SCHEMA
@@ -324,18 +329,55 @@ def write(record: Record, path: Path) -> None:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write `value` to `path` through a synced temporary file in the same folder."""
+    """Write `value` to `path`, all or nothing."""
     text = json.dumps(value, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file in the folder of `path` to be written to, which then takes its place, synced.
+
+    Whatever happens on the way, the file that was there stays whole. An OSError names `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder, in which there is none
+            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # some file systems sync no folders
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within names `path`: those of writing name no file, others a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        words = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno or errno.EIO, words, str(path)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path) -> Record:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from harness.record import (
     Cell,
@@ -23,6 +27,10 @@ from harness.record import (
     Tokens,
     Train,
     ValidationPoint,
+    cell_id,
+    cell_name,
+    sha256,
+    write,
 )
 
 MIB = 2**20
@@ -161,3 +169,26 @@ def make_study() -> list[Record]:
         make_record("base_nf4"),
         make_record("base"),
     ]
+
+
+def sound(record: Record, folder: Path, values: tuple[float, ...] = (1.0, 0.0, 0.0, 1.0)) -> Path:
+    """Lay `record` down in `folder` as `verify` wants it: under its settings' id and name, each score with its items.
+
+    values: of the items of every score, in order. Returns the record's path.
+    """
+    cell = record.cell
+    cell.id = cell_id(cell.settings)
+    cell.name = cell_name(cell)
+    path = folder / f"{cell.name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for score in record.scores:
+        score.n, score.value = len(values), sum(values) / len(values)
+        same = {"task": score.task, "subject": score.task, "filter": score.filter, "metric": score.metric}
+        rows += [same | {"item": i, "value": value} for i, value in enumerate(values)]
+    if rows:
+        items = path.with_suffix(".items.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), items)
+        record.items_sha256 = sha256(items)
+    write(record, path)
+    return path

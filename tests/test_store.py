@@ -1,13 +1,8 @@
-"""A study's folder: claims are exclusive and outlive nobody, plans add up, and its state can be told from it alone."""
+"""A study's folder: plans add up, records are found, and its state can be told from it alone."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-import time
 
 import pytest
 from records import make_record
@@ -26,84 +21,6 @@ def study(tmp_path):
 @pytest.fixture
 def lora():
     return make_record("lora", 16, 32.0, 2e-4).cell
-
-
-def marker_of(study, cell):
-    return study.folder / ".harness" / "running" / f"{cell.name}.json"
-
-
-def leave_marker(study, cell, **fields):
-    """A marker as another process would have left it."""
-    path = marker_of(study, cell)
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"host": os.uname().nodename, "pid": 1, "started": 1.0, "progress": {}} | fields))
-    return path
-
-
-def dead_process():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_claim_is_exclusive_while_it_is_held(study, lora):
-    with study.claim(lora):
-        with (
-            pytest.raises(UserError, match=rf"{lora.name} is being run by process {os.getpid()} on "),
-            study.claim(lora),
-        ):
-            pass
-        with study.claim(make_record("full").cell):
-            assert len(study.running()) == 2
-        assert list(study.running()) == [lora.name]
-    assert study.running() == {}
-    with study.claim(lora):
-        pass
-
-
-def test_a_claim_is_released_when_its_cell_breaks(study, lora):
-    with pytest.raises(KeyboardInterrupt), study.claim(lora):
-        raise KeyboardInterrupt
-    assert not marker_of(study, lora).exists()
-
-
-def test_a_claim_notes_progress(study, lora):
-    with study.claim(lora) as note:
-        started = study.running()[lora.name]["started"]
-        note({"phase": "train", "step": 3})
-        marker = study.running()[lora.name]
-        assert marker["progress"] == {"phase": "train", "step": 3}
-        assert (marker["started"], marker["pid"]) == (started, os.getpid())
-
-
-def test_the_marker_of_a_dead_process_is_taken_over(study, lora):
-    leave_marker(study, lora, pid=dead_process())
-    assert study.running() == {}
-    with study.claim(lora):
-        assert study.running()[lora.name]["pid"] == os.getpid()
-
-
-def test_a_marker_of_another_machine_holds_whether_its_process_lives_or_not(study, lora):
-    path = leave_marker(study, lora, host="elsewhere", pid=dead_process())
-    with pytest.raises(UserError, match=rf"on elsewhere already .*delete {re.escape(str(path))}"), study.claim(lora):
-        pass
-    assert path.exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_an_unreadable_marker_is_nobody_running(study, lora, text):
-    leave_marker(study, lora).write_text(text)
-    assert study.running() == {}
-
-
-def test_a_marker_that_is_being_written_is_not_taken_over(study, lora):
-    path = leave_marker(study, lora)
-    path.write_text("")
-    with pytest.raises(UserError, match="is being run by another process already"), study.claim(lora):
-        pass
-    os.utime(path, (time.time() - 60, time.time() - 60))  # nobody takes a minute for it
-    with study.claim(lora):
-        assert study.running()[lora.name]["pid"] == os.getpid()
 
 
 def test_plans_add_up(study, lora):

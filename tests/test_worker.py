@@ -6,7 +6,6 @@ Real processes on the `tiny` model; each costs its imports, so a few sweeps are 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ import pytest
 
 from harness.config import ROOT
 from harness.record import read_study
+from harness.sweep.store import Study
 
 pytestmark = pytest.mark.slow
 
@@ -60,15 +60,9 @@ def wait_for(condition, process, seconds=120):
 
 
 def training(study):
-    """The marker of the one cell that is in its training steps, with its name."""
-    for path in (study / ".harness" / "running").glob("*.json"):
-        try:
-            marker = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        if "step" in marker["progress"]:
-            return path.stem, marker
-    return None
+    """The owner of the one cell that is in its training steps, with its name."""
+    running = Study(study.parent, study.name).running()
+    return next(((name, owner) for name, owner in running.items() if "step" in owner["progress"]), None)
 
 
 def children(pid):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -18,7 +19,7 @@ from peft import PeftModel
 from torch import nn
 
 from harness import env, record
-from harness.errors import UserError
+from harness.errors import UserError, about_file
 from harness.job import (
     attention,
     data,
@@ -58,7 +59,7 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
     report is told phases, and steps of training. Bad input raises UserError and leaves no record; any other failure
-    is recorded with its phase, step and reason.
+    is recorded with its phase, step and reason. A record that can't be written raises UserError too.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
@@ -69,7 +70,7 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
     try:
-        job.run(result, path)
+        job.run(result)
     except train.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
     except UserError:
@@ -84,7 +85,12 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
     result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
     result.environment |= job.loaded | {"speedups": job.speedups}
-    record.write(result, path)
+    try:
+        if job.items is not None:
+            result.items_sha256 = _write_items(job.items, path.with_suffix(".items.parquet"))
+        record.write(result, path)
+    except OSError as error:
+        raise UserError(about_file(error)) from None
     report({"phase": "recorded"})
     return result
 
@@ -103,8 +109,9 @@ class _Job:
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
         self.speedups: dict[str, str] = {}  # by name: "on", or why not
+        self.items: pd.DataFrame | None = None  # what was scored, item by item
 
-    def run(self, result: Record, path: Path) -> None:
+    def run(self, result: Record) -> None:
         cell, train_settings = self.cell, self.settings["train"]
         set_seed(cell.seed or 0)
         result.fingerprints = self.ready.fingerprints
@@ -169,10 +176,10 @@ class _Job:
             self._infer("infer", net, ["base"], result)
         if not merge.quantised(net):
             net = self._merge(net, batch, result)
-            self._score(net, result, path)
+            self._score(net, result)
             return
         result.merge = Merge(False, merge.QUANTISED)
-        self._score(net, result, path)
+        self._score(net, result)
         try:
             self._merge(net, batch, result)
         except Exception as error:
@@ -197,7 +204,7 @@ class _Job:
             with self.meter.window(phase):
                 result.inference |= infer.measure(net, forms, self.settings["infer"], self.accelerator)
 
-    def _score(self, net: nn.Module, result: Record, path: Path) -> None:
+    def _score(self, net: nn.Module, result: Record) -> None:
         tasks = self.ready.tasks
         if not tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
@@ -206,7 +213,7 @@ class _Job:
         asked, autocast = self.settings["eval"], torch.bfloat16 if self.bf16 else None
         with self.meter.window("score") as memory, self.meter.live(memory) as see:
             see([*net.parameters(), *net.buffers()])
-            result.scores, items = score.score(
+            result.scores, self.items = score.score(
                 net,
                 self.ready.tokenizer,
                 tasks,
@@ -215,8 +222,7 @@ class _Job:
                 speedups=self.settings["speedups"] != "off",
                 engine=asked.get("engine", "auto"),
             )
-        self.speedups |= items.attrs["speedups"]
-        items.to_parquet(path.with_suffix(".items.parquet"), index=False)
+        self.speedups |= self.items.attrs["speedups"]
 
     def _probe(self, result: Record, take: Callable[[LiveBytes], Probe]) -> None:
         self.matmul_peak = matmul_peak(self.accelerator.device, torch.bfloat16 if self.bf16 else torch.float32)
@@ -234,6 +240,13 @@ class _Job:
     def _stepped(self, event: dict) -> None:
         self.step = event["step"]
         self._report({"phase": self.phase} | event)
+
+
+def _write_items(items: pd.DataFrame, path: Path) -> str:
+    """Write the items to `path`, all or nothing; their file's hash."""
+    with record.replacing(path) as temporary:
+        items.to_parquet(temporary, index=False)
+    return record.sha256(path)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +93,7 @@ def store(found: Sequence[Imported], folder: Path) -> Summary:
         known = there.get(name)
         if known and known.started > new.record.started:
             summary.older.append(new.path)
-        elif known == new.record:
+        elif known and known == dataclasses.replace(new.record, items_sha256=known.items_sha256):
             summary.unchanged.append(name)
         else:
             _write(new, folder / f"{name}.json")
@@ -109,12 +108,9 @@ def _write(new: Imported, path: Path) -> None:
     if new.items is None:
         items.unlink(missing_ok=True)
     else:
-        temporary = items.with_name(f".{items.name}.{os.getpid()}.tmp")
-        try:
+        with record.replacing(items) as temporary:
             new.items.to_parquet(temporary, index=False)
-            os.replace(temporary, items)
-        finally:
-            temporary.unlink(missing_ok=True)
+        new.record.items_sha256 = record.sha256(items)
     record.write(new.record, path)
 
 

@@ -38,10 +38,11 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import config as settings_of
 from harness import record, units
 from harness.config import CONF, SWEEPS, Config, one_of
-from harness.errors import UserError
+from harness.errors import UserError, about_file
 from harness.record import Cell, Failure, Record, RecordError
 from harness.sweep import cell as cells_of
 from harness.sweep import plan, worker
+from harness.sweep.claim import Claim, Held
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
 
@@ -80,6 +81,7 @@ class Outcome:
 _options = Options()
 _progress: Progress | None = None  # of the sweep that this process runs; None in a launcher's worker process
 _outcomes: list[Outcome | UserError] = []  # of the cells that this process ran or had run; why, if one was refused
+_known: dict[str, Record | None] = {}  # by id of the cells that this process is to run, their records when it planned
 
 
 class SweepsOnSearchPath(SearchPathPlugin):
@@ -106,10 +108,10 @@ class GridSweeper(Sweeper):
         if _options.plan:
             self._predict(asked)
             return []
-        left = self._plan(asked)
+        study, left = self._plan(asked)
         if not left:
             return []
-        returns = self._launcher.launch(left, initial_job_idx=0)
+        returns = self._launch(study, left)
         outcomes = [job.return_value for job in returns]
         _outcomes.extend(outcomes)
         statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
@@ -117,8 +119,26 @@ class GridSweeper(Sweeper):
         print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
         return returns
 
-    def _plan(self, asked: list[list[str]]) -> list[list[str]]:
-        """The points to run: equal ones once, recorded ones not at all. Raises UserError if one can't work."""
+    def _launch(self, study: Study, left: list[tuple[Cell, list[str]]]) -> list:
+        """Have all cells run, first those that no other sweep runs; what others leave undone is run when they end."""
+        returns, held = [], []
+        while left:
+            launched = self._launcher.launch([point for _, point in left], initial_job_idx=len(returns))
+            held += [pair for pair, job in zip(left, launched, strict=True) if isinstance(job.return_value, Held)]
+            returns += [job for job in launched if not isinstance(job.return_value, Held)]
+            if not held:
+                break
+            cells = [cell for cell, _ in held]
+            print(f"Waiting for other sweeps to end {', '.join(c.name for c in cells)}.", file=sys.stderr)
+            free = study.wait(cells)
+            left, held = [p for p in held if p[0] in free], [p for p in held if p[0] not in free]
+        return returns
+
+    def _plan(self, asked: list[list[str]]) -> tuple[Study, list[tuple[Cell, list[str]]]]:
+        """The cells to run, each with its point: equal ones once, recorded ones not at all.
+
+        Raises UserError if a point can't work.
+        """
         for key in ("study", "results_dir", "data_root"):
             if len({o for point in asked for o in point if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} can't be swept over: a sweep is one study; run one sweep for each {key}.")
@@ -135,6 +155,7 @@ class GridSweeper(Sweeper):
             found = study.recorded(cell)
             if _to_run(found, composed):
                 left.append((cell, point))
+                _known[cell.id] = found
         _announce(study, len(asked), len(wanted), len(left))
         if left:
             worker.check([cell for cell, _ in left], composed.data_root)
@@ -143,7 +164,7 @@ class GridSweeper(Sweeper):
                 left = _fitting(left, architectures, study, composed.data_root)
             global _progress
             _progress = Progress(len(left))
-        return [point for _, point in left]
+        return study, left
 
     def _compose(self, point: list[str]) -> DictConfig:
         composed = self._loader.load_sweep_config(self.config, point)
@@ -226,6 +247,8 @@ def _task(config: DictConfig) -> Outcome | UserError:
     settings_of.register_resolvers()
     try:
         return _run(config)
+    except Held as error:
+        refusal = Held(str(error))
     except (UserError, RecordError) as error:
         refusal = UserError(str(error))
     except OmegaConfBaseException as error:
@@ -233,7 +256,7 @@ def _task(config: DictConfig) -> Outcome | UserError:
     except OSError as error:
         if error.filename is None:
             raise  # not about a file of the user's
-        refusal = UserError(f"{error.filename}: {error.strerror}.")
+        refusal = UserError(about_file(error))
     if _progress is None:
         _outcomes.append(refusal)
     return refusal
@@ -241,16 +264,30 @@ def _task(config: DictConfig) -> Outcome | UserError:
 
 def _run(config: DictConfig) -> Outcome:
     cell, study = cells_of.from_config(config), _study(config)
-    found = study.recorded(cell)
-    if not _to_run(found, config):
-        print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
+    # A record that came after the plan is another sweep's, made at the same time, and no cell is to be run by both.
+    known = _known[cell.id] if cell.id in _known else study.recorded(cell)
+    if _to_run(known, config):
+        with study.claim(cell) as claim:
+            found = study.recorded(cell)
+            if found is None or found == known:
+                return _outcome(_launch(cell, study, claim, config))
+    else:
+        found = known
+    print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
+    if _progress is None:
         _outcomes.append(_outcome(found))
-        return _outcome(found)
+    else:
+        _progress.skip()
+    return _outcome(found)
+
+
+def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Record:
     progress = _progress or Progress(1)
     progress.start(cell)
     try:
         # A planned sweep has warned when it checked its cells.
-        found = worker.run(cell, study, config.data_root, progress.update, config.timeout, warn=_progress is None)
+        report = progress.update
+        found = worker.run(cell, study, claim, config.data_root, report, config.timeout, warn=_progress is None)
     finally:
         progress.clear()
     progress.end(found)
@@ -258,7 +295,7 @@ def _run(config: DictConfig) -> Outcome:
         progress.close()
         _outcomes.append(_outcome(found))
         _tell(found)
-    return _outcome(found)
+    return found
 
 
 def _outcome(found: Record) -> Outcome:
@@ -285,6 +322,7 @@ def main(command: str, arguments: list[str]) -> int:
     register()
     name = "config"
     _outcomes.clear()
+    _known.clear()
     global _options
     _options, arguments = _ours(command, arguments)
     ours = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}  # else an app.log appears in the user's folder

@@ -45,6 +45,11 @@ class Progress:
         self._say(f"[{self.done}/{self.total}] {record.cell.name} {record.status} in {record.seconds:.0f} s{why}")
         self._sweep.update()
 
+    def skip(self) -> None:
+        """Count a cell that another sweep has run meanwhile."""
+        self.done += 1
+        self._sweep.update()
+
     def clear(self) -> None:
         if self._cell is not None:
             self._cell.close()

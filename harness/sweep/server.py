@@ -81,6 +81,11 @@ class Job:
         with self.events:
             yield from self.events
 
+    @property
+    def holder(self) -> int:
+        """The process that holds it; it ends the job, and itself, when the sweep is gone."""
+        return self._holder.pid
+
     def wait(self) -> int:
         """Its exit status, negative for the signal that killed it; the holder's own, if that ended with it."""
         code = b""

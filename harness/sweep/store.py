@@ -4,24 +4,22 @@ results_dir/study/NAME.json            the record
                   NAME.items.parquet   what was scored, item by item
                   NAME.log             all that the cell's process printed
                   .harness/plan.json   the cells that sweeps asked for
-                  .harness/running/    one marker a running cell
+                  .harness/running/    one claim a running cell (harness/sweep/claim.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
-import socket
-import time
-from collections.abc import Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness import record
 from harness.errors import UserError
 from harness.record import Cell, Record
+from harness.sweep import claim
+from harness.sweep.claim import Claim
 
 
 class Study:
@@ -31,6 +29,7 @@ class Study:
         self.name = name
         self.folder = results / name
         self._state = self.folder / ".harness"
+        self._plan = self._state / "plan.json"
 
     def path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.json"
@@ -51,81 +50,35 @@ class Study:
     def planned(self) -> list[Cell]:
         """The cells that sweeps into this study asked for, in that order."""
         try:
-            return [Cell(**c) for c in json.loads((self._state / "plan.json").read_text())]
+            return [Cell(**c) for c in json.loads(self._plan.read_text())]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError):
-            raise UserError(f"{self._state / 'plan.json'} is damaged; delete it, the records don't need it.") from None
+            raise UserError(f"{self._plan} is damaged; delete it, the records don't need it.") from None
 
     def plan(self, cells: Iterable[Cell]) -> None:
-        """Add `cells` to what was planned."""
-        known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
-        record.write_json([dataclasses.asdict(c) for c in known.values()], self._state / "plan.json")
+        """Add `cells` to what was planned, one sweep after another where several do."""
+        cells = list(cells)
+        with claim.hold(self._state / "planning", "The plan", patiently=True):
+            known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
+            record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
 
     def running(self) -> dict[str, dict]:
-        """Markers of running cells by name, each with host, pid, started and the last progress; dead ones left out."""
-        markers = {}
-        for path in sorted((self._state / "running").glob("*.json")):
-            try:
-                marker = json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue  # removed or being made at this moment
-            if not isinstance(marker, dict) or not {"host", "pid", "started", "progress"} <= marker.keys():
-                continue  # not ours
-            if not _dead(marker):
-                markers[path.stem] = marker
-        return markers
+        """Owners of running cells by name, each with host, pid, started and the last progress; dead ones left out."""
+        found = {folder.name: claim.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
+        return {name: owner for name, owner in found.items() if owner is not None}
 
-    @contextmanager
-    def claim(self, cell: Cell):
-        """Hold the marker of `cell` while it runs; yields a function that notes its progress there.
+    def claim(self, cell: Cell) -> AbstractContextManager[Claim]:
+        """Hold `cell` while it runs. Raises Held if another process has it, unless that is known to have ended.
 
-        Raises UserError if a live process on this machine, or any on another, holds it.
+        Its record is to be looked for once more after this: another process may just have written it.
         """
-        path = self._state / "running" / f"{cell.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        marker = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "progress": {}}
-        for _ in range(2):
-            try:
-                with open(path, "x", encoding="utf-8") as file:
-                    json.dump(marker, file)
-                break
-            except FileExistsError:
-                held = self.running().get(cell.name)
-                owner = f"process {held['pid']} on {held['host']}" if held else "another process"
-                # A marker without words may have been made this moment, by a process that is about to fill it.
-                if held or _age(path) < 5:
-                    raise UserError(
-                        f"{cell.name} is being run by {owner} already (if not so, delete {path})."
-                    ) from None
-                path.unlink(missing_ok=True)
-        else:
-            raise UserError(f"{cell.name} was taken by another process at this moment.")
-        try:
-            yield lambda progress: record.write_json(marker | {"progress": progress}, path)
-        finally:
-            path.unlink(missing_ok=True)
+        return claim.hold(self._claim(cell), cell.name)
 
+    def wait(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those of `cells`, which others hold, that are free, as soon as some are."""
+        by_claim = {self._claim(cell): cell for cell in cells}
+        return [by_claim[free] for free in claim.wait(list(by_claim))]
 
-def _age(path: Path) -> float:
-    """Seconds since an unreadable marker was written; endless for a readable one, and for one that is gone."""
-    try:
-        json.loads(path.read_text())
-    except FileNotFoundError:
-        return math.inf
-    except ValueError:
-        return time.time() - path.stat().st_mtime
-    return math.inf
-
-
-def _dead(marker: dict) -> bool:
-    """Whether the marker's owner is known to be gone: a process of this machine that exists no more."""
-    if marker.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(marker["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
+    def _claim(self, cell: Cell) -> Path:
+        return self._state / "running" / cell.name

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from harness import env, record
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record
+from harness.sweep.claim import Claim, Held
 from harness.sweep.server import Server
 from harness.sweep.store import Study
 
@@ -92,16 +93,17 @@ def _warn(words: str) -> None:
 def run(
     cell: Cell,
     study: Study,
+    claim: Claim,
     data_root: str | None,
     on_event: Callable[[dict], None],
     timeout: float | None = None,
     warn: bool = False,
 ) -> Record:
-    """Run `cell` and return its record, which lies in the study's folder by then; `warn` if others use this machine.
+    """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
-    timeout: seconds after which the job is ended, and the cell recorded as failed.
-
-    Raises UserError if the job refuses its input; then nothing was run and no record is written.
+    timeout: seconds after which the job is ended, and the cell recorded as failed. `warn` if others use this machine.
+    Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
+    written.
     """
     path, log = study.path(cell).absolute(), study.log(cell)
     request = {
@@ -115,39 +117,39 @@ def run(
         _warn_of_load()
     started, clock = datetime.now(UTC), time.monotonic()
     last: dict = {"phase": "start"}
-    with study.claim(cell) as note:
-        noted = 0.0
+    noted = 0.0
 
-        def follow(event: dict) -> None:
-            nonlocal last, noted
-            another = event["phase"] != last["phase"]
-            last = event
-            on_event(event)
-            if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
-                noted = time.monotonic()
-                note(event)
+    def follow(event: dict) -> None:
+        nonlocal last, noted
+        another = event["phase"] != last["phase"]
+        last = event
+        on_event(event)
+        if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
+            noted = time.monotonic()
+            claim(event)
 
-        reason = None
-        try:
-            with open(log, "wb") as stderr:
-                code = _converse(request, stderr, follow, timeout)
-        except _Overdue:
-            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
-        except UserError:
-            log.unlink(missing_ok=True)  # nothing was run
-            raise
-        if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            reason = reason or _how_it_ended(code, log)
-            failed = Record(
-                cell=cell,
-                study=study.name,
-                status="failed",
-                started=started.isoformat(timespec="seconds"),
-                seconds=time.monotonic() - clock,
-                environment=env.describe(),
-                failure=Failure(last["phase"], last.get("step"), reason),
-            )
-            record.write(failed, path)
+    reason = None
+    try:
+        with open(log, "wb") as stderr:
+            code = _converse(request, stderr, follow, claim, timeout)
+    except _Overdue:
+        reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
+    except UserError:
+        log.unlink(missing_ok=True)  # it belongs to no record
+        raise
+    if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+        if claim.lost:
+            raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
+        failed = Record(
+            cell=cell,
+            study=study.name,
+            status="failed",
+            started=started.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - clock,
+            environment=env.describe(),
+            failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(code, log)),
+        )
+        record.write(failed, path)
     return record.read(path)
 
 
@@ -161,8 +163,18 @@ class _Overdue(Exception):
     """The job took longer than it may, and was ended."""
 
 
-def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None], timeout: float | None = None) -> int:
-    """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses."""
+def _converse(
+    request: dict,
+    stderr: IO[bytes],
+    on_event: Callable[[dict], None],
+    claim: Claim | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Run a job on `request`, pass its events on, and return its exit status; UserError if it refuses.
+
+    The job works for `claim`: that outlives no job, and the job is stopped if it is lost. After `timeout` seconds it
+    is ended, and _Overdue raised.
+    """
     job = _server.start(stderr)
     refusal = None
     overdue = threading.Event()
@@ -186,6 +198,9 @@ def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]
             elif "warning" in event:
                 _warn(event["warning"])
             else:
+                if claim is not None:
+                    claim.works(job.holder, job.stop)
+                    claim = None
                 on_event(event)
         code = job.wait()
     except BaseException:

@@ -1,0 +1,77 @@
+"""Whether records can be trusted: what is wrong with one, or with the items beside it, in sentences.
+
+    python -m harness verify [--study NAME]
+
+A study is looked at as it lies there, whoever wrote it, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness import record
+from harness.errors import UserError
+from harness.record import Record, RecordError
+from harness.sweep.store import Study
+
+
+def study(results: Path, name: str) -> tuple[int, list[str]]:
+    """How many JSON files the study `name` below `results` holds, and one sentence for each problem with them."""
+    paths = sorted((results / name).glob("*.json"))
+    problems = [problem for path in paths for problem in check(path)]
+    try:
+        Study(results, name).planned()
+    except UserError as error:
+        problems.append(str(error))
+    return len(paths), problems
+
+
+def check(path: Path) -> list[str]:
+    """One sentence for each problem with the record at `path` and its items."""
+    try:
+        found = record.read(path)
+    except RecordError as error:
+        return [str(error)]
+    cell, problems = found.cell, []
+    if record.cell_id(cell.settings) != cell.id:
+        problems.append(f"{path} has the id {cell.id[:6]}…, which is not that of its settings: one of them was edited.")
+    elif record.cell_name(cell) != cell.name:
+        problems.append(f"{path} calls its cell {cell.name}, whose settings are those of {record.cell_name(cell)}.")
+    if path.stem != cell.name:
+        problems.append(f"{path} holds the cell {cell.name}; give the file, and those beside it, that name.")
+    return problems + _items(found, path.with_suffix(".items.parquet"))
+
+
+def _items(found: Record, path: Path) -> list[str]:
+    """What is wrong with the items at `path`. Imported scores may have none, and need not be means over items."""
+    own = found.source is None
+    if not path.exists():
+        missing = found.items_sha256 or (found.scores and own)
+        return [f"{path} is missing: the scores of its record can't be compared item by item."] if missing else []
+    try:
+        if found.items_sha256 not in (None, record.sha256(path)):
+            return [f"{path} is not the file that its record was written with: the hashes differ."]
+        means = _means(path)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return [f"{path} can't be read as items ({' '.join(str(error).split())})."]
+    problems = []
+    for score in found.scores if own else []:
+        count, mean = means.get((score.task, score.metric, score.filter), (0, None))
+        name = f"{score.task} {score.metric} {score.filter}"
+        if count != score.n:
+            problems.append(f"{path} has {count} items of {name}; its record counts {score.n}.")
+        elif count and not math.isclose(mean, score.value, rel_tol=1e-9, abs_tol=1e-12):
+            problems.append(f"{path} has a mean of {mean:.6g} in {name}; its record says {score.value:.6g}.")
+    return problems
+
+
+def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
+    """How many items there are, and the mean of their values, by task, metric and filter."""
+    keys = ["task", "metric", "filter"]
+    table = pq.read_table(path, columns=[*keys, "value"])
+    rows = table.group_by(keys).aggregate([("value", "count"), ("value", "mean")]).to_pylist()
+    return {tuple(row[key] for key in keys): (row["value_count"], row["value_mean"]) for row in rows}
