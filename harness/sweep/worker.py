@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from harness import env, record
+from harness import env, private, record
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record
 from harness.sweep.server import Server
@@ -125,6 +125,7 @@ def run(
         except UserError:
             log.unlink(missing_ok=True)  # nothing was run
             raise
+        private.scrub(log)  # libraries print what they like
         if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
             died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
