@@ -47,9 +47,9 @@ def clean(text: str) -> str:
 
 def scrub(path: Path) -> None:
     """Take secrets out of a file of text, which is left alone if there are none."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    text = path.read_bytes().decode(errors="surrogateescape")  # bytes, for a progress bar's carriage returns
     if (redacted := redact(text)) != text:
-        path.write_text(redacted, encoding="utf-8", errors="surrogateescape")
+        path.write_bytes(redacted.encode(errors="surrogateescape"))
 
 
 def refuse(settings: dict[str, Any]) -> None:
