@@ -55,12 +55,22 @@ def scrub(path: Path) -> None:
 def refuse(settings: dict[str, Any]) -> None:
     """Raise UserError for a setting that holds a secret: settings are recorded."""
     for key, value in leaves(settings):
-        named = key.rpartition(".")[2] in KEYS and isinstance(value, str)
-        if named or redact(str(value)) != str(value):
+        if hide(value, key.rpartition(".")[2]) != value:
             raise UserError(
                 f"{key} holds what looks like a secret, and settings are recorded; leave it out and set it in the "
                 "environment, as HF_TOKEN for the hub."
             )
+
+
+def hide(value: Any, key: str = "") -> Any:
+    """A setting without secrets, `key` being its own; a dict or list of settings likewise."""
+    if isinstance(value, dict):
+        return {name: hide(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [hide(part, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if key in KEYS else redact(value)
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
