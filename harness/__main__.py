@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, about_file
-from harness.record import STUDY_NAME, Record, RecordError, read_study, studies
+from harness.record import STUDY_NAME, Record, RecordError, read, read_study, studies
 
 if TYPE_CHECKING:
     from harness.report.table import Table
+    from harness.sweep.find import Found
 
 HELP = """\
 usage: python -m harness COMMAND [...]
@@ -35,17 +37,21 @@ usage: python -m harness COMMAND [...]
   power --effect 0.02 --seeds 3 [--study NAME]
                                          how many items and seeds it takes to tell two methods apart
   lint [--study NAME]                    what makes the cells of a study hard to compare
-  status [--study NAME]                  what is done, running, failed, left
   merge DIR... [--into DIR] [--newer] [--format text|json]
                                          unite the result folders of several machines
   verify [--study NAME] [--format text|json]
                                          check every record, its items and their hash
+  status [--study NAME] [--watch]        what is done, running, failed, left; --watch redraws it as it changes
+  logs CELL [--follow]                   what a cell printed; CELL is a name or an id, the beginning of one, STUDY/CELL
+  diff CELL CELL                         what differs between two cells: settings, environment, results
+  retry --failed [--data-root DIR]       run again what failed, diverged or ran out of memory
+  rm CELL [--yes]                        remove all that there is of a cell; asks first
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
 
 `run`, `sweep` and `plan` are Hydra apps: `run --help` lists their settings, `run --cfg job` shows them resolved.
-`COMMAND --help` explains the others.
+`COMMAND --help` explains the others. `status`, `logs`, `diff`, `retry` and `rm` have `--format json` for scripts.
 """
 
 
@@ -75,6 +81,14 @@ def main(arguments: list[str]) -> int:
             return merge(rest)
         if command == "verify":
             return verify(rest)
+        if command == "logs":
+            return logs(rest)
+        if command == "diff":
+            return diff(rest)
+        if command == "retry":
+            return retry(rest)
+        if command == "rm":
+            return rm(rest)
         if command == "import":
             return import_(rest)
         if command == "doctor":
@@ -230,15 +244,34 @@ def lint(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Say of one study or all what is done, running, failed and left."""
-    options = _parser("status", "Show what is done, running, failed and left.").parse_args(arguments)
+    parser = _cell_parser("status", "Show what is done, running, failed and left, and how long that will take.")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="draw it anew every 2 s until all is done or Ctrl-C; not on a terminal, print a line for each change",
+    )
+    options = parser.parse_args(arguments)
+    if options.watch and options.format == "json":
+        raise UserError("--watch can't be combined with --format json: a script asks as often as it likes.")
 
-    from harness.sweep.status import describe
+    from harness.sweep.status import Reader, lines, look
 
-    problems: list[str] = []
-    for name in _studies(options):
-        lines, bad = describe(options.results_dir, name)
-        problems += bad
-        print("\n".join(lines))
+    reader = Reader()
+
+    def standings():
+        return [look(options.results_dir, name, reader) for name in _studies(options, begun=True)]
+
+    if options.watch:
+        from harness.sweep.watch import watch
+
+        found = watch(standings)
+    elif options.format == "json":
+        found = standings()
+        _print_json([standing.to_json() for standing in found])
+    else:
+        found = standings()
+        print("\n".join(line for standing in found for line in lines(standing)))
+    problems = [problem for standing in found for problem in standing.problems]
     _complain(problems)
     return int(bool(problems))
 
@@ -287,6 +320,98 @@ def verify(arguments: list[str]) -> int:
             print(f"{name}: {n} records, {len(bad) or 'no'} problem{'s' if len(bad) != 1 else ''}")
     _complain([problem for _, bad in found.values() for problem in bad])
     return int(any(bad for _, bad in found.values()))
+
+
+def logs(arguments: list[str]) -> int:
+    """Print the log of a cell, and with --follow what comes to it."""
+    parser = _cell_parser("logs", "Print all that a cell and its libraries printed.", "cell")
+    parser.add_argument("--follow", action="store_true", help="go on as long as the cell runs")
+    options = parser.parse_args(arguments)
+    if options.follow and options.format == "json":
+        raise UserError("--follow can't be combined with --format json, which is whole; leave one out.")
+
+    from harness.sweep import logs
+
+    found = _find(options, options.cell)
+    if not found.log.is_file():
+        raise UserError(f"{found} has no log: it was not run here, or not yet.")
+    if options.format == "json":
+        text = found.log.read_text(encoding="utf-8", errors="replace")
+        _print_json({"study": found.study.name, "cell": found.name, "log": text})
+    elif options.follow:
+        for line in logs.follow(found):
+            print(logs.shown(line), flush=True)
+    else:
+        for line in found.log.read_text(encoding="utf-8", errors="replace").split("\n"):
+            print(logs.shown(line))
+    return 0
+
+
+def diff(arguments: list[str]) -> int:
+    """Say what differs between two cells."""
+    does = "Show what differs between two cells: in their settings, in where they ran, and in what came of them."
+    options = _cell_parser("diff", does, "a", "b").parse_args(arguments)
+
+    from harness.report.diff import difference, text
+
+    cells = [_find(options, options.a), _find(options, options.b)]
+    for found in cells:
+        if not found.record.is_file():
+            raise UserError(f"{found} has no record yet; there is nothing to compare.")
+    a, b = (read(found.record) for found in cells)
+    differs = difference(a, b, (str(cells[0]), str(cells[1])))
+    if options.format == "json":
+        _print_json(dataclasses.asdict(differs))
+    else:
+        sys.stdout.write(text(differs))
+    return 0
+
+
+def retry(arguments: list[str]) -> int:
+    """Run again the cells of one study or all that broke; 1 if one did not end as ok."""
+    parser = _cell_parser("retry", "Run cells again from their records, without the command that asked for them.")
+    parser.add_argument("--failed", action="store_true", help="those that failed, diverged or ran out of memory")
+    parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
+    options = parser.parse_args(arguments)
+    if not options.failed:
+        raise UserError("Say which cells: `retry --failed` runs those that failed, diverged or ran out of memory.")
+
+    from harness.sweep.retry import failed
+    from harness.sweep.retry import retry as run_again
+    from harness.sweep.store import Study
+
+    studies = [Study(options.results_dir, name) for name in _studies(options)]
+    asked = {study: broken for study in studies if (broken := failed(study))}
+    if not asked:
+        print("No cell failed.", file=sys.stderr)
+    done = [record for study, broken in asked.items() for record in run_again(study, broken, options.data_root)]
+    if options.format == "json":
+        _print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
+    return int(len(done) < sum(map(len, asked.values())) or any(record.status != "ok" for record in done))
+
+
+def rm(arguments: list[str]) -> int:
+    """Remove a cell: its record, items and log, and its place in the plan; 1 if that was declined."""
+    parser = _cell_parser("rm", "Remove all that there is of a cell, so that a sweep runs it anew.", "cell")
+    parser.add_argument("--yes", action="store_true", help="don't ask")
+    options = parser.parse_args(arguments)
+    found = _find(options, options.cell)
+    names = [path.name for path in found.study.files(found.name)]
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"{found} is not removed: there is no terminal to ask at; --yes removes it unasked.")
+        question = f"Remove {found} ({', '.join(names) or 'planned, not run'})? [y/N] "
+        print(question, end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 1
+    if found.name in found.study.running():
+        raise UserError(f"{found} is running; stop its sweep first.")
+    gone = [path.name for path in found.study.remove(found.name)]
+    if options.format == "json":
+        _print_json({"study": found.study.name, "cell": found.name, "removed": gone})
+    else:
+        print(f"{found} is removed: {', '.join(gone) or 'it was planned, and not run'}.")
+    return 0
 
 
 def import_(arguments: list[str]) -> int:
@@ -382,14 +507,38 @@ def _parser(
     return parser
 
 
-def _studies(options: argparse.Namespace) -> list[str]:
-    """The studies asked for; UserError if there is none."""
+def _cell_parser(command: str, description: str, *cells: str) -> argparse.ArgumentParser:
+    """A parser of a command on the cells of studies, which are its arguments `cells`, and of what scripts can read."""
+    parser = _parser(command, description)
+    for cell in cells:
+        parser.add_argument(cell, metavar="CELL", help="a name or an id, the beginning of one, or STUDY/CELL")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    return parser
+
+
+def _find(options: argparse.Namespace, cell: str) -> Found:
+    from harness.sweep.find import find
+
+    return find(options.results_dir, _studies(options, begun=True), cell)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _studies(options: argparse.Namespace, begun: bool = False) -> list[str]:
+    """The studies asked for, also those that have merely `begun`; UserError if there is none."""
     results, name = options.results_dir, options.study
     if name is not None and not STUDY_NAME.fullmatch(name):
         raise UserError(f"--study {name} can't name a folder below {results}.")
     if not results.is_dir():
         raise UserError(f"There is no results folder {results}; run a sweep first, or name one with --results-dir.")
-    found = studies(results)
+    if begun:
+        from harness.sweep import store
+
+        found = store.begun(results)
+    else:
+        found = studies(results)
     if name is not None and not (results / name).is_dir():
         there = f"there is: {', '.join(found)}" if found else "there is none yet"
         raise UserError(f"There is no study {name} in {results}; {there}.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from harness import private
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 
@@ -45,6 +46,9 @@ class Method:
 class Model:
     """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised.
 
+    trust_remote_code: run the code that comes with the model, where it needs some. use_safetensors: false loads pickled
+    weights instead, which can run code too. Both are recorded if asked for.
+
     architecture: the dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no
     hub; null: ask the model's own config.
     """
@@ -53,6 +57,8 @@ class Model:
     path: str = MISSING
     revision: str | None = None
     dtype: str = "bfloat16"
+    trust_remote_code: bool = False
+    use_safetensors: bool = True
     architecture: dict[str, Any] | None = None
 
 
@@ -175,6 +181,7 @@ LEAST = {
 
 def check(config: DictConfig) -> None:
     """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
+    private.refuse(OmegaConf.to_container(config, resolve=True))
     tuned = config.method.optim is not None
     for key in ("rank", "alpha", "lr_scale", *(["lr"] if tuned else [])):
         value = OmegaConf.select(config, key)

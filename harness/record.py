@@ -315,6 +315,11 @@ def cell_name(cell: Cell) -> str:
     return "-".join([*parts, cell.id[:6]])
 
 
+def names_a_file(name: str) -> bool:
+    """Whether a cell's name can be a file's: one that leads to another folder is nobody's but an attacker's."""
+    return name not in ("", ".", "..") and not re.search(r"[/\\\x00]", name)
+
+
 def short(value: float) -> str:
     """A number as people type it: 16, 0.5, 2e-4."""
     if 0 < abs(value) < 0.01:
@@ -397,7 +402,10 @@ def read(path: Path) -> Record:
     if value["schema"] != SCHEMA:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     try:
-        return decode(Record, value)
+        found = decode(Record, value)
+        if not names_a_file(found.cell.name):
+            raise _Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
+        return found
     except (_Misfit, OverflowError) as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
 

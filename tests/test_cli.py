@@ -40,6 +40,10 @@ def results(tmp_path):
         ("table --bogus", ["--bogus", "--help"]),
         ("table --format pdf", ["pdf", "latex"]),
         ("status --study", ["--study"]),
+        ("logs", ["CELL", "--help"]),
+        ("diff one", ["CELL", "--help"]),
+        ("retry", ["retry --failed"]),
+        ("logs one --follow --format json", ["--follow", "json"]),
     ],
 )
 def test_a_bad_command_line_is_one_error(capsys, line, culprits):
@@ -172,7 +176,8 @@ def test_a_table_that_can_not_be_written_is_one_error(results, tmp_path, capsys)
 def test_help_lists_the_commands(capsys, arguments):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  {command} " in out for command in ("run", "sweep", "table", "status"))
+    commands = ("run", "sweep", "table", "status", "logs", "diff", "retry", "rm")
+    assert all(f"\n  {command} " in out for command in commands)
 
 
 @pytest.mark.parametrize(

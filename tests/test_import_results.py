@@ -413,6 +413,15 @@ def test_a_group_that_only_bundles_is_its_members(evaluated, tmp_path):
     assert (record.cell.model, record.cell.knobs) == ("model", {"peft": "lora-16"})
 
 
+def test_a_token_among_lm_evals_arguments_is_not_kept(evaluated, tmp_path):
+    folder, path = copied(evaluated, tmp_path / "out")
+    value = json.loads(path.read_text())
+    value["config"]["model_args"] = "pretrained=org/model,token=some token,peft=https://user:word@host/lora"
+    path.write_text(json.dumps(value))
+    record = only("lm-eval", folder).record
+    assert record.cell.settings["method"]["load"] == {"token": "***", "peft": "https://***@host/lora"}
+
+
 def test_lm_eval_rows_stand_in_a_table(evaluated, tmp_path, capsys):
     results = tmp_path / "results"
     for _ in range(2):

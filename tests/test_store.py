@@ -9,7 +9,7 @@ from records import make_record
 
 from harness.errors import UserError
 from harness.record import RecordError, write
-from harness.sweep.status import describe
+from harness.sweep.status import lines, look
 from harness.sweep.store import Study
 
 
@@ -73,14 +73,20 @@ def test_status_counts_and_names_cells(study, tmp_path):
     study.plan(r.cell for r in (done, failed, running, left))
     with study.claim(running.cell) as note:
         note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4})
-        lines, problems = describe(tmp_path, "demo")
+        standing = look(tmp_path, "demo")
     # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
-    assert lines[0] == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
-    assert lines[1] == f"  running  {running.cell.name}: train step 3 of 50, loss 2.500, 400 tokens/s, 0 s"
-    assert lines[2] == f"  oom      {failed.cell.name}: CUDA out of memory. Tried to allocate 2.00 GiB."
-    assert lines[3:] == [f"  left     {left.cell.name}"]
-    assert len(problems) == 1
-    assert "broken.json" in problems[0]
+    head, header, *rows, reason = lines(standing)
+    assert head == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
+    assert header.split() == ["state", "cell", "host", "at", "loss", "tokens/s", "memory", "time", "to", "go"]
+    host = os.uname().nodename
+    assert [row.split() for row in rows] == [
+        ["running", running.cell.name, host, "train", "3/50", "2.500", "400", "0", "s", "120", "s"],
+        ["oom", failed.cell.name, "train", "3", "2", "min"],
+        ["left", left.cell.name],
+    ]
+    assert reason == f"  {failed.cell.name} oom: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert len(standing.problems) == 1
+    assert "broken.json" in standing.problems[0]
 
 
 def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
@@ -90,17 +96,17 @@ def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
         write(record, study.path(record.cell))
     left = [make_record("full", seed=seed).cell for seed in (1, 2)] + [make_record("lora", 16, seed=1).cell]
     study.plan([fast.cell, slow.cell, *left])
-    assert describe(tmp_path, "demo")[0][0].endswith("3 left, about 34 min to go")  # 2,010 s
+    assert lines(look(tmp_path, "demo"))[0].endswith("3 left, about 34 min to go")  # 2,010 s
     with study.claim(left[0]), study.claim(left[1]):
-        assert describe(tmp_path, "demo")[0][0].endswith("about 17 min to go")
+        assert lines(look(tmp_path, "demo"))[0].endswith("about 17 min to go")
     study.plan([make_record("dora", 16).cell])  # of no method yet seen: the mean of all, 505 s
-    assert describe(tmp_path, "demo")[0][0].endswith("about 42 min to go")
+    assert lines(look(tmp_path, "demo"))[0].endswith("about 42 min to go")
 
 
 def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lora):
     study.plan([lora])
     assert (
-        describe(tmp_path, "demo")[0][0]
+        lines(look(tmp_path, "demo"))[0]
         == "demo: 0 done, 0 running, 0 failed, 1 left, time left unknown until a cell is done"
     )
 
@@ -109,4 +115,4 @@ def test_nothing_left_takes_no_time(study, tmp_path):
     record = make_record("lora", 16)
     write(record, study.path(record.cell))
     study.plan([record.cell])
-    assert describe(tmp_path, "demo") == (["demo: 1 done, 0 running, 0 failed, 0 left"], [])
+    assert lines(look(tmp_path, "demo")) == ["demo: 1 done, 0 running, 0 failed, 0 left"]

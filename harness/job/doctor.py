@@ -22,6 +22,7 @@ from datasets.naming import camelcase_to_snakecase
 from huggingface_hub import auth_check, constants, get_token, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from harness import private
 from harness.errors import UserError
 from harness.job import device, embedded
 
@@ -38,7 +39,7 @@ def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | Non
     """
     hub = _reach_hub()
     return {
-        "hub": {"endpoint": constants.ENDPOINT, "state": hub, "token": get_token() is not None},
+        "hub": {"endpoint": private.redact(constants.ENDPOINT), "state": hub, "token": get_token() is not None},
         "models": _at_once({n: partial(_model, m["path"], m.get("revision"), hub) for n, m in models.items()}),
         "data": _at_once({n: partial(_data, d["load"], data_root, hub) for n, d in data.items()}),
         "caches": {"embedded": str(embedded.cache()), "hub": constants.HF_HUB_CACHE},

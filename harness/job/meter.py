@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import time
 import weakref
@@ -223,6 +224,17 @@ class Meter:
                 yield counter.see
         finally:
             memory.allocated_peak = max(memory.allocated_peak or 0, counter.peak)
+
+
+def in_use(device: torch.device) -> int | None:
+    """Bytes held at this moment: allocated on a CUDA device, else the process's resident set; null off Linux."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _reset_process_peak() -> None:

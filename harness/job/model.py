@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of the settings `model`, which has a pad token; UserError if it is out of reach."""
     path = source(model)
     try:
-        found = AutoTokenizer.from_pretrained(path, **_which(model))
-    except OSError as error:
+        found = AutoTokenizer.from_pretrained(path, **which(model))
+    except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
     if found.pad_token_id is None:
         found.pad_token = found.eos_token  # masked wherever it pads, so it can't be learned
@@ -58,7 +59,11 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
     path = source(model)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            path, device_map={"": on}, use_safetensors=True, **instantiate(slot, _convert_="all"), **_which(model)
+            path,
+            device_map={"": on},
+            use_safetensors=model.get("use_safetensors", True),
+            **instantiate(slot, _convert_="all"),
+            **which(model),
         )
     except OSError as error:
         raise _unreachable(path, error) from error
@@ -66,8 +71,19 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
     return loaded
 
 
-def _which(model: dict[str, Any]) -> dict[str, Any]:
-    return {"revision": model["revision"] or "main", "trust_remote_code": False}
+def which(model: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of ``from_pretrained``: the revision, and whether code that comes with the model may run."""
+    return {"revision": model["revision"] or "main", "trust_remote_code": trusted(model)}
+
+
+def trusted(model: dict[str, Any]) -> bool:
+    """Whether the code that comes with the model of these settings may run."""
+    return model.get("trust_remote_code", False)
+
+
+def _weights(model: dict[str, Any]) -> str:
+    """What the files of the weights that are loaded are called; a record tells only of pickled ones."""
+    return "*.safetensors" if model.get("use_safetensors", True) else "*.bin"
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -121,22 +137,22 @@ def check(cell: Cell) -> None:
     Needs the model's config only: the model is built without storage.
     """
     config = config_of(cell.settings["model"])
-    shell(cell, with_depth(config, 2) if alike(config) else config)
+    shell(cell, with_depth(config, 2) if alike(config, trusted(cell.settings["model"])) else config)
 
 
 def config_of(model: dict[str, Any]) -> PretrainedConfig:
     """The architecture of the settings `model`, weights left where they are; UserError if it can't be had."""
     path = source(model)
     try:
-        return AutoConfig.from_pretrained(path, **_which(model))
+        return AutoConfig.from_pretrained(path, **which(model))
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
 
 
-def alike(config: PretrainedConfig) -> bool:
+def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
     """Whether all decoder layers have the same kind and shapes, so that a few can stand for all."""
     with torch.device("meta"):
-        layers = decoder_layers(AutoModelForCausalLM.from_config(config), config)
+        layers = decoder_layers(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), config)
     shapes = {tuple((name, p.shape) for name, p in layer.named_parameters()) for layer in layers}
     return len(shapes) == 1 and len(set(getattr(config, "layer_types", None) or [])) <= 1
 
@@ -166,10 +182,11 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"method.load.dtype={slot['dtype']} is none of torch's number formats, such as bfloat16.")
-    attention = {key: slot[key] for key in ("attn_implementation",) if key in slot}
+    keywords = {key: slot[key] for key in ("attn_implementation",) if key in slot}
+    keywords |= {"trust_remote_code": trusted(cell.settings["model"])}
     try:
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
             if (quantization := slot.get("quantization_config")) is not None:
                 quantizer = AutoHfQuantizer.from_config(quantization)
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
@@ -266,21 +283,21 @@ def count(net: nn.Module, trainable: bool = False) -> int:
 
 
 def fingerprint(model: dict[str, Any]) -> str:
-    """What the weights are: the sha256 of a folder's safetensors, or a hub id with its resolved commit."""
+    """What the weights are: the sha256 of a folder's files of them, or a hub id with its resolved commit."""
     path = source(model)
     if Path(path).is_dir():
         digest = hashlib.sha256()
-        for file in sorted(Path(path).glob("*.safetensors")):
+        for file in sorted(Path(path).glob(_weights(model))):
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    return f"{path}@{AutoConfig.from_pretrained(path, **_which(model))._commit_hash}"
+    return f"{path}@{AutoConfig.from_pretrained(path, **which(model))._commit_hash}"
 
 
 def state(model: dict[str, Any]) -> str:
     """Whether the files behind the settings `model` are still the same: where they are, their sizes and times."""
     path = source(model)
-    files = sorted(Path(path).glob("*.safetensors"))
+    files = sorted(Path(path).glob(_weights(model)))
     return "\0".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
 
 
@@ -303,8 +320,16 @@ def _unreachable(path: str, error: Exception) -> UserError:
         return UserError(f"{path} is gated: accept its licence on the model's hub page and set HF_TOKEN to your token.")
     if "RepositoryNotFoundError" in names:
         return UserError(f"The hub has no model {path} (or it is private and HF_TOKEN is not set); check model.path.")
+    if "trust_remote_code" in str(error):
+        return UserError(f"{path} comes with code of its own; if you trust it, model.trust_remote_code=true runs it.")
+    if "model.safetensors" in str(error) and (not Path(path).is_dir() or any(Path(path).glob("*.bin"))):
+        return UserError(
+            f"{path} holds no safetensors; pickled weights can run code: if you trust them, "
+            "model.use_safetensors=false loads them."
+        )
     if Path(path).is_dir():
-        return UserError(f"The folder {path} holds no model that transformers can load ({_first_line(error)}).")
+        folder = os.path.abspath(path)
+        return UserError(f"The folder {folder} holds no model that transformers can load ({_first_line(error)}).")
     return UserError(
         f"{path} is no local folder and the hub can't be reached or has no such model; check model.path and the "
         "connection, or use model=smollm2_135m, which is embedded."

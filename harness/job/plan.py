@@ -169,7 +169,7 @@ class Planner:
                 config = AutoConfig.for_model(dimensions.pop("model_type"), **dimensions)
             else:
                 config = model.config_of(cell.settings["model"])
-            self._configs[key] = (config, model.alike(config))
+            self._configs[key] = (config, model.alike(config, model.trusted(cell.settings["model"])))
         return self._configs[key]
 
     def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> data.Layout:
@@ -228,7 +228,8 @@ class Planner:
         if settings["data"]["load"].get("path") is not None and self._data_root is None:
             return None  # of the hub
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model.source(settings["model"]), local_files_only=True)
+            of = settings["model"]
+            tokenizer = AutoTokenizer.from_pretrained(model.source(of), local_files_only=True, **model.which(of))
         except (OSError, ValueError):
             return None
         splits = data.splits(settings["data"], self._data_root)

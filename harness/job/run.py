@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hydra.utils import instantiate
 from peft import PeftModel
 from torch import nn
 
-from harness import env, record
+from harness import env, private, record
 from harness.errors import UserError, about_file
 from harness.job import (
     attention,
@@ -35,7 +36,7 @@ from harness.job import (
     train,
     vllm_engine,
 )
-from harness.job.meter import LiveBytes, Meter, matmul_peak
+from harness.job.meter import LiveBytes, Meter, in_use, matmul_peak
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record
 
 Report = Callable[[dict], None]
@@ -76,7 +77,7 @@ def run(cell: Cell, study: str, path: Path, data_root: str | None, report: Repor
     except UserError:
         raise
     except Exception as error:
-        traceback.print_exc()  # into the cell's log
+        print(private.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
         result.status = "oom" if _out_of_memory(error) else "failed"
         result.failure = Failure(job.phase, job.step, _reason(error))
     result.phases = job.meter.phases
@@ -235,11 +236,15 @@ class _Job:
 
     def _enter(self, phase: str) -> None:
         self.phase, self.step = phase, None
+        self._entered, self._taken = time.monotonic(), 0
         self._report({"phase": phase})
 
     def _stepped(self, event: dict) -> None:
         self.step = event["step"]
-        self._report({"phase": self.phase} | event)
+        self._taken += 1  # by this process
+        pace = (time.monotonic() - self._entered) / self._taken
+        live = {"memory_bytes": in_use(self.meter.device), "seconds_left": pace * (event["of"] - event["step"])}
+        self._report({"phase": self.phase} | event | live)
 
 
 def _write_items(items: pd.DataFrame, path: Path) -> str:
@@ -255,6 +260,6 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line that an exception says of itself, with its kind."""
-    lines = str(error).strip().splitlines()
+    """The first line that an exception says of itself, with its kind; neither secrets nor places on this machine."""
+    lines = private.clean(str(error)).strip().splitlines()
     return ": ".join([type(error).__name__, *(" ".join(line.split()) for line in lines[:1])])

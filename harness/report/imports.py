@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import record
+from harness import private, record
 from harness.errors import UserError
 from harness.record import (
     Cell,
@@ -145,7 +145,8 @@ def _number(value: Any) -> float | None:
 
 
 def _cell(settings: dict[str, Any], **fields: Any) -> Cell:
-    """The cell of `settings`, identified as the harness's own are."""
+    """The cell of `settings`, identified as the harness's own are; others may have typed a token among theirs."""
+    settings = private.hide(settings)
     cell = record.decode(Cell, {"id": record.cell_id(settings), "name": "", "settings": settings, **fields})
     cell.name = record.cell_name(cell)
     return cell

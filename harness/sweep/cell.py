@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config as settings_of
+from harness import private
+from harness.errors import UserError
 from harness.record import Cell, cell_id, cell_name
 
 AXES = ("rank", "alpha", "lr", "seed")
+SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
 
 def from_config(config: DictConfig) -> Cell:
@@ -36,7 +41,7 @@ def from_config(config: DictConfig) -> Cell:
         seed = None
     settings = {
         "method": slots,
-        "model": {k: v for k, v in resolved["model"].items() if k not in ("name", "architecture")},
+        "model": _model(resolved["model"]),
         "data": resolved["data"],
         # Cells that were scored before there was a choice keep their id.
         "eval": {k: v for k, v in resolved["eval"].items() if (k, v) != ("engine", "auto")},
@@ -45,6 +50,7 @@ def from_config(config: DictConfig) -> Cell:
         "speedups": resolved["speedups"],
         "seed": seed,
     }
+    _refuse_places(settings)
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
     used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
     cell = Cell(
@@ -59,3 +65,20 @@ def from_config(config: DictConfig) -> Cell:
     )
     cell.name = cell_name(cell)
     return cell
+
+
+def _model(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of the model's settings decides a result. A folder is named from where one works: a record tells no more."""
+    kept = {k: v for k, v in settings.items() if k not in ("name", "architecture") and (k, v) not in SAFE.items()}
+    path = Path(kept["path"]).expanduser()
+    return kept | {"path": os.path.relpath(path)} if path.is_absolute() else kept
+
+
+def _refuse_places(settings: dict[str, Any]) -> None:
+    """Raise UserError for a setting that is the absolute path of something: it means nothing on another machine."""
+    for key, value in private.leaves(settings):
+        if isinstance(value, str) and value.strip("/") and value.startswith("/") and os.path.exists(value):
+            raise UserError(
+                f"{key}={value} is a place on this machine, and settings are recorded; name it relative to data_root "
+                "if it is data, else to the folder you work in."
+            )

@@ -50,11 +50,14 @@ class Study:
     def planned(self) -> list[Cell]:
         """The cells that sweeps into this study asked for, in that order."""
         try:
-            return [Cell(**c) for c in json.loads(self._plan.read_text())]
+            found = record.decode(list[Cell], json.loads(self._plan.read_text()))
         except FileNotFoundError:
             return []
-        except (ValueError, TypeError):
-            raise UserError(f"{self._plan} is damaged; delete it, the records don't need it.") from None
+        except ValueError:
+            found = None
+        if found is None or not all(record.names_a_file(cell.name) for cell in found):
+            raise UserError(f"{self._plan} is damaged; delete it, the records don't need it.")
+        return found
 
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add `cells` to what was planned, one sweep after another where several do."""
@@ -62,6 +65,26 @@ class Study:
         with claim.hold(self._state / "planning", "The plan", patiently=True):
             known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
             record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
+
+    def remove(self, name: str) -> list[Path]:
+        """Remove all that there is of the cell `name`, the plan included; returns the files that are gone."""
+        gone = []
+        for path in self.files(name):
+            path.unlink(missing_ok=True)
+            gone.append(path)
+        with claim.hold(self._state / "planning", "The plan", patiently=True):
+            planned = self.planned()
+            if left := [cell for cell in planned if cell.name != name]:
+                if len(left) < len(planned):
+                    record.write_json([dataclasses.asdict(c) for c in left], self._plan)
+            elif planned:
+                self._plan.unlink()
+        return gone
+
+    def files(self, name: str) -> list[Path]:
+        """What the cell `name` has left: record, items, log, those that are there."""
+        paths = [self.folder / f"{name}{ending}" for ending in (".json", ".items.parquet", ".log")]
+        return [path for path in paths if path.is_file()]
 
     def running(self) -> dict[str, dict]:
         """Owners of running cells by name, each with host, pid, started and the last progress; dead ones left out."""
@@ -82,3 +105,9 @@ class Study:
 
     def _claim(self, cell: Cell) -> Path:
         return self._state / "running" / cell.name
+
+
+def begun(results: Path) -> list[str]:
+    """Names of the studies below `results`, with those that have no record yet, but a plan or a running cell."""
+    folders = [path.parent.relative_to(results).as_posix() for path in results.rglob(".harness") if path.is_dir()]
+    return sorted({*record.studies(results), *filter(record.STUDY_NAME.fullmatch, folders)})

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from harness import env, record
+from harness import env, private, record
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record
 from harness.sweep.claim import Claim, Held
@@ -137,6 +137,7 @@ def run(
     except UserError:
         log.unlink(missing_ok=True)  # it belongs to no record
         raise
+    private.scrub(log)  # libraries print what they like
     if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
         if claim.lost:
             raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")

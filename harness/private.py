@@ -1,0 +1,91 @@
+"""What must not be told: secrets, and where things lie on this machine.
+
+Records, logs, tables and reports are passed on. Tokens and keys come from the environment and stay there: a setting
+that holds one is refused, and what libraries say of a failure is cleaned before it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+# Of environment variables whose values are secrets, as of HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, PGPASSWORD.
+NAMES = re.compile(r"(^|_)(TOKENS?|KEY|APIKEY|SECRETS?|CREDENTIALS?|PASSPHRASE)(_|$)|PASSW(OR)?D", re.IGNORECASE)
+# Of settings that libraries take secrets by.
+KEYS = {"token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password", "secret"}
+LEAST = 8  # characters; what is shorter is no secret, and may stand anywhere
+SHAPES = [
+    re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # https://user:password@host
+    re.compile(r"(?<![\w/.-])[^\s/:@'\"]+:[^\s/@'\"]+(?=@)"),  # user:password@host
+    re.compile(r"\b(hf_|sk-|gh[pousr]_)[\w-]{20,}"),
+]
+HIDDEN = "***"
+
+
+def redact(text: str) -> str:
+    """`text` without the environment's secrets, and without what looks like one."""
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
+    for shape in SHAPES:
+        text = shape.sub(HIDDEN, text)
+    return text
+
+
+def clean(text: str) -> str:
+    """`text` without secrets, its paths relative to the working directory, or else to the home."""
+    text = redact(text)
+    for folder, instead in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if folder != folder.parent:
+            text = text.replace(f"{folder}/", instead)
+    return text
+
+
+def scrub(path: Path) -> None:
+    """Take secrets out of a file of text, which is left alone if there are none."""
+    text = path.read_bytes().decode(errors="surrogateescape")  # bytes, for a progress bar's carriage returns
+    if (redacted := redact(text)) != text:
+        path.write_bytes(redacted.encode(errors="surrogateescape"))
+
+
+def refuse(settings: dict[str, Any]) -> None:
+    """Raise UserError for a setting that holds a secret: settings are recorded."""
+    for key, value in leaves(settings):
+        if hide(value, key.rpartition(".")[2]) != value:
+            raise UserError(
+                f"{key} holds what looks like a secret, and settings are recorded; leave it out and set it in the "
+                "environment, as HF_TOKEN for the hub."
+            )
+
+
+def hide(value: Any, key: str = "") -> Any:
+    """A setting without secrets, `key` being its own; a dict or list of settings likewise."""
+    if isinstance(value, dict):
+        return {name: hide(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [hide(part, key) for part in value]
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if key in KEYS else redact(value)
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted key and the value of everything in `value` that is neither dict nor list."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from leaves(part, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for part in value:
+            yield from leaves(part, key)
+    else:
+        yield key, value
+
+
+def _secrets() -> list[str]:
+    """Values of the environment's secrets, the longest first: one may be a part of another."""
+    found = {value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= LEAST}
+    return sorted(found, key=len, reverse=True)

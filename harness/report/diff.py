@@ -1,0 +1,87 @@
+"""What differs between two cells: in what they were asked, in where they ran, and in what came of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from harness import units
+from harness.record import Record
+from harness.report.frame import measures, score_name
+
+ABSENT = "–"
+Pairs = dict[str, tuple[Any, Any]]  # by a dotted name the values of both, null where one has none; those that differ
+
+
+@dataclass
+class Difference:
+    """a, b: what the two are called. results are in the units of `frame`: bytes, seconds, tokens, nats, shares."""
+
+    a: str
+    b: str
+    settings: Pairs
+    environment: Pairs
+    results: Pairs
+
+
+def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
+    """What differs between the cells of two records, which are called `names`."""
+    return Difference(
+        *names,
+        settings=_pairs(dict(_leaves(a.cell.settings)), dict(_leaves(b.cell.settings))),
+        environment=_pairs(dict(_leaves(a.environment)), dict(_leaves(b.environment))),
+        results=_pairs(_results(a), _results(b)),
+    )
+
+
+def text(found: Difference) -> str:
+    """A table for a terminal; numbers have their ratio beside them, B to A."""
+    out = [f"A  {found.a}", f"B  {found.b}"]
+    for part in ("settings", "environment", "results"):
+        pairs: Pairs = getattr(found, part)
+        rows = [[name, _text(a), _text(b), _ratio(a, b) if part == "results" else ""] for name, (a, b) in pairs.items()]
+        header = [part, "A", "B", "B/A" if part == "results" else ""]
+        table = tabulate(rows, header, "plain", disable_numparse=True) if rows else f"{part}: the same"
+        out += ["", *(line.rstrip() for line in table.splitlines())]
+    return "\n".join(out) + "\n"
+
+
+def _results(found: Record) -> dict[str, Any]:
+    out: dict[str, Any] = {"status": found.status}
+    if found.failure is not None:
+        out |= {f"failure.{name}": value for name, value in _leaves(dataclasses.asdict(found.failure))}
+    out |= {name: value for name, value in measures(found).items() if value is not None}
+    for score in found.scores:
+        out |= {score_name(score): score.value, f"{score_name(score)} stderr": score.stderr}
+    return out
+
+
+def _pairs(a: dict[str, Any], b: dict[str, Any]) -> Pairs:
+    return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, float):
+        return units.significant(value) if 1e-4 <= abs(value) < 1e4 else f"{value:.4g}"
+    whole = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else " " for c in whole)
+
+
+def _ratio(a: Any, b: Any) -> str:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return f"{b / a:.2f}×" if numbers and a else ""
