@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from harness import env, record
 from harness.errors import UserError
-from harness.record import Cell, Failure, Record
+from harness.record import Cell, Failure, Record, SmallerBatches
+from harness.sweep import oom
 from harness.sweep.server import Server
 from harness.sweep.store import Study
 
@@ -89,9 +90,18 @@ def _warn(words: str) -> None:
 
 
 def run(
-    cell: Cell, study: Study, data_root: str | None, on_event: Callable[[dict], None], warn: bool = False
+    cell: Cell,
+    study: Study,
+    data_root: str | None,
+    on_event: Callable[[dict], None],
+    warn: bool = False,
+    save_every: int | None = None,
+    on_oom: bool = False,
 ) -> Record:
     """Run `cell` and return its record, which lies in the study's folder by then; `warn` if others use this machine.
+
+    save_every: steps between checkpoints; null for none. on_oom: whether a cell that runs out of memory is run again in
+    smaller micro-batches.
 
     Raises UserError if the job refuses its input; then nothing was run and no record is written.
     """
@@ -102,11 +112,12 @@ def run(
         "path": str(path),
         "data_root": _absolute(data_root),
         "warn": warn,
+        "checkpoints": str(study.checkpoints(cell).absolute()),
+        "save_every": save_every,
     }
     if warn:
         _warn_of_load()
-    started, clock = datetime.now(UTC), time.monotonic()
-    last: dict = {"phase": "start"}
+    last: dict = {}
     with study.claim(cell) as note:
         noted = 0.0
 
@@ -119,27 +130,40 @@ def run(
                 noted = time.monotonic()
                 note(event)
 
+        def attempt(smaller: SmallerBatches | None, stderr: IO[bytes]) -> Record:
+            nonlocal last
+            last = {"phase": "start"}
+            started, clock = datetime.now(UTC), time.monotonic()
+            asked = request | {"smaller_batches": None if smaller is None else dataclasses.asdict(smaller)}
+            code = _converse(asked, stderr, follow)
+            if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+                died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+                hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
+                reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
+                failed = Record(
+                    cell=cell,
+                    study=study.name,
+                    status="failed",
+                    started=started.isoformat(timespec="seconds"),
+                    seconds=time.monotonic() - clock,
+                    environment=env.describe(),
+                    failure=Failure(last["phase"], last.get("step"), reason),
+                    smaller_batches=smaller,
+                )
+                record.write(failed, path)
+            return record.read(path)
+
+        smaller = oom.to_begin_with(study.recorded(cell)) if on_oom else None
         try:
             with open(log, "wb") as stderr:
-                code = _converse(request, stderr, follow)
+                found = attempt(smaller, stderr)
+                while on_oom and (smaller := oom.smaller(found)) is not None:
+                    _warn(f"{cell.name} ran out of memory; again with {smaller.batch_size} sequences a micro-batch.")
+                    found = attempt(smaller, stderr)
         except UserError:
             log.unlink(missing_ok=True)  # nothing was run
             raise
-        if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-            hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
-            reason = f"The cell's process {died}{hint}; its last words are in {log.name}."
-            failed = Record(
-                cell=cell,
-                study=study.name,
-                status="failed",
-                started=started.isoformat(timespec="seconds"),
-                seconds=time.monotonic() - clock,
-                environment=env.describe(),
-                failure=Failure(last["phase"], last.get("step"), reason),
-            )
-            record.write(failed, path)
-    return record.read(path)
+    return found
 
 
 def _converse(request: dict, stderr: IO[bytes], on_event: Callable[[dict], None]) -> int:
