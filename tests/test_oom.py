@@ -197,15 +197,15 @@ def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
 
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory):
-    """Overrides for a LoRA cell of 4 sequences whose job can hold `limit` at a time."""
+    """factory(size, limit): a LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
     folder = tmp_path_factory.mktemp("factory")
     (folder / "hungry.py").write_text(HUNGRY)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        yield lambda limit: tiny(
+        yield lambda size, limit: tiny(
             *SHORT,
             "method=lora",
-            "train.batch_size=4",
+            f"train.batch_size={size}",
             "method.optim._target_=hungry.build",
             f"+method.optim.limit={limit}",
         )
@@ -214,7 +214,7 @@ def factory(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
-    cell, study = factory(1), Study(tmp_path, "study")
+    cell, study = factory(4, 1), Study(tmp_path, "study")
     events: list[dict] = []
     record = worker.run(cell, study, None, events.append, on_oom=True)
     assert record.status == "ok"
@@ -236,9 +236,10 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
 @pytest.mark.slow
 def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path, factory):
     study = Study(tmp_path, "study")
-    record = worker.run(factory(1), study, None, lambda event: None)
-    assert (record.status, record.smaller_batches) == ("oom", None)
-    record = worker.run(factory(0), study, None, lambda event: None, on_oom=True)
-    assert record.status == "oom"
-    assert record.smaller_batches.batch_size == 1
-    assert len(record.smaller_batches.after) == 2
+    cell = factory(2, 0)
+    first = worker.run(cell, study, None, lambda event: None)
+    assert (first.status, first.smaller_batches) == ("oom", None)
+    events: list[dict] = []
+    record = worker.run(cell, study, None, events.append, on_oom=True)
+    assert [e["phase"] for e in events].count("start") == 1  # as it was asked for it was tried before
+    assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))
