@@ -97,6 +97,8 @@ class Train:
     validation_items: held-out answers the validation loss is taken on.
     precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
     bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
+    save_every: steps between checkpoints, from which a cell that was killed goes on (null: none are made, and one that
+        is there is not looked at). It changes no result, so it is no part of a cell.
     """
 
     max_steps: int = 200
@@ -109,6 +111,7 @@ class Train:
     validation_items: int = 64
     precision: str = "auto"
     bucketing: int = 1
+    save_every: int | None = None
 
 
 @dataclass
@@ -127,9 +130,15 @@ class Infer:
 
 @dataclass
 class Retry:
-    """statuses: recorded cells with one of these are run again by the next sweep; the rest are kept."""
+    """Which recorded cells are run again; the rest are kept.
+
+    statuses: those with one of these, by the next sweep.
+    on_oom: one that ran out of memory in training, at once, with half the micro-batch and twice the accumulation, until
+        it fits or a micro-batch is one sequence. The record says so, and it is no fair comparison of speed or memory.
+    """
 
     statuses: list[str] = field(default_factory=lambda: ["failed"])
+    on_oom: bool = False
 
 
 @dataclass
@@ -172,7 +181,11 @@ def _multiply(a: float | None, b: float | None) -> float | None:
 
 LEAST = {
     "train": dict.fromkeys(
-        ("max_steps", "batch_size", "grad_accum", "max_length", "validation_items", "validate_every", "bucketing"), 1
+        (
+            *("max_steps", "batch_size", "grad_accum", "max_length", "validation_items"),
+            *("validate_every", "bucketing", "save_every"),
+        ),
+        1,
     ),
     "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
     "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},

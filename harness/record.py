@@ -151,12 +151,15 @@ class Train:
 
     step_seconds: each optimizer step from first forward to zeroed gradients, synchronised on both
         sides; data preparation and validation lie outside.
-    warmup_steps: how many first steps the steady rate leaves out.
+    warmup_steps: how many first steps the steady rate leaves out, and as many after each resume.
     tokens_per_second_steady: median over the steps after warm-up of raw tokens / seconds.
     tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
     laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
     joules: over all steps, of the whole device (NVML) or processor package (RAPL); null where neither can be read.
+    save_every: steps between checkpoints, which are made outside of what is timed; null if none were.
+    resumed_at: after how many steps the process had ended and another went on from a checkpoint. What is measured here,
+        and in the phase train, is of them all; the other phases, `started` and `seconds` are the last process's.
 
     step_seconds and loss are empty, the steady rate and batches null in imported records that know no single steps.
     """
@@ -171,6 +174,15 @@ class Train:
     batches: str | None
     laps: dict[str, list[float]] = field(default_factory=dict)
     joules: float | None = None
+    save_every: int | None = None
+    resumed_at: list[int] = field(default_factory=list)
+
+    def steady_steps(self) -> list[int]:
+        """Indices of the steps that the steady rate is of: all but those of a warm-up, or else the last."""
+        begins = (0, *self.resumed_at)
+        left_out = {i for begin in begins for i in range(begin, begin + self.warmup_steps)}
+        steps = range(len(self.step_seconds))
+        return [i for i in steps if i not in left_out] or list(steps[-1:])
 
 
 @dataclass
@@ -254,12 +266,50 @@ class Cell:
 
 
 @dataclass
+class Shortage:
+    """Memory on the device, in bytes, at the moment when no more of it could be had.
+
+    weights, adapters, gradients, optimizer: live tensors, as in Kinds. rest: whatever else was allocated: activations,
+    temporaries, caches, weights of a model that was still being loaded.
+    allocated: all of these, as CUDA's allocator says or as our own count on CPU has it. On CPU tensors are counted in
+        the phases load, probe and score alone: in others it and rest are null.
+    largest_free: the largest block that could have been had, from the allocator or the device; null on CPU.
+    """
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    rest: int | None
+    allocated: int | None
+    largest_free: int | None
+
+
+@dataclass
 class Failure:
-    """Why a cell has no (complete) result: the phase it was in, the training step if any, one sentence."""
+    """Why a cell has no (complete) result: the phase and the training step it was in, if any, and one sentence.
+
+    memory: of a cell that ran out of it.
+    """
 
     phase: str
     step: int | None
     reason: str
+    memory: Shortage | None = None
+
+
+@dataclass
+class SmallerBatches:
+    """How a cell was run that had run out of memory as it was asked for: in smaller micro-batches, but more a step.
+
+    A step's examples and their order stay as they were; what was asked for is in the cell's settings.
+
+    batch_size: sequences a micro-batch, at most; grad_accum: micro-batches a step; after: the failures that led here.
+    """
+
+    batch_size: int
+    grad_accum: int
+    after: list[Failure]
 
 
 @dataclass
@@ -285,6 +335,7 @@ class Record:
     seconds: float
     environment: dict[str, Any]
     failure: Failure | None = None
+    smaller_batches: SmallerBatches | None = None  # null if it was run as it was asked for
     parameters: Parameters | None = None
     phases: dict[str, Phase] = field(default_factory=dict)
     probe: Probe | None = None

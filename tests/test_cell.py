@@ -76,6 +76,12 @@ def test_where_a_cell_is_run_and_stored_is_no_part_of_it(cell, tmp_path):
     assert all(cell("method=lora", place).id == cell("method=lora").id for place in elsewhere)
 
 
+def test_how_often_it_is_saved_and_what_is_done_when_it_fails_is_no_part_of_a_cell(cell):
+    for other in ("train.save_every=10", "retry.on_oom=true"):
+        assert cell("method=lora", other) == cell("method=lora")
+        assert cell("method=base", other) == cell("method=base")
+
+
 def test_the_architecture_is_no_part_of_a_cell(cell):
     shipped = cell("method=lora", "model=llama_3_2_1b")
     assert "architecture" not in shipped.settings["model"]

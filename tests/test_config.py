@@ -112,6 +112,7 @@ def test_the_stable_keys_exist(compose, key):
         ("train.grad_accum=0", "train.grad_accum"),
         ("train.max_length=0", "train.max_length"),
         ("train.validate_every=0", "train.validate_every"),
+        ("train.save_every=0", "train.save_every"),
         ("train.warmup_ratio=1", "train.warmup_ratio"),
         ("train.max_grad_norm=0", "train.max_grad_norm"),
         ("train.max_grad_norm=nan", "train.max_grad_norm"),
@@ -148,6 +149,7 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
         ("infer.repeats=0",),
         ("study=a/b.c_d-1",),
         ("train.precision=fp32",),
+        ("train.save_every=50", "retry.on_oom=true"),
     ],
 )
 def test_what_can_work_is_not_refused(compose, overrides):

@@ -110,3 +110,11 @@ def test_the_rest_of_a_job():
     assert (row["load_seconds"], row["train_seconds"], row["score_seconds"]) == (2.0, 60.0, 30.0)
     assert (row["merge_seconds"], row["logit_difference"]) == (0.125, 0.001)
     assert (row["adapter_bytes"], row["model_bytes"]) == (18 * MIB, 257 * MIB)
+
+
+def test_a_warm_up_after_a_resume_is_left_out_like_the_first():
+    record = make_record("lora")
+    record.train.step_seconds, record.train.warmup_steps = [9.0, 1.0, 1.0, 9.0, 1.0], 1
+    assert one(record)["step_seconds_p95"] > 1
+    record.train.resumed_at = [3]
+    assert one(record)["step_seconds_p95"] == one(record)["step_seconds_median"] == 1

@@ -9,7 +9,7 @@ from records import ENVIRONMENT, make_record, make_score, make_study, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import Source, read_study, write
+from harness.record import Failure, SmallerBatches, Source, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.table import comparison
 
@@ -478,6 +478,36 @@ def test_every_finding_has_a_rule_and_stands_in_the_table():
     text = "\n".join(comparison(records).caption)
     for finding in found:
         assert finding.sentence[1:] in text
+
+
+def test_resumed_training():
+    records = study()
+    of(records, "dora")[0].train.resumed_at = [20, 40]
+    of(records, "lora")[0].train.resumed_at = [50]  # after the last step, to be scored
+    sentence = told(records, "resumed")
+    dora = of(records, "dora")[0].cell.name
+    short = dora.removesuffix(f"-{of(records, 'dora')[0].cell.id[:6]}")
+    assert sentence == (
+        f"Training broke off and was resumed from a checkpoint in {short}: its speed is that of several processes."
+    )
+    assert findings(records)[0].cells == (dora,)
+    assert f"Warning: {sentence[0].lower()}{sentence[1:]}" in comparison(records).caption
+
+
+def test_smaller_micro_batches_than_asked_for():
+    records = study()
+    settings(records, train__batch_size=8, train__grad_accum=1)
+    after = [Failure("train", 3, "no memory")]
+    for record in of(records, "full"):
+        record.smaller_batches = SmallerBatches(4, 2, after)
+    sentence = told(records, "smaller batches")
+    assert sentence == (
+        "Out of memory as they were asked for, full (2 cells) ran in smaller micro-batches (4 × 2 in place of 8 × 1): "
+        "speed and memory are not comparable."
+    )
+    of(records, "dora")[0].smaller_batches = SmallerBatches(1, 8, 3 * after)
+    assert "(4 × 2 in place of 8 × 1 and 1 × 8 in place of 8 × 1)" in told(records, "smaller batches")
+    assert any("smaller micro-batches" in line for line in comparison(records).caption)
 
 
 def test_studies_are_looked_at_one_by_one():

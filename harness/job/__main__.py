@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.record import Cell
+from harness.record import Cell, SmallerBatches, decode
 
 
 def main(request: dict[str, Any]) -> int:
@@ -50,8 +50,17 @@ def main(request: dict[str, Any]) -> int:
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:
-            path = Path(request["path"])
-            run.run(Cell(**request["cell"]), request["study"], path, request["data_root"], report)
+            path, checkpoints = Path(request["path"]), request.get("checkpoints")
+            run.run(
+                Cell(**request["cell"]),
+                request["study"],
+                path,
+                request["data_root"],
+                report,
+                checkpoints=None if checkpoints is None else Path(checkpoints),
+                save_every=request.get("save_every"),
+                smaller=decode(SmallerBatches | None, request.get("smaller_batches")),
+            )
     except UserError as error:
         report({"refused": str(error)})
         return 2

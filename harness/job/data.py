@@ -186,6 +186,11 @@ def scheduled(
     return [micro[i : i + accum] for i in range(0, len(micro), accum)]
 
 
+def cut(step: list[list[Example]], size: int) -> list[list[Example]]:
+    """The examples of a step's micro-batches, in their order, in micro-batches of at most `size`."""
+    return [batch[i : i + size] for batch in step for i in range(0, len(batch), size)]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Examples as tensors, and the counts of their tokens.

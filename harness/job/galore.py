@@ -39,3 +39,6 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
                 names = ("rank", "update_proj_gap", "scale", "proj_type")
                 for parameter in group["params"]:
                     self.state[parameter]["projector"] = RandomisedProjector(**{name: group[name] for name in names})
+
+
+PROJECTORS = [GaLoreProjector, RandomisedProjector]  # what such optimizers keep in their state beside tensors

@@ -182,6 +182,7 @@ class Meter:
     def __init__(self, device: torch.device):
         self.device = device
         self.phases: dict[str, Phase] = {}
+        self.counter: LiveBytes | None = None  # of the last window, if live tensors were counted in it
 
     @contextlib.contextmanager
     def window(self, name: str) -> Iterator[Memory]:
@@ -189,25 +190,51 @@ class Meter:
 
         On CPU `allocated_peak` stays null unless the block sets it (by `live`).
         """
-        on_cuda = self.device.type == "cuda"
-        if on_cuda:
+        self.counter = None
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()  # else `reserved` would still hold the phase before
-            torch.cuda.reset_peak_memory_stats(self.device)
-        _reset_process_peak()
-        memory = Memory()
+        self._reset_peaks()
+        self._memory, self._earlier = Memory(), 0.0
         synchronize()
-        start = clock()
+        self._start = clock()
         try:
-            yield memory
+            yield self._memory
+        finally:
+            self.phases[name] = self.so_far()
+
+    def so_far(self) -> Phase:
+        """What the window that is open has cost up to now."""
+        synchronize()
+        seconds, memory = self._earlier + clock() - self._start, self._memory
+        if self.device.type == "cuda":
+            memory.allocated_peak = _larger(memory.allocated_peak, torch.cuda.max_memory_allocated(self.device))
+            memory.reserved_peak = _larger(memory.reserved_peak, torch.cuda.max_memory_reserved(self.device))
+            memory.device_process = _larger(memory.device_process, nvml.process_bytes(self.device))
+        memory.process_peak = _larger(memory.process_peak, _process_peak())
+        return Phase(seconds, memory)
+
+    def go_on_from(self, earlier: Phase) -> None:
+        """Count what the phase that is open had cost in a process before this one as part of it."""
+        self._earlier += earlier.seconds
+        for name, value in vars(earlier.memory).items():
+            setattr(self._memory, name, _larger(getattr(self._memory, name), value))
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """A block in a window whose seconds and memory are no part of it."""
+        self.so_far()  # its peaks, which are then begun anew
+        begin = clock()
+        try:
+            yield
         finally:
             synchronize()
-            seconds = clock() - start
-            if on_cuda:
-                memory.allocated_peak = torch.cuda.max_memory_allocated(self.device)
-                memory.reserved_peak = torch.cuda.max_memory_reserved(self.device)
-                memory.device_process = nvml.process_bytes(self.device)
-            memory.process_peak = _process_peak()
-            self.phases[name] = Phase(seconds, memory)
+            self._start += clock() - begin
+            self._reset_peaks()
+
+    def _reset_peaks(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        _reset_process_peak()
 
     @contextlib.contextmanager
     def live(self, memory: Memory) -> Iterator[Callable[[Any], None]]:
@@ -218,7 +245,7 @@ class Meter:
         if self.device.type == "cuda":
             yield lambda tree: None
             return
-        counter = LiveBytes(self.device)
+        self.counter = counter = LiveBytes(self.device)
         try:
             with counter:
                 yield counter.see
@@ -235,6 +262,19 @@ def in_use(device: torch.device) -> int | None:
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def largest_free(device: torch.device) -> int | None:
+    """Bytes of the largest block that CUDA's allocator could hand out, cached or still the device's; null on CPU."""
+    if device.type != "cuda":
+        return None
+    segments = torch.cuda.memory_snapshot()
+    cached = [block["size"] for segment in segments for block in segment["blocks"] if block["state"] == "inactive"]
+    return max([torch.cuda.mem_get_info(device)[0], *cached])
+
+
+def _larger(a: int | None, b: int | None) -> int | None:
+    return max((value for value in (a, b) if value is not None), default=None)
 
 
 def _reset_process_peak() -> None:

@@ -51,7 +51,7 @@ def steps(
 
     model.train()
     with live:
-        _see_weights(model, added, live)
+        see_weights(model, added, live)
         for _ in range(count):
             live.flops = 0
             live.mark("begin")
@@ -68,14 +68,15 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
     """What one pass without gradients over `batch` takes, its loss included."""
     model.eval()
     with live:
-        _see_weights(model, set(), live)
+        see_weights(model, set(), live)
         with accelerator.autocast():
             train.summed_loss(model, batch)
         resident = live.now_by_kind
     return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded)
 
 
-def _see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
+def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
+    """Show `live` all parameters and buffers, those of the ids `added` as adapters."""
     for parameter in model.parameters():
         live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
     live.see(list(model.buffers()), "weights")

@@ -1,7 +1,7 @@
 """The only training loop. It knows a model, an optimizer and batches; it never sees a method's name.
 
 Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
-to the device, validation and reporting lie outside. Energy is read around the same steps.
+to the device, validation, reporting and saving lie outside. Energy is read around the same steps.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from harness import record
 from harness.job import attention, fused
+from harness.job.checkpoint import Checkpoints
 from harness.job.data import IGNORED, Batch
 from harness.job.meter import Energy, Stopwatch
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
@@ -36,6 +39,28 @@ class Diverged(Exception):
         self.step = step
 
 
+@dataclass
+class SoFar:
+    """What the loop has measured by the end of a step; a checkpoint keeps it.
+
+    seconds, laps, raw: of each step; padded, supervised: tokens of all; resumed_at: as in harness.record.Train.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    laps: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    raw: list[int] = field(default_factory=list)
+    padded: int = 0
+    supervised: int = 0
+    losses: list[LossPoint] = field(default_factory=list)
+    validations: list[ValidationPoint] = field(default_factory=list)
+    joules: float | None = 0.0
+    resumed_at: list[int] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return len(self.seconds)
+
+
 def train(
     model: nn.Module,
     optimizer: Optimizer,
@@ -44,70 +69,79 @@ def train(
     accelerator: Accelerator,
     validate: Callable[[], float],
     report: Callable[[dict], None],
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`; raises Diverged.
 
     settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
     validate: gives the validation loss; called at intervals and after the last step.
+    checkpoints: where training goes on from, and is saved to at their intervals and after the last step.
     """
     total = settings["max_steps"]
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
-    seconds, raw, losses, validations = [], [], [], []
-    laps: dict[str, list[float]] = {part: [] for part in PARTS}
-    padded = supervised = 0
+    done = SoFar()
+    if checkpoints is not None and (saved := checkpoints.restore(model, optimizer, schedule)) is not None:
+        done = record.decode(SoFar, saved)
+        done.resumed_at.append(done.steps)
+    before = done.steps
     order = hashlib.sha256()
     stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
-    joules: float | None = 0.0
 
     model.train()
     for step, micro in enumerate(steps, start=1):
-        micro = [batch.to(accelerator.device) for batch in micro]
         for batch in micro:
             order.update(batch.tokens.cpu().numpy().tobytes())
+        if step <= before:
+            continue
+        micro = [batch.to(accelerator.device) for batch in micro]
         lr = schedule.get_last_lr()[0]
 
-        before = energy.read()
+        start = energy.read()
         stopwatch.start()
         loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
         taken, parts = stopwatch.stop()
-        used = Energy.between(before, energy.read())
-        joules = None if joules is None or used is None else joules + used
-        seconds.append(taken)
+        used = Energy.between(start, energy.read())
+        done.joules = None if done.joules is None or used is None else done.joules + used
+        done.seconds.append(taken)
         for part in PARTS:
-            laps[part].append(parts[part])
+            done.laps[part].append(parts[part])
 
         schedule.step()
         loss, norm = float(loss), float(norm)
         for what, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 raise Diverged(step, what, value)
-        raw.append(sum(batch.raw for batch in micro))
-        padded += sum(batch.padded for batch in micro)
-        supervised += sum(batch.supervised for batch in micro)
-        losses.append(LossPoint(step, sum(raw), loss, lr, norm))
-        report({"step": step, "of": total, "loss": loss, "tokens_per_second": raw[-1] / seconds[-1]})
+        done.raw.append(sum(batch.raw for batch in micro))
+        done.padded += sum(batch.padded for batch in micro)
+        done.supervised += sum(batch.supervised for batch in micro)
+        done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
+        report({"step": step, "of": total, "loss": loss, "tokens_per_second": done.raw[-1] / taken})
         every = settings["validate_every"]
         if step == total or (every and step % every == 0):
             held_out = validate()
             if not math.isfinite(held_out):
                 raise Diverged(step, "validation loss", held_out)
-            validations.append(ValidationPoint(step, sum(raw), held_out))
+            done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
             model.train()
+        if checkpoints is not None and (step == total or step % checkpoints.every == 0):
+            checkpoints.save(step, model, optimizer, schedule, asdict(done))
 
-    dropped = min(WARMUP, len(seconds) - 1)
     measured = Train(
-        steps=len(seconds),
-        tokens=Tokens(sum(raw), padded, supervised),
-        step_seconds=seconds,
-        warmup_steps=dropped,
-        tokens_per_second_steady=median(n / s for n, s in list(zip(raw, seconds, strict=True))[dropped:]),
-        tokens_per_second_amortised=sum(raw) / sum(seconds),
-        loss=losses,
+        steps=done.steps,
+        tokens=Tokens(sum(done.raw), done.padded, done.supervised),
+        step_seconds=done.seconds,
+        warmup_steps=min(WARMUP, done.steps - 1),
+        tokens_per_second_steady=None,
+        tokens_per_second_amortised=sum(done.raw) / sum(done.seconds),
+        loss=done.losses,
         batches=f"sha256:{order.hexdigest()}",
-        laps=laps,
-        joules=joules,
+        laps=done.laps,
+        joules=done.joules,
+        save_every=checkpoints and checkpoints.every,
+        resumed_at=done.resumed_at,
     )
-    return measured, validations
+    measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in measured.steady_steps())
+    return measured, done.validations
 
 
 def take_step(

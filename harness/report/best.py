@@ -114,8 +114,7 @@ def _token_seconds(row: Row) -> list[list[float]]:
     found = []
     for train in (record.train for record in row.records):
         tokens = [later - earlier for earlier, later in pairwise([0, *(point.tokens for point in train.loss)])]
-        steps = list(zip(train.step_seconds, tokens, strict=False))[train.warmup_steps :]
-        found.append([seconds / n for seconds, n in steps])
+        found.append([train.step_seconds[i] / tokens[i] for i in train.steady_steps() if i < len(tokens)])
     return found
 
 

@@ -205,7 +205,7 @@ def _quantile(values: list[float], share: float) -> float | None:
 
 
 def _steady(train: Train) -> list[float]:
-    return train.step_seconds[train.warmup_steps :]
+    return [train.step_seconds[i] for i in train.steady_steps()]
 
 
 def _share(train: Train, lap: str) -> float | None:

@@ -505,6 +505,33 @@ def _per_layer(records: Sequence[Record]) -> Said:
             )
 
 
+def _resumed(records: Sequence[Record]) -> Said:
+    """One that had no step left to take when it was resumed was timed as a whole."""
+    cells = [r for r in records if r.train and any(step < r.train.steps for step in r.train.resumed_at)]
+    if cells:
+        yield (
+            f"Training broke off and was resumed from a checkpoint in {_named(cells, records)}: its speed is that of "
+            "several processes.",
+            tuple(record.cell.name for record in cells),
+        )
+
+
+def _smaller(records: Sequence[Record]) -> Said:
+    cells = [record for record in records if record.smaller_batches]
+    if cells:
+        shapes = _listed(list(dict.fromkeys(map(_shapes, cells)))[:VALUES])
+        yield (
+            f"Out of memory as they were asked for, {_named(cells, records)} ran in smaller micro-batches ({shapes}): "
+            "speed and memory are not comparable.",
+            tuple(record.cell.name for record in cells),
+        )
+
+
+def _shapes(record: Record) -> str:
+    ran, (size, accum) = record.smaller_batches, (_slot(record, "train", k) for k in ("batch_size", "grad_accum"))
+    return f"{ran.batch_size} × {ran.grad_accum} in place of {size} × {accum or 1}"
+
+
 # What a study lacks
 
 
@@ -578,6 +605,8 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "source": ("unequal", _sources),
     "overlap": ("unequal", _overlap),
     "per layer": ("unequal", _per_layer),
+    "resumed": ("unequal", _resumed),
+    "smaller batches": ("unequal", _smaller),
     "base": ("incomplete", _base),
     "seeds": ("incomplete", _seeds),
     "failed": ("incomplete", _failed),

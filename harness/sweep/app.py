@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError, about_file
 from harness.record import Cell, Failure, Record, RecordError
 from harness.sweep import cell as cells_of
-from harness.sweep import plan, worker
+from harness.sweep import oom, plan, worker
 from harness.sweep.claim import Claim, Held
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
@@ -156,6 +157,8 @@ class GridSweeper(Sweeper):
             if _to_run(found, composed):
                 left.append((cell, point))
                 _known[cell.id] = found
+            elif found.status == "ok":  # the job removes them, unless it was killed at that moment
+                shutil.rmtree(study.checkpoints(cell), ignore_errors=True)
         _announce(study, len(asked), len(wanted), len(left))
         if left:
             worker.check([cell for cell, _ in left], composed.data_root)
@@ -286,8 +289,17 @@ def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Recor
     progress.start(cell)
     try:
         # A planned sweep has warned when it checked its cells.
-        report = progress.update
-        found = worker.run(cell, study, claim, config.data_root, report, config.timeout, warn=_progress is None)
+        found = worker.run(
+            cell,
+            study,
+            claim,
+            config.data_root,
+            progress.update,
+            warn=_progress is None,
+            timeout=config.timeout,
+            save_every=config.train.save_every,
+            on_oom=config.retry.on_oom,
+        )
     finally:
         progress.clear()
     progress.end(found)
@@ -304,7 +316,9 @@ def _outcome(found: Record) -> Outcome:
 
 def _to_run(found: Record | None, config: DictConfig) -> bool:
     """Whether a cell with this record is to be run; one left out by --fit is: its budget was no result."""
-    return found is None or found.status in (*config.retry.statuses, "unfit")
+    if found is None or found.status in (*config.retry.statuses, "unfit"):
+        return True
+    return config.retry.on_oom and oom.smaller(found) is not None
 
 
 def _tell(found: Record) -> None:

@@ -23,8 +23,8 @@ def from_config(config: DictConfig) -> Cell:
 
     Its id hashes the resolved settings without the raw axes, so that points that mean the same run (full
     fine-tuning at rank 8 and at rank 64; the untuned base at any seed or number of steps) are one cell.
-    Where it is run and stored (data_root, results_dir, study) is no part of it, nor is the model's architecture: the
-    job takes that from the weights, so a corrected dimension changes no result.
+    Where it is run and stored (data_root, results_dir, study) is no part of it, nor how often it is saved, nor the
+    model's architecture: the job takes that from the weights, so a corrected dimension changes no result.
 
     Raises UserError for settings that can't work.
     """
@@ -33,7 +33,7 @@ def from_config(config: DictConfig) -> Cell:
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
-    train = resolved["train"]
+    train = {k: v for k, v in resolved["train"].items() if k != "save_every"}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.

@@ -5,6 +5,7 @@ results_dir/study/NAME.json            the record
                   NAME.log             all that the cell's process printed
                   .harness/plan.json   the cells that sweeps asked for
                   .harness/running/    one claim a running cell (harness/sweep/claim.py)
+                  .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/checkpoint.py
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Study:
 
     def log(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.log"
+
+    def checkpoints(self, cell: Cell) -> Path:
+        return self._state / "checkpoints" / cell.name
 
     def recorded(self, cell: Cell) -> Record | None:
         """The record of `cell`, or None; RecordError if a file of its name can't be read as one."""

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from harness import env, private, record
 from harness.errors import UserError
-from harness.record import Cell, Failure, Record
+from harness.record import Cell, Failure, Record, SmallerBatches
+from harness.sweep import oom
 from harness.sweep.claim import Claim, Held
 from harness.sweep.server import Server
 from harness.sweep.store import Study
@@ -96,12 +97,17 @@ def run(
     claim: Claim,
     data_root: str | None,
     on_event: Callable[[dict], None],
-    timeout: float | None = None,
     warn: bool = False,
+    timeout: float | None = None,
+    save_every: int | None = None,
+    on_oom: bool = False,
 ) -> Record:
     """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
-    timeout: seconds after which the job is ended, and the cell recorded as failed. `warn` if others use this machine.
+    warn: whether to say so if others use this machine. timeout: seconds after which the job is ended, and the cell
+    recorded as failed. save_every: steps between checkpoints; null for none. on_oom: whether a cell that runs out of
+    memory is run again in smaller micro-batches.
+
     Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
     written.
     """
@@ -112,11 +118,12 @@ def run(
         "path": str(path),
         "data_root": _absolute(data_root),
         "warn": warn,
+        "checkpoints": str(study.checkpoints(cell).absolute()),
+        "save_every": save_every,
     }
     if warn:
         _warn_of_load()
-    started, clock = datetime.now(UTC), time.monotonic()
-    last: dict = {"phase": "start"}
+    last: dict = {}
     noted = 0.0
 
     def follow(event: dict) -> None:
@@ -128,30 +135,45 @@ def run(
             noted = time.monotonic()
             claim(event)
 
-    reason = None
+    def attempt(smaller: SmallerBatches | None, stderr: IO[bytes]) -> Record:
+        nonlocal last
+        last = {"phase": "start"}
+        started, clock, reason = datetime.now(UTC), time.monotonic(), None
+        asked = request | {"smaller_batches": None if smaller is None else dataclasses.asdict(smaller)}
+        try:
+            code = _converse(asked, stderr, follow, claim, timeout)
+        except _Overdue:
+            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
+        if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+            if claim.lost:
+                raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
+            failed = Record(
+                cell=cell,
+                study=study.name,
+                status="failed",
+                started=started.isoformat(timespec="seconds"),
+                seconds=time.monotonic() - clock,
+                environment=env.describe(),
+                failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(code, log)),
+                smaller_batches=smaller,
+            )
+            record.write(failed, path)
+        return record.read(path)
+
+    smaller = oom.to_begin_with(study.recorded(cell)) if on_oom else None
     try:
         with open(log, "wb") as stderr:
-            code = _converse(request, stderr, follow, claim, timeout)
-    except _Overdue:
-        reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
+            found = attempt(smaller, stderr)
+            while on_oom and (smaller := oom.smaller(found)) is not None:
+                _warn(f"{cell.name} ran out of memory; again with {smaller.batch_size} sequences a micro-batch.")
+                found = attempt(smaller, stderr)
     except UserError:
         log.unlink(missing_ok=True)  # it belongs to no record
         raise
-    private.scrub(log)  # libraries print what they like
-    if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-        if claim.lost:
-            raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
-        failed = Record(
-            cell=cell,
-            study=study.name,
-            status="failed",
-            started=started.isoformat(timespec="seconds"),
-            seconds=time.monotonic() - clock,
-            environment=env.describe(),
-            failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(code, log)),
-        )
-        record.write(failed, path)
-    return record.read(path)
+    finally:
+        if log.exists():
+            private.scrub(log)  # libraries print what they like
+    return found
 
 
 def _how_it_ended(code: int, log: Path) -> str:

@@ -1,0 +1,245 @@
+"""Cells that run out of memory: what is recorded of it, and the same steps in smaller micro-batches.
+
+A hook asks for a pebibyte where a micro-batch is too large, so that torch's own allocator fails for real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from job_helpers import run_cell, tiny
+from records import make_record
+
+from harness.job import data, run
+from harness.record import Failure, Record, SmallerBatches, read
+from harness.sweep import app, oom, worker
+from harness.sweep.store import Study
+
+SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
+HUNGRY = '''
+import torch
+from harness.job import optim
+
+def build(model, limit, **slot):
+    """An optimizer's factory whose model needs more memory than there is for more than `limit` sequences at a time."""
+
+    def hook(model, args, keywords):
+        if model.training and int((keywords["position_ids"] == 0).sum()) > limit:
+            torch.empty(2**50)
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    return optim.build(model, **slot)
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_once():
+    """Without the look at the device's speed, which takes longer than all else here."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "matmul_peak", lambda *_: 1e9)
+        yield
+
+
+@pytest.fixture
+def hungry(monkeypatch):
+    """hungry(when) has every model ask for too much where `when(model, keywords)`, which each forward pass asks."""
+
+    def make(when: Callable[[torch.nn.Module, dict], bool]) -> None:
+        adapt = run.model.adapt
+
+        def adapted(base, cell):
+            def hook(net, arguments, keywords) -> None:
+                if when(net, keywords):
+                    torch.empty(2**50)
+
+            net = adapt(base, cell)
+            net.register_forward_pre_hook(hook, with_kwargs=True)
+            return net
+
+        monkeypatch.setattr(run.model, "adapt", adapted)
+
+    return make
+
+
+def weights(net) -> int:
+    return sum(p.nbytes for p in net.parameters())
+
+
+# What is recorded
+
+
+def test_in_the_probe_all_kinds_are_told(tmp_path, hungry):
+    passes = []
+
+    def second_step(net, keywords) -> bool:
+        passes.append(weights(net))
+        return net.training and len(passes) == 2
+
+    hungry(second_step)
+    record = run_cell(tmp_path, tiny(*SHORT, "method=full"))
+    assert (record.status, record.failure.phase, record.failure.step) == ("oom", "probe", None)
+    assert "can't allocate memory" in record.failure.reason
+    memory = record.failure.memory
+    assert memory.weights >= passes[0]  # and buffers
+    assert memory.weights < 1.01 * passes[0]
+    assert memory.adapters == memory.gradients == 0  # gradients are freed after a step
+    assert 2 * passes[0] <= memory.optimizer < 2.01 * passes[0]  # Adam's two moments
+    assert memory.rest > 0  # the batch
+    kinds = (memory.weights, memory.adapters, memory.gradients, memory.optimizer, memory.rest)
+    assert memory.allocated == sum(kinds)
+    assert memory.largest_free is None
+    assert read(next(tmp_path.glob("*.json"))) == record
+
+
+def test_in_training_the_step_is_told_and_what_can_be_counted(tmp_path, hungry):
+    passes = []
+
+    def fifth(net, keywords) -> bool:
+        if net.training:
+            passes.append(net)
+        return len(passes) == 2 * 2 + 2 * 2 + 2  # two steps of the probe, two of training, half of the third
+
+    hungry(fifth)
+    record = run_cell(tmp_path, tiny(*SHORT, "method=lora", "train.grad_accum=2"))
+    assert (record.status, record.failure.phase, record.failure.step) == ("oom", "train", 3)
+    memory = record.failure.memory
+    assert memory.adapters == 4 * record.parameters.trainable == memory.gradients
+    assert memory.optimizer >= 2 * memory.adapters
+    assert (memory.rest, memory.allocated) == (None, None)  # on CPU nothing counts all tensors while steps are timed
+
+
+def test_other_failures_have_no_memory(tmp_path):
+    record = run_cell(tmp_path, tiny(*SHORT, "method=full", "method.optim.optimizer._target_=torch.optim.Adamw"))
+    assert (record.status, record.failure.memory) == ("failed", None)
+
+
+# Smaller micro-batches
+
+
+def test_a_step_is_cut_without_loss_or_disorder():
+    step = [["a", "b", "c"], ["d", "e", "f"]]
+    assert data.cut(step, 3) == data.cut(step, 4) == step
+    assert data.cut(step, 2) == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+    assert data.cut(step, 1) == [[x] for x in "abcdef"]
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize("speedups", ["auto", "off"])
+def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
+    settings = ("method=lora", f"train.batch_size={size}", "train.bucketing=2", f"speedups={speedups}")
+    cell = tiny(*SHORT, *settings, "train.grad_accum=2")
+    whole = run_cell(tmp_path / "whole", cell)
+    smaller = SmallerBatches(2, 4, [Failure("train", 1, "no memory")])
+    small = run.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
+    assert (whole.smaller_batches, small.smaller_batches) == (None, smaller)
+    assert small.cell.id == whole.cell.id
+    assert small.train.batches == whole.train.batches
+    assert (small.train.tokens.raw, small.train.tokens.supervised) == (
+        whole.train.tokens.raw,
+        whole.train.tokens.supervised,
+    )
+    assert [p.loss for p in small.train.loss] == pytest.approx([p.loss for p in whole.train.loss], rel=1e-5)
+    assert [p.grad_norm for p in small.train.loss] == pytest.approx([p.grad_norm for p in whole.train.loss], rel=1e-4)
+    assert small.validation[-1].loss == pytest.approx(whole.validation[-1].loss, rel=1e-5)
+    assert sum(dataclasses.astuple(small.probe.peak)) < sum(dataclasses.astuple(whole.probe.peak))
+
+
+def out_of_memory(size: int, accum: int | None = 1, phase: str = "train") -> Record:
+    record = make_record("lora", status="oom", settings={"train": {"batch_size": size, "grad_accum": accum}})
+    if accum is None:
+        del record.cell.settings["train"]["grad_accum"]
+    record.failure = Failure(phase, 3, "no memory")
+    return record
+
+
+def halvings(record: Record) -> list[tuple[int, int]]:
+    found = []
+    while (smaller := oom.smaller(record)) is not None:
+        record.smaller_batches = smaller
+        found.append((smaller.batch_size, smaller.grad_accum))
+        assert len(smaller.after) == len(found)
+    return found
+
+
+def test_a_micro_batch_is_halved_until_it_is_one_sequence():
+    assert halvings(out_of_memory(8)) == [(4, 2), (2, 4), (1, 8)]
+    assert halvings(out_of_memory(4, 3)) == [(2, 6), (1, 12)]
+    assert halvings(out_of_memory(5)) == [(3, 2), (2, 3), (1, 5)]
+    assert halvings(out_of_memory(1)) == []
+    assert halvings(out_of_memory(2, None, "probe")) == [(1, 2)]
+
+
+def test_it_is_halved_only_where_that_helps():
+    assert halvings(out_of_memory(8, phase="score")) == halvings(out_of_memory(8, phase="load")) == []
+    assert oom.smaller(None) is None
+    assert oom.smaller(make_record("lora")) is None
+    broken = out_of_memory(8)
+    assert oom.to_begin_with(broken).batch_size == 4
+    broken.smaller_batches, broken.status = SmallerBatches(2, 4, []), "failed"
+    assert oom.to_begin_with(broken).batch_size == 2  # it fitted, and broke otherwise
+    assert oom.to_begin_with(None) is None
+
+
+def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
+    plain, asked = compose(), compose("retry.on_oom=true")
+    assert not app._to_run(out_of_memory(8), plain)
+    assert app._to_run(out_of_memory(8), asked)
+    assert not app._to_run(out_of_memory(1), asked)
+    assert not app._to_run(make_record("lora"), asked)
+
+
+# Through the sweep
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory):
+    """factory(size, limit): a LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
+    folder = tmp_path_factory.mktemp("factory")
+    (folder / "hungry.py").write_text(HUNGRY)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        yield lambda size, limit: tiny(
+            *SHORT,
+            "method=lora",
+            f"train.batch_size={size}",
+            "method.optim._target_=hungry.build",
+            f"+method.optim.limit={limit}",
+        )
+        worker._server.stop()
+
+
+@pytest.mark.slow
+def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
+    cell, study = factory(4, 1), Study(tmp_path, "study")
+    events: list[dict] = []
+    record = worker.run(cell, study, None, events.append, on_oom=True)
+    assert record.status == "ok"
+    assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (1, 4)
+    assert [(f.phase, f.memory.adapters) for f in record.smaller_batches.after] == [
+        ("probe", 4 * record.parameters.trainable)
+    ] * 2
+    assert (cell.settings["train"]["batch_size"], cell.settings["train"]["grad_accum"]) == (4, 1)
+    assert study.recorded(cell) == record
+    assert [e["phase"] for e in events].count("start") == 3
+    assert len(list(study.folder.glob("*.json"))) == 1
+    log = study.log(cell).read_text()
+    assert log.count("can't allocate memory") >= 2
+    err = capfd.readouterr().err
+    assert f"{cell.name} ran out of memory; again with 2 sequences a micro-batch." in err
+    assert f"{cell.name} ran out of memory; again with 1 sequences a micro-batch." in err
+
+
+@pytest.mark.slow
+def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path, factory):
+    study = Study(tmp_path, "study")
+    cell = factory(2, 0)
+    first = worker.run(cell, study, None, lambda event: None)
+    assert (first.status, first.smaller_batches) == ("oom", None)
+    events: list[dict] = []
+    record = worker.run(cell, study, None, events.append, on_oom=True)
+    assert [e["phase"] for e in events].count("start") == 1  # as it was asked for it was tried before
+    assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))
