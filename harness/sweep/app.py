@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +25,13 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
@@ -41,12 +44,21 @@ from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError
 from harness.record import Cell, Failure, Record, RecordError
 from harness.sweep import cell as cells_of
-from harness.sweep import plan, worker
-from harness.sweep.progress import Progress
+from harness.sweep import lost, plan, worker
+from harness.sweep.lost import Lost
+from harness.sweep.parallel import LocalParallel
+from harness.sweep.progress import Progress, following
 from harness.sweep.store import Study
 
 # Hydra instantiates no sweeper from outside the package hydra_plugins, so this module poses as one of its modules.
 PLUGINS = "hydra_plugins.harness"
+# The extra that brings a choice of a config group which a plugin adds.
+EXTRAS = {
+    ("hydra/sweeper", "optuna"): "optuna",
+    ("hydra/launcher", "submitit_local"): "slurm",
+    ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/launcher", "ray"): "ray",
+}
 NOT_A_LAUNCH = {"--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version"}
 
 
@@ -106,10 +118,10 @@ class GridSweeper(Sweeper):
         if _options.plan:
             self._predict(asked)
             return []
-        left = self._plan(asked)
+        study, left = self._plan(asked)
         if not left:
             return []
-        returns = self._launcher.launch(left, initial_job_idx=0)
+        returns = self._launched(study, left)
         outcomes = [job.return_value for job in returns]
         _outcomes.extend(outcomes)
         statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
@@ -117,8 +129,35 @@ class GridSweeper(Sweeper):
         print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
         return returns
 
-    def _plan(self, asked: list[list[str]]) -> list[list[str]]:
-        """The points to run: equal ones once, recorded ones not at all. Raises UserError if one can't work."""
+    def _launched(self, study: Study, left: list[tuple[Cell, list[str]]]) -> Sequence[JobReturn]:
+        """What came of all of `left`; UserError if the launcher can't run them (there is no Slurm here, or no Ray)."""
+        points = [point for _, point in left]
+        if isinstance(self._launcher, BasicLauncher):
+            return self._launcher.launch(points, initial_job_idx=0)
+        try:
+            with following(study, [cell for cell, _ in left], _progress), lost.heard_of(self._launcher):
+                jobs = self._launcher.launch(points, initial_job_idx=0)
+        except KeyboardInterrupt:
+            if type(self._launcher).__name__ == "SlurmLauncher":
+                name = self.config.hydra.launcher.name
+                print(f"What Slurm holds goes on there; `scancel --name={name}` ends it.", file=sys.stderr)
+            raise
+        except Exception as error:
+            if isinstance(self._launcher, LocalParallel):
+                raise
+            raise UserError(f"{type(self._launcher).__name__} broke off: {_first_line(error)}") from error
+        for (cell, _), job in zip(left, jobs, strict=True):
+            if isinstance(job.return_value, Lost):
+                why = job.return_value.why
+                print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
+                job.return_value = Outcome("lost", None)
+        return jobs
+
+    def _plan(self, asked: list[list[str]]) -> tuple[Study, list[tuple[Cell, list[str]]]]:
+        """Where to, and the cells to run, each with its point: equal ones once, recorded ones not at all.
+
+        Raises UserError if one can't work.
+        """
         for key in ("study", "results_dir", "data_root"):
             if len({o for point in asked for o in point if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} can't be swept over: a sweep is one study; run one sweep for each {key}.")
@@ -143,7 +182,7 @@ class GridSweeper(Sweeper):
                 left = _fitting(left, architectures, study, composed.data_root)
             global _progress
             _progress = Progress(len(left))
-        return [point for _, point in left]
+        return study, left
 
     def _compose(self, point: list[str]) -> DictConfig:
         composed = self._loader.load_sweep_config(self.config, point)
@@ -225,6 +264,7 @@ def _task(config: DictConfig) -> Outcome | UserError:
     """
     settings_of.register_resolvers()
     try:
+        os.chdir(HydraConfig.get().runtime.cwd)  # a worker may have been started in another folder
         return _run(config)
     except (UserError, RecordError) as error:
         refusal = UserError(str(error))
@@ -325,6 +365,7 @@ def register() -> None:
     settings_of.register_resolvers()
     ConfigStore.instance().store(name="schema", node=Config)
     Plugins.instance().register(GridSweeper)
+    Plugins.instance().register(LocalParallel)
     Plugins.instance().register(SweepsOnSearchPath)
     # It exists where a plugin is installed.
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
@@ -371,8 +412,8 @@ def _sentence(error: Exception) -> str:
     """Hydra's or OmegaConf's message as one line, in the words of the command line."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        if (group, choice) == ("hydra/sweeper", "optuna"):
-            return "hydra/sweeper=optuna needs the extra `optuna`: pip install -e '.[optuna]' in the project's folder."
+        if extra := EXTRAS.get((group, choice)):
+            return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
         try:
             one_of(group, choice, sorted(error.options))
         except UserError as unknown:
