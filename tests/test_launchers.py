@@ -39,6 +39,11 @@ def launch(folder: Path, task, points: list[list[str]], **settings) -> list:
         return [job.return_value for job in launcher.launch(points, initial_job_idx=0)]
 
 
+@pytest.fixture(autouse=True)
+def workers_know_the_tests(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+
+
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A machine that seems to have them; no test here computes on one."""

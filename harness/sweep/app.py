@@ -410,12 +410,12 @@ def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _sentence(error: Exception) -> str:
     """Hydra's or OmegaConf's message as one line, in the words of the command line."""
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         if extra := EXTRAS.get((group, choice)):
             return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
         try:
-            one_of(group, choice, sorted(error.options))
+            one_of(group, choice, sorted(error.options or [choice]))
         except UserError as unknown:
             return str(unknown)
     first, cause = _first_line(error), _first_line(error.__cause__ or error)
