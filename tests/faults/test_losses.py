@@ -19,6 +19,8 @@ import pytest
 from losing import finished, holds, lose_a_worker, start
 from test_worker import finish, training, wait_for
 
+from harness.report.lint import findings
+
 HERE = Path(__file__).parent
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -31,7 +33,8 @@ needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="the extra `ray` is 
 
 
 def test_local_parallel(tmp_path):
-    holds(tmp_path, "hydra/launcher=local_parallel", "hydra.launcher.cells=2")
+    holds(tmp_path, "hydra/launcher=local_parallel", "hydra.launcher.cells=3")
+    assert "overlap" in {finding.rule for finding in findings(finished(tmp_path))}, "cells that shared the CPU"
 
 
 def test_local_parallel_stops_cleanly(tmp_path):
