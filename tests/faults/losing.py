@@ -33,7 +33,7 @@ def start(folder: Path, *launcher: str) -> subprocess.Popen:
 def lose_a_worker(folder: Path, *launcher: str) -> tuple[int, str, str]:
     """Start the sweep, kill the worker of a cell in its training; exit status, standard error, and the cell's name."""
     sweep = start(folder, *launcher)
-    name, marker = wait_for(lambda: training(folder / "results" / "lossy"), sweep)
+    name, marker = wait_for(lambda: training(folder / "results" / "lossy"), sweep, seconds=240)
     assert marker["pid"] != sweep.pid, "the cell runs in the sweep itself"
     os.kill(marker["pid"], signal.SIGKILL)
     return *finish(sweep), name

@@ -90,6 +90,19 @@ def test_slurm(slurm, tmp_path):
     holds(tmp_path, *ON_CPU)
 
 
+def test_after_ctrl_c_slurm_goes_on(slurm, tmp_path):
+    sweep = start(tmp_path, *ON_CPU)
+    wait_for(lambda: training(tmp_path / "results" / "lossy"), sweep, seconds=240)
+    sweep.send_signal(signal.SIGINT)
+    status, err = finish(sweep)
+    assert status == 130
+    assert "What Slurm holds goes on there; `scancel --name=lossy` ends it." in err
+    until = time.monotonic() + 240
+    while len(finished(tmp_path)) < 3:
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(1)
+
+
 def test_what_slurm_refuses_is_one_sentence(slurm, tmp_path):
     status, err = finish(start(tmp_path, *ON_CPU, "hydra.launcher.partition=nowhere"))
     assert status == 2
