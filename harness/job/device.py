@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import torch
@@ -37,13 +38,15 @@ def _bf16_pays() -> bool:
 def describe(device: torch.device) -> dict[str, Any]:
     """The device, and the threads that compute on the CPU.
 
-    Of the device: type, name, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the
-    type are null on CPU, which the record describes anyway.
+    Of the device: type, name, id, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the
+    type are null on CPU, which the record describes anyway. The id tells the GPUs of a machine apart, and nothing else:
+    it is a hash of the UUID.
     """
-    name = memory = capability = driver = cuda = cudnn = None
+    name = id = memory = capability = driver = cuda = cudnn = None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
+        id = hashlib.sha256(str(properties.uuid).encode()).hexdigest()[:8]
         capability = f"{properties.major}.{properties.minor}"
         driver = nvml.driver(device)
         cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
@@ -51,6 +54,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": {
             "type": device.type,
             "name": name,
+            "id": id,
             "memory_bytes": memory,
             "capability": capability,
             "driver": driver,

@@ -464,7 +464,7 @@ def _sources(records: Sequence[Record]) -> Said:
 
 
 def _overlap(records: Sequence[Record]) -> Said:
-    """Cells that ran while another did. Starts are recorded in whole seconds, so less than one tells nothing."""
+    """Cells that ran while another did, GPU by GPU. Starts are in whole seconds, so less than one tells nothing."""
     together: dict[int, Record] = {}
     for members in _by([r for r in records if r.seconds and _machine(r)], _machine).values():
         running: Record | None = None  # of those seen so far, the one that ends last
@@ -486,9 +486,10 @@ def _start(record: Record) -> float:
 
 
 def _machine(record: Record) -> Hashable:
-    """The machine's boot; of older records its processor and memory, which to the byte are hardly another's."""
+    """The boot and the GPU; of older records the processor and its memory, to the byte hardly another machine's."""
     cpu = _part(record, "cpu")
-    return record.environment.get("boot") or (cpu.get("memory_bytes") and (cpu.get("name"), cpu.get("memory_bytes")))
+    boot = record.environment.get("boot") or (cpu.get("memory_bytes") and (cpu.get("name"), cpu.get("memory_bytes")))
+    return boot and (boot, str(_part(record, "device").get("id")))
 
 
 def _per_layer(records: Sequence[Record]) -> Said:

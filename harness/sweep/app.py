@@ -18,7 +18,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,10 +26,13 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
@@ -42,13 +45,22 @@ from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError, about_file
 from harness.record import Cell, Failure, Record, RecordError
 from harness.sweep import cell as cells_of
-from harness.sweep import oom, plan, worker
+from harness.sweep import lost, oom, plan, worker
 from harness.sweep.claim import Claim, Held
-from harness.sweep.progress import Progress
+from harness.sweep.lost import Lost
+from harness.sweep.parallel import LocalParallel
+from harness.sweep.progress import Progress, following
 from harness.sweep.store import Study
 
 # Hydra instantiates no sweeper from outside the package hydra_plugins, so this module poses as one of its modules.
 PLUGINS = "hydra_plugins.harness"
+# The extra that brings a choice of a config group which a plugin adds.
+EXTRAS = {
+    ("hydra/sweeper", "optuna"): "optuna",
+    ("hydra/launcher", "submitit_local"): "slurm",
+    ("hydra/launcher", "submitit_slurm"): "slurm",
+    ("hydra/launcher", "ray"): "ray",
+}
 NOT_A_LAUNCH = {"--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version"}
 
 
@@ -112,7 +124,7 @@ class GridSweeper(Sweeper):
         study, left = self._plan(asked)
         if not left:
             return []
-        returns = self._launch(study, left)
+        returns = self._all_run(study, left)
         outcomes = [job.return_value for job in returns]
         _outcomes.extend(outcomes)
         statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
@@ -120,11 +132,11 @@ class GridSweeper(Sweeper):
         print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
         return returns
 
-    def _launch(self, study: Study, left: list[tuple[Cell, list[str]]]) -> list:
+    def _all_run(self, study: Study, left: list[tuple[Cell, list[str]]]) -> list[JobReturn]:
         """Have all cells run, first those that no other sweep runs; what others leave undone is run when they end."""
         returns, held = [], []
         while left:
-            launched = self._launcher.launch([point for _, point in left], initial_job_idx=len(returns))
+            launched = self._launched(study, left, len(returns))
             held += [pair for pair, job in zip(left, launched, strict=True) if isinstance(job.return_value, Held)]
             returns += [job for job in launched if not isinstance(job.return_value, Held)]
             if not held:
@@ -135,8 +147,35 @@ class GridSweeper(Sweeper):
             left, held = [p for p in held if p[0] in free], [p for p in held if p[0] not in free]
         return returns
 
+    def _launched(self, study: Study, left: list[tuple[Cell, list[str]]], first: int) -> Sequence[JobReturn]:
+        """What came of all of `left`; UserError if the launcher can't run them (there is no Slurm here, or no Ray).
+
+        first: the number of the first of them among all that the launcher is given.
+        """
+        points = [point for _, point in left]
+        if isinstance(self._launcher, BasicLauncher):
+            return self._launcher.launch(points, initial_job_idx=first)
+        try:
+            with following(study, [cell for cell, _ in left], _progress), lost.heard_of(self._launcher):
+                jobs = self._launcher.launch(points, initial_job_idx=first)
+        except KeyboardInterrupt:
+            if type(self._launcher).__name__ == "SlurmLauncher":
+                name = self.config.hydra.launcher.name
+                print(f"What Slurm holds goes on there; `scancel --name={name}` ends it.", file=sys.stderr)
+            raise
+        except Exception as error:
+            if isinstance(self._launcher, LocalParallel):
+                raise
+            raise UserError(f"{type(self._launcher).__name__} broke off: {_first_line(error)}") from error
+        for (cell, _), job in zip(left, jobs, strict=True):
+            if isinstance(job.return_value, Lost):
+                why = job.return_value.why
+                print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
+                job.return_value = Outcome("lost", None)
+        return jobs
+
     def _plan(self, asked: list[list[str]]) -> tuple[Study, list[tuple[Cell, list[str]]]]:
-        """The cells to run, each with its point: equal ones once, recorded ones not at all.
+        """Where to, and the cells to run, each with its point: equal ones once, recorded ones not at all.
 
         Raises UserError if a point can't work.
         """
@@ -249,6 +288,7 @@ def _task(config: DictConfig) -> Outcome | UserError:
     """
     settings_of.register_resolvers()
     try:
+        os.chdir(HydraConfig.get().runtime.cwd)  # a worker may have been started in another folder
         return _run(config)
     except Held as error:
         refusal = Held(str(error))
@@ -377,6 +417,7 @@ def register() -> None:
     settings_of.register_resolvers()
     ConfigStore.instance().store(name="schema", node=Config)
     Plugins.instance().register(GridSweeper)
+    Plugins.instance().register(LocalParallel)
     Plugins.instance().register(SweepsOnSearchPath)
     # It exists where a plugin is installed.
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
@@ -421,12 +462,12 @@ def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _sentence(error: Exception) -> str:
     """Hydra's or OmegaConf's message as one line, in the words of the command line."""
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        if (group, choice) == ("hydra/sweeper", "optuna"):
-            return "hydra/sweeper=optuna needs the extra `optuna`: pip install -e '.[optuna]' in the project's folder."
+        if extra := EXTRAS.get((group, choice)):
+            return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
         try:
-            one_of(group, choice, sorted(error.options))
+            one_of(group, choice, sorted(error.options or [choice]))
         except UserError as unknown:
             return str(unknown)
     first, cause = _first_line(error), _first_line(error.__cause__ or error)

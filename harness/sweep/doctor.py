@@ -109,7 +109,11 @@ def lines(facts: dict[str, Any]) -> list[str]:
             "hub": _hub(job["hub"]),
         }
     sections |= {
-        "launchers": [("basic", "ready", "one cell after the other"), *_launchers(facts["launchers"])],
+        "launchers": [
+            ("basic", "ready", "one cell after the other"),
+            ("local_parallel", "ready", "one cell on each GPU of this machine"),
+            *_launchers(facts["launchers"]),
+        ],
         "disk": [_disk(name, folder, free) for name, (folder, free) in facts["disk"].items()],
     }
     why = obstacle(facts)

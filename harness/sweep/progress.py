@@ -5,18 +5,24 @@ Elsewhere (a file, a cluster's log) there are no bars: one line as a cell starts
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
-from harness.record import Cell, Record
+from harness import record
+from harness.record import Cell, Record, RecordError
+from harness.sweep.store import Study
 
 
 class Progress:
     """Shows a sweep over `total` cells on standard error."""
 
     def __init__(self, total: int):
-        self.total, self.done = total, 0
+        self.total, self.started, self.done = total, 0, 0
         self._live = sys.stderr.isatty()
         self._cell: tqdm | None = None
         self._sweep = tqdm(
@@ -24,8 +30,13 @@ class Progress:
         )
 
     def start(self, cell: Cell) -> None:
-        self._say(f"[{self.done + 1}/{self.total}] {cell.name}")
+        self.say_started(cell)
         self._cell = tqdm(desc="start", unit="step", position=1, leave=False, disable=not self._live, file=sys.stderr)
+
+    def say_started(self, cell: Cell) -> None:
+        """As `start`, for one of several cells at a time: it has no bar."""
+        self.started += 1
+        self._say(f"[{self.started}/{self.total}] {cell.name}")
 
     def update(self, event: dict) -> None:
         """Show one event of the job: its phase and, while it trains, step, of, loss, tokens_per_second."""
@@ -61,3 +72,48 @@ class Progress:
 
     def _say(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def following(study: Study, cells: list[Cell], progress: Progress, seconds: float = 1.0) -> Iterator[None]:
+    """Have `progress` show `cells` while other processes run them, wherever: what the study's folder tells of them.
+
+    A cell has started once it is claimed, and ended once there is a record that was not there before.
+    """
+    left = {cell.name: cell for cell in cells}
+    before = {name: _written(study.path(cell)) for name, cell in left.items()}
+    started: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        for name in study.running():
+            if name in left and name not in started:
+                started.add(name)
+                progress.say_started(left[name])
+        for name, cell in list(left.items()):
+            if _written(study.path(cell)) != before[name]:
+                progress.end(record.read(study.path(cell)))
+                del left[name]
+
+    def keep_looking() -> None:
+        while not over.wait(seconds):
+            with contextlib.suppress(OSError, RecordError):  # a shared disk may stumble; the next look sees it all
+                look()
+
+    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(OSError, RecordError):
+            look()
+
+
+def _written(path: Path) -> int | None:
+    """When the file was written, in ns; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

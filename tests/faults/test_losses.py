@@ -1,0 +1,150 @@
+"""Every engine loses a worker in the middle of a sweep, and the same command finishes it: nothing lost, nothing twice.
+
+Each on the real thing: processes of this machine, submitit's local executor, a Slurm and a Ray cluster that are
+started here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from losing import finished, holds, lose_a_worker, start
+from test_worker import finish, training, wait_for
+
+from harness.report.lint import findings
+
+HERE = Path(__file__).parent
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+needs_submitit = pytest.mark.skipif(not find_spec("submitit"), reason="the extra `slurm` is not installed")
+needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="the extra `ray` is not installed")
+
+
+# --- this machine
+
+
+def test_local_parallel(tmp_path):
+    holds(tmp_path, "hydra/launcher=local_parallel", "hydra.launcher.cells=3")
+    assert "overlap" in {finding.rule for finding in findings(finished(tmp_path))}, "cells that shared the CPU"
+
+
+def test_local_parallel_stops_cleanly(tmp_path):
+    sweep = start(tmp_path, "hydra/launcher=local_parallel", "hydra.launcher.cells=2")
+    _, marker = wait_for(lambda: training(tmp_path / "results" / "lossy"), sweep)
+    sweep.send_signal(signal.SIGINT)
+    status, err = finish(sweep)
+    assert status == 130
+    assert err.endswith("Stopped. What was finished is recorded; the same command goes on from there.\n")
+    assert not Path(f"/proc/{marker['pid']}").exists()
+    assert not list((tmp_path / "results" / "lossy" / ".harness" / "running").iterdir())
+    assert finished(tmp_path) == []
+
+
+@needs_submitit
+def test_submitit_on_this_machine(tmp_path):
+    holds(tmp_path, "hydra/launcher=submitit_local")
+
+
+# --- Slurm
+
+
+def missing() -> str | None:
+    """Why no Slurm can be started here."""
+    if not find_spec("submitit"):
+        return "the extra `slurm` is not installed"
+    if wanting := [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name)]:
+        return f"{', '.join(wanting)} not found: apt-get install slurm-wlm munge"
+    return None if os.geteuid() == 0 else "Slurm's daemons are started as root"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A cluster of one node; SLURM_CONF leads to it."""
+    if why := missing():
+        pytest.skip(why)
+    folder = tempfile.mkdtemp(prefix="slurm-")
+    try:
+        subprocess.run([HERE / "slurm.sh", "start", folder], check=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+            yield
+    finally:
+        subprocess.run([HERE / "slurm.sh", "stop", folder])
+        time.sleep(2)  # the daemons write into it until they are gone
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+ON_CPU = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+
+
+def test_slurm(slurm, tmp_path):
+    holds(tmp_path, *ON_CPU)
+
+
+def test_after_ctrl_c_slurm_goes_on(slurm, tmp_path):
+    sweep = start(tmp_path, *ON_CPU)
+    wait_for(lambda: training(tmp_path / "results" / "lossy"), sweep, seconds=240)
+    sweep.send_signal(signal.SIGINT)
+    status, err = finish(sweep)
+    assert status == 130
+    assert "What Slurm holds goes on there; `scancel --name=lossy` ends it." in err
+    until = time.monotonic() + 240
+    while len(finished(tmp_path)) < 3:
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(1)
+
+
+def test_what_slurm_refuses_is_one_sentence(slurm, tmp_path):
+    status, err = finish(start(tmp_path, *ON_CPU, "hydra.launcher.partition=nowhere"))
+    assert status == 2
+    assert "invalid partition specified: nowhere" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+# --- Ray
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """The address of a cluster of three nodes, each with a process of its own here and room for one cell."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def on_ray(address: str) -> list[str]:
+    given = {"init.address": f"'{address}'", "remote.num_gpus": 0, "remote.num_cpus": 1}
+    return ["hydra/launcher=ray_cluster", *(f"hydra.launcher.ray.{key}={value}" for key, value in given.items())]
+
+
+@needs_ray
+def test_ray_gives_a_lost_cell_to_another_worker(ray_cluster, tmp_path):
+    status, err, name = lose_a_worker(tmp_path, *on_ray(ray_cluster))
+    assert status == 0, err
+    assert "Done: 3 ok." in err
+    assert name in {record.cell.name for record in finished(tmp_path)}
+
+
+@needs_ray
+def test_a_cell_that_ray_does_not_try_again_is_run_by_the_next_sweep(ray_cluster, tmp_path):
+    once = [*on_ray(ray_cluster), "hydra.launcher.ray.remote.max_retries=0"]
+    status, err, name = lose_a_worker(tmp_path, *once)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: RayLauncher broke off: ")
+    assert name not in {record.cell.name for record in finished(tmp_path)}
+    status, err = finish(start(tmp_path, *once))
+    assert status == 0, err
+    assert len(finished(tmp_path)) == 3
