@@ -403,7 +403,12 @@ def main(command: str, arguments: list[str]) -> int:
         if full_error:
             raise
         raise UserError(_sentence(error)) from None
+    except ValueError:
+        _refuse_no_choice(overrides)
+        raise
     finally:
+        if not full_error:
+            del os.environ["HYDRA_FULL_ERROR"]
         if _progress is not None:
             _progress.close()
     for refusal in _outcomes:
@@ -458,6 +463,18 @@ def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     parser.error = refuse
     overrides = parser.parse_intermixed_args(arguments).overrides
     return overrides, [a for a in arguments if a not in overrides]
+
+
+def _refuse_no_choice(overrides: list[str]) -> None:
+    """Raise UserError for the first override that gives a config group something else than a name."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        named = override.is_sweep_override() or isinstance(override.value(), str | list | None)
+        if (CONF / override.key_or_group).is_dir() and not named:
+            one_of(override.key_or_group, override.get_value_element_as_str(), _choices(override.key_or_group))
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _sentence(error: Exception) -> str:

@@ -10,14 +10,12 @@ import string
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from records import make_record
 
 from harness import __main__ as cli
 from harness import record
-
-hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: make test-faults installs it")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
 
 pytestmark = pytest.mark.faults
 
