@@ -25,7 +25,6 @@ from types import ModuleType
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -132,7 +131,7 @@ class GridSweeper(Sweeper):
     def _launched(self, study: Study, left: list[tuple[Cell, list[str]]]) -> Sequence[JobReturn]:
         """What came of all of `left`; UserError if the launcher can't run them (there is no Slurm here, or no Ray)."""
         points = [point for _, point in left]
-        if isinstance(self._launcher, BasicLauncher):
+        if type(self._launcher).__name__ == "BasicLauncher":  # of a class that Hydra's scan for plugins made anew
             return self._launcher.launch(points, initial_job_idx=0)
         try:
             with following(study, [cell for cell, _ in left], _progress), lost.heard_of(self._launcher):
