@@ -26,7 +26,6 @@ from types import ModuleType
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -153,7 +152,7 @@ class GridSweeper(Sweeper):
         first: the number of the first of them among all that the launcher is given.
         """
         points = [point for _, point in left]
-        if isinstance(self._launcher, BasicLauncher):
+        if type(self._launcher).__name__ == "BasicLauncher":  # of a class that Hydra's scan for plugins made anew
             return self._launcher.launch(points, initial_job_idx=first)
         try:
             with following(study, [cell for cell, _ in left], _progress), lost.heard_of(self._launcher):
