@@ -78,10 +78,10 @@ def test_status_counts_and_names_cells(study, tmp_path):
     # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
     head, header, *rows, reason = lines(standing)
     assert head == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
-    assert header.split() == ["state", "cell", "host", "at", "loss", "tokens/s", "memory", "time", "to", "go"]
+    assert header.split() == ["state", "cell", "at", "to", "go", "loss", "tokens/s", "memory", "time", "host"]
     host = os.uname().nodename
     assert [row.split() for row in rows] == [
-        ["running", running.cell.name, host, "train", "3/50", "2.500", "400", "0", "s", "120", "s"],
+        ["running", running.cell.name, "train", "3/50", "120", "s", "2.500", "400", "0", "s", host],
         ["oom", failed.cell.name, "train", "3", "2", "min"],
         ["left", left.cell.name],
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -64,7 +65,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
         found = state_of(study, cell.name)
         assert {key: getattr(found, key) for key in told} == told
         (row,) = [line for line in lines(look(study.folder.parent, "demo")) if cell.name in line]
-        assert row.split()[3:] == ["train", "3/50", "2.500", "400", "1.50", "GiB", "0", "s", "47", "s"]
+        assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "0", "s"]
 
 
 def test_what_comes_after_training_is_added_to_what_its_steps_take(study):
@@ -183,6 +184,14 @@ def test_on_a_terminal_a_watch_draws_over_what_it_drew(study):
     os.close(ours)
     lines_drawn = shown.partition(b"\x1b[J")[2].partition(b"\x1b")[0].count(b"\n")
     assert f"\x1b[{lines_drawn}F\x1b[J".encode() in shown
+
+
+def test_ctrl_c_ends_a_watch_in_order(study):
+    watch = watching(study, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watch.stdout.readline().startswith("demo: ")
+    watch.send_signal(signal.SIGINT)
+    _, err = watch.communicate(timeout=20)
+    assert (watch.returncode, err) == (0, "")
 
 
 def test_a_watch_is_not_for_scripts(study, capsys):

@@ -21,7 +21,7 @@ from harness.sweep.store import Study
 LAST = 3  # lines of a failed cell's log
 TOLD = {"phase": str} | dict.fromkeys(("step", "of", "memory_bytes"), int)  # by a running cell
 TOLD |= dict.fromkeys(("loss", "tokens_per_second", "seconds_left"), float)
-HEADER = ["state", "cell", "host", "at", "loss", "tokens/s", "memory", "time", "to go"]
+HEADER = ["state", "cell", "at", "to go", "loss", "tokens/s", "memory", "time", "host"]  # narrow terminals cut the end
 
 
 @dataclass
@@ -206,13 +206,13 @@ def _row(cell: State) -> list[str]:
     return [
         cell.state,
         cell.cell,
-        cell.host or "",
         at,
+        "" if cell.seconds_left is None else duration(cell.seconds_left),
         "" if cell.loss is None else f"{cell.loss:.3f}",
         "" if cell.tokens_per_second is None else f"{cell.tokens_per_second:.0f}",
         "" if cell.memory_bytes is None else units.size(cell.memory_bytes),
         "" if cell.seconds is None else duration(cell.seconds),
-        "" if cell.seconds_left is None else duration(cell.seconds_left),
+        cell.host or "",
     ]
 
 
