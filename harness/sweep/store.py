@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,7 +40,10 @@ class Study:
         return self.folder / f"{cell.name}.log"
 
     def checkpoints(self, cell: Cell) -> Path:
-        return self._state / "checkpoints" / cell.name
+        return self._checkpoints(cell.name)
+
+    def _checkpoints(self, name: str) -> Path:
+        return self._state / "checkpoints" / name
 
     def recorded(self, cell: Cell) -> Record | None:
         """The record of `cell`, or None; RecordError if a file of its name can't be read as one."""
@@ -76,6 +80,7 @@ class Study:
         for path in self.files(name):
             path.unlink(missing_ok=True)
             gone.append(path)
+        shutil.rmtree(self._checkpoints(name), ignore_errors=True)
         with claim.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:
