@@ -12,7 +12,7 @@ from records import METHODS, MIB, make_record, make_score, make_study, measured
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
-from harness.report import claims, stats
+from harness.report import claims, figures, stats
 from harness.report.figures import (
     FIGURES,
     HATCHES,
@@ -443,3 +443,9 @@ def test_the_command_says_what_it_drew_and_what_not(harness, tmp_path):
     run = harness("figures", "--study", "none")
     assert run.returncode == 2
     assert run.stderr == "error: There is no study none in results; there is: demo.\n"
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    wide = stats.Interval(0.4, -0.3, 1.1)
+    assert figures._error(0.4, wide, figures.PERCENT) == [[pytest.approx(40)], [pytest.approx(60)]]
+    assert figures._error(0.4, wide, 1.0) == [[pytest.approx(0.7)], [pytest.approx(0.7)]]

@@ -339,7 +339,9 @@ def _error(value: float, interval: Interval, scale: float) -> list[list[float]] 
     """The distances to an interval's ends, as matplotlib wants them; None where it has no ends."""
     if np.isnan(interval.low):
         return None
-    return [[scale * max(0.0, of)] for of in (value - interval.low, interval.high - value)]  # rounding may cross them
+    least, most = (0.0, 1.0) if scale == PERCENT else (-np.inf, np.inf)  # a share is not beyond, whatever Student says
+    ends = (value - max(least, interval.low), min(most, interval.high) - value)
+    return [[scale * max(0.0, end)] for end in ends]  # rounding may cross them
 
 
 def _untuned(row: Row) -> bool:
@@ -365,7 +367,7 @@ def _training(row: Row) -> dict[str, str]:
 def _scaled(score: Score, values: Sequence[float]) -> tuple[str, float]:
     """The name of an axis for `score`, and what its values are to be multiplied by: 100 if they are shares."""
     header, _ = score_style(score, values)
-    return plain(header, 60), 100.0 if "(%)" in header else 1.0
+    return plain(header, 60), PERCENT if "(%)" in header else 1.0
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
@@ -402,6 +404,7 @@ def accuracy_memory(study: Study) -> Drawn | None:
     )
 
 
+PERCENT = 100.0  # of a share
 HOLLOW = {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
 MEMORY = {
     "train_allocated_peak": "peak train memory",
