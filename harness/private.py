@@ -55,7 +55,7 @@ def scrub(path: Path) -> None:
 def refuse(settings: dict[str, Any]) -> None:
     """Raise UserError for a setting that holds a secret: settings are recorded."""
     for key, value in leaves(settings):
-        if hide(value, key.rpartition(".")[2]) != value:
+        if isinstance(value, str) and hide(value, key.rpartition(".")[2]) != value:
             raise UserError(
                 f"{key} holds what looks like a secret, and settings are recorded; leave it out and set it in the "
                 "environment, as HF_TOKEN for the hub."

@@ -18,6 +18,8 @@ from harness.config import CONF, ROOT, Config, register_resolvers
 from harness.job import attention, data, model, run
 from harness.record import Cell, Record
 from harness.sweep import cell as cells
+from harness.sweep import worker
+from harness.sweep.store import Study
 
 # fp32 everywhere: accelerate keeps one precision a process, and closed forms are compared with what is computed.
 TINY = (
@@ -52,6 +54,12 @@ def run_tiny(folder: Path, *overrides: str) -> Record:
 def run_cell(folder: Path, cell: Cell) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     return run.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+
+
+def run_claimed(cell: Cell, study: Study, *arguments: Any, **keywords: Any) -> Record:
+    """Run `cell` in a job of its own, as a sweep does."""
+    with study.claim(cell) as claim:
+        return worker.run(cell, study, claim, *arguments, **keywords)
 
 
 def prepared(cell: Cell) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import tiny
+from job_helpers import run_claimed, tiny
 
 from harness.job import checkpoint, run
 from harness.record import Cell, Memory, Phase, Record, Tokens, Train, read
@@ -332,7 +332,7 @@ def test_what_is_written_holds_tensors_and_plain_values_alone(broken):
 def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     cell = short("method=lora", "train.max_steps=60", "train.validate_every=null", "method.adapt.lora_dropout=0.3")
     studies = {name: Study(tmp_path, name) for name in ("whole", "broken")}
-    whole = worker.run(cell, studies["whole"], None, lambda event: None)
+    whole = run_claimed(cell, studies["whole"], None, lambda event: None)
 
     def kill(event: dict) -> None:
         if event.get("step", 0) == 22:
@@ -340,11 +340,11 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 
-    dead = worker.run(cell, studies["broken"], None, kill, save_every=5)
+    dead = run_claimed(cell, studies["broken"], None, kill, save_every=5)
     assert (dead.status, dead.failure.phase) == ("failed", "train")
     assert "SIGKILL" in dead.failure.reason
     assert studies["broken"].checkpoints(cell).is_dir()
-    resumed = worker.run(cell, studies["broken"], None, lambda event: None, save_every=5)
+    resumed = run_claimed(cell, studies["broken"], None, lambda event: None, save_every=5)
     same(resumed, whole)
     worker._server.stop()
     (at,) = resumed.train.resumed_at

@@ -203,9 +203,12 @@ def test_breaking_in_merge_keeps_what_was_measured(tmp_path, monkeypatch):
     assert record.validation
 
 
-def test_breaking_in_score_keeps_what_was_measured(tmp_path):
+def test_breaking_in_score_keeps_what_was_measured(tmp_path, monkeypatch):
+    def broken(*args, **keywords):
+        raise RuntimeError("The tokenizer can't spell it.")
+
+    monkeypatch.setattr(run.score, "score", broken)
     cell = tiny("method=lora")
-    (tmp_path / f"{cell.name}.items.parquet").mkdir()  # where the items should go
     record = run_cell(tmp_path, cell)
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "score", None)
     assert list(record.phases) == PHASES

@@ -1,4 +1,4 @@
-"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only it and `engine` import lm-eval.
+"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only it and the engines import that.
 
 Scores are computed from the items that lm-eval returns, so that each comes with its n and standard error also where
 a stratified sample leaves a subject a single item. A test holds them against lm-eval's own aggregates.
