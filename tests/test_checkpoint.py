@@ -328,7 +328,7 @@ def test_what_is_written_holds_tensors_and_plain_values_alone(broken):
 # Through the sweep
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     cell = short("method=lora", "train.max_steps=60", "train.validate_every=null", "method.adapt.lora_dropout=0.3")
     studies = {name: Study(tmp_path, name) for name in ("whole", "broken")}

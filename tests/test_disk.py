@@ -127,7 +127,7 @@ def test_where_nothing_can_be_written_nothing_is_run(disk, harness, state):
     assert read(old).status == "ok"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("overrides", "file"),
     [([], ".json"), (["eval.tasks=[facts]", "eval.limit=4"], ".items.parquet")],

@@ -212,7 +212,7 @@ def factory(tmp_path_factory):
         worker._server.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
     cell, study = factory(4, 1), Study(tmp_path, "study")
     events: list[dict] = []
@@ -233,7 +233,7 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
     assert f"{cell.name} ran out of memory; again with 1 sequences a micro-batch." in err
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path, factory):
     study = Study(tmp_path, "study")
     cell = factory(2, 0)

@@ -41,6 +41,7 @@ def test_two_sweeps_at_once_run_each_cell_once(tmp_path):
     assert list((study / ".harness" / "running").iterdir()) == []
 
 
+@pytest.mark.faults
 def test_a_cell_of_another_sweep_is_left_for_later_and_taken_over(tmp_path):
     study = tmp_path / "results" / "shared"
     run = ["run", *CHEAP, "study=shared", "train.max_steps=40000"]
@@ -81,6 +82,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.faults
 def test_a_sweep_that_slept_too_long_stops_its_job_and_waits_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "SILENCE", 3.0)
     arguments = ["sweep", *CHEAP, "study=shared", "train.max_steps=40000"]
