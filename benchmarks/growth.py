@@ -140,7 +140,7 @@ def rendered() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (none: only render)")
+    speed.add_parts(parser, PARTS)
     arguments = parser.parse_args()
     app.register()
     for part in arguments.parts:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -394,9 +394,20 @@ RENDERED = {
 }
 
 
+def add_parts(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
+    """The argument `parts`: some of `known`, or none, which argparse's own `choices` would not have."""
+
+    def part(name: str) -> str:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name} is no part: there are {', '.join(known)}")
+        return name
+
+    parser.add_argument("parts", nargs="*", type=part, help="what to measure (none: only render)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what to measure (none: only render)")
+    add_parts(parser, PARTS)
     parser.add_argument("--data-root", help="a folder that holds openai/gsm8k and cais/mmlu")
     parser.add_argument("--pairs", type=int, default=7)
     arguments = parser.parse_args()
