@@ -1,0 +1,85 @@
+"""Writes the catalogue of all methods, `docs/methods.md`, from their files: `python docs/catalogue.py`.
+
+What a method is and where it comes from is the comment that opens its file; its settings are those that the file
+composes to; what it trains and keeps is what `plan` counts on a model without weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from harness import units
+from harness.config import CONF
+from harness.record import Cell
+from harness.sweep import app, plan
+from harness.sweep.cell import from_config
+
+TARGET = Path(__file__).with_name("methods.md")
+MODEL, RANK = "smollm2_135m", 16
+HEAD = f"""\
+# Methods
+
+Made by `python docs/catalogue.py` from `conf/method/`. *Trains* and *keeps* are what `python -m harness plan` counts for
+`model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer's state between steps. A new one is
+[one file](method.md).
+"""
+
+
+@dataclass
+class Entry:
+    """about: the file's opening comment, a line each; settings: the composed config's `method`."""
+
+    name: str
+    about: list[str]
+    settings: dict[str, Any]
+    cell: Cell
+
+
+def entries() -> list[Entry]:
+    """All methods by name, as composed for MODEL at RANK."""
+    app.register()
+    found = []
+    for path in sorted((CONF / "method").glob("*.yaml")):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra.compose("config", [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}"])
+        settings = OmegaConf.to_container(config.method, resolve=True)
+        found.append(Entry(path.stem, about(path.read_text(encoding="utf-8")), settings, from_config(config)))
+    return found
+
+
+def about(text: str) -> list[str]:
+    """The comment that opens a file, without its #s."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return [line[1:].strip() for line in lines]
+
+
+def section(entry: Entry, prediction: dict[str, Any]) -> str:
+    out = [f"## {entry.name}", "", *entry.about, ""]
+    if entry.settings["lr"] is not None:
+        own = "".join(f", `method.knobs.{k}={v}`" for k, v in entry.settings["knobs"].items())
+        out.append(f"- Settings: `lr={entry.settings['lr']:g}`{own}")
+    if "impossible" in prediction:
+        out.append(f"- Not counted: {prediction['impossible']}")
+    elif prediction["trainable"]:
+        share = 100 * prediction["trainable"] / prediction["total"]
+        state = units.size(prediction["resident"]["optimizer"])
+        out.append(f"- Trains {units.count(prediction['trainable'])} weights ({share:.3g}%), keeps {state}")
+    out += [f"- Not with `{setting}`: {reason}" for setting, reason in entry.settings["incompatible"].items()]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def catalogue() -> str:
+    found = entries()
+    planned = plan.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
+    sections = [section(entry, point.prediction) for entry, point in zip(found, planned, strict=True)]
+    return "\n".join([HEAD, *sections])
+
+
+if __name__ == "__main__":
+    TARGET.write_text(catalogue(), encoding="utf-8")
