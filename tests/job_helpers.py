@@ -95,6 +95,7 @@ def prepared(cell: Cell) -> SimpleNamespace:
         "accelerator": accelerator,
         "tokenizer": tokenizer,
         "net": net,
+        "samples": samples,
         "examples": [[(e.ids, e.prompt) for e in examples] for examples in drawn],
         "steps": [micro[i : i + accum] for i in range(0, len(micro), accum)],
         "held_out": [layout.batch(texts["validation"][: settings["validation_items"]])],

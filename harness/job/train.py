@@ -155,7 +155,8 @@ def take_step(
     """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
 
     The norm is None where no gradient is left by the end of the backward pass. The loss is the mean over the supervised
-    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. lap is told each of PARTS as it ends.
+    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. lap is told each
+    of PARTS as it ends.
     """
     supervised = sum(batch.supervised for batch in micro)
     total = torch.zeros((), device=accelerator.device)
