@@ -5,26 +5,30 @@ The first ten methods have tests of their own: test_model.py, test_merge.py, tes
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
-from job_helpers import prepared, tiny
+from accelerate.utils import set_seed
+from hydra.utils import instantiate
+from job_helpers import prepared, run_tiny, tiny
 from omegaconf import OmegaConf
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from harness.config import CONF, SWEEPS
 from harness.errors import UserError
-from harness.job import embedded, merge, model, optim, train
+from harness.job import attention, merge, model, optim, train
+from harness.job.data import IGNORED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # peft warns of much that is meant
 ]
-RANK, HIDDEN, LAYERS = 8, 64, 2
+RANK, HIDDEN, LAYERS, STEPS = 8, 64, 2, 5
 # (in, out) of each linear layer of the tiny Llama but the head.
 BLOCK = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)]
 LINEARS = LAYERS * BLOCK
@@ -116,21 +120,38 @@ UNMERGED = {
     "lily": "not supported",
     "loftq": "4 bits",
 }
-PEFTS_OWN = {"lorafa", "loraplus", "riemannian"}  # optimizers
+
+
+@functools.cache
+def place() -> SimpleNamespace:
+    """What all methods have in common: the model, the examples. To load and encode them again would take most time."""
+    bench = prepared(tiny("method=base", "train.batch_size=2"))
+    return SimpleNamespace(
+        base=bench.net, samples=bench.samples, accelerator=bench.accelerator, device=bench.net.device
+    )
 
 
 def bench_of(method: str, *overrides: str) -> SimpleNamespace:
+    """As `prepared` gives it, but for the batches: the first two examples over and over, and the next two held out."""
     clipped = ["train.max_grad_norm=null"] if method.endswith("_layer") else []
-    return prepared(tiny(f"method={method}", f"rank={RANK}", "train.max_steps=6", *clipped, *overrides))
+    cell = tiny(f"method={method}", f"rank={RANK}", *clipped, *overrides)
+    set_seed(0)
+    quantised = "quantization_config" in cell.settings["method"]["load"]
+    base = model.load(cell, place().device) if quantised else copy.deepcopy(place().base)
+    net = model.adapt(base, cell, place().samples)
+    batches = place().samples(2)
+    bench = SimpleNamespace(cell=cell, net=net, batch=next(batches), held_out=next(batches))
+    bench.accelerator, bench.norm = place().accelerator, cell.settings["train"]["max_grad_norm"]
+    bench.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(net)
+    return bench
 
 
 def learn(bench: SimpleNamespace) -> list[float]:
     """Losses of steps on the first batch, over and over."""
     bench.net.train()
-    norm = bench.settings["max_grad_norm"]
     return [
-        float(train.take_step(bench.net, bench.optimizer, bench.steps[0], norm, bench.accelerator, str)[0])
-        for _ in bench.steps
+        float(train.take_step(bench.net, bench.optimizer, [bench.batch], bench.norm, bench.accelerator, str)[0])
+        for _ in range(STEPS)
     ]
 
 
@@ -138,7 +159,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> Tensor:
     """(rows, tokens, pieces) where the answers of the first held-out batch are predicted."""
     net.eval()
     with torch.no_grad():
-        return train.answer_logits(net, bench.held_out[0])
+        return train.answer_logits(net, bench.held_out)
 
 
 def state_bytes(optimizer) -> int:
@@ -202,11 +223,10 @@ def test_an_adapter_learns_is_all_that_moves_and_comes_back(tmp_path, method):
         again = bench_of(method).net
         peft.set_peft_model_state_dict(again, peft.load_peft_weights(tmp_path))
     else:
-        fresh = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny"), dtype=torch.float32)
-        again = peft.PeftModel.from_pretrained(fresh, tmp_path)
+        again = peft.PeftModel.from_pretrained(copy.deepcopy(place().base), tmp_path)
     assert torch.allclose(logits(bench, again), after, atol=1e-5)
 
-    merged, told = merge.merge(net, bench.held_out[0], bench.accelerator)
+    merged, told = merge.merge(net, bench.held_out, bench.accelerator)
     if method in UNMERGED:
         assert UNMERGED[method] in told.reason
     else:
@@ -228,6 +248,40 @@ def test_every_kind_of_adapter_that_peft_has_is_a_method_or_can_not_be_one():
     named = {OmegaConf.select(OmegaConf.load(CONF / "method" / f"{method}.yaml"), "adapt._target_") for method in FILES}
     configs = {kind.value: f"peft.{config.__name__}" for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     assert {kind for kind, config in configs.items() if config not in named} == without.keys()
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "cartridge"])
+def test_tokens_before_a_sequence_move_no_target(method):
+    bench = bench_of(method)
+    assert attention.unsuited(bench.net) == attention.PROMPTED
+    batch = bench.batch
+    labels = torch.full_like(batch.input_ids, IGNORED)
+    labels[:, batch.keep + 1] = batch.targets
+    bench.net.eval()
+    theirs = bench.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
+    assert float(train.summed_loss(bench.net, batch)) / batch.supervised == pytest.approx(float(theirs), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [method for method in UNMERGED if method != "loftq"])
+def test_what_can_not_be_merged_is_not_for_an_engine_that_takes_weights_alone(method):
+    with pytest.raises(UserError, match=r"can't be combined with eval\.engine=vllm: .* no part of the weights"):
+        tiny(f"method={method}", "eval.engine=vllm")
+
+
+@pytest.mark.parametrize("method", ["adalora", "eva", "prompt_tuning", "prefix_tuning", "beft"])
+def test_a_whole_cell_is_recorded(tmp_path, method):
+    record = run_tiny(tmp_path, f"method={method}", f"rank={RANK}")
+    assert record.status == "ok", record.failure
+    assert record.parameters.trainable == ADAPTERS[method]
+    assert {score.n for score in record.scores} == {4}
+    if method in UNMERGED:
+        assert not record.merge.merged
+        assert list(record.inference) == ["base", "unmerged"]
+    else:
+        assert record.merge.merged
+        assert list(record.inference) == ["base", "unmerged", "merged"]
+    if "tuning" in method:
+        assert set(record.environment["speedups"].values()) >= {f"off: {attention.PROMPTED}", "on"}
 
 
 # Weights of the model itself
