@@ -5,6 +5,7 @@ Inert data: nothing here loads a model, touches a device or imports torch.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +24,17 @@ SWEEPS = ROOT / "sweeps"
 
 @dataclass
 class Method:
-    """One way to tune. `load`, `adapt` and `optim` are slots: ``_target_`` nodes for hydra's instantiate.
+    """One way to tune. `load`, `adapt`, `init` and `optim` are slots: ``_target_`` nodes for hydra's instantiate.
 
     lr: the method's own default learning rate; null for an untuned row.
     knobs: axes of the method's own (GaLore's scale), interpolated by its slots and shown in tables.
     load: keyword arguments of ``from_pretrained`` (dtype, quantization_config).
-    adapt: a peft config, or null to leave the model as it is.
+    adapt: a peft config, or a function of the model that changes it, or null to leave it as it is.
+    init: how an adapter starts that needs data for it: a function of the model, the peft config and training batches of
+        one sequence each, that returns the adapted model (harness.job.start); null where its config says all.
     optim: a factory that takes the model and returns its optimizer; null for an untuned row.
-    incompatible: what the method can't do: a setting as typed (``train.grad_accum=2``) -> the reason.
+    incompatible: what the method can't do: a setting as typed (``train.grad_accum=2``), or all but one
+        (``train.grad_accum!=1``) -> the reason.
     """
 
     name: str = MISSING
@@ -38,6 +42,7 @@ class Method:
     knobs: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
     adapt: dict[str, Any] | None = None
+    init: dict[str, Any] | None = None
     optim: dict[str, Any] | None = None
     incompatible: dict[str, str] = field(default_factory=dict)
 
@@ -93,7 +98,7 @@ class Train:
 
     max_steps: optimizer steps; batch_size: sequences a micro-batch; grad_accum: micro-batches a step.
     max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
-    max_grad_norm: global clipping; validate_every: steps between validation losses (null: only at the end).
+    max_grad_norm: global clipping (null: none). validate_every: steps between validation losses (null: the end).
     validation_items: held-out answers the validation loss is taken on.
     precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
     bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
@@ -106,7 +111,7 @@ class Train:
     grad_accum: int = 1
     max_length: int = 512
     warmup_ratio: float = 0.1
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     validate_every: int | None = None
     validation_items: int = 64
     precision: str = "auto"
@@ -168,8 +173,13 @@ class Config:
 
 
 def register_resolvers() -> None:
-    """Make ``${mul:a,b}`` (null if a factor is), ``${basename:path}``, ``${below:folder,path}`` known to OmegaConf."""
+    """Make these known to OmegaConf.
+
+    ``${mul:a,b}`` (null if a factor is), ``${share:part,whole}`` (steps: rounded down), ``${basename:path}``,
+    ``${below:folder,path}``.
+    """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
+    OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
     OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
 
@@ -209,8 +219,8 @@ def check(config: DictConfig) -> None:
                 raise UserError(f"{group}.{key}={value} can't be: it must be {least} or more.")
     if not 0 <= config.train.warmup_ratio < 1:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
-    if not config.train.max_grad_norm > 0:
-        raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive.")
+    if config.train.max_grad_norm is not None and not config.train.max_grad_norm > 0:
+        raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive, or null.")
     if config.timeout is not None and not config.timeout > 0:
         raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
@@ -226,6 +236,14 @@ def check(config: DictConfig) -> None:
             f"data_root={config.data_root} is not a folder; name the one that holds openai/gsm8k and the like."
         )
     for setting, reason in config.method.incompatible.items():
-        key, _, value = setting.partition("=")
-        if str(OmegaConf.select(config, key)) == value:
-            raise UserError(f"method={config.method.name} can't be combined with {setting}: {reason}")
+        key, comparison, value = re.split(r"(!?=)", setting, maxsplit=1)
+        found = typed(OmegaConf.select(config, key))
+        if (found == value) == (comparison == "="):
+            raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
+
+
+def typed(value: Any) -> str:
+    """A setting's value as one types it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(value)

@@ -127,13 +127,16 @@ class Tokens:
 
 @dataclass
 class LossPoint:
-    """Training loss of one optimizer step: mean over its supervised tokens, in nats."""
+    """Training loss of one optimizer step: mean over its supervised tokens, in nats.
+
+    grad_norm: of all gradients, before clipping; null where the backward pass itself used them up, one by one.
+    """
 
     step: int
     tokens: int
     loss: float
     lr: float
-    grad_norm: float
+    grad_norm: float | None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,10 +72,14 @@ def prepared(cell: Cell) -> SimpleNamespace:
     accelerator = Accelerator(mixed_precision="no")
     set_seed(cell.seed or 0)
     base, tokenizer = model.load(cell, accelerator.device), model.tokenizer(cell.settings["model"])
-    net = model.adapt(base, cell)
     splits = data.splits(cell.settings["data"], None)
     texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
 
+    def samples(size: int) -> Iterator[data.Batch]:
+        padded = data.Layout(flat=False, pad=tokenizer.pad_token_id)
+        return (padded.batch(texts["train"][i : i + size]) for i in range(0, len(texts["train"]), size))
+
+    net = model.adapt(base, cell, samples)
     layout, _ = attention.layout(net, cell.settings["speedups"], tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
@@ -90,6 +95,7 @@ def prepared(cell: Cell) -> SimpleNamespace:
         "accelerator": accelerator,
         "tokenizer": tokenizer,
         "net": net,
+        "samples": samples,
         "examples": [[(e.ids, e.prompt) for e in examples] for examples in drawn],
         "steps": [micro[i : i + accum] for i in range(0, len(micro), accum)],
         "held_out": [layout.batch(texts["validation"][: settings["validation_items"]])],

@@ -32,6 +32,11 @@ METHODS = {
     "galore": ("method=galore", "method.knobs.update_proj_gap=4"),
     "galore_rsvd": ("method=galore_rsvd", "method.knobs.update_proj_gap=4"),
     "adamw8bit": ("method=full", "method.optim.optimizer._target_=bitsandbytes.optim.AdamW8bit"),
+    "adalora": ("method=adalora",),  # importance and ranks are of its optimizer's state
+    "lorafa": ("method=lorafa",),  # which keeps its state by names
+    "muon": ("method=muon",),  # two optimizers as one
+    "galore_layer": ("method=galore_layer", "method.knobs.update_proj_gap=4", "train.max_grad_norm=null"),
+    "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
 

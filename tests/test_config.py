@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from harness.config import CONF, check
 from harness.errors import UserError
+from harness.sweep.cell import from_config
 
 METHODS, MODELS, DATA, EVALS = (
     sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "model", "data", "eval")
@@ -37,15 +39,40 @@ STABLE = [
 ]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_composes_with_every_model_data_and_eval(cell, method):
+UNCLIPPED = "train.max_grad_norm=null"  # as methods that step in the backward pass want it
+
+
+@pytest.fixture(scope="module")
+def methods(compose):
+    """Each method's configuration, composed once: that takes its time."""
+    return {name: compose(f"method={name}", UNCLIPPED) for name in METHODS}
+
+
+@pytest.fixture(scope="module")
+def places(compose):
+    """Configurations that have every model, data and eval among them."""
     columns = [MODELS, DATA, EVALS]
-    longest = max(map(len, columns))
-    for model, data, evaluation in itertools.islice(zip(*map(itertools.cycle, columns), strict=False), longest):
-        made = cell(f"method={method}", f"model={model}", f"data={data}", f"eval={evaluation}")
-        assert (made.method, made.data) == (method, data)
+    rows = itertools.islice(zip(*map(itertools.cycle, columns), strict=False), max(map(len, columns)))
+    return [compose(f"model={m}", f"data={d}", f"eval={e}", UNCLIPPED) for m, d, e in rows]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_composes_with_every_model_data_and_eval(methods, places, method):
+    for place in places:
+        config = copy.copy(place)
+        config.method = methods[method].method
+        made = from_config(config)
+        assert (made.method, made.data) == (method, place.data.name)
         assert made.settings["model"]["path"]
         assert made.settings["eval"]["tasks"]
+
+
+def test_a_method_in_a_composed_configuration_is_as_if_composed_with_it(cell, methods, places):
+    for method in ("qlora", "galore", "adalora"):
+        config = copy.copy(places[0])
+        config.method = methods[method].method
+        groups = (f"model={MODELS[0]}", f"data={DATA[0]}", f"eval={EVALS[0]}")
+        assert from_config(config) == cell(f"method={method}", *groups, UNCLIPPED)
 
 
 def targets(node):
@@ -56,19 +83,20 @@ def targets(node):
 
 
 @pytest.mark.parametrize(("group", "name"), [("method", m) for m in METHODS] + [("data", d) for d in DATA])
-def test_every_slot_names_a_callable(compose, group, name):
-    settings = OmegaConf.to_container(compose(f"{group}={name}")[group], resolve=True)
-    slots = ("adapt", "optim") if group == "method" else ("load",)
+def test_every_slot_names_a_callable(compose, methods, group, name):
+    config = methods[name] if group == "method" else compose(f"{group}={name}")
+    settings = OmegaConf.to_container(config[group], resolve=True)
+    slots = ("adapt", "init", "optim") if group == "method" else ("load",)
     for slot in slots:
         assert settings[slot] is None or "_target_" in settings[slot]
     for target in targets(settings):
         assert callable(get_object(target)), target
 
 
-def test_a_method_that_is_tuned_has_a_rate_and_an_untuned_one_has_none(compose):
-    for name in METHODS:
-        method = compose(f"method={name}").method
-        assert (method.lr is None) == (method.optim is None), name
+def test_a_method_that_is_tuned_has_a_rate_and_an_untuned_one_has_none(methods):
+    for name, config in methods.items():
+        assert config.method.name == name
+        assert (config.method.lr is None) == (config.method.optim is None), name
 
 
 @pytest.mark.parametrize("rank", [1, 8, 64])
@@ -77,9 +105,8 @@ def test_alpha_is_twice_the_rank_unless_given(compose, rank):
     assert compose(f"rank={rank}", "alpha=16").alpha == 16
 
 
-def test_lr_is_the_methods_own_times_the_scale(compose):
-    for name in METHODS:
-        config = compose(f"method={name}")
+def test_lr_is_the_methods_own_times_the_scale(compose, methods):
+    for config in methods.values():
         assert config.lr == config.method.lr
     assert compose("method=lora", "lr_scale=5").lr == 1e-3  # 2e-4 × 5 is 0.001…02 in floats
     assert compose("method=full", "lr_scale=0.1").lr == 2e-6
@@ -149,6 +176,7 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
         ("infer.repeats=0",),
         ("study=a/b.c_d-1",),
         ("train.precision=fp32",),
+        ("train.max_grad_norm=null",),
         ("train.save_every=50", "retry.on_oom=true"),
     ],
 )
@@ -169,6 +197,11 @@ def test_what_a_method_can_not_do_is_refused_with_its_reason(compose):
         check(config)
     config.train.grad_accum = 1
     check(config)
+    config.method.incompatible = {"train.validate_every!=null": "it does not."}
+    check(config)
+    config.train.validate_every = 5
+    with pytest.raises(UserError, match=r"can't be combined with train\.validate_every=5: it does not"):
+        check(config)
 
 
 def test_the_product_of_a_missing_factor_is_missing(compose):

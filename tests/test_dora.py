@@ -115,6 +115,35 @@ def test_outputs_and_gradients_are_pefts(kind, dropout):
         assert torch.allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_outputs_and_gradients_are_the_papers(which):
+    """W' = m (W + s B A) / ‖W + s B A‖, row by row (arXiv:2402.09353, eq. 5), the norm a constant (section 4.3)."""
+    net = stacks("bias")[which].train()
+    layers = [getattr(net.base_model.model, name) for name in ("inner", "middle", "outer")]
+    found = passed(net, inputs())
+    taken = [
+        [layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.lora_magnitude_vector["default"].weight]
+        for layer in layers
+    ]
+    own = [[p.detach().clone().requires_grad_() for p in parts] for parts in taken]
+
+    def apply(x: Tensor, i: int) -> Tensor:
+        base, (a, b, m) = layers[i].get_base_layer(), own[i]
+        turned = base.weight + 3.0 * b @ a  # alpha / r is 3
+        return x @ (m[:, None] * turned / turned.pow(2).sum(1, keepdim=True).sqrt().detach()).T + base.bias
+
+    out = apply(torch.tanh(apply(apply(apply(inputs(), 0), 1), 1)), 2)
+    assert torch.allclose(found["out"], out, rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    for parts, mine in zip(taken, own, strict=True):
+        for p, q in zip(parts, mine, strict=True):
+            assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm()
+    # At first the magnitude is the norm of the weights' rows.
+    fresh = peft.get_peft_model(Stack("bias"), config(peft.LoraConfig)).base_model.model.inner
+    rows = fresh.get_base_layer().weight.pow(2).sum(1).sqrt()
+    assert torch.allclose(fresh.lora_magnitude_vector["default"].weight, rows)
+
+
 def test_bf16_weights_and_bf16_adapters():
     for keywords in ({}, {"autocast_adapter_dtype": False}):
         pair = []

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from galore_torch import GaLoreAdamW
 from galore_torch.galore_projector import GaLoreProjector
 from job_helpers import composed, prepared, tiny
 from torch import Tensor
@@ -76,6 +77,37 @@ def test_real_gradients_lose_little_and_updates_are_five_times_as_fast():
     assert len(kept) == 210
     assert min(kept)[0] > 0.98, min(kept)
     assert seconds[GaLoreProjector] > 5 * seconds[RandomisedProjector], seconds
+
+
+def reference(weight: Tensor, gradients: list[Tensor], rank: int, gap: int, scale: float, lr: float) -> list[Tensor]:
+    """The weight (m, n) after each step of GaLore's algorithm 2: Adam's moments are of the projected gradient."""
+    rows, columns = weight.shape
+    first, second, out = 0.0, 0.0, []
+    for t, gradient in enumerate(gradients):
+        if t % gap == 0:  # new projections; the moments stay as they are
+            left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+            projection = left[:, :rank] if rows < columns else right[:rank].T  # of the smaller side
+        low = projection.T @ gradient if rows < columns else gradient @ projection
+        first, second = 0.9 * first + 0.1 * low, 0.999 * second + 0.001 * low**2
+        corrected = 1 - 0.9 ** (t + 1), (1 - 0.999 ** (t + 1)) ** 0.5
+        step = first / corrected[0] / ((second.sqrt() + 1e-6) / corrected[1])
+        weight = weight - lr * scale * (projection @ step if rows < columns else step @ projection.T)
+        out.append(weight)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_the_weights_go_as_in_the_algorithm_step_by_step(shape):
+    torch.manual_seed(0)
+    weight, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(7)]
+    expected = reference(weight, gradients, rank=4, gap=3, scale=0.25, lr=0.1)
+    parameter = torch.nn.Parameter(weight.clone())
+    group = {"params": [parameter], "rank": 4, "update_proj_gap": 3, "scale": 0.25, "proj_type": "std"}
+    optimizer = GaLoreAdamW([group], lr=0.1, weight_decay=0.0, no_deprecation_warning=True)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        assert torch.allclose(parameter.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_training_by_it_learns_as_well():

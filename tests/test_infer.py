@@ -42,7 +42,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
 # Decoding
 
 
-@pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora"])
+@pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora", "prompt_tuning", "prefix_tuning"])
 def test_what_is_decoded_is_what_generate_decodes(method):
     net = tuned(f"method={method}").net.eval()
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
+from pathlib import Path
 
 import pytest
 from job_helpers import composed, run_cell, tiny
@@ -16,7 +18,9 @@ from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, re
 from harness.sweep import plan as planning
 from harness.units import parse_size
 
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
+# One each of what else there is: hooks of a step, a part frozen, two optimizers, tokens, tensors that are no buffers
+OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
 BUDGET = 2**40
 
 
@@ -24,8 +28,14 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
     return plan.Planner(None, auto).predict(cell, architecture, budget)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")])
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        *itertools.product(METHODS, [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")]),
+        *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
+        *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
+    ],
+)
 def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
     cell = tiny(f"method={method}", "rank=4", "eval.tasks=[]", "infer.repeats=0", *shape)
     measured, found = run_cell(tmp_path, cell), predicted(cell)
@@ -39,6 +49,26 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
         assert found["shape"]["padded"] == measured.train.tokens.padded
         per_token = measured.probe.flops_per_token
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
+
+
+@pytest.mark.parametrize("method", ["adafactor", "shira"])
+def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
+    cell = tiny(f"method={method}")
+    with pytest.raises(model.NeedsValues):
+        predicted(cell)
+    (found,) = plan._predict(plan.Planner(None, "fp32"), [(cell, None)], BUDGET)
+    assert found["unknown"].startswith(f"method={method} looks at values")
+    point = planning.Planned(cell.name, cell, found)
+    made = planning.Plan([point], 1, {})
+    assert made.fits(point)
+    assert planning.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
+
+
+def test_layers_that_a_method_names_are_there():
+    cell = tiny("method=adaption_prompt", "method.knobs.layers=2")  # of one layer there is no second to adapt
+    assert predicted(cell)["trainable"] == 2 * (100 * 64 + 1)
+    with pytest.raises(UserError, match=r"method=adaption_prompt can't be applied to .*'3'"):
+        model.check(tiny("method=adaption_prompt", "method.knobs.layers=3"))
 
 
 @pytest.mark.slow

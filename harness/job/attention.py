@@ -15,7 +15,6 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -23,9 +22,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.job.data import Layout
-from harness.job.model import inner
+from harness.job.model import inner, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
+PROMPTED = "the method puts tokens of its own before each sequence"
 NAME = "end_to_end"  # of the implementation, as transformers is asked for it
 
 
@@ -53,8 +53,8 @@ def unsuited(model: nn.Module) -> str | None:
 
     All that mixes positions must be attention that transformers dispatches, told where each sequence begins.
     """
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return "the method puts tokens of its own before each sequence"
+    if prompted(model):
+        return PROMPTED
     net = inner(model)
     kinds = set(getattr(net.config, "layer_types", None) or [])
     if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:

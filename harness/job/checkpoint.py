@@ -32,7 +32,7 @@ from harness.job.galore import PROJECTORS
 from harness.job.meter import Meter
 from harness.record import Phase
 
-FORMAT = 1  # of what is written here
+FORMAT = 2  # of what is written here
 PARAMETERS, STATE, ABOUT = "parameters.pt", "state.pt", "about.json"
 STEP = "step-"
 
@@ -163,7 +163,7 @@ def _load_parameters(path: Path, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """State by parameter and settings by group, as the optimizer has them.
+    """State by parameter, or by a name as some optimizers have it, and settings by group, as the optimizer has them.
 
     Not its state_dict, which when it is loaded casts all to the parameters' dtype: 8-bit and fp32 states are to come
     back as they were.
@@ -171,6 +171,7 @@ def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     groups = optimizer.param_groups
     return {
         "state": [optimizer.state.get(p, {}) for group in groups for p in group["params"]],
+        "named": {key: value for key, value in optimizer.state.items() if isinstance(key, str)},
         "groups": [{key: value for key, value in group.items() if key != "params"} for group in groups],
     }
 
@@ -181,6 +182,7 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p, state in zip(parameters, saved["state"], strict=True):
         optimizer.state[p] = state
+    optimizer.state.update(saved["named"])
 
 
 def _random_state() -> dict[str, Any]:

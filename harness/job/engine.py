@@ -26,8 +26,10 @@ from tqdm import tqdm
 from transformers import DynamicCache, EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from harness.job.attention import PROMPTED
 from harness.job.caches import Lent, Slots
 from harness.job.infer import cache_keyword
+from harness.job.model import prompted
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
 CALL = 32  # tokens that cost about what one more call does
@@ -305,6 +307,8 @@ class Engine(HFLM):
             return "the model has an encoder"
         if getattr(self.model, "_is_stateful", False):
             return "the model keeps a recurrent state"
+        if prompted(self.model):
+            return PROMPTED
         config = self.model.config.get_text_config(decoder=True)
         longest = max(sequences, key=len)
         for layer in DynamicCache(config=config).layers:

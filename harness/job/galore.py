@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from galore_torch import GaLoreAdamW
+from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
 from galore_torch.galore_projector import GaLoreProjector
+
+from harness.errors import UserError
 
 OVERSAMPLE = 10  # columns beyond the rank, and
 POWERS = 2  # iterations: what Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6) find to be enough
@@ -42,3 +44,11 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
 
 
 PROJECTORS = [GaLoreProjector, RandomisedProjector]  # what such optimizers keep in their state beside tensors
+
+
+def galore_8bit(params: Any, **keywords: Any) -> GaLoreAdamW8bit:
+    """galore-torch's optimizer with 8-bit moments; UserError without CUDA, for which it waits in every step."""
+    if not torch.cuda.is_available():
+        raise UserError("GaLore in 8 bits needs a CUDA device; method=galore and galore_rsvd run without one.")
+    keywords.pop("no_deprecation_warning")  # of the other one
+    return GaLoreAdamW8bit(params, **keywords)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from harness.job.meter import synchronize
-from harness.job.model import inner
+from harness.job.model import inner, prompted
 from harness.record import Inference
 
 SEED = 0  # of the prompts
@@ -53,19 +53,23 @@ def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[to
 
     prompts: (sequences, prompt tokens), none padded; the answer is (sequences, new_tokens).
     """
-    cache = {cache_keyword(model): DynamicCache(config=model.config)}
+    name = cache_keyword(model)
+    cache = {name: DynamicCache(config=model.config)}
 
-    def likeliest(ids: torch.Tensor) -> torch.Tensor:
-        """The token after `ids` and those before them, one a sequence: (sequences, 1)."""
-        return model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache).logits.argmax(-1)
+    def read(ids: torch.Tensor) -> Any:
+        """The model's output for `ids` after those before them; its logits (sequences, 1, vocabulary)."""
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
 
     synchronize()
     start = time.perf_counter()
-    tokens = [likeliest(prompts)]
+    first_read = read(prompts)
+    tokens = [first_read.logits.argmax(-1)]
+    if prompted(model):  # what the method puts before a sequence is in a cache of its own by now
+        model, cache = inner(model), {name: first_read[name]}
     synchronize()
     first = time.perf_counter()
     for _ in range(new_tokens - 1):
-        tokens.append(likeliest(tokens[-1]))
+        tokens.append(read(tokens[-1]).logits.argmax(-1))
     synchronize()
     end = time.perf_counter()
     return torch.cat(tokens, dim=1), first - start, end - first

@@ -19,6 +19,7 @@ from harness.job.meter import synchronize
 from harness.job.model import forget_adapters
 from harness.record import Merge
 
+PROMPT = "What is learned are tokens, and no weights take them in."
 QUANTISED = "Merging would round the weights to 4 bits again."
 
 
@@ -30,16 +31,24 @@ def quantised(model: nn.Module) -> bool:
 def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.Module, Merge]:
     """The merged model, and what was done; `model` is used up. A quantised base is dequantised first.
 
-    The largest difference of logits where the batch's answers are predicted is taken, and recorded.
+    An adapter that can't be folded in is left as it is, and why is said. The largest difference of logits where the
+    batch's answers are predicted is taken, and recorded.
     """
     if not isinstance(model, PeftModel):
         return model, Merge(False, "The method has no adapter.")
+    if not hasattr(model.base_model, "merge_and_unload"):
+        return model, Merge(False, PROMPT)
     batch = batch.to(accelerator.device)
     before = _logits(model, batch, accelerator)
     expand = quantised(model)
     synchronize()
     start = time.perf_counter()
-    merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
+    try:
+        merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError) as error:
+        if "NaN" in str(error):  # an adapter that is broken, not one that can't be merged
+            raise
+        return model, Merge(False, f"peft can't merge it: {str(error).rstrip('.')}.")
     synchronize()
     seconds = time.perf_counter() - start
     forget_adapters(merged)

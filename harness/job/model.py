@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,15 @@ from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import UserError
 from harness.job import device, embedded, optim
+from harness.job.data import Batch
 from harness.record import Cell
+
+
+class NeedsValues(Exception):
+    """A method looks at the weights' values, and so can't be applied to a model that has none."""
+
+
+Samples = Callable[[int], Iterator[Batch]]  # training batches of so many sequences, padded, in the order of training
 
 
 def source(model: dict[str, Any]) -> str:
@@ -96,18 +107,45 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
     )
 
 
-def adapt(base: PreTrainedModel, cell: Cell) -> nn.Module:
-    """`base` changed by the method's `adapt` slot: a peft model, or `base` itself."""
-    slot = cell.settings["method"]["adapt"]
-    if slot is None:
+def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> nn.Module:
+    """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
+
+    samples: for an adapter whose start (slot `init`) needs data; without them it has its shapes alone.
+    """
+    slots = cell.settings["method"]
+    if slots["adapt"] is None:
         return base
+    change = instantiate(slots["adapt"], _convert_="all")
+    if not isinstance(change, peft.PeftConfig):
+        return change(base)
     if getattr(base, "is_loaded_in_4bit", False):
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    net = peft.get_peft_model(base, instantiate(slot, _convert_="all"))
+    if samples is None:
+        net = peft.get_peft_model(base, _plain(change))
+    elif slots.get("init") is None:
+        net = peft.get_peft_model(base, change)
+    else:
+        net = instantiate(slots["init"], _convert_="all")(base, change, samples)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
     return net
+
+
+def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
+    """`config` with its weights beginning in no way of their own: where there are no values, none can be taken."""
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True
+    return config
+
+
+def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
+    """`model` with all weights frozen but those in whose name the regular expression `names` is found."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(re.search(names, name) is not None)
+    if not count(model, trainable=True):
+        raise ValueError(f"no weight's name has {names}")
+    return model
 
 
 def _whole(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -134,10 +172,10 @@ def _frozen(net: nn.Module) -> list[nn.Module]:
 def check(cell: Cell) -> None:
     """Raise UserError if the model can't be had, or a rank is above the smallest matrix it would apply to.
 
-    Needs the model's config only: the model is built without storage.
+    Needs the model's config only: the model is built without storage. A method that looks at weights is not checked.
     """
-    config = config_of(cell.settings["model"])
-    shell(cell, with_depth(config, 2) if alike(config, trusted(cell.settings["model"])) else config)
+    with suppress(NeedsValues):  # then the job itself will tell
+        outline(cell, config_of(cell.settings["model"]), 2)
 
 
 def config_of(model: dict[str, Any]) -> PretrainedConfig:
@@ -172,10 +210,19 @@ def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList:
     return next(layers for layers in lists if len(layers) == config.num_hidden_layers)
 
 
+def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
+    """As `shell`, with `depth` layers to stand for all, unless all are alike no more or the method wants more."""
+    if alike(config, trusted(cell.settings["model"])):
+        with suppress(UserError):
+            return shell(cell, with_depth(config, depth))[0]
+    return shell(cell, config)[0]
+
+
 def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     """The cell's model on the device "meta", quantised and adapted, and the names of its adapters' parameters.
 
-    Raises UserError if the method can't be applied, or a rank is above the smallest matrix it would apply to.
+    Raises UserError if the method can't be applied, or a rank is above the smallest matrix it would apply to, and
+    NeedsValues.
     """
     path = cell.settings["model"]["path"]
     slot = instantiate(cell.settings["method"]["load"], _convert_="all")
@@ -197,6 +244,10 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
         reason = _first_line(error.__cause__ or error)
         raise UserError(f"method={cell.method} can't be applied to {path}: {reason}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        raise NeedsValues from error
     _check_rank(net, cell)
     return net, {name for name, p in net.named_parameters() if id(p) not in own}
 
@@ -266,6 +317,11 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
         for name, weight in weights.items()
         if weight is not None
     }
+
+
+def prompted(net: nn.Module) -> bool:
+    """Whether `net` puts tokens of its own before each sequence."""
+    return isinstance(net, peft.PeftModel) and net.active_peft_config.is_prompt_learning
 
 
 def inner(net: nn.Module) -> PreTrainedModel:

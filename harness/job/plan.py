@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -23,7 +24,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hydra.utils import instantiate
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.optim import Optimizer
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
@@ -32,6 +39,7 @@ from harness.errors import UserError
 from harness.job import attention, data, device, model, probe
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
+from harness.job.model import NeedsValues
 from harness.record import Cell
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
@@ -97,7 +105,8 @@ class Planner:
         """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
 
         architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
-        batch that fits (null where none does). Raises UserError if the cell can't be.
+        batch that fits (null where none does). Raises UserError if the cell can't be, and NeedsValues if the method
+        does with the values of weights or gradients what nothing without values can tell of.
         """
         cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
         layout = self._layout(cell, architecture)
@@ -153,13 +162,21 @@ class Planner:
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
-            if alike:
-                depths = (model.with_depth(config, depth) for depth in (1, 2))
-                one, two = (self._probe(cell, shallow, shape, times, layout) for shallow in depths)
-                self._lines[key] = one.through(two, 1, 2, config.num_hidden_layers)
+            if alike and (line := self._extended(cell, config, shape, times, layout)) is not None:
+                self._lines[key] = line
             else:
                 self._lines[key] = self._probe(cell, config, shape, times, layout)
         return self._lines[key]
+
+    def _extended(
+        self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: data.Layout
+    ) -> Line | None:
+        """The line through one layer and two, at the depth of `config`; None if the method wants more layers."""
+        try:
+            one, two = (self._probe(cell, model.with_depth(config, n), shape, times, layout) for n in (1, 2))
+        except UserError:
+            return None
+        return one.through(two, 1, 2, config.num_hidden_layers)
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
         key = json.dumps([cell.settings["model"], architecture], sort_keys=True)
@@ -175,8 +192,7 @@ class Planner:
     def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> data.Layout:
         key = json.dumps([cell.settings[k] for k in ("method", "model", "speedups")] + [architecture], sort_keys=True)
         if key not in self._layouts:
-            config, alike = self._config(cell, architecture)
-            net, _ = model.shell(cell, model.with_depth(config, 1) if alike else config)
+            net = model.outline(cell, self._config(cell, architecture)[0], 1)
             self._layouts[key], _ = attention.layout(net, cell.settings["speedups"], pad=0)
         return self._layouts[key]
 
@@ -186,23 +202,27 @@ class Planner:
         if layout.flat:
             attention.enable(net)
         trained = cell.settings["method"]["optim"] is not None
-        total, trainable = model.count(net), model.count(net, trainable=True) if trained else 0
+        total = model.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
         bf16 = cell.settings["train"]["precision"] == "bf16"
         accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
         live = LiveBytes(CPU)
-        with FakeTensorMode():
+        with FakeTensorMode(), _valueless():
             materialise(net)
             micro = shape.batches(layout, times)
             _mark_layers(model.decoder_layers(net, config), live)
             if trained:
                 adapters = {id(p) for name, p in net.named_parameters() if name in added}
-                build = _stepping_twice(instantiate(cell.settings["method"]["optim"], _convert_="all"), live)
+                slot = cell.settings["method"]["optim"]
+                build, count = instantiate(slot, _convert_="all"), 2
+                if not slot.get("per_layer"):  # then steps can be taken without going backward again
+                    build, count = _stepping_twice(build, live), 1
                 net = accelerator.prepare_model(net, device_placement=False)
                 norm = cell.settings["train"]["max_grad_norm"]
-                found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=1)
+                found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
             else:
                 found = probe.forward(net, micro[0], accelerator, live)
+        trainable = model.count(net, trainable=True) if trained else 0
         AcceleratorState._reset_state(True)
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
@@ -320,6 +340,19 @@ def _stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) ->
     return built
 
 
+@contextmanager
+def _valueless() -> Iterator[None]:
+    """A context in which an operation that needs values, where there are none, raises NeedsValues."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise NeedsValues from error
+    except AssertionError as error:
+        if "FakeTensor" not in str(error):
+            raise
+        raise NeedsValues from error  # a tensor that is neither parameter nor buffer
+
+
 def _windows(live: LiveBytes, depth: int, state: int) -> dict[str, dict[str, float]]:
     """Peaks by window and kind, as in a step that finds `state` bytes of the optimizer's.
 
@@ -356,9 +389,9 @@ def materialise(net: nn.Module) -> None:
             made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
         return made[id(tensor)][0]
 
-    for module in net.modules():
-        for store in (module._parameters, module._buffers):
-            store.update({name: on_cpu(tensor) for name, tensor in store.items() if tensor is not None})
+    for module in net.modules():  # of some methods, tensors lie in other dicts of a module than its parameters'
+        for store in [vars(module), *(value for value in vars(module).values() if type(value) is dict)]:
+            store.update({k: on_cpu(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
 
 
 def _taken(method: Any) -> Any:
@@ -426,4 +459,8 @@ def _predict(planner: Planner, cells: list[tuple[Cell, dict[str, Any] | None]], 
             out.append(planner.predict(cell, architecture, budget))
         except UserError as error:
             out.append({"impossible": str(error)})
+        except NeedsValues:
+            out.append(
+                {"unknown": f"method={cell.method} looks at values, which tensors without storage have none of."}
+            )
     return out

@@ -24,7 +24,7 @@ def steps(
     added: set[int],
     build: Callable[[nn.Module], Optimizer],
     micro: list[Batch],
-    max_grad_norm: float,
+    max_grad_norm: float | None,
     accelerator: Accelerator,
     live: LiveBytes,
     count: int = 2,
@@ -36,11 +36,12 @@ def steps(
 
     The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit.
     """
+    # Before the optimizer is there, for it may use up each gradient as soon as it is there.
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradients")) for p in trainable]
     optimizer = build(model)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-    trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    hooks = [p.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradients")) for p in trainable]
     gradients = 0
 
     def after(part: str) -> None:

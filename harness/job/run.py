@@ -157,7 +157,7 @@ class _Job:
             base = model.load(cell, self.accelerator.device)
             self.loaded = model.describe(base)
             own = {id(p) for p in base.parameters()}
-            net = model.adapt(base, cell)
+            net = model.adapt(base, cell, self._samples)
             see(list(net.parameters()))  # mapped from the file, not the result of any operation
         self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
         result.parameters = Parameters(model.count(net), model.count(net, trainable=True))
@@ -200,6 +200,7 @@ class _Job:
             micro = [layout.batch(examples).to(self.accelerator.device) for examples in largest]
             norm = train_settings["max_grad_norm"]
             self._probe(result, lambda live: probe.steps(net, self._added, build, micro, norm, self.accelerator, live))
+            result.parameters.trainable = model.count(net, trainable=True)  # an optimizer may leave some as they are
             del micro
 
             self._enter("train")
@@ -235,6 +236,13 @@ class _Job:
             if not _out_of_memory(error):
                 raise
             result.merge.reason += f" Dequantised, the model did not fit: {_reason(error)}"
+
+    def _samples(self, size: int) -> Iterator[data.Batch]:
+        """Training examples in their order, padded, `size` a batch."""
+        layout = data.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
+        examples = [example for step in self.ready.steps for micro in step for example in micro]
+        for i in range(0, len(examples), size):
+            yield layout.batch(examples[i : i + size]).to(self.accelerator.device)
 
     def _batches(self, steps: list[list[list[data.Example]]], layout: data.Layout) -> Iterator[list[data.Batch]]:
         """The micro-batches of one step after another; the step is the job's from when they are asked for."""
@@ -277,7 +285,7 @@ class _Job:
             net, result.merge = merge.merge(net, batch, self.accelerator)
             self._net = weakref.ref(net)
             result.disk = Disk(adapter, disk.weights(net))
-        if result.train is not None:
+        if result.train is not None and not isinstance(net, PeftModel):
             self._infer("serve", net, ["merged"], result)
         return net
 

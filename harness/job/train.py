@@ -107,9 +107,9 @@ def train(
             done.laps[part].append(parts[part])
 
         schedule.step()
-        loss, norm = float(loss), float(norm)
+        loss, norm = float(loss), None if norm is None else float(norm)
         for what, value in (("loss", loss), ("gradient's norm", norm)):
-            if not math.isfinite(value):
+            if value is not None and not math.isfinite(value):
                 raise Diverged(step, what, value)
         done.raw.append(sum(batch.raw for batch in micro))
         done.padded += sum(batch.padded for batch in micro)
@@ -148,14 +148,15 @@ def take_step(
     model: nn.Module,
     optimizer: Optimizer,
     micro: list[Batch],
-    max_grad_norm: float,
+    max_grad_norm: float | None,
     accelerator: Accelerator,
     lap: Callable[[str], None],
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
 
-    The loss is the mean over the supervised tokens of the whole step, so that a batch split into micro-batches
-    gives the gradient of the batch. lap is told each of PARTS as it ends.
+    The norm is None where no gradient is left by the end of the backward pass. The loss is the mean over the supervised
+    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. lap is told each
+    of PARTS as it ends.
     """
     supervised = sum(batch.supervised for batch in micro)
     total = torch.zeros((), device=accelerator.device)
@@ -167,7 +168,8 @@ def take_step(
         total += loss.detach()
         lap("backward")
     # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    held = [p for p in model.parameters() if p.grad is not None]
+    norm = accelerator.clip_grad_norm_(held, max_grad_norm or math.inf) if held else None
     optimizer.step()
     optimizer.zero_grad()
     lap("optimizer")
@@ -190,8 +192,9 @@ def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
         layout = {"position_ids": batch.position_ids}
     else:
         layout = {"attention_mask": batch.attention_mask}
+    keep = batch.keep - batch.input_ids.shape[1]  # from the end: a method may put tokens of its own before the first
     with attention.end_to_end(model, batch.lengths):
-        return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.keep, **layout).logits
+        return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep, **layout).logits
 
 
 @torch.no_grad()

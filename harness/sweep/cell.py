@@ -33,6 +33,8 @@ def from_config(config: DictConfig) -> Cell:
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
+    if resolved["method"]["init"] is not None:  # cells of before there was such a slot keep their id
+        slots["init"] = resolved["method"]["init"]
     train = {k: v for k, v in resolved["train"].items() if k != "save_every"}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:

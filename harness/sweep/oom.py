@@ -11,12 +11,13 @@ def smaller(found: Record | None) -> SmallerBatches | None:
     """Half the micro-batch that the cell of `found` ran out of memory with, and accumulation to match.
 
     None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time.
+    Nor where nothing can be accumulated, as the method steps while it goes backward.
     """
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
     asked, before = found.cell.settings["train"], found.smaller_batches
     size = before.batch_size if before else asked["batch_size"]
-    if size == 1:
+    if size == 1 or (found.cell.settings["method"].get("optim") or {}).get("per_layer"):
         return None
     half = (size + 1) // 2
     accum = asked.get("grad_accum", 1) * -(-asked["batch_size"] // half)  # an untuned row accumulates nothing

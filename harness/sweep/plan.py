@@ -24,7 +24,10 @@ PASSING = ("gradients", "activations")
 
 @dataclass
 class Planned:
-    """A point of the grid: its cell (null where composing it failed), and what was predicted, or why nothing was."""
+    """A point of the grid: its cell (null where composing it failed), and what was predicted, or why nothing was.
+
+    ``impossible``: it can't be run; ``unknown``: it can, but what it takes can't be told.
+    """
 
     name: str
     cell: Cell | None
@@ -45,7 +48,8 @@ class Plan:
     environment: dict[str, Any]
 
     def fits(self, point: Planned) -> bool:
-        return point.peak + BESIDE <= self.budget
+        """Whether it does, or may: of some methods it can't be told."""
+        return "unknown" in point.prediction or point.peak + BESIDE <= self.budget
 
 
 def make(
@@ -83,7 +87,7 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
     throughput: raw tokens/s to take for every cell (null: from records of the same device, where there are any).
     """
     speed = Speed(results, plan.environment)
-    possible = [p for p in plan.points if "impossible" not in p.prediction]
+    possible = [p for p in plan.points if not p.prediction.keys() & {"impossible", "unknown"}]
     header = ["cell", "trainable", "resident", " / ".join(HELD), "peak", "+ " + " / ".join(PASSING), "FLOPs", "time"]
     header += ["fits", "batch ≤"]
     rows = []
@@ -109,6 +113,8 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
     for point in plan.points:
         if "impossible" in point.prediction:
             out.append(f"Impossible: {point.name}: {point.prediction['impossible']}")
+        if "unknown" in point.prediction:
+            out.append(f"Not predicted: {point.name}: {point.prediction['unknown']}")
     return out + _notes(plan, possible, speed, throughput)
 
 
