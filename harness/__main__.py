@@ -44,7 +44,8 @@ usage: python -m harness COMMAND [...]
   status [--study NAME] [--watch]        what is done, running, failed, left; --watch redraws it as it changes
   logs CELL [--follow]                   what a cell printed; CELL is a name or an id, the beginning of one, STUDY/CELL
   diff CELL CELL                         what differs between two cells: settings, environment, results
-  retry --failed [--data-root DIR]       run again what failed, diverged or ran out of memory
+  retry --failed [--data-root DIR] [timeout=S] [train.save_every=N] [retry.on_oom=true]
+                                         run again what failed, diverged or ran out of memory
   rm CELL [--yes]                        remove all that there is of a cell; asks first
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
@@ -371,20 +372,29 @@ def retry(arguments: list[str]) -> int:
     """Run again the cells of one study or all that broke; 1 if one did not end as ok."""
     parser = _cell_parser("retry", "Run cells again from their records, without the command that asked for them.")
     parser.add_argument("--failed", action="store_true", help="those that failed, diverged or ran out of memory")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="timeout, train.save_every or retry.on_oom, where it is to be another than the cells ran with",
+    )
     parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.failed:
         raise UserError("Say which cells: `retry --failed` runs those that failed, diverged or ran out of memory.")
 
-    from harness.sweep.retry import failed
+    from harness.sweep.retry import changes, failed
     from harness.sweep.retry import retry as run_again
     from harness.sweep.store import Study
 
+    changed = changes(options.overrides)
     studies = [Study(options.results_dir, name) for name in _studies(options)]
     asked = {study: broken for study in studies if (broken := failed(study))}
     if not asked:
         print("No cell failed.", file=sys.stderr)
-    done = [record for study, broken in asked.items() for record in run_again(study, broken, options.data_root)]
+    done = []
+    for study, broken in asked.items():
+        done += run_again(study, broken, options.data_root, changed)
     if options.format == "json":
         _print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
     return int(len(done) < sum(map(len, asked.values())) or any(record.status != "ok" for record in done))

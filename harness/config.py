@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness import private
 from harness.errors import UserError, one_of
-from harness.record import STUDY_NAME
+from harness.record import STUDY_NAME, Precautions
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -170,6 +170,14 @@ class Config:
     data_root: str | None = None
     speedups: str = "auto"
     timeout: float | None = None
+
+
+# What a cell can be run again with in place of what it ran with.
+PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on_oom": "on_oom"}
+
+
+def precautions(config: DictConfig) -> Precautions:
+    return Precautions(**{name: OmegaConf.select(config, key) for key, name in PRECAUTIONS.items()})
 
 
 def register_resolvers() -> None:

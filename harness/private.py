@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.errors import UserError
 
@@ -43,6 +43,20 @@ def clean(text: str) -> str:
         if folder != folder.parent:
             text = text.replace(f"{folder}/", instead)
     return text
+
+
+class Redacting:
+    """A stream of text that writes to `stream`, without secrets; what is written to its descriptor passes by."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def scrub(path: Path) -> None:

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import secrets
+import socket
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 SCHEMA = 1
 STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder below results, never beside it
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")  # the name that `temporary` gives
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
 
@@ -316,6 +318,19 @@ class SmallerBatches:
 
 
 @dataclass
+class Precautions:
+    """What was asked for in case that something goes wrong; no part of the cell, since it changes no result.
+
+    timeout: seconds that the cell may take; null for as long as it does. save_every: steps between checkpoints; null
+    for none. on_oom: whether it is run again in smaller micro-batches if it runs out of memory.
+    """
+
+    timeout: float | None = None
+    save_every: int | None = None
+    on_oom: bool = False
+
+
+@dataclass
 class Source:
     """Whose measurements an imported record holds.
 
@@ -338,6 +353,7 @@ class Record:
     seconds: float
     environment: dict[str, Any]
     failure: Failure | None = None
+    precautions: Precautions = field(default_factory=Precautions)  # none in records from before they were kept
     smaller_batches: SmallerBatches | None = None  # null if it was run as it was asked for
     parameters: Parameters | None = None
     phases: dict[str, Phase] = field(default_factory=dict)
@@ -401,18 +417,47 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever happens on the way, the file that was there stays whole. An OSError names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    made = temporary(path)
     try:
         with naming(path):
-            yield temporary
-            with open(temporary, "rb") as file:
+            yield made
+            with open(made, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(made, path)
     finally:
         with contextlib.suppress(OSError):  # a read-only folder, in which there is none
-            temporary.unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems sync no folders
         _sync_folder(path.parent)
+
+
+def temporary(path: Path) -> Path:
+    """A new name beside `path` for what is to take its place. It tells who is at it, should it be left behind."""
+    return path.with_name(f".{path.name}.{machine_tag()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def maker(path: Path) -> tuple[str, int] | None:
+    """Whose temporary file or folder `path` is: the tag of a machine and a process there; None if it is none."""
+    found = TEMPORARY.fullmatch(path.name)
+    return None if found is None else (found[1], int(found[2]))
+
+
+@functools.cache
+def machine() -> str:
+    """What must be the same for a process id to mean the same: the boot, and the namespace (a container has its own).
+
+    Names of hosts don't tell: containers may share theirs.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not on Linux
+        return socket.gethostname()
+
+
+def machine_tag() -> str:
+    """The machine in few letters, for a file's name."""
+    return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
 @contextmanager

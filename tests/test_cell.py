@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness.config import ROOT
+from harness.errors import UserError
 from harness.record import short
 
 ID_OF = """
@@ -158,3 +159,16 @@ def test_ids_are_the_same_in_every_process(cell):
         for seed in ("1", "2")
     }
     assert ids == {cell(*overrides).id}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["train.max_grad_norm=inf"], "train.max_grad_norm=inf"),
+        (["method=galore", "method.knobs.scale=nan"], "method.knobs.scale=nan"),
+        (["+data.load.share=-inf"], "data.load.share=-inf"),
+    ],
+)
+def test_a_number_that_json_has_not_is_no_setting(cell, overrides, key):
+    with pytest.raises(UserError, match=rf"^{key} can't be: it must be a finite number"):
+        cell(*overrides)

@@ -15,8 +15,9 @@ import pytest
 import torch
 from job_helpers import run_claimed, tiny
 
+from harness.config import CONF
 from harness.job import checkpoint, run
-from harness.record import Cell, Memory, Phase, Record, Tokens, Train, read
+from harness.record import Cell, Memory, Phase, Precautions, Record, Tokens, Train, read
 from harness.sweep import worker
 from harness.sweep.store import Study
 
@@ -28,6 +29,7 @@ METHODS = {
     "qlora": ("method=qlora",),
     "dora": ("method=dora",),
     "dora_fast": ("method=dora_fast",),
+    "qdora": ("method=qdora",),
     # Projections are renewed at steps 1 and 5: those of the first are still needed after the resume.
     "galore": ("method=galore", "method.knobs.update_proj_gap=4"),
     "galore_rsvd": ("method=galore_rsvd", "method.knobs.update_proj_gap=4"),
@@ -60,7 +62,8 @@ def short(*overrides: str) -> Cell:
 def go(folder: Path, cell: Cell, every: int | None = 2, report: Callable[[dict], None] = lambda event: None) -> Record:
     """Run `cell`, or go on with it, with its checkpoints in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return run.run(cell, "test", folder / f"{cell.name}.json", None, report, folder / "checkpoints", every)
+    path, precautions = folder / f"{cell.name}.json", Precautions(save_every=every)
+    return run.run(cell, "test", path, None, report, folder / "checkpoints", precautions)
 
 
 def killed(folder: Path, cell: Cell, when: dict, every: int = 2) -> None:
@@ -105,6 +108,11 @@ def test_a_killed_cell_comes_to_the_same_losses(tmp_path, overrides):
     assert len(resumed.train.step_seconds) == len(resumed.train.laps["forward"]) == 6
     assert not (tmp_path / "broken" / "checkpoints").exists()
     assert read(tmp_path / "broken" / f"{cell.name}.json") == resumed
+
+
+def test_no_method_is_left_out():
+    untuned = {"base", "base_nf4"}
+    assert {path.stem for path in (CONF / "method").glob("*.yaml")} - untuned <= METHODS.keys()
 
 
 def test_killed_at_every_step_and_after_the_last(tmp_path):
@@ -345,11 +353,11 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 
-    dead = run_claimed(cell, studies["broken"], None, kill, save_every=5)
+    dead = run_claimed(cell, studies["broken"], None, kill, precautions=Precautions(save_every=5))
     assert (dead.status, dead.failure.phase) == ("failed", "train")
     assert "SIGKILL" in dead.failure.reason
     assert studies["broken"].checkpoints(cell).is_dir()
-    resumed = run_claimed(cell, studies["broken"], None, lambda event: None, save_every=5)
+    resumed = run_claimed(cell, studies["broken"], None, lambda event: None, precautions=Precautions(save_every=5))
     same(resumed, whole)
     worker._server.stop()
     (at,) = resumed.train.resumed_at

@@ -15,7 +15,7 @@ from job_helpers import run_cell, run_claimed, tiny
 from records import make_record
 
 from harness.job import data, run
-from harness.record import Failure, Record, SmallerBatches, read
+from harness.record import Failure, Precautions, Record, SmallerBatches, read
 from harness.sweep import app, oom, worker
 from harness.sweep.store import Study
 
@@ -216,7 +216,7 @@ def factory(tmp_path_factory):
 def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
     cell, study = factory(4, 1), Study(tmp_path, "study")
     events: list[dict] = []
-    record = run_claimed(cell, study, None, events.append, on_oom=True)
+    record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
     assert record.status == "ok"
     assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (1, 4)
     assert [(f.phase, f.memory.adapters) for f in record.smaller_batches.after] == [
@@ -240,6 +240,6 @@ def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path
     first = run_claimed(cell, study, None, lambda event: None)
     assert (first.status, first.smaller_batches) == ("oom", None)
     events: list[dict] = []
-    record = run_claimed(cell, study, None, events.append, on_oom=True)
+    record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
     assert [e["phase"] for e in events].count("start") == 1  # as it was asked for it was tried before
     assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))

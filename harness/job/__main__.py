@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness import private
 from harness.errors import UserError
-from harness.record import Cell, SmallerBatches, decode
+from harness.record import Cell, Precautions, SmallerBatches, decode
 
 
 def main(request: dict[str, Any]) -> int:
@@ -58,7 +59,7 @@ def main(request: dict[str, Any]) -> int:
                 request["data_root"],
                 report,
                 checkpoints=None if checkpoints is None else Path(checkpoints),
-                save_every=request.get("save_every"),
+                precautions=decode(Precautions, request["precautions"]),
                 smaller=decode(SmallerBatches | None, request.get("smaller_batches")),
             )
     except UserError as error:
@@ -70,4 +71,6 @@ def main(request: dict[str, Any]) -> int:
 if __name__ == "__main__":
     from harness.job.serve import serve
 
+    # Before libraries come in, which keep the streams they find.
+    sys.stdout, sys.stderr = private.Redacting(sys.stdout), private.Redacting(sys.stderr)
     sys.exit(serve(int(sys.argv[1]), main))

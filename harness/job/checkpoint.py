@@ -100,9 +100,12 @@ class Checkpoints:
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         """Take all up as the last checkpoint left it, and return what had been measured by then.
 
-        None if there is none that can be gone on from: nothing is changed then, and why is said.
+        None if there is none that can be gone on from: nothing is changed then, and why is said. One that a killed
+        process had not written to its end is removed.
         """
         with self.meter.aside():
+            for torn in self.folder.glob(f".{STEP}*.tmp"):
+                _cleared(torn)
             for folder in self._found():
                 try:
                     state = self._read(folder)

@@ -42,7 +42,7 @@ from harness.job import (
 )
 from harness.job.checkpoint import Checkpoints
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
-from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record, Shortage, SmallerBatches
+from harness.record import Cell, Disk, Failure, Merge, Parameters, Precautions, Probe, Record, Shortage, SmallerBatches
 
 Report = Callable[[dict], None]
 
@@ -68,7 +68,7 @@ def run(
     data_root: str | None,
     report: Report,
     checkpoints: Path | None = None,
-    save_every: int | None = None,
+    precautions: Precautions | None = None,
     smaller: SmallerBatches | None = None,
 ) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
@@ -76,7 +76,7 @@ def run(
     report is told phases, and steps of training. Bad input raises UserError and leaves no record; any other failure
     is recorded with its phase, step and reason. A record that can't be written raises UserError too.
 
-    checkpoints: the folder of the cell's own; they are made, and gone on from, if there is a `save_every`, in steps.
+    checkpoints: the folder of the cell's own; they are made, and gone on from, if the precautions say how often.
         With the record they go, but for that of a failed cell: it may be tried again.
     smaller: micro-batches to take in place of those that were asked for.
     """
@@ -84,11 +84,12 @@ def run(
     report({"phase": "start"})
     model.check(cell)
     vllm_engine.check(cell.settings)
-    job = _Job(cell, data_root, report, checkpoints, save_every, smaller)
+    precautions = precautions or Precautions()
+    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
-    result.smaller_batches = smaller
+    result.precautions, result.smaller_batches = precautions, smaller
     try:
         job.run(result)
     except train.Diverged as error:

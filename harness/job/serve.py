@@ -39,8 +39,8 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
         if not message:
             return 0
+        os.dup2(streams[2], 2)  # if the imports fail, or what comes before the job, its log says why
         if not loaded:
-            os.dup2(streams[2], 2)  # if the imports fail, the job's log says why
             import torch
 
             if torch.accelerator.is_available():
@@ -58,14 +58,18 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
                 ready.of(request["cell"]["settings"], request["data_root"])
         gc.collect()
         gc.freeze()  # a collection in the job would touch, and so copy, all that is held here
+        watch, alive = os.pipe()
         job = os.fork()
         if job == 0:
             channel.close()
+            os.close(alive)
+            threading.Thread(target=_end_without_holder, args=[watch], daemon=True).start()
             _become(streams)
             _end(main, request)
-        for stream in streams:
-            os.close(stream)
+        for end in (watch, *streams):
+            os.close(end)
         code = _wait(job, channel)
+        os.close(alive)
         if code is None:
             return 0
         channel.send(str(code).encode())
@@ -101,6 +105,12 @@ def _become(streams: list[int]) -> None:
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
+
+
+def _end_without_holder(watch: int) -> None:
+    """End this job when the process that holds it was killed: its cell may be another's by then."""
+    os.read(watch, 1)  # nothing is written there
+    os._exit(1)
 
 
 def _end_with(channel: socket.socket) -> None:

@@ -9,6 +9,7 @@ Hydra was given. A sweeper that tunes (Optuna's) gets each cell's validation los
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -252,7 +253,9 @@ def _fitting(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure("plan", None, reason)
         unfit = Record(cell, study.name, "unfit", now, 0.0, made.environment, failure)
-        record.write(unfit, study.path(cell))
+        with contextlib.suppress(Held), study.claim(cell):  # another sweep may have a larger budget for it
+            if study.recorded(cell) == _known[cell.id]:
+                record.write(unfit, study.path(cell))
         print(f"{cell.name} is left out. {reason}", file=sys.stderr)
     return fitting
 
@@ -334,10 +337,8 @@ def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Recor
             claim,
             config.data_root,
             progress.update,
+            settings_of.precautions(config),
             warn=_progress is None,
-            timeout=config.timeout,
-            save_every=config.train.save_every,
-            on_oom=config.retry.on_oom,
         )
     finally:
         progress.clear()

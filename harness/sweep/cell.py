@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def from_config(config: DictConfig) -> Cell:
         "speedups": resolved["speedups"],
         "seed": seed,
     }
-    _refuse_places(settings)
+    _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | settings)
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
     used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
     cell = Cell(
@@ -76,11 +77,16 @@ def _model(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"path": os.path.relpath(path)} if path.is_absolute() else kept
 
 
-def _refuse_places(settings: dict[str, Any]) -> None:
-    """Raise UserError for a setting that is the absolute path of something: it means nothing on another machine."""
+def _refuse_unrecordable(settings: dict[str, Any]) -> None:
+    """Raise UserError for a setting that a record can't hold.
+
+    That is the absolute path of something, which means nothing on another machine, and a number that JSON has not.
+    """
     for key, value in private.leaves(settings):
         if isinstance(value, str) and value.strip("/") and value.startswith("/") and os.path.exists(value):
             raise UserError(
                 f"{key}={value} is a place on this machine, and settings are recorded; name it relative to data_root "
                 "if it is data, else to the folder you work in."
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}={value} can't be: it must be a finite number; a very large one may do as well.")

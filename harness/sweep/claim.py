@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import secrets
@@ -24,19 +23,19 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from harness import record
 from harness.errors import UserError
+from harness.record import machine as _machine
 
 HEARTBEAT = 10.0  # seconds between an owner's signs of life
 SILENCE = 120.0  # seconds without one after which an owner on another machine is taken for dead
 GLANCE = 1.0  # seconds between looks at claims that are waited for
 SIZE = 2000  # bytes, with which a file begins: later words fit in, so that a full disk silences nobody
-MADE = ".new"  # how the name of a folder ends that is not yet in its place; no cell's name does
 KEYS = {"host", "machine", "pid", "processes", "started", "progress"}
 
 
@@ -116,7 +115,7 @@ def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Claim]:
 def owner(folder: Path) -> dict[str, Any] | None:
     """What the claim `folder` says of its owner: host, pid, started, progress, …; None if none is known to live."""
     path = _file(folder)
-    if folder.name.endswith(MADE) or path is None:
+    if path is None or record.maker(folder) is not None:  # one that is not yet in its place
         return None
     found = _read(path)
     return None if found is None or _ended(found) else found
@@ -128,6 +127,28 @@ def wait(folders: Sequence[Path]) -> list[Path]:
     while not (free := [folder for folder in folders if _freed(folder, seen)]):
         time.sleep(GLANCE)
     return free
+
+
+def left_behind(folders: Iterable[Path], now: float) -> list[Path]:
+    """Temporary files and folders in `folders` whose makers are dead, and who never came to put them in their place.
+
+    As with claims, one of this machine is dead when it has ended, and one elsewhere after SILENCE seconds in which
+    nothing was written. now: the time by the clock that `folders` take theirs from.
+    """
+    return [path for folder in folders for path in sorted(folder.glob(".*.tmp")) if _left(path, now)]
+
+
+def _left(path: Path, now: float) -> bool:
+    maker = record.maker(path)
+    if maker is None:
+        return False
+    machine, pid = maker
+    if machine == record.machine_tag():
+        return not _there(pid)
+    try:
+        return now - path.stat().st_mtime > SILENCE
+    except FileNotFoundError:
+        return False  # it took its place at this moment
 
 
 def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
@@ -158,7 +179,7 @@ def _take(folder: Path) -> Claim | None:
     token, me = secrets.token_hex(8), os.getpid()
     found = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
     found |= {"started": time.time(), "beats": 0, "progress": {}}
-    made = folder.with_name(token + MADE)
+    made = record.temporary(folder)
     try:
         with record.naming(folder):
             made.mkdir(parents=True)
@@ -223,28 +244,19 @@ def _ended(owner: dict[str, Any]) -> bool:
 
 
 def _lives(pid: int, born: str | None) -> bool:
-    """Whether process `pid` is there, is the one that was born then, and is more than a corpse."""
+    """Whether process `pid` is there, and is the one that was born then."""
+    return _there(pid) and _born(pid) in (None, born)
+
+
+def _there(pid: int) -> bool:
+    """Whether there is a process `pid` that is more than a corpse."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass  # another user's
-    now = _born(pid)
-    return now is None or now == born
-
-
-@functools.cache
-def _machine() -> str:
-    """What must be the same for a process id to mean the same: the boot, and the namespace (a container has its own).
-
-    Names of hosts don't tell: containers may share theirs.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not on Linux
-        return socket.gethostname()
+    return _born(pid) != ""
 
 
 def _born(pid: int) -> str | None:

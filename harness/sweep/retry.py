@@ -7,15 +7,21 @@ harness's own settings name is called.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from harness.config import CONF, SWEEPS
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import config as settings_of
+from harness.config import CONF, PRECAUTIONS, SWEEPS, Config
 from harness.errors import UserError
 from harness.private import leaves
-from harness.record import Record, cell_id, read_study
+from harness.record import Precautions, Record, cell_id, read_study
 from harness.sweep import worker
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
@@ -31,11 +37,29 @@ def failed(study: Study) -> list[Record]:
     return [r for r in records if r.status in STATUSES and r.source is None and r.cell.name not in running]
 
 
-def retry(study: Study, records: Sequence[Record], data_root: str | None) -> list[Record]:
-    """Run the cells of `records` again; returns their new records.
+def changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `overrides` (KEY=VALUE) say of a cell's precautions, by their names; UserError if they can't be."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if key not in PRECAUTIONS or "=" not in override:
+            known = ", ".join(f"{key}=" for key in PRECAUTIONS)
+            raise UserError(f"{override} can't be: a cell is run again as it was recorded, but for {known}.")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*overrides]))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None
+    settings_of.check(config)
+    asked = settings_of.precautions(config)
+    return {PRECAUTIONS[key]: getattr(asked, PRECAUTIONS[key]) for key in keys}
 
-    Raises UserError before anything is run if one can't be. One that another process is running, or has just run, is
-    left to that, with a line on standard error.
+
+def retry(
+    study: Study, records: Sequence[Record], data_root: str | None, changed: dict[str, Any] | None = None
+) -> list[Record]:
+    """Run the cells of `records` again, with the precautions that they ran with but for the `changed` ones.
+
+    Returns their new records. Raises UserError before anything is run if one can't be. One that another process is
+    running, or has just run, is left to that, with a line on standard error.
     """
     for found in records:
         if (why := objection(found)) is not None:
@@ -46,7 +70,8 @@ def retry(study: Study, records: Sequence[Record], data_root: str | None) -> lis
     try:
         for found in records:
             try:
-                again = _run(study, found, data_root, progress)
+                precautions = dataclasses.replace(found.precautions, **changed or {})
+                again = _run(study, found, data_root, precautions, progress)
             except UserError as error:
                 print(f"{found.cell.name} is not run: {error}", file=sys.stderr)
             else:
@@ -56,14 +81,14 @@ def retry(study: Study, records: Sequence[Record], data_root: str | None) -> lis
     return done
 
 
-def _run(study: Study, found: Record, data_root: str | None, progress: Progress) -> Record:
+def _run(study: Study, found: Record, data_root: str | None, precautions: Precautions, progress: Progress) -> Record:
     """The new record of the cell of `found`; UserError if another process has the cell or has made one meanwhile."""
     with study.claim(found.cell) as claim:
         if study.recorded(found.cell) != found:
             raise UserError("another process has run it meanwhile.")
         progress.start(found.cell)
         try:
-            again = worker.run(found.cell, study, claim, data_root, progress.update)
+            again = worker.run(found.cell, study, claim, data_root, progress.update, precautions)
         finally:
             progress.clear()
         progress.end(again)

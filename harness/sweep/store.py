@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -68,11 +69,21 @@ class Study:
         return found
 
     def plan(self, cells: Iterable[Cell]) -> None:
-        """Add `cells` to what was planned, one sweep after another where several do."""
+        """Add `cells` to what was planned, one sweep after another where several do; tidy up after dead ones."""
         cells = list(cells)
-        with claim.hold(self._state / "planning", "The plan", patiently=True):
+        with claim.hold(self._state / "planning", "The plan", patiently=True) as held:
+            for path in self.left_behind(held.path.stat().st_mtime):
+                discard(path)
             known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
             record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
+
+    def left_behind(self, now: float | None = None) -> list[Path]:
+        """What dead processes had begun to write here, or to claim.
+
+        now: by the clock of the folder's file system; null for this machine's.
+        """
+        folders = (self.folder, self._state, self._state / "running")
+        return claim.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
         """Remove all that there is of the cell `name`, the plan included; returns the files that are gone."""
@@ -80,7 +91,10 @@ class Study:
         for path in self.files(name):
             path.unlink(missing_ok=True)
             gone.append(path)
-        shutil.rmtree(self._checkpoints(name), ignore_errors=True)
+        for path in self.left_behind():
+            if path.name.startswith(f".{name}."):
+                discard(path)
+        discard(self._checkpoints(name))
         with claim.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:
@@ -114,6 +128,14 @@ class Study:
 
     def _claim(self, cell: Cell) -> Path:
         return self._state / "running" / cell.name
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def begun(results: Path) -> list[str]:

@@ -27,6 +27,8 @@ def study(results: Path, name: str) -> tuple[int, list[str]]:
         Study(results, name).planned()
     except UserError as error:
         problems.append(str(error))
+    for path in Study(results, name).left_behind():
+        problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it, or you may.")
     return len(paths), problems
 
 

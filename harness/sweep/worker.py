@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from harness import env, private, record
 from harness.errors import UserError
-from harness.record import Cell, Failure, Record, SmallerBatches
+from harness.record import Cell, Failure, Precautions, Record, SmallerBatches
 from harness.sweep import oom
 from harness.sweep.claim import Claim, Held
 from harness.sweep.server import Server
@@ -97,20 +97,17 @@ def run(
     claim: Claim,
     data_root: str | None,
     on_event: Callable[[dict], None],
+    precautions: Precautions | None = None,
     warn: bool = False,
-    timeout: float | None = None,
-    save_every: int | None = None,
-    on_oom: bool = False,
 ) -> Record:
     """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
-    warn: whether to say so if others use this machine. timeout: seconds after which the job is ended, and the cell
-    recorded as failed. save_every: steps between checkpoints; null for none. on_oom: whether a cell that runs out of
-    memory is run again in smaller micro-batches.
+    warn: whether to say so if others use this machine.
 
     Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
     written.
     """
+    precautions = precautions or Precautions()
     path, log = study.path(cell).absolute(), study.log(cell)
     request = {
         "cell": dataclasses.asdict(cell),
@@ -119,7 +116,7 @@ def run(
         "data_root": _absolute(data_root),
         "warn": warn,
         "checkpoints": str(study.checkpoints(cell).absolute()),
-        "save_every": save_every,
+        "precautions": dataclasses.asdict(precautions),
     }
     if warn:
         _warn_of_load()
@@ -141,9 +138,9 @@ def run(
         started, clock, reason = datetime.now(UTC), time.monotonic(), None
         asked = request | {"smaller_batches": None if smaller is None else dataclasses.asdict(smaller)}
         try:
-            code = _converse(asked, stderr, follow, claim, timeout)
+            code = _converse(asked, stderr, follow, claim, precautions.timeout)
         except _Overdue:
-            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
+            reason = f"The cell was ended: it took longer than timeout={precautions.timeout:g} seconds."
         if last["phase"] != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
             if claim.lost:
                 raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
@@ -155,16 +152,17 @@ def run(
                 seconds=time.monotonic() - clock,
                 environment=env.describe(),
                 failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(code, log)),
+                precautions=precautions,
                 smaller_batches=smaller,
             )
             record.write(failed, path)
         return record.read(path)
 
-    smaller = oom.to_begin_with(study.recorded(cell)) if on_oom else None
+    smaller = oom.to_begin_with(study.recorded(cell)) if precautions.on_oom else None
     try:
         with open(log, "wb") as stderr:
             found = attempt(smaller, stderr)
-            while on_oom and (smaller := oom.smaller(found)) is not None:
+            while precautions.on_oom and (smaller := oom.smaller(found)) is not None:
                 _warn(f"{cell.name} ran out of memory; again with {smaller.batch_size} sequences a micro-batch.")
                 found = attempt(smaller, stderr)
     except UserError:

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 
 import pytest
-from test_kills import CELLS, results, start, whole
+from grid import CELLS, finish, results, start, study_in, whole
 
 pytestmark = pytest.mark.faults
 
 SWEEPS = 8
 
 
-def test_eight_sweeps_on_one_folder_run_each_cell_once(tmp_path):
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    sweeps = [start(folder) for _ in range(SWEEPS)]
-    told = []
-    for sweep in sweeps:
-        _, words = sweep.communicate(timeout=600)
-        assert sweep.returncode == 0, words
-        told.append(words)
+def test_eight_sweeps_on_one_folder_run_each_cell_once(tmp_path, calm):
+    begun = time.monotonic()
+    sweeps = [start(tmp_path / "shared") for _ in range(SWEEPS)]
+    told = [finish(sweep) for sweep in sweeps]
     ran = [Counter(re.findall(r"\] (\S+) ok in ", words)) for words in told]
     total = sum(ran, Counter())
     assert len(total) == CELLS
     assert set(total.values()) == {1}, "a cell was run twice"
-    study = folder / "results" / "kills"
-    assert len(whole(study)) == CELLS
-    assert not list((study / ".harness" / "running").iterdir()), "a claim was left behind"
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    sweep = start(alone)
-    _, words = sweep.communicate(timeout=300)
-    assert sweep.returncode == 0, words
-    assert results(study) == results(alone / "results" / "kills")
-    print(f"{SWEEPS} sweeps ran {[sum(own.values()) for own in ran]} of {CELLS} cells.")
+    assert len(whole(tmp_path / "shared")) == CELLS
+    study = study_in(tmp_path / "shared")
+    assert not list((study.folder / ".harness" / "running").iterdir()), "a claim was left behind"
+    assert results(tmp_path / "shared") == calm.results
+    shares = [sum(own.values()) for own in ran]
+    print(f"\n{SWEEPS} sweeps ran {shares} of {CELLS} cells: {time.monotonic() - begun:.0f} s.")

@@ -5,35 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pandas as pd
 import pytest
-
-from harness import record
-from harness.config import ROOT
+from grid import CELLS, finish, results, start, study_in, whole
 
 pytestmark = pytest.mark.faults
 
 KILLS = 50
+AT_ONCE = 2  # folders in which sweeps are killed, so that two cores have something to do
 SEED = 20260
-GRID = (
-    *("sweep", "study=kills", "model=tiny", "rank=8", "train.precision=fp32", "train.max_steps=4"),
-    *("train.batch_size=2", "train.validation_items=4", "+data.load.train=64", "+data.load.validation=8"),
-    *("eval=facts", "eval.limit=4", "infer.repeats=0", "method=full,lora,galore", "seed=0,1,2,3,4,5,6,7"),
-)
-CELLS = 24
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "harness", *GRID]
-    return subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+FAMILY = ("sweep", "holder", "job")
 
 
 def family(pid: int) -> list[int]:
@@ -48,87 +33,73 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def whole(study: Path) -> dict[str, bytes]:
-    """The bytes of each finished record; every file of that name must be a whole one, with its items beside it."""
-    found = {}
-    for path in study.glob("*.json"):
-        read = record.read(path)
-        if read.status == "ok":
-            items = pd.read_parquet(path.with_suffix(".items.parquet"))
-            assert len(items) == 2 * read.scores[0].n  # two metrics
-            found[path.name] = path.read_bytes()
-        else:
-            assert read.status == "failed", read.failure
-            assert "killed by SIGKILL" in read.failure.reason
-    return found
+def lives(pid: int) -> bool:
+    """Whether `pid` is still one of ours, and not a corpse."""
+    try:
+        return b"harness" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
-def results(study: Path) -> dict[str, tuple]:
-    """What each cell found, without what a clock or a meter said."""
-    records, problems = record.read_study(study)
-    assert problems == []
-    return {
-        r.cell.name: (
-            r.status,
-            [(point.step, point.loss, point.grad_norm) for point in r.train.loss],
-            r.train.batches,
-            r.validation,
-            r.scores,
-            pd.read_parquet(study / f"{r.cell.name}.items.parquet").to_csv(),
-        )
-        for r in records
-    }
+def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -> Counter:
+    """Kill sweeps in folders below `folder`, a new one when all cells are done; what was killed how often.
 
-
-def test_fifty_kills_leave_the_results_of_an_undisturbed_run(tmp_path):
-    drawn = random.Random(SEED)
-    kills = rounds = lost = 0
-    victims = [0, 0, 0]  # the sweep, the holder, the job
-    while kills < KILLS:
-        folder = tmp_path / str(rounds)
-        folder.mkdir()
-        study, finished = folder / "results" / "kills", {}
-        rounds += 1
-        while kills < KILLS:
-            sweep = start(folder)
-            # Most of a start is imports: from where they end, up to what a few cells take.
-            until = time.monotonic() + drawn.uniform(0.5, 14)
+    A kill comes at any time from a sweep's start to its fifth cell.
+    """
+    told: Counter = Counter()
+    while sum(told[member] for member in FAMILY) < kills:
+        place = folder / str(told["rounds"])
+        told["rounds"] += 1
+        folder.mkdir(exist_ok=True)
+        finished, started = {}, set()
+        while sum(told[member] for member in FAMILY) < kills:
+            sweep = start(place)
+            until = time.monotonic() + drawn.uniform(0, calm.before + 5 * calm.a_cell)
             while time.monotonic() < until and sweep.poll() is None:
-                time.sleep(0.02)
+                time.sleep(0.01)
             if sweep.poll() is not None:
                 break  # all cells are done
             members = family(sweep.pid)
-            at = drawn.randrange(len(members[:3]))
+            started.update(members)
+            at = drawn.randrange(len(members[: len(FAMILY)]))
             try:
                 os.kill(members[at], signal.SIGKILL)
+                told[FAMILY[at]] += 1
             except ProcessLookupError:
-                lost += 1  # it ended in this moment
-                members = [sweep.pid]
-            else:
-                kills += 1
-                victims[at] += 1
-            if at == 0:
-                sweep.wait()
-            else:
+                pass  # it ended in this moment
+            if at:
                 # The sweep records what it lost and goes on; it is stopped in turn, and continued by the next start.
-                time.sleep(drawn.uniform(0, 1))
+                time.sleep(drawn.uniform(0, calm.a_cell))
+                started.update(family(sweep.pid))
                 sweep.kill()
-                sweep.wait()
-            now = whole(study)
+            sweep.communicate()
+            now = whole(place)
             assert {name: now.get(name) for name in finished} == finished, "a finished record is lost or changed"
+            told["in a cell"] += len(members) == len(FAMILY)
             finished = now
-        last = start(folder)
-        _, words = last.communicate(timeout=300)
-        assert last.returncode == 0, words
-        now = whole(study)
+        words = finish(start(place))
+        now = whole(place)
         assert {name: now[name] for name in finished} == finished
+        assert f"{CELLS} cells, {len(finished)} recorded, {CELLS - len(finished)} to run." in words
         assert len(now) == CELLS
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    calm = start(undisturbed)
-    _, words = calm.communicate(timeout=300)
-    assert calm.returncode == 0, words
-    expected = results(undisturbed / "results" / "kills")
-    for number in range(rounds):
-        assert results(tmp_path / str(number) / "results" / "kills") == expected
-    print(f"{kills} kills (sweep, holder, job: {victims}) in {rounds} rounds of {CELLS} cells; {lost} came too late.")
+        assert not [pid for pid in started if lives(pid)], "a process outlived its sweep"
+        assert study_in(place).left_behind() == [], "something half written was left"
+        assert results(place) == calm.results
+        told["cells"] += CELLS
+    return told
+
+
+def test_fifty_kills_leave_the_results_of_an_undisturbed_run(tmp_path, calm):
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        each = [
+            threads.submit(kill_again_and_again, tmp_path / str(i), KILLS // AT_ONCE, random.Random(SEED + i), calm)
+            for i in range(AT_ONCE)
+        ]
+        told = sum((one.result() for one in each), Counter())
+    of = ", ".join(f"{told[member]} of the {member}" for member in FAMILY)
+    assert sum(told[member] for member in FAMILY) == KILLS
+    print(
+        f"\n{KILLS} kills ({of}; {told['in a cell']} while a cell ran), each followed by a resume, in {told['rounds']} "
+        f"sweeps with {told['cells']} cells in all: {time.monotonic() - begun:.0f} s."
+    )
