@@ -20,6 +20,7 @@ from harness.record import STUDY_NAME
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
+ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")  # each is also the name of its package
 
 
@@ -233,6 +234,12 @@ def check(config: DictConfig) -> None:
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
         raise UserError("eval.fewshot_as_multiturn=true can't be without a conversation: set eval.chat_template=true.")
     one_of("save", config.save, ["none", "adapter", "merged"])
+    start = OmegaConf.select(config, "method.adapt.init_lora_weights")
+    if config.save == "adapter" and isinstance(start, str) and start not in ADDED:
+        raise UserError(
+            f"save=adapter can't be with init_lora_weights={start}, which changes the base before it adapts that: the "
+            "adapter alone would not give the model back; take save=merged."
+        )
     if config.tracker is not None:
         one_of("tracker", config.tracker, TRACKERS)
         if find_spec(config.tracker) is None:

@@ -1,7 +1,7 @@
 """Scores a recorded cell on further tasks, by the weights that were saved of it, and adds that to its record.
 
-The model is made as it was when the cell was scored first: an adapter on the same base, merged where that is exact, in
-the same precision and with the same speed-ups. Scores and items are added together or not at all.
+The model is made as it was when the cell was scored first: an adapter on the same base, merged if it was then, in the
+same precision and with the same speed-ups. Scores and items are added together or not at all.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
-from torch import nn
 
 from harness import card, env, private, record
 from harness.errors import UserError, about_file
-from harness.job import attention, device, merge, model, ready, saved, score, vllm_engine
+from harness.job import attention, device, model, ready, saved, score, vllm_engine
 from harness.job.meter import Meter
 from harness.record import Record, Scoring
 
@@ -88,7 +87,9 @@ def _score(
     layout, _ = attention.layout(net, asked["speedups"], tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
-    net = _as_scored(net)
+    if isinstance(net, PeftModel) and found.merge.merged:
+        net = net.merge_and_unload(safe_merge=True)
+        model.forget_adapters(net)
     report({"phase": "score"})
     with meter.window("score") as memory, meter.live(memory) as see:
         see([*net.parameters(), *net.buffers()])
@@ -106,15 +107,6 @@ def _score(
     names = list(tasks.by_name)
     made = Scoring(names, started.isoformat(timespec="seconds"), settings, environment, meter.phases)
     _add(found, path, tasks, scores, items, made)
-
-
-def _as_scored(net: nn.Module) -> nn.Module:
-    """`net` with its adapter folded in, if it has one, unless its base is quantised: as a cell is scored."""
-    if not isinstance(net, PeftModel) or merge.quantised(net):
-        return net
-    merged = net.merge_and_unload(safe_merge=True)
-    model.forget_adapters(merged)
-    return merged
 
 
 def _add(

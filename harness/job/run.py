@@ -311,7 +311,7 @@ class _Job:
             self._net = weakref.ref(net)
             result.disk = Disk(adapter, disk.weights(net))
         if form in ("merged", "model"):
-            self._save(net, form, result)
+            self._save(net, "adapter" if isinstance(net, PeftModel) else form, result)
         if result.train is not None:
             self._infer("serve", net, ["merged"], result)
         return net

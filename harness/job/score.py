@@ -126,7 +126,7 @@ class Tasks:
             if not _means(task):
                 raise UserError(
                     f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n "
-                    f"({', '.join(task.aggregation())}); for the loss on plain text there is eval.tasks=[plain_text]."
+                    f"({', '.join(task.aggregation())}); eval.tasks=[plain_text] has a loss of each passage."
                 )
         return loaded
 

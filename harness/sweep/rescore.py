@@ -98,8 +98,8 @@ def _objection(study: Study, found: Record) -> str | None:
     if _tuned(found):
         if study.weights(found) is None:
             return f"it has no saved weights; {study.anew(found)} with save=adapter trains it anew"
-        if found.saved.form == "merged" and "quantization_config" in found.cell.settings["method"]["load"]:
-            return "merged, a quantised model is not the one that was scored; save=adapter keeps that one"
+        if found.saved.form == "merged" and not found.merge.merged:
+            return "merged, as it is saved, it is not the model that was scored; save=adapter keeps that one"
     problems = verify.check(study.path(found.cell))
     return problems[0].rstrip(".") if problems else None
 
