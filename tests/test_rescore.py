@@ -7,7 +7,7 @@ import os
 
 import pandas as pd
 import pytest
-from job_helpers import run_claimed, tiny
+from job_helpers import no_peak, run_claimed, tiny  # noqa: F401
 from records import make_record, sound
 
 from harness import card, record
@@ -192,6 +192,17 @@ def test_a_task_is_scored_again_only_when_told(study):
     assert [name.partition("-")[0] for name in asked(study, "lora", tasks=["gsm8k"])[1].known] == ["lora", "base"]
     assert asked(study, "lora", tasks=["gsm8k", "facts"])[0] == [("lora", ["facts"]), ("base", ["facts"])]
     assert asked(study, "lora", tasks=["gsm8k"], replace=True)[0] == [("lora", ["gsm8k"]), ("base", ["gsm8k"])]
+
+
+def test_what_a_dead_process_left_is_settled_and_a_live_ones_is_not(study):
+    (path,) = study.folder.glob("lora-*.json")
+    record.write(read(path), record.pending(path))
+    with study.claim(read(path).cell):
+        asked(study, "demo")
+        assert record.pending(path).exists()
+    asked(study, "demo")
+    assert not record.pending(path).exists()
+    assert verify.check(path) == []
 
 
 def test_weights_that_were_changed_are_not_scored(study):

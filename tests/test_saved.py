@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import tiny
+from job_helpers import no_peak, tiny  # noqa: F401
 from peft import PeftModel
 from records import make_record, sound
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig

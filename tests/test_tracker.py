@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from job_helpers import tiny
+from job_helpers import no_peak, tiny  # noqa: F401
 
 from harness import config
 from harness.errors import UserError

@@ -535,7 +535,7 @@ def _means(record: Record, task: str) -> dict[str, str]:
     settings = (later.settings if later else _slot(record, "eval")) or {}
     facts = ran_with(replace(record, environment=later.environment) if later else record)
     told = {name: facts.get(name) for name in ("device", "precision", "torch", "transformers", "peft", "lm_eval")}
-    told |= {name: _text(settings.get(name)) for name in ("engine", *CHAT)}
+    told |= {"engine": settings.get("engine", "auto")} | {name: _text(settings.get(name)) or "not set" for name in CHAT}
     return {name: value for name, value in told.items() if value is not None}
 
 

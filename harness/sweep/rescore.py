@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import record
 from harness.errors import UserError
 from harness.record import Record, RecordError, read_study
 from harness.sweep import verify, worker
@@ -68,8 +67,7 @@ def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Ask
             study, cell = found.study, found.name
             if not found.record.is_file():
                 raise UserError(f"{found} has no record yet; there is nothing to score.")
-        for path in study.folder.glob("*.json.scored"):  # hidden ones
-            record.settle(path.with_name(path.name.removeprefix(".").removesuffix(".scored")))
+        study.settle()
         records, problems = read_study(study.folder)
         asked.refused += [problem for problem in problems if problem not in asked.refused]
         wanted = [r for r in records if cell in (None, r.cell.name)]

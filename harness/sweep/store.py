@@ -65,6 +65,13 @@ class Study:
             raise UserError(f"{path} holds another cell under this name; move it out of the study's folder.")
         return found
 
+    def settle(self) -> None:
+        """End what was left by processes that died while they added scores to a record."""
+        running = self.running()
+        for path in sorted(self.folder.glob("*.json")):
+            if path.stem not in running:
+                record.settle(path)
+
     def anew(self, found: Record) -> str:
         """How the cell of a record is trained once more, as the beginning of a clause."""
         where = "" if self._results == Path("results") else f" --results-dir {self._results}"
