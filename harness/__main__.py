@@ -44,6 +44,9 @@ usage: python -m harness COMMAND [...]
   status [--study NAME] [--watch]        what is done, running, failed, left; --watch redraws it as it changes
   logs CELL [--follow]                   what a cell printed; CELL is a name or an id, the beginning of one, STUDY/CELL
   diff CELL CELL                         what differs between two cells: settings, environment, results
+  score STUDY|CELL... --tasks a,b [--limit N] [--num-fewshot N] [--replace]
+                                         score cells on further tasks by their saved weights, without training
+  push CELL REPO [--public]              upload a cell's saved weights and their card to the hub
   retry --failed [--data-root DIR] [timeout=S] [train.save_every=N] [retry.on_oom=true]
                                          run again what failed, diverged or ran out of memory
   rm CELL [--yes]                        remove all that there is of a cell; asks first
@@ -86,6 +89,10 @@ def main(arguments: list[str]) -> int:
             return logs(rest)
         if command == "diff":
             return diff(rest)
+        if command == "score":
+            return score(rest)
+        if command == "push":
+            return push(rest)
         if command == "retry":
             return retry(rest)
         if command == "rm":
@@ -119,7 +126,7 @@ def table(arguments: list[str]) -> int:
     parser = _table_parser("table", "Render the comparison table of a study from its records.")
     parser.add_argument(
         "--columns",
-        type=lambda text: [name.strip() for name in text.split(",")],
+        type=_listed,
         metavar="IDS",
         help="show these columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a "
         "value, an unknown one lists them",
@@ -368,6 +375,61 @@ def diff(arguments: list[str]) -> int:
     return 0
 
 
+def score(arguments: list[str]) -> int:
+    """Score recorded cells, and the untuned ones beside them, on further tasks; 1 if one could not be."""
+    does = "Score cells on further tasks by their saved weights, and the untuned models that they are compared with."
+    parser = _parser("score", does)
+    parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one as CELL elsewhere")
+    parser.add_argument("--tasks", required=True, type=_listed, metavar="NAMES", help="lm-eval's, such as mmlu,gsm8k")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="a seeded sample of N items a task (default: all)")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="(default: as the cell was scored with)")
+    parser.add_argument("--chat-template", action="store_true", help="put questions in the tokenizer's template")
+    parser.add_argument("--fewshot-as-multiturn", action="store_true", help="and each example as a message of its own")
+    parser.add_argument("--system-instruction", metavar="TEXT", help="said before every question")
+    parser.add_argument("--unsafe-code", action="store_true", help="run what a model writes, where a task does that")
+    parser.add_argument("--replace", action="store_true", help="score again what a cell was scored on already")
+    parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    options = parser.parse_args(arguments)
+    if options.fewshot_as_multiturn and not options.chat_template:
+        raise UserError("--fewshot-as-multiturn can't be without a conversation: add --chat-template.")
+    settings = {"limit": options.limit, "num_fewshot": options.num_fewshot}
+    given = ("batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction", "unsafe_code")
+    settings |= {name: value for name in given if (value := getattr(options, name))}
+
+    from harness.sweep import rescore
+
+    names = _studies(options)
+    asked = rescore.plan(options.results_dir, names, options.cells, options.tasks, options.replace)
+    if asked.known:
+        print(f"Scored already, --replace scores them again: {', '.join(asked.known)}.", file=sys.stderr)
+    text = options.format == "text"
+    done = rescore.score(asked, settings, options.data_root, print if text else lambda line: None)
+    if not text:
+        _print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in done])
+    _complain(asked.refused)
+    return int(bool(asked.refused))
+
+
+def push(arguments: list[str]) -> int:
+    """Upload the saved weights of a cell to the hub."""
+    parser = _cell_parser("push", "Upload a cell's saved weights and their card to the hub.", "cell")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; made, and private, if it is not there")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    options = parser.parse_args(arguments)
+
+    from harness.sweep.push import push as upload
+
+    found = _find(options, options.cell)
+    url = upload(found, options.repo, options.public)
+    if options.format == "json":
+        _print_json({"study": found.study.name, "cell": found.name, "url": url})
+    else:
+        print(url)
+    return 0
+
+
 def retry(arguments: list[str]) -> int:
     """Run again the cells of one study or all that broke; 1 if one did not end as ok."""
     parser = _cell_parser("retry", "Run cells again from their records, without the command that asked for them.")
@@ -461,6 +523,16 @@ def doctor(arguments: list[str]) -> int:
     facts = look.examine(options.results_dir, options.data_root)
     print("\n".join(look.lines(facts)))
     return int(look.obstacle(facts) is not None)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} can't be: it must be a whole number, 1 or more")
+    return int(text)
 
 
 def _table_parser(command: str, description: str) -> argparse.ArgumentParser:

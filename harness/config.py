@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from harness.record import STUDY_NAME, Precautions
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
+ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")  # each is also the name of its package
 
 
 @dataclass
@@ -82,6 +85,9 @@ class Eval:
 
     num_fewshot: null leaves each task its own; seed: of the sample of items, the same for every cell.
     engine: ``auto`` scores the model where it is, as it was trained; ``vllm`` saves it and has vLLM answer (CUDA).
+    chat_template: put each question as a message, in the tokenizer's own template; fewshot_as_multiturn: each example
+    as a message and its answer, instead of all in one. system_instruction: said before every question.
+    unsafe_code: score tasks that run what the model writes (humaneval), on this machine.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -90,6 +96,10 @@ class Eval:
     batch_size: int = 16
     seed: int = 0
     engine: str = "auto"
+    chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+    unsafe_code: bool = False
 
 
 @dataclass
@@ -151,6 +161,9 @@ class Config:
     """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against.
 
     timeout: seconds that a cell may take (null: as long as it does); one that hangs is ended then, and recorded.
+    save: what is kept of tuned weights, beside the record: ``none``, the ``adapter``, or the model with it ``merged``;
+        of a method without adapters either is the whole model. tracker: one of TRACKERS, which is told how training
+        goes (null: none). Both change no result, so they are no part of a cell.
     """
 
     method: Method = field(default_factory=Method)
@@ -170,6 +183,8 @@ class Config:
     data_root: str | None = None
     speedups: str = "auto"
     timeout: float | None = None
+    save: str = "none"
+    tracker: str | None = None
 
 
 # What a cell can be run again with in place of what it ran with.
@@ -234,6 +249,19 @@ def check(config: DictConfig) -> None:
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("speedups", config.speedups, ["auto", "off"])
     one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
+    if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
+        raise UserError("eval.fewshot_as_multiturn=true can't be without a conversation: set eval.chat_template=true.")
+    one_of("save", config.save, ["none", "adapter", "merged"])
+    start = OmegaConf.select(config, "method.adapt.init_lora_weights")
+    if config.save == "adapter" and isinstance(start, str) and start not in ADDED:
+        raise UserError(
+            f"save=adapter can't be with init_lora_weights={start}, which changes the base before it adapts that: the "
+            "adapter alone would not give the model back; take save=merged."
+        )
+    if config.tracker is not None:
+        one_of("tracker", config.tracker, TRACKERS)
+        if find_spec(config.tracker) is None:
+            raise UserError(f"tracker={config.tracker} is not installed: pip install {config.tracker}.")
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])

@@ -1,8 +1,8 @@
 """The record: the one file that a cell leaves behind, and the only contract between running and comparing.
 
 A record is one JSON file, typed, versioned and complete, also when the cell failed. Beside it lie the
-items that were scored (``NAME.items.parquet``) and the full log (``NAME.log``). Standard library only,
-so that tables can be made on a machine without torch.
+items that were scored (``NAME.items.parquet``), the full log (``NAME.log``) and, where that was asked for, the tuned
+weights (``NAME/``). Standard library only, so that tables can be made on a machine without torch.
 
 Units: bytes, seconds, tokens. What was not measured is ``null``; there are no sentinels.
 """
@@ -19,6 +19,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import socket
 import types
 import typing
@@ -34,6 +35,8 @@ TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")  # the nam
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
 
+CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
+CARD = "README.md"
 
 # Text in which a number may be beyond a float's range, or a string end in half of a pair; few records have any.
 # Patterns that begin with one letter are searched for ten times as fast as those with a choice.
@@ -331,6 +334,33 @@ class Precautions:
 
 
 @dataclass
+class Saved:
+    """Tuned weights that were saved beside the record, as peft and transformers read them.
+
+    form: an ``adapter``, the ``merged`` model, or the ``model`` of a method that has no adapter.
+    files: the SHA-256 of each by its path in the folder, but for README.md: a model card may be edited.
+    """
+
+    form: Literal["adapter", "merged", "model"]
+    files: dict[str, str]
+
+
+@dataclass
+class Scoring:
+    """A scoring after the cell had ended (`harness score`), of its saved weights or, if it is untuned, its base.
+
+    tasks: those of the record's scores that are of it. settings: as `eval` in a cell's; environment, phases: as in a
+    record. started: in UTC.
+    """
+
+    tasks: list[str]
+    started: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    phases: dict[str, Phase]
+
+
+@dataclass
 class Source:
     """Whose measurements an imported record holds.
 
@@ -366,6 +396,8 @@ class Record:
     scores: list[Score] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
     items_sha256: str | None = None  # of NAME.items.parquet; null without one, and in records from before it was taken
+    saved: Saved | None = None  # null where no weights were kept; its folder may have been removed since
+    rescored: list[Scoring] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     source: Source | None = None  # of a record that was imported; null for what the harness ran
     schema: int = SCHEMA
@@ -428,7 +460,29 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # a read-only folder, in which there is none
             made.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems sync no folders
-        _sync_folder(path.parent)
+        _sync(path.parent)
+
+
+def place(made: Path, folder: Path) -> None:
+    """Put the folder `made` into the place of `folder`, synced; what was there goes. An OSError names `folder`."""
+    gone = _aside(folder, "old")
+    with naming(folder):
+        for path in (*made.rglob("*"), made):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(gone, ignore_errors=True)
+            os.rename(folder, gone)
+        os.rename(made, folder)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def beginnings(path: Path) -> list[Path]:
+    """Where folders that belong to the record at `path` are made, or were left by a process that died meanwhile."""
+    return [_aside(model_folder(path), kind) for kind in ("tmp", "old")]
+
+
+def _aside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{kind}")
 
 
 def temporary(path: Path) -> Path:
@@ -470,12 +524,40 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, words, str(path)) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def model_folder(path: Path) -> Path:
+    """Where the weights lie that belong to the record at `path`."""
+    return path.with_suffix("")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """As `Saved.files`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: sha256(path) for name, path in named.items() if name != CARD}
+
+
+def pending(path: Path) -> Path:
+    """Where what will be the record at `path` waits until the items that it was written with are in place."""
+    return path.with_name(f".{path.name}.scored")
+
+
+def settle(path: Path) -> None:
+    """End what a process left that died between putting new items and the new record at `path` into place."""
+    waiting, items = pending(path), path.with_suffix(".items.parquet")
+    if not waiting.exists():
+        return
+    if items.exists() and read(waiting).items_sha256 == sha256(items):
+        os.replace(waiting, path)
+    else:
+        waiting.unlink()
 
 
 def sha256(path: Path) -> str:
@@ -523,8 +605,14 @@ def read_study(folder: Path) -> tuple[list[Record], list[str]]:
 
 
 def studies(results: Path) -> list[str]:
-    """Names of the studies below `results`: folders, at any depth, that hold a JSON file. Hidden ones don't count."""
-    folders = {path.parent.relative_to(results) for path in results.rglob("*.json")}
+    """Names of the studies below `results`: folders, at any depth, that hold a JSON file.
+
+    Neither hidden ones nor saved models count.
+    """
+    found = list(results.rglob("*.json"))
+    configured = {path.parent for path in found if path.name in CONFIGS}
+    models = {folder for folder in configured if any(folder.glob("*.safetensors"))}
+    folders = {path.parent.relative_to(results) for path in found if path.parent not in models}
     return sorted(f.as_posix() for f in folders if f.parts and not any(part.startswith(".") for part in f.parts))
 
 

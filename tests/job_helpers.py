@@ -34,6 +34,14 @@ DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU) is not there")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_peak():
+    """Cells of the module that imports this don't measure the device's matmul peak, which takes most of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "matmul_peak", lambda device, dtype: 1e10)
+        yield
+
+
 def tiny(*overrides: str) -> Cell:
     """A cell on the tiny model: 3 steps of 2 word problems, 4 questions on facts, unless `overrides` say otherwise."""
     return composed(*TINY, *overrides)

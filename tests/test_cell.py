@@ -83,6 +83,18 @@ def test_how_often_it_is_saved_and_what_is_done_when_it_fails_is_no_part_of_a_ce
         assert cell("method=base", other) == cell("method=base")
 
 
+def test_settings_that_came_later_leave_the_ids_of_recorded_cells(cell):
+    assert cell("method=lora").id.startswith("54107c5c8488")
+    assert cell("method=base").id.startswith("972018f19c67")
+    chat = ("eval.chat_template", "eval.fewshot_as_multiturn", "eval.unsafe_code")
+    typed = [f"{name}=false" for name in chat] + ["eval.system_instruction=null", "save=none", "tracker=null"]
+    assert cell("method=lora", *typed) == cell("method=lora")
+    for asked in (["chat_template=true"], ["chat_template=true", "fewshot_as_multiturn=true"], ["unsafe_code=true"]):
+        assert cell("method=lora", *(f"eval.{one}" for one in asked)).id != cell("method=lora").id
+    with pytest.raises(UserError, match=r"set eval\.chat_template=true"):
+        cell("method=lora", "eval.fewshot_as_multiturn=true")
+
+
 def test_the_architecture_is_no_part_of_a_cell(cell):
     shipped = cell("method=lora", "model=llama_3_2_1b")
     assert "architecture" not in shipped.settings["model"]

@@ -9,7 +9,7 @@ from records import ENVIRONMENT, make_record, make_score, make_study, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import Failure, SmallerBatches, Source, read_study, write
+from harness.record import Failure, Scoring, SmallerBatches, Source, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.table import comparison
 
@@ -500,6 +500,25 @@ def test_resumed_training():
     )
     assert findings(records)[0].cells == (dora,)
     assert f"Warning: {sentence[0].lower()}{sentence[1:]}" in comparison(records).caption
+
+
+def test_tasks_that_were_scored_later_by_other_means():
+    records = study()
+    for record in records:
+        record.scores.append(make_score(task="arc_easy", filter="none"))
+        settings = {"tasks": ["arc_easy"], "limit": 200}
+        record.rescored = [Scoring(["arc_easy"], record.started, settings, dict(record.environment), {})]
+    assert told(records) == []
+    later = [record.rescored[0] for record in of(records, "dora")]
+    later[0].environment["precision"] = "fp32"
+    later[1].settings["chat_template"] = True
+    sentence = told(records, "rescored")
+    assert sentence.startswith("arc_easy was scored by unequal means: precision bf16, chat_template not set in base, ")
+    assert "; precision fp32, chat_template not set in dora-lr0.0002-s0;" in sentence
+    assert sentence.endswith("precision bf16, chat_template true in dora-lr0.0002-s1.")
+    for record in of(records, "dora"):
+        record.rescored = []  # with the cell itself, by the same means
+    assert told(records) == []
 
 
 def test_smaller_micro_batches_than_asked_for():

@@ -237,6 +237,7 @@ def hostile(cell, **changed):
         ({"data__prompt": "${oc.env:HF_TOKEN}"}, "is to be interpolated"),
         ({"model__trust_remote_code": True}, "to be trusted"),
         ({"model__use_safetensors": False}, "to be trusted"),
+        ({"eval__unsafe_code": True}, "code that a model writes"),
         ({"method__load": {"dtype": "float32", "use_kernels": True}}, "use_kernels"),
         ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code of the hub"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import datasets
 import lm_eval
 import pandas as pd
@@ -12,7 +15,7 @@ from job_helpers import DATA, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import UserError
-from harness.job import score
+from harness.job import run, score
 from harness.job.score import Tasks, stratified
 
 
@@ -154,6 +157,40 @@ def test_every_cell_is_shown_the_same_examples():
     assert first == again
 
 
+# How a question is put
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def put(bench, tokenizer, **asked):
+    """What the model reads before its first answer."""
+    tasks = Tasks(settings("wordmath", limit=2, num_fewshot=2) | asked, None)
+    tasks.build()
+    score.score(bench.net, tokenizer, tasks, 2, None)
+    return tasks.leaves["wordmath"].instances[0].args[0]
+
+
+def test_questions_are_put_as_asked(bench):
+    chat = copy.deepcopy(bench.tokenizer)
+    chat.chat_template = TEMPLATE
+    plain, brief = put(bench, chat), put(bench, chat, system_instruction="Be brief.")
+    assert brief == f"Be brief.{plain}"
+    one = put(bench, chat, chat_template=True)
+    assert one == f"<user>{plain}<assistant>"
+    turns = put(bench, chat, chat_template=True, fewshot_as_multiturn=True, system_instruction="Be brief.")
+    assert turns.startswith("<system>Be brief.<user>Question:")
+    assert [turns.count(f"<{role}>") for role in ("system", "user", "assistant")] == [1, 3, 3]
+
+
+def test_a_tokenizer_without_a_template_is_refused(bench):
+    score.check_template(settings("facts"), bench.tokenizer)
+    with pytest.raises(UserError, match="has no chat template"):
+        run.check([tiny("eval.chat_template=true")], None)
+
+
 # Bad input, and stock tasks; reading lm-eval's index takes some seconds, once
 
 
@@ -171,6 +208,55 @@ def test_without_hub_and_data_root_the_remedy_is_said(offline, monkeypatch, tmp_
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(UserError, match=r"The data of the task gsm8k can't be had from the hub .*data_root="):
         Tasks(settings("gsm8k"), None)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A folder that holds a few made-up items in the layout of the hub's data sets of these names."""
+    root = tmp_path_factory.mktemp("hub")
+
+    def lay(name, **configs):
+        folder = root / name
+        folder.mkdir(parents=True)
+        card = "---\nconfigs:\n"
+        for config, items in configs.items():
+            (folder / f"{config}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+            card += f"- config_name: {config}\n  data_files:\n"
+            card += "".join(
+                f"  - split: {split}\n    path: {config}.jsonl\n" for split in ("train", "validation", "test")
+            )
+        (folder / "README.md").write_text(f"{card}---\n")
+
+    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
+    questions = [{"question": f"Colour {i}?", "choices": choices, "answerKey": "AB"[i % 2]} for i in range(4)]
+    lay("allenai/ai2_arc", **{"ARC-Easy": questions, "ARC-Challenge": questions[:3]})
+    lay("EleutherAI/lambada_openai", default=[{"text": f"It was {i} and the end"} for i in range(3)])
+    lay("EleutherAI/wikitext_document_level", **{"wikitext-2-raw-v1": [{"page": "A page ."}]})
+    return root
+
+
+def test_any_stock_task_or_group_goes_by_its_name(bench, hub):
+    """Metrics that are means over items: lambada's perplexity is none."""
+    tasks = Tasks(settings("ai2_arc", "lambada_openai"), str(hub))
+    scores, items = score.score(bench.net, bench.tokenizer, tasks, 8, None)
+    found = [(s.task, s.metric, s.n) for s in scores]
+    assert found == [("ai2_arc", "acc", 7), ("ai2_arc", "acc_norm", 7), ("lambada_openai", "acc", 3)]
+    assert set(items["subject"]) == {"arc_easy", "arc_challenge", "lambada_openai"}
+
+
+def test_a_task_without_a_value_of_each_item_is_refused(hub):
+    with pytest.raises(UserError, match=r"wikitext measures a corpus, not items.*\(word_perplexity, .*plain_text"):
+        Tasks(settings("wikitext"), str(hub))
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "longproc"])
+def test_a_task_that_runs_code_is_refused_unless_that_is_asked_for(name, offline, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=rf"eval\.tasks={name} runs code that the model writes.*unsafe_code=true"):
+        Tasks(settings(name), None)
+    if name == "humaneval":  # then only its data is missing here
+        monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+        with pytest.raises(UserError, match="The data of the task humaneval can't be had"):
+            Tasks(settings(name) | {"unsafe_code": True}, str(tmp_path))
 
 
 @needs_data

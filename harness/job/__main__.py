@@ -1,8 +1,8 @@
 """python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
 
 A job answers one request by events (JSON lines) on the output. A request checks cells, predicts
-what they take, runs one, or asks what there is on this machine. Whatever libraries print goes to standard error, which
-is the cell's log.
+what they take, runs one, scores the weights of one again, or asks what there is on this machine. Whatever libraries
+print goes to standard error, which is the cell's log.
 """
 
 from __future__ import annotations
@@ -50,6 +50,13 @@ def main(request: dict[str, Any]) -> int:
                 report({"phase": "plan"} | event)
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
+        elif "tasks" in request:
+            from harness.job import ready, rescore
+
+            if "path" in request:
+                rescore.rescore(Path(request["path"]), request["tasks"], request["data_root"], report)
+            else:
+                ready.tasks(request["tasks"], request["data_root"])
         else:
             path, checkpoints = Path(request["path"]), request.get("checkpoints")
             run.run(
@@ -61,6 +68,8 @@ def main(request: dict[str, Any]) -> int:
                 checkpoints=None if checkpoints is None else Path(checkpoints),
                 precautions=decode(Precautions, request["precautions"]),
                 smaller=decode(SmallerBatches | None, request.get("smaller_batches")),
+                save=request.get("save", "none"),
+                tracker=request.get("tracker"),
             )
     except UserError as error:
         report({"refused": str(error)})

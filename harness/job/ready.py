@@ -32,8 +32,17 @@ class Ready:
 def of(settings: dict[str, Any], data_root: str | None) -> Ready:
     """What the settings of a cell need; UserError if its model, data or tasks can't be had."""
     parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
-    root = None if data_root is None else (data_root, data.state(data_root))
-    return _made(json.dumps(parts), model.state(settings["model"]), root, settings["method"]["optim"] is not None)
+    trained = settings["method"]["optim"] is not None
+    return _made(json.dumps(parts), model.state(settings["model"]), _root(data_root), trained)
+
+
+def tasks(settings: dict[str, Any], data_root: str | None) -> score.Tasks:
+    """The tasks of an evaluation; UserError if one can't be had, or is not for `settings`."""
+    return _tasks(json.dumps(settings), _root(data_root))
+
+
+def _root(data_root: str | None) -> tuple[str, str] | None:
+    return None if data_root is None else (data_root, data.state(data_root))
 
 
 @functools.lru_cache(HELD)
@@ -42,6 +51,7 @@ def _made(settings: str, model_state: str, root: tuple[str, str] | None, trained
     train = parts["train"]
     splits = _splits(json.dumps(parts["data"]), root)
     tokenizer = model.tokenizer(parts["model"])
+    score.check_template(parts["eval"], tokenizer)
 
     def encode(items: list[data.Item]) -> list[data.Example]:
         return data.encode_all(tokenizer, items, parts["data"]["prompt"], train["max_length"])

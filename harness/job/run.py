@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 
-from harness import env, private, record
+from harness import card, env, private, record
 from harness.errors import UserError, about_file
 from harness.job import (
     attention,
@@ -36,12 +36,14 @@ from harness.job import (
     optim,
     probe,
     ready,
+    saved,
     score,
     train,
     vllm_engine,
 )
 from harness.job.checkpoint import Checkpoints
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
+from harness.job.tracker import Tracker
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Precautions, Probe, Record, Shortage, SmallerBatches
 
 Report = Callable[[dict], None]
@@ -53,6 +55,8 @@ def check(cells: list[Cell], data_root: str | None) -> None:
     for cell in cells:
         model.check(cell)
         vllm_engine.check(cell.settings)
+        if cell.settings["eval"].get("chat_template"):
+            score.check_template(cell.settings["eval"], model.tokenizer(cell.settings["model"]))
         if cell.settings["eval"] not in tasks:
             score.Tasks(cell.settings["eval"], data_root)
             tasks.append(cell.settings["eval"])
@@ -70,6 +74,8 @@ def run(
     checkpoints: Path | None = None,
     precautions: Precautions | None = None,
     smaller: SmallerBatches | None = None,
+    save: str = "none",
+    tracker: str | None = None,
 ) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
@@ -79,13 +85,18 @@ def run(
     checkpoints: the folder of the cell's own; they are made, and gone on from, if the precautions say how often.
         With the record they go, but for that of a failed cell: it may be tried again.
     smaller: micro-batches to take in place of those that were asked for.
+    save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
     model.check(cell)
     vllm_engine.check(cell.settings)
     precautions = precautions or Precautions()
-    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller)
+    unplaced, _ = left = record.beginnings(path)
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced))
+    job.tracker = None if tracker is None else Tracker(tracker, cell, study, path.parent)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
@@ -95,6 +106,7 @@ def run(
     except train.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
     except UserError:
+        shutil.rmtree(unplaced, ignore_errors=True)
         raise
     except Exception as error:
         print(private.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
@@ -107,12 +119,23 @@ def run(
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
     result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
     result.environment |= job.loaded | {"speedups": job.speedups}
+    if result.status != "ok":
+        result.saved = None
     try:
         if job.items is not None:
             result.items_sha256 = _write_items(job.items, path.with_suffix(".items.parquet"))
+        if result.saved is None:
+            shutil.rmtree(record.model_folder(path), ignore_errors=True)  # of no record, if there is one
+        else:
+            (unplaced / record.CARD).write_text(card.text(result), encoding="utf-8")
+            record.place(unplaced, record.model_folder(path))
         record.write(result, path)
     except OSError as error:
         raise UserError(about_file(error)) from None
+    finally:
+        shutil.rmtree(unplaced, ignore_errors=True)
+    if job.tracker is not None:
+        job.tracker.end(result)
     if checkpoints is not None and result.status != "failed":
         shutil.rmtree(checkpoints, ignore_errors=True)
     report({"phase": "recorded"})
@@ -130,10 +153,12 @@ class _Job:
         checkpoints: Path | None,
         save_every: int | None,
         smaller: SmallerBatches | None,
+        save: tuple[str, Path],
     ):
         self.cell, self.settings = cell, cell.settings
         self.phase, self.step = "start", None
-        self._report, self._saves = report, (checkpoints, save_every)
+        self._report, self._saves, self._save_as = report, (checkpoints, save_every), save
+        self.tracker: Tracker | None = None
         self.ready = ready.of(self.settings, data_root)
         self.batch_size = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
@@ -174,7 +199,9 @@ class _Job:
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
         def validate() -> float:
-            return train.answer_loss(net, validation, self.accelerator)
+            loss = train.answer_loss(net, validation, self.accelerator)
+            self._track({"validation/loss": loss})
+            return loss
 
         if cell.settings["method"]["optim"] is None:
             self._enter("probe")
@@ -279,16 +306,29 @@ class _Job:
         )
 
     def _merge(self, net: nn.Module, batch: data.Batch, result: Record) -> nn.Module:
-        """The model with its adapter folded in, if it has one; its size and, if it was tuned, its speed are taken."""
+        """The model with its adapter folded in, if it has one; its size and, if it was tuned, its speed are taken.
+
+        On the way it is saved, if that was asked for.
+        """
+        form = saved.form(self._save_as[0], net) if result.train is not None else None
+        if form == "adapter":
+            self._save(net, form, result)
         self._enter("merge")
         with self.meter.window("merge"):  # not live: to count tensors would slow what is timed
             adapter = disk.adapter(net)
             net, result.merge = merge.merge(net, batch, self.accelerator)
             self._net = weakref.ref(net)
             result.disk = Disk(adapter, disk.weights(net))
+        if form in ("merged", "model"):
+            self._save(net, "adapter" if isinstance(net, PeftModel) else form, result)
         if result.train is not None and not isinstance(net, PeftModel):
             self._infer("serve", net, ["merged"], result)
         return net
+
+    def _save(self, net: nn.Module, form: saved.Form, result: Record) -> None:
+        self._enter("save")
+        with self.meter.window("save"):
+            result.saved = saved.write(net, form, self.ready.tokenizer, self.cell, self._save_as[1])
 
     def _infer(self, phase: str, net: nn.Module, forms: list[str], result: Record) -> None:
         if self.settings["infer"]["repeats"]:
@@ -337,6 +377,14 @@ class _Job:
         pace = (time.monotonic() - self._entered) / self._taken
         live = {"memory_bytes": in_use(self.meter.device), "seconds_left": pace * (event["of"] - event["step"])}
         self._report({"phase": self.phase} | event | live)
+        told = {f"train/{name}": event[name] for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
+        self._track(told | {"train/memory_bytes": live["memory_bytes"]})
+
+    def _track(self, values: dict[str, float | None]) -> None:
+        """Tell the tracker, if there is one, outside of what the phase is measured by."""
+        if self.tracker is not None:
+            with self.meter.aside():
+                self.tracker.log(values, self.step or 0)
 
 
 def _write_items(items: pd.DataFrame, path: Path) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,12 @@ import lm_eval
 import pandas as pd
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -43,9 +46,12 @@ def _manager(stock: bool) -> TaskManager:
 
 
 class Tasks:
-    """The tasks and groups `names`, loaded, each with its sample of items.
+    """The tasks and groups of an evaluation, loaded, each with its sample of items.
 
-    settings: `eval` of the cell. Raises UserError for an unknown name or data that can't be had.
+    settings: `eval` of the cell. Raises UserError for an unknown name, data that can't be had, a task without a value
+    of each item, and one that runs code if that was not asked for.
+
+    put: keywords of lm-eval on how a question is put, and whether code may run.
     """
 
     def __init__(self, settings: dict[str, Any], data_root: str | None):
@@ -57,6 +63,13 @@ class Tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
                 raise UserError(f"eval.tasks={name}: lm-eval has no such task.{hint}")
+            if settings.get("unsafe_code"):
+                os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what such a task's metric asks for when it is loaded
+            elif _runs_code(manager.task_index, name):
+                raise UserError(
+                    f"eval.tasks={name} runs code that the model writes, with your rights and on this machine; where "
+                    "that can do no harm, eval.unsafe_code=true asks for it."
+                )
         with data.at(data_root):
             self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
         self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
@@ -67,8 +80,14 @@ class Tasks:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
             task.build_all_requests = functools.partial(self._request, task)
+        self.put = {
+            "apply_chat_template": settings.get("chat_template", False),
+            "fewshot_as_multiturn": settings.get("fewshot_as_multiturn", False),
+            "system_instruction": settings.get("system_instruction"),
+            "confirm_run_unsafe_code": settings.get("unsafe_code", False),
+        }
         self.sample: dict[str, list[int]] = {}
-        self._requests: dict[tuple[str, tuple[int, ...]], list[Instance]] = {}
+        self._requests: dict[tuple[Any, ...], list[Instance]] = {}
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
@@ -76,13 +95,19 @@ class Tasks:
             self.sample |= stratified(sizes, settings["limit"], settings["seed"])
 
     def build(self) -> None:
-        """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item."""
+        """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item.
+
+        Not in a chat's template, which the model's tokenizer fills in.
+        """
+        if self.put["apply_chat_template"]:
+            return
         for leaf, items in self.sample.items():
-            self.leaves[leaf].build_all_requests(samples=items)
+            self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
 
     def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
         """lm-eval's `build_all_requests`, which does not build again what was asked before."""
-        key = (task.config.task, tuple(samples))
+        # The tokenizer is named where its template is filled in; all else that could differ are settings of ours.
+        key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
             type(task).build_all_requests(task, samples=samples, **asked)
             self._requests[key] = task.instances
@@ -98,9 +123,43 @@ class Tasks:
         for task in loaded["tasks"].values():
             if task.config.custom_dataset is None:
                 data.require(task.config.dataset_path)
-            if task.OUTPUT_TYPE == "loglikelihood_rolling":
-                raise UserError(f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n.")
+            if not _means(task):
+                raise UserError(
+                    f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n "
+                    f"({', '.join(task.aggregation())}); eval.tasks=[plain_text] has a loss of each passage."
+                )
         return loaded
+
+
+def _means(task: Task) -> set[str]:
+    """The metrics of `task` that are means over its items; others (a perplexity, F1, BLEU) are of all at once."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return set()
+    return {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
+
+
+def _runs_code(index: dict[str, Entry], member: Any) -> bool:
+    """Whether a task, or any of a group or tag, runs what a model writes. Told by the files: nothing is loaded for it.
+
+    member: a name, or what stands in a group's list for one.
+    """
+    if isinstance(member, dict):
+        parts, config = [member.get("task")], member
+    elif isinstance(member, list):
+        parts, config = member, {}
+    else:
+        entry = index.get(member)
+        config = (entry and entry.cfg) or {}
+        parts = [*entry.tags] if entry and entry.kind is Kind.TAG else [config.get("task")]
+    if config.get("unsafe_code", False) is not False:
+        return True
+    return any(_runs_code(index, part) for part in parts if part not in (None, member))
+
+
+def check_template(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if `eval` of a cell asks for a chat template and `tokenizer` has none."""
+    if settings.get("chat_template") and tokenizer.chat_template is None:
+        raise UserError("eval.chat_template=true can't be: the model's tokenizer has no chat template; leave it out.")
 
 
 def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
@@ -143,12 +202,13 @@ def score(
     model.eval()
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
     with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
-        result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0)
+        result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
     rows = []
     for name, loaded in tasks.by_name.items():
-        for leaf in loaded["tasks"]:
+        for leaf, task in loaded["tasks"].items():
+            means = _means(task)
             for entry in result["samples"].get(leaf, []):
-                rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if _is_number(entry[metric])]
+                rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
     items = pd.DataFrame(rows)
     items.attrs["speedups"] = used
     scores = [
@@ -202,11 +262,6 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, 
         "prediction": str(entry["filtered_resps"]),
         "target": str(entry["target"]),
     }
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a metric's value of one item is a mean's summand; corpus-level ones (perplexity) are pairs."""
-    return isinstance(value, bool | int | float)
 
 
 def _score(name: str, metric: str, kind: str, values: pd.Series, leaves: dict[str, Any]) -> Score:

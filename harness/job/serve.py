@@ -56,6 +56,9 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
         if "cell" in request:
             with suppress(Exception):  # the job meets it too, and tells it where it is heard
                 ready.of(request["cell"]["settings"], request["data_root"])
+        if "tasks" in request:
+            with suppress(Exception):
+                ready.tasks(request["tasks"], request["data_root"])
         gc.collect()
         gc.freeze()  # a collection in the job would touch, and so copy, all that is held here
         watch, alive = os.pipe()

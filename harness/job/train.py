@@ -115,7 +115,8 @@ def train(
         done.padded += sum(batch.padded for batch in micro)
         done.supervised += sum(batch.supervised for batch in micro)
         done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
-        report({"step": step, "of": total, "loss": loss, "tokens_per_second": done.raw[-1] / taken})
+        pace = done.raw[-1] / taken
+        report({"step": step, "of": total, "loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_second": pace})
         every = settings["validate_every"]
         if step == total or (every and step % every == 0):
             held_out = validate()

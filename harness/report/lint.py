@@ -15,7 +15,7 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -318,10 +318,13 @@ def _tries(records: Sequence[Record]) -> Said:
 def _evaluation(records: Sequence[Record]) -> Said:
     for where, members in _places(records):
         said = []
-        for name in ("tasks", "limit", "num_fewshot", "seed", "engine"):
+        for name in ("tasks", "limit", "num_fewshot", "seed", "engine", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             said += _confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from said or _scored(members, where)
+
+
+CHAT = ("chat_template", "fewshot_as_multiturn", "system_instruction")  # how a question is put, where not plainly
 
 
 def _eval_setting(record: Record, name: str) -> str | None:
@@ -517,6 +520,25 @@ def _resumed(records: Sequence[Record]) -> Said:
         )
 
 
+def _rescored(records: Sequence[Record]) -> Said:
+    """Tasks that a cell was scored on after it had ended, and what that was done with where it was not the same."""
+    for where, members in _places(records):
+        for task in dict.fromkeys(task for record in members for later in record.rescored for task in later.tasks):
+            scored = [record for record in members if any(score.task == task for score in record.scores)]
+            rule = _environment(f"{task} was scored by unequal means{where}", lambda r, task=task: _means(r, task))
+            yield from rule(scored)
+
+
+def _means(record: Record, task: str) -> dict[str, str]:
+    """By what the scores of a task were made: where, with which versions, and how its questions were put."""
+    later = next((later for later in record.rescored if task in later.tasks), None)
+    settings = (later.settings if later else _slot(record, "eval")) or {}
+    facts = ran_with(replace(record, environment=later.environment) if later else record)
+    told = {name: facts.get(name) for name in ("device", "precision", "torch", "transformers", "peft", "lm_eval")}
+    told |= {"engine": settings.get("engine", "auto")} | {name: _text(settings.get(name)) or "not set" for name in CHAT}
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def _smaller(records: Sequence[Record]) -> Said:
     cells = [record for record in records if record.smaller_batches]
     if cells:
@@ -608,6 +630,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "per layer": ("unequal", _per_layer),
     "resumed": ("unequal", _resumed),
     "smaller batches": ("unequal", _smaller),
+    "rescored": ("unequal", _rescored),
     "base": ("incomplete", _base),
     "seeds": ("incomplete", _seeds),
     "failed": ("incomplete", _failed),

@@ -190,7 +190,7 @@ class GridSweeper(Sweeper):
             wanted.setdefault(cell.id, (cell, point))
             architectures |= _architecture(composed, point)
         study = _study(composed)
-        left = []
+        left, bare = [], []
         for cell, point in wanted.values():
             found = study.recorded(cell)
             if _to_run(found, composed):
@@ -198,7 +198,9 @@ class GridSweeper(Sweeper):
                 _known[cell.id] = found
             elif found.status == "ok":  # the job removes them, unless it was killed at that moment
                 shutil.rmtree(study.checkpoints(cell), ignore_errors=True)
+                bare += [found] if _bare(found, study, composed.save) else []
         _announce(study, len(asked), len(wanted), len(left))
+        _say_bare(bare, study, composed.save)
         if left:
             worker.check([cell for cell, _ in left], composed.data_root)
             study.plan(cell for cell, _ in wanted.values())
@@ -319,6 +321,8 @@ def _run(config: DictConfig) -> Outcome:
     else:
         found = known
     print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
+    if _bare(found, study, config.save):
+        _say_bare([found], study, config.save)
     if _progress is None:
         _outcomes.append(_outcome(found))
     else:
@@ -339,6 +343,8 @@ def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Recor
             progress.update,
             settings_of.precautions(config),
             warn=_progress is None,
+            save=config.save,
+            tracker=config.tracker,
         )
     finally:
         progress.clear()
@@ -359,6 +365,24 @@ def _to_run(found: Record | None, config: DictConfig) -> bool:
     if found is None or found.status in (*config.retry.statuses, "unfit"):
         return True
     return config.retry.on_oom and oom.smaller(found) is not None
+
+
+def _bare(found: Record, study: Study, save: str) -> bool:
+    """Whether the tuned weights of a recorded cell are asked for, and are not there in that form."""
+    if save == "none" or found.status != "ok" or found.train is None or found.source is not None:
+        return False
+    return study.weights(found) is None or found.saved.form not in (save, "model")
+
+
+def _say_bare(bare: list[Record], study: Study, save: str) -> None:
+    """Say of recorded cells that the weights asked for are not there; nothing is trained again for that unasked."""
+    if bare:
+        more = f" and {len(bare) - 1} more" if len(bare) > 1 else ""
+        print(
+            f"save={save} leaves recorded cells as they are, and of {bare[0].cell.name}{more} there are no such "
+            f"weights: {study.anew(bare[0])}, trains it anew.",
+            file=sys.stderr,
+        )
 
 
 def _tell(found: Record) -> None:

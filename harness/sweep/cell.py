@@ -16,6 +16,9 @@ from harness.errors import UserError
 from harness.record import Cell, cell_id, cell_name
 
 AXES = ("rank", "alpha", "lr", "seed")
+# Of an evaluation; cells that were scored before there was a choice keep their id.
+AS_EVER = {"engine": "auto", "chat_template": False, "fewshot_as_multiturn": False, "system_instruction": None}
+AS_EVER |= {"unsafe_code": False}
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
 
@@ -46,8 +49,7 @@ def from_config(config: DictConfig) -> Cell:
         "method": slots,
         "model": _model(resolved["model"]),
         "data": resolved["data"],
-        # Cells that were scored before there was a choice keep their id.
-        "eval": {k: v for k, v in resolved["eval"].items() if (k, v) != ("engine", "auto")},
+        "eval": {k: v for k, v in resolved["eval"].items() if (k, v) not in AS_EVER.items()},
         "train": train,
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
         "speedups": resolved["speedups"],

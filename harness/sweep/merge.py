@@ -1,9 +1,9 @@
-"""Unites the result folders of several machines: records with their items and logs, and what was planned.
+"""Unites the result folders of several machines: records with their items, weights and logs, and what was planned.
 
     python -m harness merge DIR... [--into DIR] [--newer]
 
-All is looked at before anything is written. What is written is copied file by file, each whole or not at all, the
-record last; after a break the same command goes on.
+All is looked at before anything is written. What is written is copied file by file, each whole or not at all (saved
+weights as one), the record last; after a break the same command goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.sweep.store import Study
 
 @dataclass
 class Found:
-    """A record in one of the folders; its items and its log lie beside it, if there are any."""
+    """A record in one of the folders; its items, its weights and its log lie beside it, if there are any."""
 
     study: str
     path: Path
@@ -39,13 +39,18 @@ class Found:
         return self.path.with_suffix(".log")
 
     @property
+    def weights(self) -> Path:
+        return record.model_folder(self.path)
+
+    @property
+    def has(self) -> tuple[bool, bool]:
+        """Whether its items lie beside it, and its weights."""
+        return self.items.exists(), self.weights.is_dir()
+
+    @property
     def started(self) -> datetime:
-        """When the cell began, by its own machine's clock."""
-        try:
-            time = datetime.fromisoformat(self.record.started)
-        except ValueError:
-            time = datetime.min
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
+        """When the cell began, or its last scoring, by its own machine's clock."""
+        return max(map(_time, (self.record.started, *(scoring.started for scoring in self.record.rescored))))
 
     def equals(self, other: Found) -> bool:
         """Whether both hold the same record and the same items; one that lacks the items contradicts no other."""
@@ -59,9 +64,9 @@ class Found:
 class Merge:
     """What there is to do, and what forbids it.
 
-    new: records that are not there yet, or not with their items; newer: those that replace an older one that is there;
-    equal: how many need nothing. conflicts: unequal records of one name, of which none was chosen. problems: one
-    sentence each on what can't be trusted. planned: by study the cells to be added to its plan.
+    new: records that are not there yet, or not with their items and weights; newer: those that replace an older one
+    that is there; equal: how many need nothing. conflicts: unequal records of one name, of which none was chosen.
+    problems: one sentence each on what can't be trusted. planned: by study the cells to be added to its plan.
     """
 
     new: list[Found] = field(default_factory=list)
@@ -107,6 +112,10 @@ def write(made: Merge, into: Path) -> None:
                 _copy(source, beside)
             elif found in made.newer:
                 beside.unlink(missing_ok=True)  # it is of the record that is replaced
+        if found.weights.is_dir():
+            _copy_weights(found, target)
+        elif found in made.newer and record.read(target.path).saved != found.record.saved:
+            shutil.rmtree(target.weights, ignore_errors=True)
         _copy(found.path, target.path)
     for study, cells in made.planned.items():
         Study(into, study).plan(cells)
@@ -168,13 +177,13 @@ def _decide(found: list[Found], there: bool, newer: bool, made: Merge) -> None:
     first = found[0]
     unequal = [other for other in found if not other.equals(first)]
     latest = [f for f in found if f.started == max(other.started for other in found)] if unequal else found
-    best = max(latest, key=lambda f: f.items.exists())  # the first that has its items with it
+    best = max(latest, key=lambda f: f.has)  # the first that has its items with it, and its weights
     clear = all(f.equals(best) for f in latest) and len({f.record.cell.id for f in found}) == 1
     if unequal and not (newer and clear):
         made.conflicts.append([first, *unequal])
     elif there and not best.equals(first):
         made.newer.append(best)
-    elif there and first.items.exists() >= best.items.exists():
+    elif there and first.has >= best.has:
         made.equal += 1
     else:
         made.new.append(best)
@@ -189,6 +198,28 @@ def _tell(found: Found) -> str:
     return f"{found.path}: {known.status}, began {known.started}{loss}{scores}{why}"
 
 
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = datetime.min
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 def _copy(source: Path, target: Path) -> None:
     with record.replacing(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _copy_weights(source: Found, target: Found) -> None:
+    made = record.beginnings(target.path)[0]
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        with record.naming(target.weights):
+            for path in (path for path in source.weights.rglob("*") if path.is_file()):
+                copy = made / path.relative_to(source.weights)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        record.place(made, target.weights)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -103,6 +103,8 @@ def objection(found: Record) -> str | None:
     model = settings["model"]
     if model.get("trust_remote_code") or not model.get("use_safetensors", True):
         return "it asks for code or pickled weights of its model's to be trusted"
+    if settings["eval"].get("unsafe_code"):
+        return "it asks for code that a model writes to be run"
     if added := settings["method"]["load"].keys() - LOADED:
         return f"it loads its model by {min(added)}, which may be code"
     named = _named()

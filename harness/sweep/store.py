@@ -3,6 +3,8 @@
 results_dir/study/NAME.json            the record
                   NAME.items.parquet   what was scored, item by item
                   NAME.log             all that the cell's process printed
+                  NAME/                the tuned weights, if they were to be saved: harness/job/saved.py
+                  tensorboard/NAME/    what a tracker wrote: harness/job/tracker.py
                   .harness/plan.json   the cells that sweeps asked for
                   .harness/running/    one claim a running cell (harness/sweep/claim.py)
                   .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/checkpoint.py
@@ -29,13 +31,21 @@ class Study:
     """The folder of the study `name` below `results`; it is made when something is first written."""
 
     def __init__(self, results: Path, name: str):
-        self.name = name
+        self.name, self._results = name, results
         self.folder = results / name
         self._state = self.folder / ".harness"
         self._plan = self._state / "plan.json"
 
     def path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.name}.json"
+        return self._record(cell.name)
+
+    def _record(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def weights(self, found: Record) -> Path | None:
+        """The folder of the weights that were saved with this record; None if there are none, or none any more."""
+        folder = record.model_folder(self.path(found.cell))
+        return folder if found.saved is not None and folder.is_dir() else None
 
     def log(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.log"
@@ -55,6 +65,18 @@ class Study:
         if found.cell.id != cell.id:
             raise UserError(f"{path} holds another cell under this name; move it out of the study's folder.")
         return found
+
+    def settle(self) -> None:
+        """End what was left by processes that died while they added scores to a record."""
+        running = self.running()
+        for path in sorted(self.folder.glob("*.json")):
+            if path.stem not in running:
+                record.settle(path)
+
+    def anew(self, found: Record) -> str:
+        """How the cell of a record is trained once more, as the beginning of a clause."""
+        where = "" if self._results == Path("results") else f" --results-dir {self._results}"
+        return f"`python -m harness rm {self.name}/{found.cell.name}{where}`, then its sweep's command"
 
     def planned(self) -> list[Cell]:
         """The cells that sweeps into this study asked for, in that order."""
@@ -86,14 +108,11 @@ class Study:
         return claim.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
-        """Remove all that there is of the cell `name`, the plan included; returns the files that are gone."""
-        gone = []
-        for path in self.files(name):
-            path.unlink(missing_ok=True)
-            gone.append(path)
-        for path in self.left_behind():
-            if path.name.startswith(f".{name}."):
-                discard(path)
+        """Remove all that there is of the cell `name`, the plan included; returns what is gone, as `files` names it."""
+        gone, path = self.files(name), self._record(name)
+        begun = [found for found in self.left_behind() if found.name.startswith(f".{name}.")]
+        for found in (*gone, *begun, record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name):
+            discard(found)
         discard(self._checkpoints(name))
         with claim.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
@@ -105,9 +124,11 @@ class Study:
         return gone
 
     def files(self, name: str) -> list[Path]:
-        """What the cell `name` has left: record, items, log, those that are there."""
+        """What the cell `name` has left: record, items, log, the folder of its weights, those that are there."""
         paths = [self.folder / f"{name}{ending}" for ending in (".json", ".items.parquet", ".log")]
-        return [path for path in paths if path.is_file()]
+        found = [path for path in paths if path.is_file()]
+        weights = record.model_folder(self._record(name))
+        return [*found, weights] if weights.is_dir() else found
 
     def running(self) -> dict[str, dict]:
         """Owners of running cells by name, each with host, pid, started and the last progress; dead ones left out."""

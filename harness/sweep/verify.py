@@ -1,4 +1,4 @@
-"""Whether records can be trusted: what is wrong with one, or with the items beside it, in sentences.
+"""Whether records can be trusted: what is wrong with one, or with the items and weights beside it, in sentences.
 
     python -m harness verify [--study NAME]
 
@@ -45,7 +45,7 @@ def check(path: Path) -> list[str]:
         problems.append(f"{path} calls its cell {cell.name}, whose settings are those of {record.cell_name(cell)}.")
     if path.stem != cell.name:
         problems.append(f"{path} holds the cell {cell.name}; give the file, and those beside it, that name.")
-    return problems + _items(found, path.with_suffix(".items.parquet"))
+    return problems + _items(found, path.with_suffix(".items.parquet")) + _weights(found, record.model_folder(path))
 
 
 def _items(found: Record, path: Path) -> list[str]:
@@ -69,6 +69,21 @@ def _items(found: Record, path: Path) -> list[str]:
         elif count and not math.isclose(mean, score.value, rel_tol=1e-9, abs_tol=1e-12):
             problems.append(f"{path} has a mean of {mean:.6g} in {name}; its record says {score.value:.6g}.")
     return problems
+
+
+def _weights(found: Record, folder: Path) -> list[str]:
+    """What is wrong with the weights in `folder`. That they were removed is not: no comparison rests on them."""
+    if not folder.is_dir():
+        return []
+    if found.saved is None:
+        return [f"{folder} lies beside a record that tells of no saved weights; move it elsewhere."]
+    there, told = record.hashes(folder), found.saved.files
+    wrong = [
+        *(f"{folder / name} is missing among the saved weights." for name in sorted(told.keys() - there.keys())),
+        *(f"{folder / name} is not of what was saved there." for name in sorted(there.keys() - told.keys())),
+    ]
+    changed = [name for name in sorted(told.keys() & there.keys()) if told[name] != there[name]]
+    return wrong + [f"{folder / name} is not the file that was saved: the hashes differ." for name in changed]
 
 
 def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:

@@ -72,6 +72,41 @@ def plan(
     return {"predictions": [a["prediction"] for a in answers if "prediction" in a]} | answers[0]
 
 
+def check_tasks(settings: dict[str, Any], data_root: str | None) -> None:
+    """Have a job look whether the tasks of `settings` (as `eval` of a cell) can be had; UserError if not."""
+    request = {"tasks": settings, "data_root": _absolute(data_root)}
+    _ask("The check of the tasks", request, lambda _: None)
+
+
+def score(
+    cell: Cell,
+    study: Study,
+    claim: Claim,
+    settings: dict[str, Any],
+    data_root: str | None,
+    on_event: Callable[[dict], None],
+) -> Record:
+    """Have the recorded `cell`, claimed by `claim`, scored by `settings` (as its `eval`); its record with what came.
+
+    Raises UserError if it can't be, and the record is as it was then.
+    """
+    path, log = study.path(cell), study.log(cell)
+    request = {"path": str(path.absolute()), "tasks": settings, "data_root": _absolute(data_root)}
+
+    def follow(event: dict) -> None:
+        on_event(event)
+        claim(event)
+
+    try:
+        with open(log, "ab") as stderr:
+            code = _converse(request, stderr, follow, claim)
+    finally:
+        private.scrub(log)
+    if code:
+        raise UserError(f"{cell.name} is not scored: {_how_it_ended(code, log)}")
+    return record.read(path)
+
+
 def _ask(what: str, request: dict, on_event: Callable[[dict], None]) -> None:
     """Have a job answer `request`; UserError, which begins with `what`, if it refuses or breaks off."""
     with tempfile.TemporaryFile() as stderr:
@@ -99,10 +134,12 @@ def run(
     on_event: Callable[[dict], None],
     precautions: Precautions | None = None,
     warn: bool = False,
+    save: str = "none",
+    tracker: str | None = None,
 ) -> Record:
     """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
-    warn: whether to say so if others use this machine.
+    warn: whether to say so if others use this machine. save, tracker: as in harness.config.Config.
 
     Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
     written.
@@ -117,6 +154,8 @@ def run(
         "warn": warn,
         "checkpoints": str(study.checkpoints(cell).absolute()),
         "precautions": dataclasses.asdict(precautions),
+        "save": save,
+        "tracker": tracker,
     }
     if warn:
         _warn_of_load()
