@@ -36,6 +36,8 @@ usage: python -m harness COMMAND [...]
   figures [--study NAME] [--out DIR]     draw the comparison, each figure as PNG and as SVG
   power --effect 0.02 --seeds 3 [--study NAME]
                                          how many items and seeds it takes to tell two methods apart
+  forgetting [STUDY] [--cells] [--items N] [--figure FILE] [--format md|csv|html|latex|json]
+                                         what base had right and tuning lost, by subject, item by item
   lint [--study NAME]                    what makes the cells of a study hard to compare
   merge DIR... [--into DIR] [--newer] [--format text|json]
                                          unite the result folders of several machines
@@ -73,6 +75,8 @@ def main(arguments: list[str]) -> int:
             return figures(rest)
         if command == "power":
             return power(rest)
+        if command == "forgetting":
+            return forgetting(rest)
         if command == "lint":
             return lint(rest)
         if command == "status":
@@ -217,6 +221,55 @@ def power(arguments: list[str]) -> int:
         given, said = assumptions(records, options.results_dir / name)
     sys.stdout.write(describe(options.effect, options.seeds, given, said))
     _complain(problems)
+    return int(bool(problems))
+
+
+def forgetting(arguments: list[str]) -> int:
+    """Say of one study or all which items tuning lost and won against the untuned base."""
+    does = "Show which items the untuned base had right and tuned models lost, and which they won, with the answers."
+    parser = _table_parser("forgetting", does, "json")
+    parser.add_argument("name", nargs="?", metavar="STUDY", help="the same as --study STUDY")
+    parser.add_argument("--cells", action="store_true", help="every cell by itself, not each method's chosen setting")
+    parser.add_argument("--items", type=int, default=3, metavar="N", help="lost and won of each method (default: 3)")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it too, as PNG or SVG by the name's ending")
+    options = parser.parse_args(arguments)
+    options.study = options.name or options.study
+    if options.items < 0:
+        raise UserError("--items must be 0 or more.")
+    if options.figure and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {options.figure} is neither a .png nor an .svg; name it so.")
+    names = _studies(options)
+    if options.figure and len(names) > 1:
+        raise UserError(f"A figure is of one study; name it. There are {', '.join(names)}.")
+
+    from harness.report import forgetting as compare
+
+    found, problems = {}, []
+    for name in names:
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        if records:
+            found[name] = compare.forgetting(records, options.results_dir / name, options.cells)
+    _complain(problems)
+    if not found:
+        raise UserError(f"There are no records to compare in {options.results_dir}; run a sweep first.")
+    if options.format == "json":
+        _write(options, json.dumps({name: compare.to_json(of_it) for name, of_it in found.items()}, indent=1) + "\n")
+    else:
+        from harness.report.table import document
+
+        tables = [table for name, of_it in found.items() for table in compare.tables(of_it, name, options.items)]
+        _write(options, document(tables, options.format))
+    if options.figure:
+        from harness.report.figures import lost_won
+
+        (of_it,) = found.values()
+        drawn = lost_won(of_it)
+        if drawn is None:
+            raise UserError("There is nothing to draw: no cell could be compared with its base.")
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
+        options.figure.write_bytes(drawn.png() if options.figure.suffix == ".png" else drawn.svg().encode())
     return int(bool(problems))
 
 
@@ -453,9 +506,10 @@ def doctor(arguments: list[str]) -> int:
     return int(look.obstacle(facts) is not None)
 
 
-def _table_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _table_parser(command: str, description: str, *formats: str) -> argparse.ArgumentParser:
+    """A parser of a command that renders tables; `formats`: what it renders beside those of every table."""
     parser = _parser(command, description)
-    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex", *formats])
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
     return parser
 
