@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, about_file
+from harness.errors import UserError, about_file, one_of
 from harness.record import STUDY_NAME, Record, RecordError, read, read_study, studies
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ usage: python -m harness COMMAND [...]
   diff CELL CELL                         what differs between two cells: settings, environment, results
   retry --failed [--data-root DIR]       run again what failed, diverged or ran out of memory
   rm CELL [--yes]                        remove all that there is of a cell; asks first
+  synthesize --source FILE|DATA --n 500 --base-url URL --model NAME
+                                         have a model write training problems; checks them, drops what is no use
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
@@ -93,6 +95,8 @@ def main(arguments: list[str]) -> int:
             return retry(rest)
         if command == "rm":
             return rm(rest)
+        if command == "synthesize":
+            return synthesize(rest)
         if command == "import":
             return import_(rest)
         if command == "doctor":
@@ -122,7 +126,7 @@ def table(arguments: list[str]) -> int:
     parser = _table_parser("table", "Render the comparison table of a study from its records.")
     parser.add_argument(
         "--columns",
-        type=lambda text: [name.strip() for name in text.split(",")],
+        type=_listed,
         metavar="IDS",
         help="show these columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a "
         "value, an unknown one lists them",
@@ -467,6 +471,66 @@ def rm(arguments: list[str]) -> int:
     return 0
 
 
+def synthesize(arguments: list[str]) -> int:
+    """Have a model behind an API write training problems; 1 if there are fewer than were asked for."""
+    parser = _Parser(
+        prog="python -m harness synthesize",
+        description="Have a model behind an API write problems in the schema of the training data. What is malformed, "
+        "wrongly worked out, too much like another or in the evaluation is rejected. The same command goes on where "
+        "it stopped. The key is taken from OPENAI_API_KEY in the environment.",
+    )
+    parser.add_argument(
+        "--source", required=True, metavar="FILE|DATA", help="problems to begin from: JSON lines, or data="
+    )
+    parser.add_argument("--n", type=_positive, required=True, metavar="N", help="problems wanted")
+    parser.add_argument(
+        "--base-url", required=True, metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1"
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
+    parser.add_argument(
+        "--kinds", type=_listed, default="paraphrase,harder,new", metavar="LIST", help="(default: all three)"
+    )
+    parser.add_argument("--eval", type=_listed, metavar="TASKS", help="kept out (default: the data set's own); or none")
+    parser.add_argument("--most", type=_positive, metavar="N", help="questions to ask at most (default: 3 × --n)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("synthetic.jsonl"), metavar="FILE", help="(default: synthetic.jsonl)"
+    )
+    parser.add_argument(
+        "--concurrency", type=_positive, default=8, metavar="N", help="questions at a time (default: 8)"
+    )
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for an answer (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of which problems are shown (default: 0)")
+    parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    options = parser.parse_args(arguments)
+    for kind in options.kinds:
+        one_of("--kinds", kind, ["paraphrase", "harder", "new"])
+    if not options.timeout > 0:
+        raise UserError("--timeout must be positive.")
+
+    from harness.sweep import synthesize as synthesis
+
+    summary = synthesis.synthesize(
+        options.source,
+        [] if options.eval == ["none"] else options.eval,
+        options.data_root,
+        options.out,
+        options.n,
+        most=options.most or 3 * options.n,
+        kinds=options.kinds,
+        seed=options.seed,
+        base_url=options.base_url,
+        model=options.model,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+    )
+    if options.format == "json":
+        _print_json(summary)
+    else:
+        print("\n".join(synthesis.lines(summary, options.out)))
+    return int(summary["kept"] < options.n)
+
+
 def import_(arguments: list[str]) -> int:
     """Make records of another project's result files: of all of them, or of none if one is bad."""
     parser = _Parser(
@@ -504,6 +568,16 @@ def doctor(arguments: list[str]) -> int:
     facts = look.examine(options.results_dir, options.data_root)
     print("\n".join(look.lines(facts)))
     return int(look.obstacle(facts) is not None)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} can't be: it must be a whole number, 1 or more")
+    return int(text)
 
 
 def _table_parser(command: str, description: str, *formats: str) -> argparse.ArgumentParser:

@@ -47,6 +47,12 @@ def main(request: dict[str, Any]) -> int:
             cells = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
             for event in plan.answer(cells, request["data_root"], request["budget"], request["beside"]):
                 report({"phase": "plan"} | event)
+        elif "synthesize" in request:
+            from harness.job import synthesize
+
+            asking = decode(synthesize.Asking, request["synthesize"])
+            summary = synthesize.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
+            report({"phase": "synthesize", "summary": summary})
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:

@@ -33,7 +33,7 @@ def from_config(config: DictConfig) -> Cell:
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
-    train = {k: v for k, v in resolved["train"].items() if k != "save_every"}
+    train = {k: v for k, v in resolved["train"].items() if k != "save_every" and (k, v) != ("max_tokens", None)}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.
@@ -42,8 +42,8 @@ def from_config(config: DictConfig) -> Cell:
     settings = {
         "method": slots,
         "model": _model(resolved["model"]),
-        "data": resolved["data"],
-        # Cells that were scored before there was a choice keep their id.
+        "data": {k: v for k, v in resolved["data"].items() if (k, v) != ("path", None)},
+        # Cells that were run before there was a choice keep their id.
         "eval": {k: v for k, v in resolved["eval"].items() if (k, v) != ("engine", "auto")},
         "train": train,
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},

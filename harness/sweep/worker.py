@@ -72,6 +72,19 @@ def plan(
     return {"predictions": [a["prediction"] for a in answers if "prediction" in a]} | answers[0]
 
 
+def synthesize(asking: dict[str, Any], on_event: Callable[[dict], None]) -> dict[str, Any]:
+    """Have a job ask for new problems, as ``harness/job/synthesize.py`` says; its summary. on_event is told how far."""
+    asking |= {"data_root": _absolute(asking["data_root"])}
+    answers: list[dict] = []
+
+    def follow(event: dict) -> None:
+        answers.append(event)
+        on_event(event)
+
+    _ask("The job that asks for problems", {"synthesize": asking}, follow)
+    return answers[-1]["summary"]
+
+
 def _ask(what: str, request: dict, on_event: Callable[[dict], None]) -> None:
     """Have a job answer `request`; UserError, which begins with `what`, if it refuses or breaks off."""
     with tempfile.TemporaryFile() as stderr:
