@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,8 @@ usage: python -m harness COMMAND [...]
   diff CELL CELL                         what differs between two cells: settings, environment, results
   retry --failed [--data-root DIR]       run again what failed, diverged or ran out of memory
   rm CELL [--yes]                        remove all that there is of a cell; asks first
+  ask PROMPT... [--prompts FILE] [--cells A,B] [--api NAMES --base-url URL] [--judge NAME] [--out FILE]
+                                         answers of base, tuned cells and API models side by side
   synthesize --source FILE|DATA --n 500 --base-url URL --model NAME
                                          have a model write training problems; checks them, drops what is no use
   import peft|lm-eval PATH [--study NAME]
@@ -95,6 +98,8 @@ def main(arguments: list[str]) -> int:
             return retry(rest)
         if command == "rm":
             return rm(rest)
+        if command == "ask":
+            return ask(rest)
         if command == "synthesize":
             return synthesize(rest)
         if command == "import":
@@ -468,6 +473,78 @@ def rm(arguments: list[str]) -> int:
         _print_json({"study": found.study.name, "cell": found.name, "removed": gone})
     else:
         print(f"{found} is removed: {', '.join(gone) or 'it was planned, and not run'}.")
+    return 0
+
+
+def ask(arguments: list[str]) -> int:
+    """Show the answers of untuned, tuned and API models to the same prompts side by side."""
+    parser = _Parser(
+        prog="python -m harness ask",
+        description="Put prompts to the untuned model, to tuned cells whose weights were saved (save=adapter or "
+        "save=merged), and to models behind an API. Keys are taken from OPENAI_API_KEY in the environment.",
+    )
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with prompt or question")
+    parser.add_argument("--study", metavar="NAME", help="whose cells are asked (default: those of every study)")
+    parser.add_argument("--cells", type=_listed, default=[], metavar="A,B", help="(default: all that left weights)")
+    parser.add_argument("--as-typed", action="store_true", help="don't put prompts as the cells' data puts questions")
+    parser.add_argument("--api", type=_listed, default=[], metavar="NAMES", help="models at --base-url to be asked too")
+    parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
+    parser.add_argument(
+        "--judge", metavar="NAME", help="a model that compares each answer with the first model's, blindly"
+    )
+    parser.add_argument("--judge-url", metavar="URL", help="where it is (default: --base-url)")
+    parser.add_argument("--tokens", type=_positive, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument(
+        "--concurrency", type=_positive, default=8, metavar="N", help="API questions at a time (default: 8)"
+    )
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for an answer (default: 60)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page too")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    judge_url = options.judge_url or options.base_url
+    if (options.api and not options.base_url) or (options.judge and not judge_url):
+        raise UserError("Say where the models behind an API are: --base-url http://localhost:8000/v1, for example.")
+    if not options.timeout > 0:
+        raise UserError("--timeout must be positive.")
+
+    from harness.sweep import ask as asking
+
+    prompts = asking.prompts(options.prompt, options.prompts)
+    local = not options.api or options.study or options.cells
+    studies = _studies(options, begun=True) if local else []
+    cells = asking.tuned(options.results_dir, studies, options.cells)
+    if local and not cells:
+        raise UserError(
+            f"No cell in {options.results_dir} left weights to ask; run one with save=adapter or save=merged."
+        )
+    if options.judge and len(cells) + len(options.api) < 1 + (not cells):
+        raise UserError("A judge needs two models to compare; name more with --cells or --api.")
+    found = asking.ask(
+        cells,
+        options.as_typed,
+        lambda event: print(f"Asking {event['asking']} …", file=sys.stderr) if "asking" in event else None,
+        prompts=prompts,
+        api=options.api,
+        base_url=options.base_url,
+        judge=options.judge,
+        judge_url=judge_url,
+        tokens=options.tokens,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+    ) | {"prompts": prompts}
+    if options.format == "json":
+        _print_json(found)
+    else:
+        from harness.report import side
+
+        sys.stdout.write(side.text(found, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
+    if options.out:
+        from harness.report import side
+
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(side.page(found), encoding="utf-8")
     return 0
 
 

@@ -1,8 +1,8 @@
 """python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
 
 A job answers one request by events (JSON lines) on the output. A request checks cells, predicts
-what they take, runs one, or asks what there is on this machine. Whatever libraries print goes to standard error, which
-is the cell's log.
+what they take, runs one, puts prompts to models, or asks what there is on this machine. Whatever libraries print goes
+to standard error, which is the cell's log.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def main(request: dict[str, Any]) -> int:
             asking = decode(synthesize.Asking, request["synthesize"])
             summary = synthesize.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
             report({"phase": "synthesize", "summary": summary})
+        elif "ask" in request:
+            from harness.job import ask
+
+            answers = ask.ask(decode(ask.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event))
+            report({"phase": "ask", "answers": answers})
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:

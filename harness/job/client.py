@@ -6,7 +6,7 @@ The key is the environment's OPENAI_API_KEY and nowhere else; a server of one's 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -68,16 +68,16 @@ class Client:
 
     def ask_all(
         self,
-        requests: Sequence[tuple[Any, Messages]],
+        requests: Sequence[tuple[Hashable, Messages]],
         concurrency: int,
-        answered: Callable[[Any, Reply], None],
+        answered: Callable[[Any, Reply], None] = lambda key, reply: None,
         **parameters: Any,
-    ) -> None:
-        """Ask all of `requests`, `concurrency` at a time; `answered` is called with the key of each and its reply.
+    ) -> dict[Any, Reply]:
+        """The replies to `requests` by their keys, asked `concurrency` at a time; `answered` is told of each at once.
 
-        Raises UserError for the first that fails for good; what was being asked then is still answered for.
+        Raises UserError for the first that fails for good; what was being asked then is still told of.
         """
-        failure = None
+        failure, replies = None, {}
         with ThreadPoolExecutor(concurrency) as pool:
             waiting = {pool.submit(self.ask, messages, **parameters): key for key, messages in requests}
             for done in as_completed(waiting):
@@ -88,14 +88,16 @@ class Client:
                     for other in waiting:
                         other.cancel()
                 else:
+                    replies[waiting[done]] = done.result()
                     answered(waiting[done], done.result())
         if failure is not None:
             raise failure
+        return replies
 
     def _told(self, error: Exception) -> str:
         who = f"{self.model} at {self.host}"
         if isinstance(error, self._errors.APIStatusError):
-            said = " ".join(private.clean(str(error)).split())[:200]
+            said = " ".join(private.clean(error.response.text or str(error)).split())[:200]
             to_do = f"; {TO_DO[error.status_code]}" if error.status_code in TO_DO else ""
             return f"{who} refused (HTTP {error.status_code}: {said}){to_do}."
         if isinstance(error, self._errors.APITimeoutError):

@@ -108,10 +108,10 @@ def synthesize(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]
     asked = 0
     while len(sieve.kept) < asking.n and asked < asking.most:
         some = list(itertools.islice(questions, min(asking.n - len(sieve.kept), asking.most - asked)))
-        left = [(question, question.messages) for question in some if question.key not in journal.answers]
+        left = [(question.key, question.messages) for question in some if question.key not in journal.answers]
 
-        def keep(question: Question, reply: Reply) -> None:
-            journal.add(question, reply, client)
+        def keep(key: str, reply: Reply) -> None:
+            journal.add(key, reply, client)
             report({"asked": len(journal.answers) - before})
 
         client.ask_all(left, asking.concurrency, keep, max_tokens=TOKENS, temperature=TEMPERATURE)
@@ -174,12 +174,12 @@ class Journal:
         if lines:
             _lines(path, map(asdict, self.answers.values()))
 
-    def add(self, question: Question, reply: Reply, client: Client) -> None:
+    def add(self, key: str, reply: Reply, client: Client) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        found = Answered(question.key, client.model, client.host, now, **asdict(reply))
+        found = Answered(key, client.model, client.host, now, **asdict(reply))
         with record.naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
-        self.answers[question.key] = found
+        self.answers[key] = found
 
 
 def _lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
