@@ -31,6 +31,7 @@ from harness.sweep.cell import from_config
 
 WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
 TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "facts_short": 30, "gsm8k": 200}  # raw, an example
+TOKENS |= {"synthetic": 60, "synthetic_mixed": 54}  # assumed, not measured: a model's words are more than a template's
 ITEMS = {
     "wordmath": 1000,
     "wordmath_short": 500,
@@ -105,6 +106,8 @@ def seconds(cell: Cell, machine: Machine) -> float:
     each = 2 * WEIGHTS[cell.model] * TOKENS[cell.data] / machine.flops  # an example, forward
     steps = train.get("max_steps", 0)
     trained = steps * train["batch_size"] * train.get("grad_accum", 1)
+    if most := train.get("max_tokens"):
+        trained = min(trained, most / TOKENS[cell.data])
     validated = train["validation_items"] * (1 + steps // (train.get("validate_every") or steps + 1))
     repeats = cell.settings.get("infer", {"repeats": 0})["repeats"]  # the first records had no inference
     total = machine.beside + (machine.inference if repeats else 0)

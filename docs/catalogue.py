@@ -25,8 +25,8 @@ MODEL, RANK = "smollm2_135m", 16
 HEAD = f"""\
 # Methods
 
-Made by `python docs/catalogue.py` from `conf/method/`. *Trains* and *keeps* are what `python -m harness plan` counts for
-`model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer's state between steps. A new one is
+Made by `python docs/catalogue.py` from `conf/method/`. *Trains* and *keeps* are what `python -m harness plan` counts
+for `model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer's state between steps. A new one is
 [one file](method.md).
 """
 

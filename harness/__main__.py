@@ -7,12 +7,13 @@ import dataclasses
 import gc
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, about_file
+from harness.errors import UserError, about_file, one_of
 from harness.record import STUDY_NAME, Record, RecordError, read, read_study, studies
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ usage: python -m harness COMMAND [...]
   figures [--study NAME] [--out DIR]     draw the comparison, each figure as PNG and as SVG
   power --effect 0.02 --seeds 3 [--study NAME]
                                          how many items and seeds it takes to tell two methods apart
+  forgetting [STUDY] [--cells] [--items N] [--figure FILE] [--format md|csv|html|latex|json]
+                                         what base had right and tuning lost, by subject, item by item
   lint [--study NAME]                    what makes the cells of a study hard to compare
   merge DIR... [--into DIR] [--newer] [--format text|json]
                                          unite the result folders of several machines
@@ -50,6 +53,10 @@ usage: python -m harness COMMAND [...]
   retry --failed [--data-root DIR] [timeout=S] [train.save_every=N] [retry.on_oom=true]
                                          run again what failed, diverged or ran out of memory
   rm CELL [--yes]                        remove all that there is of a cell; asks first
+  ask PROMPT... [--prompts FILE] [--cells A,B] [--api NAMES --base-url URL] [--judge NAME] [--out FILE]
+                                         answers of base, tuned cells and API models side by side
+  synthesize --source FILE|DATA --n 500 --base-url URL --model NAME
+                                         have a model write training problems; checks them, drops what is no use
   import peft|lm-eval PATH [--study NAME]
                                          turn what others measured into records of a study of their own
   doctor [--data-root DIR]               what is here to run with, and what to do about what is not
@@ -77,6 +84,8 @@ def main(arguments: list[str]) -> int:
             return figures(rest)
         if command == "power":
             return power(rest)
+        if command == "forgetting":
+            return forgetting(rest)
         if command == "lint":
             return lint(rest)
         if command == "status":
@@ -97,6 +106,10 @@ def main(arguments: list[str]) -> int:
             return retry(rest)
         if command == "rm":
             return rm(rest)
+        if command == "ask":
+            return ask(rest)
+        if command == "synthesize":
+            return synthesize(rest)
         if command == "import":
             return import_(rest)
         if command == "doctor":
@@ -225,6 +238,55 @@ def power(arguments: list[str]) -> int:
         given, said = assumptions(records, options.results_dir / name)
     sys.stdout.write(describe(options.effect, options.seeds, given, said))
     _complain(problems)
+    return int(bool(problems))
+
+
+def forgetting(arguments: list[str]) -> int:
+    """Say of one study or all which items tuning lost and won against the untuned base."""
+    does = "Show which items the untuned base had right and tuned models lost, and which they won, with the answers."
+    parser = _table_parser("forgetting", does, "json")
+    parser.add_argument("name", nargs="?", metavar="STUDY", help="the same as --study STUDY")
+    parser.add_argument("--cells", action="store_true", help="every cell by itself, not each method's chosen setting")
+    parser.add_argument("--items", type=int, default=3, metavar="N", help="lost and won of each method (default: 3)")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it too, as PNG or SVG by the name's ending")
+    options = parser.parse_args(arguments)
+    options.study = options.name or options.study
+    if options.items < 0:
+        raise UserError("--items must be 0 or more.")
+    if options.figure and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure {options.figure} is neither a .png nor an .svg; name it so.")
+    names = _studies(options)
+    if options.figure and len(names) > 1:
+        raise UserError(f"A figure is of one study; name it. There are {', '.join(names)}.")
+
+    from harness.report import forgetting as compare
+
+    found, problems = {}, []
+    for name in names:
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        if records:
+            found[name] = compare.forgetting(records, options.results_dir / name, options.cells)
+    _complain(problems)
+    if not found:
+        raise UserError(f"There are no records to compare in {options.results_dir}; run a sweep first.")
+    if options.format == "json":
+        _write(options, json.dumps({name: compare.to_json(of_it) for name, of_it in found.items()}, indent=1) + "\n")
+    else:
+        from harness.report.table import document
+
+        tables = [table for name, of_it in found.items() for table in compare.tables(of_it, name, options.items)]
+        _write(options, document(tables, options.format))
+    if options.figure:
+        from harness.report.figures import lost_won
+
+        (of_it,) = found.values()
+        drawn = lost_won(of_it)
+        if drawn is None:
+            raise UserError("There is nothing to draw: no cell could be compared with its base.")
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
+        options.figure.write_bytes(drawn.png() if options.figure.suffix == ".png" else drawn.svg().encode())
     return int(bool(problems))
 
 
@@ -486,6 +548,138 @@ def rm(arguments: list[str]) -> int:
     return 0
 
 
+def ask(arguments: list[str]) -> int:
+    """Show the answers of untuned, tuned and API models to the same prompts side by side."""
+    parser = _Parser(
+        prog="python -m harness ask",
+        description="Put prompts to the untuned model, to tuned cells whose weights were saved (save=adapter or "
+        "save=merged), and to models behind an API. Keys are taken from OPENAI_API_KEY in the environment.",
+    )
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one a line, or .jsonl with prompt or question")
+    parser.add_argument("--study", metavar="NAME", help="whose cells are asked (default: those of every study)")
+    parser.add_argument("--cells", type=_listed, default=[], metavar="A,B", help="(default: all that left weights)")
+    parser.add_argument("--as-typed", action="store_true", help="don't put prompts as the cells' data puts questions")
+    parser.add_argument("--api", type=_listed, default=[], metavar="NAMES", help="models at --base-url to be asked too")
+    parser.add_argument("--base-url", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
+    parser.add_argument(
+        "--judge", metavar="NAME", help="a model that compares each answer with the first model's, blindly"
+    )
+    parser.add_argument("--judge-url", metavar="URL", help="where it is (default: --base-url)")
+    parser.add_argument("--tokens", type=_positive, default=256, metavar="N", help="of an answer (default: 256)")
+    parser.add_argument(
+        "--concurrency", type=_positive, default=8, metavar="N", help="API questions at a time (default: 8)"
+    )
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for an answer (default: 60)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page too")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    judge_url = options.judge_url or options.base_url
+    if (options.api and not options.base_url) or (options.judge and not judge_url):
+        raise UserError("Say where the models behind an API are: --base-url http://localhost:8000/v1, for example.")
+    if not options.timeout > 0:
+        raise UserError("--timeout must be positive.")
+
+    from harness.sweep import ask as asking
+
+    prompts = asking.prompts(options.prompt, options.prompts)
+    local = not options.api or options.study or options.cells
+    studies = _studies(options, begun=True) if local else []
+    cells = asking.tuned(options.results_dir, studies, options.cells)
+    if local and not cells:
+        raise UserError(
+            f"No cell in {options.results_dir} left weights to ask; run one with save=adapter or save=merged."
+        )
+    if options.judge and len(cells) + len(options.api) < 1 + (not cells):
+        raise UserError("A judge needs two models to compare; name more with --cells or --api.")
+    found = asking.ask(
+        cells,
+        options.as_typed,
+        lambda event: print(f"Asking {event['asking']} …", file=sys.stderr) if "asking" in event else None,
+        prompts=prompts,
+        api=options.api,
+        base_url=options.base_url,
+        judge=options.judge,
+        judge_url=judge_url,
+        tokens=options.tokens,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+    ) | {"prompts": prompts}
+    if options.format == "json":
+        _print_json(found)
+    else:
+        from harness.report import side
+
+        sys.stdout.write(side.text(found, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
+    if options.out:
+        from harness.report import side
+
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(side.page(found), encoding="utf-8")
+    return 0
+
+
+def synthesize(arguments: list[str]) -> int:
+    """Have a model behind an API write training problems; 1 if there are fewer than were asked for."""
+    parser = _Parser(
+        prog="python -m harness synthesize",
+        description="Have a model behind an API write problems in the schema of the training data. What is malformed, "
+        "wrongly worked out, too much like another or in the evaluation is rejected. The same command goes on where "
+        "it stopped. The key is taken from OPENAI_API_KEY in the environment.",
+    )
+    parser.add_argument(
+        "--source", required=True, metavar="FILE|DATA", help="problems to begin from: JSON lines, or data="
+    )
+    parser.add_argument("--n", type=_positive, required=True, metavar="N", help="problems wanted")
+    parser.add_argument(
+        "--base-url", required=True, metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1"
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
+    parser.add_argument(
+        "--kinds", type=_listed, default="paraphrase,harder,new", metavar="LIST", help="(default: all three)"
+    )
+    parser.add_argument("--eval", type=_listed, metavar="TASKS", help="kept out (default: the data set's own); or none")
+    parser.add_argument("--most", type=_positive, metavar="N", help="questions to ask at most (default: 3 × --n)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("synthetic.jsonl"), metavar="FILE", help="(default: synthetic.jsonl)"
+    )
+    parser.add_argument(
+        "--concurrency", type=_positive, default=8, metavar="N", help="questions at a time (default: 8)"
+    )
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for an answer (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of which problems are shown (default: 0)")
+    parser.add_argument("--data-root", metavar="DIR", help="the folder that holds hub data sets by their names")
+    parser.add_argument("--format", default="text", choices=["text", "json"])
+    options = parser.parse_args(arguments)
+    for kind in options.kinds:
+        one_of("--kinds", kind, ["paraphrase", "harder", "new"])
+    if not options.timeout > 0:
+        raise UserError("--timeout must be positive.")
+
+    from harness.sweep import synthesize as synthesis
+
+    summary = synthesis.synthesize(
+        options.source,
+        [] if options.eval == ["none"] else options.eval,
+        options.data_root,
+        options.out,
+        options.n,
+        most=options.most or 3 * options.n,
+        kinds=options.kinds,
+        seed=options.seed,
+        base_url=options.base_url,
+        model=options.model,
+        concurrency=options.concurrency,
+        timeout=options.timeout,
+    )
+    if options.format == "json":
+        _print_json(summary)
+    else:
+        print("\n".join(synthesis.lines(summary, options.out)))
+    return int(summary["kept"] < options.n)
+
+
 def import_(arguments: list[str]) -> int:
     """Make records of another project's result files: of all of them, or of none if one is bad."""
     parser = _Parser(
@@ -535,9 +729,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _table_parser(command: str, description: str) -> argparse.ArgumentParser:
+def _table_parser(command: str, description: str, *formats: str) -> argparse.ArgumentParser:
+    """A parser of a command that renders tables; `formats`: what it renders beside those of every table."""
     parser = _parser(command, description)
-    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex"])
+    parser.add_argument("--format", default="md", choices=["md", "csv", "html", "latex", *formats])
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to standard output")
     return parser
 

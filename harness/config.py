@@ -72,9 +72,13 @@ class Model:
 
 @dataclass
 class Data:
-    """load: a ``_target_`` that returns the splits; prompt: the text before the answer, as the evaluation asks it."""
+    """load: a ``_target_`` that returns the splits; prompt: the text before the answer, as the evaluation asks it.
+
+    path: of a file of one's own, below data_root or the folder one works in; null where the data is no such file.
+    """
 
     name: str = MISSING
+    path: str | None = None
     load: dict[str, Any] = field(default_factory=dict)
     prompt: str = "Question: {question}\nAnswer:"
 
@@ -107,6 +111,7 @@ class Train:
     """The training loop's settings, the same for every method.
 
     max_steps: optimizer steps; batch_size: sequences a micro-batch; grad_accum: micro-batches a step.
+    max_tokens: raw tokens after which training ends, with the step that reaches them (null: max_steps alone decides).
     max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
     max_grad_norm: global clipping (null: none). validate_every: steps between validation losses (null: the end).
     validation_items: held-out answers the validation loss is taken on.
@@ -119,6 +124,7 @@ class Train:
     max_steps: int = 200
     batch_size: int = 8
     grad_accum: int = 1
+    max_tokens: int | None = None
     max_length: int = 512
     warmup_ratio: float = 0.1
     max_grad_norm: float | None = 1.0
@@ -216,7 +222,7 @@ LEAST = {
     "train": dict.fromkeys(
         (
             *("max_steps", "batch_size", "grad_accum", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "save_every"),
+            *("validate_every", "bucketing", "save_every", "max_tokens"),
         ),
         1,
     ),

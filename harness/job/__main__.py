@@ -1,7 +1,7 @@
 """python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
 
-A job answers one request by events (JSON lines) on the output. A request checks cells, predicts
-what they take, runs one, scores the weights of one again, or asks what there is on this machine. Whatever libraries
+A job answers one request by events (JSON lines) on the output. A request checks cells, predicts what they take, runs
+one, scores the weights of one again, puts prompts to models, or asks what there is on this machine. Whatever libraries
 print goes to standard error, which is the cell's log.
 """
 
@@ -48,6 +48,17 @@ def main(request: dict[str, Any]) -> int:
             cells = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
             for event in plan.answer(cells, request["data_root"], request["budget"], request["beside"]):
                 report({"phase": "plan"} | event)
+        elif "synthesize" in request:
+            from harness.job import synthesize
+
+            asking = decode(synthesize.Asking, request["synthesize"])
+            summary = synthesize.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
+            report({"phase": "synthesize", "summary": summary})
+        elif "ask" in request:
+            from harness.job import ask
+
+            answers = ask.ask(decode(ask.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event))
+            report({"phase": "ask", "answers": answers})
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         elif "tasks" in request:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -174,7 +175,8 @@ def scheduled(
 ) -> list[list[list[Example]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
-    Only what is drawn is encoded: most of a large data set never is.
+    Only what is drawn is encoded: most of a large data set never is. With `max_tokens` there are fewer steps than
+    `max_steps`: the last is the one by which as many raw tokens are reached.
     """
     if not items:
         raise UserError("The data set is empty; there is nothing to train on.")
@@ -183,7 +185,15 @@ def scheduled(
     drawn = sorted({i for batch in order for i in batch})
     examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
     micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
-    return [micro[i : i + accum] for i in range(0, len(micro), accum)]
+    steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
+    most = train.get("max_tokens")
+    if most is None:
+        return steps
+    reached = itertools.accumulate(sum(len(e.ids) for batch in step for e in batch) for step in steps)
+    taken = next((i for i, tokens in enumerate(reached, start=1) if tokens >= most), None)
+    if taken is None:
+        raise UserError(f"train.max_tokens={most} is not reached in train.max_steps={count} steps; raise them.")
+    return steps[:taken]
 
 
 def cut(step: list[list[Example]], size: int) -> list[list[Example]]:

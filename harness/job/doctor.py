@@ -35,13 +35,13 @@ Standing = tuple[str, str]
 def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
     """The facts that ``python -m harness doctor`` shows.
 
-    models: their settings by name, of which path and revision count; data: theirs, of which load counts.
+    models: their settings by name, of which path and revision count; data: theirs, of which load and path count.
     """
     hub = _reach_hub()
     return {
         "hub": {"endpoint": private.redact(constants.ENDPOINT), "state": hub, "token": get_token() is not None},
         "models": _at_once({n: partial(_model, m["path"], m.get("revision"), hub) for n, m in models.items()}),
-        "data": _at_once({n: partial(_data, d["load"], data_root, hub) for n, d in data.items()}),
+        "data": _at_once({n: partial(_data, d, data_root, hub) for n, d in data.items()}),
         "caches": {"embedded": str(embedded.cache()), "hub": constants.HF_HUB_CACHE},
         "compute": _compute(),
     }
@@ -117,7 +117,10 @@ def _model_is_cached(path: str, revision: str | None) -> bool:
     return all((folder / shard).exists() for shard in shards)
 
 
-def _data(load: dict[str, Any], data_root: str | None, hub: str) -> Standing:
+def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing:
+    load = settings["load"]
+    if (file := settings.get("path")) is not None:
+        return ("ready", file) if Path(data_root or ".", file).is_file() else ("missing", f"there is no file {file}")
     if load["_target_"] != "harness.job.data.hub":
         return "ready", "generated"
     path = load["path"]

@@ -276,6 +276,7 @@ class Planner:
 def _assumed_shape(train: dict[str, Any]) -> Shape:
     size, length, accum = train["batch_size"], train["max_length"], train.get("grad_accum", 1)
     tokens = size * length * accum * train.get("max_steps", 1)
+    tokens = min(tokens, train.get("max_tokens") or tokens)
     return Shape([[(length, 0)] * size] * accum, raw=tokens, padded=tokens, real=False)
 
 

@@ -238,7 +238,7 @@ class _Job:
                     net,
                     optimizer,
                     self._batches(steps, layout),
-                    train_settings,
+                    train_settings | {"max_steps": len(steps)},  # fewer where max_tokens ends them
                     self.accelerator,
                     validate,
                     self._stepped,

@@ -30,6 +30,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.record import Record, Score, short
 from harness.report import claims
 from harness.report.columns import ABSENT, METHODS, Row, group, score_style
+from harness.report.forgetting import Comparison, Forgetting, named
 from harness.report.frame import KINDS, score_name
 from harness.report.select import Choice, select
 from harness.report.standings import Contest, Standing, contests, items
@@ -725,9 +726,9 @@ RATES = {
 EDGE = {"edgecolor": "black", "linewidth": 0.5}
 
 
-def _bar_panels(found: dict[str, list[Row]], per_bar: float) -> tuple[Figure, list[Axes]]:
+def _bar_panels(found: dict[str, list], per_bar: float) -> tuple[Figure, list[Axes]]:
     """Titled panels of horizontal bars, high enough for the panel with most of them."""
-    most = max(len(rows) for rows in found.values())
+    most = max(map(len, found.values()))
     return _titled_panels(list(found), height=max(2.0, 0.8 + per_bar * most))
 
 
@@ -809,3 +810,41 @@ def verdicts(study: Study) -> Drawn | None:
 
 
 DECISIONS = {claims.SUPPORTED: ("o", "#0072B2"), claims.REFUTED: ("X", "#D55E00"), claims.OPEN: ("o", "white")}
+
+
+# Of what `harness forgetting` compares
+
+
+def lost_won(found: Forgetting) -> Drawn | None:
+    """Which share of the items each method lost of what the base had right, and which it won; None without any."""
+    scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
+    if not scores:
+        return None
+    wheres = _titles([place for place, _ in scores])
+    titles = [f"{where}: {named(of)}" if where else named(of) for where, (_, of) in zip(wheres, scores, strict=True)]
+    grouped = [[c for c in found.comparisons if (c.place, c.score) == of] for of in scores]
+    with mpl.rc_context(STYLE):
+        made, panels = _bar_panels(dict(zip(titles, grouped, strict=True)), per_bar=0.3)
+        for of_it, axes in zip(grouped, panels, strict=False):
+            _lost_won(axes, of_it)
+    return Drawn(
+        made,
+        "Items that the untuned base had right and the tuned model has wrong (lost), and the other way round (won); "
+        "the change is won less lost, with its 95% interval, paired by item." + _left_out(scores),
+    )
+
+
+def _lost_won(axes: Axes, compared: list[Comparison]) -> None:
+    at, shares = range(len(compared)), [PERCENT / c.total.items for c in compared]
+    lost = [-c.total.lost * share for c, share in zip(compared, shares, strict=True)]
+    won = [c.total.won * share for c, share in zip(compared, shares, strict=True)]
+    handles = [axes.barh(at, lost, color="#D55E00", **EDGE), axes.barh(at, won, color="#56B4E9", hatch="..", **EDGE)]
+    style = {"marker": "D", "color": "black", "mfc": "white", "ms": 4, "linestyle": ""}
+    for y, change in enumerate(c.total.change for c in compared):
+        if change:
+            value, *ends = (PERCENT * end for end in change[:3])
+            handles[2:] = [axes.errorbar(value, y, xerr=[[abs(value - end)] for end in ends], **style)]
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    _bar_axes(axes, [c.label for c in compared])
+    axes.set_xlabel("% of the items")
+    _legend(axes, handles, ["lost", "won", "change"])

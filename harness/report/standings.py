@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.record import Record, Score
@@ -76,27 +77,41 @@ def items(folder: Path, records: Sequence[Record], name: str) -> tuple[np.ndarra
 
     None where a record's file is missing or lacks the score, or where two seeds answered different items.
     """
-    found = [_read(folder / f"{record.cell.name}.items.parquet", _score(record, name)) for record in records]
+    found = [_read(folder, record, name) for record in records]
     if not all(found) or len({which for _, which in found}) != 1:
         return None
     return np.stack([values for values, _ in found]), found[0][1]
 
 
-def _read(path: Path, score: Score | None) -> tuple[np.ndarray, tuple] | None:
+def answers(folder: Path, record: Record, name: str) -> pa.Table | None:
+    """How each item of the score `name` was answered, in the order of subjects and indices.
+
+    Columns subject, item, hash, value, prediction and target; None where the record's file is missing or lacks them.
+    """
+    score = score_of(record, name)
+    return score and _table(folder, record, score, ["subject", "item", "hash", "value", "prediction", "target"])
+
+
+def _read(folder: Path, record: Record, name: str) -> tuple[np.ndarray, tuple] | None:
     """Values in the order of subjects and indices; only the columns that this takes are read."""
-    if score is None:
+    score = score_of(record, name)
+    table = score and _table(folder, record, score, ["subject", "item", "value"])
+    if not table or len(table) < 2:
         return None
+    which = (score.num_fewshot, score.version, *table["subject"].to_pylist(), *table["item"].to_pylist())
+    return table["value"].to_numpy(), which
+
+
+def _table(folder: Path, record: Record, score: Score, columns: list[str]) -> pa.Table | None:
     wanted = [(name, "=", getattr(score, name)) for name in ("task", "metric", "filter")]
     try:
-        table = pq.read_table(path, columns=["subject", "item", "value"], filters=wanted)
+        table = pq.read_table(folder / f"{record.cell.name}.items.parquet", columns=columns, filters=wanted)
     except (OSError, ValueError, KeyError):  # not there, not parquet, other columns
         return None
-    table = table.sort_by([("subject", "ascending"), ("item", "ascending")])
-    which = (score.num_fewshot, score.version, *table["subject"].to_pylist(), *table["item"].to_pylist())
-    return (table["value"].to_numpy(), which) if len(table) > 1 else None
+    return table.sort_by([("subject", "ascending"), ("item", "ascending")])
 
 
-def _score(record: Record, name: str) -> Score | None:
+def score_of(record: Record, name: str) -> Score | None:
     return next((score for score in record.scores if score_name(score) == name), None)
 
 
@@ -105,7 +120,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     standings, samples = [], {}
     higher = True
     for choice, records in zip(choices, groups, strict=True):
-        scores = [score for record in records if (score := _score(record, name))]
+        scores = [score for record in records if (score := score_of(record, name))]
         if not records or len(scores) < len(records):
             continue
         higher = scores[0].higher_is_better

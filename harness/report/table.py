@@ -23,6 +23,7 @@ from harness.report.lint import Finding, findings, inference_text, ran_with
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"]
 TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
+TEXT_COLUMNS += ["Score", "Subject", "Target", "Base", "Tuned"]
 TEXT_COLUMNS += ["What is left to say or to run", "What", "Value", "File", "SHA-256"]
 
 

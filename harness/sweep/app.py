@@ -441,6 +441,16 @@ def main(command: str, arguments: list[str]) -> int:
     return int(any(outcome.status != "ok" for outcome in _outcomes))
 
 
+def composed(*overrides: str) -> DictConfig:
+    """The configuration that `overrides` mean, for a command that runs no cell; UserError if they mean none."""
+    register()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error)) from None
+
+
 def register() -> None:
     """Make our resolvers, schema, sweeper and the folder sweeps/ known to Hydra."""
     settings_of.register_resolvers()

@@ -16,9 +16,18 @@ from harness.errors import UserError
 from harness.record import Cell, cell_id, cell_name
 
 AXES = ("rank", "alpha", "lr", "seed")
-# Of an evaluation; cells that were scored before there was a choice keep their id.
-AS_EVER = {"engine": "auto", "chat_template": False, "fewshot_as_multiturn": False, "system_instruction": None}
-AS_EVER |= {"unsafe_code": False}
+# What these were before there was a choice, by group: cells that leave them so keep their id.
+AS_EVER = {
+    "data": {"path": None},
+    "eval": {
+        "engine": "auto",
+        "chat_template": False,
+        "fewshot_as_multiturn": False,
+        "system_instruction": None,
+        "unsafe_code": False,
+    },
+    "train": {"max_tokens": None},
+}
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
 
@@ -37,9 +46,9 @@ def from_config(config: DictConfig) -> Cell:
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
-    if resolved["method"]["init"] is not None:  # cells of before there was such a slot keep their id
+    if resolved["method"]["init"] is not None:
         slots["init"] = resolved["method"]["init"]
-    train = {k: v for k, v in resolved["train"].items() if k != "save_every"}
+    train = {k: v for k, v in _chosen(resolved, "train").items() if k != "save_every"}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.
@@ -48,8 +57,8 @@ def from_config(config: DictConfig) -> Cell:
     settings = {
         "method": slots,
         "model": _model(resolved["model"]),
-        "data": resolved["data"],
-        "eval": {k: v for k, v in resolved["eval"].items() if (k, v) not in AS_EVER.items()},
+        "data": _chosen(resolved, "data"),
+        "eval": _chosen(resolved, "eval"),
         "train": train,
         "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
         "speedups": resolved["speedups"],
@@ -70,6 +79,11 @@ def from_config(config: DictConfig) -> Cell:
     )
     cell.name = cell_name(cell)
     return cell
+
+
+def _chosen(resolved: dict[str, Any], group: str) -> dict[str, Any]:
+    """The settings of `group` without those that are as they ever were."""
+    return {k: v for k, v in resolved[group].items() if (k, v) not in AS_EVER[group].items()}
 
 
 def _model(settings: dict[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class Study:
         """Remove all that there is of the cell `name`, the plan included; returns what is gone, as `files` names it."""
         gone, path = self.files(name), self._record(name)
         begun = [found for found in self.left_behind() if found.name.startswith(f".{name}.")]
-        for found in (*gone, *begun, record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name):
+        begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
+        for found in (*gone, *begun):
             discard(found)
         discard(self._checkpoints(name))
         with claim.hold(self._state / "planning", "The plan", patiently=True):

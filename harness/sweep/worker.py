@@ -107,6 +107,29 @@ def score(
     return record.read(path)
 
 
+def synthesize(asking: dict[str, Any], on_event: Callable[[dict], None]) -> dict[str, Any]:
+    """Have a job ask for new problems, as ``harness/job/synthesize.py`` says; its summary. on_event is told how far."""
+    asking |= {"data_root": _absolute(asking["data_root"])}
+    return _answer("The job that asks for problems", {"synthesize": asking}, on_event)["summary"]
+
+
+def ask(asking: dict[str, Any], on_event: Callable[[dict], None]) -> dict[str, Any]:
+    """Have a job put prompts to models, as ``harness/job/ask.py`` says; its answers. on_event is told whom it asks."""
+    return _answer("The job that asks models", {"ask": asking}, on_event)["answers"]
+
+
+def _answer(what: str, request: dict, on_event: Callable[[dict], None]) -> dict:
+    """The last event of a job that answers `request`; the others go to `on_event` as they come."""
+    last: list[dict] = []
+
+    def follow(event: dict) -> None:
+        last[:] = [event]
+        on_event(event)
+
+    _ask(what, request, follow)
+    return last[0]
+
+
 def _ask(what: str, request: dict, on_event: Callable[[dict], None]) -> None:
     """Have a job answer `request`; UserError, which begins with `what`, if it refuses or breaks off."""
     with tempfile.TemporaryFile() as stderr:

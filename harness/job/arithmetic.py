@@ -1,0 +1,89 @@
+"""Recomputes the arithmetic of worked answers: `<<3*4=12>>`, as GSM8K has it, and steps in the text, `3 * 4 = 12`."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+OPERAND = r"\$?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?: ?%)?"
+TERM = rf"[( ]*-?{OPERAND}(?: *\))*"
+MORE = rf" *(?:[-+*/×÷−–]|x(?! *-)){TERM}"
+# Looked for ahead, so that 1+1=2+3=5 is two. Neither side may be a part of what can't be read: of 2.5Y, or 1 1/2.
+STEP = re.compile(
+    rf"(?=(?<![\w.,%)$])(?! )({TERM}(?:{MORE})+) *= *((?>{TERM}(?:{MORE})*))(?!\w|[.,]\d| *(?:and )?\(?\d+ */))"
+)
+ANNOTATION = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
+FINAL = re.compile(r"^#### *\$?(-?[\d.,]+)\s*$", re.MULTILINE)
+SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/", "−": "-", "–": "-", "$": "", ",": "", " ": "", "\n": ""})
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+LONGEST = 200  # characters of an expression
+
+
+@dataclass(frozen=True)
+class Step:
+    """A calculation as it was written, what it was said to come to, and what it comes to."""
+
+    text: str
+    said: Fraction
+    found: Fraction
+    right: bool
+
+
+def steps(answer: str) -> list[Step]:
+    """The calculations in `answer` that can be worked out; what has letters or units in it can't."""
+    written = [found.groups() for found in ANNOTATION.finditer(answer)]
+    plain = ANNOTATION.sub("", answer)
+    written += [match.groups() for match in STEP.finditer(plain) if _begins(plain[: match.start(1)])]
+    return [step for left, right in written if (step := _step(left, right))]
+
+
+def final(answer: str) -> Fraction | None:
+    """The number after `####`, as GSM8K's answers end; None without one."""
+    found = FINAL.findall(answer)
+    return _value(found[-1]) if found else None
+
+
+def _begins(before: str) -> bool:
+    """Whether an expression begins after `before`, and is not the rest of one that can't be read (`2a + 1`)."""
+    return not re.search(r"([-+*/×÷−–^(%\d]|\bx) *$", before)
+
+
+def _step(left: str, right: str) -> Step | None:
+    found, said = _value(left), _value(right)
+    if found is None or said is None:
+        return None
+    # What is written with decimals may be rounded to them; whole numbers are to be exact.
+    decimals = len(right.strip().rstrip("%").partition(".")[2])
+    slack = Fraction(1, 2 * 10**decimals) if decimals else 0
+    # 75% is 0.75 to some and 75 to others; in 2 + 3 = 5 + 1 = 6 it is the 5 that is said.
+    alike = [found, *([found / 100, found * 100] if "%" in right else [])]
+    first = re.match(OPERAND, right.strip())
+    chained = first is not None and found == _value(first[0])
+    return Step(
+        f"{left.strip()}={right.strip()}", said, found, chained or any(abs(value - said) <= slack for value in alike)
+    )
+
+
+def _value(text: str) -> Fraction | None:
+    """What an expression of numbers, + - * / and brackets comes to; None if it is none."""
+    plain = re.sub(r"([\d.]+)%", r"(\1/100)", text.translate(SIGNS))
+    plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain)  # 007 is no number to Python
+    if len(plain) > LONGEST:
+        return None
+    try:
+        return _worked_out(ast.parse(plain, mode="eval").body, plain)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+
+
+def _worked_out(node: ast.expr, text: str) -> Fraction:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return Fraction(text[node.col_offset : node.end_col_offset])  # as written: 0.1 is no float
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_worked_out(node.operand, text)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](_worked_out(node.left, text), _worked_out(node.right, text))
+    raise ValueError("no arithmetic")

@@ -1,0 +1,56 @@
+"""How alike texts are, by runs of words: near-duplicates, and what stands in an evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+NEAR = 0.6  # Jaccard similarity of the word 3-grams of two texts, from which on they are near-duplicates
+NEAR_WORDS = 3
+SHARED_WORDS = 13  # a run that two texts share, as Brown et al. (2020, arXiv:2005.14165, appendix C) look for
+
+Gram = tuple[str, ...]
+
+
+def grams(text: str, n: int) -> set[Gram]:
+    """All runs of `n` words of `text`, in lower case and without punctuation; of a shorter text the whole."""
+    words = re.findall(r"\d+(?:[.,]\d+)*|\w+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
+
+
+class Texts:
+    """A growing collection, to be asked for what is like a text."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self._sizes: list[int] = []
+        self._where: dict[Gram, list[int]] = defaultdict(list)
+        for text in texts:
+            self.add(text)
+
+    def add(self, text: str) -> None:
+        own = grams(text, NEAR_WORDS)
+        for gram in own:
+            self._where[gram].append(len(self._sizes))
+        self._sizes.append(len(own))
+
+    def nearest(self, text: str) -> float:
+        """The greatest Jaccard similarity of `text` to one of the collection, 0 to 1."""
+        own = grams(text, NEAR_WORDS)
+        shared = Counter(i for gram in own for i in self._where.get(gram, ()))
+        return max((n / (len(own) + self._sizes[i] - n) for i, n in shared.items()), default=0.0)
+
+
+class Evaluation:
+    """Items that no training text may be like."""
+
+    def __init__(self, texts: Iterable[str]):
+        texts = list(texts)
+        self._near = Texts(texts)
+        self._runs = {gram for text in texts for gram in grams(text, SHARED_WORDS)}
+        self._lengths = {len(gram) for gram in self._runs}
+
+    def overlaps(self, text: str) -> bool:
+        """Whether `text` shares a run of words with an item, holds a shorter one, or is a near-duplicate of one."""
+        shared = any(not self._runs.isdisjoint(grams(text, length)) for length in self._lengths)
+        return shared or self._near.nearest(text) >= NEAR

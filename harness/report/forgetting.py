@@ -1,0 +1,387 @@
+"""What a base model had right and tuning lost, and what it won: item by item, by subject, with the answers.
+
+An item is lost that the base had right and the tuned model has wrong, and won the other way round. One that was right
+by luck is as easily lost as another is won by luck, so both counts are of churn too: what was forgotten is the change,
+won less lost, with its interval.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from harness.record import Record, Score
+from harness.report import stats
+from harness.report.columns import ABSENT, group
+from harness.report.frame import score_name
+from harness.report.standings import answers, score_of
+from harness.report.stats import ALPHA, Difference
+from harness.report.table import Table
+
+BASE = "base"
+SHOWN = 60  # characters of an answer in a table
+CSV = ["study", "model", "data", "method", "cell", "score", "subject", "item", "kind", "target", "base", "tuned"]
+MARK = "*"  # of a change that is told apart from none
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of some items.
+
+    items: how many; right: of them the base's; lost, won: mean over seeds.
+    change: won less lost as a share of the items, with its 95% interval over items and seeds and its p; None for a
+        single item. corrected: that p by Holm, over the scores of all comparisons, or over the subjects of one.
+    """
+
+    items: int
+    right: int
+    lost: float
+    won: float
+    change: Difference | None
+    corrected: float | None = None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An item that some seed's model lost or won: what was wanted, and what base and each seed's model answered."""
+
+    subject: str
+    item: int
+    kind: str  # lost or won
+    seeds: int  # how many models lost, or won, it
+    target: str
+    base: str
+    tuned: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models of one method in one setting, which differ in their seeds, against the untuned base by one score."""
+
+    place: tuple[str, str, str]
+    label: str
+    setting: str
+    cells: list[str]
+    base: str
+    score: str
+    total: Tally
+    subjects: dict[str, Tally]
+    changed: list[Changed]
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """All comparisons, and a sentence for each that could not be made."""
+
+    comparisons: list[Comparison]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class _Group:
+    place: tuple[str, str, str]
+    label: str
+    setting: str
+    records: list[Record]
+
+
+def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False) -> Forgetting:
+    """What the models of `records`, those of one study in `folder`, lost and won against their untuned base.
+
+    Of each method it is the setting that `select` chose, its seeds together, or else every cell by itself.
+    """
+    rows = group(records)
+    groups, left_out = [], []
+    if each_cell:
+        groups = [
+            _Group(row.place, record.cell.name, row.setting, [record])
+            for row in rows
+            for record in row.records
+            if record.status == "ok"
+        ]
+        left_out = [f"{r.cell.name} ended as {r.status}: it is not compared." for r in rows.records if r.status != "ok"]
+    else:
+        for choice in rows.choices:
+            if choice.index:
+                of_it = [rows.records[i] for i in choice.index]
+                groups.append(_Group(choice.place, choice.label, choice.setting or "", of_it))
+            else:
+                left_out.append(f"{choice.label}: no setting is compared, {choice.reason}.")
+    found = []
+    for of_it in groups:
+        if of_it.records[0].cell.method != BASE:
+            comparisons, why = _against_base(of_it, rows.records, folder)
+            found += comparisons
+            left_out += why
+    corrected = stats.holm([c.total.change.p for c in found if c.total.change])
+    by_comparison = iter(corrected.tolist())
+    found = [replace(c, total=replace(c.total, corrected=next(by_comparison))) if c.total.change else c for c in found]
+    return Forgetting(found, list(dict.fromkeys(left_out)))
+
+
+def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tuple[list[Comparison], list[str]]:
+    """The comparisons of a group by each score of right and wrong, and why others can't be."""
+    bases = _bases(of_it.place, records)
+    if not bases:
+        model = of_it.place[1]
+        return [], [f"{of_it.label}: there is no finished {BASE} of {model} in the study, and nothing to compare with."]
+    found, why = [], []
+    names = dict.fromkeys(score_name(score) for record in of_it.records for score in record.scores)
+    for name in names:
+        made = _compared(of_it, name, bases, folder)
+        if isinstance(made, str):
+            why.append(f"{of_it.label}, {name}: {made}")
+        else:
+            found.append(made)
+    return found, why if names else [f"{of_it.label}: it has no score."]
+
+
+def _bases(place: tuple[str, str, str], records: Sequence[Record]) -> list[Record]:
+    """Finished untuned models with the same weights, those of the same data first."""
+    found = [r for r in records if r.cell.method == BASE and r.status == "ok" and r.cell.model == place[1]]
+    return sorted(found, key=lambda record: record.cell.data != place[2])
+
+
+def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -> Comparison | str:
+    """The comparison by the score `name` with the first base that answered the same items; or why there is none."""
+    scores = [score_of(record, name) for record in of_it.records]
+    if None in scores:
+        return "not every seed has this score."
+    if not scores[0].higher_is_better:
+        return "it is no score of right and wrong."
+    tuned = [answers(folder, record, name) for record in of_it.records]
+    if not all(tuned):
+        return "the items of a cell are not beside its record."
+    reason = f"{BASE} has no such score."
+    for base in bases:
+        asked = score_of(base, name)
+        if asked is None:
+            continue
+        own = answers(folder, base, name)
+        if not own:
+            reason = f"the items of {base.cell.name} are not beside its record."
+        elif any(_asked(table, score) != _asked(own, asked) for table, score in zip(tuned, scores, strict=True)):
+            reason = f"{base.cell.name} was asked other items, with other shots, or in another version of the task."
+        elif not all(set(table["value"].to_pylist()) <= {0.0, 1.0} for table in [own, *tuned]):
+            return "it is no score of right and wrong."
+        else:
+            return _comparison(of_it, name, base, own, tuned)
+    return reason
+
+
+def _asked(items: pa.Table, score: Score) -> tuple:
+    """What makes two models' answers comparable one by one."""
+    return score.num_fewshot, score.version, *(items[name].to_pylist() for name in ("subject", "item", "hash"))
+
+
+def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: list[pa.Table]) -> Comparison:
+    before = own["value"].to_numpy()
+    after = np.stack([table["value"].to_numpy() for table in tuned])
+    places = defaultdict(list)
+    for i, subject in enumerate(own["subject"].to_pylist()):
+        places[subject].append(i)
+    subjects = {subject: _tally(before[at], after[:, at]) for subject, at in places.items()}
+    told = [tally.change.p for tally in subjects.values() if tally.change]
+    by_subject = iter(stats.holm(told).tolist())
+    return Comparison(
+        place=of_it.place,
+        label=of_it.label,
+        setting=of_it.setting,
+        cells=[record.cell.name for record in of_it.records],
+        base=base.cell.name,
+        score=name,
+        total=_tally(before, after),
+        subjects={
+            subject: replace(tally, corrected=next(by_subject)) if tally.change else tally
+            for subject, tally in subjects.items()
+        },
+        changed=list(_changed(name, own, tuned, before, after)),
+    )
+
+
+def _tally(before: np.ndarray, after: np.ndarray) -> Tally:
+    """before: (items,) whether base is right; after: (seeds, items) whether tuned models are."""
+    seeds, items = after.shape
+    return Tally(
+        items=items,
+        right=int(before.sum()),
+        lost=float((after < before).sum()) / seeds,
+        won=float((after > before).sum()) / seeds,
+        change=stats.differences([after, before[None]])[0, 1] if items > 1 else None,
+    )
+
+
+def _changed(
+    name: str, own: pa.Table, tuned: list[pa.Table], before: np.ndarray, after: np.ndarray
+) -> Iterator[Changed]:
+    """The lost items, then the won ones; those that most seeds lost or won first."""
+    metric = name.split("/")[-2]
+    said = [own, *tuned]
+    columns = {column: own[column].to_pylist() for column in ("subject", "item", "target")}
+    texts = [table["prediction"].to_pylist() for table in said]
+    for kind, moved in (("lost", after < before), ("won", after > before)):
+        seeds = moved.sum(axis=0)
+        for i in sorted(np.flatnonzero(seeds).tolist(), key=lambda i: -seeds[i]):
+            base, *others = (answer(text[i], metric) for text in texts)
+            where = {column: of[i] for column, of in columns.items()}
+            yield Changed(kind=kind, seeds=int(seeds[i]), base=base, tuned=others, **where)
+
+
+def answer(prediction: str, metric: str) -> str:
+    """What a model answered, of a prediction as lm-eval keeps it: a text, or the number of the choice it took."""
+    try:
+        found = ast.literal_eval(prediction)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return prediction
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
+        return found[0]
+    if metric == "acc" and isinstance(found, list) and found and all(_is_choice(one) for one in found):
+        return str(max(range(len(found)), key=lambda i: found[i][0]))
+    return prediction
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether it is a choice's log-likelihood, and whether it was the likeliest continuation of all."""
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
+
+
+# As tables and as JSON
+
+
+def to_json(found: Forgetting) -> dict[str, Any]:
+    """All of it as JSON's kinds, answers in full."""
+    return {"comparisons": [_plain(dataclasses.asdict(c)) for c in found.comparisons], "left_out": found.left_out}
+
+
+def _plain(value: Any) -> Any:
+    """With named intervals in the place of tuples."""
+    if isinstance(value, Difference):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+def tables(found: Forgetting, study: str, examples: int) -> list[Table]:
+    """What was lost and won; by subject, where there are several; and up to `examples` items lost and won of each.
+
+    `Table.data` of the last is every item that changed, answers in full.
+    """
+    scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
+    several = len({place for place, _ in scores}) > 1
+    made = [_totals(found, study, several)]
+    for place, score in scores:
+        of_it = [c for c in found.comparisons if (c.place, c.score) == (place, score)]
+        if any(len(c.subjects) > 1 for c in of_it):
+            made.append(_subjects(of_it, several))
+    return [*made, _items(found, study, several, examples)]
+
+
+def _where(place: tuple[str, str, str], several: bool) -> dict[str, str]:
+    return {"Model": place[1], "Data": place[2]} if several else {}
+
+
+def _totals(found: Forgetting, study: str, several: bool) -> Table:
+    rows = [
+        _where(c.place, several)
+        | {"Method": c.label, "Setting": c.setting or ABSENT, "Seeds": str(len(c.cells)), "Score": named(c.score)}
+        | {"Items": f"{c.total.items:,}", "Base right": f"{c.total.right:,}"}
+        | {"Lost": _count(c.total.lost), "Won": _count(c.total.won), "Change (points)": _change(c.total)}
+        for c in found.comparisons
+    ]
+    caption = []
+    if rows:
+        caption = [
+            "Lost: items that the base had right and the tuned model has wrong; won: the other way round; means over "
+            "seeds. Luck loses and wins items too: what was forgotten is the change, won less lost.",
+            "Change is in points of the items, in brackets its 95% interval, paired by item"
+            + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
+            f"{MARK} differs from no change (p < 0.05, by Holm for {len(rows)} comparisons, or for the subjects of "
+            "one).",
+        ]
+        if any(len(c.cells) == 1 for c in found.comparisons):
+            caption.append("One seed: it holds for the models that were trained, not for the method.")
+    return _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])
+
+
+def _subjects(of_it: list[Comparison], several: bool) -> Table:
+    """A row a subject, a column a method; those that lost most, all methods together, first."""
+    tallies = [(name, tally) for c in of_it for name, tally in c.subjects.items()]
+    names = list(dict.fromkeys(name for name, tally in tallies if tally.lost or tally.won))
+    still = len({name for name, _ in tallies}) - len(names)
+    names.sort(key=lambda name: sum(t.won - t.lost for c in of_it if (t := c.subjects.get(name))))
+    rows = []
+    for name in names:
+        tallies = {c.label: c.subjects.get(name) for c in of_it}
+        some = next(tally for tally in tallies.values() if tally)
+        row = {"Subject": name, "Items": f"{some.items:,}", "Base right": f"{some.right:,}"}
+        rows.append(row | {label: _moved(tally) if tally else ABSENT for label, tally in tallies.items()})
+    where = f" ({'/'.join(of_it[0].place[1:])})" if several else ""
+    return _table(
+        "Subject",
+        f"{named(of_it[0].score)}{where}: lost and won by subject",
+        rows,
+        ["Lost, won, and the change in points with its 95% interval; the subjects that lost most stand first."]
+        + ([f"In {still} other subject{'s' if still > 1 else ''} nothing was lost or won."] if still else []),
+    )
+
+
+def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
+    rows, every = [], []
+    for c in found.comparisons:
+        shown = {kind: [item for item in c.changed if item.kind == kind][:examples] for kind in ("lost", "won")}
+        for item in (*shown["lost"], *shown["won"]):
+            row = {"Method": c.label, "Score": named(c.score), "Subject": item.subject, "Item": str(item.item)}
+            row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
+            row |= {"Target": _short(item.target), "Base": _short(item.base)}
+            rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
+        for item in c.changed:
+            for cell, text in zip(c.cells, item.tuned, strict=True):
+                where = (*c.place, c.label, cell, c.score, item.subject, item.item, item.kind)
+                every.append((*where, item.target, item.base, text))
+    caption = []
+    if len(rows) < sum(len(c.changed) for c in found.comparisons):
+        caption = [f"Up to {examples} lost and {examples} won of each method and score; --items shows more."]
+    made = _table("Method", f"{study}: items lost and won", rows, caption)
+    return replace(made, data=pd.DataFrame(every, columns=CSV))
+
+
+def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]) -> Table:
+    columns = list(rows[0]) if rows else [head]
+    return Table(title, columns, [[row[column] for column in columns] for row in rows], caption, None)
+
+
+def named(score: str) -> str:
+    """A score's name as people read it."""
+    return score.removesuffix("/none").replace("/", " ")
+
+
+def _count(mean: float) -> str:
+    return f"{mean:,.0f}" if mean == int(mean) else f"{mean:,.1f}"
+
+
+def _change(tally: Tally) -> str:
+    if tally.change is None:
+        return ABSENT
+    value, low, high = (f"{100 * end + 0.0:+.1f}" for end in tally.change[:3])
+    told = MARK if tally.corrected is not None and tally.corrected < ALPHA else ""
+    return f"{value} ({low} to {high}){told}".replace("-", "−")
+
+
+def _moved(tally: Tally) -> str:
+    return f"−{_count(tally.lost)} +{_count(tally.won)}: {_change(tally)}"
+
+
+def _short(text: str) -> str:
+    """The end of a text: there a worked answer has its result."""
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else "…" + text[1 - SHOWN :]

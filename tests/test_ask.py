@@ -1,0 +1,275 @@
+"""Answers side by side: real weights on this machine, servers that answer, a blind judge, and what is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+from job_helpers import run_tiny
+from peft import PeftModel
+from records import make_record
+from scripted import server
+from transformers import AutoTokenizer
+from transformers.cli.serve import Serve
+
+from harness.__main__ import main
+from harness.job import ask, embedded, model
+from harness.record import decode, write
+from harness.report import side
+
+# The judge
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ('{"better": "A"}', "A"),
+        ('Surely:\n```json\n{"better": "tie"}\n```', "tie"),
+        ('{"better": "C"}', None),
+        ("A", None),
+        ("{better: A}", None),
+    ],
+)
+def test_what_a_judge_says_is_read_strictly(reply, said):
+    assert ask.better(reply) == said
+
+
+@pytest.mark.parametrize(
+    ("base_first", "base_second", "value"),
+    [
+        ("B", "A", 1),
+        ("A", "B", 0),
+        ("A", "A", 0.5),
+        ("B", "B", 0.5),
+        ("tie", "B", 0.5),
+        ("tie", "tie", 0.5),
+        (None, "B", None),
+    ],
+)
+def test_a_preference_that_goes_with_the_place_is_a_tie(base_first, base_second, value):
+    assert ask.verdict(base_first, base_second) == value
+
+
+def asking(url, **fields):
+    usual = {"prompts": ["one", "two", "three"], "local": [], "api": ["plain", "kind"], "base_url": url}
+    usual |= {"judge": "judge", "judge_url": url, "tokens": 16, "concurrency": 2, "timeout": 20.0}
+    return ask.Asking(**(usual | fields))
+
+
+def judging(prefer):
+    """A script for the server: models answer with their name, a judge as `prefer` says of the two answers."""
+
+    def script(prompt, number):
+        if "answers are only" not in prompt.lower():
+            return f"{there['server'].asked[number]['model']}: {prompt}"
+        first, second = re.findall(r"<answer [AB]>\n(.*?)\n</answer", prompt, re.DOTALL)
+        return json.dumps({"better": prefer(first, second)})
+
+    there = {}
+    return script, there
+
+
+def judged(prefer, **fields):
+    script, there = judging(prefer)
+    with server(script) as found:
+        there["server"] = found
+        return ask.ask(asking(found.url, **fields), lambda event: None), found
+
+
+def test_each_pair_is_judged_in_both_orders_without_names():
+    found, there = judged(lambda first, second: "A" if "kind" in first else "B")
+    assert found["models"] == ["plain", "kind"]
+    assert found["answers"][1] == ["kind: one", "kind: two", "kind: three"]
+    assert [v["value"] for v in found["judge"]["verdicts"]] == [1, 1, 1]
+    prompts = [text for text in there.prompts() if "<answer A>" in text]
+    assert len(prompts) == 6
+    for prompt in ("one", "two", "three"):
+        firsts = [re.search(r"<answer A>\n(\w+)", text)[1] for text in prompts if f"<request>\n{prompt}\n" in text]
+        assert sorted(firsts) == ["kind", "plain"]
+    assert found["judge"]["tokens"] == {"answers": 6, "read": 60, "written": 30}
+
+
+def test_a_judge_that_takes_whatever_is_first_tells_nothing():
+    found, _ = judged(lambda first, second: "A")
+    assert [v["value"] for v in found["judge"]["verdicts"]] == [0.5] * 3
+
+
+def test_equal_answers_are_a_tie_unasked_and_what_is_no_verdict_counts_for_nothing():
+    found, there = judged(lambda first, second: "neither", api=["plain", "plain", "kind"])
+    assert [v["value"] for v in found["judge"]["verdicts"]] == [0.5, None] * 3
+    assert len([text for text in there.prompts() if "<answer A>" in text]) == 6
+    assert [rate[1:5] for rate in side.rates(found)] == [(0, 0, 3, 0), (0, 0, 0, 3)]
+    assert side.rates(found)[1].interval is None
+
+
+def test_win_rates_have_an_interval_over_prompts():
+    verdicts = [{"prompt": i, "model": 1, "said": ["B", "A"], "value": v} for i, v in enumerate([1.0] * 8 + [0.5, 0.0])]
+    judge = {"model": "j", "host": "h", "verdicts": verdicts, "tokens": {"answers": 20, "read": None, "written": None}}
+    (rate,) = side.rates({"models": ["a", "b"], "judge": judge})
+    assert (rate.wins, rate.losses, rate.ties) == (8, 1, 1)
+    assert rate.interval.value == pytest.approx(0.85)
+    assert 0.5 < rate.interval.low < 0.85 < rate.interval.high <= 1
+
+
+# What is shown
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m & </td> \x00\u202egnorw"
+FOUND = {
+    "prompts": ["What is <b>2 + 3</b>?"],
+    "models": ["base", "lora-<i>"],
+    "answers": [["It is 4.\nSure."], [f"It is 5.\nSure. {HOSTILE}"]],
+    "judge": None,
+}
+
+
+def test_what_differs_from_the_first_is_marked():
+    marked = side.words("It is 5 , surely", "It is 4 , surely")
+    assert "".join(word.text for word in marked) == "It is 5 , surely"
+    assert [word.text for word in marked if word.differs] == ["5"]
+    assert not any(word.differs for word in side.words("same as it was", "same as it was"))
+
+
+def test_the_page_is_escaped_and_loads_nothing():
+    page = side.page(FOUND)
+    assert "<mark>5.</mark>" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "lora-&lt;i&gt;" in page
+    assert "&lt;b&gt;2" in page
+    assert "<script" not in page
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", page)
+    assert not re.search(r"(src|href|url)\s*[=(]", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_its_own():
+    wide = side.text(FOUND, 100, coloured=False)
+    assert re.search(r"^It is 4\. +\| It is 5\.$", wide, re.MULTILINE)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", wide)
+    assert all(len(line) <= 100 for line in wide.splitlines())
+    narrow = side.text(FOUND, 40, coloured=False)
+    assert "|" not in narrow
+    assert narrow.index("It is 4.") < narrow.index("lora-<i>") < narrow.index("It is 5.")
+    assert all(len(line) <= 40 for line in narrow.splitlines())
+    coloured = side.text(FOUND, 100, coloured=True)
+    assert f"{side.BOLD}5.{side.PLAIN}" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == wide
+
+
+# Models on this machine
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Results with a tuned cell whose adapter lies beside its record, another that left nothing, and the net itself."""
+    folder = tmp_path_factory.mktemp("results") / "demo"
+    record = run_tiny(folder, "method=lora", "eval.tasks=[]", "infer.repeats=0")
+    cell = record.cell
+    record.cell = dataclasses.replace(cell, name="bare", id="0")
+    write(record, folder / "bare.json")
+    torch.manual_seed(1)
+    net = model.adapt(model.load(cell, torch.device("cpu")), cell)
+    for name, weight in net.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    net.save_pretrained(folder / cell.name, save_embedding_layers=False)
+    return SimpleNamespace(folder=folder, where=["--results-dir", str(folder.parent)], tuned=cell, net=net)
+
+
+def asked(capsys, *line):
+    assert main(["ask", *line, "--format", "json", "--tokens", "8"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process."""
+    monkeypatch.setattr("harness.sweep.worker.ask", lambda fields, follow: ask.ask(decode(ask.Asking, fields), follow))
+
+
+@pytest.mark.slow
+def test_a_tuned_cell_answers_by_its_weights_and_its_base_without(saved, here, capsys, tmp_path):
+    found = asked(capsys, "How many?", "--study", "demo", *saved.where)
+    assert found["models"] == ["base", saved.tuned.name], "what left no weights is not asked"
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
+    ids = tokenizer("Question: How many?\nAnswer:", return_tensors="pt")
+    for net, (answer,) in zip((saved.net.disable_adapter, None), found["answers"], strict=True):
+        with net() if net else torch.no_grad():
+            written = saved.net.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        assert answer == tokenizer.decode(written[0, ids.input_ids.shape[1] :], skip_special_tokens=True).strip()
+    assert found["answers"][0] != found["answers"][1]
+
+    whole = PeftModel.from_pretrained(model.load(saved.tuned, torch.device("cpu")), saved.folder / saved.tuned.name)
+    whole.merge_and_unload().save_pretrained(saved.folder / "bare")
+    again = asked(capsys, "How many?", "--cells", f"{saved.tuned.name},bare", *saved.where)
+    assert again["answers"][:2] == found["answers"]
+    assert again["answers"][2] == found["answers"][1], "the same weights, merged"
+    assert main(["ask", "How many?", "--cells", saved.tuned.name, "--out", str(tmp_path / "a.html"), *saved.where]) == 0
+    out = capsys.readouterr().out
+    assert "1. How many?" in out
+    assert saved.tuned.name in (tmp_path / "a.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(saved, harness, tmp_path, monkeypatch):
+    """The whole way: the command line, a job, an adapter on disk, and `transformers serve`."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained("served")
+    model.load(saved.tuned, torch.device("cpu")).save_pretrained("served")
+    port = free_port()
+    serving = Serve(force_model="served", host="127.0.0.1", port=port, device="cpu", non_blocking=True)
+    try:
+        (tmp_path / "prompts.jsonl").write_text('{"question": "One?"}\n{"prompt": "Two?"}\n')
+        line = ["--prompts", "prompts.jsonl", "--cells", saved.tuned.name, "--api", "served", "--judge", "served"]
+        line += ["--base-url", f"http://127.0.0.1:{port}/v1", "--tokens", "8", "--as-typed", *saved.where]
+        run = harness("ask", *line, "--format", "json")
+        assert run.returncode == 0, run.stderr
+        found = json.loads(run.stdout)
+        assert found["models"] == ["base", saved.tuned.name, "served"]
+        assert found["answers"][2] == found["answers"][0], "the same weights, asked as typed, here and there"
+        values = {v["model"]: v["value"] for v in found["judge"]["verdicts"]}
+        assert values == {1: None, 2: 0.5}, "a random model is no judge, and equal answers want none"
+    finally:
+        serving.kill_server()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 5}\n')
+    for line, said in (
+        ([], "nothing to ask"),
+        (["--prompts", "empty.txt"], "nothing to ask"),
+        (["--prompts", "absent.txt"], "absent.txt"),
+        (["--prompts", "bad.jsonl"], "line 1"),
+        (["hi", "--api", "m"], "--base-url"),
+        (["hi", "--judge", "m"], "--base-url"),
+        (["hi", "--api", "m", "--base-url", "http://x/v1", "--judge", "m"], "two models"),
+        (["hi"], "no records"),
+        (["hi", "--tokens", "0"], "--tokens"),
+    ):
+        assert main(["ask", *line]) == 2
+        (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+        assert said in error
+
+
+def test_a_cell_without_weights_says_how_to_have_some(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record = make_record("lora", settings={"method": {"optim": {}, "load": {}}})
+    write(record, tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    for line in (["hi"], ["hi", "--cells", record.cell.name]):
+        assert main(["ask", *line]) == 2
+        assert "save=adapter" in capsys.readouterr().err
