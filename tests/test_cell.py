@@ -157,6 +157,25 @@ def test_numbers_are_written_as_people_type_them(value, text):
     assert short(value) == text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "head"),
+    [
+        (["method=base"], "972018f19c67"),
+        (["method=lora"], "54107c5c8488"),
+        (["method=qdora", "rank=8"], "f3f9d678a482"),
+        (["method=galore", "model=tiny", "data=facts_short", "train.grad_accum=2"], "b82bdc1a3af1"),
+    ],
+)
+def test_ids_are_those_of_recorded_cells(cell, overrides, head):
+    """Settings that came later (a method's `init`) are no part of a cell that does without them."""
+    assert cell(*overrides).id.startswith(head)
+
+
+def test_how_an_adapter_starts_is_a_part_of_its_cell(cell):
+    assert "init" not in cell("method=lora").settings["method"]
+    assert cell("method=eva").id != cell("method=eva", "method.init.batches=2").id
+
+
 def test_ids_are_the_same_in_every_process(cell):
     overrides = ["method=qlora", "rank=8", "data=facts"]
     ids = {

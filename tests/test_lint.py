@@ -434,6 +434,16 @@ def test_low_rank_per_layer_wants_a_row_of_plain_adamw_per_layer():
     assert told(study() + per_layer("full_layer")) == []
 
 
+def test_the_shipped_methods_per_layer_are_known_by_their_settings(cell):
+    rows = {}
+    for name in ("galore_layer", "adamw_layer"):
+        rows[name] = per_layer(name)
+        for record in rows[name]:
+            record.cell.settings["method"] = cell(f"method={name}", "train.max_grad_norm=null").settings["method"]
+    assert "per layer" in dict(told(study() + rows["galore_layer"]))
+    assert "per layer" not in dict(told(study() + rows["galore_layer"] + rows["adamw_layer"]))
+
+
 # What a study lacks
 
 

@@ -170,12 +170,18 @@ def _frozen(net: nn.Module) -> list[nn.Module]:
 
 
 def check(cell: Cell) -> None:
-    """Raise UserError if the model can't be had, or a rank is above the smallest matrix it would apply to.
+    """Raise UserError if the model can't be had, a rank is above the smallest matrix it would apply to, or no optimizer
+    can be made.
 
     Needs the model's config only: the model is built without storage. A method that looks at weights is not checked.
     """
     with suppress(NeedsValues):  # then the job itself will tell
-        outline(cell, config_of(cell.settings["model"]), 2)
+        net = outline(cell, config_of(cell.settings["model"]), 2)
+        if (slot := cell.settings["method"]["optim"]) is not None:
+            try:
+                instantiate(slot, _convert_="all")(net)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"method={cell.method} has no optimizer here: {_first_line(error)}") from error
 
 
 def config_of(model: dict[str, Any]) -> PretrainedConfig:
