@@ -51,12 +51,12 @@ def hungry(monkeypatch):
     def make(when: Callable[[torch.nn.Module, dict], bool]) -> None:
         adapt = run.model.adapt
 
-        def adapted(base, cell):
+        def adapted(base, cell, samples=None):
             def hook(net, arguments, keywords) -> None:
                 if when(net, keywords):
                     torch.empty(2**50)
 
-            net = adapt(base, cell)
+            net = adapt(base, cell, samples)
             net.register_forward_pre_hook(hook, with_kwargs=True)
             return net
 
