@@ -8,6 +8,7 @@ import re
 import socket
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from job_helpers import run_tiny
@@ -20,7 +21,7 @@ from transformers.cli.serve import Serve
 from harness.__main__ import main
 from harness.job import ask, embedded, model
 from harness.record import decode, write
-from harness.report import side
+from harness.report import side, stats
 
 # The judge
 
@@ -114,6 +115,17 @@ def test_win_rates_have_an_interval_over_prompts():
     assert (rate.wins, rate.losses, rate.ties) == (8, 1, 1)
     assert rate.interval.value == pytest.approx(0.85)
     assert 0.5 < rate.interval.low < 0.85 < rate.interval.high <= 1
+
+
+def test_the_interval_of_a_preference_covers_it_as_often_as_it_says():
+    draw, shares, truth = np.random.default_rng(0), (0.55, 0.3, 0.15), 0.7
+    for comparisons in (5, 30):
+        found = [stats.preference(*map(int, draw.multinomial(comparisons, shares))) for _ in range(300)]
+        assert 0.92 < np.mean([interval.low <= truth <= interval.high for interval in found]) <= 0.99
+    assert stats.preference(0, 0, 1)[:2] == (0.0, 0.0)
+    whole = stats.preference(9, 0, 0)
+    assert (whole.value, whole.high) == (1.0, 1.0)
+    assert 0.6 < whole.low < 0.9
 
 
 # What is shown

@@ -140,6 +140,8 @@ def test_what_is_wrong_is_rejected_with_its_reason_and_what_is_kept_says_where_i
         5: problem(6),
         6: problem(6),
         7: {"text": problem(7), "finish": "length"},
+        9: 'So {"a": 1} it is: ' + problem(9).replace("lamps", "lamps\u2028"),
+        10: problem(10).replace("lamps", "\\ud83d"),
         8: json.dumps(
             {"question": "A question that stands in the evaluation, word for word?", "answer": "2 + 2 = 4\n#### 4"}
         ),
@@ -151,7 +153,7 @@ def test_what_is_wrong_is_rejected_with_its_reason_and_what_is_kept_says_where_i
         text, whole = (said["text"], False) if isinstance(said, dict) else (said, True)
         sieve.judge(question, synthesize.Answered("k", "writer", "here", "2026-01-01", text, whole, 1, 1))
     assert sieve.rejected == {
-        "format": 2,
+        "format": 3,
         "arithmetic": 2,
         "near-duplicate of a seed": 1,
         "near-duplicate of another": 1,
@@ -162,7 +164,7 @@ def test_what_is_wrong_is_rejected_with_its_reason_and_what_is_kept_says_where_i
         "1 + 30=99, but it comes to 31",
         "19 is the result of no step",
     ]
-    assert len(sieve.kept) == 4
+    assert len(sieve.kept) == 3
     provenance = sieve.kept[0]["provenance"]
     assert (provenance["model"], provenance["host"], provenance["kind"]) == ("writer", "here", "harder")
     assert (provenance["prompts"], provenance["steps_checked"]) == (synthesize.PROMPTS, 1)
@@ -271,6 +273,14 @@ def test_what_a_file_is_held_against_must_be_said(source, capsys):
     assert "--eval none" in capsys.readouterr().err
 
 
+def test_a_file_that_was_not_made_so_is_not_written_over(source, capsys):
+    before = source.read_text()
+    line = ["synthesize", "--source", str(source), "--base-url", "http://x/v1", "--model", "m", "--n", "5"]
+    assert main([*line, "--eval", "none", "--out", str(source)]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert source.read_text() == before
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(UserError, match=re.escape("pip install -e '.[api]'")):
@@ -365,7 +375,7 @@ def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
     assert "path" not in cell.settings["data"]
     assert "max_tokens" not in cell.settings["train"]
     assert composed("train.max_tokens=100").settings["train"]["max_tokens"] == 100
-    assert composed("data=synthetic", "data.path=mine.jsonl").settings["data"]["load"]["path"] == "mine.jsonl"
+    assert composed("data=synthetic", "data.path=mine.jsonl").settings["data"]["load"]["file"] == "mine.jsonl"
 
 
 @pytest.mark.slow

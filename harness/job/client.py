@@ -60,7 +60,7 @@ class Client:
             raise UserError(f"{self.model} at {self.host} sent no chat completion; check --base-url.")
         choice, used = found.choices[0], found.usage
         return Reply(
-            text=choice.message.content or "",
+            text=(choice.message.content or "").encode("utf-8", "ignore").decode(),  # no halves of pairs
             whole=choice.finish_reason != "length",
             read=used and used.prompt_tokens,
             written=used and used.completion_tokens,

@@ -24,7 +24,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from harness import private
 from harness.errors import UserError
-from harness.job import device, embedded
+from harness.job import device, embedded, synthetic
 
 PATIENCE = 3.0  # seconds that the hub has to answer
 
@@ -119,7 +119,8 @@ def _model_is_cached(path: str, revision: str | None) -> bool:
 
 def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing:
     load = settings["load"]
-    if (file := settings.get("path")) is not None:
+    if load["_target_"] == "harness.job.synthetic.load":
+        file = settings.get("path") or synthetic.FILE
         return ("ready", file) if Path(data_root or ".", file).is_file() else ("missing", f"there is no file {file}")
     if load["_target_"] != "harness.job.data.hub":
         return "ready", "generated"

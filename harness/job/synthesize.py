@@ -164,7 +164,7 @@ class Journal:
         self._path = path
         self.answers: dict[str, Answered] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         for line in lines:
             try:
                 found = record.decode(Answered, json.loads(line))

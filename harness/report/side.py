@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report.stats import Interval, mean_intervals
+from harness.report.stats import Interval, preference
 
 HERE = Path(__file__).parent
 NARROWEST = 24  # characters of a column; where columns would be narrower, answers stand below each other
@@ -34,7 +33,7 @@ class Word(NamedTuple):
 class Rate(NamedTuple):
     """How a model fares against the first, by the judge: prompts on which it is better, worse or neither.
 
-    interval: wins and half of the ties as a share, with its 95% interval over prompts; None for fewer than two.
+    interval: wins and half of the ties as a share, with its 95% interval over prompts; None for none.
     unread: prompts on which the judge could not be understood; they count for nothing.
     """
 
@@ -68,11 +67,9 @@ def rates(found: dict[str, Any]) -> list[Rate]:
     for j, model in enumerate(found["models"][1:], start=1):
         values = [v["value"] for v in found["judge"]["verdicts"] if v["model"] == j]
         read = [value for value in values if value is not None]
-        interval = mean_intervals([np.array([read])])[0] if len(read) > 1 else None
-        if interval is not None:
-            interval = Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high))
-        counts = (read.count(1.0), read.count(0.0), read.count(0.5), len(values) - len(read))
-        made.append(Rate(model, *counts, interval))
+        wins, ties, losses = (read.count(value) for value in (1.0, 0.5, 0.0))
+        interval = preference(wins, ties, losses) if read else None
+        made.append(Rate(model, wins, losses, ties, len(values) - len(read), interval))
     return made
 
 
@@ -114,7 +111,8 @@ def text(found: dict[str, Any], width: int, coloured: bool) -> str:
         asked = f"{i + 1}. {' '.join(_plain(prompt).split())}"
         lines += [*textwrap.wrap(asked, width, subsequent_indent="   "), ""]
         answers = [words(of_model[i], found["answers"][0][i]) for of_model in found["answers"]]
-        heads = [" · ".join(filter(None, (m, verdict(found, i, j)))) for j, m in enumerate(found["models"])]
+        verdicts = [verdict(found, i, j) for j in range(len(answers))]
+        heads = [(model, verdicts[j] or "") if any(verdicts) else (model,) for j, model in enumerate(found["models"])]
         column = (width + 3) // len(heads) - 3
         if column >= NARROWEST:
             blocks = [
@@ -134,9 +132,10 @@ def _plain(value: str) -> str:
     return "".join(_split(value))
 
 
-def _heading(head: str, width: int) -> list[str]:
-    head = _plain(head)
-    return [head if len(head) <= width else head[: width - 1] + "…", "-" * min(width, len(head))]
+def _heading(head: tuple[str, ...], width: int) -> list[str]:
+    """A model's name and, if there is a judge, what that made of its answer."""
+    name = _plain(head[0])
+    return [name if len(name) <= width else name[: width - 1] + "…", *head[1:], "-" * min(width, len(name))]
 
 
 def _wrapped(answer: list[Word], width: int, coloured: bool) -> list[str]:

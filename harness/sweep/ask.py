@@ -22,7 +22,7 @@ def prompts(typed: Sequence[str], file: Path | None) -> list[str]:
     found = list(typed)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} can't be read ({getattr(error, 'strerror', 'it is no text')}).") from None
         lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]

@@ -26,6 +26,8 @@ def synthesize(
         raise UserError(
             f"Say what is to be kept out of problems made from {source}: --eval gsm8k,mmlu, or --eval none for nothing."
         )
+    if out.exists() and not out.with_suffix(".answers.jsonl").exists():
+        raise UserError(f"{out} is there, and no answers beside it that it was made of; name another file with --out.")
     config = app.composed(*([] if is_file else [f"data={source}"]))
     settings = OmegaConf.to_container(config, resolve=True)
     evaluation = settings["eval"] | ({} if tasks is None else {"tasks": tasks})
