@@ -30,12 +30,17 @@ def main(request: dict[str, Any]) -> int:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        import torch
+
         from harness.job import device
 
+        cells = request.get("check", [request["cell"]] if "cell" in request else [])
+        devices = max((device.asked(cell["settings"]) for cell in cells), default=1)
         # Before libraries that may set up CUDA come in: what they hold would look like another's.
-        if request.get("warn") and (words := device.busy()):
-            report({"warning": words})
-        from harness.job import run
+        for number in range(min(devices, torch.cuda.device_count())) if request.get("warn") else ():
+            if words := device.busy(number):
+                report({"warning": words})
+        from harness.job import ranks, run
 
         if "doctor" in request:
             from harness.job import doctor
@@ -44,23 +49,25 @@ def main(request: dict[str, Any]) -> int:
         elif "plan" in request:
             from harness.job import plan
 
-            cells = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
-            for event in plan.answer(cells, request["data_root"], request["budget"], request["beside"]):
+            planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
+            for event in plan.answer(planned, request["data_root"], request["budget"], request["beside"]):
                 report({"phase": "plan"} | event)
         elif "check" in request:
             run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
         else:
-            path, checkpoints = Path(request["path"]), request.get("checkpoints")
-            run.run(
-                Cell(**request["cell"]),
-                request["study"],
-                path,
-                request["data_root"],
-                report,
-                checkpoints=None if checkpoints is None else Path(checkpoints),
-                save_every=request.get("save_every"),
-                smaller=decode(SmallerBatches | None, request.get("smaller_batches")),
-            )
+            checkpoints = request.get("checkpoints")
+            asked = {
+                "cell": Cell(**request["cell"]),
+                "study": request["study"],
+                "path": Path(request["path"]),
+                "data_root": request["data_root"],
+                "checkpoints": None if checkpoints is None else Path(checkpoints),
+                "save_every": request.get("save_every"),
+                "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
+            }
+            if devices > 1:
+                return ranks.run(devices, run.run, asked, report)
+            run.run(**asked, report=report)
     except UserError as error:
         report({"refused": str(error)})
         return 2

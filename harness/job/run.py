@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from hydra.utils import instantiate
 from peft import PeftModel
 from torch import nn
@@ -35,6 +35,7 @@ from harness.job import (
     model,
     optim,
     probe,
+    ranks,
     ready,
     score,
     train,
@@ -70,6 +71,7 @@ def run(
     checkpoints: Path | None = None,
     save_every: int | None = None,
     smaller: SmallerBatches | None = None,
+    rank: ranks.Rank | None = None,
 ) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
@@ -79,12 +81,13 @@ def run(
     checkpoints: the folder of the cell's own; they are made, and gone on from, if there is a `save_every`, in steps.
         With the record they go, but for that of a failed cell: it may be tried again.
     smaller: micro-batches to take in place of those that were asked for.
+    rank: this process's part in a cell on several devices, one of which leaves the record.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
     model.check(cell)
     vllm_engine.check(cell.settings)
-    job = _Job(cell, data_root, report, checkpoints, save_every, smaller)
+    job = _Job(cell, data_root, report, checkpoints, save_every, smaller, rank)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
@@ -100,11 +103,13 @@ def run(
         oom = _out_of_memory(error)
         result.status = "oom" if oom else "failed"
         result.failure = Failure(job.phase, job.step, _reason(error), job.shortage() if oom else None)
+    if rank is not None and not rank.records(result.status):
+        return result
     result.phases = job.meter.phases
     result.seconds = time.monotonic() - clock
     result.environment = env.describe() | device.describe(job.accelerator.device)
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
-    result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
+    result.environment["device"] |= {"matmul_flops_per_second": job.matmul_peak} | job.device
     result.environment |= job.loaded | {"speedups": job.speedups}
     try:
         if job.items is not None:
@@ -129,18 +134,22 @@ class _Job:
         checkpoints: Path | None,
         save_every: int | None,
         smaller: SmallerBatches | None,
+        rank: ranks.Rank | None,
     ):
-        self.cell, self.settings = cell, cell.settings
+        self.cell, self.settings, self.rank = cell, cell.settings, rank
         self.phase, self.step = "start", None
         self._report, self._saves = report, (checkpoints, save_every)
         self.ready = ready.of(self.settings, data_root)
-        self.batch_size = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
+        asked = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
+        self.batch_size = asked // device.asked(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+        self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"
+        self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)
         self.meter = Meter(self.accelerator.device)
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
         self.speedups: dict[str, str] = {}  # by name: "on", or why not
+        self.device: dict[str, Any] = {}  # what it says of several devices
         self.items: pd.DataFrame | None = None  # what was scored, item by item
         # What may hold memory when it runs out. Weak, so that nothing lives longer for it.
         self._net: weakref.ref[nn.Module] | None = None
@@ -152,14 +161,8 @@ class _Job:
         set_seed(cell.seed or 0)
         result.fingerprints = self.ready.fingerprints
 
-        self._enter("load")
-        with self.meter.window("load") as memory, self.meter.live(memory) as see:
-            base = model.load(cell, self.accelerator.device)
-            self.loaded = model.describe(base)
-            own = {id(p) for p in base.parameters()}
-            net = model.adapt(base, cell)
-            see(list(net.parameters()))  # mapped from the file, not the result of any operation
-        self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
+        # A model that is to be sharded may be too large for one device.
+        net, added = self._load("load", torch.device("cpu") if self.sharded else self.accelerator.device)
         result.parameters = Parameters(model.count(net), model.count(net, trainable=True))
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
@@ -168,7 +171,10 @@ class _Job:
         layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
         if layout.flat:
             attention.enable(net)
-        self.speedups["fused_loss"] = attention.OFF if self.settings["speedups"] == "off" else fused.enable(net)
+        if self.settings["speedups"] == "off":
+            self.speedups["fused_loss"] = attention.OFF
+        else:
+            self.speedups["fused_loss"] = "off: the head is sharded" if self.sharded else fused.enable(net)
         held_out, size = self.ready.held_out, self.batch_size
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
@@ -195,7 +201,8 @@ class _Job:
                 self._optimizer = weakref.ref(optimizer)
                 return optimizer
 
-            net = self.accelerator.prepare(net)
+            net = self.accelerator.prepare_model(net)
+            self._added = {id(p) for name, p in self.accelerator.unwrap_model(net).named_parameters() if name in added}
             largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
             micro = [layout.batch(examples).to(self.accelerator.device) for examples in largest]
             norm = train_settings["max_grad_norm"]
@@ -203,7 +210,7 @@ class _Job:
             del micro
 
             self._enter("train")
-            optimizer = self.accelerator.prepare(build(net))
+            optimizer = self.accelerator.prepare_optimizer(build(self.accelerator.unwrap_model(net)))
             with self.meter.window("train"):
                 result.train, result.validation = train.train(
                     net,
@@ -217,6 +224,13 @@ class _Job:
                 )
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+            if self.rank is not None:
+                whole = self._part(net, result)
+                if self.rank.number > 0:
+                    return
+                if self.sharded:
+                    del net
+                    net = self._brought_together(whole, layout)
 
         batch = layout.batch(held_out[:4])
         if isinstance(net, PeftModel):
@@ -236,6 +250,46 @@ class _Job:
                 raise
             result.merge.reason += f" Dequantised, the model did not fit: {_reason(error)}"
 
+    def _accelerator(self) -> Accelerator:
+        return Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+
+    def _load(self, phase: str, on: torch.device) -> tuple[nn.Module, set[str]]:
+        """The model on the device `on`, and the names of its adapters' parameters."""
+        self._enter(phase)
+        with self.meter.window(phase) as memory, self.meter.live(memory) as see:
+            base = model.load(self.cell, on)
+            self.loaded = model.describe(base)
+            own = {id(p) for p in base.parameters()}
+            net = model.adapt(base, self.cell)
+            see(list(net.parameters()))  # mapped from the file, not the result of any operation
+        self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
+        return net, {name for name, p in net.named_parameters() if id(p) in self._added}
+
+    def _part(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
+        """End what ranks do together: the first has what all measured, and if none has a whole model, its weights."""
+        if not self.sharded and not ranks.same(net):
+            raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
+        whole = ranks.whole(net, self.accelerator) if self.sharded else {}
+        told = gather_object([(result.probe, self.meter.phases, device.describe(self.accelerator.device)["device"])])
+        probes, phases, devices = zip(*told, strict=True)
+        result.probe, self.meter.phases = ranks.fullest(probes), ranks.largest(phases)
+        if devices[0]["id"] is not None:
+            self.device["id"] = "+".join(each["id"] for each in devices)
+        self.rank.leave()
+        self.accelerator = self._accelerator()
+        return whole
+
+    def _brought_together(self, whole: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
+        """The trained model on one device, of its weights that were trained; the others are as they were loaded."""
+        net, _ = self._load("gather", self.accelerator.device)
+        trained = dict(net.named_parameters())
+        with torch.no_grad():
+            for name, value in whole.items():
+                trained[name].copy_(value)
+        if layout.flat:
+            attention.enable(net)
+        return net
+
     def _batches(self, steps: list[list[list[data.Example]]], layout: data.Layout) -> Iterator[list[data.Batch]]:
         """The micro-batches of one step after another; the step is the job's from when they are asked for."""
         for number, step in enumerate(steps, start=1):
@@ -246,8 +300,9 @@ class _Job:
         folder, every = self._saves
         if folder is None or every is None:
             return None
-        here = env.describe() | device.describe(self.accelerator.device)
-        of = {name: here[name] for name in ("versions", "git", "cpu", "device", "threads")}
+        here = [env.describe() | device.describe(self.accelerator.device)]
+        broadcast_object_list(here)  # the first device's, which makes them
+        of = {name: here[0][name] for name in ("versions", "git", "cpu", "device", "threads")}
         of |= {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.ready.fingerprints}
         of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups)}
         return Checkpoints(folder, every, of, self.meter)

@@ -34,6 +34,8 @@ def from_config(config: DictConfig) -> Cell:
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
     train = {k: v for k, v in resolved["train"].items() if k != "save_every"}
+    if train["devices"] == 1:  # cells that ran before there was a choice keep their id
+        train = {k: v for k, v in train.items() if k not in ("devices", "parallel")}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.
