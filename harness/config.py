@@ -234,8 +234,13 @@ def check(config: DictConfig) -> None:
         key, _, value = setting.partition("=")
         if str(OmegaConf.select(config, key)) == value:
             raise UserError(f"method={config.method.name} can't be combined with {setting}: {reason}")
-    if tuned and config.train.devices > 1:
+    if device_count(config) > 1:
         _check_devices(config)
+
+
+def device_count(config: DictConfig) -> int:
+    """How many devices the cell of `config` trains on; an untuned row needs one."""
+    return config.train.devices if config.method.optim is not None else 1
 
 
 def _check_devices(config: DictConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.record import Cell, SmallerBatches, decode
+from harness.record import Cell, SmallerBatches, decode, device_count
 
 
 def main(request: dict[str, Any]) -> int:
@@ -35,9 +35,9 @@ def main(request: dict[str, Any]) -> int:
         from harness.job import device
 
         cells = request.get("check", [request["cell"]] if "cell" in request else [])
-        devices = max((device.asked(cell["settings"]) for cell in cells), default=1)
+        count = max((device_count(cell["settings"]) for cell in cells), default=1)
         # Before libraries that may set up CUDA come in: what they hold would look like another's.
-        for number in range(min(devices, torch.cuda.device_count())) if request.get("warn") else ():
+        for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
                 report({"warning": words})
         from harness.job import ranks, run
@@ -65,8 +65,8 @@ def main(request: dict[str, Any]) -> int:
                 "save_every": request.get("save_every"),
                 "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
             }
-            if devices > 1:
-                return ranks.run(devices, run.run, asked, report)
+            if count > 1:
+                return ranks.run(count, run.run, asked, report)
             run.run(**asked, report=report)
     except UserError as error:
         report({"refused": str(error)})

@@ -69,11 +69,6 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def asked(settings: dict[str, Any]) -> int:
-    """How many devices a cell of these settings trains on."""
-    return settings["train"].get("devices", 1)
-
-
 def check(count: int) -> None:
     """Raise UserError if no cell can train on `count` devices here; those of a CPU are processes that share it."""
     here = torch.accelerator.current_accelerator()

@@ -34,6 +34,7 @@ from accelerate.utils import (
     gather_object,
 )
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
@@ -142,7 +143,7 @@ class Rank:
 
     number: int
     of: int
-    link: Connection
+    link: Connection | None
     threads: int
 
     def report(self, event: dict) -> None:
@@ -163,13 +164,13 @@ class Rank:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(True)
-        for name in (*self._environment(), "ACCELERATE_USE_FSDP"):
+        for name in (*self.environment, "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
         torch.set_num_threads(self.threads)
 
     def join(self, meeting: Path) -> None:
         """Meet the other ranks, over the file `meeting`."""
-        os.environ |= self._environment()
+        os.environ |= self.environment
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         torch.distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
@@ -179,13 +180,15 @@ class Rank:
             timeout=PATIENCE,
         )
 
-    def _environment(self) -> dict[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
         """What accelerate goes by. Each rank's device is the first that it sees."""
         numbers = {"RANK": self.number, "LOCAL_RANK": 0, "WORLD_SIZE": self.of, "LOCAL_WORLD_SIZE": self.of}
         return {name: str(value) for name, value in numbers.items()}
 
-    def accelerator(self, sharded: bool, bf16: bool) -> Accelerator:
-        made = Sharding(bf16) if sharded else _replicating(bf16)
+    def accelerator(self, sharded: bool, bf16: bool, cpu: bool) -> Accelerator:
+        """accelerate's for this rank, on a CUDA device unless `cpu`."""
+        made = Sharding(bf16, cpu) if sharded else _replicating(bf16, cpu)
         torch.set_num_threads(max(1, self.threads // self.of))  # accelerate has taken its own idea of it
         return made
 
@@ -202,11 +205,25 @@ def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[.
         link.send({"refused": str(error)})
 
 
-def _replicating(bf16: bool) -> Accelerator:
+@contextmanager
+def pretended(of: int) -> Iterator[Rank]:
+    """A context in which this process is the first of `of` ranks, and the others are not there.
+
+    What they would tell it is made up, so it is for tensors without storage.
+    """
+    rank = Rank(0, of, None, torch.get_num_threads())
+    os.environ |= rank.environment
+    torch.distributed.init_process_group("fake", rank=0, world_size=of)
+    try:
+        yield rank
+    finally:
+        rank.leave()
+
+
+def _replicating(bf16: bool, cpu: bool) -> Accelerator:
     """DDP. Gradients lie in the buckets that they are added up in, once; buffers are the same in every rank anyway."""
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    on_cpu = not torch.cuda.is_available()
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on_cpu, kwargs_handlers=[ddp])
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, kwargs_handlers=[ddp])
 
 
 class Sharding(Accelerator):
@@ -216,11 +233,11 @@ class Sharding(Accelerator):
     precision, and autocast is entered here.
     """
 
-    def __init__(self, bf16: bool):
+    def __init__(self, bf16: bool, cpu: bool):
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
         )
-        super().__init__(cpu=not torch.cuda.is_available(), fsdp_plugin=plugin)
+        super().__init__(cpu=cpu, fsdp_plugin=plugin)
         # accelerate takes the plugin on accelerators alone; what it calls shards on a CPU as well
         self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
         self._bf16 = bf16
@@ -284,6 +301,9 @@ def same(net: nn.Module) -> bool:
 
 def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """The trained weights of a sharded model, whole, by name and on the CPU; in the first rank alone."""
+    for part in net.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # a pass without gradients leaves some whole
     kept = {}
     for name, p in net.named_parameters():
         if p.requires_grad:

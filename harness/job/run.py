@@ -43,7 +43,7 @@ from harness.job import (
 )
 from harness.job.checkpoint import Checkpoints
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
-from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record, Shortage, SmallerBatches
+from harness.record import Cell, Disk, Failure, Merge, Parameters, Probe, Record, Shortage, SmallerBatches, device_count
 
 Report = Callable[[dict], None]
 
@@ -141,10 +141,14 @@ class _Job:
         self._report, self._saves = report, (checkpoints, save_every)
         self.ready = ready.of(self.settings, data_root)
         asked = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
-        self.batch_size = asked // device.asked(self.settings)  # of one device
+        self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"
-        self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)
+        self.accelerator = (
+            self._accelerator()
+            if rank is None
+            else rank.accelerator(self.sharded, self.bf16, cpu=not torch.cuda.is_available())
+        )
         self.meter = Meter(self.accelerator.device)
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.record import Record, SmallerBatches
+from harness.record import Record, SmallerBatches, device_count
 
 HELPS = ("probe", "train", "validate")  # phases whose memory depends on the micro-batch
 
@@ -10,18 +10,16 @@ HELPS = ("probe", "train", "validate")  # phases whose memory depends on the mic
 def smaller(found: Record | None) -> SmallerBatches | None:
     """Half the micro-batch that the cell of `found` ran out of memory with, and accumulation to match.
 
-    None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time.
-    Of several devices each is to have as many micro-batches as the others.
-    """
+    None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time."""
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
     asked, before = found.cell.settings["train"], found.smaller_batches
     size = before.batch_size if before else asked["batch_size"]
-    devices = asked.get("devices", 1)
+    devices = device_count(found.cell.settings)
     if size == devices:
         return None
     half = (size // devices + 1) // 2 * devices
-    while -(-asked["batch_size"] // (half // devices)) % devices:
+    while -(-asked["batch_size"] // (half // devices)) % devices:  # as many micro-batches for each
         half -= devices
     accum = asked.get("grad_accum", 1) * -(-asked["batch_size"] // half)  # an untuned row accumulates nothing
     return SmallerBatches(half, accum, [*(before.after if before else []), found.failure])
