@@ -186,8 +186,9 @@ class Rank:
         numbers = {"RANK": self.number, "LOCAL_RANK": 0, "WORLD_SIZE": self.of, "LOCAL_WORLD_SIZE": self.of}
         return {name: str(value) for name, value in numbers.items()}
 
-    def accelerator(self, sharded: bool, bf16: bool, cpu: bool) -> Accelerator:
-        """accelerate's for this rank, on a CUDA device unless `cpu`."""
+    def accelerator(self, sharded: bool, bf16: bool, cpu: bool = False) -> Accelerator:
+        """accelerate's for this rank, on its CUDA device if there is one, and not `cpu` is asked for."""
+        cpu = cpu or not torch.cuda.is_available()
         made = Sharding(bf16, cpu) if sharded else _replicating(bf16, cpu)
         torch.set_num_threads(max(1, self.threads // self.of))  # accelerate has taken its own idea of it
         return made
@@ -203,6 +204,8 @@ def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[.
         job(**arguments, report=rank.report, rank=rank)
     except UserError as error:
         link.send({"refused": str(error)})
+    sys.stderr.flush()
+    os._exit(0)  # to take libraries down costs a second, and could fail
 
 
 @contextmanager
@@ -261,7 +264,9 @@ class Sharding(Accelerator):
 # What ranks know together
 
 
-def slowest(seconds: float, parts: dict[str, float], joules: float | None, accelerator: Accelerator) -> tuple:
+def slowest(
+    seconds: float, parts: dict[str, float], joules: float | None, accelerator: Accelerator
+) -> tuple[float, dict[str, float], float | None]:
     """The time of a step and its parts in the rank that took longest, and the joules of all devices.
 
     The energy of a CPU is the whole machine's already.

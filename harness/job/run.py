@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import sys
@@ -109,7 +110,9 @@ def run(
     result.seconds = time.monotonic() - clock
     result.environment = env.describe() | device.describe(job.accelerator.device)
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
-    result.environment["device"] |= {"matmul_flops_per_second": job.matmul_peak} | job.device
+    result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
+    if job.gpus is not None:
+        result.environment["device"]["id"] = job.gpus
     result.environment |= job.loaded | {"speedups": job.speedups}
     try:
         if job.items is not None:
@@ -144,16 +147,12 @@ class _Job:
         self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"
-        self.accelerator = (
-            self._accelerator()
-            if rank is None
-            else rank.accelerator(self.sharded, self.bf16, cpu=not torch.cuda.is_available())
-        )
+        self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)
         self.meter = Meter(self.accelerator.device)
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
         self.speedups: dict[str, str] = {}  # by name: "on", or why not
-        self.device: dict[str, Any] = {}  # what it says of several devices
+        self.gpus: str | None = None  # ids of those that trained together
         self.items: pd.DataFrame | None = None  # what was scored, item by item
         # What may hold memory when it runs out. Weak, so that nothing lives longer for it.
         self._net: weakref.ref[nn.Module] | None = None
@@ -229,12 +228,12 @@ class _Job:
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
             if self.rank is not None:
-                whole = self._part(net, result)
+                trained = self._leave(net, result)
                 if self.rank.number > 0:
                     return
                 if self.sharded:
-                    del net
-                    net = self._brought_together(whole, layout)
+                    del net  # before there is a whole one
+                    net = self._whole(trained, layout)
 
         batch = layout.batch(held_out[:4])
         if isinstance(net, PeftModel):
@@ -269,27 +268,31 @@ class _Job:
         self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
         return net, {name for name, p in net.named_parameters() if id(p) in self._added}
 
-    def _part(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
-        """End what ranks do together: the first has what all measured, and if none has a whole model, its weights."""
+    def _leave(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
+        """End what ranks do together; in the first `result` tells of them all then.
+
+        Returns its trained weights by name, where each rank has a share of them.
+        """
         if not self.sharded and not ranks.same(net):
             raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
-        whole = ranks.whole(net, self.accelerator) if self.sharded else {}
+        trained = ranks.whole(net, self.accelerator) if self.sharded else {}
         told = gather_object([(result.probe, self.meter.phases, device.describe(self.accelerator.device)["device"])])
-        probes, phases, devices = zip(*told, strict=True)
+        probes, phases, on = zip(*told, strict=True)
         result.probe, self.meter.phases = ranks.fullest(probes), ranks.largest(phases)
-        if devices[0]["id"] is not None:
-            self.device["id"] = "+".join(each["id"] for each in devices)
+        if on[0]["id"] is not None:
+            self.gpus = "+".join(each["id"] for each in on)
         self.rank.leave()
         self.accelerator = self._accelerator()
-        return whole
+        return trained
 
-    def _brought_together(self, whole: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
-        """The trained model on one device, of its weights that were trained; the others are as they were loaded."""
+    def _whole(self, trained: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
+        """The model on one device, with its weights `trained`; the others are as they were loaded."""
+        gc.collect()
         net, _ = self._load("gather", self.accelerator.device)
-        trained = dict(net.named_parameters())
+        weights = dict(net.named_parameters())
         with torch.no_grad():
-            for name, value in whole.items():
-                trained[name].copy_(value)
+            for name, value in trained.items():
+                weights[name].copy_(value)
         if layout.flat:
             attention.enable(net)
         return net

@@ -10,7 +10,8 @@ HELPS = ("probe", "train", "validate")  # phases whose memory depends on the mic
 def smaller(found: Record | None) -> SmallerBatches | None:
     """Half the micro-batch that the cell of `found` ran out of memory with, and accumulation to match.
 
-    None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time."""
+    None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time.
+    """
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
     asked, before = found.cell.settings["train"], found.smaller_batches

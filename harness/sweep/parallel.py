@@ -1,10 +1,10 @@
-"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, one cell a GPU, or as many as it asks for.
+"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, a cell on each GPU, or on several.
 
     python -m harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
-Each place, a GPU, several GPUs or a share of the CPU's cores, has a worker: a process (``python -m harness.sweep.parallel``) that
-runs the cells it is sent one after another, as a sweep without this launcher would. When the sweep is gone, however it
-went, its workers end their cells in order, and themselves.
+Each place, as many GPUs as a cell asks for (train.devices) or a share of the CPU's cores, has a worker: a process
+(``python -m harness.sweep.parallel``) that runs the cells it is sent one after another, as a sweep without this
+launcher would. When the sweep is gone, however it went, its workers end their cells in order, and themselves.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
 
 
 def enough(devices: int) -> None:
-    """Raise UserError if a cell can't have so many of this machine's GPUs; without any, a CPU's processes stand for them."""
+    """Raise UserError if there are GPUs on this machine, but not so many."""
     found = gpus()
     if found and devices > len(found):
         raise UserError(f"train.devices={devices} can't be: there are {len(found)} GPUs here.")
