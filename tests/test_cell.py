@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from harness.config import ROOT
-from harness.record import short
+from harness.record import read_study, short
 
 ID_OF = """
 import sys
@@ -80,6 +80,24 @@ def test_how_often_it_is_saved_and_what_is_done_when_it_fails_is_no_part_of_a_ce
     for other in ("train.save_every=10", "retry.on_oom=true"):
         assert cell("method=lora", other) == cell("method=lora")
         assert cell("method=base", other) == cell("method=base")
+
+
+def test_one_device_is_no_part_of_a_cell_and_several_are(cell):
+    for other in ("train.devices=1", "train.parallel=fsdp"):
+        assert cell("method=lora", other) == cell("method=lora")
+        assert cell("method=base", "train.devices=2", other) == cell("method=base")
+    assert not {"devices", "parallel"} & set(cell("method=lora").settings["train"])
+    made = [cell("method=lora", *s.split()) for s in ("", "train.devices=2", "train.devices=4")]
+    made.append(cell("method=lora", "train.devices=2", "train.parallel=fsdp"))
+    assert len({c.id for c in made}) == 4
+
+
+def test_cells_that_are_recorded_keep_their_ids(cell):
+    records, _ = read_study(ROOT / "results" / "reference" / "memory")
+    assert len(records) == 12
+    for of in (record.cell for record in records):
+        size = of.settings["train"]["batch_size"]
+        assert cell(f"method={of.method}", f"train.batch_size={size}", config="memory").id == of.id
 
 
 def test_the_architecture_is_no_part_of_a_cell(cell):

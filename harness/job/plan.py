@@ -33,7 +33,7 @@ from harness.errors import UserError
 from harness.job import attention, data, device, model, probe, ranks
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
-from harness.record import Cell, device_count
+from harness.record import Cell, Probe, device_count
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
 LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more would fit
@@ -221,10 +221,8 @@ class Planner:
                 else:
                     found = probe.forward(net, micro[0], accelerator, live)
         AcceleratorState._reset_state(True)
-        if devices > 1 and not sharded:  # gradients stay where they are added up
-            found.resident.gradients = found.gradients
-            for peak in live.windows.values():
-                peak.kinds |= {"gradients": found.gradients} if peak.kinds else {}
+        if devices > 1 and not sharded:
+            _in_buckets(found, live, len(micro) > 1)
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
             _windows(live, config.num_hidden_layers, found.resident.optimizer),
@@ -275,6 +273,16 @@ class Planner:
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
         )
+
+
+def _in_buckets(found: Probe, live: LiveBytes, accumulated: bool) -> None:
+    """Count gradients as they are held with DDP: always, where they are added up; beside that, until the last
+    micro-batch, those of the others."""
+    found.resident.gradients = found.gradients
+    for name, peak in live.windows.items():
+        if peak.kinds:
+            beside = peak.kinds["gradients"] if accumulated and name != "optimizer" else 0
+            peak.kinds["gradients"] = found.gradients + beside
 
 
 def _sharded(settings: dict[str, Any]) -> bool:
