@@ -119,6 +119,8 @@ class Train:
     bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
     save_every: steps between checkpoints, from which a cell that was killed goes on (null: none are made, and one that
         is there is not looked at). It changes no result, so it is no part of a cell.
+    devices: how many train one cell together, each its share of every micro-batch; an untuned row has no use for more
+        than one. parallel: how they do: ``ddp``, each with the whole model, or ``fsdp``, each with a share of it.
     """
 
     max_steps: int = 200
@@ -133,6 +135,8 @@ class Train:
     precision: str = "auto"
     bucketing: int = 1
     save_every: int | None = None
+    devices: int = 1
+    parallel: str = "ddp"
 
 
 @dataclass
@@ -222,7 +226,7 @@ LEAST = {
     "train": dict.fromkeys(
         (
             *("max_steps", "batch_size", "grad_accum", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "save_every", "max_tokens"),
+            *("validate_every", "bucketing", "save_every", "max_tokens", "devices"),
         ),
         1,
     ),
@@ -253,6 +257,7 @@ def check(config: DictConfig) -> None:
     if config.timeout is not None and not config.timeout > 0:
         raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
+    one_of("train.parallel", config.train.parallel, ["ddp", "fsdp"])
     one_of("speedups", config.speedups, ["auto", "off"])
     one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
@@ -282,6 +287,43 @@ def check(config: DictConfig) -> None:
         found = typed(OmegaConf.select(config, key))
         if (found == value) == (comparison == "="):
             raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
+    if device_count(config) > 1:
+        _check_devices(config)
+
+
+def device_count(config: DictConfig) -> int:
+    """How many devices the cell of `config` trains on; an untuned row needs one."""
+    return config.train.devices if config.method.optim is not None else 1
+
+
+def _check_devices(config: DictConfig) -> None:
+    """Raise UserError for the first setting that several devices can't share, or not in that way."""
+    train, slots = config.train, config.method
+    devices = f"train.devices={train.devices}"
+    method, ddp = f"method={slots.name} can't be combined with {devices}", "use train.parallel=ddp."
+    optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_"))
+    refused = {
+        f"{devices} can't share train.batch_size={train.batch_size}, of which each takes as many sequences as the "
+        f"others; take a multiple of {train.devices}.": train.batch_size % train.devices,
+        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
+        "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
+        "up.": slots.optim.get("per_layer"),
+    }
+    if train.parallel == "fsdp":
+        refused |= {
+            f"{method} and train.parallel=fsdp: packed weights can't be sharded; {ddp}": "quantization_config"
+            in slots.load,
+            f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
+            f"{ddp}": slots.optim.get("matrices"),
+            f"{method} and train.parallel=fsdp: {optimizer} is not known to step sharded weights; take one of "
+            f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
+            f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
+            f"weights; leave it out, or {ddp}": train.save_every is not None,
+        }
+    for sentence, applies in refused.items():
+        if applies:
+            raise UserError(sentence)
 
 
 def typed(value: Any) -> str:

@@ -408,6 +408,12 @@ def cell_id(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def device_count(settings: dict[str, Any]) -> int:
+    """How many devices a cell of these settings trains on."""
+    train = settings.get("train")  # in an imported record anything
+    return train.get("devices", 1) if isinstance(train, dict) else 1
+
+
 def cell_name(cell: Cell) -> str:
     """``lora-r16-a32-lr2e-4-s0-1f3c9a``: for people first, the id's head last; safe as a file's name."""
     parts = [re.sub(r"[^\w.]+", "_", cell.method)]

@@ -11,7 +11,7 @@ import pytest
 
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import short
+from harness.record import read_study, short
 
 ID_OF = """
 import sys
@@ -93,6 +93,24 @@ def test_settings_that_came_later_leave_the_ids_of_recorded_cells(cell):
         assert cell("method=lora", *(f"eval.{one}" for one in asked)).id != cell("method=lora").id
     with pytest.raises(UserError, match=r"set eval\.chat_template=true"):
         cell("method=lora", "eval.fewshot_as_multiturn=true")
+
+
+def test_one_device_is_no_part_of_a_cell_and_several_are(cell):
+    for other in ("train.devices=1", "train.parallel=fsdp"):
+        assert cell("method=lora", other) == cell("method=lora")
+        assert cell("method=base", "train.devices=2", other) == cell("method=base")
+    assert not {"devices", "parallel"} & set(cell("method=lora").settings["train"])
+    made = [cell("method=lora", *s.split()) for s in ("", "train.devices=2", "train.devices=4")]
+    made.append(cell("method=lora", "train.devices=2", "train.parallel=fsdp"))
+    assert len({c.id for c in made}) == 4
+
+
+def test_cells_that_are_recorded_keep_their_ids(cell):
+    records, _ = read_study(ROOT / "results" / "reference" / "memory")
+    assert len(records) == 12
+    for of in (record.cell for record in records):
+        size = of.settings["train"]["batch_size"]
+        assert cell(f"method={of.method}", f"train.batch_size={size}", config="memory").id == of.id
 
 
 def test_the_architecture_is_no_part_of_a_cell(cell):

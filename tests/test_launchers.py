@@ -65,6 +65,16 @@ def test_a_cell_has_a_gpu_of_its_own(two_gpus):
         places(3)
 
 
+def test_a_cell_has_as_many_gpus_as_it_asks_for(monkeypatch):
+    monkeypatch.setattr(parallel, "gpus", lambda: ["4", "5", "6", "7", "8"])
+    assert places(None, 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
+    assert places(1, 5) == [{"CUDA_VISIBLE_DEVICES": "4,5,6,7,8"}]
+    with pytest.raises(UserError, match=r"hydra.launcher.cells=3 can't be.* there are 5, 2 of them to a cell"):
+        places(3, 2)
+    with pytest.raises(UserError, match=r"train.devices=6 can't be: there are 5 GPUs here"):
+        places(None, 6)
+
+
 def test_on_a_cpu_cells_run_one_at_a_time_unless_told_and_then_share_the_cores(no_gpu, monkeypatch):
     assert places(None) == places(1) == [{}]
     assert places(3) == [{"OMP_NUM_THREADS": "2"}] * 3
@@ -102,6 +112,16 @@ def test_on_gpus_each_worker_sees_one(tmp_path, two_gpus, capsys):
     answers = launch(tmp_path, launched.told, [["seed=0"], ["seed=1"]])
     assert sorted(gpu for *_, gpu in answers) == ["0", "1"]
     assert "warning" not in capsys.readouterr().err
+
+
+def test_gpus_are_dealt_out_to_cells_of_several_and_of_one(tmp_path, two_gpus):
+    points = [["seed=0", "train.devices=1"], ["seed=1", "train.devices=2"], ["seed=2", "train.devices=1"]]
+    points.append(["seed=3", "train.devices=2", "method=base"])  # an untuned row has no use for two
+    answers = launch(tmp_path, launched.told, points)
+    assert [seed for seed, *_ in answers] == [0, 1, 2, 3]
+    gpus = [gpu for *_, gpu in answers]
+    assert gpus[1] == "0,1"
+    assert {gpus[0], gpus[2], gpus[3]} <= {"0", "1"}
 
 
 def test_a_lost_worker_is_an_answer_and_the_others_go_on(tmp_path, no_gpu):

@@ -401,6 +401,15 @@ def test_cells_on_two_gpus_of_a_machine_do_not_disturb_each_other():
     assert told(records) == []
 
 
+def test_of_several_gpus_one_is_enough_to_meet_on():
+    records = machine(study("full", "lora", seeds=(0,)), boot="5f0c")
+    environment(records[:1], device={"type": "cuda", "name": "H100", "id": "a+b"})
+    for id, met in (("c", False), ("b", True)):
+        environment(records[1:], device={"type": "cuda", "name": "H100", "id": id})
+        records[1].started = records[0].started
+        assert ("overlap" in [finding.rule for finding in findings(records)]) == met
+
+
 def test_where_a_cell_ran_may_be_unknown():
     records = study()
     for record in records:
@@ -412,6 +421,30 @@ def test_a_cell_that_was_not_run_disturbs_nobody():
     records = machine([*study(), make_record("lora", lr=2e-4, status="unfit")], boot="5f0c")
     records[-1].started = records[0].started
     assert [rule for rule, _ in told(records)] == ["failed"]
+
+
+# Several devices
+
+
+def test_a_method_on_more_devices_than_the_others_is_told():
+    records = study()
+    settings(of(records, "lora"), train__devices=2, train__parallel="ddp")
+    assert told(records, "training").startswith("The setting train.devices differs: 1 in full (2 cells), qlora")
+    assert told(records, "training").endswith("; 2 in lora (2 cells).")
+    settings(of(records, "full"), train__devices=2, train__parallel="fsdp")
+    rules = [sentence.partition(":")[0] for _, sentence in told(records)]
+    assert rules == ["The setting train.devices differs", "The setting train.parallel differs"]
+
+
+def test_devices_that_every_method_has_alike_are_an_axis_on_the_same_batches():
+    records = study("full", "lora", seeds=(0,))
+    two = study("full", "lora", seeds=(0,))
+    settings(two, train__devices=2, train__parallel="ddp")
+    for record, later in zip(two, ("03", "04"), strict=True):
+        record.started = f"2026-01-02T{later}:00:00+00:00"
+    assert [rule for rule, _ in told([*records, *two])] == ["base", "seeds"]
+    two[0].train.batches = "sha256:other"
+    assert "order" in [rule for rule, _ in told([*records, *two])]
 
 
 # GaLore per layer

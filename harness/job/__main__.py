@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import private
 from harness.errors import UserError
-from harness.record import Cell, Precautions, SmallerBatches, decode
+from harness.record import Cell, Precautions, SmallerBatches, decode, device_count
 
 
 def main(request: dict[str, Any]) -> int:
@@ -31,12 +31,17 @@ def main(request: dict[str, Any]) -> int:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        import torch
+
         from harness.job import device
 
+        cells = request.get("check", [request["cell"]] if "cell" in request else [])
+        count = max((device_count(cell["settings"]) for cell in cells), default=1)
         # Before libraries that may set up CUDA come in: what they hold would look like another's.
-        if request.get("warn") and (words := device.busy()):
-            report({"warning": words})
-        from harness.job import run
+        for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
+            if words := device.busy(number):
+                report({"warning": words})
+        from harness.job import ranks, run
 
         if "doctor" in request:
             from harness.job import doctor
@@ -45,8 +50,8 @@ def main(request: dict[str, Any]) -> int:
         elif "plan" in request:
             from harness.job import plan
 
-            cells = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
-            for event in plan.answer(cells, request["data_root"], request["budget"], request["beside"]):
+            planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
+            for event in plan.answer(planned, request["data_root"], request["budget"], request["beside"]):
                 report({"phase": "plan"} | event)
         elif "synthesize" in request:
             from harness.job import synthesize
@@ -69,19 +74,21 @@ def main(request: dict[str, Any]) -> int:
             else:
                 ready.tasks(request["tasks"], request["data_root"])
         else:
-            path, checkpoints = Path(request["path"]), request.get("checkpoints")
-            run.run(
-                Cell(**request["cell"]),
-                request["study"],
-                path,
-                request["data_root"],
-                report,
-                checkpoints=None if checkpoints is None else Path(checkpoints),
-                precautions=decode(Precautions, request["precautions"]),
-                smaller=decode(SmallerBatches | None, request.get("smaller_batches")),
-                save=request.get("save", "none"),
-                tracker=request.get("tracker"),
-            )
+            checkpoints = request.get("checkpoints")
+            asked = {
+                "cell": Cell(**request["cell"]),
+                "study": request["study"],
+                "path": Path(request["path"]),
+                "data_root": request["data_root"],
+                "checkpoints": None if checkpoints is None else Path(checkpoints),
+                "precautions": decode(Precautions, request["precautions"]),
+                "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
+                "save": request.get("save", "none"),
+                "tracker": request.get("tracker"),
+            }
+            if count > 1:
+                return ranks.run(count, run.run, asked, report)
+            run.run(**asked, report=report)
     except UserError as error:
         report({"refused": str(error)})
         return 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import UserError
 from harness.job import nvml
 
 
@@ -32,7 +33,10 @@ def _bf16_pays() -> bool:
 
     # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
     bf16, fp32 = (matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
-    return bf16 > fp32
+    found = [bf16 > fp32]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(found)  # processes that train together do so in one format
+    return found[0]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -65,7 +69,18 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def busy() -> str | None:
+def check(count: int) -> None:
+    """Raise UserError if no cell can train on `count` devices here; those of a CPU are processes that share it."""
+    here = torch.accelerator.current_accelerator()
+    if count == 1 or here is None:
+        return
+    if here.type != "cuda":
+        raise UserError(f"train.devices={count} can't be on {here.type}: it takes CUDA devices, or a CPU.")
+    if count > torch.cuda.device_count():
+        raise UserError(f"train.devices={count} can't be: there are {torch.cuda.device_count()} CUDA devices here.")
+
+
+def busy(number: int = 0) -> str | None:
     """A sentence if others use the CUDA device that a cell would run on; null if not, or if NVML can't tell.
 
     To be asked before this process uses CUDA: NVML's process ids may be those outside a container, where ours is
@@ -73,7 +88,7 @@ def busy() -> str | None:
     """
     if not torch.cuda.is_available():
         return None
-    gpu = torch.device("cuda", 0)
+    gpu = torch.device("cuda", number)
     load = nvml.load(gpu)
     return None if load is None else say_busy(torch.cuda.get_device_name(gpu), *load)
 

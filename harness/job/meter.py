@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -51,6 +52,9 @@ class LiveBytes(TorchDispatchMode):
     gives it until it is freed. It is of the kind that `see` was told, else an activation; told later, it counts as of
     that kind from its first sight on. What kernels allocate and free inside one operation is not seen.
 
+    Of a sharded tensor the share of this process counts. Storages that are resized count at their size of the moment,
+    once a sharded tensor was seen: to gather weights is to do that.
+
     windows: the peak in each window that `mark` began, by name; before the first, in "".
     flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
     """
@@ -59,6 +63,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self._device = device.type
         self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sharded = False
         self._now: dict[Kind, int] = dict.fromkeys((f.name for f in dataclasses.fields(Kinds)), 0)
         self._seen = 0
         self.windows = {"": Peak()}
@@ -67,6 +73,7 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def now_by_kind(self) -> Kinds:
+        self._measure()
         return Kinds(**self._now)
 
     @property
@@ -100,10 +107,16 @@ class LiveBytes(TorchDispatchMode):
     def see(self, tree: Any, kind: Kind | None = None) -> None:
         """Take notice of all tensors in `tree` (lists, tuples and dicts of them), and of what kind they are."""
         if isinstance(tree, torch.Tensor):
+            if isinstance(tree, DTensor):
+                self._sharded = True
+                tree = tree._local_tensor
             if tree.device.type == self._device:
                 storage = tree.untyped_storage()
                 key = storage._cdata  # the C++ storage: python wrappers of it come and go
                 known = self._live.get(key)
+                if known is not None and self._sharded and known[0] != storage.nbytes():
+                    self._resize(key, storage.nbytes())
+                    self._note()
                 if known is None:
                     self._begin(key, storage, kind or "activations")
                 elif kind is not None and known[1] != kind:
@@ -119,6 +132,7 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self._seen += 1
         self._live[key] = (size, kind, self._seen)
+        self._storages[key] = weakref.ref(storage)
         weakref.finalize(storage, self._end, key)
         self._now[kind] += size
         self.now += size
@@ -126,7 +140,23 @@ class LiveBytes(TorchDispatchMode):
 
     def _note(self) -> None:
         if self.now > self._window.total:
+            self._measure()
+        if self.now > self._window.total:
             self._window.total, self._window.kinds, self._window.seen = self.now, dict(self._now), self._seen
+
+    def _measure(self) -> None:
+        """Take notice of storages that were resized; nothing else tells when one was freed that way."""
+        if self._sharded:
+            for key, (size, _, _) in list(self._live.items()):
+                storage = self._storages[key]()
+                if storage is not None and storage.nbytes() != size:
+                    self._resize(key, storage.nbytes())
+
+    def _resize(self, key: int, size: int) -> None:
+        before, kind, born = self._live[key]
+        self._live[key] = (size, kind, born)
+        self._now[kind] += size - before
+        self.now += size - before
 
     def _relabel(self, key: int, kind: Kind) -> None:
         size, before, born = self._live[key]
@@ -140,6 +170,7 @@ class LiveBytes(TorchDispatchMode):
 
     def _end(self, key: int) -> None:
         size, kind, _ = self._live.pop(key)
+        del self._storages[key]
         self._now[kind] -= size
         self.now -= size
 

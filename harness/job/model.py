@@ -19,6 +19,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -331,7 +332,9 @@ def prompted(net: nn.Module) -> bool:
 
 
 def inner(net: nn.Module) -> PreTrainedModel:
-    """The transformers model in `net`, which may be a peft model."""
+    """The transformers model in `net`, which may be a peft model, and wrapped for several devices."""
+    if isinstance(net, DistributedDataParallel):
+        net = net.module
     return net.get_base_model() if isinstance(net, peft.PeftModel) else net
 
 

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -36,11 +36,11 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job import attention, data, device, model, probe
+from harness.job import attention, data, device, model, probe, ranks
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.job.model import NeedsValues
-from harness.record import Cell
+from harness.record import Cell, Probe, device_count
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
 LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more would fit
@@ -49,6 +49,8 @@ LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more 
 @dataclass(frozen=True)
 class Shape:
     """The micro-batches of the largest step: of each sequence its tokens, and how many of them are the prompt's.
+
+    Of several devices, those of the one that has most to take.
 
     raw: tokens of the whole training without padding, for its time; real: taken from the data, not assumed.
     """
@@ -107,6 +109,8 @@ class Planner:
         architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
         batch that fits (null where none does). Raises UserError if the cell can't be, and NeedsValues if the method
         does with the values of weights or gradients what nothing without values can tell of.
+
+        Of several devices it is what the one with the largest share of the batch takes.
         """
         cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
         layout = self._layout(cell, architecture)
@@ -151,7 +155,7 @@ class Planner:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low
+        return low * device_count(cell.settings)
 
     def _line(
         self, cell: Cell, shape: Shape, times: int, layout: data.Layout, architecture: dict[str, Any] | None
@@ -159,6 +163,7 @@ class Planner:
         """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
         settings = cell.settings
         taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
+        taken += [_share(settings)]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
@@ -171,12 +176,19 @@ class Planner:
     def _extended(
         self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: data.Layout
     ) -> Line | None:
-        """The line through one layer and two, at the depth of `config`; None if the method wants more layers."""
+        """The line through two models of few layers, at the depth of `config`.
+
+        None if that is not deeper, or the method wants more layers.
+        """
+        # Of a sharded model two layers may be whole at a time, so that the first few are no measure of the others.
+        few = (3, 4) if _sharded(cell.settings) else (1, 2)
+        if config.num_hidden_layers <= few[0]:
+            return None
         try:
-            one, two = (self._probe(cell, model.with_depth(config, n), shape, times, layout) for n in (1, 2))
+            one, two = (self._probe(cell, model.with_depth(config, n), shape, times, layout) for n in few)
         except UserError:
             return None
-        return one.through(two, 1, 2, config.num_hidden_layers)
+        return one.through(two, *few, config.num_hidden_layers)
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
         key = json.dumps([cell.settings["model"], architecture], sort_keys=True)
@@ -198,32 +210,43 @@ class Planner:
 
     def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: data.Layout) -> Line:
         """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
+        settings = cell.settings
         net, added = model.shell(cell, config)
         if layout.flat:
             attention.enable(net)
-        trained = cell.settings["method"]["optim"] is not None
+        trained = settings["method"]["optim"] is not None
         total = model.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
-        bf16 = cell.settings["train"]["precision"] == "bf16"
-        accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
+        bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
         live = LiveBytes(CPU)
-        with FakeTensorMode(), _valueless():
-            materialise(net)
-            micro = shape.batches(layout, times)
-            _mark_layers(model.decoder_layers(net, config), live)
-            if trained:
-                adapters = {id(p) for name, p in net.named_parameters() if name in added}
-                slot = cell.settings["method"]["optim"]
-                build, count = instantiate(slot, _convert_="all"), 2
-                if not slot.get("per_layer"):  # then steps can be taken without going backward again
-                    build, count = _stepping_twice(build, live), 1
-                net = accelerator.prepare_model(net, device_placement=False)
-                norm = cell.settings["train"]["max_grad_norm"]
-                found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
+        with ranks.pretended(devices) if sharded else nullcontext() as rank:
+            if sharded:
+                accelerator = rank.accelerator(sharded, bf16, cpu=True)
+                net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
             else:
-                found = probe.forward(net, micro[0], accelerator, live)
+                accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
+            with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless():
+                net.to_empty(device=CPU) if sharded else materialise(net)
+                micro = shape.batches(layout, times)
+                _mark_layers(model.decoder_layers(net, config), live)
+                if trained:
+                    adapters = {id(p) for name, p in net.named_parameters() if name in added}
+                    slot = settings["method"]["optim"]
+                    build, count = instantiate(slot, _convert_="all"), 2
+                    if not slot.get("per_layer"):  # then steps can be taken without going backward again
+                        build, count = _stepping_twice(build, live), 1
+                    if sharded:
+                        micro = [batch for batch in micro for _ in range(devices)]  # as if each had the same
+                    else:
+                        net = accelerator.prepare_model(net, device_placement=False)
+                    norm = settings["train"]["max_grad_norm"]
+                    found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
+                else:
+                    found = probe.forward(net, micro[0], accelerator, live)
         trainable = model.count(net, trainable=True) if trained else 0
         AcceleratorState._reset_state(True)
+        if devices > 1 and not sharded:
+            _in_buckets(found, live, len(micro) > 1)
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
             _windows(live, config.num_hidden_layers, found.resident.optimizer),
@@ -240,7 +263,7 @@ class Planner:
         asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout)]
         key = json.dumps(asked, sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell, layout) or _assumed_shape(settings["train"])
+            self._shapes[key] = self._real_shape(cell, layout) or _assumed_shape(settings)
         return self._shapes[key]
 
     def _real_shape(self, cell: Cell, layout: data.Layout) -> Shape | None:
@@ -262,22 +285,45 @@ class Planner:
             size = train["batch_size"]
             steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
         else:
-            steps = data.scheduled(splits["train"], train, cell.seed, encode)
+            size = train["batch_size"] // device_count(settings)
+            steps = [data.cut(step, size) for step in data.scheduled(splits["train"], train, cell.seed, encode)]
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
+        shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]
+        fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
         return Shape(
-            [[(len(example.ids), example.prompt) for example in batch] for batch in largest],
+            [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
             raw=sum(len(example.ids) for batch in batches for example in batch),
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
         )
 
 
-def _assumed_shape(train: dict[str, Any]) -> Shape:
+def _in_buckets(found: Probe, live: LiveBytes, accumulated: bool) -> None:
+    """Count gradients as they are held with DDP: always, where they are added up; beside that, until the last
+    micro-batch, those of the others."""
+    found.resident.gradients = found.gradients
+    for name, peak in live.windows.items():
+        if peak.kinds:
+            beside = peak.kinds["gradients"] if accumulated and name != "optimizer" else 0
+            peak.kinds["gradients"] = found.gradients + beside
+
+
+def _sharded(settings: dict[str, Any]) -> bool:
+    return settings["train"].get("parallel") == "fsdp"
+
+
+def _share(settings: dict[str, Any]) -> list[Any]:
+    """What decides how much of the weights and gradients a device has."""
+    return [device_count(settings) if _sharded(settings) else device_count(settings) > 1, _sharded(settings)]
+
+
+def _assumed_shape(settings: dict[str, Any]) -> Shape:
+    train = settings["train"]
     size, length, accum = train["batch_size"], train["max_length"], train.get("grad_accum", 1)
     tokens = size * length * accum * train.get("max_steps", 1)
     tokens = min(tokens, train.get("max_tokens") or tokens)
-    return Shape([[(length, 0)] * size] * accum, raw=tokens, padded=tokens, real=False)
+    return Shape([[(length, 0)] * (size // device_count(settings))] * accum, raw=tokens, padded=tokens, real=False)
 
 
 def _mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:

@@ -11,7 +11,9 @@ import torch
 from accelerate import Accelerator
 from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from harness.job import optim, train
 from harness.job.data import Batch
@@ -35,11 +37,17 @@ def steps(
     gradients in it), the second has it from the start; the peak is over both.
 
     The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit.
+
+    Of several processes each tells of itself. With the whole model in each, gradients stay in the buckets that they are
+    added up in; of a sharded model, weights that are whole for a layer's time count as weights, and whole gradients on
+    their way to be shared out as activations.
     """
+    plain = accelerator.unwrap_model(model)
     # Before the optimizer is there, for it may use up each gradient as soon as it is there.
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in plain.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradients")) for p in trainable]
-    optimizer = build(model)
+    hooks += _show_gathered(plain, added, live)
+    optimizer = build(plain)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     gradients = 0
@@ -47,12 +55,13 @@ def steps(
     def after(part: str) -> None:
         nonlocal gradients
         if part == "backward":
+            live.see([p.grad for p in trainable], "gradients")  # where they lie now, if they were brought together
             gradients = live.now_by_kind.gradients
             live.mark("optimizer")
 
     model.train()
     with live:
-        see_weights(model, added, live)
+        see_weights(plain, added, live)
         for _ in range(count):
             live.flops = 0
             live.mark("begin")
@@ -61,7 +70,8 @@ def steps(
         resident = live.now_by_kind
     for hook in hooks:
         hook.remove()
-    return Probe(live.peak_by_kind, resident, gradients, live.flops / sum(batch.padded for batch in micro))
+    padded = sum(batch.padded for batch in train.own(micro, accelerator))
+    return Probe(live.peak_by_kind, resident, gradients, live.flops / padded)
 
 
 @torch.no_grad()
@@ -81,6 +91,18 @@ def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
     for parameter in model.parameters():
         live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
     live.see(list(model.buffers()), "weights")
+
+
+def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[RemovableHandle]:
+    """Have `live` shown the weights of each part of a sharded `model` as they are gathered for it."""
+    kinds = {name: "adapters" if id(p) in added else "weights" for name, p in model.named_parameters()}
+
+    def show(prefix: str, part: nn.Module) -> None:
+        for name, p in part.named_parameters(prefix):
+            live.see(p, kinds.get(name, "weights"))  # a tied one has another name
+
+    parts = [(name, part) for name, part in model.named_modules() if isinstance(part, FSDPModule)]
+    return [part.register_forward_pre_hook(lambda part, _, name=name: show(name, part)) for name, part in parts]
 
 
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from hydra.utils import instantiate
 from peft import PeftModel
 from torch import nn
@@ -35,6 +36,7 @@ from harness.job import (
     model,
     optim,
     probe,
+    ranks,
     ready,
     saved,
     score,
@@ -44,7 +46,19 @@ from harness.job import (
 from harness.job.checkpoint import Checkpoints
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
 from harness.job.tracker import Tracker
-from harness.record import Cell, Disk, Failure, Merge, Parameters, Precautions, Probe, Record, Shortage, SmallerBatches
+from harness.record import (
+    Cell,
+    Disk,
+    Failure,
+    Merge,
+    Parameters,
+    Precautions,
+    Probe,
+    Record,
+    Shortage,
+    SmallerBatches,
+    device_count,
+)
 
 Report = Callable[[dict], None]
 
@@ -76,6 +90,7 @@ def run(
     smaller: SmallerBatches | None = None,
     save: str = "none",
     tracker: str | None = None,
+    rank: ranks.Rank | None = None,
 ) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
@@ -86,6 +101,7 @@ def run(
         With the record they go, but for that of a failed cell: it may be tried again.
     smaller: micro-batches to take in place of those that were asked for.
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
+    rank: this process's part in a cell on several devices, one of which leaves the record.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
@@ -95,8 +111,9 @@ def run(
     unplaced, _ = left = record.beginnings(path)
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
-    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced))
-    job.tracker = None if tracker is None else Tracker(tracker, cell, study, path.parent)
+    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
+    if tracker is not None and (rank is None or rank.number == 0):
+        job.tracker = Tracker(tracker, cell, study, path.parent)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
@@ -113,11 +130,15 @@ def run(
         oom = _out_of_memory(error)
         result.status = "oom" if oom else "failed"
         result.failure = Failure(job.phase, job.step, _reason(error), job.shortage() if oom else None)
+    if rank is not None and not rank.records(result.status):
+        return result
     result.phases = job.meter.phases
     result.seconds = time.monotonic() - clock
     result.environment = env.describe() | device.describe(job.accelerator.device)
     result.environment["precision"] = "bf16" if job.bf16 else "fp32"
     result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
+    if job.gpus is not None:
+        result.environment["device"]["id"] = job.gpus
     result.environment |= job.loaded | {"speedups": job.speedups}
     if result.status != "ok":
         result.saved = None
@@ -154,19 +175,23 @@ class _Job:
         save_every: int | None,
         smaller: SmallerBatches | None,
         save: tuple[str, Path],
+        rank: ranks.Rank | None,
     ):
-        self.cell, self.settings = cell, cell.settings
+        self.cell, self.settings, self.rank = cell, cell.settings, rank
         self.phase, self.step = "start", None
         self._report, self._saves, self._save_as = report, (checkpoints, save_every), save
         self.tracker: Tracker | None = None
         self.ready = ready.of(self.settings, data_root)
-        self.batch_size = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
+        asked = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
+        self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
-        self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+        self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"
+        self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)
         self.meter = Meter(self.accelerator.device)
         self.matmul_peak: float | None = None
         self.loaded: dict[str, Any] = {}  # what a record's environment says of the model
         self.speedups: dict[str, str] = {}  # by name: "on", or why not
+        self.gpus: str | None = None  # ids of those that trained together
         self.items: pd.DataFrame | None = None  # what was scored, item by item
         # What may hold memory when it runs out. Weak, so that nothing lives longer for it.
         self._net: weakref.ref[nn.Module] | None = None
@@ -178,14 +203,8 @@ class _Job:
         set_seed(cell.seed or 0)
         result.fingerprints = self.ready.fingerprints
 
-        self._enter("load")
-        with self.meter.window("load") as memory, self.meter.live(memory) as see:
-            base = model.load(cell, self.accelerator.device)
-            self.loaded = model.describe(base)
-            own = {id(p) for p in base.parameters()}
-            net = model.adapt(base, cell, self._samples)
-            see(list(net.parameters()))  # mapped from the file, not the result of any operation
-        self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
+        # A model that is to be sharded may be too large for one device.
+        net, added = self._load("load", torch.device("cpu") if self.sharded else self.accelerator.device)
         result.parameters = Parameters(model.count(net), model.count(net, trainable=True))
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
@@ -194,7 +213,10 @@ class _Job:
         layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
         if layout.flat:
             attention.enable(net)
-        self.speedups["fused_loss"] = attention.OFF if self.settings["speedups"] == "off" else fused.enable(net)
+        if self.settings["speedups"] == "off":
+            self.speedups["fused_loss"] = attention.OFF
+        else:
+            self.speedups["fused_loss"] = "off: the head is sharded" if self.sharded else fused.enable(net)
         held_out, size = self.ready.held_out, self.batch_size
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
@@ -223,7 +245,8 @@ class _Job:
                 self._optimizer = weakref.ref(optimizer)
                 return optimizer
 
-            net = self.accelerator.prepare(net)
+            net = self.accelerator.prepare_model(net)
+            self._added = {id(p) for name, p in self.accelerator.unwrap_model(net).named_parameters() if name in added}
             largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
             micro = [layout.batch(examples).to(self.accelerator.device) for examples in largest]
             norm = train_settings["max_grad_norm"]
@@ -232,7 +255,7 @@ class _Job:
             del micro
 
             self._enter("train")
-            optimizer = self.accelerator.prepare(build(net))
+            optimizer = self.accelerator.prepare_optimizer(build(self.accelerator.unwrap_model(net)))
             with self.meter.window("train"):
                 result.train, result.validation = train.train(
                     net,
@@ -246,6 +269,13 @@ class _Job:
                 )
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+            if self.rank is not None:
+                trained = self._leave(net, result)
+                if self.rank.number > 0:
+                    return
+                if self.sharded:
+                    del net  # before there is a whole one
+                    net = self._whole(trained, layout)
 
         batch = layout.batch(held_out[:4])
         if isinstance(net, PeftModel):
@@ -272,6 +302,50 @@ class _Job:
         for i in range(0, len(examples), size):
             yield layout.batch(examples[i : i + size]).to(self.accelerator.device)
 
+    def _accelerator(self) -> Accelerator:
+        return Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+
+    def _load(self, phase: str, on: torch.device) -> tuple[nn.Module, set[str]]:
+        """The model on the device `on`, and the names of its adapters' parameters."""
+        self._enter(phase)
+        with self.meter.window(phase) as memory, self.meter.live(memory) as see:
+            base = model.load(self.cell, on)
+            self.loaded = model.describe(base)
+            own = {id(p) for p in base.parameters()}
+            net = model.adapt(base, self.cell, self._samples)
+            see(list(net.parameters()))  # mapped from the file, not the result of any operation
+        self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
+        return net, {name for name, p in net.named_parameters() if id(p) in self._added}
+
+    def _leave(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
+        """End what ranks do together; in the first `result` tells of them all then.
+
+        Returns its trained weights by name, where each rank has a share of them.
+        """
+        if not self.sharded and not ranks.same(net):
+            raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
+        trained = ranks.whole(net, self.accelerator) if self.sharded else {}
+        told = gather_object([(result.probe, self.meter.phases, device.describe(self.accelerator.device)["device"])])
+        probes, phases, on = zip(*told, strict=True)
+        result.probe, self.meter.phases = ranks.fullest(probes), ranks.largest(phases)
+        if on[0]["id"] is not None:
+            self.gpus = "+".join(each["id"] for each in on)
+        self.rank.leave()
+        self.accelerator = self._accelerator()
+        return trained
+
+    def _whole(self, trained: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
+        """The model on one device, with its weights `trained`; the others are as they were loaded."""
+        gc.collect()
+        net, _ = self._load("gather", self.accelerator.device)
+        weights = dict(net.named_parameters())
+        with torch.no_grad():
+            for name, value in trained.items():
+                weights[name].copy_(value)
+        if layout.flat:
+            attention.enable(net)
+        return net
+
     def _batches(self, steps: list[list[list[data.Example]]], layout: data.Layout) -> Iterator[list[data.Batch]]:
         """The micro-batches of one step after another; the step is the job's from when they are asked for."""
         for number, step in enumerate(steps, start=1):
@@ -282,8 +356,9 @@ class _Job:
         folder, every = self._saves
         if folder is None or every is None:
             return None
-        here = env.describe() | device.describe(self.accelerator.device)
-        of = {name: here[name] for name in ("versions", "git", "cpu", "device", "threads")}
+        here = [env.describe() | device.describe(self.accelerator.device)]
+        broadcast_object_list(here)  # the first device's, which makes them
+        of = {name: here[0][name] for name in ("versions", "git", "cpu", "device", "threads")}
         of |= {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.ready.fingerprints}
         of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups)}
         return Checkpoints(folder, every, of, self.meter)

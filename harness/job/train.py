@@ -2,6 +2,9 @@
 
 Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
 to the device, validation, reporting and saving lie outside. Energy is read around the same steps.
+
+Several processes (accelerate's, one a device) may take a step together: of its micro-batches each takes every so many.
+They all know the whole step, count its tokens, and come to the same losses.
 """
 
 from __future__ import annotations
@@ -9,19 +12,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from harness import record
-from harness.job import attention, fused
+from harness.job import attention, fused, ranks
 from harness.job.checkpoint import Checkpoints
 from harness.job.data import IGNORED, Batch
 from harness.job.meter import Energy, Stopwatch
@@ -84,6 +89,8 @@ def train(
         done = record.decode(SoFar, saved)
         done.resumed_at.append(done.steps)
     before = done.steps
+    if len(set(gather_object([before]))) > 1:
+        raise RuntimeError("Not every device could go on from the checkpoint.")
     order = hashlib.sha256()
     stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
 
@@ -96,18 +103,20 @@ def train(
         micro = [batch.to(accelerator.device) for batch in micro]
         lr = schedule.get_last_lr()[0]
 
+        accelerator.wait_for_everyone()
         start = energy.read()
         stopwatch.start()
         loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
         taken, parts = stopwatch.stop()
         used = Energy.between(start, energy.read())
+        taken, parts, used = ranks.slowest(taken, parts, used, accelerator)
         done.joules = None if done.joules is None or used is None else done.joules + used
         done.seconds.append(taken)
         for part in PARTS:
             done.laps[part].append(parts[part])
 
         schedule.step()
-        loss, norm = float(loss), None if norm is None else float(norm)
+        loss, norm = float(accelerator.reduce(loss, "mean")), None if norm is None else float(norm)
         for what, value in (("loss", loss), ("gradient's norm", norm)):
             if value is not None and not math.isfinite(value):
                 raise Diverged(step, what, value)
@@ -124,7 +133,8 @@ def train(
                 raise Diverged(step, "validation loss", held_out)
             done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
             model.train()
-        if checkpoints is not None and (step == total or step % checkpoints.every == 0):
+        save = checkpoints is not None and (step == total or step % checkpoints.every == 0)
+        if save and accelerator.is_main_process:
             checkpoints.save(step, model, optimizer, schedule, asdict(done))
 
     measured = Train(
@@ -156,16 +166,19 @@ def take_step(
     """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
 
     The norm is None where no gradient is left by the end of the backward pass. The loss is the mean over the supervised
-    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. lap is told each
-    of PARTS as it ends.
+    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. Of several
+    processes each returns a loss whose mean over them is the step's: so their gradients, of which accelerate takes the
+    mean, are the batch's too. lap is told each of PARTS as it ends.
     """
-    supervised = sum(batch.supervised for batch in micro)
+    supervised = sum(batch.supervised for batch in micro) / accelerator.num_processes
+    mine = own(micro, accelerator)
     total = torch.zeros((), device=accelerator.device)
-    for batch in micro:
-        with accelerator.autocast():
-            loss = summed_loss(model, batch) / supervised
-        lap("forward")
-        accelerator.backward(loss)
+    for number, batch in enumerate(mine, start=1):
+        with accelerator.no_sync(model) if number < len(mine) else nullcontext():  # added up once, with the last
+            with accelerator.autocast():
+                loss = summed_loss(model, batch) / supervised
+            lap("forward")
+            accelerator.backward(loss)
         total += loss.detach()
         lap("backward")
     # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
@@ -175,6 +188,11 @@ def take_step(
     optimizer.zero_grad()
     lap("optimizer")
     return total, norm
+
+
+def own(micro: list[Batch], accelerator: Accelerator) -> list[Batch]:
+    """Those of a step's micro-batches that this process takes."""
+    return micro[accelerator.process_index :: accelerator.num_processes]
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

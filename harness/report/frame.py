@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import Inference, Kinds, Record, Score, Train
+from harness.record import Inference, Kinds, Record, Score, Train, device_count
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
 KINDS = [kind.name for kind in fields(Kinds)]
@@ -63,8 +63,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
                                         new projections, and whatever else is slow now and then
     flops_per_token                     of a padded token; of a forward pass for an untuned model
-    utilisation                         flops_per_token × padded tokens/s at the steady rate / the device's measured
-                                        peak of matrix products, a fraction of 1
+    utilisation                         flops_per_token × padded tokens/s of one device at the steady rate / its
+                                        measured peak of matrix products, a fraction of 1
     joules_per_token                    over all steps, a raw token
 
     Inference; FORM is base, unmerged or merged:
@@ -227,7 +227,7 @@ def _utilisation(record: Record) -> float | None:
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    return _ratio(probe.flops_per_token * padded, peak)
+    return _ratio(probe.flops_per_token * padded / device_count(record.cell.settings), peak)
 
 
 PHASES = ["load", "train", "score"]

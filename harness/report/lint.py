@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.record import Inference, Record
+from harness.record import Inference, Record, device_count
 
 # Of an adapter's settings, those that say which modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 # Of the training's settings, those that another rule looks at, or that change no result
 APART = {"max_steps", "batch_size", "grad_accum", "precision", "validate_every"}
+SHARED = ("devices", "parallel")  # how a step is shared out, which changes neither its batch nor its result
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # at most so many are told; the rest is counted
 
 
@@ -220,7 +221,8 @@ def _alike(records: Sequence[Record]) -> list[list[Record]]:
     """Finished cells that should have trained on the same batches: those of one seed, data and training settings."""
 
     def key(record: Record) -> tuple[Hashable, ...]:
-        return record.cell.seed, _hashed(_slot(record, "train")), record.fingerprints.get("data")
+        train = {name: value for name, value in (_slot(record, "train") or {}).items() if name not in SHARED}
+        return record.cell.seed, _hashed(train), record.fingerprints.get("data")
 
     return list(_by([record for record in _finished(records) if record.train], key).values())
 
@@ -265,7 +267,11 @@ def _training(records: Sequence[Record]) -> Said:
         for name in names:
             if name != "seed":
                 subject = f"The setting train.{name} differs{where}"
-                yield from _confounded(subject, tuned, lambda r, name=name: _text(_slot(r, "train", name)))
+                yield from _confounded(subject, tuned, lambda r, name=name: _train_setting(r, name))
+
+
+def _train_setting(record: Record, name: str) -> str | None:
+    return str(device_count(record.cell.settings)) if name == "devices" else _text(_slot(record, "train", name))
 
 
 def _targets(records: Sequence[Record]) -> Said:
@@ -469,7 +475,11 @@ def _sources(records: Sequence[Record]) -> Said:
 def _overlap(records: Sequence[Record]) -> Said:
     """Cells that ran while another did, GPU by GPU. Starts are in whole seconds, so less than one tells nothing."""
     together: dict[int, Record] = {}
-    for members in _by([r for r in records if r.seconds and _machine(r)], _machine).values():
+    on = defaultdict(list)
+    for record in records:
+        for gpu in _gpus(record) if record.seconds else ():
+            on[gpu].append(record)
+    for members in on.values():
         running: Record | None = None  # of those seen so far, the one that ends last
         for record in sorted(members, key=_start):
             if running is not None and _start(record) + 1 < _start(running) + running.seconds:
@@ -488,11 +498,11 @@ def _start(record: Record) -> float:
     return datetime.fromisoformat(record.started).timestamp()
 
 
-def _machine(record: Record) -> Hashable:
-    """The boot and the GPU; of older records the processor and its memory, to the byte hardly another machine's."""
+def _gpus(record: Record) -> list[Hashable]:
+    """The boot with each GPU; of older records the processor and its memory, to the byte hardly another machine's."""
     cpu = _part(record, "cpu")
     boot = record.environment.get("boot") or (cpu.get("memory_bytes") and (cpu.get("name"), cpu.get("memory_bytes")))
-    return boot and (boot, str(_part(record, "device").get("id")))
+    return [(boot, gpu) for gpu in str(_part(record, "device").get("id")).split("+")] if boot else []
 
 
 def _per_layer(records: Sequence[Record]) -> Said:

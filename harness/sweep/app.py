@@ -43,12 +43,12 @@ from harness import config as settings_of
 from harness import record, units
 from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError, about_file
-from harness.record import Cell, Failure, Record, RecordError
+from harness.record import Cell, Failure, Record, RecordError, device_count
 from harness.sweep import cell as cells_of
 from harness.sweep import lost, oom, plan, worker
 from harness.sweep.claim import Claim, Held
 from harness.sweep.lost import Lost
-from harness.sweep.parallel import LocalParallel
+from harness.sweep.parallel import LocalParallel, enough
 from harness.sweep.progress import Progress, following
 from harness.sweep.store import Study
 
@@ -202,6 +202,8 @@ class GridSweeper(Sweeper):
         _announce(study, len(asked), len(wanted), len(left))
         _say_bare(bare, study, composed.save)
         if left:
+            if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
+                enough(max(device_count(cell.settings) for cell, _ in left))
             worker.check([cell for cell, _ in left], composed.data_root)
             study.plan(cell for cell, _ in wanted.values())
             if _options.fit:

@@ -49,6 +49,8 @@ def from_config(config: DictConfig) -> Cell:
     if resolved["method"]["init"] is not None:
         slots["init"] = resolved["method"]["init"]
     train = {k: v for k, v in _chosen(resolved, "train").items() if k != "save_every"}
+    if train["devices"] == 1:  # however they would share it
+        train = {k: v for k, v in train.items() if k not in ("devices", "parallel")}
     seed: int | None = resolved["seed"]
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.record import Record, SmallerBatches
+from harness.record import Record, SmallerBatches, device_count
 
 HELPS = ("probe", "train", "validate")  # phases whose memory depends on the micro-batch
 
@@ -17,9 +17,12 @@ def smaller(found: Record | None) -> SmallerBatches | None:
         return None
     asked, before = found.cell.settings["train"], found.smaller_batches
     size = before.batch_size if before else asked["batch_size"]
-    if size == 1 or (found.cell.settings["method"].get("optim") or {}).get("per_layer"):
+    devices = device_count(found.cell.settings)
+    if size == devices or (found.cell.settings["method"].get("optim") or {}).get("per_layer"):
         return None
-    half = (size + 1) // 2
+    half = (size // devices + 1) // 2 * devices
+    while -(-asked["batch_size"] // (half // devices)) % devices:  # as many micro-batches for each
+        half -= devices
     accum = asked.get("grad_accum", 1) * -(-asked["batch_size"] // half)  # an untuned row accumulates nothing
     return SmallerBatches(half, accum, [*(before.after if before else []), found.failure])
 

@@ -1,10 +1,10 @@
-"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, one cell a GPU.
+"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, a cell on each GPU, or on several.
 
     python -m harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
-Each place, a GPU or a share of the CPU's cores, has a worker: a process (``python -m harness.sweep.parallel``) that
-runs the cells it is sent one after another, as a sweep without this launcher would. When the sweep is gone, however it
-went, its workers end their cells in order, and themselves.
+Each place, as many GPUs as a cell asks for (train.devices) or a share of the CPU's cores, has a worker: a process
+(``python -m harness.sweep.parallel``) that runs the cells it is sent one after another, as a sweep without this
+launcher would. When the sweep is gone, however it went, its workers end their cells in order, and themselves.
 """
 
 from __future__ import annotations
@@ -49,17 +49,27 @@ class LocalParallel(Launcher):
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self._context, self._task, self._config = hydra_context, task_function, config
-        self._places = places(self._cells)
+        places(self._cells)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         setup_globals()
+        jobs = dict(enumerate(self._composed(job_overrides, initial_job_idx)))
+        devices = {number: settings_of.device_count(config) for number, (_, _, config) in jobs.items()}
+        answers: dict[int, JobReturn] = {}
+        for count in sorted(set(devices.values()), reverse=True):  # GPUs are dealt out anew
+            some = {number: job for number, job in jobs.items() if devices[number] == count}
+            answers |= self._all_run(some, places(self._cells, count))
+        return [answers[number] for number in sorted(answers)]
+
+    def _all_run(self, jobs: dict[int, tuple[Any, ...]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
+        """What came of `jobs`, each run in one of `places`."""
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        if len(self._places) > 1 and "CUDA_VISIBLE_DEVICES" not in self._places[0]:
-            words = f"{len(self._places)} cells at a time share this CPU: measured times will not be comparable."
+        if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
+            words = f"{len(places)} cells at a time share this CPU: measured times will not be comparable."
             tqdm.write(f"warning: {words}", file=sys.stderr)
-        waiting = deque(enumerate(self._composed(job_overrides, initial_job_idx)))
-        idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(self._places)][: len(waiting)]
+        waiting = deque(jobs.items())
+        idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(places)][: len(waiting)]
         busy: dict[Worker, int] = {}
         answers: dict[int, JobReturn] = {}
         try:
@@ -75,7 +85,7 @@ class LocalParallel(Launcher):
                     idle.append(worker)
         finally:
             stop([*idle, *busy])
-        return [answers[number] for number in sorted(answers)]
+        return answers
 
     def _composed(self, points: Sequence[Sequence[str]], first: int) -> list[tuple[Any, ...]]:
         """What a worker needs to run each of `points`: Hydra's context, the task, the configuration."""
@@ -152,24 +162,35 @@ def stop(workers: list[Worker]) -> None:
         worker.end()
 
 
-def places(cells: int | None) -> list[dict[str, str]]:
+def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
     """What sets each place apart from the others: variables of its environment; one cell at a time runs in each.
 
-    Raises UserError if there can't be `cells` of them.
+    Raises UserError if there can't be `cells` of them, of `devices` GPUs each.
     """
     if cells is not None and (not isinstance(cells, int) or cells < 1):
         raise UserError(f"hydra.launcher.cells={cells} can't be: it must be a whole number, 1 or more.")
     found = gpus()
     if found:
-        if cells is not None and cells > len(found):
+        enough(devices)
+        together = [",".join(found[i : i + devices]) for i in range(0, len(found) - devices + 1, devices)]
+        if cells is not None and cells > len(together):
+            each = "" if devices == 1 else f", {devices} of them to a cell (train.devices)"
             raise UserError(
-                f"hydra.launcher.cells={cells} can't be: a GPU runs one cell at a time, and there are {len(found)}."
+                f"hydra.launcher.cells={cells} can't be: a GPU runs one cell at a time, and there are "
+                f"{len(found)}{each}."
             )
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in found[:cells]]
+        return [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in together[:cells]]
     if cells in (None, 1):
         return [{}]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // cells))
     return [{"OMP_NUM_THREADS": threads} for _ in range(cells)]
+
+
+def enough(devices: int) -> None:
+    """Raise UserError if there are GPUs on this machine, but not so many."""
+    found = gpus()
+    if found and devices > len(found):
+        raise UserError(f"train.devices={devices} can't be: there are {len(found)} GPUs here.")
 
 
 def gpus() -> list[str]:

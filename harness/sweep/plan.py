@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import units
-from harness.record import Cell, Record, read_study, studies
+from harness.record import Cell, Record, device_count, read_study, studies
 from harness.sweep import worker
 
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
@@ -122,37 +122,43 @@ class Speed:
     """How long cells would take, by records of this machine's device."""
 
     def __init__(self, results: Path, environment: dict[str, Any]):
-        self._tokens: dict[tuple[str, str], list[float]] = {}
+        self._tokens: dict[tuple[str, str, int], list[float]] = {}
         self._flops: list[float] = []
         self.records = 0
         found = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
         for record in found:
             if record.train and not record.source and _device(record.environment) == _device(environment):
                 self.records += 1
-                key = (record.cell.model, record.cell.method)
-                self._tokens.setdefault(key, []).append(record.train.tokens_per_second_steady)
+                self._tokens.setdefault(_alike(record.cell), []).append(record.train.tokens_per_second_steady)
                 self._flops += _achieved(record)
 
     def seconds(self, point: Planned, throughput: float | None) -> float | None:
-        """Of the training steps: tokens at the rate of the same model and method, else FLOPs at any cell's rate."""
+        """Of the training steps: tokens at the rate of the same model and method, else FLOPs at any cell's rate.
+
+        That rate is of one device; of several the same is expected of each.
+        """
         p = point.prediction
         if not p["trainable"]:
             return None
-        known = self._tokens.get((point.cell.model, point.cell.method))
+        known = self._tokens.get(_alike(point.cell))
         if throughput is None and known:
             throughput = median(known)
         if throughput is not None:
             return p["shape"]["raw"] / throughput
-        return p["flops"] / median(self._flops) if self._flops else None
+        return p["flops"] / median(self._flops) / device_count(point.cell.settings) if self._flops else None
+
+
+def _alike(cell: Cell) -> tuple[str, str, int]:
+    return cell.model, cell.method, device_count(cell.settings)
 
 
 def _achieved(record: Record) -> list[float]:
-    """FLOP/s of the steady steps, if the record tells."""
+    """FLOP/s of a device in the steady steps, if the record tells."""
     train = record.train
     if record.probe is None or train is None:
         return []
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    return [record.probe.flops_per_token * padded]
+    return [record.probe.flops_per_token * padded / device_count(record.cell.settings)]
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:

@@ -213,7 +213,7 @@ def run(
                 started=started.isoformat(timespec="seconds"),
                 seconds=time.monotonic() - clock,
                 environment=env.describe(),
-                failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(code, log)),
+                failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(last, code, log)),
                 precautions=precautions,
                 smaller_batches=smaller,
             )
@@ -236,10 +236,14 @@ def run(
     return found
 
 
-def _how_it_ended(code: int, log: Path) -> str:
+def _how_it_ended(last: dict, code: int, log: Path) -> str:
+    """A sentence on a job whose last event was `last`: itself with exit status `code`, or one of its ranks."""
+    who = "The cell's process"
+    if "rank" in last:
+        who, code = f"Rank {last['rank']} of the cell's processes", last["code"]
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
-    return f"The cell's process {died}{hint}; its last words are in {log.name}."
+    return f"{who} {died}{hint}; its last words are in {log.name}."
 
 
 class _Overdue(Exception):
