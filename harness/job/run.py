@@ -26,11 +26,13 @@ from harness import card, env, private, record
 from harness.errors import UserError, about_file
 from harness.job import (
     attention,
+    chat,
     data,
     device,
     disk,
     fused,
     infer,
+    mapping,
     merge,
     model,
     optim,
@@ -61,7 +63,9 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             score.Tasks(cell.settings["eval"], data_root)
             tasks.append(cell.settings["eval"])
         if cell.settings["data"] not in splits:
-            data.splits(cell.settings["data"], data_root)
+            found = data.splits(cell.settings["data"], data_root)
+            if any(mapping.CHAT in item for item in found["train"][:1]):
+                chat.require(model.tokenizer(cell.settings["model"]))
             splits.append(cell.settings["data"])
 
 
@@ -160,6 +164,7 @@ class _Job:
         self._report, self._saves, self._save_as = report, (checkpoints, save_every), save
         self.tracker: Tracker | None = None
         self.ready = ready.of(self.settings, data_root)
+        model.check_length(self.settings["model"], self.ready.longest)
         self.batch_size = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
@@ -176,7 +181,7 @@ class _Job:
     def run(self, result: Record) -> None:
         cell, train_settings = self.cell, self.settings["train"]
         set_seed(cell.seed or 0)
-        result.fingerprints = self.ready.fingerprints
+        result.fingerprints, result.contamination = self.ready.fingerprints, self.ready.contamination
 
         self._enter("load")
         with self.meter.window("load") as memory, self.meter.live(memory) as see:
@@ -215,7 +220,8 @@ class _Job:
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
             self._enter("probe")
-            steps = [data.cut(step, size) for step in self.ready.steps]
+            room = train_settings["max_length"] if train_settings.get("packing") else None
+            steps = [data.cut(step, size, room) for step in self.ready.steps]
             make = instantiate(self.settings["method"]["optim"], _convert_="all")
 
             def build(net: nn.Module) -> Optimizer:

@@ -265,7 +265,12 @@ def _training(records: Sequence[Record]) -> Said:
         for name in names:
             if name != "seed":
                 subject = f"The setting train.{name} differs{where}"
-                yield from _confounded(subject, tuned, lambda r, name=name: _text(_slot(r, "train", name)))
+                yield from _confounded(subject, tuned, lambda r, name=name: _trained(r, name))
+
+
+def _trained(record: Record, name: str) -> str | None:
+    settings = _slot(record, "train") or {}
+    return _text(settings.get(name, False if name == "packing" and settings else None))  # left out at its default
 
 
 def _targets(records: Sequence[Record]) -> Said:
@@ -379,6 +384,22 @@ def _fingerprints(records: Sequence[Record]) -> Said:
 def _fingerprint(record: Record, name: str) -> str | None:
     told = record.fingerprints.get(name)
     return told[7:19] if told and told.startswith("sha256:") else told
+
+
+def _contaminated(records: Sequence[Record]) -> Said:
+    for where, members in _places(records):
+        for task in dict.fromkeys(task for record in members for task in record.contamination):
+            cells = [r for r in members if task in r.contamination and r.contamination[task].shared]
+            if cells:
+                found = [record.contamination[task] for record in cells]
+                counts = [f"{count:,}" for count in sorted({overlap.shared for overlap in found})]
+                many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+                yield (
+                    f"{many} of {found[0].items:,} items of {task} share {found[0].words} words in a row with what was "
+                    f"trained on{where}, in {_named(cells, members)}: they may be remembered, or both be of one "
+                    "template.",
+                    tuple(record.cell.name for record in cells),
+                )
 
 
 def _inference(records: Sequence[Record]) -> Said:
@@ -631,6 +652,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "resumed": ("unequal", _resumed),
     "smaller batches": ("unequal", _smaller),
     "rescored": ("unequal", _rescored),
+    "contamination": ("incomplete", _contaminated),
     "base": ("incomplete", _base),
     "seeds": ("incomplete", _seeds),
     "failed": ("incomplete", _failed),
