@@ -103,7 +103,7 @@ def _composed(name: str, overrides: list[str], **keywords) -> DictConfig:
 def seconds(cell: Cell, machine: Machine) -> float:
     """What `cell` takes on `machine`, by the rule."""
     train, asked = cell.settings["train"], cell.settings["eval"]
-    each = 2 * WEIGHTS[cell.model] * TOKENS[cell.data] / machine.flops  # an example, forward
+    each = 2 * WEIGHTS[cell.model] * TOKENS[cell.settings["data"]["name"]] / machine.flops  # an example, forward
     steps = train.get("max_steps", 0)
     trained = steps * train["batch_size"] * train.get("grad_accum", 1)
     if most := train.get("max_tokens"):

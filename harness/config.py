@@ -74,13 +74,21 @@ class Model:
 class Data:
     """load: a ``_target_`` that returns the splits; prompt: the text before the answer, as the evaluation asks it.
 
+    prompt_if_empty: the prompt of a record in which one of the prompt's fields is empty (null: the same).
     path: of a file of one's own, below data_root or the folder one works in; null where the data is no such file.
+    columns: of such a file (data=local): of each field of the prompt, and of the answer or the messages, the column.
+    limit: items to train on (null: all), the same for every cell. noise: share of their answers that are replaced by
+        wrong ones, the same for every cell; validation keeps the right ones.
     """
 
     name: str = MISSING
     path: str | None = None
     load: dict[str, Any] = field(default_factory=dict)
     prompt: str = "Question: {question}\nAnswer:"
+    prompt_if_empty: str | None = None
+    columns: dict[str, str | None] = field(default_factory=dict)
+    limit: int | None = None
+    noise: float = 0.0
 
 
 @dataclass
@@ -117,6 +125,8 @@ class Train:
     validation_items: held-out answers the validation loss is taken on.
     precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
     bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
+    packing: a micro-batch is batch_size rows of whole sequences, as many in each as have max_length tokens or less, for
+        every method alike; each sequence still attends to itself alone.
     save_every: steps between checkpoints, from which a cell that was killed goes on (null: none are made, and one that
         is there is not looked at). It changes no result, so it is no part of a cell.
     devices: how many train one cell together, each its share of every micro-batch; an untuned row has no use for more
@@ -134,6 +144,7 @@ class Train:
     validation_items: int = 64
     precision: str = "auto"
     bucketing: int = 1
+    packing: bool = False
     save_every: int | None = None
     devices: int = 1
     parallel: str = "ddp"
@@ -230,6 +241,7 @@ LEAST = {
         ),
         1,
     ),
+    "data": {"limit": 1},
     "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
     "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
 }
@@ -254,6 +266,10 @@ def check(config: DictConfig) -> None:
         raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
     if config.train.max_grad_norm is not None and not config.train.max_grad_norm > 0:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive, or null.")
+    if not 0 <= config.data.noise <= 1:
+        raise UserError(f"data.noise={config.data.noise} can't be: it is a share of the answers, from 0 to 1.")
+    if config.train.packing and config.train.bucketing > 1:
+        raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
     if config.timeout is not None and not config.timeout > 0:
         raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])

@@ -254,6 +254,19 @@ class Score:
 
 
 @dataclass
+class Overlap:
+    """Evaluation items of a task that share `words` words in a row with what a cell trained on.
+
+    looked_at: of the `items` those of 8 words or more (of one with fewer than `words` all its words are taken).
+    """
+
+    words: int
+    items: int
+    looked_at: int
+    shared: int
+
+
+@dataclass
 class Cell:
     """One point of the grid. `settings` is all that decides its result, resolved; `id` is its hash.
 
@@ -399,6 +412,7 @@ class Record:
     saved: Saved | None = None  # null where no weights were kept; its folder may have been removed since
     rescored: list[Scoring] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    contamination: dict[str, Overlap] = field(default_factory=dict)  # by task; empty where it was not looked for
     source: Source | None = None  # of a record that was imported; null for what the harness ran
     schema: int = SCHEMA
 

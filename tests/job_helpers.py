@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ TINY = (
     *("infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
 )
 torch.set_num_threads(1)  # for so small a model threads only get into each other's way
+run.matmul_peak = functools.cache(run.matmul_peak)  # of the machine, not of the cell: measured once, it takes seconds
 
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU) is not there")

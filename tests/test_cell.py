@@ -113,6 +113,34 @@ def test_cells_that_are_recorded_keep_their_ids(cell):
         assert cell(f"method={of.method}", f"train.batch_size={size}", config="memory").id == of.id
 
 
+def test_what_came_later_leaves_the_ids_of_earlier_cells_alone(cell):
+    """Ids as recorded before data could be limited, made noisy, or packed."""
+    defaults = ("data.limit=null", "data.noise=0", "data.prompt_if_empty=null", "train.packing=false")
+    plain = cell("method=lora", "data=gsm8k")
+    assert cell("method=lora", "data=gsm8k", *defaults) == plain
+    assert set(plain.settings["data"]) == {"name", "load", "prompt"}
+    assert "packing" not in plain.settings["train"]
+    changed = ("data.limit=10", "data.noise=0.1", "data.prompt_if_empty=A", "train.packing=true")
+    assert len({plain.id, *(cell("method=lora", "data=gsm8k", setting).id for setting in changed)}) == 5
+
+
+def test_data_that_are_changed_are_data_of_their_own(cell):
+    assert cell("data=facts", "data.limit=10", "data.noise=0.1").data == "facts limit=10 noise=0.1"
+    base = cell("method=base", "data=facts", "data.noise=0.1")
+    assert base.data == "facts noise=0.1"
+    assert base.id != cell("method=base", "data=facts").id
+
+
+def test_the_data_of_recorded_studies_are_settings_as_they_were(cell):
+    """What `sweep quickstart` and `sweep gsm8k` make of lora's is what is recorded in results/reference."""
+    for study in ("quickstart", "gsm8k"):
+        records, _ = read_study(ROOT / "results" / "reference" / study)
+        (recorded,) = [record.cell for record in records if record.cell.method == "lora"]
+        points = [f"{axis}={getattr(recorded, axis)}" for axis in ("rank", "lr", "seed")]
+        made = cell("method=lora", *points, "study=other", config=study)
+        assert made.settings["data"] == recorded.settings["data"]
+
+
 def test_the_architecture_is_no_part_of_a_cell(cell):
     shipped = cell("method=lora", "model=llama_3_2_1b")
     assert "architecture" not in shipped.settings["model"]

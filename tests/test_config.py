@@ -144,6 +144,8 @@ def test_the_stable_keys_exist(compose, key):
         ("train.max_grad_norm=0", "train.max_grad_norm"),
         ("train.max_grad_norm=nan", "train.max_grad_norm"),
         ("train.precision=fp8", "train.precision"),
+        ("data.limit=0", "data.limit"),
+        ("data.noise=1.1", "data.noise"),
         ("eval.limit=0", "eval.limit"),
         ("eval.num_fewshot=-1", "eval.num_fewshot"),
         ("eval.batch_size=0", "eval.batch_size"),
@@ -165,6 +167,11 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
     with pytest.raises(UserError, match=rf"^{key}=.*") as refused:
         check(compose(override))
     assert "\n" not in str(refused.value)
+
+
+def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
+    with pytest.raises(UserError, match=r"train\.packing fills rows .* train\.bucketing would change; take one\."):
+        check(compose("train.packing=true", "train.bucketing=4"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import constants
-from job_helpers import DATA, encoded, needs_data, prepared, tiny
+from job_helpers import DATA, encoded, needs_data, prepared, run_cell, tiny
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -340,3 +340,57 @@ def test_the_fingerprint_is_of_texts_and_their_splits():
     assert one == data.fingerprint({"validation": [], "train": [dict(i) for i in ITEMS]})
     assert one != data.fingerprint({"train": ITEMS[:1], "validation": ITEMS[1:]})
     assert one != data.fingerprint({"train": ITEMS[::-1], "validation": []})
+
+
+# Packing
+
+SPEEDUPS = ("speedups=auto", "speedups=off")
+
+
+def test_packs_hold_whole_sequences_in_their_order_up_to_the_room():
+    lengths = random.Random(1).choices(range(3, 30), k=50)
+    examples = [Example([i] * n, 1) for i, n in enumerate(lengths)]
+    packs = list(data.packed(examples, 32))
+    assert [e for pack in packs for e in pack] == examples
+    sizes = [sum(len(e.ids) for e in pack) for pack in packs]
+    assert max(sizes) <= 32
+    assert all(size + len(packs[i + 1][0].ids) > 32 for i, size in enumerate(sizes[:-1])), "room for one more"
+
+
+def packed_steps(**settings) -> list[list[list[Example]]]:
+    train = {"batch_size": 2, "grad_accum": 2, "max_steps": 3, "max_length": 32, "packing": True} | settings
+    lengths = [5 + 3 * (i % 7) for i in range(40)]
+    items = [{"question": "?", "answer": "!", "length": n} for n in lengths]
+    return data.scheduled(items, train, 0, lambda some: [Example([1] * item["length"], 1) for item in some])
+
+
+def test_a_micro_batch_is_as_many_packs_as_were_asked_for_of_whole_sequences():
+    steps = packed_steps()
+    assert [len(step) for step in steps] == [2, 2, 2]
+    for batch in (batch for step in steps for batch in step):
+        assert len(list(data.packed(batch, 32))) == 2
+        raw = sum(len(e.ids) for e in batch)
+        told = LAYOUTS["flat"].batch(batch)
+        assert told.raw == told.padded == raw <= 64  # nothing is computed on that is not a token of the data
+        assert told.lengths == tuple(len(e.ids) for e in batch)  # by which each attends to itself alone
+    more = packed_steps(batch_size=4, grad_accum=1)
+    assert [e for step in more for b in step for e in b] == [e for step in steps for b in step for e in b]
+
+
+def test_packs_are_cut_whole_where_memory_wants_smaller_batches():
+    (step, *_) = packed_steps(batch_size=4, grad_accum=1)
+    cut = data.cut(step, 2, 32)
+    assert [len(list(data.packed(batch, 32))) for batch in cut] == [2, 2]
+    assert [e for batch in cut for e in batch] == step[0]
+
+
+def test_packed_training_goes_through_the_loop_and_counts_its_tokens(tmp_path):
+    cells = [
+        tiny("train.packing=true", "train.max_length=128", "eval.tasks=[]", "infer.repeats=0", s) for s in SPEEDUPS
+    ]
+    flat, plain = (run_cell(tmp_path, cell) for cell in cells)
+    assert (flat.status, plain.status) == ("ok", "ok")
+    assert flat.train.batches == plain.train.batches
+    assert flat.train.tokens.raw == flat.train.tokens.padded == plain.train.tokens.raw < plain.train.tokens.padded
+    assert flat.train.tokens.raw > 0.6 * 3 * 2 * 128, "packs are hardly filled"
+    assert [p.loss for p in flat.train.loss] == pytest.approx([p.loss for p in plain.train.loss], rel=1e-4)

@@ -1,7 +1,8 @@
-"""Training data: splits in GSM8K's schema, tokenised as the evaluation asks, in batches equal for every method.
+"""Training data: splits of items, tokenised as the evaluation asks, in batches equal for every method.
 
-An item is ``{"question": str, "answer": str}``. The prompt is the one lm-eval's gsm8k task shows; the loss is on
-the answer alone, and the end-of-text token after it is trained, so that a tuned model stops.
+An item is ``{"question": str, "answer": str}`` or as harness.job.mapping says. The default prompt is the one lm-eval's
+gsm8k task shows; the loss is on the answer alone, and the end-of-text token after it is trained, so that a tuned model
+stops. Of a conversation it is on all that the assistant says.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,17 +28,28 @@ from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
+from harness.job import chat, mapping
+from harness.job.mapping import CHAT, Item
 
-Item = dict[str, str]
 IGNORED = -100  # torch's ignore_index
 
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised item: `ids` of prompt, answer and end-of-text; the first `prompt` of them bear no loss."""
+    """A tokenised item: `ids` of prompt, answer and end-of-text; the first `prompt` of them bear no loss.
+
+    between: spans of further ids that bear none, as of what is said between the answers of a conversation.
+    """
 
     ids: list[int]
     prompt: int
+    between: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def supervised(self) -> list[int]:
+        """Positions of the tokens that bear loss. The first is never predicted, whatever the prompt's length."""
+        silent = {at for span in self.between for at in range(*span)}
+        return [at for at in range(max(self.prompt, 1), len(self.ids)) if at not in silent]
 
 
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
@@ -72,6 +85,15 @@ def state(data_root: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def state_of(data: dict[str, Any], data_root: str | None) -> str:
+    """What tells whether the data of these settings are still the same: files below data_root, and one's own."""
+    found = [state(data_root)] if data_root is not None else []
+    file = Path(data_root or ".", data.get("path") or "")
+    if file.is_file():
+        found += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+    return " ".join(found)
+
+
 def splits(data: dict[str, Any], data_root: str | None) -> dict[str, list[Item]]:
     """The splits ``train`` and ``validation`` of the settings `data`; UserError if they can't be had."""
     try:
@@ -82,31 +104,55 @@ def splits(data: dict[str, Any], data_root: str | None) -> dict[str, list[Item]]
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"data.load can't be: {str(cause or error).strip().splitlines()[0]}") from error
-    return {"train": loaded["train"], "validation": loaded["validation"]}
+    for prompt in (data.get("prompt"), data.get("prompt_if_empty")):
+        mapping.check_prompt(prompt or "", loaded["train"])
+    train = mapping.limited(loaded["train"], data.get("limit"))
+    return {"train": mapping.noisy(train, data.get("noise", 0)), "validation": loaded["validation"]}
 
 
 def hub(
-    path: str, subset: str | None, question: str, answer: str, held_out_by: str, share: float = 0.02
+    path: str,
+    subset: str | None,
+    held_out_by: str | None = None,
+    share: float = 0.02,
+    split: str = "train",
+    **columns: str,
 ) -> dict[str, list[Item]]:
-    """A hub data set, or the local folder of its name below data_root, from its train split.
+    """A hub data set, or the local folder of its name below data_root, from its split for training.
 
-    question, answer: its columns. No validation split is asked for: a `share` of train is held out by a hash of
-    the column `held_out_by`, so that the split does not depend on order and rephrasings of one question stay
-    together. Raises UserError if the data set is missing or lacks a column.
+    columns: of each field of the prompt, and of ``answer``, the column, or of ``messages``. No validation split is
+    asked for: a `share` is held out by a hash of the column `held_out_by`, so that the split does not depend on order
+    and rephrasings of one question stay together. Raises UserError if the data set is missing or lacks a column.
     """
     require(path)
     try:
-        rows = datasets.load_dataset(path, subset, split="train")
+        rows = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # datasets and the hub raise a dozen kinds, all of them: it is not to be had
         raise missing(f"The data set {path}", error) from error
-    for column in (question, answer, held_out_by):
-        if column not in rows.column_names:
-            raise UserError(f"{path} has no column {column!r}; it has: {', '.join(rows.column_names)}.")
+    return _held_out(mapping.mapped(rows, rows.column_names, columns, held_out_by, path), share)
+
+
+def local(path: str | None, columns: dict[str, str | None], held_out_by: str | None = None, share: float = 0.1) -> dict:
+    """The records of a file below data_root, or the folder one works in; the rest as in `hub`."""
+    rows = mapping.read(path)
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    given = {field: column for field, column in columns.items() if column is not None}
+    if CHAT in given:
+        given = {CHAT: given[CHAT]}
+    found = _held_out(mapping.mapped(rows, there, given, held_out_by, path), share)
+    for name, items in found.items():
+        if not items:
+            raise UserError(f"{path} is too small: a share of {share} held out leaves none of its records to {name}.")
+    return found
+
+
+def _held_out(found: list[tuple[str, Item]], share: float) -> dict[str, list[Item]]:
+    """The items in two splits, by a hash of the text that comes with each."""
     out: dict[str, list[Item]] = {"train": [], "validation": []}
-    for row in rows:
-        digest = hashlib.sha256(row[held_out_by].encode()).digest()
+    for text, item in found:
+        digest = hashlib.sha256(text.encode()).digest()
         held_out = int.from_bytes(digest[:8], "big") < share * 2**64
-        out["validation" if held_out else "train"].append({"question": row[question], "answer": row[answer]})
+        out["validation" if held_out else "train"].append(item)
     return out
 
 
@@ -127,22 +173,47 @@ def missing(what: str, error: Exception | None) -> UserError:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int) -> Example:
-    """Tokenise prompt and answer apart, as generation sees them, joined by lm-eval's one space."""
+Encoder = Callable[[list[Item]], list[Example]]
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], max_length: int) -> Encoder:
+    """What tokenises items as the settings `data` say; UserError as in `encode_all`."""
+    bare = data.get("prompt_if_empty")
+    return lambda items: encode_all(tokenizer, items, data["prompt"], max_length, bare)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int, bare: str | None = None
+) -> Example:
+    """Tokenise prompt and answer apart, as generation sees them, joined by lm-eval's one space.
+
+    bare: the prompt where a field of the item is empty. A conversation is written by the tokenizer's own template.
+    """
+    if CHAT in item:
+        ids, spans = chat.encode(tokenizer, item[CHAT])
+        between = zip([end for _, end in spans], [begin for begin, _ in spans[1:]] + [len(ids)], strict=True)
+        first = spans[0][0] if spans else len(ids)
+        return Example(ids[:max_length], first, tuple(span for span in between if span[0] < span[1]))
+    if bare is not None and not all(item.values()):
+        prompt = bare
     before = tokenizer(prompt.format(**item))["input_ids"]
     after = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"]
     return Example((before + after + [tokenizer.eos_token_id])[:max_length], len(before))
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int) -> list[Example]:
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int, bare: str | None = None
+) -> list[Example]:
     """`items` tokenised; UserError if there is none, or if truncation leaves one without an answer."""
     if not items:
         raise UserError("The data set is empty; there is nothing to train or validate on.")
-    examples = [encode(tokenizer, item, prompt, max_length) for item in items]
-    bare = sum(e.prompt >= len(e.ids) for e in examples)
-    if bare:
+    if CHAT in items[0]:
+        chat.require(tokenizer)
+    examples = [encode(tokenizer, item, prompt, max_length, bare) for item in items]
+    unanswered = sum(not example.supervised for example in examples)
+    if unanswered:
         raise UserError(
-            f"train.max_length={max_length} leaves no token of the answer in {bare} of {len(examples)} examples; "
+            f"train.max_length={max_length} leaves no token of the answer in {unanswered} of {len(examples)} examples; "
             "raise it."
         )
     return examples
@@ -170,9 +241,7 @@ def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[lis
     return out
 
 
-def scheduled(
-    items: list[Item], train: dict[str, Any], seed: int, encode: Callable[[list[Item]], list[Example]]
-) -> list[list[list[Example]]]:
+def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encoder) -> list[list[list[Example]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
     Only what is drawn is encoded: most of a large data set never is. With `max_tokens` there are fewer steps than
@@ -181,10 +250,16 @@ def scheduled(
     if not items:
         raise UserError("The data set is empty; there is nothing to train on.")
     size, accum, count = train["batch_size"], train["grad_accum"], train["max_steps"]
-    order = list(batches(len(items), size, count * accum, seed))
-    drawn = sorted({i for batch in order for i in batch})
-    examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
-    micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
+    if train.get("packing"):
+        passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
+        drawn_as_needed = (example for index in passes for example in encode([items[index]]))
+        packs = itertools.islice(packed(drawn_as_needed, train["max_length"]), size * accum * count)
+        micro = [[e for pack in group for e in pack] for group in iter(lambda: [*itertools.islice(packs, size)], [])]
+    else:
+        order = list(batches(len(items), size, count * accum, seed))
+        drawn = sorted({i for batch in order for i in batch})
+        examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
+        micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
     steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
     most = train.get("max_tokens")
     if most is None:
@@ -196,9 +271,30 @@ def scheduled(
     return steps[:taken]
 
 
-def cut(step: list[list[Example]], size: int) -> list[list[Example]]:
-    """The examples of a step's micro-batches, in their order, in micro-batches of at most `size`."""
-    return [batch[i : i + size] for batch in step for i in range(0, len(batch), size)]
+def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
+    """The examples in their order, as many at a time as have at most `room` tokens; none of them is cut."""
+    pack: list[Example] = []
+    taken = 0
+    for example in examples:
+        if pack and taken + len(example.ids) > room:
+            yield pack
+            pack, taken = [], 0
+        pack.append(example)
+        taken += len(example.ids)
+    if pack:
+        yield pack
+
+
+def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[list[Example]]:
+    """The examples of a step's micro-batches, in their order, in micro-batches of at most `size`.
+
+    room: tokens that were packed together; then `size` counts packs.
+    """
+    out = []
+    for batch in step:
+        packs = [[example] for example in batch] if room is None else list(packed(batch, room))
+        out += [[e for pack in packs[i : i + size] for e in pack] for i in range(0, len(packs), size)]
+    return out
 
 
 @dataclass(frozen=True)
@@ -249,36 +345,35 @@ class Layout:
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
     def batch(self, examples: list[Example]) -> Batch:
-        # The first token is never predicted, whatever the prompt's length.
-        first = [max(e.prompt, 1) for e in examples]
-        supervised = sum(len(e.ids) - start for e, start in zip(examples, first, strict=True))
-        counts = (sum(len(e.ids) for e in examples), self.tokens(examples), supervised)
-        return (self._flat if self.flat else self._padded)(examples, first, counts)
+        wanted = [e.supervised for e in examples]
+        counts = (sum(len(e.ids) for e in examples), self.tokens(examples), sum(map(len, wanted)))
+        return (self._flat if self.flat else self._padded)(examples, wanted, counts)
 
-    def _flat(self, examples: list[Example], first: list[int], counts: tuple[int, int, int]) -> Batch:
+    def _flat(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
         ids, positions, keep, targets = [], [], [], []
-        for e, start in zip(examples, first, strict=True):
-            kept = range(0 if self.every else start - 1, len(e.ids) - 1)
+        for e, places in zip(examples, wanted, strict=True):
+            bear = set(places)
+            kept = range(len(e.ids) - 1) if self.every else [at - 1 for at in places]
             keep += [len(ids) + at for at in kept]
-            targets += [e.ids[at + 1] if at + 1 >= start else IGNORED for at in kept]
+            targets += [e.ids[at + 1] if at + 1 in bear else IGNORED for at in kept]
             ids += e.ids
             positions += range(len(e.ids))
         lengths = tuple(len(e.ids) for e in examples)
-        row, at, kept, wanted = (torch.tensor(values) for values in ([ids], [positions], keep, [targets]))
-        return Batch(row, None, at, lengths, kept, wanted, *counts)
+        row, at, kept, told = (torch.tensor(values) for values in ([ids], [positions], keep, [targets]))
+        return Batch(row, None, at, lengths, kept, told, *counts)
 
-    def _padded(self, examples: list[Example], first: list[int], counts: tuple[int, int, int]) -> Batch:
+    def _padded(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
         longest = max(len(e.ids) for e in examples)
-        kept = range(0 if self.every else min(first) - 1, longest - 1)
+        first = min((at for places in wanted for at in places[:1]), default=longest)
+        kept = range(0 if self.every else first - 1, longest - 1)
         ids, mask, targets = [], [], []
-        for e, start in zip(examples, first, strict=True):
-            rest = longest - len(e.ids)
+        for e, places in zip(examples, wanted, strict=True):
+            rest, bear = longest - len(e.ids), set(places)
             ids.append(e.ids + [self.pad] * rest)
             mask.append([1] * len(e.ids) + [0] * rest)
-            targets.append([e.ids[at + 1] if start <= at + 1 < len(e.ids) else IGNORED for at in kept])
-        tensors = (torch.tensor(values) for values in (ids, mask, list(kept), targets))
-        rows, attended, keep, wanted = tensors
-        return Batch(rows, attended, None, None, keep, wanted, *counts)
+            targets.append([e.ids[at + 1] if at + 1 in bear else IGNORED for at in kept])
+        rows, attended, keep, told = (torch.tensor(values) for values in (ids, mask, list(kept), targets))
+        return Batch(rows, attended, None, None, keep, told, *counts)
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

@@ -17,8 +17,10 @@ from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
@@ -51,12 +53,17 @@ def source(model: dict[str, Any]) -> str:
 
 
 def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the settings `model`, which has a pad token; UserError if it is out of reach."""
+    """The tokenizer of the settings `model`, which pads and ends texts; UserError if it can't, or is out of reach."""
     path = source(model)
     try:
         found = AutoTokenizer.from_pretrained(path, **which(model))
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
+    if found.eos_token_id is None:
+        raise UserError(
+            f"The tokenizer of {model['path']} has no end-of-text token, which ends answers and pads where no other "
+            "token does; name one as eos_token in its tokenizer_config.json."
+        )
     if found.pad_token_id is None:
         found.pad_token = found.eos_token  # masked wherever it pads, so it can't be learned
     return found
@@ -121,16 +128,35 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
         return change(base)
     if getattr(base, "is_loaded_in_4bit", False):
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    if samples is None:
-        net = peft.get_peft_model(base, _plain(change))
-    elif slots.get("init") is None:
-        net = peft.get_peft_model(base, change)
-    else:
-        net = instantiate(slots["init"], _convert_="all")(base, change, samples)
+    everywhere = getattr(change, "target_modules", None) == "all-linear"
+    matrices, experts = optim.matrices_of(base), stacks(base)
+    if everywhere and experts and hasattr(change, "target_parameters"):
+        # Peft would go by the model's name, and adapt routers too, which no other method here takes for a matrix.
+        change.target_modules, change.target_parameters = set(matrices), set(experts)
+    try:
+        net = _adapted(base, change, slots.get("init"), samples)
+    except ValueError as error:
+        if not (everywhere and experts):
+            raise
+        others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
+        reason = _first_line(error).rstrip(".")
+        raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves its experts as they are.") from error
+    if everywhere:
+        _check_reach(net, matrices | experts)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
     return net
+
+
+def _adapted(
+    base: PreTrainedModel, config: peft.PeftConfig, init: dict[str, Any] | None, samples: Samples | None
+) -> nn.Module:
+    if samples is None:
+        return peft.get_peft_model(base, _plain(config))
+    if init is None:
+        return peft.get_peft_model(base, config)
+    return instantiate(init, _convert_="all")(base, config, samples)
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
@@ -147,6 +173,27 @@ def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
     if not count(model, trainable=True):
         raise ValueError(f"no weight's name has {names}")
     return model
+
+
+def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights by name that hold a matrix for each expert of a mixture: (experts, rows, columns), in no linear layer."""
+    return {
+        f"{name}.{own}": weight
+        for name, module in net.named_modules()
+        if not isinstance(module, _ConvNd)
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3 and min(weight.shape) > 1
+    }
+
+
+def _check_reach(net: nn.Module, wanted: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError if a weight that `all-linear` means got no adapter."""
+    layers = (module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer))
+    reached = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
+    if missed := [name for name, weight in wanted.items() if id(weight) not in reached]:
+        raise ValueError(
+            f"peft gives {len(missed)} of {len(wanted)} matrices no adapter, such as {missed[0]}; name its targets."
+        )
 
 
 def _whole(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -167,7 +214,9 @@ def forget_adapters(net: nn.Module) -> None:
 
 
 def _frozen(net: nn.Module) -> list[nn.Module]:
-    return [module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer)]
+    """The layers to whose outputs adapters add theirs; what is added to a stack's weights adds to no output."""
+    layers = (module for module in net.modules() if isinstance(module, BaseTunerLayer))
+    return [layer.get_base_layer() for layer in layers if not isinstance(layer, ParamWrapper)]
 
 
 def check(cell: Cell) -> None:
@@ -194,27 +243,41 @@ def config_of(model: dict[str, Any]) -> PretrainedConfig:
         raise _unreachable(path, error) from error
 
 
+def check_length(model: dict[str, Any], tokens: int) -> None:
+    """Raise UserError if the model has no positions for sequences of so many tokens."""
+    positions = getattr(config_of(model).get_text_config(), "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise UserError(
+            f"Sequences of {tokens} tokens are beyond the {positions} positions of {model['path']}; "
+            f"train.max_length={positions} cuts them."
+        )
+
+
 def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
     """Whether all decoder layers have the same kind and shapes, so that a few can stand for all."""
     with torch.device("meta"):
         layers = decoder_layers(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), config)
+    if layers is None:
+        return False
     shapes = {tuple((name, p.shape) for name, p in layer.named_parameters()) for layer in layers}
-    return len(shapes) == 1 and len(set(getattr(config, "layer_types", None) or [])) <= 1
+    return len(shapes) == 1 and len(set(getattr(config.get_text_config(), "layer_types", None) or [])) <= 1
 
 
 def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
     """`config` with `depth` decoder layers, all alike."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers = depth
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1] * depth
+    text = config.get_text_config()
+    text.num_hidden_layers = depth
+    if vars(text).get("layer_types"):  # of some it is a property, that follows
+        text.layer_types = text.layer_types[:1] * depth
     return config
 
 
-def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList:
-    """The layers that `config` says how many there are of."""
+def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
+    """The layers that `config` says how many there are of; None where a model has no such list."""
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return next(layers for layers in lists if len(layers) == config.num_hidden_layers)
+    return next((layers for layers in lists if len(layers) == depth), None)
 
 
 def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
@@ -246,17 +309,31 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
                 quantizer.postprocess_model(base)
                 _pack(base, dtype)
+            _check_experts(base, cell)
             own = {id(p) for p in base.parameters()}
             net = adapt(base, cell)
     except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
-        reason = _first_line(error.__cause__ or error)
-        raise UserError(f"method={cell.method} can't be applied to {path}: {reason}") from error
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        raise UserError(f"method={cell.method} can't be applied to {path}: {_first_line(cause or error)}") from error
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error).lower():
             raise
         raise NeedsValues from error
     _check_rank(net, cell)
     return net, {name for name, p in net.named_parameters() if id(p) not in own}
+
+
+def _check_experts(base: nn.Module, cell: Cell) -> None:
+    """Raise ValueError if the method would pass over the experts of a mixture in what gives it its name."""
+    slots, experts = cell.settings["method"], sum(weight.numel() for weight in stacks(base).values())
+    passed_over = {
+        "quantised": slots["load"].get("quantization_config"),
+        "projected": (slots["optim"] or {}).get("matrices"),
+    }
+    for what, asked in passed_over.items():
+        if experts and asked:
+            share = f"{experts / count(base):.0%} of its weights, those of the experts,"
+            raise ValueError(f"{share} lie in stacks that would not be {what}; take a method that needs it not.")
 
 
 def _pack(net: nn.Module, dtype: torch.dtype) -> None:
@@ -317,10 +394,10 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
     """Shapes by name of the matrices that the cell's rank applies to: adapted ones, or those GaLore projects."""
     if cell.settings["method"]["adapt"] is None:
         return {name: tuple(weight.shape) for name, weight in optim.matrices_of(model).items()}
-    layers = {name: m.get_base_layer() for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    weights = {name: _weight(layer) for name, layer in layers.items()}
     return {
-        name: tuple(weight.quant_state.shape if hasattr(weight, "quant_state") else weight.shape)
+        name: tuple(weight.quant_state.shape if hasattr(weight, "quant_state") else weight.shape)[-2:]
         for name, weight in weights.items()
         if weight is not None
     }
@@ -329,6 +406,11 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
 def prompted(net: nn.Module) -> bool:
     """Whether `net` puts tokens of its own before each sequence."""
     return isinstance(net, peft.PeftModel) and net.active_peft_config.is_prompt_learning
+
+
+def _weight(layer: BaseTunerLayer) -> nn.Parameter | None:
+    """The weight that an adapter is of: a matrix, or a stack of them."""
+    return layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)
 
 
 def inner(net: nn.Module) -> PreTrainedModel:

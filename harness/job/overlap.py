@@ -1,4 +1,9 @@
-"""How alike texts are, by runs of words: near-duplicates, and what stands in an evaluation."""
+"""How alike texts are, by runs of words: near-duplicates, what stands in an evaluation, and what of one was trained on.
+
+Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as seen if it shares a run of N words with
+the training data, N being 13 or, where items are shorter, as few as 8. For the record N is 13, of a shorter item all its
+words; one of fewer than 8 words tells nothing and is not looked at.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from harness.record import Overlap
+
 NEAR = 0.6  # Jaccard similarity of the word 3-grams of two texts, from which on they are near-duplicates
 NEAR_WORDS = 3
-SHARED_WORDS = 13  # a run that two texts share, as Brown et al. (2020, arXiv:2005.14165, appendix C) look for
+SHARED_WORDS = 13  # a run that two texts share
+FEWEST_WORDS = 8  # of an item that can be looked for
 
 Gram = tuple[str, ...]
 
@@ -54,3 +62,17 @@ class Evaluation:
         """Whether `text` shares a run of words with an item, holds a shorter one, or is a near-duplicate of one."""
         shared = any(not self._runs.isdisjoint(grams(text, length)) for length in self._lengths)
         return shared or self._near.nearest(text) >= NEAR
+
+
+def trained_on(items: Iterable[str], texts: Iterable[str]) -> Overlap:
+    """How many of the evaluation `items` share a run of words with the `texts` that were trained on."""
+    runs = [grams(item, SHARED_WORDS) for item in items]
+    looked_at = [i for i, own in enumerate(runs) if own and min(map(len, own)) >= FEWEST_WORDS]
+    where: dict[Gram, list[int]] = defaultdict(list)
+    for i in looked_at:
+        for gram in runs[i]:
+            where[gram].append(i)
+    lengths = {len(gram) for gram in where}
+    shared = {gram for text in texts for length in lengths for gram in where.keys() & grams(text, length)}
+    found = {i for gram in shared for i in where[gram]}
+    return Overlap(words=SHARED_WORDS, items=len(runs), looked_at=len(looked_at), shared=len(found))

@@ -212,6 +212,10 @@ class Planner:
         """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
         settings = cell.settings
         net, added = model.shell(cell, config)
+        if any(experts.dtype is not torch.bfloat16 for experts in model.stacks(net).values()):
+            raise UserError(
+                "Of experts in stacks torch predicts products in bfloat16 alone; plan model.dtype=bfloat16."
+            )
         if layout.flat:
             attention.enable(net)
         trained = settings["method"]["optim"] is not None
@@ -228,7 +232,8 @@ class Planner:
             with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless():
                 net.to_empty(device=CPU) if sharded else materialise(net)
                 micro = shape.batches(layout, times)
-                _mark_layers(model.decoder_layers(net, config), live)
+                if (layers := model.decoder_layers(net, config)) is not None:
+                    _mark_layers(layers, live)
                 if trained:
                     adapters = {id(p) for name, p in net.named_parameters() if name in added}
                     slot = settings["method"]["optim"]
@@ -268,7 +273,8 @@ class Planner:
 
     def _real_shape(self, cell: Cell, layout: data.Layout) -> Shape | None:
         settings, train = cell.settings, cell.settings["train"]
-        if settings["data"]["load"].get("path") is not None and self._data_root is None:
+        path = settings["data"]["load"].get("path")
+        if path is not None and self._data_root is None and not os.path.isfile(path):
             return None  # of the hub
         try:
             of = settings["model"]
@@ -276,10 +282,7 @@ class Planner:
         except (OSError, ValueError):
             return None
         splits = data.splits(settings["data"], self._data_root)
-
-        def encode(items: list[data.Item]) -> list[data.Example]:
-            return data.encode_all(tokenizer, items, settings["data"]["prompt"], train["max_length"])
-
+        encode = data.encoder(tokenizer, settings["data"], train["max_length"])
         if settings["method"]["optim"] is None:
             held_out = encode(splits["validation"][: train["validation_items"]])
             size = train["batch_size"]

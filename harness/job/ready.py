@@ -12,67 +12,80 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from harness.job import data, model, score
+from harness.job import data, mapping, model, overlap, score
+from harness.record import Overlap
 
+Root = tuple[str | None, str]  # data_root, and what tells of a change in the data
 HELD = 8  # settings of a sweep that are remembered at a time
 
 
 @dataclass(frozen=True)
 class Ready:
     """steps: of each optimizer step the examples of its micro-batches (none for an untuned model); held_out: examples
-    for the validation loss; fingerprints: of data and model."""
+    for the validation loss; fingerprints: of data and model; contamination: by task, of what the steps train on."""
 
     tokenizer: PreTrainedTokenizerBase
     tasks: score.Tasks
     steps: list[list[list[data.Example]]]
     held_out: list[data.Example]
     fingerprints: dict[str, str]
+    contamination: dict[str, Overlap]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        trained = (example for step in self.steps for batch in step for example in batch)
+        return max(len(example.ids) for example in (*trained, *self.held_out))
 
 
 def of(settings: dict[str, Any], data_root: str | None) -> Ready:
     """What the settings of a cell need; UserError if its model, data or tasks can't be had."""
     parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
     trained = settings["method"]["optim"] is not None
-    return _made(json.dumps(parts), model.state(settings["model"]), _root(data_root), trained)
+    root = (data_root, data.state_of(settings["data"], data_root))
+    return _made(json.dumps(parts), model.state(settings["model"]), root, trained)
 
 
 def tasks(settings: dict[str, Any], data_root: str | None) -> score.Tasks:
     """The tasks of an evaluation; UserError if one can't be had, or is not for `settings`."""
-    return _tasks(json.dumps(settings), _root(data_root))
-
-
-def _root(data_root: str | None) -> tuple[str, str] | None:
-    return None if data_root is None else (data_root, data.state(data_root))
+    return _tasks(json.dumps(settings), (data_root, data.state_of({}, data_root)))
 
 
 @functools.lru_cache(HELD)
-def _made(settings: str, model_state: str, root: tuple[str, str] | None, trained: bool) -> Ready:
+def _made(settings: str, model_state: str, root: Root, trained: bool) -> Ready:
     parts = json.loads(settings)
     train = parts["train"]
     splits = _splits(json.dumps(parts["data"]), root)
     tokenizer = model.tokenizer(parts["model"])
     score.check_template(parts["eval"], tokenizer)
+    tasks = _tasks(json.dumps(parts["eval"]), root)
+    encode = data.encoder(tokenizer, parts["data"], train["max_length"])
+    drawn: dict[int, data.Item] = {}  # by identity: passes repeat
 
-    def encode(items: list[data.Item]) -> list[data.Example]:
-        return data.encode_all(tokenizer, items, parts["data"]["prompt"], train["max_length"])
+    def drawing(items: list[data.Item]) -> list[data.Example]:
+        drawn.update((id(item), item) for item in items)
+        return encode(items)
 
+    steps = data.scheduled(splits["train"], train, parts["seed"], drawing) if trained else []
+    texts = [f"{mapping.question_of(item)}\n{mapping.answer_of(item)}" for item in drawn.values()]
     return Ready(
         tokenizer,
-        _tasks(json.dumps(parts["eval"]), root),
-        data.scheduled(splits["train"], train, parts["seed"], encode) if trained else [],
+        tasks,
+        steps,
         encode(splits["validation"][: train["validation_items"]]),
         {"data": data.fingerprint(splits), "model": _fingerprint(json.dumps(parts["model"]), model_state)},
+        {name: overlap.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
     )
 
 
 @functools.lru_cache(HELD)
-def _splits(settings: str, root: tuple[str, str] | None) -> dict[str, list[data.Item]]:
-    return data.splits(json.loads(settings), root and root[0])
+def _splits(settings: str, root: Root) -> dict[str, list[data.Item]]:
+    return data.splits(json.loads(settings), root[0])
 
 
 @functools.lru_cache(HELD)
-def _tasks(settings: str, root: tuple[str, str] | None) -> score.Tasks:
-    tasks = score.Tasks(json.loads(settings), root and root[0])
+def _tasks(settings: str, root: Root) -> score.Tasks:
+    tasks = score.Tasks(json.loads(settings), root[0])
     tasks.build()
     return tasks
 

@@ -27,11 +27,13 @@ from harness import card, env, private, record
 from harness.errors import UserError, about_file
 from harness.job import (
     attention,
+    chat,
     data,
     device,
     disk,
     fused,
     infer,
+    mapping,
     merge,
     model,
     optim,
@@ -75,7 +77,9 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             score.Tasks(cell.settings["eval"], data_root)
             tasks.append(cell.settings["eval"])
         if cell.settings["data"] not in splits:
-            data.splits(cell.settings["data"], data_root)
+            found = data.splits(cell.settings["data"], data_root)
+            if any(mapping.CHAT in item for item in found["train"][:1]):
+                chat.require(model.tokenizer(cell.settings["model"]))
             splits.append(cell.settings["data"])
 
 
@@ -182,6 +186,7 @@ class _Job:
         self._report, self._saves, self._save_as = report, (checkpoints, save_every), save
         self.tracker: Tracker | None = None
         self.ready = ready.of(self.settings, data_root)
+        model.check_length(self.settings["model"], self.ready.longest)
         asked = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
         self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
@@ -201,7 +206,7 @@ class _Job:
     def run(self, result: Record) -> None:
         cell, train_settings = self.cell, self.settings["train"]
         set_seed(cell.seed or 0)
-        result.fingerprints = self.ready.fingerprints
+        result.fingerprints, result.contamination = self.ready.fingerprints, self.ready.contamination
 
         # A model that is to be sharded may be too large for one device.
         net, added = self._load("load", torch.device("cpu") if self.sharded else self.accelerator.device)
@@ -237,7 +242,8 @@ class _Job:
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
             self._enter("probe")
-            steps = [data.cut(step, size) for step in self.ready.steps]
+            room = train_settings["max_length"] if train_settings.get("packing") else None
+            steps = [data.cut(step, size, room) for step in self.ready.steps]
             make = instantiate(self.settings["method"]["optim"], _convert_="all")
 
             def build(net: nn.Module) -> Optimizer:

@@ -104,6 +104,17 @@ class Tasks:
         for leaf, items in self.sample.items():
             self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
 
+    def texts(self) -> dict[str, list[str]]:
+        """By task the sampled items as they are asked, without the examples before them."""
+        return {
+            name: [
+                _asked(task, task.eval_docs[item])
+                for leaf, task in loaded["tasks"].items()
+                for item in self.sample.get(leaf, [])
+            ]
+            for name, loaded in self.by_name.items()
+        }
+
     def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
         """lm-eval's `build_all_requests`, which does not build again what was asked before."""
         # The tokenizer is named where its template is filled in; all else that could differ are settings of ours.
@@ -160,6 +171,12 @@ def check_template(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase)
     """Raise UserError if `eval` of a cell asks for a chat template and `tokenizer` has none."""
     if settings.get("chat_template") and tokenizer.chat_template is None:
         raise UserError("eval.chat_template=true can't be: the model's tokenizer has no chat template; leave it out.")
+
+
+def _asked(task: Task, doc: dict[str, Any]) -> str:
+    """An item's question; where it is one of the choices that comes before the rest, all of them."""
+    text = task.doc_to_text(doc)
+    return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
 
 
 def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:

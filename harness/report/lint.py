@@ -267,11 +267,14 @@ def _training(records: Sequence[Record]) -> Said:
         for name in names:
             if name != "seed":
                 subject = f"The setting train.{name} differs{where}"
-                yield from _confounded(subject, tuned, lambda r, name=name: _train_setting(r, name))
+                yield from _confounded(subject, tuned, lambda r, name=name: _trained(r, name))
 
 
-def _train_setting(record: Record, name: str) -> str | None:
-    return str(device_count(record.cell.settings)) if name == "devices" else _text(_slot(record, "train", name))
+def _trained(record: Record, name: str) -> str | None:
+    if name == "devices":
+        return str(device_count(record.cell.settings))
+    settings = _slot(record, "train") or {}
+    return _text(settings.get(name, False if name == "packing" and settings else None))  # left out at its default
 
 
 def _targets(records: Sequence[Record]) -> Said:
@@ -385,6 +388,22 @@ def _fingerprints(records: Sequence[Record]) -> Said:
 def _fingerprint(record: Record, name: str) -> str | None:
     told = record.fingerprints.get(name)
     return told[7:19] if told and told.startswith("sha256:") else told
+
+
+def _contaminated(records: Sequence[Record]) -> Said:
+    for where, members in _places(records):
+        for task in dict.fromkeys(task for record in members for task in record.contamination):
+            cells = [r for r in members if task in r.contamination and r.contamination[task].shared]
+            if cells:
+                found = [record.contamination[task] for record in cells]
+                counts = [f"{count:,}" for count in sorted({overlap.shared for overlap in found})]
+                many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+                yield (
+                    f"{many} of {found[0].items:,} items of {task} share {found[0].words} words in a row with what was "
+                    f"trained on{where}, in {_named(cells, members)}: they may be remembered, or both be of one "
+                    "template.",
+                    tuple(record.cell.name for record in cells),
+                )
 
 
 def _inference(records: Sequence[Record]) -> Said:
@@ -641,6 +660,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "resumed": ("unequal", _resumed),
     "smaller batches": ("unequal", _smaller),
     "rescored": ("unequal", _rescored),
+    "contamination": ("incomplete", _contaminated),
     "base": ("incomplete", _base),
     "seeds": ("incomplete", _seeds),
     "failed": ("incomplete", _failed),

@@ -220,12 +220,15 @@ def run_command(record: Record) -> str | None:
     if record.source:
         return None
     cell, settings = record.cell, record.cell.settings
-    overrides = {"method": cell.method, "data": cell.data, "model.name": cell.model}
+    data = settings["data"] if isinstance(settings.get("data"), dict) else {}
+    overrides = {"method": cell.method, "data": data.get("name", cell.data), "model.name": cell.model}
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    if isinstance(of_data := settings.get("data"), dict) and of_data.get("path") is not None:
-        overrides["data.path"] = of_data["path"]
+    overrides |= {f"data.{name}": data[name] for name in ("path", "limit", "noise") if name in data}
+    if columns := data.get("columns"):
+        overrides |= {f"++data.columns.{field}": column for field, column in columns.items()}
+        overrides["data.prompt"] = data["prompt"]
     for part in ("model", "train", "eval", "infer"):
         of_it = settings.get(part)
         if isinstance(of_it, dict):

@@ -18,7 +18,7 @@ from harness.record import Cell, cell_id, cell_name
 AXES = ("rank", "alpha", "lr", "seed")
 # What these were before there was a choice, by group: cells that leave them so keep their id.
 AS_EVER = {
-    "data": {"path": None},
+    "data": {"path": None, "columns": {}, "prompt_if_empty": None, "limit": None, "noise": 0.0},
     "eval": {
         "engine": "auto",
         "chat_template": False,
@@ -26,7 +26,7 @@ AS_EVER = {
         "system_instruction": None,
         "unsafe_code": False,
     },
-    "train": {"max_tokens": None},
+    "train": {"max_tokens": None, "packing": False},
 }
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
@@ -42,6 +42,7 @@ def from_config(config: DictConfig) -> Cell:
     Raises UserError for settings that can't work.
     """
     settings_of.check(config)
+    _name_relatively(config)
     if config.speedups == "off" and config.train.precision == "auto":
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -74,7 +75,7 @@ def from_config(config: DictConfig) -> Cell:
         name="",
         method=resolved["method"]["name"],
         model=resolved["model"]["name"],
-        data=resolved["data"]["name"],
+        data=_described(resolved["data"]),
         **used,
         knobs=resolved["method"]["knobs"],
         settings=settings,
@@ -93,6 +94,18 @@ def _model(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in settings.items() if k not in ("name", "architecture") and (k, v) not in SAFE.items()}
     path = Path(kept["path"]).expanduser()
     return kept | {"path": os.path.relpath(path)} if path.is_absolute() else kept
+
+
+def _described(settings: dict[str, Any]) -> str:
+    """The data in a table: a file by its name, and what was changed in them; cells are compared within one."""
+    name = Path(settings["path"]).name if settings["path"] and settings["columns"] else settings["name"]
+    return " ".join([name, *(f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k])])
+
+
+def _name_relatively(config: DictConfig) -> None:
+    """Name a file of data from data_root, or from where one works: a record tells no more."""
+    if config.data.path is not None and (path := Path(config.data.path).expanduser()).is_absolute():
+        config.data.path = os.path.relpath(path, Path(config.data_root or ".").expanduser())
 
 
 def _refuse_unrecordable(settings: dict[str, Any]) -> None:

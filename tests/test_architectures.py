@@ -1,0 +1,223 @@
+"""Every architecture with every method, from load to scores on a tiny random model; what can't be is one sentence."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from job_helpers import run_cell, tiny
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from harness.errors import UserError
+from harness.job import embedded, model, plan
+from harness.record import Cell
+
+RANK = 4
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 1024,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+    "initializer_range": 0.2,  # at their small initial weights the layers hardly matter
+}
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+WINDOWED = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+ARCHITECTURES = {
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 24},
+    "qwen3": GROUPED | {"tie_word_embeddings": True},
+    "gemma3_text": GROUPED | WINDOWED,
+    "gemma2": GROUPED | WINDOWED,
+    "phi": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "qwen3_moe": GROUPED | EXPERTS,
+}
+TIED = {"qwen3", "gemma3_text", "gemma2", "gpt2"}
+PADDED = {"gemma2": "off: the model's attention is eager"}  # it caps attention's logits
+MIXTURES = {"qwen3_moe"}
+METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
+PAIRS = [(kind, method) for kind in ARCHITECTURES for method in METHODS if kind not in PADDED or method == "lora"]
+NOT_OF_EXPERTS = {
+    "qlora": r"those of the experts, lie in stacks that would not be quantised",
+    "base_nf4": r"those of the experts, lie in stacks that would not be quantised",
+    "galore": r"those of the experts, lie in stacks that would not be projected",
+    "dora": r"use_dora=True; method\.adapt\.target_modules=\[k_proj,o_proj,q_proj,v_proj\] leaves its experts",
+}
+REFUSED = {(kind, method) for kind in MIXTURES for method in NOT_OF_EXPERTS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return functools.cache(lambda kind: built(tmp_path_factory.mktemp(kind), kind, **ARCHITECTURES[kind]))
+
+
+def built(folder: Path, kind: str, **settings) -> Path:
+    """A random model of that kind in `folder`, with the tokenizer of the tiny one."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **settings)).save_pretrained(folder)
+    for file in embedded.folder("tiny").glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@functools.cache  # to compose one takes longer than to train it
+def composed(*overrides: str) -> Cell:
+    return tiny(
+        *(f"rank={RANK}", "lr_scale=50", "train.max_steps=2", "train.validation_items=2", "eval.limit=2"),
+        *("infer.repeats=0", *overrides),
+    )
+
+
+def cell_of(path: Path, *overrides: str) -> Cell:
+    cell = copy.deepcopy(composed(*overrides))
+    cell.settings["model"]["path"] = str(path)
+    return cell
+
+
+@pytest.fixture(scope="module")
+def record_of(folder, tmp_path_factory):
+    """record_of(kind, method): the pair run once, from load to scores."""
+    out = tmp_path_factory.mktemp("out")
+    made = functools.cache(lambda kind, method: run_cell(out, cell_of(folder(kind), f"method={method}")))
+    return made
+
+
+@pytest.mark.parametrize(("kind", "method"), [pair for pair in PAIRS if pair not in REFUSED])
+def test_a_pair_runs_from_load_to_scores(record_of, folder, kind, method):
+    record = record_of(kind, method)
+    assert record.status == "ok", record.failure
+    assert (record.train.steps if record.train else None) == (None if method == "base" else 2)
+    assert record.environment["speedups"]["padding_free"] == PADDED.get(kind, "on")
+    windowed = "sliding_window" in ARCHITECTURES[kind]
+    said = record.environment["speedups"]["shared_prefix"]
+    assert said.endswith("exceed the attention's window of 24") if windowed else said == "on"
+    assert [score.n for score in record.scores] == [2, 2]
+    assert set(record.contamination) == (set() if method == "base" else {"facts"})
+
+    base = AutoModelForCausalLM.from_pretrained(folder(kind))
+    total, added = sum(p.numel() for p in base.parameters()), adapter(base, method)
+    assert record.parameters.total == total + added
+    assert record.parameters.trainable == {"base": 0, "full": total, "galore": total}.get(method, added)
+    if added:
+        assert record.merge.merged == (method != "qlora")
+        assert 0 < record.merge.max_logit_difference < 1e-3
+    if method != "qlora":
+        assert record.disk.model == 4 * total  # a tied head is no second copy
+
+
+def adapter(base: nn.Module, method: str) -> int:
+    """Weights that the method adds: r times the sides of each matrix but the head's, and a magnitude for each row."""
+    if method not in ("lora", "qlora", "dora"):
+        return 0
+    layers = [module for name, module in base.named_modules() if is_matrix(module) and name not in HEADS]
+    stacks = [tuple(p.shape) for p in base.parameters() if p.ndim == 3]
+    sides = [sum(layer.weight.shape) for layer in layers] + [a + b for n, a, b in stacks for _ in range(n)]
+    magnitudes = sum(layer.weight.shape[type(layer) is Conv1D] for layer in layers) if method == "dora" else 0
+    return RANK * sum(sides) + magnitudes
+
+
+HEADS = {"lm_head", "embed_out"}
+
+
+def is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in MIXTURES])
+def test_nf4_holds_every_matrix_but_the_head(folder, kind):
+    plain, packed = (
+        model.load(cell_of(folder(kind), f"method={m}"), torch.device("cpu")) for m in ("base", "base_nf4")
+    )
+    wanted = {name for name, module in plain.named_modules() if is_matrix(module) and name not in HEADS}
+    found = {
+        name
+        for name, module in packed.named_modules()
+        if type(getattr(module, "weight", None)).__name__ == "Params4bit"
+    }
+    assert found == wanted
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in PADDED])
+def test_a_tied_head_is_trained_once(record_of, folder, kind):
+    tied = kind in TIED
+    base = AutoModelForCausalLM.from_pretrained(folder(kind))
+    assert (base.get_input_embeddings().weight is base.get_output_embeddings().weight) == tied
+    gradients = record_of(kind, "full").probe.gradients
+    assert gradients == 4 * sum(p.numel() for p in base.parameters())
+
+
+# Mixtures of experts
+
+
+@pytest.mark.parametrize("method", NOT_OF_EXPERTS)
+def test_a_method_that_would_pass_over_the_experts_is_refused_before_anything_is_launched(folder, method):
+    with pytest.raises(UserError, match=rf"method={method} can't be applied to .*{NOT_OF_EXPERTS[method]}"):
+        model.check(cell_of(folder("qwen3_moe"), f"method={method}"))
+
+
+def test_the_experts_can_be_left_as_they_are(folder):
+    cell = cell_of(folder("qwen3_moe"), "method=dora", "method.adapt.target_modules=[q_proj,v_proj]")
+    model.check(cell)
+
+
+def test_all_experts_are_adapted_and_no_router_is(folder):
+    base = model.load(cell_of(folder("qwen3_moe"), "method=lora"), torch.device("cpu"))
+    net = model.adapt(base, cell_of(folder("qwen3_moe"), "method=lora"))
+    adapted = {
+        name.partition(".lora_")[0].rpartition("layers.")[2] for name, p in net.named_parameters() if p.requires_grad
+    }
+    attention = {f"{i}.self_attn.{name}_proj" for i in (0, 1) for name in "qkvo"}
+    assert adapted == attention | {f"{i}.mlp.experts{inner}" for i in (0, 1) for inner in ("", ".base_layer")}
+
+
+def test_a_rank_is_held_against_the_matrix_of_an_expert(folder):
+    model.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=16"))
+    with pytest.raises(UserError, match=r"rank=17 is above the size of \S*(experts|[kv]_proj)"):
+        model.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=17"))
+
+
+def test_the_experts_that_all_tokens_share_are_adapted_too(tmp_path):
+    shared = {"shared_expert_intermediate_size": 16, "num_key_value_heads": 2}
+    cell = cell_of(built(tmp_path, "qwen2_moe", **EXPERTS, **shared), "method=lora", "rank=1")
+    net = model.adapt(model.load(cell, torch.device("cpu")), cell)
+    adapted = {name.split(".")[-4] for name, p in net.named_parameters() if "shared" in name and p.requires_grad}
+    assert adapted == {"gate_proj", "up_proj", "down_proj", "shared_expert_gate"}
+
+
+def test_a_matrix_that_peft_passes_over_is_named(tmp_path):
+    """Peft takes the names of this mixture's one plain layer for those of its experts."""
+    path = built(tmp_path, "qwen3_moe", **GROUPED, **EXPERTS, mlp_only_layers=[0])
+    with pytest.raises(UserError, match=r"peft gives 3 of \d+ matrices no adapter, such as \S*layers\.0\.mlp"):
+        model.check(cell_of(path, "method=lora"))
+
+
+# What else an architecture may be
+
+
+@pytest.mark.parametrize("kind", ["mamba", "bart"])
+def test_models_of_another_build_are_checked_all_the_same(tmp_path, kind):
+    more = {"mamba": {"state_size": 4}, "bart": {"d_model": 32, "decoder_layers": 2}}[kind]
+    model.check(cell_of(built(tmp_path, kind, **more), "method=full"))
+
+
+def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
+    cells = (cell_of(folder("qwen3_moe"), "method=lora", f"model.dtype={d}") for d in ("bfloat16", "float32"))
+    planner = plan.Planner(None, "bf16")
+    found = planner.predict(next(cells), None, 10**12)
+    base = AutoModelForCausalLM.from_pretrained(folder("qwen3_moe"))
+    assert found["peak"]["weights"] == pytest.approx(2 * sum(p.numel() for p in base.parameters()), rel=1e-3)
+    with pytest.raises(UserError, match=r"plan model\.dtype=bfloat16"):
+        planner.predict(next(cells), None, 10**12)
