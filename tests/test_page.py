@@ -217,6 +217,7 @@ def test_a_cell_is_run_again_by_its_command(cell):
         ["method=lora", "rank=8", "lr=1e-3", "train.max_steps=7", "eval.tasks=[wordmath,plain_text]", "eval.limit=9"],
         ["method=galore", "method.knobs.scale=0.25", "train.validate_every=2", "model=qwen3_0_6b", "speedups=off"],
         ["method=base", "infer.repeats=0", "data=facts", "seed=3"],
+        ["data=synthetic", "data.path=mine.jsonl"],
         ["method=qlora", r"model.path='a folder/with spaces, \'quotes\' and {braces}'", "alpha=64"],
     ]
     for overrides in asked:

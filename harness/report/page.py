@@ -224,8 +224,8 @@ def run_command(record: Record) -> str | None:
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    if isinstance(of_data := settings.get("data"), dict) and of_data.get("path") is not None:
-        overrides["data.path"] = of_data["path"]
+    if isinstance(data := settings.get("data"), dict) and (file := data.get("load", {}).get("file")):
+        overrides["data.path"] = file
     for part in ("model", "train", "eval", "infer"):
         of_it = settings.get(part)
         if isinstance(of_it, dict):
