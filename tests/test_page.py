@@ -225,6 +225,7 @@ def test_a_cell_is_run_again_by_its_command(cell):
             "data.limit=5",
         ],
         ["method=full", "data=wordmath", "data.noise=0.25"],
+        ["data=synthetic", "data.path=mine.jsonl"],
         ["method=qlora", r"model.path='a folder/with spaces, \'quotes\' and {braces}'", "alpha=64"],
     ]
     for overrides in asked:

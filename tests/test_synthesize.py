@@ -372,7 +372,7 @@ def test_a_budget_of_tokens_ends_training_with_the_step_that_reaches_it():
 
 def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
     cell = composed("method=lora")
-    assert "path" not in cell.settings["data"]
+    assert cell.settings["data"].keys() == {"name", "load", "prompt"}
     assert "max_tokens" not in cell.settings["train"]
     assert composed("train.max_tokens=100").settings["train"]["max_tokens"] == 100
     assert composed("data=synthetic", "data.path=mine.jsonl").settings["data"]["load"]["file"] == "mine.jsonl"
