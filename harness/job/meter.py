@@ -110,7 +110,9 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(tree, DTensor):
                 self._sharded = True
                 tree = tree._local_tensor
-            if tree.device.type == self._device:
+            if tree.layout is torch.sparse_coo:  # its parts have storages, it has none
+                self.see([tree._indices(), tree._values()], kind)
+            elif tree.device.type == self._device:
                 storage = tree.untyped_storage()
                 key = storage._cdata  # the C++ storage: python wrappers of it come and go
                 known = self._live.get(key)
