@@ -40,7 +40,7 @@ from harness.job import (
     train,
     vllm_engine,
 )
-from harness.job.checkpoint import Checkpoints
+from harness.job.checkpoint import Checkpoints, code
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
 from harness.record import Cell, Disk, Failure, Merge, Parameters, Precautions, Probe, Record, Shortage, SmallerBatches
 
@@ -248,9 +248,9 @@ class _Job:
         if folder is None or every is None:
             return None
         here = env.describe() | device.describe(self.accelerator.device)
-        of = {name: here[name] for name in ("versions", "git", "cpu", "device", "threads")}
+        of = {name: here[name] for name in ("versions", "cpu", "device", "threads")}
         of |= {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.ready.fingerprints}
-        of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups)}
+        of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups), "harness": code()}
         return Checkpoints(folder, every, of, self.meter)
 
     def shortage(self) -> Shortage:
