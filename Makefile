@@ -29,11 +29,13 @@ $(VENV)/tested: $(VENV)/installed
 test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
 	$(VENV)/bin/python -m pytest
 
-# In a venv of its own, with the launchers. Slurm comes from apt, as root; where that can't be, its test is skipped.
+# In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
+# skipped.
 FAULTS := .venv-faults
 test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
-	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge; } || true
-	$(FAULTS)/bin/python -m pytest -m faults
+	@{ command -v slurmctld && command -v faketime; } >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge faketime; } || true
+	$(FAULTS)/bin/python -m pytest -m faults -rs
 
 $(FAULTS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(FAULTS)

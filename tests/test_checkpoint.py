@@ -247,6 +247,10 @@ DAMAGES = {
     "no object": (lambda c: (c / "about.json").write_text("[]"), "it can't be read"),
     "another version": (lambda c: rehash(c, format=0), "it is of another version of the harness"),
     "elsewhere": (lambda c: rehash(c, of={"threads": 64}), "not the same are batch_size, cell, cpu, "),
+    "other code": (
+        lambda c: rehash(c, of=json.loads((c / "about.json").read_text())["of"] | {"harness": "0"}),
+        "not the same are harness.",
+    ),
     "code": (intrude, "it can't be read"),
 }
 

@@ -145,6 +145,14 @@ class Checkpoints:
             raise _Unusable(f"it can't be read ({_first_line(error)})") from None
 
 
+def code() -> str:
+    """A hash of the code of jobs, committed or not: another may train otherwise."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _cleared(folder: Path) -> Path:
     """`folder`, where there is nothing any more."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -45,7 +45,7 @@ from harness.job import (
     train,
     vllm_engine,
 )
-from harness.job.checkpoint import Checkpoints
+from harness.job.checkpoint import Checkpoints, code
 from harness.job.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
 from harness.job.tracker import Tracker
 from harness.record import (
@@ -364,9 +364,9 @@ class _Job:
             return None
         here = [env.describe() | device.describe(self.accelerator.device)]
         broadcast_object_list(here)  # the first device's, which makes them
-        of = {name: here[0][name] for name in ("versions", "git", "cpu", "device", "threads")}
+        of = {name: here[0][name] for name in ("versions", "cpu", "device", "threads")}
         of |= {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.ready.fingerprints}
-        of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups)}
+        of |= {"precision": "bf16" if self.bf16 else "fp32", "speedups": dict(self.speedups), "harness": code()}
         return Checkpoints(folder, every, of, self.meter)
 
     def shortage(self) -> Shortage:

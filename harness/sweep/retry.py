@@ -43,7 +43,7 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
     for key, override in zip(keys, overrides, strict=True):
         if key not in PRECAUTIONS or "=" not in override:
             known = ", ".join(f"{key}=" for key in PRECAUTIONS)
-            raise UserError(f"{override} can't be: a cell is run again as it was recorded, but for {known}.")
+            raise UserError(f"{override} can't be: a cell is run again as it was; what may differ is {known}.")
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:

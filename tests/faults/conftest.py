@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,17 @@ class Calm:
     results: dict[str, tuple]
     before: float
     a_cell: float
+
+
+@pytest.fixture
+def tell(capsys) -> Callable[[str], None]:
+    """tell(sentence) shows what a test counted, whatever pytest captures."""
+
+    def say(sentence: str) -> None:
+        with capsys.disabled():
+            print(f"\n{sentence}")
+
+    return say
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.faults
 SWEEPS = 8
 
 
-def test_eight_sweeps_on_one_folder_run_each_cell_once(tmp_path, calm):
+def test_eight_sweeps_on_one_folder_run_each_cell_once(tmp_path, calm, tell):
     begun = time.monotonic()
     sweeps = [start(tmp_path / "shared") for _ in range(SWEEPS)]
     told = [finish(sweep) for sweep in sweeps]
@@ -27,4 +27,4 @@ def test_eight_sweeps_on_one_folder_run_each_cell_once(tmp_path, calm):
     assert not list((study.folder / ".harness" / "running").iterdir()), "a claim was left behind"
     assert results(tmp_path / "shared") == calm.results
     shares = [sum(own.values()) for own in ran]
-    print(f"\n{SWEEPS} sweeps ran {shares} of {CELLS} cells: {time.monotonic() - begun:.0f} s.")
+    tell(f"{SWEEPS} sweeps ran {shares} of {CELLS} cells: {time.monotonic() - begun:.0f} s.")

@@ -89,7 +89,7 @@ def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -
     return told
 
 
-def test_fifty_kills_leave_the_results_of_an_undisturbed_run(tmp_path, calm):
+def test_fifty_kills_leave_the_results_of_an_undisturbed_run(tmp_path, calm, tell):
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as threads:
         each = [
@@ -99,7 +99,7 @@ def test_fifty_kills_leave_the_results_of_an_undisturbed_run(tmp_path, calm):
         told = sum((one.result() for one in each), Counter())
     of = ", ".join(f"{told[member]} of the {member}" for member in FAMILY)
     assert sum(told[member] for member in FAMILY) == KILLS
-    print(
-        f"\n{KILLS} kills ({of}; {told['in a cell']} while a cell ran), each followed by a resume, in {told['rounds']} "
+    tell(
+        f"{KILLS} kills ({of}; {told['in a cell']} while a cell ran), each followed by a resume, in {told['rounds']} "
         f"sweeps with {told['cells']} cells in all: {time.monotonic() - begun:.0f} s."
     )

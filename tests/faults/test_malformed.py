@@ -10,10 +10,10 @@ import string
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
-from records import make_record
+from records import make_record, sound
 
 from harness import __main__ as cli
 from harness import record
@@ -21,12 +21,8 @@ from harness.errors import UserError
 
 pytestmark = pytest.mark.faults
 
-EXAMPLES = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+COMMANDS = ("table", "lint", "status", "claims", "verify")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -81,23 +77,36 @@ def record_text() -> bytes:
     return json.dumps({"schema": record.SCHEMA} | dataclasses.asdict(make_record("dora", 16, 32, 1e-4))).encode()
 
 
-@EXAMPLES
-@given(content=damaged())
-def test_a_malformed_record_is_named_and_the_good_ones_are_rendered(tmp_path, content):
+def test_a_malformed_record_is_named_and_the_good_ones_are_rendered(tmp_path, tell):
     study = tmp_path / "results" / "demo"
-    for good in (make_record("base"), make_record("lora", 16, 32, 2e-4)):
-        record.write(good, study / f"{good.cell.name}.json")
+    for good in (make_record("base"), make_record("lora", 16, 32.0, 2e-4)):
+        sound(good, study)
     bad = study / "zz-bad.json"
-    bad.write_bytes(content)
-    for command in (["table"], ["lint"], ["status"], ["claims"]):
-        status, out, err = said(*command, "--results-dir", str(tmp_path / "results"))
-        assert status in (0, 1), (command, status, err)
-        assert "Traceback" not in out + err
-        if command == ["table"]:
-            assert "| lora" in out
-            assert "| base" in out
-        if err:
-            assert "zz-bad.json" in err
+    tried, refused = set(), set()
+
+    @EXAMPLES
+    @given(content=damaged())
+    def holds(content):
+        bad.write_bytes(content)
+        tried.add(content)
+        for command in COMMANDS:
+            status, out, err = said(command, "--results-dir", str(tmp_path / "results"))
+            assert status in (0, 1), (command, status, err)
+            assert "Traceback" not in out + err
+            if command == "table":
+                assert "| lora" in out
+                assert "| base" in out
+                if "zz-bad.json" in err:
+                    refused.add(content)
+            elif command == "verify":
+                assert status == 1
+            if status:
+                assert all("zz-bad" in line for line in err.splitlines()), err
+        assert said("merge", str(tmp_path / "results"), "--into", str(tmp_path / "all"))[0] == 1
+        assert not (tmp_path / "all").exists()
+
+    holds()
+    tell(f"{len(tried)} malformed records, {len(refused)} of them refused by `table`; the good ones were rendered.")
 
 
 KEYS = st.sampled_from(
@@ -110,19 +119,28 @@ KEYS = st.sampled_from(
 TEXTS = st.text(max_size=12) | st.text(string.printable, max_size=12) | st.integers().map(str) | st.floats().map(str)
 
 
-@EXAMPLES
-@given(key=KEYS, sign=st.sampled_from(["=", "=", "=", "", " = ", "==", ":"]), value=TEXTS)
-def test_a_malformed_override_is_one_sentence(tmp_path, monkeypatch, cell, key, sign, value):
+def test_a_malformed_override_is_one_sentence(tmp_path, monkeypatch, cell, tell):
     monkeypatch.chdir(tmp_path)
-    argument = f"{key}{sign}{value}"
-    if argument.startswith("-") or "\0" in argument:
-        return  # an option; and no command line can hold a NUL
-    status, out, err = said("run", argument, "--cfg", "job")
-    assert "Traceback" not in out + err
-    assert status in (0, 2), (argument, status, err)
-    if status == 2:
-        assert err.startswith("error: ")
-        assert len(err.strip().splitlines()) <= 2, err
-        return
-    with contextlib.suppress(UserError, OmegaConfBaseException):  # which `run` says in one sentence
-        record.write_json(dataclasses.asdict(cell(argument)), tmp_path / "cell.json")
+    tried, refused = set(), set()
+
+    @EXAMPLES
+    @given(key=KEYS, sign=st.sampled_from(["=", "=", "=", "", " = ", "==", ":"]), value=TEXTS)
+    def holds(key, sign, value):
+        argument = f"{key}{sign}{value}"
+        assume(not argument.startswith("-") and "\0" not in argument)  # an option; no command line can hold a NUL
+        tried.add(argument)
+        status, out, err = said("run", argument, "--cfg", "job")
+        assert "Traceback" not in out + err
+        assert status in (0, 2), (argument, status, err)
+        if status == 2:
+            refused.add(argument)
+            assert err.startswith("error: ")
+            assert len(err.strip().splitlines()) <= 2, err
+            return
+        try:  # what could be composed is checked next, and written to the plan
+            record.write_json(dataclasses.asdict(cell(argument)), tmp_path / "cell.json")
+        except (UserError, OmegaConfBaseException):  # which `run` says in one sentence
+            refused.add(argument)
+
+    holds()
+    tell(f"{len(tried)} malformed overrides, {len(refused)} of them refused in a sentence.")

@@ -50,7 +50,7 @@ TOLD["step"] = ("failed", "train", 2, "RuntimeError: broken in step")
 TOLD["poison"] = ("diverged", "train", 1, "The loss became nan at step 1; a lower lr or stronger clipping may help.")
 
 
-def test_what_breaks_in_any_phase_is_a_row_and_the_sweep_goes_on(tmp_path):
+def test_what_breaks_in_any_phase_is_a_row_and_the_sweep_goes_on(tmp_path, tell):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "breaking.py").write_text(BREAKING)
     sweep = start(
@@ -74,7 +74,7 @@ def test_what_breaks_in_any_phase_is_a_row_and_the_sweep_goes_on(tmp_path):
     assert table.returncode == 0, table.stderr
     for *_, reason in TOLD.values():
         assert reason.rstrip(".") in table.stdout
-    print(f"\n{len(TOLD)} cells broken in {', '.join(TOLD)}; each is a row.")
+    tell(f"{len(TOLD)} cells broken in {', '.join(TOLD)}; each is a row.")
 
 
 def test_an_untuned_cell_that_breaks_in_its_own_phase(tmp_path):
