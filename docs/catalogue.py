@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from harness import units
 from harness.config import CONF
+from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import app, plan
 from harness.sweep.cell import from_config
@@ -33,12 +34,12 @@ for `model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer
 
 @dataclass
 class Entry:
-    """about: the file's opening comment, a line each; settings: the composed config's `method`."""
+    """about: the file's opening comment, a line each; settings: the composed config's `method`; cell: or why none is."""
 
     name: str
     about: list[str]
     settings: dict[str, Any]
-    cell: Cell
+    cell: Cell | str
 
 
 def entries() -> list[Entry]:
@@ -46,10 +47,16 @@ def entries() -> list[Entry]:
     app.register()
     found = []
     for path in sorted((CONF / "method").glob("*.yaml")):
+        # Without clipping, which some can't have; it is no part of what is counted.
+        asked = [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}", "train.max_grad_norm=null"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose("config", [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}"])
+            config = hydra.compose("config", asked)
         settings = OmegaConf.to_container(config.method, resolve=True)
-        found.append(Entry(path.stem, about(path.read_text(encoding="utf-8")), settings, from_config(config)))
+        try:
+            cell: Cell | str = from_config(config)
+        except UserError as error:
+            cell = str(error)
+        found.append(Entry(path.stem, about(path.read_text(encoding="utf-8")), settings, cell))
     return found
 
 
@@ -64,8 +71,8 @@ def section(entry: Entry, prediction: dict[str, Any]) -> str:
     if entry.settings["lr"] is not None:
         own = "".join(f", `method.knobs.{k}={v}`" for k, v in entry.settings["knobs"].items())
         out.append(f"- Settings: `lr={entry.settings['lr']:g}`{own}")
-    if "impossible" in prediction:
-        out.append(f"- Not counted: {prediction['impossible']}")
+    if why := prediction.get("impossible") or prediction.get("unknown"):
+        out.append(f"- Not counted: {why}")
     elif prediction["trainable"]:
         share = 100 * prediction["trainable"] / prediction["total"]
         state = units.size(prediction["resident"]["optimizer"])
