@@ -49,7 +49,7 @@ class RecordError(Exception):
 
 @dataclass
 class Memory:
-    """Peaks of one phase, in bytes.
+    """Peaks of one phase, in bytes; of a cell on several devices each is that of the device which had most.
 
     allocated_peak: live tensor storages on the device: what CUDA's allocator says, or a count of our own on CPU.
     reserved_peak: what CUDA's caching allocator held; null on CPU, which has no such allocator.
@@ -85,7 +85,8 @@ class Kinds:
 class Probe:
     """Live tensors of two optimizer steps on the largest batch, taken apart from the timed ones.
 
-    Of an untuned model: of one pass without gradients over the largest validation batch.
+    Of an untuned model: of one pass without gradients over the largest validation batch. Of several devices: of the one
+    with the highest peak.
 
     peak: at the moment when their sum was greatest.
     resident: after the second step, gradients freed: what is held between steps.
@@ -155,7 +156,7 @@ class ValidationPoint:
 
 @dataclass
 class Train:
-    """What the training loop measured.
+    """What the training loop measured. Of several devices that train together: tokens of all, seconds of the slowest.
 
     step_seconds: each optimizer step from first forward to zeroed gradients, synchronised on both
         sides; data preparation and validation lie outside.
@@ -164,7 +165,7 @@ class Train:
     tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
     laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
-    joules: over all steps, of the whole device (NVML) or processor package (RAPL); null where neither can be read.
+    joules: over all steps, of the whole devices (NVML) or processor package (RAPL); null where neither can be read.
     save_every: steps between checkpoints, which are made outside of what is timed; null if none were.
     resumed_at: after how many steps the process had ended and another went on from a checkpoint. What is measured here,
         and in the phase train, is of them all; the other phases, `started` and `seconds` are the last process's.
