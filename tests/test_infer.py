@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig
 
-from harness.job import disk, infer, merge, train
+from harness.job import disk, engine, infer, merge, train
 
 INFER = {"repeats": 3, "batch_size": 2, "prompt_tokens": 8, "new_tokens": 5}
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces.
@@ -42,7 +42,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
 # Decoding
 
 
-@pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora", "prompt_tuning", "prefix_tuning"])
+@pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora"])
 def test_what_is_decoded_is_what_generate_decodes(method):
     net = tuned(f"method={method}").net.eval()
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
@@ -58,6 +58,39 @@ def test_what_is_decoded_is_what_generate_decodes(method):
     assert torch.equal(tokens, generated[:, 8:])
     assert prefill > 0
     assert rest > 0
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_with_tokens_before_a_sequence_it_is_what_a_whole_pass_for_each_token_decodes(method):
+    bench = prepared(tiny(f"method={method}"))
+    net = bench.net.eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.5)
+
+    @torch.no_grad()
+    def whole(ids: torch.Tensor) -> torch.Tensor:
+        for _ in range(6):
+            ids = torch.cat([ids, net(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+        return ids
+
+    prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
+    expected = whole(prompts)[:, 8:]
+    assert torch.equal(infer.decode(net, prompts, 6)[0], expected)
+    with net.disable_adapter():
+        assert not torch.equal(infer.decode(net, prompts, 6)[0], expected)
+
+    # Scored, where prompts of unlike lengths are padded on the left, and an answer may stop.
+    lm = engine.Engine(pretrained=net, tokenizer=bench.tokenizer, batch_size=3)
+    padded = torch.nn.functional.pad(prompts, (2, 0), value=bench.tokenizer.pad_token_id)
+    mask = torch.nn.functional.pad(torch.ones_like(prompts), (2, 0), value=0)
+    mask[0] = 1
+    found = lm._model_generate(padded, 16, ["no such text"], attention_mask=mask, do_sample=False)
+    assert torch.equal(found[1:, 10:], expected[1:])
+    assert torch.equal(found[:1, 10:], whole(padded[:1])[:, 10:])
+    stop = bench.tokenizer.decode(expected[1, 2:3])
+    assert (lm._model_generate(padded[1:2], 16, [stop], attention_mask=mask[1:2])[0, 10:] == expected[1, :3]).all()
 
 
 class Clocked(nn.Module):

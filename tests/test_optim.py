@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from galore_torch import GaLoreAdamW8bit
 from job_helpers import prepared, run_tiny, tiny
 from torch import nn
@@ -64,6 +65,7 @@ def test_several_optimizers_step_as_one():
     weights, biases = ([getattr(other[i], kind) for i in (0, 2)] for kind in ("weight", "bias"))
     alone = [SGD(weights, lr=0.1), AdamW(biases, lr=0.01, weight_decay=0.0)]
     assert [group["lr"] for group in made.param_groups] == [0.01, 0.1]
+    made = Accelerator().prepare(made)  # which loads its state, and so has groups of its own
     schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda i: 0.5**i)
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda i: 0.5**i) for each in alone]
     for _ in range(3):

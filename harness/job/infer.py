@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,26 +55,29 @@ def decode(model: nn.Module, prompts: torch.Tensor, new_tokens: int) -> tuple[to
 
     prompts: (sequences, prompt tokens), none padded; the answer is (sequences, new_tokens).
     """
-    name = cache_keyword(model)
-    cache = {name: DynamicCache(config=model.config)}
-
-    def read(ids: torch.Tensor) -> Any:
-        """The model's output for `ids` after those before them; its logits (sequences, 1, vocabulary)."""
-        return model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
-
+    likeliest = greedy(model, prompts)
     synchronize()
     start = time.perf_counter()
-    first_read = read(prompts)
-    tokens = [first_read.logits.argmax(-1)]
-    if prompted(model):  # what the method puts before a sequence is in a cache of its own by now
-        model, cache = inner(model), {name: first_read[name]}
+    tokens = [next(likeliest)]
     synchronize()
     first = time.perf_counter()
-    for _ in range(new_tokens - 1):
-        tokens.append(read(tokens[-1]).logits.argmax(-1))
+    tokens += islice(likeliest, new_tokens - 1)
     synchronize()
     end = time.perf_counter()
     return torch.cat(tokens, dim=1), first - start, end - first
+
+
+def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The likeliest tokens after `ids` (sequences, tokens), none padded, one a sequence (sequences, 1), without end."""
+    name = cache_keyword(model)
+    # Where the method puts tokens before a sequence, they are in a cache that the first pass makes.
+    cache = {} if prompted(model) else {name: DynamicCache(config=model.config)}
+    while True:
+        out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
+        ids = out.logits.argmax(-1)
+        yield ids
+        if not cache:
+            model, cache = inner(model), {name: out[name]}
 
 
 def cache_keyword(model: nn.Module) -> str:

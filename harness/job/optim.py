@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -57,14 +57,13 @@ class Together(Optimizer):
 
     def __init__(self, *parts: Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self.parts, self.state = parts, defaultdict(dict)
-        self.param_groups = [group for part in parts for group in part.param_groups]  # the same ones: rates are theirs
-        for part in parts:
-            part.state = self.state
+        self.parts = parts
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        groups = iter(self.param_groups)  # a schedule sets their rates, and whoever loads a state makes them anew
         for part in self.parts:
+            part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
             part.step()
 
 

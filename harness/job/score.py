@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job import data, vllm_engine
 from harness.job.engine import Engine
+from harness.job.model import prompted
 from harness.record import Score
 
 FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
@@ -234,7 +235,7 @@ def _engine(
         return
     if speedups and autocast is not None and not isinstance(model, PeftModel):
         _cast_once(model, autocast)
-    kind = Engine if speedups else HFLM
+    kind = Engine if speedups or prompted(model) else HFLM
     lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
     yield lm, lm.used if speedups else {}
 
