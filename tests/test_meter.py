@@ -42,6 +42,17 @@ def test_views_and_in_place_operations_take_nothing():
         assert (live.now, live.peak) == (0, 4000)
 
 
+def test_a_sparse_matrix_is_its_indices_and_values():
+    with LiveBytes(CPU) as live:
+        values = torch.ones(3)
+        matrix = torch.sparse_coo_tensor(torch.tensor([[0, 1, 2], [2, 1, 0]]), values, (1000, 1000)).coalesce()
+        out = torch.sparse.mm(matrix, torch.ones(1000, 1))
+        del values
+        held = matrix._indices().nbytes + matrix._values().nbytes + out.nbytes
+        assert held <= live.now <= held + 200  # the matrix, and what it was coalesced from
+        assert live.peak < 2 * 4 * 1000 * 2  # not a million
+
+
 def test_peak_of_a_sequence_of_tensors():
     with LiveBytes(CPU) as live:
         a = torch.ones(100)  # 400

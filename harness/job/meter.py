@@ -100,7 +100,9 @@ class LiveBytes(TorchDispatchMode):
     def see(self, tree: Any, kind: Kind | None = None) -> None:
         """Take notice of all tensors in `tree` (lists, tuples and dicts of them), and of what kind they are."""
         if isinstance(tree, torch.Tensor):
-            if tree.device.type == self._device:
+            if tree.layout is torch.sparse_coo:  # its parts have storages, it has none
+                self.see([tree._indices(), tree._values()], kind)
+            elif tree.device.type == self._device:
                 storage = tree.untyped_storage()
                 key = storage._cdata  # the C++ storage: python wrappers of it come and go
                 known = self._live.get(key)
