@@ -110,7 +110,7 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> nn.Module:
     """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
 
-    samples: for an adapter whose start (slot `init`) needs data; without them it has its shapes alone.
+    samples: for an adapter whose start (slot `init`) needs data; without them, or without values, it starts as any.
     """
     slots = cell.settings["method"]
     if slots["adapt"] is None:
@@ -120,12 +120,11 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
         return change(base)
     if getattr(base, "is_loaded_in_4bit", False):
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    if samples is None:
-        net = peft.get_peft_model(base, _plain(change))
-    elif slots.get("init") is None:
-        net = peft.get_peft_model(base, change)
-    else:
+    if slots.get("init") is not None and samples is not None:
         net = instantiate(slots["init"], _convert_="all")(base, change, samples)
+    else:
+        plain = slots.get("init") is not None or base.device.type == "meta"
+        net = peft.get_peft_model(base, _plain(change) if plain else change)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -133,7 +132,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
-    """`config` with its weights beginning in no way of their own: where there are no values, none can be taken."""
+    """`config` with its weights beginning in no way of their own: where there are no values, nothing comes of them."""
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True
     return config
