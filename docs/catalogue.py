@@ -34,7 +34,10 @@ for `model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer
 
 @dataclass
 class Entry:
-    """about: the file's opening comment, a line each; settings: the composed config's `method`; cell: or why none is."""
+    """about: the file's opening comment, a line each; settings: the composed config's `method`.
+
+    cell: or why there is none.
+    """
 
     name: str
     about: list[str]

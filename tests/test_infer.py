@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig
 
-from harness.job import disk, engine, infer, merge, train
+from harness.job import ask, disk, engine, infer, merge, train
 
 INFER = {"repeats": 3, "batch_size": 2, "prompt_tokens": 8, "new_tokens": 5}
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces.
@@ -91,6 +91,11 @@ def test_with_tokens_before_a_sequence_it_is_what_a_whole_pass_for_each_token_de
     assert torch.equal(found[:1, 10:], whole(padded[:1])[:, 10:])
     stop = bench.tokenizer.decode(expected[1, 2:3])
     assert (lm._model_generate(padded[1:2], 16, [stop], attention_mask=mask[1:2])[0, 10:] == expected[1, :3]).all()
+
+    # Asked a question.
+    ids = bench.tokenizer("What is it?", return_tensors="pt")["input_ids"]
+    answer = bench.tokenizer.decode(whole(ids)[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert ask._answer(net, bench.tokenizer, "{question}", "What is it?", 6) == answer
 
 
 class Clocked(nn.Module):

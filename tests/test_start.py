@@ -13,7 +13,9 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from harness.job import embedded, train
+from harness.errors import UserError
+from harness.job import embedded, run, saved, train
+from harness.record import model_folder
 
 R, SCALING = 8, 2.0  # as in the cells
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft says that base weights change, as they should
@@ -52,6 +54,25 @@ def test_nothing_changes_at_first(base, method):
     bench, _ = started(method)
     before, after = logits(base, bench), logits(bench.net, bench)
     assert (after - before).abs().max() < 1e-4 * before.abs().max()
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora", "corda", "lora_ga"])
+def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method):
+    with pytest.raises(UserError, match=r"^save=adapter can't be with .* take save=merged"):
+        tiny(f"method={method}", "save=adapter")
+    tiny(f"method={method}", "save=merged")
+
+
+@pytest.mark.parametrize("method", ["eva", "loftq", "adalora", "prompt_tuning"])
+def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
+    cell = tiny(f"method={method}", "lr=0.02", "eval.tasks=[]", "infer.repeats=0", "save=adapter")
+    path = tmp_path / f"{cell.name}.json"
+    record = run.run(cell, "test", path, None, lambda event: None, save="adapter")
+    assert record.status == "ok", record.failure
+    net = saved.load(record, model_folder(path), torch.device("cpu"))
+    bench = prepared(cell)
+    loss = train.answer_loss(net, [bench.held_out[0]], bench.accelerator)
+    assert loss == pytest.approx(record.validation[-1].loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora"])

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, EosTokenCriteria, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import model
+from harness.job import infer, model
 from harness.job.client import Client, Reply
 from harness.record import Cell
 
@@ -135,14 +135,17 @@ def _answer(
 ) -> str:
     """What is likeliest to follow, up to where another question would begin, as evaluations read it."""
     asked = tokenizer(template.replace("{question}", prompt), return_tensors="pt").to(net.device)
-    found = net.generate(
-        **asked,
-        max_new_tokens=tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        temperature=None,
-        top_p=None,
-    )
+    if model.prompted(net):
+        found = infer.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
+    else:
+        found = net.generate(
+            **asked,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=None,
+            top_p=None,
+        )
     text = tokenizer.decode(found[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     before = template.partition("{question}")[0].strip()
     return (text.partition(f"\n{before}")[0] if before else text).strip()

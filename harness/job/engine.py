@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.attention import PROMPTED
 from harness.job.caches import Lent, Slots
-from harness.job.infer import cache_keyword, greedy
+from harness.job.infer import cache_keyword, written
 from harness.job.model import prompted
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
@@ -241,29 +241,19 @@ class Engine(HFLM):
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> torch.Tensor:
-        """As `HFLM`, but for a model that puts tokens before each sequence, whose `generate` leaves or doubles them.
-
-        (peft 0.21 under transformers 5.24.) Its answers are written one by one, greedily.
-        """
+        """As `HFLM`, but where a model puts tokens before each sequence answers are written one by one, greedily."""
         if not prompted(self.model):
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
         if generation_kwargs.get("do_sample"):
             raise UserError(f"A task that samples its answers can't be asked of a model where {PROMPTED}.")
-        limit, written = max_length - context.shape[1], []
+        answers, dtype = [], self.mixed_precision_dtype
         for row, attended in zip(context, generation_kwargs["attention_mask"], strict=True):
             ids = row[attended.bool()][None]
-            ends = [
-                *stop_sequences_criteria(self.tokenizer, stop, ids.shape[1], 1),
-                EosTokenCriteria(self.eot_token_id),
-            ]
-            dtype = self.mixed_precision_dtype
+            ends = [EosTokenCriteria(self.eot_token_id)]
+            ends += stop_sequences_criteria(self.tokenizer, stop, ids.shape[1], 1)
             with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                for token in islice(greedy(self.model, ids), limit):
-                    ids = torch.cat([ids, token], dim=1)
-                    if any(bool(end(ids, None)) for end in ends):
-                        break
-            written.append(ids[0, int(attended.sum()) :])
-        new = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+                answers.append(written(self.model, ids, max_length - context.shape[1], ends)[0, ids.shape[1] :])
+        new = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         return torch.cat([context, new], dim=1)
 
     # The model

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteria
 
 from harness.job.meter import synchronize
 from harness.job.model import inner, prompted
@@ -78,6 +78,19 @@ def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
         yield ids
         if not cache:
             model, cache = inner(model), {name: out[name]}
+
+
+def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[StoppingCriteria]) -> torch.Tensor:
+    """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` is met, at most `limit`.
+
+    For a model that puts tokens of its own before a sequence: peft 0.21's `generate` loses or doubles them under
+    transformers 5.24.
+    """
+    for token in islice(greedy(model, ids), limit):
+        ids = torch.cat([ids, token], dim=1)
+        if any(bool(end(ids, None)) for end in ends):
+            break
+    return ids
 
 
 def cache_keyword(model: nn.Module) -> str:

@@ -118,7 +118,7 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> nn.Module:
     """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
 
-    samples: for an adapter whose start (slot `init`) needs data; without them it has its shapes alone.
+    samples: for an adapter whose start (slot `init`) needs data; without them, or without values, it starts as any.
     """
     slots = cell.settings["method"]
     if slots["adapt"] is None:
@@ -152,15 +152,14 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
 def _adapted(
     base: PreTrainedModel, config: peft.PeftConfig, init: dict[str, Any] | None, samples: Samples | None
 ) -> nn.Module:
-    if samples is None:
-        return peft.get_peft_model(base, _plain(config))
-    if init is None:
-        return peft.get_peft_model(base, config)
-    return instantiate(init, _convert_="all")(base, config, samples)
+    if init is not None and samples is not None:
+        return instantiate(init, _convert_="all")(base, config, samples)
+    plain = init is not None or base.device.type == "meta"
+    return peft.get_peft_model(base, _plain(config) if plain else config)
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
-    """`config` with its weights beginning in no way of their own: where there are no values, none can be taken."""
+    """`config` with its weights beginning in no way of their own: where there are no values, nothing comes of them."""
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True
     return config
