@@ -1,8 +1,8 @@
 """How alike texts are, by runs of words: near-duplicates, what stands in an evaluation, and what of one was trained on.
 
-Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as seen if it shares a run of N words with the
-training data, N being 13 or, where items are shorter, as few as 8. For the record N is 13, of a shorter item all its
-words; one of fewer than 8 words tells nothing and is not looked at.
+Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as seen if it shares a run of N words with
+the training data, N being 13 or, where items are shorter, as few as 8. For the record N is 13, of a shorter item all
+its words; one of fewer than 8 words tells nothing and is not looked at.
 """
 
 from __future__ import annotations
