@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from job_helpers import run_tiny
+from job_helpers import tiny
 from peft import PeftModel
 from records import make_record
 from scripted import server
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from transformers.cli.serve import Serve
 
 from harness.__main__ import main
-from harness.job import ask, embedded, model
+from harness.job import ask, embedded, model, run
 from harness.record import decode, write
 from harness.report import side, stats
 
@@ -176,20 +176,17 @@ def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_i
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Results with a tuned cell whose adapter lies beside its record, another that left nothing, and the net itself."""
-    folder = tmp_path_factory.mktemp("results") / "demo"
-    record = run_tiny(folder, "method=lora", "eval.tasks=[]", "infer.repeats=0")
-    cell = record.cell
-    record.cell = dataclasses.replace(cell, name="bare", id="0")
-    write(record, folder / "bare.json")
-    torch.manual_seed(1)
-    net = model.adapt(model.load(cell, torch.device("cpu")), cell)
-    for name, weight in net.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    net.save_pretrained(folder / cell.name, save_embedding_layers=False)
-    return SimpleNamespace(folder=folder, where=["--results-dir", str(folder.parent)], tuned=cell, net=net)
+def results(tmp_path_factory):
+    """Results with a cell that left its adapter in the study `demo`, the same merged in `whole`, and one without."""
+    folder = tmp_path_factory.mktemp("results")
+    cell = tiny("method=lora", "lr=0.05", "eval.tasks=[]", "infer.repeats=0")
+    for study, save in (("demo", "adapter"), ("whole", "merged")):
+        (folder / study).mkdir()
+        path = folder / study / f"{cell.name}.json"
+        record = run.run(cell, study, path, None, lambda event: None, save=save)
+    record.cell, record.saved = dataclasses.replace(cell, name="bare", id="0"), None
+    write(record, folder / "demo" / "bare.json")
+    return SimpleNamespace(folder=folder, where=["--results-dir", str(folder)], cell=cell)
 
 
 def asked(capsys, *line):
@@ -204,46 +201,57 @@ def here(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_tuned_cell_answers_by_its_weights_and_its_base_without(saved, here, capsys, tmp_path):
-    found = asked(capsys, "How many?", "--study", "demo", *saved.where)
-    assert found["models"] == ["base", saved.tuned.name], "what left no weights is not asked"
+def test_a_tuned_cell_answers_by_its_weights_and_its_base_without(results, here, capsys, tmp_path):
+    found = asked(capsys, "How many?", "--study", "demo", *results.where)
+    assert found["models"] == ["base", results.cell.name], "what left no weights is not asked"
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
     ids = tokenizer("Question: How many?\nAnswer:", return_tensors="pt")
-    for net, (answer,) in zip((saved.net.disable_adapter, None), found["answers"], strict=True):
-        with net() if net else torch.no_grad():
-            written = saved.net.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        assert answer == tokenizer.decode(written[0, ids.input_ids.shape[1] :], skip_special_tokens=True).strip()
-    assert found["answers"][0] != found["answers"][1]
+    base = model.load(results.cell, torch.device("cpu"))
+    expected = []
+    for folder in (None, results.folder / "demo" / results.cell.name):
+        net = base if folder is None else PeftModel.from_pretrained(base, folder)
+        written = net.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        expected.append([tokenizer.decode(written[0, ids.input_ids.shape[1] :], skip_special_tokens=True).strip()])
+    assert found["answers"] == expected
+    assert expected[0] != expected[1]
 
-    whole = PeftModel.from_pretrained(model.load(saved.tuned, torch.device("cpu")), saved.folder / saved.tuned.name)
-    whole.merge_and_unload().save_pretrained(saved.folder / "bare")
-    again = asked(capsys, "How many?", "--cells", f"{saved.tuned.name},bare", *saved.where)
-    assert again["answers"][:2] == found["answers"]
-    assert again["answers"][2] == found["answers"][1], "the same weights, merged"
-    assert main(["ask", "How many?", "--cells", saved.tuned.name, "--out", str(tmp_path / "a.html"), *saved.where]) == 0
-    out = capsys.readouterr().out
-    assert "1. How many?" in out
-    assert saved.tuned.name in (tmp_path / "a.html").read_text()
+    both = asked(capsys, "How many?", "--cells", f"demo/{results.cell.name},whole/{results.cell.name}", *results.where)
+    assert both["models"] == ["base", f"demo/{results.cell.name}", f"whole/{results.cell.name}"]
+    assert both["answers"] == [*expected, expected[1]], "the same weights, merged"
+    assert main(["ask", "How many?", "--study", "demo", "--out", str(tmp_path / "a.html"), *results.where]) == 0
+    assert "1. How many?" in capsys.readouterr().out
+    assert results.cell.name in (tmp_path / "a.html").read_text()
+    assert main(["ask", "How many?", "--cells", "bare", *results.where]) == 2
+    assert "save=adapter" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(saved, harness, tmp_path, monkeypatch):
+def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results, harness, tmp_path, monkeypatch):
     """The whole way: the command line, a job, an adapter on disk, and `transformers serve`."""
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained("served")
-    model.load(saved.tuned, torch.device("cpu")).save_pretrained("served")
+    model.load(results.cell, torch.device("cpu")).save_pretrained("served")
     port = free_port()
     serving = Serve(force_model="served", host="127.0.0.1", port=port, device="cpu", non_blocking=True)
     try:
         (tmp_path / "prompts.jsonl").write_text('{"question": "One?"}\n{"prompt": "Two?"}\n')
-        line = ["--prompts", "prompts.jsonl", "--cells", saved.tuned.name, "--api", "served", "--judge", "served"]
-        line += ["--base-url", f"http://127.0.0.1:{port}/v1", "--tokens", "8", "--as-typed", *saved.where]
+        line = [
+            "--prompts",
+            "prompts.jsonl",
+            "--cells",
+            f"demo/{results.cell.name}",
+            "--api",
+            "served",
+            "--judge",
+            "served",
+        ]
+        line += ["--base-url", f"http://127.0.0.1:{port}/v1", "--tokens", "8", "--as-typed", *results.where]
         run = harness("ask", *line, "--format", "json")
         assert run.returncode == 0, run.stderr
         found = json.loads(run.stdout)
-        assert found["models"] == ["base", saved.tuned.name, "served"]
+        assert found["models"] == ["base", results.cell.name, "served"]
         assert found["answers"][2] == found["answers"][0], "the same weights, asked as typed, here and there"
         values = {v["model"]: v["value"] for v in found["judge"]["verdicts"]}
         assert values == {1: None, 2: 0.5}, "a random model is no judge, and equal answers want none"

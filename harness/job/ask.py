@@ -10,18 +10,18 @@ import gc
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, EosTokenCriteria, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import EosTokenCriteria, PreTrainedTokenizerBase
 
-from harness.errors import UserError
-from harness.job import infer, model
+from harness import record
+from harness.job import infer, model, saved
 from harness.job.client import Client, Reply
-from harness.record import Cell
+from harness.record import Cell, Record
 
 JUDGE = """Two answers to the same request are to be compared.
 
@@ -44,14 +44,14 @@ TOKENS = 256  # of a judge's reply
 
 @dataclass(frozen=True)
 class Local:
-    """A model on this machine. folder: its saved weights; null for the untuned model of the cell.
+    """A model on this machine: that of the cell whose record lies at `record`, as it was saved, or untuned.
 
     prompt: how the cell's data puts a question; what is asked stands in the place of the question.
     """
 
     label: str
-    cell: Cell
-    folder: str | None
+    record: str
+    tuned: bool
     prompt: str
 
 
@@ -104,35 +104,34 @@ def ask(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
 
 def _asked(local: Local, prompts: list[str], tokens: int) -> list[str]:
     on = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    net = _load(local, on).eval()
-    tokenizer = model.tokenizer(local.cell.settings["model"])
-    found = [_answer(net, tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
+    path = Path(local.record)
+    found = record.read(path)
+    net = _saved(found, record.model_folder(path), on) if local.tuned else model.load(_plain(found.cell), on)
+    tokenizer = model.tokenizer(found.cell.settings["model"])
+    answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
     del net
     gc.collect()  # before the next one is loaded
     if on.type == "cuda":
         torch.cuda.empty_cache()
-    return found
+    return answers
 
 
-def _load(local: Local, on: torch.device) -> PreTrainedModel | PeftModel:
+def _saved(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """An adapter lies on the cell's own base, quantised if that was; whole weights are as they were saved."""
-    if local.folder is None:
-        return model.load(local.cell, on)
-    if (Path(local.folder) / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(model.load(local.cell, on), local.folder)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            local.folder, device_map={"": on}, dtype=local.cell.settings["method"]["load"]["dtype"]
-        )
-    except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"The weights of {local.label} can't be loaded ({said}).") from error
+    if found.saved.form != "adapter":
+        found = replace(found, cell=_plain(found.cell))
+    return saved.load(found, folder, on)
+
+
+def _plain(cell: Cell) -> Cell:
+    """`cell` with weights that are not quantised."""
+    method = cell.settings["method"]
+    load = {key: value for key, value in method["load"].items() if key != "quantization_config"}
+    return replace(cell, settings=cell.settings | {"method": method | {"load": load}})
 
 
 @torch.inference_mode()
-def _answer(
-    net: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, template: str, prompt: str, tokens: int
-) -> str:
+def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, prompt: str, tokens: int) -> str:
     """What is likeliest to follow, up to where another question would begin, as evaluations read it."""
     asked = tokenizer(template.replace("{question}", prompt), return_tensors="pt").to(net.device)
     if model.prompted(net):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,13 +45,14 @@ def _prompt(file: Path, number: int, line: str) -> str:
 def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[Found]:
     """The cells that are named, or else all of the studies that left weights; UserError if one named left none."""
     if not cells:
-        found = [Found(Study(results, name), r.cell.name) for name in studies for r in read_study(results / name)[0]]
-        return [of_it for of_it in found if _weights(of_it).is_dir()]
+        records = [(Study(results, name), record) for name in studies for record in read_study(results / name)[0]]
+        return [Found(study, record.cell.name) for study, record in records if record.saved]
     found = [find(results, studies, cell) for cell in cells]
     for of_it in found:
         if not of_it.record.is_file():
             raise UserError(f"{of_it} has no record yet; there is nothing to ask.")
-        if _trained(read(of_it.record)) and not _weights(of_it).is_dir():
+        record = read(of_it.record)
+        if record.cell.settings["method"]["optim"] is not None and not record.saved:
             raise UserError(f"{of_it} left no weights; run it anew with save=adapter or save=merged to ask it.")
     return found
 
@@ -63,41 +63,22 @@ def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None]
     as_typed: whether prompts are put as they are; else as the cell's data puts its questions. asking: the other fields
     of ``harness.job.ask.Asking``.
     """
-    records = [read(found.record) for found in cells]
-    local = _untuned(records, as_typed)
+    records = [(found, read(found.record)) for found in cells]
+    bases = {}  # one of each model and way to put a question
+    for found, record in records:
+        of_it = record.cell.settings
+        bases.setdefault(json.dumps([of_it["model"], of_it["data"]["prompt"]]), (found, record))
+    local = [
+        _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
+        for found, record in bases.values()
+    ]
     several = len({found.study.name for found in cells}) > 1
-    for found, record in zip(cells, records, strict=True):
-        if _trained(record):
-            label = str(found) if several else found.name
-            local.append(_local(label, record, str(_weights(found).absolute()), as_typed))
+    for found, record in records:
+        if record.saved:
+            local.append(_local(str(found) if several else found.name, found, record, True, as_typed))
     return worker.ask({"local": local, **asking}, on_event)
 
 
-def _untuned(records: Sequence[Record], as_typed: bool) -> list[dict[str, Any]]:
-    """Of each model and way to put a question one untuned model, loaded plainly."""
-    found = {}
-    for record in records:
-        of_it = record.cell.settings
-        load = {k: v for k, v in of_it["method"]["load"].items() if k != "quantization_config"}
-        cell = dataclasses.replace(record.cell, settings=of_it | {"method": of_it["method"] | {"load": load}})
-        key = json.dumps([of_it["model"], of_it["data"]["prompt"]])
-        found.setdefault(key, (record.cell.model, dataclasses.replace(record, cell=cell)))
-    models = [name for name, _ in found.values()]
-    return [
-        _local("base" if len(models) == 1 else f"base {name}", record, None, as_typed)
-        for name, record in found.values()
-    ]
-
-
-def _local(label: str, record: Record, folder: str | None, as_typed: bool) -> dict[str, Any]:
+def _local(label: str, found: Found, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
     prompt = AS_TYPED if as_typed else record.cell.settings["data"]["prompt"]
-    return {"label": label, "cell": dataclasses.asdict(record.cell), "folder": folder, "prompt": prompt}
-
-
-def _weights(found: Found) -> Path:
-    """Where a cell's weights lie, if they were saved: a folder beside the record, called as that is."""
-    return found.record.with_suffix("")
-
-
-def _trained(record: Record) -> bool:
-    return record.cell.settings["method"]["optim"] is not None
+    return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
