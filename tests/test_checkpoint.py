@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_helpers import run_claimed, tiny
+from test_methods import SMALLER
 
 from harness.config import CONF
 from harness.job import checkpoint, run
@@ -41,6 +42,8 @@ METHODS = {
     "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
+UNTUNED = ("base", "base_nf4")
+OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,9 +113,16 @@ def test_a_killed_cell_comes_to_the_same_losses(tmp_path, overrides):
     assert read(tmp_path / "broken" / f"{cell.name}.json") == resumed
 
 
-def test_no_method_is_left_out():
-    untuned = {"base", "base_nf4"}
-    assert {path.stem for path in (CONF / "method").glob("*.yaml")} - untuned <= METHODS.keys()
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # peft warns of much that is meant
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_killed_cell_of_any_other_method_does_too(tmp_path, method):
+    if method.startswith("apollo"):
+        pytest.importorskip("apollo_torch")
+    if method == "galore_8bit" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    test_a_killed_cell_comes_to_the_same_losses(tmp_path, (f"method={method}", *SMALLER.get(method, [])))
 
 
 def test_killed_at_every_step_and_after_the_last(tmp_path):

@@ -149,7 +149,8 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
 
 
 def out_of_memory(size: int, accum: int | None = 1, phase: str = "train") -> Record:
-    record = make_record("lora", status="oom", settings={"train": {"batch_size": size, "grad_accum": accum}})
+    settings = {"method": {"optim": {}}, "train": {"batch_size": size, "grad_accum": accum}}
+    record = make_record("lora", status="oom", settings=settings)
     if accum is None:
         del record.cell.settings["train"]["grad_accum"]
     record.failure = Failure(phase, 3, "no memory")

@@ -257,5 +257,5 @@ def test_all_methods_and_data_can_be_run_from_their_records(cell):
     record = hostile(cell)
     for group in ("method", "data"):
         for path in (CONF / group).glob("*.yaml"):
-            record.cell = cell(f"{group}={path.stem}")
+            record.cell = cell(f"{group}={path.stem}", "train.max_grad_norm=null")  # some can't clip
             assert retry.objection(record) is None, path

@@ -219,8 +219,8 @@ def _frozen(net: nn.Module) -> list[nn.Module]:
 
 
 def check(cell: Cell) -> None:
-    """Raise UserError if the model can't be had, a rank is above the smallest matrix it would apply to, or no optimizer
-    can be made.
+    """Raise UserError if the model can't be had, a rank is above the smallest matrix it would apply to, or the
+    optimizer does not take the model's weights or is not for this machine.
 
     Needs the model's config only: the model is built without storage. A method that looks at weights is not checked.
     """
@@ -229,8 +229,12 @@ def check(cell: Cell) -> None:
         if (slot := cell.settings["method"]["optim"]) is not None:
             try:
                 instantiate(slot, _convert_="all")(net)
+            except UserError:
+                raise
             except (TypeError, ValueError) as error:
                 raise UserError(f"method={cell.method} has no optimizer here: {_first_line(error)}") from error
+            except Exception:
+                pass  # it may be for want of values; if not, the cell fails, and its record says why
 
 
 def config_of(model: dict[str, Any]) -> PretrainedConfig:
