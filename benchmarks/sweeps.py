@@ -75,23 +75,27 @@ def cells(name: str, overrides: list[str]) -> list[Cell]:
     A group (method, data, …) is composed once for each choice, a plain value set in what was composed: all points of
     a large grid would take minutes.
     """
-    params = _composed(name, [], return_hydra_config=True).hydra.sweeper.params
+    sweeper = _composed(name, [], return_hydra_config=True).hydra.sweeper
+    axes = [f"{key}={values}" for key, values in (sweeper.params or {}).items()]
+    lines = [[*shlex.split(line), *axes, *overrides] for line in sweeper.candidates or [""]]
+    return list({cell.id: cell for line in lines for cell in _product(name, line)}.values())
+
+
+def _product(name: str, overrides: list[str]) -> Iterator[Cell]:
+    """The cells of all combinations of the values that `overrides` give their keys, equal points each time."""
     axes: dict[str, list[tuple[str, object]]] = {}
-    for override in OverridesParser.create().parse_overrides([*(f"{k}={v}" for k, v in params.items()), *overrides]):
+    for override in OverridesParser.create().parse_overrides(overrides):
         texts = app.points([override.input_line])
         values = [o.value() for (text,) in texts for o in OverridesParser.create().parse_overrides([text])]
         axes[override.key_or_group] = list(zip((text for (text,) in texts), values, strict=True))
     groups = [key for key in axes if (CONF / key).is_dir()]
     plain = [[(key, value) for _, value in axes[key]] for key in axes if key not in groups]
-    found: dict[str, Cell] = {}
     for choices in itertools.product(*(axes[group] for group in groups)):
         config = _composed(name, [text for text, _ in choices])
         for values in itertools.product(*plain):
             for key, value in values:
                 OmegaConf.update(config, key, value)
-            cell = from_config(config)
-            found.setdefault(cell.id, cell)
-    return list(found.values())
+            yield from_config(config)
 
 
 def _composed(name: str, overrides: list[str], **keywords) -> DictConfig:

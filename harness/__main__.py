@@ -27,6 +27,7 @@ usage: python -m harness COMMAND [...]
   sweep NAME [overrides]                 run a named grid from sweeps/
   sweep method=lora,dora rank=8,16       run an ad-hoc grid
   sweep --fit [--budget 24GB] ...        leave out cells that would not fit (into the card that is here)
+  sweep --budget 5USD ...                refuse what models behind an API would cost beyond that
   plan NAME|... [--budget 24GB] [--throughput N]
                                          predict a grid's memory, FLOPs and time; launches and downloads nothing
   table [--study NAME] [--columns IDS | --article] [--format md|csv|html|latex] [--out FILE]

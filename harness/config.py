@@ -6,11 +6,13 @@ Inert data: nothing here loads a model, touches a device or imports torch.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -51,6 +53,14 @@ class Method:
 
 
 @dataclass
+class Price:
+    """Dollars for a million tokens, read and written (null: not known)."""
+
+    read: float | None = None
+    written: float | None = None
+
+
+@dataclass
 class Model:
     """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised.
 
@@ -59,6 +69,11 @@ class Model:
 
     architecture: the dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no
     hub; null: ask the model's own config.
+
+    Of a model behind an API (method=api) name is what the endpoint calls it, and none of the above is looked at:
+    base_url: where OpenAI's protocol is spoken, up to and without ``/chat/completions``.
+    tokenizer: a hub id or a local folder: the tasks are asked as completions, with log-probabilities; null: as chat.
+    key_env: the environment variable that holds the key (null: none is sent); it and the price are no part of a cell.
     """
 
     name: str = MISSING
@@ -68,6 +83,10 @@ class Model:
     trust_remote_code: bool = False
     use_safetensors: bool = True
     architecture: dict[str, Any] | None = None
+    base_url: str | None = None
+    tokenizer: str | None = None
+    key_env: str | None = None
+    price: Price = field(default_factory=Price)
 
 
 @dataclass
@@ -178,6 +197,22 @@ class Retry:
 
 
 @dataclass
+class Api:
+    """How a model behind an API is asked. It changes no answer, so it is no part of a cell.
+
+    concurrency: requests at a time; per_minute: as many are begun in a minute at most (null: no limit).
+    timeout: seconds that a request may take; retries: further tries of one that failed (busy, broken off, no JSON).
+    backoff: seconds before the second try, twice as many before each next one; what the endpoint asks for comes first.
+    """
+
+    concurrency: int = 8
+    per_minute: float | None = None
+    timeout: float = 120
+    retries: int = 6
+    backoff: float = 1.0
+
+
+@dataclass
 class Config:
     """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against.
 
@@ -194,6 +229,7 @@ class Config:
     train: Train = field(default_factory=Train)
     infer: Infer = field(default_factory=Infer)
     retry: Retry = field(default_factory=Retry)
+    api: Api = field(default_factory=Api)
     rank: int = 16
     alpha: float = 32
     lr: float | None = None
@@ -244,11 +280,14 @@ LEAST = {
     "data": {"limit": 1},
     "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
     "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
+    "api": {"concurrency": 1, "retries": 0, "backoff": 0},
 }
 
 
 def check(config: DictConfig) -> None:
     """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
+    if config.model.key_env is not None:
+        private.named.add(config.model.key_env)
     private.refuse(OmegaConf.to_container(config, resolve=True))
     tuned = config.method.optim is not None
     for key in ("rank", "alpha", "lr_scale", *(["lr"] if tuned else [])):
@@ -275,6 +314,7 @@ def check(config: DictConfig) -> None:
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("train.parallel", config.train.parallel, ["ddp", "fsdp"])
     one_of("speedups", config.speedups, ["auto", "off"])
+    _check_api(config)
     one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
         raise UserError("eval.fewshot_as_multiturn=true can't be without a conversation: set eval.chat_template=true.")
@@ -347,3 +387,55 @@ def typed(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(value)
+
+
+def _check_api(config: DictConfig) -> None:
+    """Raise UserError if a model is behind an API and the method needs weights, the other way round, and the like."""
+    model, here = config.model, bool(config.method.load)
+    if model.base_url is None:
+        if not here:
+            raise UserError(
+                f"method={config.method.name} needs model.base_url=, the address of the model's endpoint, and "
+                "model.name=, what that calls it."
+            )
+        for key in ("tokenizer", "key_env"):
+            if model[key] is not None:
+                raise UserError(f"model.{key} is for models behind an API: add method=api and model.base_url=.")
+        return
+    if here:
+        raise UserError(
+            f"method={config.method.name} needs weights, and model.base_url={model.base_url} gives none; a model "
+            "behind an API is asked as it is, by method=api."
+        )
+    if OmegaConf.is_interpolation(model, "name"):
+        raise UserError("method=api needs model.name=, what the endpoint calls the model.")
+    url = urlsplit(model.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+        raise UserError(
+            "model.base_url must be like https://host/v1: where the API is, with neither a key nor a query in it."
+        )
+    if not config.eval.tasks:
+        raise UserError(
+            "method=api with eval.tasks=[] has nothing to do; name the tasks that the model is to be asked."
+        )
+    if config.eval.engine != "auto":
+        raise UserError(f"eval.engine={config.eval.engine} is for weights that are here; leave it out for method=api.")
+    if config.eval.chat_template:
+        raise UserError(
+            "eval.chat_template=true is for weights that are here; method=api without model.tokenizer= chats."
+        )
+    for key in ("timeout", "per_minute"):
+        if config.api[key] is not None and not 0 < config.api[key] < float("inf"):
+            raise UserError(f"api.{key}={config.api[key]} can't be: it must be positive.")
+    for key, price in config.model.price.items():
+        if price is not None and not 0 <= price < float("inf"):
+            raise UserError(f"model.price.{key}={price} can't be: it is dollars for a million tokens.")
+    if model.key_env is not None:
+        # Not said again, in case it is the key itself.
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", model.key_env):
+            raise UserError(
+                "model.key_env must be the name of an environment variable, in capitals; the key itself is never a "
+                "setting."
+            )
+        if not os.environ.get(model.key_env):
+            raise UserError(f"model.key_env={model.key_env} is not set in the environment; set it to the API's key.")

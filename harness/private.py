@@ -18,6 +18,7 @@ from harness.errors import UserError
 NAMES = re.compile(r"(^|_)(TOKENS?|KEY|APIKEY|SECRETS?|CREDENTIALS?|PASSPHRASE)(_|$)|PASSW(OR)?D", re.IGNORECASE)
 # Of settings that libraries take secrets by.
 KEYS = {"token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password", "secret"}
+named: set[str] = set()  # further variables that hold secrets, as settings say (model.key_env)
 LEAST = 8  # characters; what is shorter is no secret, and may stand anywhere
 SHAPES = [
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # https://user:password@host
@@ -101,5 +102,6 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _secrets() -> list[str]:
     """Values of the environment's secrets, the longest first: one may be a part of another."""
-    found = {value for name, value in os.environ.items() if NAMES.search(name) and len(value) >= LEAST}
+    secret = {name: value for name, value in os.environ.items() if name in named or NAMES.search(name)}
+    found = {value for value in secret.values() if len(value) >= LEAST}
     return sorted(found, key=len, reverse=True)

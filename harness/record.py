@@ -268,6 +268,33 @@ class Overlap:
 
 
 @dataclass
+class Api:
+    """What the answers of a model behind an API took: those that the scores rest on, also if they came before a crash.
+
+    kind: completions (log-probabilities of given answers, and text) or chat (text alone, in the model's own format):
+        not the same measurement.
+    requests: how many there are; cached: those of them that another cell of the study had asked, and paid, for.
+    tries: requests that failed and were made again, by the last process.
+    read, written: tokens of the prompts and of the answers, as the endpoint counts them; null if it does not.
+    seconds: of waiting for the answers, summed over requests, `concurrency` of which may be under way at a time.
+    price_read, price_written: dollars for a million tokens, as the settings said; null if they did not.
+    dollars: for the answers that this cell asked for, at those prices; null without them, or without counts.
+    """
+
+    kind: Literal["completions", "chat"]
+    requests: int
+    cached: int
+    tries: int
+    read: int | None
+    written: int | None
+    seconds: float
+    concurrency: int
+    price_read: float | None
+    price_written: float | None
+    dollars: float | None
+
+
+@dataclass
 class Cell:
     """One point of the grid. `settings` is all that decides its result, resolved; `id` is its hash.
 
@@ -407,6 +434,7 @@ class Record:
     merge: Merge | None = None
     inference: dict[str, Inference] = field(default_factory=dict)  # by form: base, unmerged, merged
     disk: Disk | None = None
+    api: Api | None = None  # of a model behind an API; null for weights that were here
     scores: list[Score] = field(default_factory=list)
     items: dict[str, Any] = field(default_factory=dict)
     items_sha256: str | None = None  # of NAME.items.parquet; null without one, and in records from before it was taken
@@ -416,6 +444,12 @@ class Record:
     contamination: dict[str, Overlap] = field(default_factory=dict)  # by task; empty where it was not looked for
     source: Source | None = None  # of a record that was imported; null for what the harness ran
     schema: int = SCHEMA
+
+
+def behind_api(cell: Cell) -> bool:
+    """Whether the cell's model is behind an API, so that nothing but its answers is known of it."""
+    model = cell.settings.get("model")
+    return isinstance(model, dict) and "base_url" in model
 
 
 def cell_id(settings: dict[str, Any]) -> str:

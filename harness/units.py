@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from harness.errors import UserError
@@ -26,13 +27,35 @@ def size(n: float) -> str:
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"
 
 
+def dollars(value: float) -> str:
+    """$12.50; a small sum in two digits: $0.0042."""
+    return f"${value:,.{2 if value >= 0.1 or not value else 1 - math.floor(math.log10(value))}f}"
+
+
+def parse_budget(text: str) -> int | Dollars:
+    """Bytes, as of `parse_size`, or money: ``5USD``, ``$0.50``; UserError if it is neither."""
+    found = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", text, re.IGNORECASE)
+    if not found:
+        return parse_size(text)
+    try:
+        return Dollars(found[1] or found[2])
+    except ValueError:
+        raise UserError(f"{text!r} is no sum of money; write it as 5USD.") from None
+
+
+class Dollars(float):
+    """A sum of money, to be told from a number of bytes."""
+
+
 def parse_size(text: str) -> int:
     """Bytes of ``24GB`` (10⁹ each) or ``24GiB`` (2³⁰ each); UserError if it is no size."""
     found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?b)\s*", text, re.IGNORECASE)
     try:
         value = float(found[1]) * SIZES[found[2].lower()]
     except (TypeError, ValueError, KeyError):
-        raise UserError(f"{text!r} is no size in bytes; write it as 24GB (10⁹ each) or 24GiB (2³⁰ each).") from None
+        raise UserError(
+            f"{text!r} is no size in bytes; write it as 24GB (10⁹ each) or 24GiB (2³⁰ each), and money as 5USD."
+        ) from None
     if not value >= 1:
         raise UserError(f"{text!r} can't be: a budget must be positive.")
     return int(value)

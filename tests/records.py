@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.record import (
+    Api,
     Cell,
     Disk,
     Failure,
@@ -35,7 +36,7 @@ from harness.record import (
 
 MIB = 2**20
 TOTAL = 134_515_008
-UNTRAINED = ("base", "base_nf4")
+UNTRAINED = ("base", "base_nf4", "api")
 
 # method: trainable weights, MiB in training, steady and amortised tokens/s, validation loss, exact match
 METHODS = {
@@ -121,6 +122,20 @@ def make_record(
         record.validation = [ValidationPoint(0, 0, loss)]
     record.phases["score"] = Phase(30.0, _memory(400, 420, 1500))
     record.scores = [make_score(accuracy)] if scores is None else scores
+    return record
+
+
+def make_answered(kind: str = "chat", name: str = "far-away", value: float = 0.4, **fields: Any) -> Record:
+    """The record of a model behind an API that was asked by `kind`."""
+    task = "gsm8k (chat)" if kind == "chat" else "gsm8k"
+    settings = {"model": {"name": name, "base_url": "https://host/v1"}, "train": {}}
+    record = make_record("api", model=name, settings=settings, scores=[make_score(value, task=task)])
+    record.environment = {name: part for name, part in ENVIRONMENT.items() if name in ("versions", "git")}
+    record.parameters, record.validation = None, []
+    record.phases = {"score": Phase(30.0, Memory())}
+    usual = {"requests": 200, "cached": 0, "tries": 0, "read": 50_000, "written": 10_000, "seconds": 400.0}
+    usual |= {"concurrency": 8, "price_read": 0.5, "price_written": 1.5, "dollars": 0.04}
+    record.api = Api(kind=kind, **(usual | fields))
     return record
 
 

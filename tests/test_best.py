@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from records import MIB, make_record, make_score, make_study, measured
+from records import MIB, make_answered, make_record, make_score, make_study, measured
 from test_table import HOSTILE, Tags, caption, row
 
 from harness.record import LossPoint, ValidationPoint, write
 from harness.report import stats
-from harness.report.best import best, tables
+from harness.report.best import SURVEY, best, tables
 from harness.report.frame import frame
 from harness.report.power import Assumptions, assumptions, items_needed, power
 from harness.report.select import select
@@ -327,3 +327,53 @@ def test_memory_of_seeds_that_differ_has_an_interval():
     for record in records:
         record.phases["train"].memory.allocated_peak += record.cell.seed * MIB
     assert row(best(records, None), "lora")["Peak train memory"] == "1.00 GiB (0.50×, 0.50–0.50)"
+
+
+# Models as they are
+
+
+def test_where_nothing_was_tuned_models_stand_side_by_side():
+    here, there = measured(make_record("base")), make_answered()
+    survey, every = tables([here, there], None)
+    assert (survey.title, every.title) == ("demo: models as they are", "demo")
+    assert survey.columns[:3] == ["Model", "Method", "Asked by"]
+    assert row(survey, "base") == {
+        "Model": "smollm2-135m",
+        "Method": "base",
+        "Asked by": "–",
+        HEADER: "18.0 ± 3.0",
+        HEADER.replace("gsm8k", "gsm8k (chat)"): "–",
+        "Peak memory": "609 MiB",  # 513 of weights, 96 of activations
+        "Tokens/s written": "800",  # 8 × 64 tokens in 0.64 s
+        "Price read / written": "–",
+        "Spent": "–",
+        "Status": "ok",
+    }
+    assert row(survey, "api") == {
+        "Model": "far-away",
+        "Method": "api",
+        "Asked by": "chat",
+        HEADER: "–",
+        HEADER.replace("gsm8k", "gsm8k (chat)"): "40.0 ± 3.0",
+        "Peak memory": "–",
+        "Tokens/s written": "25.0",  # 10,000 in 400 s
+        "Price read / written": "$0.50 / $1.50",
+        "Spent": "$0.040",
+        "Status": "ok",
+    }
+    assert "All cells of models that were here ran with device type cuda" in caption(survey)
+    assert "another measurement, not to be compared" in caption(survey)
+    assert len(survey.columns) == len(SURVEY) + 1  # two scores
+
+
+def test_with_a_tuned_row_the_best_settings_come_first():
+    assert tables([make_record("base"), make_record("lora")], None)[0].title == "demo: best settings"
+
+
+def test_a_chat_is_compared_with_no_other_scores():
+    """Even of a model that goes by the same name, asked the same items."""
+    base, chatted, sure = make_record("base"), make_answered(name="smollm2-135m"), make_answered("completions")
+    sure.cell.model = "smollm2-135m"
+    every = tables([base, chatted, sure], None)[1]
+    texts = [cell for cells in every.rows for cell in cells if "(+" in cell]
+    assert texts == ["40.0 ± 3.0 (+22.0)"], "the completions', which are the same measurement"

@@ -61,9 +61,12 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
     for place in places:
         config = copy.copy(place)
         config.method = methods[method].method
+        if method == "api":
+            config.model = copy.copy(place.model)
+            config.model.base_url, config.model.name = "http://localhost/v1", "any"
         made = from_config(config)
         assert (made.method, made.data) == (method, place.data.name)
-        assert made.settings["model"]["path"]
+        assert made.settings["model"]["base_url" if method == "api" else "path"]
         assert made.settings["eval"]["tasks"]
 
 

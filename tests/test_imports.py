@@ -71,7 +71,7 @@ def test_jobs_know_neither_sweeps_nor_reports_and_sweeps_no_jobs():
 
 
 def test_only_scoring_imports_lm_eval():
-    assert importers("lm_eval") == {"job/score.py", "job/engine.py", "job/vllm_engine.py"}
+    assert importers("lm_eval") == {"job/score.py", "job/engine.py", "job/vllm_engine.py", "job/api_engine.py"}
 
 
 def test_only_the_entry_and_the_slots_import_hydra():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from records import ENVIRONMENT, make_record, make_score, make_study, measured
+from records import ENVIRONMENT, make_answered, make_record, make_score, make_study, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
@@ -643,3 +643,20 @@ def test_bad_input_of_the_command(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "no findings" in out
     assert "torn.json" in err
+
+
+# Models behind an API
+
+
+def test_of_a_model_behind_an_api_nothing_is_wanted_that_only_weights_have():
+    assert told([*study("base", "lora"), make_answered("completions")]) == []
+    assert told([make_answered(name=name) for name in ("one", "other")]) == []
+
+
+def test_models_that_were_asked_in_different_ways():
+    records = [*study("base"), make_answered("completions", "sure"), make_answered("chat", "chatty")]
+    sure, chatty = (record.cell.name for record in records[1:])
+    assert told(records, "asked by") == (
+        f"Models were asked in different ways: with log-probabilities in base and {sure}; by chat in {chatty}. "
+        "Scores by chat are compared with no others."
+    )

@@ -112,7 +112,7 @@ ADAPTERS = {
 }
 WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "galore_layer", "muon")
 PARTS = {"bitfit": NORMS}  # of the model's own weights
-ELSEWHERE = {"base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"}
+ELSEWHERE = {"base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd", "api"}
 ON_CUDA = {"galore_8bit"}
 SMALLER = {
     "adamss": ["method.knobs.subspaces=4"],  # to find 32 takes seconds
@@ -199,7 +199,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    assert sorted([*swept, "galore_8bit", "apollo", "apollo_mini"]) == FILES
+    assert sorted([*swept, "galore_8bit", "apollo", "apollo_mini", "api"]) == FILES
 
 
 # Adapters

@@ -48,7 +48,7 @@ def test_a_header_says_what_is_answered_how_many_cells_there_are_and_what_they_c
 
 
 def axes(name):
-    params = OmegaConf.load(SWEEPS / f"{name}.yaml").hydra.sweeper.params
+    params = OmegaConf.load(SWEEPS / f"{name}.yaml").hydra.sweeper.get("params", {})
     return {key: app.points([f"{key}={values}"]) for key, values in params.items()}
 
 
@@ -68,7 +68,7 @@ def test_points_are_the_cells_that_a_sweep_composes(compose, cell, name):
     """The first and the last point, composed as `sweep` does, are the first and the last cell of the shorter way."""
     config = compose("hydra/sweeper=grid", config=name, return_hydra_config=True)
     assert config.study == name, "a named sweep has a study of its own"
-    points = app.points([f"{key}={values}" for key, values in config.hydra.sweeper.params.items()])
+    points = app.grid(config.hydra.sweeper.params, config.hydra.sweeper.candidates, [])
     found = [made.id for made in cells(name)]
     assert cell(*points[0], config=name).id == found[0]
     assert cell(*points[-1], config=name).id == found[-1]

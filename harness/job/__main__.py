@@ -41,7 +41,7 @@ def main(request: dict[str, Any]) -> int:
         for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
                 report({"warning": words})
-        from harness.job import ranks, run
+        from harness.job import api, ranks, run
 
         if "doctor" in request:
             from harness.job import doctor
@@ -65,7 +65,12 @@ def main(request: dict[str, Any]) -> int:
             answers = ask.ask(decode(ask.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event))
             report({"phase": "ask", "answers": answers})
         elif "check" in request:
-            run.check([Cell(**cell) for cell in request["check"]], request["data_root"])
+            checked = [Cell(**cell) for cell in request["check"]]
+            run.check(checked, request["data_root"])
+            for cell in checked:
+                if asking := request.get("asking", {}).get(cell.id):
+                    found = api.estimate(cell, decode(api.Asking, asking), request["data_root"])
+                    report({"phase": "check", "id": cell.id, "estimate": found})
         elif "tasks" in request:
             from harness.job import ready, rescore
 
@@ -85,6 +90,7 @@ def main(request: dict[str, Any]) -> int:
                 "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
                 "save": request.get("save", "none"),
                 "tracker": request.get("tracker"),
+                "asking": decode(api.Asking | None, request.get("asking")),
             }
             if count > 1:
                 return ranks.run(count, run.run, asked, report)

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from harness import card, env, private, record
 from harness.errors import UserError, about_file
 from harness.job import (
+    api,
     attention,
     chat,
     data,
@@ -59,6 +60,7 @@ from harness.record import (
     Record,
     Shortage,
     SmallerBatches,
+    behind_api,
     device_count,
 )
 
@@ -69,6 +71,9 @@ def check(cells: list[Cell], data_root: str | None) -> None:
     """Raise UserError if the model, the data or a task of a cell can't be had, or its rank can't be."""
     tasks, splits = [], []  # looked at already: a grid's cells mostly share them, and to load them takes seconds
     for cell in cells:
+        if behind_api(cell):
+            api.check(cell, data_root)
+            continue
         model.check(cell)
         vllm_engine.check(cell.settings)
         if cell.settings["eval"].get("chat_template"):
@@ -95,6 +100,7 @@ def run(
     save: str = "none",
     tracker: str | None = None,
     rank: ranks.Rank | None = None,
+    asking: api.Asking | None = None,
 ) -> Record:
     """Run `cell`, write its record to `path` (its items beside it), and return it.
 
@@ -105,19 +111,23 @@ def run(
         With the record they go, but for that of a failed cell: it may be tried again.
     smaller: micro-batches to take in place of those that were asked for.
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
+    asking: how the model is asked, if it is behind an API.
     rank: this process's part in a cell on several devices, one of which leaves the record.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
-    model.check(cell)
-    vllm_engine.check(cell.settings)
     precautions = precautions or Precautions()
     unplaced, _ = left = record.beginnings(path)
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
-    job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
-    if tracker is not None and (rank is None or rank.number == 0):
-        job.tracker = Tracker(tracker, cell, study, path.parent)
+    if behind_api(cell):
+        job = api.Job(cell, asking, data_root, report)
+    else:
+        model.check(cell)
+        vllm_engine.check(cell.settings)
+        job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
+        if tracker is not None and (rank is None or rank.number == 0):
+            job.tracker = Tracker(tracker, cell, study, path.parent)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
@@ -126,6 +136,8 @@ def run(
         job.run(result)
     except train.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
+    except api.Stopped as error:
+        result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
     except UserError:
         shutil.rmtree(unplaced, ignore_errors=True)
         raise
@@ -136,14 +148,9 @@ def run(
         result.failure = Failure(job.phase, job.step, _reason(error), job.shortage() if oom else None)
     if rank is not None and not rank.records(result.status):
         return result
-    result.phases = job.meter.phases
     result.seconds = time.monotonic() - clock
-    result.environment = env.describe() | device.describe(job.accelerator.device)
-    result.environment["precision"] = "bf16" if job.bf16 else "fp32"
-    result.environment["device"]["matmul_flops_per_second"] = job.matmul_peak
-    if job.gpus is not None:
-        result.environment["device"]["id"] = job.gpus
-    result.environment |= job.loaded | {"speedups": job.speedups}
+    result.environment = env.describe()
+    job.describe(result)
     if result.status != "ok":
         result.saved = None
     try:
@@ -300,6 +307,16 @@ class _Job:
             if not _out_of_memory(error):
                 raise
             result.merge.reason += f" Dequantised, the model did not fit: {_reason(error)}"
+
+    def describe(self, result: Record) -> None:
+        """Add to `result` its phases, and where it ran beside what is known of the machine anyway."""
+        result.phases = self.meter.phases
+        result.environment |= device.describe(self.accelerator.device)
+        result.environment["precision"] = "bf16" if self.bf16 else "fp32"
+        result.environment["device"]["matmul_flops_per_second"] = self.matmul_peak
+        if self.gpus is not None:
+            result.environment["device"]["id"] = self.gpus
+        result.environment |= self.loaded | {"speedups": self.speedups}
 
     def _samples(self, size: int) -> Iterator[data.Batch]:
         """Training examples in their order, padded, `size` a batch."""

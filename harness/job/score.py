@@ -46,6 +46,11 @@ def _manager(stock: bool) -> TaskManager:
     return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=stock)
 
 
+def stock() -> TaskManager:
+    """lm-eval's index of all tasks, ours included."""
+    return _manager(stock=True)
+
+
 class Tasks:
     """The tasks and groups of an evaluation, loaded, each with its sample of items.
 
@@ -74,6 +79,17 @@ class Tasks:
         with data.at(data_root):
             self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
         self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
+        self._settle(settings)
+        self.sample: dict[str, list[int]] = {}
+        self._requests: dict[tuple[Any, ...], list[Instance]] = {}
+        for name, loaded in self.by_name.items():
+            sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
+            if twice := sorted(self.sample.keys() & sizes):
+                raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
+            self.sample |= stratified(sizes, settings["limit"], settings["seed"])
+
+    def _settle(self, settings: dict[str, Any]) -> None:
+        """Give the tasks the number and the seed of their few-shot examples, and `put` what it says."""
         for task in self.leaves.values():
             if settings["num_fewshot"] is not None:
                 task.set_config(key="num_fewshot", value=settings["num_fewshot"])
@@ -87,13 +103,6 @@ class Tasks:
             "system_instruction": settings.get("system_instruction"),
             "confirm_run_unsafe_code": settings.get("unsafe_code", False),
         }
-        self.sample: dict[str, list[int]] = {}
-        self._requests: dict[tuple[Any, ...], list[Instance]] = {}
-        for name, loaded in self.by_name.items():
-            sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
-            if twice := sorted(self.sample.keys() & sizes):
-                raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
-            self.sample |= stratified(sizes, settings["limit"], settings["seed"])
 
     def build(self) -> None:
         """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item.
@@ -218,9 +227,16 @@ def score(
     "vllm" is vLLM's. With `autocast` a model that is not peft's is left with its linear layers in that type.
     """
     model.eval()
-    asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
     with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
-        result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
+        scores, items = answered(lm, tasks)
+    items.attrs["speedups"] = used
+    return scores, items
+
+
+def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
+    """`score` of whatever answers lm-eval's requests."""
+    asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
+    result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
     rows = []
     for name, loaded in tasks.by_name.items():
         for leaf, task in loaded["tasks"].items():
@@ -228,7 +244,6 @@ def score(
             for entry in result["samples"].get(leaf, []):
                 rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
     items = pd.DataFrame(rows)
-    items.attrs["speedups"] = used
     scores = [
         _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)

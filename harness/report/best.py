@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,17 +17,27 @@ from harness.report.stats import ALPHA, Interval, ratio_interval, seeds_interval
 from harness.report.table import Table, comparison, comparison_of, title
 
 EDGE = "†"
+SURVEY = ["model", "method", "asked", "scores", "peak", "written", "price", "spent", "status"]
 
 
 def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str] | None = None) -> list[Table]:
     """What `harness table` shows of a study: each method in its best setting, then every setting.
+
+    Where nothing was tuned there are no settings to choose from, and models stand side by side instead: `survey_of`.
 
     folder: of the study, where the items lie. columns: of the second table, which then stands alone.
     """
     if columns is not None:
         return [comparison(records, columns)]
     rows = group(records)
+    if all(record.cell.seed is None for record in records):
+        return [survey_of(rows), comparison_of(rows)]
     return [best_of(rows, folder), comparison_of(rows)]
+
+
+def survey_of(rows: Rows) -> Table:
+    """Models as they are, before any tuning: what they score and what they take. `Table.data` is None, as `best`'s."""
+    return replace(comparison_of(rows, SURVEY), title=f"{title(rows)}: models as they are", data=None)
 
 
 def best(records: Sequence[Record], folder: Path | None) -> Table:

@@ -21,6 +21,7 @@ METHODS = [  # in their order in a table; others follow by name
     *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),
     *("adamw_layer", "galore_layer", "adamw_8bit", "galore_8bit", "adafactor", "apollo", "apollo_mini", "muon"),
     *("rslora", "loraplus", "lorafa", "riemannian", "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "adalora"),
+    "api",
 ]
 ABSENT = "–"
 CHOSEN = " *"
@@ -296,6 +297,28 @@ def _trainable(row: Row, rows: Rows) -> str:
     return f"{units.count(parameters.trainable)} ({_share(parameters.trainable / parameters.total)})"
 
 
+def _asked(row: Row, rows: Rows) -> str:
+    return ", ".join(dict.fromkeys(record.api.kind for record in row.records if record.api)) or ABSENT
+
+
+def _price(row: Row, rows: Rows) -> str:
+    prices = [row.mean(measure) for measure in ("price_read", "price_written")]
+    return ABSENT if None in prices else " / ".join(map(units.dollars, prices))
+
+
+def _peak(row: Row, rows: Rows) -> str:
+    """What was held at the highest moment of a forward pass, or of a training step."""
+    kinds = [row.mean(f"peak_{kind}") for kind in KINDS]
+    return ABSENT if None in kinds else units.size(sum(kinds))
+
+
+def _written(row: Row, rows: Rows) -> str:
+    """The rate at which a model that is here writes as it is served, or at which one behind an API answers."""
+    rates = (row.mean(f"{measure}_tokens_per_second") for measure in ("merged_decode", "base_decode", "answer"))
+    known = next((value for value in rates if value is not None), None)
+    return ABSENT if known is None else rate(known)
+
+
 def _seeds(row: Row, rows: Rows) -> str:
     return str(len(row.measured)) if row.measured[0].cell.seed is not None else ABSENT
 
@@ -361,6 +384,10 @@ def _place(header: str, i: int) -> Column:
     )
 
 
+def _any_api(rows: Rows) -> bool:
+    return any(record.api for row in rows for record in row.records)
+
+
 def several_seeds(rows: Rows) -> bool:
     return any(len(row.measured) > 1 for row in rows)
 
@@ -376,6 +403,13 @@ COLUMNS: dict[str, Column] = {
         _one("Setting", lambda row, rows: (row.setting or ABSENT) + CHOSEN * row.chosen), default=_always
     ),
     "seeds": Column(_one("Seeds", _seeds), default=several_seeds),
+    "asked": Column(
+        _one("Asked by", _asked),
+        "asked",
+        "Asked by is how a model behind an API was asked: completions have log-probabilities, as a model that is here "
+        "gives them; a chat has text alone, in the model's own format: another measurement, not to be compared.",
+        default=_any_api,
+    ),
     "trainable": Column(_one("Trainable", _trainable), default=_always),
     "memory": Column(
         _one("Peak train memory", _with_ratio("train_allocated_peak", units.size, "full")),
@@ -499,6 +533,29 @@ COLUMNS: dict[str, Column] = {
         _one("Score time", _measure("score_seconds", _seconds)),
         "rest",
         "Score time is that of all evaluations.",
+    ),
+    "peak": Column(
+        _one("Peak memory", _peak),
+        "peak",
+        "Peak memory is that of live tensors in a forward pass over the largest validation batch, or in a training "
+        "step; of a model behind an API nothing is known.",
+    ),
+    "written": Column(
+        _one("Tokens/s written", _written),
+        "written",
+        "Tokens/s written is the rate of decoding here, or for a model behind an API that of tokens written to the "
+        "seconds that requests waited for them, network, queue and reading included.",
+    ),
+    "price": Column(
+        _one("Price read / written", _price),
+        "price",
+        "The price is that of a million tokens, as the settings said.",
+    ),
+    "spent": Column(
+        _one("Spent", _measure("dollars", units.dollars)),
+        "price",
+        "Spent is what the cell's own requests cost; answers that another cell had asked for are free.",
+        default=_any_api,
     ),
     "scores": Column(_score_cells, default=_always),
     "loss": Column(_one("Validation loss", _measure("validation_loss", units.significant)), default=_always),

@@ -19,6 +19,7 @@ FORMS = ["base", "unmerged", "merged"]
 COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
 COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
 COUNTS += ["train_reserved_p99", "job_reserved_peak"]
+COUNTS += ["requests", "read_tokens", "written_tokens"]
 COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
 
@@ -74,6 +75,13 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     FORM_first_token_seconds            to the first token of a batch, likewise
     FORM_token_seconds                  between two tokens of a sequence, likewise
 
+    Of a model behind an API:
+
+    requests, read_tokens, written_tokens               that its scores rest on, as the endpoint counts tokens
+    answer_tokens_per_second            tokens written / second of waiting for the answers
+    price_read, price_written           dollars for a million tokens
+    dollars                             that the cell's own requests cost
+
     The rest of a job:
 
     load_seconds, train_seconds, score_seconds          these phases
@@ -104,7 +112,7 @@ def measures(record: Record) -> Numbers:
     for form in FORMS:
         numbers |= {f"{form}_{name}": value for name, value in _each(record.inference.get(form), INFERENCE).items()}
     numbers |= {f"{name}_seconds": phases[name].seconds if name in phases else None for name in PHASES}
-    return numbers | _each(record.merge, MERGE) | _each(record.disk, DISK)
+    return numbers | _each(record.api, API) | _each(record.merge, MERGE) | _each(record.disk, DISK)
 
 
 def score_name(score: Score) -> str:
@@ -271,6 +279,16 @@ INFERENCE: Quantities = {
     "decode_tokens_per_second": lambda s: _ratio(decoded_tokens(s), _quantile(s.decode_seconds, 0.5)),
     "first_token_seconds": lambda s: _quantile(s.prefill_seconds, 0.5),
     "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), s.new_tokens - 1),
+}
+
+API: Quantities = {
+    "requests": lambda api: api.requests,
+    "read_tokens": lambda api: api.read,
+    "written_tokens": lambda api: api.written,
+    "answer_tokens_per_second": lambda api: _ratio(api.written, api.seconds),
+    "price_read": lambda api: api.price_read,
+    "price_written": lambda api: api.price_written,
+    "dollars": lambda api: api.dollars,
 }
 
 MERGE: Quantities = {

@@ -19,13 +19,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.record import Inference, Record, device_count
+from harness.record import Inference, Record, behind_api, device_count
 
 # Of an adapter's settings, those that say which modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 # Of the training's settings, those that another rule looks at, or that change no result
 APART = {"max_steps", "batch_size", "grad_accum", "precision", "validate_every"}
 SHARED = ("devices", "parallel")  # how a step is shared out, which changes neither its batch nor its result
+# Rules on what is known of weights that are here alone, and not of a model behind an API
+OF_WEIGHTS = {"precision", "fingerprints", "device", "speedups", "base"}
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # at most so many are told; the rest is counted
 
 
@@ -51,7 +53,7 @@ def findings(records: Sequence[Record]) -> list[Finding]:
         Finding(study, rule, kind, sentence, cells)
         for study, members in studies.items()
         for rule, (kind, look) in RULES.items()
-        for sentence, cells in look(members)
+        for sentence, cells in look([r for r in members if not behind_api(r.cell)] if rule in OF_WEIGHTS else members)
     ]
 
 
@@ -331,6 +333,18 @@ def _evaluation(records: Sequence[Record]) -> Said:
             subject = f"The setting eval.{name} differs{where}"
             said += _confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from said or _scored(members, where)
+
+
+def _asked_by(records: Sequence[Record]) -> Said:
+    """A chat is another measurement; completions have the log-probabilities that a model which is here gives."""
+    if any(record.api for record in records):
+        scored = [record for record in records if record.scores]
+        yield from _differ(
+            "Models were asked in different ways",
+            scored,
+            lambda r: "by chat" if r.api and r.api.kind == "chat" else "with log-probabilities",
+            " Scores by chat are compared with no others.",
+        )
 
 
 CHAT = ("chat_template", "fewshot_as_multiturn", "system_instruction")  # how a question is put, where not plainly
@@ -648,6 +662,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "precision": ("unequal", _precision),
     "tries": ("unequal", _tries),
     "evaluation": ("unequal", _evaluation),
+    "asked by": ("unequal", _asked_by),
     "fingerprints": ("unequal", _fingerprints),
     "inference": ("unequal", _inference),
     "versions": ("unequal", _environment("Library versions differ", _versions)),

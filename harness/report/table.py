@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record
+from harness.record import Record, behind_api
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings, inference_text, ran_with
 
@@ -168,7 +168,8 @@ def _missing(
 ) -> list[str]:
     """What can't be shown for want of a finished `method` row, and where."""
     there = {scope(row.place) for row in rows if row.method == method and row.finished and measured(row)}
-    wanting = list(dict.fromkeys(scope(row.place) for row in rows if scope(row.place) not in there))
+    here = [row for row in rows if not behind_api(row.records[0].cell)]
+    wanting = list(dict.fromkeys(scope(row.place) for row in here if scope(row.place) not in there))
     if not wanting and rows:
         return []
     where = f" for {', '.join('/'.join(place[1:]) for place in wanting)}" if there else ""
@@ -183,7 +184,7 @@ def _training_caption(records: list[Record]) -> list[str]:
             key = (record.study, record.cell.model, record.cell.data, record.cell.seed)
             alike[key].add((record.train.steps, record.train.tokens.raw))
     if not alike:
-        return ["No cell finished training."]
+        return ["No cell finished training."] if any(record.cell.seed is not None for record in records) else []
     budgets = set.union(*alike.values())
     steps, tokens = _span(s for s, _ in budgets), _span(t for _, t in budgets)
     if len(budgets) == 1:
@@ -198,13 +199,18 @@ def _seeds_caption(rows: list[Row]) -> list[str]:
 
 
 def _environment_caption(records: list[Record]) -> list[str]:
-    """Where all cells ran, as far as it was the same. A failed cell may know less than the others."""
-    environments = [(record.status == "ok", ran_with(record)) for record in records]
+    """Where all cells ran, as far as it was the same. A failed cell may know less than the others.
+
+    Of one whose model is behind an API it is not known.
+    """
+    here = [record for record in records if not behind_api(record.cell)]
+    environments = [(record.status == "ok", ran_with(record)) for record in here]
     same = []
     for name in dict.fromkeys(name for _, environment in environments for name in environment):
         found = {environment.get(name, "unknown") for ok, environment in environments if ok or name in environment}
         same += [f"{name} {text}" for text in found if len(found) == 1]
-    return [f"All cells ran with {', '.join(same)}."] if same else []
+    which = "All cells" if len(here) == len(records) else "All cells of models that were here"
+    return [f"{which} ran with {', '.join(same)}."] if same else []
 
 
 def _span(values: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ import importlib.util
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -43,9 +44,9 @@ from harness import config as settings_of
 from harness import record, units
 from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError, about_file
-from harness.record import Cell, Failure, Record, RecordError, device_count
+from harness.record import Cell, Failure, Record, RecordError, behind_api, device_count
 from harness.sweep import cell as cells_of
-from harness.sweep import lost, oom, plan, worker
+from harness.sweep import cost, lost, oom, plan, worker
 from harness.sweep.claim import Claim, Held
 from harness.sweep.lost import Lost
 from harness.sweep.parallel import LocalParallel, enough
@@ -69,12 +70,14 @@ class Options:
     """What a command line asks for beside Hydra's settings.
 
     plan: predict and launch nothing; fit: leave out what is predicted not to fit. budget: bytes, null for this
-    machine's device; throughput: raw tokens/s, null for what records say.
+    machine's device; money: dollars that may be spent, null for any; throughput: raw tokens/s, null for what records
+    say.
     """
 
     plan: bool = False
     fit: bool = False
     budget: int | None = None
+    money: float | None = None
     throughput: float | None = None
 
 
@@ -107,8 +110,9 @@ class GridSweeper(Sweeper):
 
     __module__ = PLUGINS
 
-    def __init__(self, params: dict[str, Any] | None, **_):  # `plan` puts it in the place of whichever a sweep names
-        self._axes = [f"{key}={values}" for key, values in (params or {}).items()]
+    # `plan` puts it in the place of whichever a sweep names.
+    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
+        self._params, self._candidates = params, candidates
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.config, self._loader = config, hydra_context.config_loader
@@ -117,7 +121,7 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list:
-        asked = points([*self._axes, *arguments])
+        asked = grid(self._params, self._candidates, arguments)
         if _options.plan:
             self._predict(asked)
             return []
@@ -184,11 +188,13 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{key} can't be swept over: a sweep is one study; run one sweep for each {key}.")
         wanted: dict[str, tuple[Cell, list[str]]] = {}
         architectures: dict[str, dict[str, Any]] = {}
+        asking: dict[str, dict[str, Any]] = {}
         for point in asked:
             composed = self._compose(point)
             cell = cells_of.from_config(composed)
             wanted.setdefault(cell.id, (cell, point))
             architectures |= _architecture(composed, point)
+            asking |= _asking(cell, composed)
         study = _study(composed)
         left, bare = [], []
         for cell, point in wanted.values():
@@ -204,7 +210,7 @@ class GridSweeper(Sweeper):
         if left:
             if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
                 enough(max(device_count(cell.settings) for cell, _ in left))
-            worker.check([cell for cell, _ in left], composed.data_root)
+            _check([cell for cell, _ in left], composed.data_root, asking)
             study.plan(cell for cell, _ in wanted.values())
             if _options.fit:
                 left = _fitting(left, architectures, study, composed.data_root)
@@ -221,15 +227,26 @@ class GridSweeper(Sweeper):
     def _predict(self, asked: list[list[str]]) -> None:
         """Print what the points would take; one that can't be is a line with its reason."""
         planned: dict[str, tuple[str, Cell | str]] = {}
+        elsewhere: dict[str, Cell] = {}
         architectures: dict[str, dict[str, Any]] = {}
+        asking: dict[str, dict[str, Any]] = {}
         for point in asked:
             composed = self._compose(point)
             architectures |= _architecture(composed, point)
             try:
                 cell = cells_of.from_config(composed)
-                planned.setdefault(cell.id, (cell.name, cell))
             except UserError as error:
                 planned.setdefault(str(error), (" ".join(point), str(error)))
+                continue
+            if behind_api(cell):
+                elsewhere[cell.id] = cell
+                asking |= _asking(cell, composed)
+            else:
+                planned.setdefault(cell.id, (cell.name, cell))
+        if elsewhere:
+            _check(list(elsewhere.values()), composed.data_root, asking)
+        if not planned:
+            return
         made = plan.make(list(planned.values()), architectures, composed.data_root, _options.budget)
         results = Path(composed.results_dir).expanduser()
         print("\n".join(plan.lines(made, results, _options.throughput)))
@@ -243,12 +260,27 @@ def _architecture(config: DictConfig, point: list[str]) -> dict[str, dict[str, A
     return {config.model.name: OmegaConf.to_container(config.model.architecture, resolve=True)}
 
 
+def _asking(cell: Cell, config: DictConfig) -> dict[str, dict[str, Any]]:
+    """How the cell's model is asked, by the cell's id; nothing if it is not behind an API."""
+    how = cost.asking(cell, config, _study(config))
+    return {} if how is None else {cell.id: how}
+
+
+def _check(cells: list[Cell], data_root: str | None, asking: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError if one of `cells` can't be run, or if asking what is behind an API would cost too much."""
+    counts = worker.check(cells, data_root, asking)
+    cost.told(cost.estimates(cells, asking, counts), _options.money)
+
+
 def _fitting(
     left: list[tuple[Cell, list[str]]], architectures: dict[str, dict[str, Any]], study: Study, data_root: str | None
 ) -> list[tuple[Cell, list[str]]]:
     """Those of `left` that are predicted to fit; the others are recorded as unfit."""
+    fitting = [pair for pair in left if behind_api(pair[0])]  # which take no memory here
+    left = [pair for pair in left if pair not in fitting]
+    if not left:
+        return fitting
     made = plan.make([(cell.name, cell) for cell, _ in left], architectures, data_root, _options.budget)
-    fitting = []
     for point, (cell, overrides) in zip(made.points, left, strict=True):
         if made.fits(point):
             fitting.append((cell, overrides))
@@ -262,6 +294,15 @@ def _fitting(
                 record.write(unfit, study.path(cell))
         print(f"{cell.name} is left out. {reason}", file=sys.stderr)
     return fitting
+
+
+def grid(params: dict[str, Any] | None, candidates: list[str] | None, arguments: Sequence[str]) -> list[list[str]]:
+    """The points of a sweep's axes, once for each candidate; what `arguments` give a key goes before both.
+
+    candidates: overrides that belong together, such as ``method=base model=tiny``.
+    """
+    axes = [f"{key}={values}" for key, values in (params or {}).items()]
+    return [point for line in candidates or [""] for point in points([*shlex.split(line), *axes, *arguments])]
 
 
 def points(overrides: list[str]) -> list[list[str]]:
@@ -333,6 +374,9 @@ def _run(config: DictConfig) -> Outcome:
 
 
 def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Record:
+    asking = _asking(cell, config)
+    if asking and _progress is None:
+        _check([cell], config.data_root, asking)
     progress = _progress or Progress(1)
     progress.start(cell)
     try:
@@ -347,6 +391,7 @@ def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Recor
             warn=_progress is None,
             save=config.save,
             tracker=config.tracker,
+            asking=asking.get(cell.id),
         )
     finally:
         progress.clear()
@@ -478,12 +523,16 @@ def _ours(command: str, arguments: list[str]) -> tuple[Options, list[str]]:
         parser.add_argument("--throughput", type=float)
     if command == "sweep":
         parser.add_argument("--fit", action="store_true")
-    if command in ("plan", "sweep"):
-        parser.add_argument("--budget", type=units.parse_size)
+    parser.add_argument("--budget", type=units.parse_budget)
     found, rest = parser.parse_known_args(arguments)
     options = Options(plan=command == "plan", **vars(found))
+    if isinstance(options.budget, units.Dollars):
+        options.budget, options.money = None, options.budget
     if options.budget is not None and not options.plan and not options.fit:
-        raise UserError("--budget is for `plan` and `sweep --fit`; add --fit to leave out what does not fit.")
+        raise UserError(
+            "--budget in bytes is for `plan` and `sweep --fit`; add --fit to leave out what does not fit, or name a "
+            "sum of money, as 5USD, for what models behind an API may cost."
+        )
     if options.throughput is not None and not options.throughput > 0:
         raise UserError(f"--throughput {options.throughput} can't be: it must be positive.")
     return options, rest

@@ -30,6 +30,9 @@ AS_EVER = {
 }
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
+# Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
+NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price")
+
 
 def from_config(config: DictConfig) -> Cell:
     """The cell that a composed configuration means.
@@ -57,6 +60,7 @@ def from_config(config: DictConfig) -> Cell:
         # Untuned: only how the validation loss is taken can change the result.
         train = {k: train[k] for k in ("max_length", "validation_items", "precision", "batch_size")}
         seed = None
+    elsewhere = resolved["model"]["base_url"] is not None
     settings = {
         "method": slots,
         "model": _model(resolved["model"]),
@@ -67,6 +71,9 @@ def from_config(config: DictConfig) -> Cell:
         "speedups": resolved["speedups"],
         "seed": seed,
     }
+    if elsewhere:
+        settings |= _asked(resolved)
+        del settings["speedups"]
     _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | settings)
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
     used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
@@ -91,9 +98,27 @@ def _chosen(resolved: dict[str, Any], group: str) -> dict[str, Any]:
 
 def _model(settings: dict[str, Any]) -> dict[str, Any]:
     """What of the model's settings decides a result. A folder is named from where one works: a record tells no more."""
-    kept = {k: v for k, v in settings.items() if k not in ("name", "architecture") and (k, v) not in SAFE.items()}
-    path = Path(kept["path"]).expanduser()
-    return kept | {"path": os.path.relpath(path)} if path.is_absolute() else kept
+    kept = {k: v for k, v in settings.items() if k not in NO_PART and (k, v) not in SAFE.items()}
+    return kept | {"path": _relative(kept["path"])}
+
+
+def _asked(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of a model behind an API that decide its answers, in place of those of one that is here."""
+    model = {key: resolved["model"][key] for key in ("name", "base_url")}
+    if (tokenizer := resolved["model"]["tokenizer"]) is not None:
+        model["tokenizer"] = _relative(tokenizer)
+    return {
+        "model": model | {"base_url": model["base_url"].rstrip("/")},
+        "data": {"name": resolved["data"]["name"]},
+        "eval": {k: v for k, v in _chosen(resolved, "eval").items() if k not in ("batch_size", "engine")},
+        "train": {},
+        "infer": {"repeats": 0},
+    }
+
+
+def _relative(place: str) -> str:
+    path = Path(place).expanduser()
+    return os.path.relpath(path) if path.is_absolute() else place
 
 
 def _described(settings: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from harness import config as settings_of
 from harness.config import CONF, PRECAUTIONS, SWEEPS, Config
 from harness.errors import UserError
 from harness.private import leaves
-from harness.record import Precautions, Record, cell_id, read_study
+from harness.record import Precautions, Record, behind_api, cell_id, read_study
 from harness.sweep import worker
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
@@ -100,6 +100,8 @@ def objection(found: Record) -> str | None:
     settings = found.cell.settings
     if cell_id(settings) != found.cell.id:
         return "its settings are not those that its id stands for"
+    if behind_api(found.cell):
+        return "how its model is asked (key, prices) is no part of it"
     model = settings["model"]
     if model.get("trust_remote_code") or not model.get("use_safetensors", True):
         return "it asks for code or pickled weights of its model's to be trusted"

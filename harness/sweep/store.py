@@ -8,6 +8,7 @@ results_dir/study/NAME.json            the record
                   .harness/plan.json   the cells that sweeps asked for
                   .harness/running/    one claim a running cell (harness/sweep/claim.py)
                   .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/checkpoint.py
+                  .harness/answers/NAME.jsonl  what a model behind an API answered: harness/job/api_engine.py
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ class Study:
 
     def checkpoints(self, cell: Cell) -> Path:
         return self._checkpoints(cell.name)
+
+    def answers(self, cell: Cell) -> Path:
+        return self._answers(cell.name)
+
+    def _answers(self, name: str) -> Path:
+        return self._state / "answers" / f"{name}.jsonl"
 
     def _checkpoints(self, name: str) -> Path:
         return self._state / "checkpoints" / name
@@ -114,7 +121,8 @@ class Study:
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
         for found in (*gone, *begun):
             discard(found)
-        discard(self._checkpoints(name))
+        for found in (self._checkpoints(name), self._answers(name)):
+            discard(found)
         with claim.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:

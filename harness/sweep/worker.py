@@ -32,14 +32,19 @@ from harness.sweep.store import Study
 _server = Server()  # of this process
 
 
-def check(cells: list[Cell], data_root: str | None) -> None:
+def check(
+    cells: list[Cell], data_root: str | None, asking: dict[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Have a job look at what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
+    asking: by id of the cells whose model is behind an API, how it is asked. Returns what they would ask for.
     Raises UserError with the first thing that can't work; warns if others use this machine.
     """
     _warn_of_load()
     request = {"check": [dataclasses.asdict(c) for c in cells], "data_root": _absolute(data_root), "warn": True}
-    _ask("The check before the sweep", request, lambda _: None)
+    answers: list[dict] = []
+    _ask("The check before the sweep", request | {"asking": asking or {}}, answers.append)
+    return {answer["id"]: answer["estimate"] for answer in answers}
 
 
 def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict:
@@ -159,10 +164,12 @@ def run(
     warn: bool = False,
     save: str = "none",
     tracker: str | None = None,
+    asking: dict[str, Any] | None = None,
 ) -> Record:
     """Run `cell`, claimed by `claim`, and return its record, which lies in the study's folder by then.
 
     warn: whether to say so if others use this machine. save, tracker: as in harness.config.Config.
+    asking: how its model is asked, if that is behind an API.
 
     Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
     written.
@@ -179,6 +186,7 @@ def run(
         "precautions": dataclasses.asdict(precautions),
         "save": save,
         "tracker": tracker,
+        "asking": asking,
     }
     if warn:
         _warn_of_load()
