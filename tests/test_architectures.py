@@ -53,7 +53,7 @@ PAIRS = [(kind, method) for kind in ARCHITECTURES for method in METHODS if kind 
 NOT_OF_EXPERTS = {
     "qlora": r"those of the experts, lie in stacks that would not be quantised",
     "base_nf4": r"those of the experts, lie in stacks that would not be quantised",
-    "galore": r"those of the experts, lie in stacks that would not be projected",
+    "galore": r"those of the experts, lie in stacks that would not be matrices to its optimizer",
     "dora": r"use_dora=True; method\.adapt\.target_modules=\[k_proj,o_proj,q_proj,v_proj\] leaves its experts",
 }
 REFUSED = {(kind, method) for kind in MIXTURES for method in NOT_OF_EXPERTS}

@@ -141,7 +141,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
         others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
         reason = _first_line(error).rstrip(".")
         raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves its experts as they are.") from error
-    if everywhere:
+    if everywhere and experts:
         _check_reach(net, matrices | experts)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
@@ -331,7 +331,7 @@ def _check_experts(base: nn.Module, cell: Cell) -> None:
     slots, experts = cell.settings["method"], sum(weight.numel() for weight in stacks(base).values())
     passed_over = {
         "quantised": slots["load"].get("quantization_config"),
-        "projected": (slots["optim"] or {}).get("matrices"),
+        "matrices to its optimizer": (slots["optim"] or {}).get("matrices"),
     }
     for what, asked in passed_over.items():
         if experts and asked:
