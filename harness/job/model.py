@@ -115,10 +115,11 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
     )
 
 
-def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> nn.Module:
+def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
     """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
 
     samples: for an adapter whose start (slot `init`) needs data; without them, or without values, it starts as any.
+    saved: the folder of an adapter to be taken as it was saved, with the shapes that training gave it.
     """
     slots = cell.settings["method"]
     if slots["adapt"] is None:
@@ -134,7 +135,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
         # Peft would go by the model's name, and adapt routers too, which no other method here takes for a matrix.
         change.target_modules, change.target_parameters = set(matrices), set(experts)
     try:
-        net = _adapted(base, change, slots.get("init"), samples)
+        net = _adapted(base, change, slots.get("init"), samples, saved)
     except ValueError as error:
         if not (everywhere and experts):
             raise
@@ -150,8 +151,14 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None) -> 
 
 
 def _adapted(
-    base: PreTrainedModel, config: peft.PeftConfig, init: dict[str, Any] | None, samples: Samples | None
+    base: PreTrainedModel,
+    config: peft.PeftConfig,
+    init: dict[str, Any] | None,
+    samples: Samples | None,
+    saved: Path | None,
 ) -> nn.Module:
+    if saved is not None:
+        return peft.PeftModel.from_pretrained(base, saved)
     if init is not None and samples is not None:
         return instantiate(init, _convert_="all")(base, config, samples)
     plain = init is not None or base.device.type == "meta"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -54,17 +53,15 @@ def _name_base(config: Path, settings: dict[str, Any]) -> None:
 def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """The model of the record `found` on the device `on`: its base if it is untuned, else as saved in `folder`.
 
-    An adapter is put on the base as it was for training. Raises UserError if the base is out of reach, or if the saved
-    weights are not those of this method.
+    An adapter is put on the base as it was for training. Raises UserError if the base is out of reach, or if no
+    safetensors are there.
     """
     cell = found.cell
     if found.saved is not None and found.saved.form != "adapter":
         settings = cell.settings | {"model": {"path": str(folder), "revision": None}}
         return model.load(dataclasses.replace(cell, settings=settings), on)
-    net = model.adapt(model.load(cell, on), cell)
-    if found.saved is not None:
-        weights = load_file(folder / ADAPTER[1], device=str(on))
-        odd = set_peft_model_state_dict(net, weights).unexpected_keys
-        if odd:
-            raise UserError(f"{folder} holds weights that {cell.method} has no place for, such as {min(odd)}.")
-    return net
+    if found.saved is None:
+        return model.load(cell, on)
+    if not (folder / ADAPTER[1]).is_file():
+        raise UserError(f"{folder} holds no {ADAPTER[1]}; nothing else is loaded, for pickled weights can run code.")
+    return model.adapt(model.load(cell, on), cell, saved=folder)
