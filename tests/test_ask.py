@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from job_helpers import tiny
+from omegaconf import OmegaConf
 from peft import PeftModel
 from records import make_record
 from scripted import server
@@ -22,6 +23,7 @@ from harness.__main__ import main
 from harness.job import ask, embedded, model, run
 from harness.record import decode, write
 from harness.report import side, stats
+from harness.sweep import ask as asking_of
 
 # The judge
 
@@ -173,6 +175,31 @@ def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_i
 
 
 # Models on this machine
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "begins"),
+    [
+        ("Question: {question}\nAnswer:", "Question: Why?\nAnswer:", "Question:"),
+        ("Below.\n\n### Do:\n{instruction}\n### With:\n{input}", "Below.\n\n### Do:\nWhy?\n### With:\n", "### Do:"),
+        ("{question}", "Why?", ""),
+    ],
+)
+def test_a_prompt_is_put_as_the_data_puts_its_questions(template, text, begins):
+    assert ask.put(template, "Why?") == (text, begins)
+
+
+@pytest.mark.parametrize(
+    ("data", "prompt"),
+    [
+        ("alpaca", "### Instruction:\n{instruction}\n\n### Response:"),
+        ("wordmath", "Question: {question}\nAnswer:"),
+        ("no_robots", None),
+    ],
+)
+def test_the_data_say_how_they_are_asked(compose, data, prompt):
+    found = asking_of._prompt(OmegaConf.to_container(compose(f"data={data}").data, resolve=True))
+    assert found is None if prompt is None else found.endswith(prompt)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from harness.job import engine, score
+from harness.job.attention import PROMPTED
 from harness.job.engine import CALL, Engine, grouped
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -104,7 +105,6 @@ STANDING_BACK = {
     "sliding and full": (gemma3, "tokens exceed the attention's window of 24"),
     "recurrent": (mamba, "recurrent state"),
     "positions of its own": (mpt, "shared prefixes"),
-    "tokens of its own": (prompt_tuned, "raises RuntimeError"),
     "positions by length": (dynamic_rope, "positions depend on a sequence's length (dynamic)"),
 }
 
@@ -182,6 +182,15 @@ def test_stands_back_where_a_prefix_can_not_be_shared(name, tokenizer, tmp_path)
     assert ours.generate_until(questions(4), disable_tqdm=True) == stock.generate_until(questions(4), disable_tqdm=True)
     assert set(ours.used) == {"shared_prefix", "continuous_batching"}
     assert all(used.startswith("off: ") and reason in used for used in ours.used.values())
+
+
+def test_stands_back_where_a_method_puts_tokens_before_a_sequence(tokenizer, tmp_path):
+    """What it writes is not stock's, which loses those tokens: test_infer.py has the answers."""
+    stock, ours = pair(built(prompt_tuned, tokenizer, tmp_path), tokenizer)
+    requests = multiple_choice()
+    assert ours.loglikelihood(requests, disable_tqdm=True) == stock.loglikelihood(requests, disable_tqdm=True)
+    assert len(ours.generate_until(questions(2), disable_tqdm=True)) == 2
+    assert {*ours.used.values()} == {f"off: {PROMPTED}"}
 
 
 @pytest.mark.parametrize("make", [mistral, gemma3, dynamic_rope])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,13 +47,13 @@ TOKENS = 256  # of a judge's reply
 class Local:
     """A model on this machine: that of the cell whose record lies at `record`, as it was saved, or untuned.
 
-    prompt: how the cell's data puts a question; what is asked stands in the place of the question.
+    prompt: how the cell's data puts a question, with what is asked in its first field; null for the chat template.
     """
 
     label: str
     record: str
     tuned: bool
-    prompt: str
+    prompt: str | None
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,17 @@ def _plain(cell: Cell) -> Cell:
 
 
 @torch.inference_mode()
-def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, prompt: str, tokens: int) -> str:
+def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str, tokens: int) -> str:
     """What is likeliest to follow, up to where another question would begin, as evaluations read it."""
-    asked = tokenizer(template.replace("{question}", prompt), return_tensors="pt").to(net.device)
+    if template is None:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        begins = ""
+    else:
+        text, begins = put(template, prompt)
+        asked = tokenizer(text, return_tensors="pt")
+    asked = asked.to(net.device)
     if model.prompted(net):
         found = infer.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
     else:
@@ -146,8 +155,14 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str, p
             top_p=None,
         )
     text = tokenizer.decode(found[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-    before = template.partition("{question}")[0].strip()
-    return (text.partition(f"\n{before}")[0] if before else text).strip()
+    return (text.partition(f"\n{begins}")[0] if begins else text).strip()
+
+
+def put(template: str, prompt: str) -> tuple[str, str]:
+    """`prompt` in the first field of a data set's `template`, others empty; and the words that it begins with."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    before = template.partition("{")[0].rstrip()
+    return template.format(**(dict.fromkeys(fields, "") | {fields[0]: prompt})), before.rpartition("\n")[2]
 
 
 # The judge
