@@ -26,8 +26,10 @@ $(VENV)/tested: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# Two processes of one thread: tiny models gain nothing by a second one.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
 # skipped.
@@ -46,7 +48,7 @@ $(FAULTS)/installed: pyproject.toml
 check: $(VENV)/tested ## What a change must pass: lint, format, tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
