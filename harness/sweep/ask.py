@@ -67,7 +67,7 @@ def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None]
     bases = {}  # one of each model and way to put a question
     for found, record in records:
         of_it = record.cell.settings
-        bases.setdefault(json.dumps([of_it["model"], _prompt(of_it["data"])]), (found, record))
+        bases.setdefault(json.dumps([of_it["model"], _template(of_it["data"])]), (found, record))
     local = [
         _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
         for found, record in bases.values()
@@ -80,11 +80,11 @@ def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None]
 
 
 def _local(label: str, found: Found, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
-    prompt = AS_TYPED if as_typed else _prompt(record.cell.settings["data"])
+    prompt = AS_TYPED if as_typed else _template(record.cell.settings["data"])
     return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
 
 
-def _prompt(data: dict[str, Any]) -> str | None:
+def _template(data: dict[str, Any]) -> str | None:
     """How data put a question with nothing beside it; None for conversations, which the chat template writes."""
     of_file = data["load"].get("columns") or {}
     if data["load"].get("messages") or of_file.get("messages"):
