@@ -212,7 +212,8 @@ class Planner:
         """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
         settings = cell.settings
         net, added = model.shell(cell, config)
-        if any(experts.dtype is not torch.bfloat16 for experts in model.stacks(net).values()):
+        own = (weight for name, weight in model.stacks(net).items() if name not in added)
+        if any(experts.dtype is not torch.bfloat16 for experts in own):
             raise UserError(
                 "Of experts in stacks torch predicts products in bfloat16 alone; plan model.dtype=bfloat16."
             )
