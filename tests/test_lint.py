@@ -443,6 +443,14 @@ def test_a_method_on_more_devices_than_the_others_is_told():
     assert rules == ["The setting train.devices differs", "The setting train.parallel differs"]
 
 
+def test_the_table_says_on_how_many_devices_cells_trained():
+    records = study()
+    assert not any("device" in line for line in comparison(records).caption if line.startswith("Cells trained"))
+    settings(of(records, "full"), train__devices=2, train__parallel="fsdp")
+    told = "Cells trained on 1 device or 2 devices (fsdp): tokens/s counts the tokens of all, memory is of the one"
+    assert any(line.startswith(told) for line in comparison(records).caption)
+
+
 def test_devices_that_every_method_has_alike_are_an_axis_on_the_same_batches():
     records = study("full", "lora", seeds=(0,))
     two = study("full", "lora", seeds=(0,))

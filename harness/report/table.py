@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record, behind_api
+from harness.record import Record, behind_api, device_count
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings, inference_text, ran_with
 
@@ -112,7 +112,8 @@ def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
     lines += _inference_caption(records) if inference else []
     if any(row.chosen for row in rows) and "setting" in names:
         lines.append(f"{CHOSEN.strip()} is the setting with the least validation loss of its method.")
-    lines += [*_training_caption(records), *_seeds_caption(rows), *_environment_caption(records)]
+    lines += [*_training_caption(records), *_devices_caption(records)]
+    lines += [*_seeds_caption(rows), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are given for finished rows only.")
@@ -191,6 +192,16 @@ def _training_caption(records: list[Record]) -> list[str]:
         return [f"Every trained cell took {steps} steps over {tokens} raw tokens."]
     equal = ", equal for equal model, data and seed" if all(len(group) == 1 for group in alike.values()) else ""
     return [f"Trained cells took {steps} steps over {tokens} raw tokens{equal}."]
+
+
+def _devices_caption(records: list[Record]) -> list[str]:
+    """On how many devices cells trained, if any did on several."""
+    trained = [record.cell.settings for record in records if record.train]
+    found = sorted({(n, s["train"]["parallel"] if n > 1 else "") for s in trained for n in [device_count(s)]})
+    if not found or found[-1][0] == 1:
+        return []
+    told = " or ".join(f"{n} devices ({parallel})" if n > 1 else "1 device" for n, parallel in found)
+    return [f"Cells trained on {told}: tokens/s counts the tokens of all, memory is of the one that held most."]
 
 
 def _seeds_caption(rows: list[Row]) -> list[str]:
