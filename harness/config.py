@@ -248,6 +248,14 @@ class Config:
 PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on_oom": "on_oom"}
 
 
+def check_precautions(config: DictConfig) -> None:
+    """Raise UserError for the first of a cell's precautions that can't be."""
+    if config.timeout is not None and not config.timeout > 0:
+        raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
+    if config.train.save_every is not None and config.train.save_every < 1:
+        raise UserError(f"train.save_every={config.train.save_every} can't be: it must be 1 or more.")
+
+
 def precautions(config: DictConfig) -> Precautions:
     return Precautions(**{name: OmegaConf.select(config, key) for key, name in PRECAUTIONS.items()})
 
@@ -273,7 +281,7 @@ LEAST = {
     "train": dict.fromkeys(
         (
             *("max_steps", "batch_size", "grad_accum", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "save_every", "max_tokens", "devices"),
+            *("validate_every", "bucketing", "max_tokens", "devices"),
         ),
         1,
     ),
@@ -309,8 +317,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"data.noise={config.data.noise} can't be: it is a share of the answers, from 0 to 1.")
     if config.train.packing and config.train.bucketing > 1:
         raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
-    if config.timeout is not None and not config.timeout > 0:
-        raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
+    check_precautions(config)
     one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
     one_of("train.parallel", config.train.parallel, ["ddp", "fsdp"])
     one_of("speedups", config.speedups, ["auto", "off"])

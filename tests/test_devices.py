@@ -24,7 +24,7 @@ from records import make_record, measured
 from harness import config
 from harness.errors import UserError
 from harness.job import data, device, meter, plan, ranks, run
-from harness.record import Cell, Failure, Kinds, Memory, Phase, Probe, Record
+from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record
 from harness.report.frame import frame
 from harness.sweep import oom, worker
 from harness.sweep.store import Study
@@ -185,8 +185,8 @@ def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone, harm
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        go(tmp_path, cell, stop, save_every=2)
-    record = go(tmp_path, cell, save_every=2)
+        go(tmp_path, cell, stop, precautions=Precautions(save_every=2))
+    record = go(tmp_path, cell, precautions=Precautions(save_every=2))
     alike(record, alone("method=lora", "train.grad_accum=2", "train.bucketing=2"))
     assert record.train.resumed_at == [2]
 
@@ -236,7 +236,7 @@ def test_devices_that_drift_apart_are_no_result(tmp_path, harmful):
 @pytest.mark.slow
 @on_cpu
 def test_one_device_out_of_memory_is_enough(tmp_path, harmful):
-    record = go(tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), on_oom=True)
+    record = go(tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), precautions=Precautions(on_oom=True))
     assert record.status == "ok", record.failure
     assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (2, 2)
     (failure,) = record.smaller_batches.after
@@ -399,7 +399,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
 
 def out_of_memory(size: int, devices: int) -> Record:
     train = {"batch_size": size, "grad_accum": 1, "devices": devices}
-    record = make_record("lora", status="oom", settings={"train": train})
+    record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure = Failure("train", 3, "no memory")
     return record
 

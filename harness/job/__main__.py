@@ -35,8 +35,8 @@ def main(request: dict[str, Any]) -> int:
 
         from harness.job import device
 
-        cells = request.get("check", [request["cell"]] if "cell" in request else [])
-        count = max((device_count(cell["settings"]) for cell in cells), default=1)
+        cells = [Cell(**cell) for cell in request.get("check", [request["cell"]] if "cell" in request else [])]
+        count = max((device_count(cell.settings) for cell in cells), default=1)
         # Before libraries that may set up CUDA come in: what they hold would look like another's.
         for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
@@ -65,9 +65,8 @@ def main(request: dict[str, Any]) -> int:
             answers = ask.ask(decode(ask.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event))
             report({"phase": "ask", "answers": answers})
         elif "check" in request:
-            checked = [Cell(**cell) for cell in request["check"]]
-            run.check(checked, request["data_root"])
-            for cell in checked:
+            run.check(cells, request["data_root"])
+            for cell in cells:
                 if asking := request.get("asking", {}).get(cell.id):
                     found = api.estimate(cell, decode(api.Asking, asking), request["data_root"])
                     report({"phase": "check", "id": cell.id, "estimate": found})
@@ -81,7 +80,7 @@ def main(request: dict[str, Any]) -> int:
         else:
             checkpoints = request.get("checkpoints")
             asked = {
-                "cell": Cell(**request["cell"]),
+                "cell": cells[0],
                 "study": request["study"],
                 "path": Path(request["path"]),
                 "data_root": request["data_root"],

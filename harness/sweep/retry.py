@@ -48,7 +48,7 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None
-    settings_of.check(config)
+    settings_of.check_precautions(config)
     asked = settings_of.precautions(config)
     return {PRECAUTIONS[key]: getattr(asked, PRECAUTIONS[key]) for key in keys}
 

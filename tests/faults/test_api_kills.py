@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from grid import ENVIRONMENT
 from serving import Wire, chatty, serve
-from test_kills import ENVIRONMENT, family
+from test_kills import family
 
 from harness.record import read_study
 
