@@ -236,7 +236,9 @@ def test_devices_that_drift_apart_are_no_result(tmp_path, harmful):
 @pytest.mark.slow
 @on_cpu
 def test_one_device_out_of_memory_is_enough(tmp_path, harmful):
-    record = go(tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), precautions=Precautions(on_oom=True))
+    record = go(
+        tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), precautions=Precautions(on_oom=True)
+    )
     assert record.status == "ok", record.failure
     assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (2, 2)
     (failure,) = record.smaller_batches.after
