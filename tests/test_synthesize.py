@@ -386,13 +386,11 @@ def test_a_cell_is_trained_on_what_was_made_as_on_real_problems(tmp_path, monkey
     small += ["train.precision=fp32", "train.validation_items=4", "eval.tasks=[]", "infer.repeats=0"]
     records = {
         name: run_cell(tmp_path / name, composed(f"data={name}", *small))
-        for name in ("wordmath_short", "synthetic", "synthetic_mixed")
+        for name in ("wordmath_short", "synthetic_mixed")
     }
     for record in records.values():
         assert record.status == "ok", record.failure
         assert 400 <= record.train.tokens.raw < 600
         assert record.train.steps == len(record.train.loss) < 20
         assert record.train.loss[-1].lr < record.train.loss[record.train.steps // 2].lr, "the schedule ends there too"
-    assert len({record.train.batches for record in records.values()}) == 3
-    untrained = {composed(f"data={name}", *small, "method=base").settings["data"]["name"] for name in records}
-    assert untrained == records.keys()
+    assert len({record.train.batches for record in records.values()}) == 2
