@@ -75,46 +75,8 @@ def main(arguments: list[str]) -> int:
             from harness.sweep import app
 
             return app.main(command, rest)
-        if command == "table":
-            return table(rest)
-        if command == "claims":
-            return claims(rest)
-        if command == "report":
-            return report(rest)
-        if command == "figures":
-            return figures(rest)
-        if command == "power":
-            return power(rest)
-        if command == "forgetting":
-            return forgetting(rest)
-        if command == "lint":
-            return lint(rest)
-        if command == "status":
-            return status(rest)
-        if command == "merge":
-            return merge(rest)
-        if command == "verify":
-            return verify(rest)
-        if command == "logs":
-            return logs(rest)
-        if command == "diff":
-            return diff(rest)
-        if command == "score":
-            return score(rest)
-        if command == "push":
-            return push(rest)
-        if command == "retry":
-            return retry(rest)
-        if command == "rm":
-            return rm(rest)
-        if command == "ask":
-            return ask(rest)
-        if command == "synthesize":
-            return synthesize(rest)
-        if command == "import":
-            return import_(rest)
-        if command == "doctor":
-            return doctor(rest)
+        if command in COMMANDS:
+            return COMMANDS[command](rest)
         if command in ("--help", "-h", "help"):
             print(HELP, end="")
             return 0
@@ -828,6 +790,30 @@ def _studies(options: argparse.Namespace, begun: bool = False) -> list[str]:
 def _complain(problems: list[str]) -> None:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "table": table,
+    "claims": claims,
+    "report": report,
+    "figures": figures,
+    "power": power,
+    "forgetting": forgetting,
+    "lint": lint,
+    "merge": merge,
+    "verify": verify,
+    "status": status,
+    "logs": logs,
+    "diff": diff,
+    "score": score,
+    "push": push,
+    "retry": retry,
+    "rm": rm,
+    "ask": ask,
+    "synthesize": synthesize,
+    "import": import_,
+    "doctor": doctor,
+}
 
 
 if __name__ == "__main__":

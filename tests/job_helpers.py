@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +44,18 @@ def no_peak():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "matmul_peak", lambda device, dtype: 1e10)
         yield
+
+
+@contextmanager
+def seen_by_jobs(folder: Path, name: str, source: str) -> Iterator[None]:
+    """Lets this process, and jobs, import the module `name` of this `source`; `folder` is where it lies."""
+    (folder / f"{name}.py").write_text(source)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patched.syspath_prepend(folder)
+        worker._server.stop()  # one that runs knows no such module
+        yield
+        worker._server.stop()
 
 
 def tiny(*overrides: str) -> Cell:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import run_claimed, tiny
+from job_helpers import no_peak, run_claimed, tiny  # noqa: F401
 from test_methods import SMALLER
 
 from harness.config import CONF
@@ -44,14 +44,6 @@ METHODS = {
 }
 UNTUNED = ("base", "base_nf4", "api")
 OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def at_once():
-    """Without the look at the device's speed, which takes longer than all else here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "matmul_peak", lambda *_: 1e9)
-        yield
 
 
 class Killed(BaseException):

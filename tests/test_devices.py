@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import run_cell, run_claimed, tiny
+from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
 from records import make_record, measured
 
 from harness import config
 from harness.errors import UserError
-from harness.job import data, device, meter, plan, ranks, run
+from harness.job import data, device, meter, plan, ranks
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record
 from harness.report.frame import frame
-from harness.sweep import oom, worker
+from harness.sweep import oom
 from harness.sweep.store import Study
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
@@ -67,23 +67,11 @@ def build(model, harm="none", **slot):
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def at_once():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "matmul_peak", lambda *_: 1e9)
-        yield
-
-
 @pytest.fixture(scope="module")
 def harmful(tmp_path_factory):
     """Lets this process, and jobs, find the module `harm`."""
-    folder = tmp_path_factory.mktemp("harm")
-    (folder / "harm.py").write_text(HARM)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        patched.syspath_prepend(folder)
+    with seen_by_jobs(tmp_path_factory.mktemp("harm"), "harm", HARM):
         yield
-        worker._server.stop()
 
 
 def short(*overrides: str, harm: str = "none") -> Cell:

@@ -6,17 +6,16 @@ A hook asks for a pebibyte where a micro-batch is too large, so that torch's own
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import pytest
 import torch
-from job_helpers import run_cell, run_claimed, tiny
+from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
 from harness.job import data, run
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
-from harness.sweep import app, oom, worker
+from harness.sweep import app, oom
 from harness.sweep.store import Study
 
 SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
@@ -34,14 +33,6 @@ def build(model, limit, **slot):
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return optim.build(model, **slot)
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def at_once():
-    """Without the look at the device's speed, which takes longer than all else here."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "matmul_peak", lambda *_: 1e9)
-        yield
 
 
 @pytest.fixture
@@ -199,10 +190,7 @@ def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory):
     """factory(size, limit): a LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
-    folder = tmp_path_factory.mktemp("factory")
-    (folder / "hungry.py").write_text(HUNGRY)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with seen_by_jobs(tmp_path_factory.mktemp("factory"), "hungry", HUNGRY):
         yield lambda size, limit: tiny(
             *SHORT,
             "method=lora",
@@ -210,7 +198,6 @@ def factory(tmp_path_factory):
             "method.optim._target_=hungry.build",
             f"+method.optim.limit={limit}",
         )
-        worker._server.stop()
 
 
 @pytest.mark.faults
