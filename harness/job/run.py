@@ -249,8 +249,7 @@ class _Job:
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
             self._enter("probe")
-            room = train_settings["max_length"] if train_settings.get("packing") else None
-            steps = [data.cut(step, size, room) for step in self.ready.steps]
+            steps = data.pieces(self.ready.steps, size, train_settings)
             make = instantiate(self.settings["method"]["optim"], _convert_="all")
 
             def build(net: nn.Module) -> Optimizer:
