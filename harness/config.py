@@ -364,7 +364,7 @@ def _check_devices(config: DictConfig) -> None:
     train, slots = config.train, config.method
     devices = f"train.devices={train.devices}"
     method, ddp = f"method={slots.name} can't be combined with {devices}", "use train.parallel=ddp."
-    optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_"))
+    optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_") or slots.optim._target_)
     refused = {
         f"{devices} can't share train.batch_size={train.batch_size}, of which each takes as many sequences as the "
         f"others; take a multiple of {train.devices}.": train.batch_size % train.devices,
@@ -379,6 +379,8 @@ def _check_devices(config: DictConfig) -> None:
             in slots.load,
             f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
             f"{ddp}": slots.optim.get("matrices"),
+            f"{method} and train.parallel=fsdp: its init, before or after takes whole weights, and each device has a "
+            f"share of them; {ddp}": slots.init or slots.optim.get("before") or slots.optim.get("after"),
             f"{method} and train.parallel=fsdp: {optimizer} is not known to step sharded weights; take one of "
             f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
             f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "

@@ -426,6 +426,7 @@ class Record:
     failure: Failure | None = None
     precautions: Precautions = field(default_factory=Precautions)  # none in records from before they were kept
     smaller_batches: SmallerBatches | None = None  # null if it was run as it was asked for
+    save: Literal["none", "adapter", "merged"] = "none"  # as in harness.config.Config; none in records from before it
     parameters: Parameters | None = None
     phases: dict[str, Phase] = field(default_factory=dict)
     probe: Probe | None = None

@@ -23,7 +23,7 @@ from records import make_record, measured
 
 from harness import config
 from harness.errors import UserError
-from harness.job import data, device, meter, plan, ranks
+from harness.job import data, device, meter, model, plan, ranks
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record
 from harness.report.frame import frame
 from harness.sweep import oom
@@ -37,6 +37,7 @@ HARM = '''
 import os, signal, sys
 
 import torch
+from peft.optimizers import create_lorafa_optimizer
 
 import harness.job.run
 from harness.job import optim
@@ -165,6 +166,16 @@ def test_two_devices_share_the_weights(tmp_path, alone, method):
 
 @pytest.mark.slow
 @on_cpu
+def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path, harmful):
+    lorafa = (*SHORT, "method=lorafa", "method.optim._target_=harm.create_lorafa_optimizer")
+    record = run_claimed(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
+    alike(record, run_cell(tmp_path, tiny(*lorafa)))
+    predicted = plan.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    assert Kinds(**predicted["peak"]) == record.probe.peak
+
+
+@pytest.mark.slow
+@on_cpu
 def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone, harmful):
     cell = short("method=lora", "train.grad_accum=2", "train.bucketing=2", *TWO)
 
@@ -266,6 +277,16 @@ def agreeing(folder: Path, report: ranks.Report, rank: ranks.Rank) -> None:
     note(folder / str(rank.number), (str(dtype), time, parts, joules))
 
 
+def gathering(folder: Path, cell: Cell, report: ranks.Report, rank: ranks.Rank) -> None:
+    """Shards a model and gathers it."""
+    net = model.adapt(model.load(cell, torch.device("cpu")), cell)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    accelerator = rank.accelerator(sharded=True, bf16=False)
+    found = ranks.whole(accelerator.prepare_model(net), accelerator)
+    alike = found.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in found.items())
+    note(folder / str(rank.number), (alike, len(found)))
+
+
 def note(path: Path, value: object) -> None:
     """Write `value` to `path`, all or nothing."""
     path.with_suffix(".tmp").write_text(repr(value))
@@ -320,6 +341,17 @@ def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, 
     assert noted(tmp_path) == [("torch.bfloat16", 2.0, {"forward": 1.0}, 3.0)] * 2
 
 
+@pytest.mark.slow
+@on_cpu
+def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
+    cell = tiny("method=lora")  # whose base is frozen
+    assert ranks.run(2, gathering, {"folder": tmp_path, "cell": cell}, print) == 0
+    (alike, count), other = noted(tmp_path)
+    assert alike
+    assert count > 0
+    assert other == (False, 0)
+
+
 def test_of_memory_the_largest_rank_is_told():
     one, other = Memory(allocated_peak=5, process_peak=7), Memory(allocated_peak=6, reserved_peak=1, process_peak=3)
     together = ranks.largest([{"train": Phase(2.0, one)}, {"train": Phase(1.0, other)}])
@@ -344,6 +376,14 @@ def test_of_memory_the_largest_rank_is_told():
         ),
         ((*SHARDED, "method=qlora"), "method=qlora can't be .*train.parallel=fsdp: packed weights can't be sharded"),
         ((*SHARDED, "method=galore"), "method=galore can't be .*train.parallel=fsdp: it projects whole gradients"),
+        *(
+            ((*SHARDED, f"method={name}"), f"method={name} can't be .*train.parallel=fsdp: its init, before or after")
+            for name in ("adalora", "corda", "eva", "lora_ga")
+        ),
+        (
+            (*SHARDED, "method=lorafa"),
+            "method=lorafa can't be .*peft.optimizers.create_lorafa_optimizer is not known to step sharded weights",
+        ),
         (
             (*SHARDED, "method=full", "method.optim.optimizer._target_=bitsandbytes.optim.AdamW8bit"),
             "method=full can't be .*bitsandbytes.optim.AdamW8bit is not known to step sharded weights",
@@ -365,6 +405,8 @@ def test_what_can_not_be_combined_is_refused_with_the_reason(compose, overrides,
     [
         (*TWO, "method=galore", "train.save_every=2", "retry.on_oom=true"),
         (*TWO, "method=qlora"),
+        (*TWO, "method=adalora"),
+        (*TWO, "method=eva"),
         (*SHARDED, "method=dora", "retry.on_oom=true"),
         ("train.devices=3", "method=base"),
         ("train.parallel=fsdp", "method=galore"),

@@ -21,6 +21,7 @@ from harness.units import parse_size
 METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
 # One each of what else there is: hooks of a step, a part frozen, two optimizers, tokens, tensors that are no buffers
 OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
+PACKED = ("train.packing=true", "train.max_length=256")
 BUDGET = 2**40
 
 
@@ -32,6 +33,7 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
     ("method", "shape"),
     [
         *itertools.product(METHODS, [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")]),
+        *(("lora", ("train.batch_size=2", *PACKED, f"speedups={which}")) for which in ("auto", "off")),
         *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
         *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
     ],
@@ -111,6 +113,14 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert most > 1
     assert peak(most) <= budget < peak(most + 1)
     assert planner.predict(cell, None, 1000)["largest_batch"] is None
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_the_largest_batch_is_counted_as_the_setting_is(packing):
+    cell = tiny("method=lora", "train.batch_size=3", f"train.packing={packing}", "train.max_length=256")
+    found = predicted(cell)
+    assert (found["shape"]["sequences"] > 3) == (packing == "true")
+    assert predicted(cell, budget=sum(found["peak"].values()) + 1)["largest_batch"] == 3
 
 
 def test_points_that_take_the_same_are_worked_out_once(monkeypatch):

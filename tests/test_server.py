@@ -10,12 +10,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import pytest
 from job_helpers import tiny
 
 from harness.config import ROOT
-from harness.sweep.server import Server
+from harness.sweep.server import Job, Server
 
 NOTHING = {"check": [], "data_root": None}
 
@@ -77,12 +78,23 @@ def test_a_stopped_job_is_gone(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         ask(server, log)
         job = server.start(log)
-        with job.request:
-            json.dump(endless(tmp_path), job.request)
+        trains(job, tmp_path)
         (pid,) = jobs_of(server._holder.pid)
         job.stop()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+        assert ask(server, log) == (0, [])
+
+
+def test_a_job_ends_with_its_holder(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        job = server.start(log)
+        trains(job, tmp_path)
+        (pid,) = jobs_of(server._holder.pid)
+        server._holder.kill()
+        gone([pid])
+        assert job.wait() == -signal.SIGKILL
         assert ask(server, log) == (0, [])
 
 
@@ -98,25 +110,46 @@ def test_a_job_that_is_stopped_before_it_was_asked_leaves_nothing(server, tmp_pa
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
-    words = "import sys,time; from harness.sweep.server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
+    words = "import sys; from harness.sweep.server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
     words += "; print(s._holder.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
-    words += "job.request.close() if sys.argv[1] else None; time.sleep(600)"
+    words += "job.request.close() if sys.argv[1] else None; [print(line, flush=True) for line in job.lines()]"
     request = json.dumps(endless(tmp_path)) if asked else ""
     sweep = subprocess.Popen([sys.executable, "-c", words, request], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    holder = int(sweep.stdout.readline())
-    jobs = jobs_of(holder) if asked else []
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
-    until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() and alive(pid) for pid in [holder, *jobs]):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    with sweep.stdout as told:
+        holder = int(told.readline())
+        jobs = []
+        if asked:
+            until_a_step(told)
+            jobs = jobs_of(holder)
+        sweep.kill()
+        sweep.wait()
+    gone([holder, *jobs])
 
 
 def endless(folder: Path) -> dict:
     """A request for a cell that would train for hours."""
     cell = tiny("train.max_steps=20000")
     return {"cell": asdict(cell), "study": "test", "path": str(folder / "cell.json"), "data_root": None}
+
+
+def trains(job: Job, folder: Path) -> None:
+    """Have `job` run such a cell; returns when it trains."""
+    with job.request:
+        json.dump(endless(folder), job.request)
+    until_a_step(job.events)
+
+
+def until_a_step(lines: IO[str]) -> None:
+    """Read what a job reports, up to a training step."""
+    assert any('"step"' in line for line in lines), "it ended before it trained"
+
+
+def gone(pids: list[int]) -> None:
+    """Wait until none of the processes runs; a holder may first have to end its imports."""
+    until = time.monotonic() + 60
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def jobs_of(holder: int) -> list[int]:

@@ -85,7 +85,7 @@ def main(request: dict[str, Any]) -> int:
                 "path": Path(request["path"]),
                 "data_root": request["data_root"],
                 "checkpoints": None if checkpoints is None else Path(checkpoints),
-                "precautions": decode(Precautions, request["precautions"]),
+                "precautions": decode(Precautions | None, request.get("precautions")),
                 "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
                 "save": request.get("save", "none"),
                 "tracker": request.get("tracker"),

@@ -297,6 +297,15 @@ def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[l
     return out
 
 
+def pieces(steps: list[list[list[Example]]], size: int, train: dict[str, Any]) -> list[list[list[Example]]]:
+    """The micro-batches that a device is given of each of `steps`, which are scheduled by the settings `train`.
+
+    They are of at most `size` sequences, or where they are packed, of at most `size` packs.
+    """
+    room = train["max_length"] if train.get("packing") else None
+    return [cut(step, size, room) for step in steps]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Examples as tensors, and the counts of their tokens.

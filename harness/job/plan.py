@@ -43,7 +43,7 @@ from harness.job.model import NeedsValues
 from harness.record import Cell, Probe, device_count
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
-LIMIT = 4096  # sequences a micro-batch, beyond which nobody asks how many more would fit
+LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Shape:
     raw: int
     padded: int
     real: bool
+
+    @property
+    def sequences(self) -> int:
+        """How many the largest micro-batch has."""
+        return max(map(len, self.micro))
 
     def batches(self, layout: data.Layout, times: int) -> list[Batch]:
         """Such micro-batches, or ones `times` as large, of tokens 0; of more than two the two largest stand for all."""
@@ -123,7 +128,7 @@ class Planner:
             "trainable": round(line.others["trainable"]),
             "flops": line.others["flops_per_token"] * shape.padded,
             "shape": {
-                "sequences": max(map(len, shape.micro)),
+                "sequences": shape.sequences,
                 "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
                 "raw": shape.raw,
                 "padded": shape.padded,
@@ -142,12 +147,12 @@ class Planner:
         architecture: dict[str, Any] | None,
         budget: int,
     ) -> int | None:
-        """Sequences like these in the largest micro-batch whose peak is within `budget`, at most LIMIT."""
-        twice = self._line(cell, shape, 2, layout, architecture)
+        """The largest train.batch_size, up to LIMIT, of sequences or packs like these whose peak is within `budget`."""
+        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings["train"]
+        rows = train["batch_size"] // device_count(cell.settings) if train.get("packing") else shape.sequences
 
-        def fits(sequences: int) -> bool:
-            times = sequences / max(map(len, shape.micro))
-            return sum(line.through(twice, 1, 2, times).peak.values()) <= budget
+        def fits(size: int) -> bool:
+            return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
 
         if not fits(1):
             return None
@@ -290,7 +295,7 @@ class Planner:
             steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
         else:
             size = train["batch_size"] // device_count(settings)
-            steps = [data.cut(step, size) for step in data.scheduled(splits["train"], train, cell.seed, encode)]
+            steps = data.pieces(data.scheduled(splits["train"], train, cell.seed, encode), size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
         shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]

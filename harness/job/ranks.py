@@ -305,14 +305,16 @@ def same(net: nn.Module) -> bool:
 
 
 def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """The trained weights of a sharded model, whole, by name and on the CPU; in the first rank alone."""
+    """All weights of a sharded model, whole, by name and on the CPU; in the first rank alone.
+
+    Those that were not trained too: to load and adapt the model anew would draw some of them anew.
+    """
     for part in net.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # a pass without gradients leaves some whole
     kept = {}
     for name, p in net.named_parameters():
-        if p.requires_grad:
-            gathered = p.detach().full_tensor()
-            if accelerator.is_main_process:
-                kept[name] = gathered.cpu()
+        gathered = p.detach().full_tensor()
+        if accelerator.is_main_process:
+            kept[name] = gathered.cpu()
     return kept

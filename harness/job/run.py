@@ -131,7 +131,7 @@ def run(
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
-    result.precautions, result.smaller_batches = precautions, smaller
+    result.precautions, result.smaller_batches, result.save = precautions, smaller, save
     try:
         job.run(result)
     except train.Diverged as error:
@@ -249,8 +249,7 @@ class _Job:
             result.validation = [record.ValidationPoint(0, 0, loss)]
         else:
             self._enter("probe")
-            room = train_settings["max_length"] if train_settings.get("packing") else None
-            steps = [data.cut(step, size, room) for step in self.ready.steps]
+            steps = data.pieces(self.ready.steps, size, train_settings)
             make = instantiate(self.settings["method"]["optim"], _convert_="all")
 
             def build(net: nn.Module) -> Optimizer:
@@ -258,6 +257,8 @@ class _Job:
                 self._optimizer = weakref.ref(optimizer)
                 return optimizer
 
+            if self.rank is not None:
+                make(net)  # an optimizer may leave some weights as they are, and DDP would wait for their gradients
             net = self.accelerator.prepare_model(net)
             self._added = {id(p) for name, p in self.accelerator.unwrap_model(net).named_parameters() if name in added}
             largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
@@ -283,12 +284,12 @@ class _Job:
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
             if self.rank is not None:
-                trained = self._leave(net, result)
+                weights = self._leave(net, result)
                 if self.rank.number > 0:
                     return
                 if self.sharded:
                     del net  # before there is a whole one
-                    net = self._whole(trained, layout)
+                    net = self._whole(weights, layout)
 
         batch = layout.batch(held_out[:4])
         if isinstance(net, PeftModel):
@@ -343,11 +344,11 @@ class _Job:
     def _leave(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
         """End what ranks do together; in the first `result` tells of them all then.
 
-        Returns its trained weights by name, where each rank has a share of them.
+        Returns its weights by name, where each rank has a share of them.
         """
         if not self.sharded and not ranks.same(net):
             raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
-        trained = ranks.whole(net, self.accelerator) if self.sharded else {}
+        weights = ranks.whole(net, self.accelerator) if self.sharded else {}
         told = gather_object([(result.probe, self.meter.phases, device.describe(self.accelerator.device)["device"])])
         probes, phases, on = zip(*told, strict=True)
         result.probe, self.meter.phases = ranks.fullest(probes), ranks.largest(phases)
@@ -355,16 +356,15 @@ class _Job:
             self.gpus = "+".join(each["id"] for each in on)
         self.rank.leave()
         self.accelerator = self._accelerator()
-        return trained
+        return weights
 
-    def _whole(self, trained: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
-        """The model on one device, with its weights `trained`; the others are as they were loaded."""
+    def _whole(self, weights: dict[str, torch.Tensor], layout: data.Layout) -> nn.Module:
+        """The model on one device, with the `weights` that the ranks had, which are used up."""
         gc.collect()
         net, _ = self._load("gather", self.accelerator.device)
-        weights = dict(net.named_parameters())
         with torch.no_grad():
-            for name, value in trained.items():
-                weights[name].copy_(value)
+            for name, p in net.named_parameters():
+                p.copy_(weights.pop(name))
         if layout.flat:
             attention.enable(net)
         return net

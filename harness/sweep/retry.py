@@ -58,8 +58,8 @@ def retry(
 ) -> list[Record]:
     """Run the cells of `records` again, with the precautions that they ran with but for the `changed` ones.
 
-    Returns their new records. Raises UserError before anything is run if one can't be. One that another process is
-    running, or has just run, is left to that, with a line on standard error.
+    Weights are saved as was asked for then. Returns their new records. Raises UserError before anything is run if one
+    can't be. One that another process is running, or has just run, is left to that, with a line on standard error.
     """
     for found in records:
         if (why := objection(found)) is not None:
@@ -88,7 +88,7 @@ def _run(study: Study, found: Record, data_root: str | None, precautions: Precau
             raise UserError("another process has run it meanwhile.")
         progress.start(found.cell)
         try:
-            again = worker.run(found.cell, study, claim, data_root, progress.update, precautions)
+            again = worker.run(found.cell, study, claim, data_root, progress.update, precautions, save=found.save)
         finally:
             progress.clear()
         progress.end(again)

@@ -224,6 +224,7 @@ def run(
                 failure=Failure(last["phase"], last.get("step"), reason or _how_it_ended(last, code, log)),
                 precautions=precautions,
                 smaller_batches=smaller,
+                save=save,
             )
             record.write(failed, path)
         return record.read(path)
