@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
+from harness.__main__ import main
 from harness.config import CONF, ROOT
 from harness.record import Cell
 from harness.sweep import app
 from harness.sweep.cell import from_config
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    return (yield from nameless())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Iterator[None]:
+    return (yield from nameless())
+
+
+def nameless() -> Iterator[None]:
+    """Hides the test's name from the environment: with each another one, no holder of jobs would serve two tests."""
+    name = os.environ.pop("PYTEST_CURRENT_TEST", None)
+    try:
+        return (yield)
+    finally:
+        if name is not None:
+            os.environ["PYTEST_CURRENT_TEST"] = name
 
 
 @pytest.fixture(scope="session")
@@ -44,5 +66,25 @@ def harness(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     def run(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         command = [sys.executable, *python, "-m", "harness", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
+    """inside(*arguments) is harness(*arguments) in this process, whose jobs need not wait for imports each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra is handed its own
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        capfd.readouterr()
+        at_end = signal.getsignal(signal.SIGTERM)
+        try:
+            status = main([*arguments])
+        finally:
+            signal.signal(signal.SIGTERM, at_end)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, status, said.out, said.err)
 
     return run

@@ -223,8 +223,8 @@ TINY = (
 )
 
 
-def test_plan_tells_and_launches_nothing(harness, tmp_path):
-    done = harness("plan", "method=base,full,lora,galore", "rank=4,500", *TINY[:1], *TINY[2:], "--budget", "2GB")
+def test_plan_tells_and_launches_nothing(inside, tmp_path):
+    done = inside("plan", "method=base,full,lora,galore", "rank=4,500", *TINY[:1], *TINY[2:], "--budget", "2GB")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0].split("-")[0]: line for line in done.stdout.splitlines() if re.search("yes|no|tight", line)}
     assert {"base", "full", "lora", "galore"} <= rows.keys()
@@ -234,15 +234,15 @@ def test_plan_tells_and_launches_nothing(harness, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_names_what_can_not_be_combined_and_goes_on(harness):
-    done = harness("plan", "method=lora", "lr=1e-4,-1", *TINY)
+def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
+    done = inside("plan", "method=lora", "lr=1e-4,-1", *TINY)
     assert done.returncode == 0, done.stderr
     assert "lr=-1" in done.stdout
     assert "lora-r4-a8-lr1e-4" in done.stdout
 
 
-def test_plan_of_nothing_that_can_be(harness):
-    done = harness("plan", "method=lora", "lr=-1", *TINY)
+def test_plan_of_nothing_that_can_be(inside):
+    done = inside("plan", "method=lora", "lr=-1", *TINY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Impossible: ")
 
@@ -256,15 +256,15 @@ def test_plan_of_nothing_that_can_be(harness):
         (("plan", "quickstrat"), "Did you mean quickstart?"),
     ],
 )
-def test_bad_options_are_one_sentence(harness, arguments, says):
-    done = harness(*arguments)
+def test_bad_options_are_one_sentence(inside, arguments, says):
+    done = inside(*arguments)
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(harness, tmp_path):
+def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     # The budget lies between the two, beside what tensors don't get.
     grid = ("method=full,lora", *TINY, "eval.tasks=[]", "train.batch_size=1", "train.max_length=1024")
     full, lora = (
@@ -272,7 +272,7 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(harness, tmp_path):
     )
     assert lora < full
     budget = planning.BESIDE + (full + lora) // 2
-    done = harness("sweep", *grid, "--fit", "--budget", f"{budget}B", "study=fit")
+    done = inside("sweep", *grid, "--fit", "--budget", f"{budget}B", "study=fit")
     assert done.returncode == 0, done.stderr
     records, _ = read_study(tmp_path / "results" / "fit")
     assert {r.cell.method: r.status for r in records} == {"full": "unfit", "lora": "ok"}
@@ -280,8 +280,8 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(harness, tmp_path):
     assert unfit.failure.phase == "plan"
     assert "exceeds the budget" in unfit.failure.reason
     assert "is left out" in done.stderr
-    table = harness("table", "--study", "fit")
+    table = inside("table", "--study", "fit")
     assert "unfit" in table.stdout
-    again = harness("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs
+    again = inside("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs
     assert again.returncode == 0, again.stderr
     assert {r.status for r in read_study(tmp_path / "results" / "fit")[0]} == {"ok"}

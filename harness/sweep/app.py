@@ -448,7 +448,7 @@ def main(command: str, arguments: list[str]) -> int:
     name = "config"
     _outcomes.clear()
     _known.clear()
-    global _options
+    global _options, _progress
     _options, arguments = _ours(command, arguments)
     ours = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}  # else an app.log appears in the user's folder
     if command in ("sweep", "plan"):
@@ -482,6 +482,7 @@ def main(command: str, arguments: list[str]) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
         if _progress is not None:
             _progress.close()
+            _progress = None
     for refusal in _outcomes:
         if isinstance(refusal, UserError):
             raise refusal
