@@ -283,11 +283,11 @@ def test_what_stands_in_for_mmlu_has_the_same_items():
 
 
 @pytest.mark.slow
-def test_a_sweep_that_would_cost_more_than_its_budget_is_refused_before_anything_is_asked(harness, tmp_path, wire):
+def test_a_sweep_that_would_cost_more_than_its_budget_is_refused_before_anything_is_asked(inside, tmp_path, wire):
     grid = ["sweep", "base_models", *TASK, "eval.limit=2", "model.price.read=1", "model.price.written=1e6"]
     other = f"method=api model.base_url={wire.base_url} model.name={NAME},{NAME}"
     grid += [f"hydra.sweeper.candidates=['{other}']"]
-    refused = harness(*grid, "--budget", "79USD")
+    refused = inside(*grid, "--budget", "79USD")
     assert refused.returncode == 2
     assert "2 requests, about 8" in refused.stderr
     assert refused.stderr.strip().splitlines()[-1] == (

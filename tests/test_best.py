@@ -259,8 +259,8 @@ def test_tables_of_anything_render(fmt, folder, study):
             assert text.count("<!DOCTYPE html>") == 1
 
 
-def test_the_command_shows_both(harness, folder, study):
-    run = harness("table", "--study", "demo")
+def test_the_command_shows_both(inside, folder, study):
+    run = inside("table", "--study", "demo")
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.index("**demo: best settings**") < run.stdout.index("**demo**")
 
@@ -306,17 +306,17 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert "The study has one seed a method: how seeds differ is assumed." in said
 
 
-def test_power_on_the_command_line(harness, folder, study):
-    run = harness("power", "--effect", "0.05", "--seeds", "4")
+def test_power_on_the_command_line(inside, folder, study):
+    run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")
     assert f"with 4 seeds, {items_needed(0.05, 4):,} items a model." in run.stdout
     assert "|     4 * |" in run.stdout
-    run = harness("power", "--effect", "0.01", "--seeds", "2")
+    run = inside("power", "--effect", "0.01", "--seeds", "2")
     assert "with 2 seeds no number of items is enough" in run.stdout
-    run = harness("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
+    run = inside("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
     assert "Measured by gsm8k/exact_match/strict-match." in run.stdout
     for arguments in (["--effect", "5", "--seeds", "3"], ["--effect", "0.1", "--seeds", "0"], ["--seeds", "3"]):
-        run = harness("power", *arguments)
+        run = inside("power", *arguments)
         assert (run.returncode, run.stdout) == (2, "")
         assert run.stderr.startswith("error: ")
         assert run.stderr.count("\n") == 1

@@ -173,10 +173,10 @@ def test_a_gpu_that_another_process_holds_memory_of_is_busy():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
-def test_a_sweep_on_a_busy_machine_warns_and_goes_on(harness):
+def test_a_sweep_on_a_busy_machine_warns_and_goes_on(inside):
     spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        run = harness("sweep", "model=tiny", "data=facts", "rank=8,9999", "train.max_steps=1")
+        run = inside("sweep", "model=tiny", "data=facts", "rank=8,9999", "train.max_steps=1")
     finally:
         spinning.kill()
         spinning.wait()

@@ -428,10 +428,10 @@ def test_intervals_of_committed_records_are_those_over_their_items():
     assert math.isfinite(low)
 
 
-def test_the_command_says_what_it_drew_and_what_not(harness, tmp_path):
+def test_the_command_says_what_it_drew_and_what_not(inside, tmp_path):
     record = measured(make_record("lora", 16, 32.0, 2e-4))
     write(record, tmp_path / "results" / "demo" / "lora.json")
-    run = harness("figures")
+    run = inside("figures")
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("results/demo/figures: accuracy_memory, memory, throughput, verdicts; no records for ")
     assert sorted(path.stem for path in (tmp_path / "results/demo/figures").glob("*.png")) == [
@@ -440,7 +440,7 @@ def test_the_command_says_what_it_drew_and_what_not(harness, tmp_path):
         "throughput",
         "verdicts",
     ]
-    run = harness("figures", "--study", "none")
+    run = inside("figures", "--study", "none")
     assert run.returncode == 2
     assert run.stderr == "error: There is no study none in results; there is: demo.\n"
 

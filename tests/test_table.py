@@ -293,10 +293,10 @@ def test_an_unknown_column_is_named_with_the_nearest():
         comparison([], ["decoding"])
 
 
-def test_columns_are_chosen_on_the_command_line(harness, tmp_path):
+def test_columns_are_chosen_on_the_command_line(inside, tmp_path):
     for record in make_study():
         write(measured(record), tmp_path / "results" / "demo" / f"{record.cell.name}.json")
-    run = harness("table", "--columns", "method, kinds")
+    run = inside("table", "--columns", "method, kinds")
     assert (run.returncode, run.stderr) == (0, "")
     assert "| Method   |   Weights / adapters / gradients / optimizer / activations |" in run.stdout
     assert "Tokens/s" not in run.stdout
@@ -305,7 +305,7 @@ def test_columns_are_chosen_on_the_command_line(harness, tmp_path):
         (["--columns", ""], "columns= is unknown."),
         (["--columns", "all", "--format", "csv"], "--columns can't be combined with --format csv"),
     ]:
-        run = harness("table", *arguments)
+        run = inside("table", *arguments)
         assert (run.returncode, run.stdout) == (2, "")
         assert run.stderr.startswith(f"error: {said}")
         assert run.stderr.count("\n") == 1
