@@ -501,7 +501,8 @@ def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
         memory(study.add("lora", data=data), 400)
         memory(study.add("full", data=data), 1000)
     found = [v for v in verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
-    assert [v.place[2] for v in found] == ["gsm8k", "facts"]
+    assert [v.place[2] for v in found] == ["facts", "gsm8k"]
+    assert verdicts(study.records[::-1], study.folder) == verdicts(study.records, study.folder)
     shown = table(verdicts(study.records, study.folder))
     assert shown.columns[:2] == ["Data", "Claim"]
     assert len(shown.data) == len(CLAIMS) + sum(shown.data["decision"] != OPEN) / 2

@@ -112,12 +112,14 @@ CLAIMS: dict[str, Claim] = {}
 def verdicts(records: Sequence[Record], folder: Path | None) -> list[Verdict]:
     """A verdict on each claim in each place where the records decide it, else in the one where they say most of it.
 
+    The order of `records` does not matter.
+
     records: usually of one study; folder: where its items lie, without which no scores are compared.
     """
     places = defaultdict(list)
     for record in records:
         places[record.study, record.cell.model, record.cell.data].append(record)
-    evidence = {place: Evidence(members, folder) for place, members in places.items()}
+    evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
     found = []
     for claim in CLAIMS.values():
         each = [Verdict(claim, place, claim.rule(at)) for place, at in evidence.items()]
