@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import read_study
+from harness.report import claims
 from harness.report.best import best, tables
 from harness.report.table import document
 
@@ -21,6 +22,7 @@ BLOCKS = [(found[2], found[3]) for found in BLOCK.finditer(TEXT)]
 MADE = {
     "table": tables,
     "best": lambda records, folder: [best(records, folder)],
+    "claims": lambda records, folder: [claims.table(claims.verdicts(records, folder))],
 }
 
 
@@ -36,7 +38,8 @@ def rendered(kind: str, study: str) -> str:
 def documents() -> list[tuple[Path, str, str]]:
     """What is committed beside the records: file, kind, study."""
     studies = dict.fromkeys(study for _, study in BLOCKS)
-    return [(ROOT / "results" / study / "TABLE.md", "table", study) for study in studies]
+    found = [(ROOT / "results" / study / "TABLE.md", "table", study) for study in studies]
+    return [*found, (ROOT / "results" / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
 
 
 @pytest.mark.parametrize(("kind", "study"), BLOCKS)
@@ -51,7 +54,13 @@ def test_committed_documents_are_those_of_the_records(path, kind, study):
 
 
 def test_readme_has_all_tables():
-    assert BLOCKS == [("table", "reference/quickstart"), ("table", "reference/gsm8k")]
+    assert BLOCKS == [("table", "reference/quickstart"), ("best", "reference/smollm2"), ("table", "reference/gsm8k")]
+
+
+def test_readme_says_how_much_there_is_of_the_study():
+    records, _ = read_study(ROOT / "results" / "reference" / "smollm2")
+    assert f"{len(records)} of its 164 cells" in " ".join(TEXT.split())
+    assert {record.status for record in records} <= {"ok", "diverged"}
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
