@@ -76,10 +76,7 @@ def test_a_holder_that_died_is_replaced(server, tmp_path):
 
 def test_a_stopped_job_is_gone(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
-        ask(server, log)
-        job = server.start(log)
-        trains(job, tmp_path)
-        (pid,) = jobs_of(server._holder.pid)
+        job, pid = training(server, log, tmp_path)
         job.stop()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -88,10 +85,7 @@ def test_a_stopped_job_is_gone(server, tmp_path):
 
 def test_a_job_ends_with_its_holder(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
-        ask(server, log)
-        job = server.start(log)
-        trains(job, tmp_path)
-        (pid,) = jobs_of(server._holder.pid)
+        job, pid = training(server, log, tmp_path)
         server._holder.kill()
         gone([pid])
         assert job.wait() == -signal.SIGKILL
@@ -132,11 +126,15 @@ def endless(folder: Path) -> dict:
     return {"cell": asdict(cell), "study": "test", "path": str(folder / "cell.json"), "data_root": None}
 
 
-def trains(job: Job, folder: Path) -> None:
-    """Have `job` run such a cell; returns when it trains."""
+def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]:
+    """A job that runs such a cell, and its process; returns when it trains."""
+    ask(server, stderr)  # so that the holder is there
+    job = server.start(stderr)
     with job.request:
         json.dump(endless(folder), job.request)
     until_a_step(job.events)
+    (pid,) = jobs_of(server._holder.pid)
+    return job, pid
 
 
 def until_a_step(lines: IO[str]) -> None:
