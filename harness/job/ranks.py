@@ -44,7 +44,7 @@ from harness.record import Memory, Phase, Probe
 
 Report = Callable[[dict], None]
 PATIENCE = timedelta(days=365)  # of a collective: a rank that dies is seen otherwise, and a slow one is waited for
-MOMENT = 0.5  # seconds in which it shows whether a rank raised because another had died
+MOMENT = 5.0  # seconds in which it shows whether a rank raised because another had died: its memory goes first
 
 
 # The job's side
