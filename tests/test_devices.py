@@ -209,8 +209,22 @@ def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
 @on_cpu
 def test_a_rank_that_dies_ends_all(tmp_path, harmful):
     record = go(tmp_path, short("method=lora", *TWO, harm="dies"))
-    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", 2)
+    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", 2), record.failure
     assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL (the kernel does so")
+
+
+@on_cpu
+def test_a_death_counts_though_its_exit_status_comes_late():
+    def die() -> None:
+        os.closerange(3, 256)  # with it what shows the end to the parent, as the kernel closes it before the exit
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = get_context("fork").Process(target=die)
+    process.start()
+    ours, _ = get_context("fork").Pipe()
+    assert ranks._died({ours: process}, {ours}) is ours
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ from harness.record import Memory, Phase, Probe
 
 Report = Callable[[dict], None]
 PATIENCE = timedelta(days=365)  # of a collective: a rank that dies is seen otherwise, and a slow one is waited for
-MOMENT = 5.0  # seconds in which it shows whether a rank raised because another had died: its memory goes first
+MOMENT = 0.5  # seconds in which it shows whether a rank raised because another had died
 
 
 # The job's side
@@ -130,7 +130,10 @@ def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> int:
 
 def _died(ranks: dict[Connection, BaseProcess], others: set[Connection]) -> Connection | None:
     """One of `others` that ended badly, or does in a moment; a rank that raises does not end by itself."""
-    wait([ranks[link].sentinel for link in others], MOMENT)
+    ending = wait([ranks[link].sentinel for link in others], MOMENT)
+    for link in others:
+        if ranks[link].sentinel in ending:
+            ranks[link].join()  # what shows that it ends goes before its exit status is there
     return next((link for link in others if ranks[link].exitcode), None)
 
 
