@@ -107,7 +107,8 @@ def alone(tmp_path_factory, harmful):
     return record
 
 
-def alike(record: Record, one: Record) -> None:
+def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
+    """rel: how far losses may lie apart."""
     assert (record.status, one.status) == ("ok", "ok"), record.failure
     assert record.cell.id != one.cell.id
     assert record.train.batches == one.train.batches
@@ -117,8 +118,8 @@ def alike(record: Record, one: Record) -> None:
     )
     for name in ("loss", "grad_norm", "lr", "tokens"):
         values = ([getattr(point, name) for point in of.train.loss] for of in (record, one))
-        assert next(values) == pytest.approx(next(values), rel=2e-6 if name == "loss" else 1e-4), name
-    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=2e-6)
+        assert next(values) == pytest.approx(next(values), rel=rel if name == "loss" else max(1e-4, 10 * rel)), name
+    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=rel)
     assert len(record.validation) == 2
     assert [(s.task, s.value, s.n) for s in record.scores] == [(s.task, s.value, s.n) for s in one.scores]
     assert record.parameters == one.parameters
@@ -148,10 +149,10 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
 
 @pytest.mark.slow
 @on_cpu
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_two_devices_share_the_weights(tmp_path, alone, method):
+@pytest.mark.parametrize(("method", "rel"), [("full", 2e-6), ("lora", 2e-6), ("muon", 1e-4)])  # Muon rounds to bf16
+def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
     record, one = go(tmp_path, short(f"method={method}", *SHARDED)), alone(f"method={method}")
-    alike(record, one)
+    alike(record, one, rel)
     held, here = record.probe.resident, one.probe.resident
     for kind in ("weights", "adapters", "optimizer"):
         assert getattr(held, kind) == pytest.approx(getattr(here, kind) / 2, rel=0.01), kind
