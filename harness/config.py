@@ -11,20 +11,20 @@ import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness import private
 from harness.errors import UserError, one_of
-from harness.record import STUDY_NAME, Precautions
+from harness.record import STUDY_NAME, Precautions, TrackerName
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
 ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
-TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")  # each is also the name of its package
+TRACKERS = get_args(TrackerName)
 
 
 @dataclass
@@ -334,8 +334,7 @@ def check(config: DictConfig) -> None:
         )
     if config.tracker is not None:
         one_of("tracker", config.tracker, TRACKERS)
-        if find_spec(config.tracker) is None:
-            raise UserError(f"tracker={config.tracker} is not installed: pip install {config.tracker}.")
+        check_installed(config.tracker)
     one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])
@@ -389,6 +388,12 @@ def _check_devices(config: DictConfig) -> None:
     for sentence, applies in refused.items():
         if applies:
             raise UserError(sentence)
+
+
+def check_installed(tracker: str) -> None:
+    """Raise UserError if the package of `tracker` is not there."""
+    if find_spec(tracker) is None:
+        raise UserError(f"tracker={tracker} is not installed: pip install {tracker}.")
 
 
 def typed(value: Any) -> str:

@@ -34,6 +34,7 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder
 TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")  # the name that `temporary` gives
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]  # each is also the name of its package
 
 CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
 CARD = "README.md"
@@ -426,7 +427,9 @@ class Record:
     failure: Failure | None = None
     precautions: Precautions = field(default_factory=Precautions)  # none in records from before they were kept
     smaller_batches: SmallerBatches | None = None  # null if it was run as it was asked for
-    save: Literal["none", "adapter", "merged"] = "none"  # as in harness.config.Config; none in records from before it
+    # As in harness.config.Config; none in records from before they were kept:
+    save: Literal["none", "adapter", "merged"] = "none"
+    tracker: TrackerName | None = None
     parameters: Parameters | None = None
     phases: dict[str, Phase] = field(default_factory=dict)
     probe: Probe | None = None
@@ -702,7 +705,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (list, dict):
         return _container_decoder(origin, arguments[-1])
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter with a Literal
         (inner,) = [_decoder(a) for a in arguments if a is not types.NoneType]
         return lambda value: None if value is None else inner(value)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from records import make_record
 
+from harness import config
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.record import Precautions, read_study, write
@@ -57,17 +59,17 @@ def test_what_can_not_be_is_refused_before_anything_is_run(tmp_path, monkeypatch
 
 @pytest.fixture
 def retried(cell, tmp_path, monkeypatch):
-    """retried(*overrides, save): what the job of a failed cell is given by `retry --failed` with these overrides."""
+    """retried(*overrides, **kept): what `retry --failed` has the job of a failed cell do, whose record holds `kept`."""
 
-    def run(*overrides: str, save: str = "none") -> tuple[Precautions, str]:
+    def run(*overrides: str, **kept: Any) -> dict[str, Any]:
         given = []
 
-        def ends_well(cell, study, claim, data_root, on_event, precautions, save):
-            given.append((precautions, save))
+        def ends_well(cell, study, claim, data_root, on_event, precautions, **keywords):
+            given.append({"precautions": precautions} | keywords)
             return dataclasses.replace(study.recorded(cell), status="ok", failure=None)
 
         failed = make_record("lora", status="failed")
-        failed.cell, failed.precautions, failed.save = cell("method=lora"), RAN_WITH, save
+        failed = dataclasses.replace(failed, cell=cell("method=lora"), precautions=RAN_WITH, **kept)
         write(failed, Study(tmp_path / "results", "demo").path(failed.cell))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(worker, "check", lambda *_: {})
@@ -88,12 +90,21 @@ def retried(cell, tmp_path, monkeypatch):
     ],
 )
 def test_a_cell_keeps_what_it_ran_with_but_for_what_is_said(retried, overrides, changed):
-    assert retried(*overrides) == (dataclasses.replace(RAN_WITH, **changed), "none")
+    given = {"precautions": dataclasses.replace(RAN_WITH, **changed), "save": "none", "tracker": None}
+    assert retried(*overrides) == given
 
 
-@pytest.mark.parametrize("save", ["none", "adapter", "merged"])
-def test_weights_are_saved_as_they_were_to_be(retried, save):
-    assert retried("timeout=7200", save=save) == (dataclasses.replace(RAN_WITH, timeout=7200.0), save)
+@pytest.mark.parametrize("kept", [{"save": "adapter"}, {"save": "merged"}, {"tracker": "tensorboard"}])
+def test_what_else_its_sweep_asked_for_is_done_again(retried, kept):
+    given = {"precautions": dataclasses.replace(RAN_WITH, timeout=7200.0), "save": "none", "tracker": None}
+    assert retried("timeout=7200", **kept) == given | kept
+
+
+def test_a_tracker_that_is_not_here_is_said_before_anything_runs(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    failed = dataclasses.replace(make_record("lora", status="failed"), cell=cell("method=lora"), tracker="wandb")
+    with pytest.raises(UserError, match=r"^tracker=wandb is not installed: pip install wandb\.$"):
+        retry.retry(Study(tmp_path, "demo"), [failed], None)
 
 
 @pytest.mark.slow

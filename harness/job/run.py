@@ -131,7 +131,7 @@ def run(
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )
-    result.precautions, result.smaller_batches, result.save = precautions, smaller, save
+    result.precautions, result.smaller_batches, result.save, result.tracker = precautions, smaller, save, tracker
     try:
         job.run(result)
     except train.Diverged as error:

@@ -58,12 +58,15 @@ def retry(
 ) -> list[Record]:
     """Run the cells of `records` again, with the precautions that they ran with but for the `changed` ones.
 
-    Weights are saved as was asked for then. Returns their new records. Raises UserError before anything is run if one
-    can't be. One that another process is running, or has just run, is left to that, with a line on standard error.
+    Weights are saved and a tracker is told as was asked for then. Returns their new records. Raises UserError before
+    anything is run if one can't be. One that another process is running, or has just run, is left to that, with a line
+    on standard error.
     """
     for found in records:
         if (why := objection(found)) is not None:
             raise UserError(f"{found.cell.name} is not run from its record: {why}; its sweep's command runs it.")
+        if found.tracker is not None:
+            settings_of.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     worker.check([found.cell for found in records], data_root)
     progress, done = Progress(len(records)), []
@@ -88,7 +91,16 @@ def _run(study: Study, found: Record, data_root: str | None, precautions: Precau
             raise UserError("another process has run it meanwhile.")
         progress.start(found.cell)
         try:
-            again = worker.run(found.cell, study, claim, data_root, progress.update, precautions, save=found.save)
+            again = worker.run(
+                found.cell,
+                study,
+                claim,
+                data_root,
+                progress.update,
+                precautions,
+                save=found.save,
+                tracker=found.tracker,
+            )
         finally:
             progress.clear()
         progress.end(again)

@@ -225,6 +225,7 @@ def run(
                 precautions=precautions,
                 smaller_batches=smaller,
                 save=save,
+                tracker=tracker,
             )
             record.write(failed, path)
         return record.read(path)
