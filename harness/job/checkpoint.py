@@ -5,7 +5,8 @@
                    about.json               whose it is, and the hashes of the other two
 
 One is written under another name and renamed when it is whole, and the one before removed after that. It holds tensors
-and plain values alone (and GaLore's projectors), and nothing else is read from it: no code comes in by a file.
+and plain values alone (and GaLore's and APOLLO's projectors), and nothing else is read from it: no code comes in by a
+file.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Checkpoints:
         _cleared(folder).mkdir(parents=True)
         torch.save(parameters, folder / PARAMETERS)
         torch.save(state, folder / STATE)
-        with torch.serialization.safe_globals(PROJECTORS):
+        with torch.serialization.safe_globals(_projectors()):
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(folder / STATE)
         if unknown:
             raise ValueError(f"the optimizer keeps {', '.join(sorted(unknown))}, which can't be read back safely")
@@ -139,7 +140,7 @@ class Checkpoints:
             if about["sha256"] != _hashes(folder):
                 raise _Unusable("it is torn")
             # Each tensor comes back to the device it was on, and as the view that it was.
-            with torch.serialization.safe_globals(PROJECTORS):
+            with torch.serialization.safe_globals(_projectors()):
                 return torch.load(folder / STATE, weights_only=True)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, PickleError) as error:
             raise _Unusable(f"it can't be read ({_first_line(error)})") from None
@@ -151,6 +152,12 @@ def code() -> str:
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _projectors() -> list[type]:
+    """What low-rank gradient optimizers keep beside tensors; APOLLO's only where its package, an extra, is in use."""
+    apollo = sys.modules.get("apollo_torch.random_projector")
+    return [*PROJECTORS, *([apollo.GradientProjector] if apollo else [])]
 
 
 def _cleared(folder: Path) -> Path:
