@@ -34,11 +34,11 @@ def items(path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Cells with their weights: an adapter that is merged for scoring, one that is not, one whose shapes training
+    """Cells with their weights: an adapter that is merged for scoring, two that are not, one whose shapes training
     changed, a whole model, a base."""
     folder = tmp_path_factory.mktemp("rescore") / "demo"
     folder.mkdir()
-    for method in ("lora", "qlora", "adalora", "full", "base"):
+    for method in ("lora", "qlora", "loftq", "adalora", "full", "base"):
         cell = tiny(f"method={method}", "infer.repeats=0", "lr=1e-2", "eval.limit=12")
         run.run(cell, "demo", folder / f"{cell.name}.json", None, lambda event: None, save="adapter")
     return folder
@@ -49,7 +49,7 @@ def of(folder, method):
     return path
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "adalora", "full", "base"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "loftq", "adalora", "full", "base"])
 def test_what_was_saved_answers_as_what_was_trained(folder, method):
     path = of(folder, method)
     first, before = read(path), items(path)
