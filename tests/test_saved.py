@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,7 +304,61 @@ def test_what_can_not_be_saved_or_tracked_is_one_sentence(cell, override, said):
         assert cell("method=lora", "save=merged", override)
 
 
-# Pushing; what follows a token that the hub takes can't be tried here
+# Pushing; the hub itself can't be reached here
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the hub on loopback: what it was asked to make, and what it was sent, to it all small files."""
+    made, sent = [], {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.headers["Authorization"] == "Bearer hf_token"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/api/repos/create":
+                made.append(json.loads(body))
+                answer = {"url": f"{url}/me/model"}
+            elif self.path == "/api/validate-yaml":
+                answer = {"errors": [], "warnings": []}
+            elif self.path.endswith("/preupload/main"):
+                files = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            else:
+                for line in map(json.loads, body.splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        sent[value["path"]] = base64.b64decode(value["content"])
+                    else:
+                        sent["what it is for"] = value["summary"]
+                answer = {"commitUrl": f"{url}/me/model/commit/{'0' * 40}", "commitOid": "0" * 40}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(url=url, made=made, sent=sent)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("flags", "visibility"), [([], "private"), (["--public"], "public")])
+def test_the_hub_is_sent_what_was_saved(kept, capsys, hub, flags, visibility):
+    path, _ = kept("lora", "adapter")
+    results = ["--study", "adapter", "--results-dir", str(path.parent.parent)]
+    assert main(["push", path.stem, "me/model", *flags, *results]) == 0
+    assert f"{hub.url}/me/model" in capsys.readouterr().out
+    (made,) = hub.made
+    assert (made["organization"], made["name"], made["visibility"]) == ("me", "model", visibility)
+    assert path.stem in hub.sent.pop("what it is for")
+    assert hub.sent == {file.name: file.read_bytes() for file in model_folder(path).iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ def push(found: Found, repo: str, public: bool) -> str:
 
     hub = HfApi(token=token)
     try:
-        name = hub.create_repo(repo, private=not public, exist_ok=True).repo_id
+        address = hub.create_repo(repo, private=not public, exist_ok=True)
         hub.upload_folder(
-            repo_id=name,
+            repo_id=address.repo_id,
             folder_path=record.model_folder(found.record),
             commit_message=f"{known.cell.name} by finetune-harness",
         )
     except Exception as error:  # no network, a name that can't be, a token that may not write, an interrupted upload
         why = " ".join(private.redact(str(error)).split())[:300].rstrip(".") or type(error).__name__
         raise UserError(f"{found} could not be pushed to {repo} ({why}); the same command tries again.") from error
-    return f"https://huggingface.co/{name}"
+    return str(address)
