@@ -643,11 +643,39 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     try:
         found = decode(Record, value)
+        _check_reckoned(value)
         if not names_a_file(found.cell.name):
             raise _Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
         return found
     except (_Misfit, OverflowError) as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
+
+
+# Of settings and environment, which are free, what reports reckon with; any of it may be left out.
+RECKONED: dict[str, type] = {
+    "cell.settings.train": dict,
+    "cell.settings.train.max_steps": int,
+    "cell.settings.train.batch_size": int,
+    "cell.settings.train.grad_accum": int,
+    "cell.settings.method.adapt": dict,
+    "environment.boot": str,
+    "environment.cpu.name": str,
+    "environment.cpu.memory_bytes": int,
+    "environment.device.matmul_flops_per_second": float,
+}
+
+
+def _check_reckoned(value: dict[str, Any]) -> None:
+    """Raise _Misfit for the first of RECKONED that is of another type in a record's JSON."""
+    for way, kind in RECKONED.items():
+        found: Any = value
+        for key in way.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        try:
+            _decoder(kind | None)(found)
+        except _Misfit as misfit:
+            misfit.way = f".{way}"
+            raise
 
 
 def read_study(folder: Path) -> tuple[list[Record], list[str]]:

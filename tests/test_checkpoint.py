@@ -51,7 +51,7 @@ class Killed(BaseException):
 
 
 def short(*overrides: str) -> Cell:
-    return tiny(*SHORT, *overrides, *(["~method.optim.optimizer.fused"] if "8bit" in overrides[-1] else []))
+    return tiny(*SHORT, *overrides, *(["~method.optim.optimizer.fused"] if "AdamW8bit" in overrides[-1] else []))
 
 
 def go(folder: Path, cell: Cell, every: int | None = 2, report: Callable[[dict], None] = lambda event: None) -> Record:

@@ -92,6 +92,11 @@ def test_another_schema_is_named(path):
             r"phases\.load\.memory\.process_peak should",
         ),
         (lambda v: v["validation"][1].update(step="x"), r"validation\[1\]\.step should be of type int, not str"),
+        (
+            lambda v: v["cell"]["settings"]["train"].update(max_steps=[]),
+            r"cell\.settings\.train\.max_steps should be of type int, not list",
+        ),
+        (lambda v: v["environment"].update(boot={}), r"environment\.boot should be of type str, not dict"),
     ],
 )
 def test_damage_names_the_file_and_the_field(path, change, said):

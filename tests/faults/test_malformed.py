@@ -17,11 +17,12 @@ from records import make_record, sound
 
 from harness import __main__ as cli
 from harness import record
+from harness.config import ROOT
 from harness.errors import UserError
 
 pytestmark = pytest.mark.faults
 
-EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=170, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 COMMANDS = ("table", "lint", "status", "claims", "verify")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -47,10 +48,15 @@ def places(value, way=()):
         yield from places(part, (*way, key))
 
 
+(COMMITTED,) = (ROOT / "results" / "reference" / "quickstart").glob("dora-*.json")  # all settings, a real environment
+MADE = {"schema": record.SCHEMA} | dataclasses.asdict(make_record("dora", 16, 32, 1e-4))
+ORIGINALS = [json.dumps(MADE).encode(), json.dumps(json.loads(COMMITTED.read_text())).encode()]
+
+
 @st.composite
 def damaged(draw) -> bytes:
     """A record's file that was cut, had bytes changed, or has another value somewhere, or a field less or more."""
-    original = record_text()
+    original = draw(st.sampled_from(ORIGINALS))
     kind = draw(st.sampled_from(["cut", "bytes", "value", "less", "more", "foreign"]))
     if kind == "cut":
         return original[: draw(st.integers(0, len(original) - 2))]
@@ -71,10 +77,6 @@ def damaged(draw) -> bytes:
     else:
         holder[way[-1]] = draw(VALUES)
     return json.dumps(whole).encode()
-
-
-def record_text() -> bytes:
-    return json.dumps({"schema": record.SCHEMA} | dataclasses.asdict(make_record("dora", 16, 32, 1e-4))).encode()
 
 
 def test_a_malformed_record_is_named_and_the_good_ones_are_rendered(tmp_path, tell):

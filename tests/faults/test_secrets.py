@@ -19,7 +19,13 @@ from harness.private import HIDDEN
 
 pytestmark = pytest.mark.faults
 
-HANGING = TELLTALE.replace("    os.write(", "    import time; time.sleep(600)\n    os.write(")
+HANGING = TELLTALE.replace(
+    "    os.write(",
+    """    if model.device.type == "meta":  # it is only looked at whether there can be such an optimizer
+        return
+    import time; time.sleep(600)
+    os.write(""",
+)
 needs_submitit = pytest.mark.skipif(not find_spec("submitit"), reason="the extra `slurm` is not installed")
 
 
