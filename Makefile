@@ -37,8 +37,7 @@ FAULTS := .venv-faults
 test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
 	@{ command -v slurmctld && command -v faketime; } >/dev/null || \
 	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge faketime; } || true
-	@failed=0; $(FAULTS)/bin/python -m pytest -m faults -rs tests/faults || failed=$$?; \
-	OMP_NUM_THREADS=1 $(FAULTS)/bin/python -m pytest -m faults -rs -n 2 --ignore tests/faults || failed=$$?; exit $$failed
+	OMP_NUM_THREADS=1 $(FAULTS)/bin/python -m pytest -m faults -rs -n 2 --dist loadfile
 
 $(FAULTS)/installed: pyproject.toml
 	$(PYTHON) -m venv $(FAULTS)

@@ -40,6 +40,16 @@ def nameless() -> Iterator[None]:
             os.environ["PYTEST_CURRENT_TEST"] = name
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what fault tests counted."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    for report in reports:
+        if getattr(report, "when", None) == "call":
+            for name, value in report.user_properties:
+                if name == "told":
+                    terminalreporter.write_line(value)
+
+
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., DictConfig]:
     """compose(*overrides, config="config") gives the configuration that a command line means."""

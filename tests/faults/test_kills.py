@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -41,11 +42,23 @@ def lives(pid: int) -> bool:
         return False
 
 
-def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -> Counter:
-    """Kill sweeps in folders below `folder`, a new one when all cells are done; what was killed how often.
+def wait(sweep: subprocess.Popen, place: Path, drawn: random.Random, calm) -> None:
+    """Until any time between the start and the first cell of the sweep in `place`, or as likely one while cells run.
 
-    A kill comes at any time from a sweep's start to its fifth cell.
+    Or until it has ended.
     """
+    span = calm.before
+    if drawn.random() < 0.5:
+        span = 3 * calm.a_cell
+        while not study_in(place).running() and sweep.poll() is None:
+            time.sleep(0.01)
+    until = time.monotonic() + drawn.uniform(0, span)
+    while time.monotonic() < until and sweep.poll() is None:
+        time.sleep(0.01)
+
+
+def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -> Counter:
+    """Kill sweeps in folders below `folder`, a new one when all cells are done; what was killed how often."""
     told: Counter = Counter()
     while sum(told[member] for member in FAMILY) < kills:
         place = folder / str(told["rounds"])
@@ -54,9 +67,7 @@ def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -
         finished, started = {}, set()
         while sum(told[member] for member in FAMILY) < kills:
             sweep = start(place)
-            until = time.monotonic() + drawn.uniform(0, calm.before + 5 * calm.a_cell)
-            while time.monotonic() < until and sweep.poll() is None:
-                time.sleep(0.01)
+            wait(sweep, place, drawn, calm)
             if sweep.poll() is not None:
                 break  # all cells are done
             members = family(sweep.pid)
