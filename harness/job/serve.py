@@ -23,6 +23,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from tqdm import tqdm
+
 PATIENCE = 5.0  # seconds that a job gets to end in order
 GLANCE = 0.02  # seconds between looks at the job and at the sweep
 
@@ -34,6 +36,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
     is answered. Returns 0, or where nothing is forked what `main` does.
     """
     channel = socket.socket(fileno=descriptor)
+    tqdm.monitor_interval = 0  # no thread for it here: what that held as a job is forked, the job would wait for
     loaded = False
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
