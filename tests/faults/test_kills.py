@@ -68,26 +68,27 @@ def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -
         while sum(told[member] for member in FAMILY) < kills:
             sweep = start(place)
             wait(sweep, place, drawn, calm)
-            if sweep.poll() is not None:
-                break  # all cells are done
-            members = family(sweep.pid)
-            started.update(members)
-            at = drawn.randrange(len(members[: len(FAMILY)]))
-            try:
-                os.kill(members[at], signal.SIGKILL)
-                told[FAMILY[at]] += 1
-            except ProcessLookupError:
-                pass  # it ended in this moment
-            if at:
-                # The sweep records what it lost and goes on; it is stopped in turn, and continued by the next start.
-                time.sleep(drawn.uniform(0, calm.a_cell))
-                started.update(family(sweep.pid))
-                sweep.kill()
+            if not (done := sweep.poll() is not None):
+                members = family(sweep.pid)
+                started.update(members)
+                at = drawn.randrange(len(members[: len(FAMILY)]))
+                try:
+                    os.kill(members[at], signal.SIGKILL)
+                    told[FAMILY[at]] += 1
+                    told["in a cell"] += len(members) == len(FAMILY)
+                except ProcessLookupError:
+                    pass  # it ended in this moment
+                if at:
+                    # The sweep records what it lost and goes on; it is stopped in turn, and continued by the next start.
+                    time.sleep(drawn.uniform(0, calm.a_cell))
+                    started.update(family(sweep.pid))
+                    sweep.kill()
             sweep.communicate()
             now = whole(place)
             assert {name: now.get(name) for name in finished} == finished, "a finished record is lost or changed"
-            told["in a cell"] += len(members) == len(FAMILY)
             finished = now
+            if done:
+                break
         words = finish(start(place))
         now = whole(place)
         assert {name: now[name] for name in finished} == finished
