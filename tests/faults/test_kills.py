@@ -79,7 +79,7 @@ def kill_again_and_again(folder: Path, kills: int, drawn: random.Random, calm) -
                 except ProcessLookupError:
                     pass  # it ended in this moment
                 if at:
-                    # The sweep records what it lost and goes on; it is stopped in turn, and the next start continues it.
+                    # The sweep records what it lost and goes on; it is stopped in turn; the next start continues it.
                     time.sleep(drawn.uniform(0, calm.a_cell))
                     started.update(family(sweep.pid))
                     sweep.kill()
