@@ -28,7 +28,7 @@ from tabulate import tabulate
 from harness import record, units
 from harness.config import ROOT
 
-TEMPLATE = ROOT / "results" / "reference" / "quickstart" / "lora-r16-a32-lr1e-3-s0-85281a.json"
+(TEMPLATE,) = (ROOT / "results" / "reference" / "quickstart").glob("lora-*.json")
 METHODS, SEEDS, RANKS = ["full", "lora", "qlora", "dora", "galore"], 3, [8, 16, 32, 64]
 ITEMS = 2_000
 

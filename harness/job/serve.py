@@ -36,7 +36,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
     is answered. Returns 0, or where nothing is forked what `main` does.
     """
     channel = socket.socket(fileno=descriptor)
-    tqdm.monitor_interval = 0  # no thread for it here: what that held as a job is forked, the job would wait for
+    tqdm.monitor_interval = 0  # else a thread watches bars, and a lock that it has at a fork stays shut in the job
     loaded = False
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
