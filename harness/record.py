@@ -52,7 +52,8 @@ class RecordError(Exception):
 class Memory:
     """Peaks of one phase, in bytes; of a cell on several devices each is that of the device which had most.
 
-    allocated_peak: live tensor storages on the device: what CUDA's allocator says, or a count of our own on CPU.
+    allocated_peak: live tensor storages on the device: what CUDA's allocator says; on CPU a count of our own, in phases
+        that such a count does not slow much (load, probe).
     reserved_peak: what CUDA's caching allocator held; null on CPU, which has no such allocator.
     device_process: what NVML says the process held on the device at the window's end, its context included; null
         where NVML does not say.

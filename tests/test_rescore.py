@@ -76,7 +76,7 @@ def test_further_scores_come_with_their_items_and_whence(folder):
     assert (later.tasks, later.settings, set(later.phases)) == (["wordmath_short"], MORE, {"load", "score"})
     assert later.started >= first.started
     assert later.environment["versions"]["torch"]
-    assert later.environment["speedups"] == {"continuous_batching": "on"}
+    assert later.environment["speedups"] == {"kept_memory": "on", "continuous_batching": "on"}
     # what the cell itself measured stays
     assert (found.train, found.phases, found.environment) == (first.train, first.phases, first.environment)
     assert (model_folder(path) / CARD).read_text() == card.text(found)

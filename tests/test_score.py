@@ -15,7 +15,7 @@ from job_helpers import DATA, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import UserError
-from harness.job import run, score
+from harness.job import run, score, weights
 from harness.job.score import Tasks, stratified
 
 
@@ -315,8 +315,8 @@ def test_requests_are_built_once_and_answered_anew(bench):
 def test_weights_cast_once_answer_as_those_that_autocast_casts(monkeypatch):
     tasks = Tasks(settings("facts", "wordmath", limit=8), None)
     found = []
-    for cast in (score._cast_once, lambda model, dtype: None):
-        monkeypatch.setattr(score, "_cast_once", cast)
+    for cast in (weights.cast, lambda model, dtype: None):
+        monkeypatch.setattr(weights, "cast", cast)
         bench = prepared(tiny("method=base"))
         found.append(score.score(bench.net, bench.tokenizer, tasks, 8, torch.bfloat16)[1])
         assert bench.net.get_input_embeddings().weight.dtype == torch.float32

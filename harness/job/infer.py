@@ -19,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import DynamicCache, StoppingCriteria
 
+from harness.job import weights
 from harness.job.meter import synchronize
 from harness.job.model import inner, prompted
 from harness.record import Inference
@@ -27,18 +28,24 @@ SEED = 0  # of the prompts
 
 
 def measure(
-    model: nn.Module, forms: list[str], settings: dict[str, Any], accelerator: Accelerator
+    model: nn.Module,
+    forms: list[str],
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Inference]:
     """Time `model` in each of `forms`, in turn in every repeat so that drift meets all; a first round is discarded.
 
     forms: names; ``base`` of a model with an adapter is that model with its adapter disabled.
     settings: batch_size, prompt_tokens, new_tokens, repeats (harness.config.Infer).
+    dtype: of the linear layers' weights meanwhile, as a model is served that computes in it; null for their own.
     """
     size, length, new = settings["batch_size"], settings["prompt_tokens"], settings["new_tokens"]
     generator = torch.Generator().manual_seed(SEED)
     prompts = torch.randint(model.config.vocab_size, (size, length), generator=generator).to(accelerator.device)
     model.eval()
     measured = {form: Inference(size, length, new, [], []) for form in forms}
+    undo = weights.cast(model, dtype) if dtype is not None else lambda: None
     for repeat in range(1 + settings["repeats"]):
         for form, inference in measured.items():
             with _as(form, model), accelerator.autocast():
@@ -46,6 +53,7 @@ def measure(
             if repeat > 0:
                 inference.prefill_seconds.append(prefill)
                 inference.decode_seconds.append(rest)
+    undo()
     return measured
 
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from harness.job import nvml
+from harness.job import heap, nvml
 from harness.record import Kinds, Memory, Phase
 
 clock = time.perf_counter
@@ -226,6 +226,7 @@ class Meter:
         self.counter = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # else `reserved` would still hold the phase before
+        heap.give_back()  # nor should the process
         self._reset_peaks()
         self._memory, self._earlier = Memory(), 0.0
         synchronize()

@@ -22,7 +22,7 @@ from peft import PeftModel
 
 from harness import card, env, private, record
 from harness.errors import UserError, about_file
-from harness.job import attention, device, model, ready, saved, score, vllm_engine
+from harness.job import attention, device, heap, model, ready, saved, score, vllm_engine
 from harness.job.meter import Meter
 from harness.record import Record, Scoring
 
@@ -78,7 +78,9 @@ def _score(
     started, asked = datetime.now(UTC), found.cell.settings
     bf16 = device.compute_dtype(asked["train"]["precision"]) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    meter = Meter(accelerator.device)
+    meter, speedups = Meter(accelerator.device), {}
+    if asked["speedups"] != "off":
+        speedups["kept_memory"] = heap.keep(accelerator.device)
     set_seed(found.cell.seed or 0)
     report({"phase": "load"})
     with meter.window("load"):
@@ -91,8 +93,7 @@ def _score(
         net = net.merge_and_unload(safe_merge=True)
         model.forget_adapters(net)
     report({"phase": "score"})
-    with meter.window("score") as memory, meter.live(memory) as see:
-        see([*net.parameters(), *net.buffers()])
+    with meter.window("score"):
         scores, items = score.score(
             net,
             tokenizer,
@@ -103,7 +104,7 @@ def _score(
             engine=settings.get("engine", "auto"),
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
-    environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": items.attrs["speedups"]}
+    environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | items.attrs["speedups"]}
     names = list(tasks.by_name)
     made = Scoring(names, started.isoformat(timespec="seconds"), settings, environment, meter.phases)
     _add(found, path, tasks, scores, items, made)

@@ -33,6 +33,7 @@ from harness.job import (
     device,
     disk,
     fused,
+    heap,
     infer,
     mapping,
     merge,
@@ -226,9 +227,10 @@ class _Job:
         if layout.flat:
             attention.enable(net)
         if self.settings["speedups"] == "off":
-            self.speedups["fused_loss"] = attention.OFF
+            self.speedups |= dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
         else:
             self.speedups["fused_loss"] = "off: the head is sharded" if self.sharded else fused.enable(net)
+            self.speedups["kept_memory"] = heap.keep(self.accelerator.device)
         held_out, size = self.ready.held_out, self.batch_size
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
@@ -432,7 +434,8 @@ class _Job:
         if self.settings["infer"]["repeats"]:
             self._enter(phase)
             with self.meter.window(phase):
-                result.inference |= infer.measure(net, forms, self.settings["infer"], self.accelerator)
+                dtype = torch.bfloat16 if self.bf16 else None
+                result.inference |= infer.measure(net, forms, self.settings["infer"], self.accelerator, dtype)
 
     def _score(self, net: nn.Module, result: Record) -> None:
         tasks = self.ready.tasks
@@ -441,8 +444,7 @@ class _Job:
         self._enter("score")
         result.items = tasks.sample
         asked, autocast = self.settings["eval"], torch.bfloat16 if self.bf16 else None
-        with self.meter.window("score") as memory, self.meter.live(memory) as see:
-            see([*net.parameters(), *net.buffers()])
+        with self.meter.window("score"):  # not live: of each token it would be a third
             result.scores, self.items = score.score(
                 net,
                 self.ready.tokenizer,

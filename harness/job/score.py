@@ -32,7 +32,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import data, vllm_engine
+from harness.job import data, vllm_engine, weights
 from harness.job.engine import Engine
 from harness.job.model import prompted
 from harness.record import Score
@@ -266,21 +266,13 @@ def _engine(
             yield lm, {"vllm": "on"}
         return
     if speedups and autocast is not None and not isinstance(model, PeftModel):
-        _cast_once(model, autocast)
+        weights.cast(model, autocast)
     kind = Engine if speedups or prompted(model) else HFLM
-    lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
-    yield lm, lm.used if speedups else {}
-
-
-def _cast_once(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give linear layers the weights that autocast would make of them at every call, which is most of a token's time.
-
-    An embedding tied to the head stays as it is: autocast leaves it alone.
-    """
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            for name, weight in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    with weights.expanded(model) if speedups else contextlib.nullcontext({}) as used:
+        lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+        if speedups:
+            lm.used |= used
+        yield lm, lm.used if speedups else {}
 
 
 def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:

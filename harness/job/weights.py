@@ -1,0 +1,81 @@
+"""Linear layers with their weights as products take them, while a model answers: cast once, and expanded once.
+
+A token that is written reads every weight, so that what is made of the weights anew at each call is most of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft.helpers import DoraCaching
+from peft.tuners.lora.dora import DoraLinearLayer
+from torch import nn
+from torch.nn import functional
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
+    """Give linear layers the weights that autocast to `dtype` would make of them at every call; returns what undoes it.
+
+    An embedding tied to the head stays as it is: autocast leaves it alone.
+    """
+    before = []
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            for name, weight in module.named_parameters(recurse=False):
+                before.append((module, name, weight))
+                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+
+    def undo() -> None:
+        for module, name, weight in before:
+            setattr(module, name, weight)
+
+    return undo
+
+
+@contextmanager
+def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
+    """A context in which a 4-bit model on a CPU computes with its weights dequantised once instead of at every call.
+
+    The results are the same, to the bit. An adapter stays apart from the weights; DoRA, which reads them for its norms,
+    does that once (peft's DoraCaching).
+    Yields for the record whether it was done, or why not, under "expanded"; nothing of a model that isn't in 4 bits.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
+    if not layers:
+        yield {}
+        return
+    if any(layer.weight.device.type != "cpu" for layer in layers.values()):
+        yield {"expanded": "off: the device's own kernels read 4 bits"}
+        return
+    size = sum(4 * layer.in_features * layer.out_features for layer in layers.values())  # in fp32
+    if 2 * size > psutil.virtual_memory().available:
+        yield {"expanded": f"off: {size / 2**30:.1f} GiB of weights would be most of the memory that is free"}
+        return
+    dora = any(isinstance(module, DoraLinearLayer) for module in model.modules())
+    for name, layer in layers.items():  # norms are of the weights as they are, products of what they are rounded to
+        model.set_submodule(name, _Expanded(layer, layer.weight.quant_state.dtype if dora else layer.compute_dtype))
+    try:
+        with DoraCaching():
+            yield {"expanded": "on"}
+    finally:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
+
+
+class _Expanded(nn.Linear):
+    """The layer of 4 bits with its weights in `dtype`, hooks included."""
+
+    def __init__(self, layer: Linear4bit, dtype: torch.dtype):
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+        self._forward_hooks, self.compute_dtype = layer._forward_hooks, layer.compute_dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        operands = (None if tensor is None else tensor.to(self.compute_dtype) for tensor in (x, self.weight, self.bias))
+        return functional.linear(*operands).to(x.dtype)

@@ -1,0 +1,75 @@
+"""Weights that are made ready once for all that a model answers: the answers are those that it gives without."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from job_helpers import prepared, tiny
+from torch import nn
+
+from harness.job import weights
+
+IDS = torch.arange(5, 25)[None]
+
+
+def bench_of(method: str, *overrides: str) -> SimpleNamespace:
+    """A bench whose adapter, if it has one, moves every matrix that it is on."""
+    bench = prepared(tiny(f"method={method}", *overrides))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in bench.net.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.05)
+    bench.net.eval()
+    return bench
+
+
+@torch.no_grad()
+def logits(net: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        return net(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["base_nf4", "qlora", "qdora"])
+def test_expanded_weights_answer_to_the_bit_as_those_in_4_bits(method, precision, monkeypatch):
+    net, dtype = bench_of(method, f"train.precision={precision}").net, torch.bfloat16 if precision == "bf16" else None
+    packed = [module for module in net.modules() if isinstance(module, Linear4bit)]
+    before, read = logits(net, dtype), []
+    for layer in packed:
+        monkeypatch.setattr(layer, "forward", lambda x, layer=layer: read.append(layer))
+    with weights.expanded(net) as told:
+        assert told == {"expanded": "on"}
+        assert torch.equal(logits(net, dtype), before)
+        assert torch.equal(logits(net, dtype), before)  # and from what the first one kept
+        assert not read
+    monkeypatch.undo()
+    assert [module for module in net.modules() if isinstance(module, Linear4bit)] == packed
+    assert torch.equal(logits(net, dtype), before)
+
+
+def test_weights_that_would_fill_the_memory_stay_packed(monkeypatch):
+    net = bench_of("qlora").net
+    monkeypatch.setattr(weights.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**16))
+    with weights.expanded(net) as told:
+        assert told["expanded"].startswith("off: 0.0 GiB of weights")
+        assert any(isinstance(module, Linear4bit) for module in net.modules())
+
+
+def test_other_models_have_nothing_to_expand():
+    with weights.expanded(bench_of("lora").net) as told:
+        assert told == {}
+
+
+def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
+    net = bench_of("full").net
+    before, own = logits(net, torch.bfloat16), dict(net.named_parameters(remove_duplicate=False))
+    undo = weights.cast(net, torch.bfloat16)
+    assert net.get_output_embeddings().weight.dtype == torch.bfloat16
+    assert net.get_input_embeddings().weight.dtype == torch.float32
+    assert torch.equal(logits(net, torch.bfloat16), before)
+    undo()
+    assert all(own[name] is p for name, p in net.named_parameters(remove_duplicate=False))
