@@ -213,6 +213,12 @@ def test_models_of_another_build_are_checked_all_the_same(tmp_path, kind):
     model.check(cell_of(built(tmp_path, kind, **more), "method=full"))
 
 
+def test_a_model_that_multiplies_with_packed_weights_itself_is_refused(tmp_path):
+    path = built(tmp_path, "mamba", state_size=4)
+    with pytest.raises(UserError, match="method=base_nf4 can't be applied .* multiplies with weights of linear layers"):
+        model.check(cell_of(path, "method=base_nf4"))
+
+
 def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     cells = (cell_of(folder("qwen3_moe"), "method=lora", f"model.dtype={d}") for d in ("bfloat16", "float32"))
     planner = plan.Planner(None, "bf16")

@@ -319,6 +319,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
                 quantizer.postprocess_model(base)
                 _pack(base, dtype)
+                _check_packed(base)
             _check_experts(base, cell)
             own = {id(p) for p in base.parameters()}
             net = adapt(base, cell)
@@ -373,6 +374,19 @@ def _pack(net: nn.Module, dtype: torch.dtype) -> None:
                 module=module,
             )
     _never_repack(net)
+
+
+def _check_packed(net: nn.Module) -> None:
+    """Raise ValueError if `net`, on "meta", multiplies with a packed matrix itself, past the layer that expands it."""
+    try:
+        with torch.no_grad():
+            net(input_ids=torch.ones(1, 2, dtype=torch.long))
+    except Exception as error:  # of all else that can't be told without values, the job itself will tell
+        if any(name in str(error) for name in ("uint8", "unsigned char", "Byte")):
+            raise ValueError(
+                "the model multiplies with weights of linear layers itself, which can't be done in 4 bits; "
+                "take a method that does not quantise them."
+            ) from error
 
 
 def _never_repack(net: nn.Module) -> None:
