@@ -7,7 +7,8 @@
 The two sides of a pair run one after the other, which first alternates; a ratio is the median of the pairs' ratios,
 with the least and the largest. What a part measured is kept in `benchmarks/measured/PART.json`, with where and when.
 
-training  steps on the same batches: GSM8K's text with --data-root, else wordmath's
+training  steps on the same batches: GSM8K's text with --data-root, else wordmath's; in one process, so that neither
+          side has the memory kept which the other frees (harness/job/heap.py)
 mmlu      5 shots, 10 questions a subject, by stock HFLM and by ours, fp32; needs --data-root
 gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`

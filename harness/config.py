@@ -173,7 +173,8 @@ class Train:
 class Infer:
     """How inference is timed, the same for every cell.
 
-    repeats: timed rounds, after one that is discarded (0: inference is not measured); batch_size: sequences at a time.
+    repeats: timed rounds, after a short one that is discarded (0: inference is not measured); batch_size: sequences at
+        a time.
     prompt_tokens, new_tokens: of each sequence; one new token is the prefill's, so decoding needs 2 or more.
     """
 

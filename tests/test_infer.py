@@ -120,8 +120,9 @@ def test_a_round_is_a_prompt_and_the_tokens_after_the_first(monkeypatch):
     assert (found.batch_size, found.prompt_tokens, found.new_tokens) == (2, 8, 5)
     assert found.prefill_seconds == [5.0] * 3
     assert found.decode_seconds == [4 * 2.0] * 3
-    assert [shape for shape, _ in model.asked] == [(2, 8), *[(2, 1)] * 4] * (1 + 3)  # the first round is discarded
-    assert len({cache for _, cache in model.asked[:5]}) == 1
+    discarded, counted = [(2, 8), (2, 1)], [(2, 8), *[(2, 1)] * 4]
+    assert [shape for shape, _ in model.asked] == discarded + 3 * counted
+    assert len({cache for _, cache in model.asked[2:7]}) == 1
 
 
 def test_forms_take_turns_and_the_base_is_without_its_adapter():

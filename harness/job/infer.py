@@ -34,7 +34,8 @@ def measure(
     accelerator: Accelerator,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Inference]:
-    """Time `model` in each of `forms`, in turn in every repeat so that drift meets all; a first round is discarded.
+    """Time `model` in each of `forms`, in turn in every repeat so that drift meets all; a first round, of two tokens,
+    is discarded.
 
     forms: names; ``base`` of a model with an adapter is that model with its adapter disabled.
     settings: batch_size, prompt_tokens, new_tokens, repeats (harness.config.Infer).
@@ -49,7 +50,7 @@ def measure(
     for repeat in range(1 + settings["repeats"]):
         for form, inference in measured.items():
             with _as(form, model), accelerator.autocast():
-                _, prefill, rest = decode(model, prompts, new)
+                _, prefill, rest = decode(model, prompts, new if repeat > 0 else 2)
             if repeat > 0:
                 inference.prefill_seconds.append(prefill)
                 inference.decode_seconds.append(rest)
