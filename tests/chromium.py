@@ -9,12 +9,20 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PATH = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MISSING = pytest.mark.skipif(PATH is None, reason="no Chromium is installed (apt install chromium)")
 KEYS = {"Tab": 9, "Enter": 13, "Space": 32}
 TEXT = {"Enter": "\r", "Space": " "}
+
+
+def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slow(MISSING(test))
 
 
 class Page:

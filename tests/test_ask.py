@@ -8,9 +8,11 @@ import re
 import socket
 from types import SimpleNamespace
 
+import chromium
 import numpy as np
 import pytest
 import torch
+from chromium import in_a_browser
 from job_helpers import tiny
 from omegaconf import OmegaConf
 from peft import PeftModel
@@ -158,6 +160,23 @@ def test_the_page_is_escaped_and_loads_nothing():
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", page)
     assert not re.search(r"(src|href|url)\s*[=(]", page)
     assert "default-src 'none'" in page
+
+
+@in_a_browser
+def test_answers_stand_side_by_side_on_a_screen_however_long_they_are(tmp_path):
+    texts = ["It leaves at nine. " * 40, "x" * 500]
+    found = {"models": ["base", "lora", "qlora", "api"], "prompts": texts, "answers": [texts] * 4, "judge": None}
+    path = tmp_path / "answers.html"
+    path.write_text(side.page(found), encoding="utf-8")
+    cells = "[...document.querySelectorAll('tbody tr:first-child > *')].map((cell) => cell.getBoundingClientRect())"
+    with chromium.Page(tmp_path / "profile") as page:
+        for width, whole in ((1280, 5), (390, 2)):  # of the prompt and the answers, those that can be read at a glance
+            page.width(width)
+            page.open(path)
+            assert page.ask(f"{cells}.filter((cell) => cell.right <= innerWidth).length") == whole
+            assert page.ask("document.documentElement.scrollWidth <= innerWidth")  # what does not fit scrolls by itself
+            assert page.complaints() == []
+            assert page.fetched() == [path.as_uri()]
 
 
 def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_its_own():
