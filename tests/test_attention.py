@@ -80,6 +80,21 @@ def test_each_sequence_attends_to_itself_alone(kind):
     assert (mixed[LENGTHS[0] + 1 : LENGTHS[0] + 2] - expected[LENGTHS[0] - 2]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_attention_is_as_fine_as_what_it_is_given(monkeypatch, dtype):
+    model, seen = built("llama", **SUITED["llama"]).to(dtype), []
+    plain = attention.scaled_dot_product_attention
+
+    def attend(*tensors, **keywords):
+        seen.append(({tensor.dtype for tensor in tensors}, torch.is_autocast_enabled("cpu")))
+        return plain(*tensors, **keywords)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    with torch.autocast("cpu", torch.bfloat16):
+        laid(model)
+    assert seen == [({dtype}, False)] * len(LENGTHS) * model.config.num_hidden_layers
+
+
 @pytest.mark.parametrize("kind", STATEFUL)
 def test_layers_that_carry_a_state_get_padded_batches(kind):
     model = built(kind, **STATEFUL[kind])
