@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from bitsandbytes.nn import Linear4bit
 from hydra.utils import instantiate
 from job_helpers import prepared, run_tiny, tiny
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.job import meter, nvml, probe, run
 from harness.job.meter import Energy, LiveBytes, Meter, Stopwatch
@@ -210,6 +212,26 @@ def test_galore_keeps_moments_at_rank_and_whole_bases():
     state = sum(2 * 4 * 4 * max(p.shape) + 4 * min(p.shape) ** 2 for p in matrices.values())
     assert memory.resident.optimizer == state + 2 * size(rest)
     assert memory.gradients == size(named.values())
+
+
+def test_galore_decomposes_its_gradients_in_form_alone(monkeypatch):
+    class Decompositions(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.on = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._linalg_svd.default:
+                self.on.append(args[0].device.type)
+            return func(*args, **(kwargs or {}))
+
+    with Decompositions() as formal:
+        memory, bench = probed("method=galore", "rank=4")
+    monkeypatch.setattr(probe, "_Undecomposed", nullcontext)
+    with Decompositions() as real:
+        assert probed("method=galore", "rank=4")[0] == memory
+    matrices = sum(name.endswith("proj.weight") for name, _ in bench.net.named_parameters())
+    assert (formal.on, real.on) == (["meta"] * matrices, ["cpu"] * matrices)
 
 
 def test_nf4_weights_take_half_a_byte_and_their_scales():

@@ -111,13 +111,13 @@ def _attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
     if row.bounds is not None and not dropout and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(row, query, key, value, scaling), None
-    whole = nullcontext()
-    if query.device.type == "cpu":  # whose backward pass takes three times as long in the bf16 of autocast
+    precision = nullcontext()
+    if query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
         finest = functools.reduce(torch.promote_types, (query.dtype, key.dtype, value.dtype))
         query, key, value = (tensor.to(finest) for tensor in (query, key, value))
-        whole = torch.autocast("cpu", enabled=False)
+        precision = torch.autocast("cpu", enabled=False)
     apart = zip(*(tensor.split(row.lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    with whole:
+    with precision:
         parts = [
             scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
             for qkv in apart

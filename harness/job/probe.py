@@ -13,6 +13,7 @@ from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from harness.job import optim, train
@@ -36,7 +37,8 @@ def steps(
     added: ids of the parameters that are adapters. The first step makes the optimizer's state (GaLore decomposes its
     gradients in it), the second has it from the start; the peak is over both.
 
-    The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit.
+    The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit. What
+    is decomposed by singular values is so in form alone.
 
     Of several processes each tells of itself. With the whole model in each, gradients stay in the buckets that they are
     added up in; of a sharded model, weights that are whole for a layer's time count as weights, and whole gradients on
@@ -60,7 +62,7 @@ def steps(
             live.mark("optimizer")
 
     model.train()
-    with live:
+    with live, _Undecomposed():
         see_weights(plain, added, live)
         for _ in range(count):
             live.flops = 0
@@ -84,6 +86,21 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
             train.summed_loss(model, batch)
         resident = live.now_by_kind
     return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded)
+
+
+class _Undecomposed(TorchDispatchMode):
+    """Gives unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
+
+    They take what the factors take, and are orthonormal as those are.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten._linalg_svd.default:
+            return func(*args, **(kwargs or {}))
+        matrix = args[0]
+        sizes = [factor.shape for factor in func(matrix.to("meta"), *args[1:], **(kwargs or {}))]
+        u, vh = (torch.eye(*size[-2:], dtype=matrix.dtype, device=matrix.device) for size in sizes[::2])
+        return u.expand(sizes[0]).contiguous(), matrix.new_ones(sizes[1]), vh.expand(sizes[2]).contiguous()
 
 
 def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
