@@ -6,9 +6,9 @@ Seconds of a cell = what it takes beside training and scoring + 6 FLOPs a weight
 the machine achieves + 2 for validation + the items it scores at their rates. `python -m harness plan NAME` counts each
 method's own FLOPs and memory instead, on the machine where it is asked.
 
-2 cores: rates measured in results/reference on SmolLM2-135M, those of training and of every task but gsm8k in fp32 and
-before there were speedups, so costs are rather too high. One H100: assumed, not measured: a fifth of its dense peak in
-bf16, and a tenth of a second an item, for a model of 1.7B weights with batches of 16.
+2 cores: rates measured in results/reference on SmolLM2-135M, those of every task but wordmath_short and gsm8k in fp32
+and before there were speedups, so costs are rather too high. One H100: assumed, not measured: a fifth of its dense peak
+in bf16, and a tenth of a second an item, for a model of 1.7B weights with batches of 16.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ ITEMS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """flops: achieved in training, a second. beside: seconds of a cell for loading and probing; inference: for that.
+    """flops: achieved in training, a second. beside: seconds of a cell for loading and probing; inference: for that, in
+    five rounds.
 
     items: seconds that one takes to score, by task.
     """
@@ -58,14 +59,14 @@ class Machine:
 
 SMALL = {
     "wordmath": 0.35,
-    "wordmath_short": 0.15,
+    "wordmath_short": 0.09,
     "facts": 0.07,
     "facts_short": 0.07,
     "gsm8k": 1.1,
     "mmlu": 0.6,
     "plain_text": 0.2,
 }
-CORES = Machine(1.35e11, 11, 15, SMALL)
+CORES = Machine(1.6e11, 9, 15, SMALL)
 H100 = Machine(2e14, 60, 30, dict.fromkeys(ITEMS, 0.1))
 
 
@@ -114,7 +115,7 @@ def seconds(cell: Cell, machine: Machine) -> float:
         trained = min(trained, most / TOKENS[cell.data])
     validated = train["validation_items"] * (1 + steps // (train.get("validate_every") or steps + 1))
     repeats = cell.settings.get("infer", {"repeats": 0})["repeats"]  # the first records had no inference
-    total = machine.beside + (machine.inference if repeats else 0)
+    total = machine.beside + machine.inference * repeats / 5
     total += each * (3 * trained + validated)
     return total + sum(min(asked["limit"] or ITEMS[task], ITEMS[task]) * machine.items[task] for task in asked["tasks"])
 

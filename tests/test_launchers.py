@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -151,7 +152,11 @@ def test_workers_end_with_the_sweep_in_order(tmp_path, sent):
 
 def notes(folder: Path) -> list[int]:
     """Process ids of the workers that are at `launched.slow`."""
-    return [int(text) for path in folder.glob("*.pid") if (text := path.read_text())]
+    found = []
+    for path in folder.glob("*.pid"):
+        with suppress(FileNotFoundError):  # it may have left since it was listed
+            found += map(int, path.read_text().split())
+    return found
 
 
 def wait_for(condition, seconds=30):
