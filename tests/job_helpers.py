@@ -134,3 +134,16 @@ def prepared(cell: Cell) -> SimpleNamespace:
 def encoded(tokenizer, items: list[data.Item], max_length: int = 512) -> list[data.Example]:
     """`items` tokenised under the default prompt."""
     return data.encode_all(tokenizer, items, Config().data.prompt, max_length)
+
+
+def moved(*overrides: str) -> SimpleNamespace:
+    """A bench whose adapter moves every matrix it is on, as training would."""
+    bench = prepared(tiny(*overrides))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in bench.net.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.05)
+            elif "lora_magnitude_vector" in name:
+                p.mul_(1 + 0.1 * torch.randn_like(p))
+    return bench

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from job_helpers import prepared, tiny
+from job_helpers import moved, prepared, tiny
 from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig
@@ -17,19 +17,6 @@ INFER = {"repeats": 3, "batch_size": 2, "prompt_tokens": 8, "new_tokens": 5}
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces.
 MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 WEIGHTS = MATRICES + 2 * 1024 * 64 + 5 * 64  # + embedding and head + norms
-
-
-def tuned(*overrides: str) -> SimpleNamespace:
-    """A bench whose adapter moves every matrix it is on, as training would."""
-    bench = prepared(tiny(*overrides))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, p in bench.net.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.05)
-            elif "lora_magnitude_vector" in name:
-                p.mul_(1 + 0.1 * torch.randn_like(p))
-    return bench
 
 
 def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
@@ -44,7 +31,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora"])
 def test_what_is_decoded_is_what_generate_decodes(method):
-    net = tuned(f"method={method}").net.eval()
+    net = moved(f"method={method}").net.eval()
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
     tokens, prefill, rest = infer.decode(net, prompts, 6)
     generated = net.generate(
@@ -126,7 +113,7 @@ def test_a_round_is_a_prompt_and_the_tokens_after_the_first(monkeypatch):
 
 
 def test_forms_take_turns_and_the_base_is_without_its_adapter():
-    bench = tuned("method=lora")
+    bench = moved("method=lora")
     layer = next(m for m in bench.net.modules() if hasattr(m, "lora_A"))
     seen = []
     layer.register_forward_hook(lambda module, *_: seen.append(module.disable_adapters))
@@ -152,7 +139,7 @@ def test_every_cell_is_given_the_same_prompts():
 
 @pytest.mark.parametrize("method", ["qlora", "qdora"])
 def test_a_quantised_base_is_expanded_and_merged(method):
-    bench = tuned(f"method={method}")
+    bench = moved(f"method={method}")
     before = logits(bench, bench.net)
     with bench.net.disable_adapter():
         untuned = logits(bench, bench.net)
@@ -170,7 +157,7 @@ def test_a_quantised_base_is_expanded_and_merged(method):
 
 
 def test_a_merged_quantised_model_has_the_dtype_of_its_base():
-    bench = tuned("method=qdora", "model.dtype=bfloat16")
+    bench = moved("method=qdora", "model.dtype=bfloat16")
     merged, told = merge.merge(bench.net, bench.held_out[0], bench.accelerator)
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     assert disk.weights(merged) == 2 * WEIGHTS
@@ -181,7 +168,7 @@ def test_a_merged_quantised_model_has_the_dtype_of_its_base():
 
 
 def test_the_adapters_size_is_that_of_the_saved_file(tmp_path):
-    net = tuned("method=qdora").net
+    net = moved("method=qdora").net
     net.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     assert disk.adapter(net) == file.stat().st_size

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from job_helpers import prepared, tiny
+from job_helpers import moved
 from torch import nn
 
 from harness.job import weights
@@ -15,20 +15,9 @@ from harness.job import weights
 IDS = torch.arange(5, 25)[None]
 
 
-def bench_of(method: str, *overrides: str) -> SimpleNamespace:
-    """A bench whose adapter, if it has one, moves every matrix that it is on."""
-    bench = prepared(tiny(f"method={method}", *overrides))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, p in bench.net.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.05)
-    bench.net.eval()
-    return bench
-
-
 @torch.no_grad()
 def logits(net: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
+    net.eval()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         return net(input_ids=IDS).logits
 
@@ -36,7 +25,8 @@ def logits(net: nn.Module, dtype: torch.dtype | None) -> torch.Tensor:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["base_nf4", "qlora", "qdora"])
 def test_expanded_weights_answer_to_the_bit_as_those_in_4_bits(method, precision, monkeypatch):
-    net, dtype = bench_of(method, f"train.precision={precision}").net, torch.bfloat16 if precision == "bf16" else None
+    net = moved(f"method={method}", f"train.precision={precision}").net
+    dtype = torch.bfloat16 if precision == "bf16" else None
     packed = [module for module in net.modules() if isinstance(module, Linear4bit)]
     before, read = logits(net, dtype), []
     for layer in packed:
@@ -52,7 +42,7 @@ def test_expanded_weights_answer_to_the_bit_as_those_in_4_bits(method, precision
 
 
 def test_weights_that_would_fill_the_memory_stay_packed(monkeypatch):
-    net = bench_of("qlora").net
+    net = moved("method=qlora").net
     monkeypatch.setattr(weights.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**16))
     with weights.expanded(net) as told:
         assert told["expanded"].startswith("off: 0.0 GiB of weights")
@@ -60,12 +50,12 @@ def test_weights_that_would_fill_the_memory_stay_packed(monkeypatch):
 
 
 def test_other_models_have_nothing_to_expand():
-    with weights.expanded(bench_of("lora").net) as told:
+    with weights.expanded(moved("method=lora").net) as told:
         assert told == {}
 
 
 def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
-    net = bench_of("full").net
+    net = moved("method=full").net
     before, own = logits(net, torch.bfloat16), dict(net.named_parameters(remove_duplicate=False))
     undo = weights.cast(net, torch.bfloat16)
     assert net.get_output_embeddings().weight.dtype == torch.bfloat16
