@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import scripted
 import torch
 from job_helpers import DATA, composed, needs_data, run_cell
 from serving import NAME, LogProbabilities, Wire, chatty, serve
@@ -277,6 +279,43 @@ def test_what_stands_in_for_mmlu_has_the_same_items():
             other = written.leaves[f"{leaf}_generative"]
             assert compared.leaves[leaf].eval_docs[item]["question"] == other.eval_docs[item]["question"]
     assert {task.OUTPUT_TYPE for task in written.leaves.values()} == {"generate_until"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        (" b. no", "[invalid]"),
+        ("C. Mitochondria", "C"),
+        ("(D) both of them", "D"),
+        ("**A**", "A"),
+        ("The correct answer is C. Syntax.", "C"),
+        ("Answer: **B**", "B"),
+        ("The answer is option D", "D"),
+        ("A plant is what makes its own food.", "[invalid]"),
+        ("E. none of them", "[invalid]"),
+        ("Bessie could only detect it", "[invalid]"),
+    ],
+)
+def test_a_letter_is_read_from_a_reply_that_says_more(reply, letter):
+    found = re.findall(stand_ins.LETTER.format("ABCD"), reply)
+    assert next(("".join(groups) for groups in found), "[invalid]") == letter
+
+
+@needs_data
+def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_path):
+    """lm-eval's own filter wants the letter alone, and has such answers all wrong."""
+    right = "The correct answer is C. That is all there is to it."
+    with scripted.server(lambda prompt, number: right) as server:
+        cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
+        record = run.run(
+            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, asking=asking(tmp_path, cell_)
+        )
+    found = {score.filter: score.value for score in record.scores}
+    rows = pd.read_parquet(tmp_path / "x.items.parquet")
+    share = (rows[rows["filter"] == "letter"]["target"] == "C").mean()
+    assert 0 < share < 1
+    assert found == {"get_response": 0.0, "letter": share}
 
 
 # The command line

@@ -24,6 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
+from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
@@ -150,6 +151,11 @@ class Tasks:
                     f"({', '.join(task.aggregation())}); eval.tasks=[plain_text] has a loss of each passage."
                 )
         return loaded
+
+
+def filtered_too(task: Task, name: str, pattern: str) -> None:
+    """Have the answers to `task` scored also by what the regular expression `pattern` finds first in them."""
+    task._filters.append(build_filter_ensemble(name, [("regex", {"regex_pattern": pattern}), ("take_first", None)]))
 
 
 def _means(task: Task) -> set[str]:

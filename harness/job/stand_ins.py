@@ -11,6 +11,9 @@ from harness.job import data, score
 GENERATED = "generate_until"  # lm-eval's word for tasks whose answers are written; those of all others are compared
 # What a task whose answers are compared is called where they are written, as lm-eval has it of mmlu, gpqa and bigbench.
 STAND_INS = [(r"$", "_generative"), (r"_n_shot$", "_generative_n_shot"), (r"_multiple_choice$", "_generate_until")]
+# Where the choices are letters, lm-eval compares the whole reply with one. Many that chat say more ("B. Mitochondria",
+# "The answer is (B)."): a second filter takes the letter from before the choice's words, or from such a phrase.
+LETTER = r"^\W*([{0}])(?:[.):*]|\s*$)|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is|:)?\W*([{0}])\b"
 ASKED = " (chat)"  # after a task's name: what is scored so is another measurement, and never compared with the task's
 
 
@@ -49,6 +52,8 @@ class ChatTasks(score.Tasks):
                 "the same items whose answers are written; leave it out, or name a model.tokenizer where the endpoint "
                 "gives log-probabilities of completions."
             )
+        for leaf, new in asked.items():
+            _have_letters_read(leaves[leaf], found[new])
         return {leaf: (new, found[new]) for leaf, new in asked.items()}
 
 
@@ -60,6 +65,13 @@ def _stand_in(name: str) -> str | None:
 
 def _names(name: str) -> list[str]:
     return [re.sub(old, new, name) for old, new in STAND_INS if re.search(old, name)]
+
+
+def _have_letters_read(task: Any, other: Any) -> None:
+    """Add the filter `letter` to the stand-in `other`, if the choices of `task` are letters."""
+    choices = task.config.doc_to_choice
+    if isinstance(choices, list) and all(re.fullmatch("[A-Z]", choice) for choice in choices):
+        score.filtered_too(other, "letter", LETTER.format("".join(choices)))
 
 
 def _alike(task: Any, other: Any) -> bool:
