@@ -112,6 +112,14 @@ def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lor
     )
 
 
+def test_a_cell_that_no_sweep_has_planned_takes_time_too(study, tmp_path, lora):
+    """`run` plans nothing; without its pace nobody knows how long its cell takes."""
+    with study.claim(lora) as note:
+        assert lines(look(tmp_path, "demo"))[0].endswith("0 left, time left unknown until a cell is done")
+        note({"phase": "train", "step": 3, "of": 50, "seconds_left": 47.0})
+        assert lines(look(tmp_path, "demo"))[0].endswith("0 left, about 47 s to go")
+
+
 def test_nothing_left_takes_no_time(study, tmp_path):
     record = make_record("lora", 16)
     write(record, study.path(record.cell))

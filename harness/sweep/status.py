@@ -126,7 +126,7 @@ def look(results: Path, name: str, reader: Reader | None = None) -> Standing:
     states = [_running(name, marker, cells.get(name), past) for name, marker in running.items()]
     states += [_recorded(r, study) for r in records if r.cell.name not in running]
     states += [State(c.name, "left", c.id, c.method) for c in left if c.name not in running]
-    to_go = [past.to_go(state, cells[state.cell]) for state in states if state.cell in cells]
+    to_go = [past.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states]
     total = None if None in to_go else sum(to_go) / max(1, len(running))
     return Standing(name, states, total, problems)
 
