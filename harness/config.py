@@ -73,6 +73,7 @@ class Model:
     Of a model behind an API (method=api) name is what the endpoint calls it, and none of the above is looked at:
     base_url: where OpenAI's protocol is spoken, up to and without ``/chat/completions``.
     tokenizer: a hub id or a local folder: the tasks are asked as completions, with log-probabilities; null: as chat.
+    thinking: tokens that such a model may write before each answer, beyond the task's limit; it is part of a cell.
     key_env: the environment variable that holds the key (null: none is sent); it and the price are no part of a cell.
     """
 
@@ -85,6 +86,7 @@ class Model:
     architecture: dict[str, Any] | None = None
     base_url: str | None = None
     tokenizer: str | None = None
+    thinking: int = 0
     key_env: str | None = None
     price: Price = field(default_factory=Price)
 
@@ -413,8 +415,8 @@ def _check_api(config: DictConfig) -> None:
                 f"method={config.method.name} needs model.base_url=, the address of the model's endpoint, and "
                 "model.name=, what that calls it."
             )
-        for key in ("tokenizer", "key_env"):
-            if model[key] is not None:
+        for key in ("tokenizer", "thinking", "key_env"):
+            if model[key]:
                 raise UserError(f"model.{key} is for models behind an API: add method=api and model.base_url=.")
         return
     if here:
@@ -442,6 +444,10 @@ def _check_api(config: DictConfig) -> None:
     for key in ("timeout", "per_minute"):
         if config.api[key] is not None and not 0 < config.api[key] < float("inf"):
             raise UserError(f"api.{key}={config.api[key]} can't be: it must be positive.")
+    if model.thinking < 0:
+        raise UserError(f"model.thinking={model.thinking} can't be: it is a number of tokens, and 0 is none.")
+    if model.thinking and model.tokenizer is not None:
+        raise UserError("model.thinking= is for models that chat; leave out model.tokenizer, or model.thinking.")
     for key, price in config.model.price.items():
         if price is not None and not 0 <= price < float("inf"):
             raise UserError(f"model.price.{key}={price} can't be: it is dollars for a million tokens.")

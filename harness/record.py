@@ -281,6 +281,8 @@ class Api:
     seconds: of waiting for the answers, summed over requests, `concurrency` of which may be under way at a time.
     price_read, price_written: dollars for a million tokens, as the settings said; null if they did not.
     dollars: for the answers that this cell asked for, at those prices; null without them, or without counts.
+    cut: answers that ended at their limit of tokens; null where that was not written down.
+    left_out: settings of the tasks that the endpoint refuses; without `temperature` answers are drawn at random.
     """
 
     kind: Literal["completions", "chat"]
@@ -294,6 +296,8 @@ class Api:
     price_read: float | None
     price_written: float | None
     dollars: float | None
+    cut: int | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass

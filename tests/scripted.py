@@ -22,9 +22,28 @@ class Server:
         return [body["messages"][-1]["content"] for body in self.asked]
 
 
+REFUSED = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+    "instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is "
+    "supported.",
+    "stop": "Unsupported parameter: 'stop' is not supported with this model.",
+}
+"""What OpenAI's models that think before they answer say of parameters that they do not take."""
+
+
+def refusal(asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What such a model replies to a request, or None where it takes all of it."""
+    named = next((name for name in REFUSED if name in asked and (name, asked[name]) != ("temperature", 1.0)), None)
+    return named and {"text": 400, "error": REFUSED[named]}
+
+
 @contextmanager
 def server(script: Callable[[str, int], str | int | dict[str, Any]]) -> Iterator[Server]:
-    """Serve `script`: from a prompt and the number of the request to an answer, an HTTP status, or parts of a reply."""
+    """Serve `script`: from a prompt and the number of the request to an answer, an HTTP status, or parts of a reply.
+
+    Parts are its text (or status), finish, usage, and error, the message of a status.
+    """
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,7 +60,9 @@ def server(script: Callable[[str, int], str | int | dict[str, Any]]) -> Iterator
             message = {"role": "assistant", "content": reply["text"]}
             choice = {"index": 0, "message": message, "finish_reason": reply.get("finish", "stop")}
             sent = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
-            sent = sent | {"usage": reply.get("usage", usage)} if status == 200 else {"error": {"message": "no"}}
+            sent |= {"usage": reply.get("usage", usage)}
+            if status != 200:
+                sent = {"error": {"message": reply.get("error", "no")}}
             text = json.dumps(sent).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

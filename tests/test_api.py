@@ -318,6 +318,56 @@ def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_p
     assert found == {"get_response": 0.0, "letter": share}
 
 
+# Models that think before they answer
+
+
+def of_scripted(folder, script, *overrides):
+    """The record and the requests of a cell whose model answers as `script` says."""
+    with scripted.server(script) as there:
+        return ask(folder, cell(there.url, *overrides), concurrency=1), there.asked
+
+
+def test_what_an_endpoint_refuses_to_be_told_is_left_out_and_the_record_says_so(tmp_path):
+    asked = []
+
+    def script(prompt, number):
+        return scripted.refusal(asked[number]) or "It is 7.\n#### 7\nQuestion: and more?"
+
+    with scripted.server(script) as there:
+        asked = there.asked
+        record = ask(tmp_path, cell(there.url), concurrency=1)
+    assert (record.status, record.api.tries, record.api.left_out) == ("ok", 0, ["stop", "temperature"])
+    refused, taken = asked[:-ITEMS], asked[-ITEMS:]
+    assert len(refused) == 3, "each is told once, and then left out"
+    assert all(body["max_completion_tokens"] == 40 for body in taken)
+    assert all(not body.keys() & scripted.REFUSED.keys() for body in taken)
+    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    assert {answer.answer for answer in kept} == {"It is 7.\n#### 7\n"}, "what would have ended it still does"
+
+
+def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
+    said = "<think>\nQuestion: 5?\n\nNo.</think>\n\n#### 7\n\nQuestion: and more?"
+    record, asked = of_scripted(tmp_path, lambda prompt, number: said, "model.thinking=1000")
+    assert record.status == "ok"
+    assert {(body["max_tokens"], "stop" in body) for body in asked} == {(1040, False)}
+    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    assert {answer.answer for answer in kept} == {"#### 7\n\n"}
+
+
+def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
+    plain, roomy = cell("http://h/v1"), cell("http://h/v1", "model.thinking=1000")
+    assert plain.id == cell("http://h/v1", "model.thinking=0").id != roomy.id
+    guessed = api.estimate(roomy, asking(tmp_path, roomy), None)
+    assert guessed["written"] == 1040 * ITEMS
+
+
+def test_answers_that_were_cut_off_are_counted(tmp_path):
+    def script(prompt, number):
+        return {"text": "It is", "finish": "length" if number < 2 else "stop"}
+
+    assert of_scripted(tmp_path, script)[0].api.cut == 2
+
+
 # The command line
 
 
@@ -469,11 +519,14 @@ def test_models_that_are_here_keep_their_cells():
         ("method=api model.base_url=http://h/v1", r"needs model\.name="),
         ("method=lora model.base_url=http://h/v1 model.name=a", "method=lora needs weights"),
         ("method=base model.tokenizer=a", r"model\.tokenizer is for models behind an API"),
+        ("method=base model.thinking=9", r"model\.thinking is for models behind an API"),
         ("method=base model.key_env=A", r"model\.key_env is for models behind an API"),
         ("method=api model.base_url=h/v1 model.name=a", r"model\.base_url must be like https://host/v1"),
         ("method=api model.base_url='http://h/v1?key=abcdefgh' model.name=a", r"neither a key nor a query"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=abcdefghijkl", r"the key itself is never"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=NOT_SET", "NOT_SET is not set"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=-1", r"model\.thinking=-1"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=9 model.tokenizer=b", "that chat"),
         ("method=api model.base_url=http://h/v1 model.name=a model.price.read=-1", r"model\.price\.read=-1"),
         ("method=api model.base_url=http://h/v1 model.name=a api.timeout=0", r"api\.timeout=0"),
         ("method=api model.base_url=http://h/v1 model.name=a api.concurrency=0", r"api\.concurrency=0"),

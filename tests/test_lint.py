@@ -663,6 +663,30 @@ def test_of_a_model_behind_an_api_nothing_is_wanted_that_only_weights_have():
     assert told([make_answered(name=name) for name in ("one", "other")]) == []
 
 
+def test_answers_that_were_cut_off_and_such_as_are_drawn_at_random():
+    records = [
+        *study("base"),
+        make_answered("chat", "thinks", cut=11, left_out=["stop", "temperature"]),
+        make_answered("chat", "fits", cut=10),
+        make_answered("chat", "unknown", cut=None),
+    ]
+    thinks = records[1].cell.name
+    found = {"cut off": [], "drawn": []}
+    for finding in findings(records):
+        if finding.rule in found:
+            found[finding.rule].append((finding.sentence, finding.cells))
+    assert found["cut off"] == [
+        (
+            "Of 200 answers of thinks, 11 were cut off at their limit of tokens; a model that thinks before it answers "
+            "needs room for that: model.thinking=8192.",
+            (thinks,),
+        )
+    ]
+    assert found["drawn"] == [
+        ("thinks takes no temperature: its answers are drawn at random, and would be others another time.", (thinks,))
+    ]
+
+
 def test_models_that_were_asked_in_different_ways():
     records = [*study("base"), make_answered("completions", "sure"), make_answered("chat", "chatty")]
     sure, chatty = (record.cell.name for record in records[1:])

@@ -8,12 +8,12 @@ from fractions import Fraction
 
 import pytest
 from job_helpers import DATA, composed, needs_data, run_cell
-from scripted import server
+from scripted import refusal, server
 
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job import arithmetic, data, overlap, synthesize, synthetic, wordmath
-from harness.job.client import Client, host
+from harness.job.client import THINKING, Client, host
 
 # Arithmetic
 
@@ -302,6 +302,19 @@ def test_a_refusal_says_what_to_do(reply, said):
     client._api.max_retries = 0
     with pytest.raises(UserError, match="can't be reached"):
         client.ask([{"role": "user", "content": "hi"}])
+
+
+def test_a_model_that_thinks_first_is_asked_in_the_words_that_it_takes():
+    with server(lambda prompt, number: refusal(there.asked[number]) or "<think>\nA? No, B.</think>\n\nB") as there:
+        client = Client(there.url, "m", 5)
+        for _ in range(2):
+            assert client.ask([{"role": "user", "content": "hi"}], max_tokens=10, temperature=0.0).text == "B"
+    words = [{*body} - {"messages", "model"} for body in there.asked]
+    assert (
+        words
+        == [{"max_tokens", "temperature"}, {"max_completion_tokens", "temperature"}] + [{"max_completion_tokens"}] * 2
+    )
+    assert there.asked[-1]["max_completion_tokens"] == 10 + THINKING
 
 
 def test_of_an_address_the_host_alone_is_told():

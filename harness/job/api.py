@@ -140,6 +140,8 @@ def _spent(lm: Engine, is_chat: bool) -> Api:
         concurrency=asking.concurrency,
         price_read=asking.price_read,
         price_written=asking.price_written,
+        cut=_sum(a.cut for a in found),
+        left_out=sorted({name for a in found for name in a.left_out or ()}),
         dollars=None if None in itertools.chain(*paid) else sum(price * tokens for price, tokens in paid) / 1e6,
     )
 

@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import aiohttp
-from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI, OpenAIChatCompletion
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import postprocess_generated_text
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
@@ -30,6 +29,7 @@ from harness import private
 from harness.errors import UserError
 from harness.job import model as models
 from harness.job.api import Asking, Stopped
+from harness.job.client import put, refused, spoken
 
 LATER = {408, 409, 425, 429}  # statuses of requests that may be made again, beside the server's own failures
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
@@ -51,6 +51,8 @@ class Answer:
     """A text, or the log-probability of a continuation and whether it is the likeliest.
 
     read, written: tokens, as the endpoint counts them (null: it does not). seconds: from request to answer.
+    cut: whether the text ended at the limit of tokens; left_out: what the endpoint refused to be told; null in lines of
+    earlier versions.
     """
 
     key: str
@@ -58,6 +60,8 @@ class Answer:
     read: int | None
     written: int | None
     seconds: float
+    cut: bool | None = None
+    left_out: list[str] | None = None
 
 
 class Answers:
@@ -92,15 +96,27 @@ def _stored(path: Path) -> Iterator[Answer]:
 
 
 class Engine:
-    """Goes before one of lm-eval's classes, and does in its place what requests are made and answered by."""
+    """Goes before one of lm-eval's classes, and does in its place what requests are made and answered by.
 
-    def __init__(self, url: str, name: str, asking: Asking, told: Callable[[int, int], None] | None = None, **keywords):
+    thinking: tokens that a model may write before each answer; no `stop` is sent then, which could end its thoughts.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        asking: Asking,
+        told: Callable[[int, int], None] | None = None,
+        thinking: int = 0,
+        **keywords,
+    ):
         # lm-eval asks one at a time by another way than several; here it is always this one, however many.
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
         self.asking, self.kept = asking, Answers(Path(asking.answers))
         self.used: dict[str, None] = {}  # keys of the answers that were asked for, in order
         self.tries = 0
-        self._told = told
+        self._told, self._thinking = told, thinking
+        self._refused: set[str] = set()
 
     @cached_property
     def header(self) -> dict[str, str]:
@@ -123,8 +139,10 @@ class Engine:
         for message, context in zip(requests, ctxlens or [None] * len(requests), strict=True):
             settings = json.loads(json.dumps(gen_kwargs))  # its own: `_create_payload` takes out what it reads
             payload = self._create_payload(self.create_message([message]), generate=generate, gen_kwargs=settings)
-            if not payload.get("stop", True):
-                del payload["stop"]  # an empty list, which servers stumble over
+            if self._thinking:
+                payload["max_tokens"] += self._thinking
+            if self._thinking or not payload.get("stop", True):
+                payload.pop("stop", None)  # also an empty list, which servers stumble over
             asked = json.dumps([self.base_url, payload, context], sort_keys=True)
             if drawn:  # as often as it is asked for; what is not drawn at random would come the same again
                 times[asked] += 1
@@ -200,10 +218,10 @@ class Engine:
             await asyncio.sleep(max(0.0, self._next - time.monotonic()))
             gap = 60 / self.asking.per_minute if self.asking.per_minute else 0.0
             self._next = max(self._next, time.monotonic() + gap)
-        began = time.monotonic()
+        began, asked = time.monotonic(), put(payload, self._refused)
         try:
             # Not sent on to where it is redirected: the key is this endpoint's.
-            post = session.post(self.base_url, json=payload, headers=self.header, allow_redirects=False)
+            post = session.post(self.base_url, json=asked, headers=self.header, allow_redirects=False)
             async with post as response:
                 status, text, wait = response.status, await response.text(), response.headers.get("Retry-After")
         except TimeoutError:
@@ -214,16 +232,20 @@ class Engine:
             seconds = _seconds(wait)
             self._next = max(self._next, time.monotonic() + seconds)  # for all: it is the endpoint that is busy
             raise _Again(f"it answers {status}, {_shown(text)}", seconds)
+        if status == 400 and (name := refused(text, asked)):
+            self._refused.add(name)
+            return await self._try(session, key, payload, context, until)
         if status >= 300:
             raise UserError(
                 f"{self.base_url} refuses what it is asked ({status}): {_shown(text)}; {_remedy(status, context)}."
             )
-        answer, usage = self._read(text, context, until)
+        answer, cut, usage = self._read(text, context, until)
         read, written = (n if type(n) is int else None for n in map(usage.get, ("prompt_tokens", "completion_tokens")))
-        return Answer(key, answer, read, written, time.monotonic() - began)
+        left_out = sorted(self._refused & payload.keys() - {"max_tokens"})  # which goes by another name
+        return Answer(key, answer, read, written, time.monotonic() - began, cut, left_out)
 
-    def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, dict[str, Any]]:
-        """The answer in a response, and what it says of tokens; _Again for what is none."""
+    def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
+        """The answer in a response, whether it was cut off, and what it says of tokens; _Again for what is none."""
         try:
             response = json.loads(text)
         except ValueError:
@@ -233,21 +255,18 @@ class Engine:
             usage = response.get("usage") or {}
             if context is None:
                 (answer,) = self.parse_generations(response)
-                return postprocess_generated_text(answer or "", until, None), dict(usage)
+                answer = postprocess_generated_text(spoken(answer or ""), until, None)
+                return answer, choice.get("finish_reason") == "length", dict(usage)
             if not (choice.get("logprobs") or {}).get("top_logprobs"):
                 raise UserError(f"{self.base_url} gives no log-probabilities of what it reads; {CHAT_INSTEAD}.")
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
-            return [float(likely), bool(greedy)], dict(usage)
+            return [float(likely), bool(greedy)], False, dict(usage)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
             raise _Again(f"what it sends is no completion, {_shown(text)}") from None
 
 
 class Chat(Engine, LocalChatCompletion):
     """Answers by chat completions."""
-
-
-class OpenAIChat(Engine, OpenAIChatCompletion):
-    """As `Chat`, in the words that OpenAI's own models want."""
 
 
 class Completions(Engine, LocalCompletionsAPI):
@@ -272,7 +291,7 @@ class Estimated:
         for key, (payload, context, message) in left.items():
             self.requests += 1
             self.read += self._tokens(message)
-            self.written += payload.get("max_tokens") or payload["max_completion_tokens"]
+            self.written += payload["max_tokens"]
             self.kept.own[key] = Answer(key, "" if context is None else [0.0, False], None, None, 0.0)
 
     def _tokens(self, message: Any) -> int:
@@ -290,8 +309,8 @@ def engine(settings: dict[str, Any], asking: Asking, told: Callable | None = Non
         kind, url = Completions, f"{url}/completions"
         keywords = _tokenized(tokenizer)
     else:
-        kind = OpenAIChat if urlsplit(url).hostname == "api.openai.com" else Chat
-        url = f"{url}/chat/completions"
+        kind, url = Chat, f"{url}/chat/completions"
+        keywords = {"thinking": settings.get("thinking", 0)}
     if estimate:
         kind = type(f"Estimated{kind.__name__}", (Estimated, kind), {})
     return kind(url, name, asking, told, **keywords)

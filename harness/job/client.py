@@ -6,7 +6,8 @@ The key is the environment's OPENAI_API_KEY and nowhere else; a server of one's 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+import re
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from harness import private
 from harness.errors import UserError
 
 KEY = "OPENAI_API_KEY"
+THINKING = 8192  # tokens more, where a limit is of what a model thinks before it answers too
 RETRIES = 5  # with growing pauses, of what may pass: no connection, time-outs, too many requests, errors of the server
 
 Messages = list[dict[str, str]]
@@ -45,22 +47,26 @@ class Client:
                 "To ask a model behind an API needs the extra `api`: pip install -e '.[api]' in the project's folder."
             ) from None
         self.base_url, self.model, self.host = base_url, model, host(base_url)
-        self._errors = openai
+        self._errors, self._refused = openai, set()
         self._api = openai.OpenAI(
             base_url=base_url, api_key=os.environ.get(KEY) or "none", timeout=timeout, max_retries=RETRIES
         )
 
     def ask(self, messages: Messages, **parameters: Any) -> Reply:
         """The answer to `messages`; UserError if there is none after all tries."""
+        asked = put(parameters, self._refused, THINKING)
         try:
-            found = self._api.chat.completions.create(model=self.model, messages=messages, **parameters)
+            found = self._api.chat.completions.create(model=self.model, messages=messages, **asked)
         except self._errors.OpenAIError as error:
+            if isinstance(error, self._errors.BadRequestError) and (name := refused(error.response.text, asked)):
+                self._refused.add(name)
+                return self.ask(messages, **parameters)
             raise UserError(self._told(error)) from error
         if not found.choices:
             raise UserError(f"{self.model} at {self.host} sent no chat completion; check --base-url.")
         choice, used = found.choices[0], found.usage
         return Reply(
-            text=(choice.message.content or "").encode("utf-8", "ignore").decode(),  # no halves of pairs
+            text=spoken(choice.message.content or "").encode("utf-8", "ignore").decode(),  # no halves of pairs
             whole=choice.finish_reason != "length",
             read=used and used.prompt_tokens,
             written=used and used.completion_tokens,
@@ -113,6 +119,30 @@ TO_DO = {
     404: "check --base-url, which mostly ends in /v1, and --model",
     429: "lower --concurrency, or wait for the quota",
 }
+
+
+def refused(reply: str, asked: dict[str, Any]) -> str | None:
+    """What of `asked` an endpoint refuses in `reply`, where it can be put in another way or left out; else None.
+
+    OpenAI's models that think before they answer take no `max_tokens`, temperature, `stop` or seed.
+    """
+    found = re.search(r"[Uu]nsupported (?:parameter|value): '(max_tokens|temperature|stop|seed)'", reply)
+    return found[1] if found and found[1] in asked else None
+
+
+def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> dict[str, Any]:
+    """`asked` without what an endpoint refuses. A limit of tokens has another name then, and is of thoughts as well:
+    `thinking` is added to it."""
+    kept = {name: value for name, value in asked.items() if name not in refused}
+    if "max_tokens" in refused and "max_tokens" in asked:
+        kept["max_completion_tokens"] = asked["max_tokens"] + thinking
+    return kept
+
+
+def spoken(text: str) -> str:
+    """What a model says after it has thought, where a server leaves its thoughts in the answer."""
+    _, thought, said = text.rpartition("</think>")
+    return said.lstrip() if thought else text
 
 
 def host(base_url: str) -> str:

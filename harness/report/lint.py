@@ -28,6 +28,7 @@ APART = {"max_steps", "batch_size", "grad_accum", "precision", "validate_every"}
 SHARED = ("devices", "parallel")  # how a step is shared out, which changes neither its batch nor its result
 # Rules on what is known of weights that are here alone, and not of a model behind an API
 OF_WEIGHTS = {"precision", "fingerprints", "device", "speedups", "base"}
+CUT = 0.05  # of a model's answers: as many may be cut off and nothing is said
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # at most so many are told; the rest is counted
 
 
@@ -347,6 +348,27 @@ def _asked_by(records: Sequence[Record]) -> Said:
         )
 
 
+def _cut_off(records: Sequence[Record]) -> Said:
+    """Answers without their end are mostly wrong, and a model that thinks first may be cut off before it begins one."""
+    for record in records:
+        if record.api and (record.api.cut or 0) > CUT * record.api.requests:
+            yield (
+                f"Of {record.api.requests:,} answers of {record.cell.model}, {record.api.cut:,} were cut off at their "
+                "limit of tokens; a model that thinks before it answers needs room for that: model.thinking=8192.",
+                (record.cell.name,),
+            )
+
+
+def _drawn(records: Sequence[Record]) -> Said:
+    for record in records:
+        if record.api and "temperature" in record.api.left_out:
+            yield (
+                f"{record.cell.model} takes no temperature: its answers are drawn at random, and would be others "
+                "another time.",
+                (record.cell.name,),
+            )
+
+
 CHAT = ("chat_template", "fewshot_as_multiturn", "system_instruction")  # how a question is put, where not plainly
 
 
@@ -663,6 +685,8 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "tries": ("unequal", _tries),
     "evaluation": ("unequal", _evaluation),
     "asked by": ("unequal", _asked_by),
+    "cut off": ("unequal", _cut_off),
+    "drawn": ("unequal", _drawn),
     "fingerprints": ("unequal", _fingerprints),
     "inference": ("unequal", _inference),
     "versions": ("unequal", _environment("Library versions differ", _versions)),

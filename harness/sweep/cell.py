@@ -31,7 +31,7 @@ AS_EVER = {
 SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
 
 # Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
-NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price")
+NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price", "thinking")
 
 
 def from_config(config: DictConfig) -> Cell:
@@ -107,6 +107,8 @@ def _asked(resolved: dict[str, Any]) -> dict[str, Any]:
     model = {key: resolved["model"][key] for key in ("name", "base_url")}
     if (tokenizer := resolved["model"]["tokenizer"]) is not None:
         model["tokenizer"] = _relative(tokenizer)
+    if thinking := resolved["model"]["thinking"]:
+        model["thinking"] = thinking
     return {
         "model": model | {"base_url": model["base_url"].rstrip("/")},
         "data": {"name": resolved["data"]["name"]},
