@@ -15,6 +15,7 @@ import peft
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear4bit, Params4bit
+from huggingface_hub import hf_hub_download
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from peft.tuners.lora.layer import ParamWrapper
@@ -462,7 +463,8 @@ def fingerprint(model: dict[str, Any]) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    return f"{path}@{AutoConfig.from_pretrained(path, **which(model))._commit_hash}"
+    # The hub's cache, which every model is loaded from, has a folder for each commit.
+    return f"{path}@{Path(hf_hub_download(path, 'config.json', revision=model['revision'])).parent.name}"
 
 
 def state(model: dict[str, Any]) -> str:
