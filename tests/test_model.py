@@ -201,7 +201,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 
 def test_a_path_that_is_no_folder_says_what_to_check(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere is no local folder.*model=smollm2_135m"):
+    with pytest.raises(UserError, match=r"nowhere is not in the hub's cache.*no local folder.*model=smollm2_135m"):
         model.check(tiny(f"model.path={tmp_path / 'nowhere'}"))
 
 

@@ -206,7 +206,9 @@ def test_a_data_root_without_the_tasks_data_is_refused(tmp_path, offline):
 
 def test_without_hub_and_data_root_the_remedy_is_said(offline, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(UserError, match=r"The data of the task gsm8k can't be had from the hub .*data_root="):
+    with pytest.raises(
+        UserError, match=r"The data of the task gsm8k is not in the hub's cache.*HF_HUB_OFFLINE.*data_root="
+    ):
         Tasks(settings("gsm8k"), None)
 
 

@@ -28,7 +28,7 @@ from hydra.utils import instantiate
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import chat, mapping
+from harness.job import chat, mapping, reach
 from harness.job.mapping import CHAT, Item
 
 IGNORED = -100  # torch's ignore_index
@@ -125,6 +125,8 @@ def hub(
     and rephrasings of one question stay together. Raises UserError if the data set is missing or lacks a column.
     """
     require(path)
+    if _root.get() is None:
+        reach.settle()
     try:
         rows = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # datasets and the hub raise a dozen kinds, all of them: it is not to be had
@@ -167,10 +169,7 @@ def missing(what: str, error: Exception | None) -> UserError:
     root = _root.get()
     if root is not None:
         return UserError(f"{what} can't be had from data_root={root}; put it there, or leave data_root out.")
-    return UserError(
-        f"{what} can't be had from the hub ({type(error).__name__}); "
-        "check the connection, or name a folder that holds it by data_root=."
-    )
+    return reach.refused(what, error, "check the connection, or name a folder that holds it by data_root=")
 
 
 Encoder = Callable[[list[Item]], list[Example]]

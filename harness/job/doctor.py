@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 
 from harness import private
 from harness.errors import UserError
-from harness.job import device, embedded, synthetic
+from harness.job import device, embedded, reach, synthetic
 
 PATIENCE = 3.0  # seconds that the hub has to answer
 
@@ -155,17 +153,7 @@ def _reach_hub() -> str:
     """reachable, out of reach, or offline (by HF_HUB_OFFLINE)."""
     if constants.HF_HUB_OFFLINE:
         return "offline"
-
-    def ask() -> Standing:
-        try:
-            urllib.request.urlopen(constants.ENDPOINT, timeout=PATIENCE).close()
-        except urllib.error.HTTPError:
-            pass  # somebody is there, if only to complain
-        except OSError as error:
-            return "missing", str(error)
-        return "ready", ""
-
-    return "reachable" if _at_once({"hub": ask})["hub"][0] == "ready" else "out of reach"
+    return "reachable" if reach.answers(PATIENCE) else "out of reach"
 
 
 def _at_once(questions: dict[str, Callable[[], Standing]]) -> dict[str, Standing]:

@@ -35,7 +35,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import UserError
-from harness.job import device, embedded, optim
+from harness.job import device, embedded, optim, reach
 from harness.job.data import Batch
 from harness.record import Cell
 
@@ -50,7 +50,11 @@ Samples = Callable[[int], Iterator[Batch]]  # training batches of so many sequen
 def source(model: dict[str, Any]) -> str:
     """What ``from_pretrained`` is given for the settings `model`: a folder, or a hub id."""
     kind, _, name = model["path"].partition(":")
-    return str(embedded.folder(name)) if kind == "embedded" else model["path"]
+    if kind == "embedded":
+        return str(embedded.folder(name))
+    if not Path(model["path"]).is_dir():
+        reach.settle()
+    return model["path"]
 
 
 def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -485,14 +489,6 @@ def describe(net: nn.Module) -> dict[str, Any]:
 
 def _unreachable(path: str, error: Exception) -> UserError:
     """The remedy for a model that did not load, in one sentence."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    names = {type(c).__name__ for c in causes}
-    if "GatedRepoError" in names or "gated repo" in str(error):
-        return UserError(f"{path} is gated: accept its licence on the model's hub page and set HF_TOKEN to your token.")
-    if "RepositoryNotFoundError" in names:
-        return UserError(f"The hub has no model {path} (or it is private and HF_TOKEN is not set); check model.path.")
     if "trust_remote_code" in str(error):
         return UserError(f"{path} comes with code of its own; if you trust it, model.trust_remote_code=true runs it.")
     if "model.safetensors" in str(error) and (not Path(path).is_dir() or any(Path(path).glob("*.bin"))):
@@ -503,10 +499,8 @@ def _unreachable(path: str, error: Exception) -> UserError:
     if Path(path).is_dir():
         folder = os.path.abspath(path)
         return UserError(f"The folder {folder} holds no model that transformers can load ({_first_line(error)}).")
-    return UserError(
-        f"{path} is no local folder and the hub can't be reached or has no such model; check model.path and the "
-        "connection, or use model=smollm2_135m, which is embedded."
-    )
+    remedy = "no local folder is called so; check model.path and the connection, or use the embedded model=smollm2_135m"
+    return reach.refused(f"The model {path}", error, remedy)
 
 
 def _first_line(error: Exception) -> str:

@@ -33,7 +33,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import data, vllm_engine, weights
+from harness.job import data, reach, vllm_engine, weights
 from harness.job.engine import Engine
 from harness.job.model import prompted
 from harness.record import Score
@@ -65,6 +65,8 @@ class Tasks:
         manager = _manager(stock=False)
         if not set(settings["tasks"]) <= set(manager.all_tasks):
             manager = _manager(stock=True)
+            if data_root is None:
+                reach.settle()
         for name in settings["tasks"]:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
