@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from bitsandbytes.optim.optimizer import Optimizer2State
 from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
 from galore_torch.galore_projector import GaLoreProjector
-
-from harness.errors import UserError
 
 OVERSAMPLE = 10  # columns beyond the rank, and
 POWERS = 2  # iterations: what Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6) find to be enough
@@ -46,9 +45,24 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
 PROJECTORS = [GaLoreProjector, RandomisedProjector]  # what such optimizers keep in their state beside tensors
 
 
-def galore_8bit(params: Any, **keywords: Any) -> GaLoreAdamW8bit:
-    """galore-torch's optimizer with 8-bit moments; UserError without CUDA, for which it waits in every step."""
-    if not torch.cuda.is_available():
-        raise UserError("GaLore in 8 bits needs a CUDA device; method=galore and galore_rsvd run without one.")
-    keywords.pop("no_deprecation_warning")  # of the other one
-    return GaLoreAdamW8bit(params, **keywords)
+class EightBitGaLoreAdamW(GaLoreAdamW8bit):
+    """galore-torch's GaLoreAdamW8bit, made right for today's bitsandbytes, and also where there is no CUDA device.
+
+    Its own `__init__` hands over arguments by their place, which have other meanings now: a limit on each update's size
+    in proportion to the weights', which are zeros when GaLore has them updated, stopped all matrices but large ones.
+    """
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, no_deprecation_warning: bool):
+        """no_deprecation_warning: of GaLoreAdamW alone."""
+        Optimizer2State.__init__(self, "adam", params, lr=lr, weight_decay=weight_decay, optim_bits=8)
+
+    def step(self, closure: Any = None) -> Any:
+        """As galore-torch steps, which waits for CUDA after each weight."""
+        if torch.cuda.is_available():
+            return super().step(closure)
+        wait = torch.cuda.synchronize
+        torch.cuda.synchronize = lambda: None
+        try:
+            return super().step(closure)
+        finally:
+            torch.cuda.synchronize = wait

@@ -54,7 +54,7 @@ def settle() -> None:
 
 
 def refused(what: str, error: BaseException | None, remedy: str) -> UserError:
-    """Why the hub does not give `what` ("The model NAME"), in a sentence; remedy: where its name and rights are sound."""
+    """Why the hub does not give `what` ("The model NAME"), in a sentence. remedy: where names and rights are sound."""
     causes: list[Any] = [error]
     while causes[-1] is not None:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
