@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +44,7 @@ from tabulate import tabulate
 from harness import env
 from harness.config import CONF, ROOT
 from harness.job import attention, data, device, model, score, train
-from harness.record import Cell, read_study
+from harness.record import Cell, Record, read_study
 from harness.sweep import app
 from harness.sweep.cell import from_config
 
@@ -225,30 +225,41 @@ def _answer(prediction: str) -> Any:
 
 
 def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
+    """Ours runs before and after the plain way's cells: a machine whose speed drifts favours neither."""
+
     def seconds_of(command: list[str]) -> float:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return timed(lambda: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL), WALL)
 
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
+    def ours(folder: Path) -> tuple[float, dict[str, Record]]:
         whole = seconds_of([sys.executable, "-m", "harness", "sweep", "quickstart", f"results_dir={folder}"])
-        for record in read_study(Path(folder) / "quickstart")[0]:
-            method = record.cell.method
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                cell = from_config(hydra.compose("quickstart", [f"method={method}", "speedups=off"]))
-            asked, out = Path(folder) / "cell.json", Path(folder) / "out.json"
-            asked.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
-            ours = record.scores[0]
-            rows[method] = {
-                "plain": seconds_of([sys.executable, str(HERE / "plain.py"), str(asked), str(out)]),
-                "ours": record.seconds,
-                "plain_score": json.loads(out.read_text())["scores"][ours.task][f"{ours.metric},{ours.filter}"],
-                "score": ours.value,
-                "stderr": ours.stderr,
-                "phases": {name: phase.seconds for name, phase in record.phases.items()},
-            }
-            print(method, rows[method], file=sys.stderr, flush=True)
-    return {"rows": rows, "whole": whole, "clock": WALL}
+        return whole, {record.cell.method: record for record in read_study(folder / "quickstart")[0]}
+
+    def plainly(method: str, folder: Path) -> tuple[float, dict[str, Any]]:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cell = from_config(hydra.compose("quickstart", [f"method={method}", "speedups=off"]))
+        asked, out = folder / "cell.json", folder / "out.json"
+        asked.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
+        seconds = seconds_of([sys.executable, str(HERE / "plain.py"), str(asked), str(out)])
+        return seconds, json.loads(out.read_text(encoding="utf-8"))["scores"]
+
+    rows = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first, before = ours(folder / "before")
+        plain_cells = {method: plainly(method, folder) for method in before}
+        last, after = ours(folder / "after")
+    for method, (seconds, scores) in plain_cells.items():
+        both, score_ = (before[method], after[method]), before[method].scores[0]
+        rows[method] = {
+            "plain": seconds,
+            "ours": mean(record.seconds for record in both),
+            "plain_score": scores[score_.task][f"{score_.metric},{score_.filter}"],
+            "score": score_.value,
+            "stderr": score_.stderr,
+            "phases": {name: mean(record.phases[name].seconds for record in both) for name in both[0].phases},
+        }
+    return {"rows": rows, "wholes": [first, last], "clock": WALL}
 
 
 PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
@@ -365,12 +376,14 @@ def _sweep(found: dict[str, Any]) -> list[str]:
         "Plain score",
         "Our score",
     ]
+    first, last = found["wholes"]
     return [
         _table(rows, head),
         "",
-        f"The whole sweep took {found['whole']:.0f} s, its start and its check included, the plain way {total:.0f} s: "
-        f"**{found['whole'] / total:.2f}** of it; the median of the cells' ratios is {median(ratio):.2f}. Probe and "
-        "inference are measurements that the plain way does not make.",
+        f"The whole sweep took {first:.0f} s before the plain way's cells and {last:.0f} s after them, its start and "
+        f"its check included, and they {total:.0f} s: **{mean(found['wholes']) / total:.2f}** of it; the median of the "
+        f"cells' ratios is {median(ratio):.2f}. A cell's seconds are the mean of both runs. Probe and inference are "
+        "measurements that the plain way does not make.",
     ]
 
 
