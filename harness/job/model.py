@@ -467,8 +467,11 @@ def fingerprint(model: dict[str, Any]) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    # The hub's cache, which every model is loaded from, has a folder for each commit.
-    return f"{path}@{Path(hf_hub_download(path, 'config.json', revision=model['revision'])).parent.name}"
+    try:
+        file = hf_hub_download(path, "config.json", revision=model["revision"])
+    except (OSError, ValueError) as error:
+        raise _unreachable(path, error) from error
+    return f"{path}@{Path(file).parent.name}"  # the hub's cache has a folder for each commit
 
 
 def state(model: dict[str, Any]) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import datasets
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 
 from harness import private
 from harness.errors import UserError
 
 PATIENCE = 5.0  # seconds that it has to answer
 AGAIN = 60.0  # seconds after which it is asked again
+NO_SETS = datasets.config.HF_HUB_OFFLINE  # by HF_DATASETS_OFFLINE, which is of data sets alone
 _looked: float | None = None  # when; null before, and where HF_HUB_OFFLINE says not to ask
 
 
@@ -25,13 +25,9 @@ def answers(patience: float = PATIENCE) -> bool:
     heard = []
 
     def ask() -> None:
-        try:
-            urllib.request.urlopen(constants.ENDPOINT, timeout=patience).close()
-        except urllib.error.HTTPError:
-            pass  # somebody is there, if only to complain
-        except OSError:
-            return
-        heard.append(True)
+        with suppress(Exception):  # dozens of kinds, none of which is an answer
+            get_session().head(constants.ENDPOINT, timeout=patience)
+            heard.append(True)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -45,10 +41,11 @@ def settle() -> None:
     if constants.HF_HUB_OFFLINE and _looked is None:
         return
     if _looked is None or time.monotonic() - _looked > AGAIN:
-        out_of_reach = not answers()
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = out_of_reach
+        constants.HF_HUB_OFFLINE = False  # else nothing would be asked
+        constants.HF_HUB_OFFLINE = not answers()
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or NO_SETS
         _looked = time.monotonic()
-        if out_of_reach:
+        if constants.HF_HUB_OFFLINE:
             where = private.redact(constants.ENDPOINT)
             print(f"The hub ({where}) does not answer; what its cache holds is used.", file=sys.stderr, flush=True)
 
@@ -59,8 +56,9 @@ def refused(what: str, error: BaseException | None, remedy: str) -> UserError:
     while causes[-1] is not None:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
     names = {type(cause).__name__ for cause in causes}
+    said = " ".join(map(str, causes))
     none = "RepositoryNotFoundError" in names  # whose own words are of gated ones too
-    if "GatedRepoError" in names or (not none and any("gated" in str(cause) for cause in causes)):
+    if "GatedRepoError" in names or (not none and ("gated repo" in said or "gated dataset" in said)):
         return UserError(f"{what} is gated: accept its licence on its page of the hub and set HF_TOKEN to your token.")
     if "RevisionNotFoundError" in names:
         return UserError(f"{what} has no such revision on the hub; check model.revision.")
