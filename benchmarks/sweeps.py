@@ -66,7 +66,7 @@ SMALL = {
     "mmlu": 0.6,
     "plain_text": 0.2,
 }
-CORES = Machine(1.6e11, 9, 15, SMALL)
+CORES = Machine(1.6e11, 6, 15, SMALL)
 H100 = Machine(2e14, 60, 30, dict.fromkeys(ITEMS, 0.1))
 
 

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import UserError
-from harness.job import data, embedded, score
+from harness.job import data, embedded, reach, score
 from harness.job.data import IGNORED, Batch, Example, Layout
 
 ITEMS = [
@@ -224,6 +224,7 @@ COLUMNS = {"subset": "main", "question": "query", "answer": "response", "held_ou
 def offline(monkeypatch, tmp_path):
     """The hub is out of reach, at once; and nothing is kept in the home folder."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(reach, "_looked", None)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 

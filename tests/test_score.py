@@ -15,7 +15,7 @@ from job_helpers import DATA, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import UserError
-from harness.job import run, score, weights
+from harness.job import reach, run, score, weights
 from harness.job.score import Tasks, stratified
 
 
@@ -39,6 +39,7 @@ def scored(bench):
 def offline(monkeypatch):
     """The hub is out of reach, at once."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(reach, "_looked", None)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
