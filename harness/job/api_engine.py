@@ -241,7 +241,7 @@ class Engine:
             )
         answer, cut, usage = self._read(text, context, until)
         read, written = (n if type(n) is int else None for n in map(usage.get, ("prompt_tokens", "completion_tokens")))
-        left_out = sorted(self._refused & payload.keys() - {"max_tokens"})  # which goes by another name
+        left_out = sorted(payload.keys() - asked.keys() - {"max_tokens"})  # which goes by another name
         return Answer(key, answer, read, written, time.monotonic() - began, cut, left_out)
 
     def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:

@@ -131,8 +131,10 @@ def refused(reply: str, asked: dict[str, Any]) -> str | None:
 
 
 def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> dict[str, Any]:
-    """`asked` without what an endpoint refuses. A limit of tokens has another name then, and is of thoughts as well:
-    `thinking` is added to it."""
+    """`asked` without what an endpoint refuses.
+
+    A limit of tokens goes by another name then, and is of thoughts as well: `thinking` is added to it.
+    """
     kept = {name: value for name, value in asked.items() if name not in refused}
     if "max_tokens" in refused and "max_tokens" in asked:
         kept["max_completion_tokens"] = asked["max_tokens"] + thinking
