@@ -36,7 +36,7 @@ STATEFUL = {
     "recurrent_gemma": {"num_key_value_heads": 2, "lru_width": 32},
     "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"] * 2},
 }
-LENGTHS = (9, 3, 14)
+LENGTHS = (9, 3, 3, 14)  # two of a length beside each other
 EXAMPLES = [Example([(7 * n + 5 * i) % 60 + 1 for i in range(n)], 2) for n in LENGTHS]
 
 
@@ -92,7 +92,36 @@ def test_on_a_cpu_attention_is_as_fine_as_what_it_is_given(monkeypatch, dtype):
     monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
     with torch.autocast("cpu", torch.bfloat16):
         laid(model)
-    assert seen == [({dtype}, False)] * len(LENGTHS) * model.config.num_hidden_layers
+    assert seen == [({dtype}, False)] * len(set(LENGTHS)) * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_token_of_each_sequence_attends_as_by_torchs_kernel(dtype, scaling):
+    torch.manual_seed(0)
+    query = torch.randn(5, 6, 1, 8)
+    key, value = torch.randn(2, 5, 3, 11, 8).unbind()
+    seen = (torch.arange(11) <= torch.tensor([0, 10, 4, 7, 10])[:, None])[:, None, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True
+    )
+    near = 1e-6 if dtype is torch.float32 else 3e-2
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    found, _ = attention._attend(module, *(tensor.to(dtype) for tensor in (query, key, value)), seen, scaling=scaling)
+    assert torch.allclose(found.transpose(1, 2).float(), expected, atol=near)
+    assert not torch.allclose(expected, expected.roll(1, dims=0), atol=0.1)
+
+
+def test_a_model_attends_so_within_a_context_and_then_as_before():
+    model = built("llama", **GROUPED)
+    with attention.enabled(model):
+        assert model.config._attn_implementation == attention.NAME
+    assert model.config._attn_implementation == "sdpa"
+    attention.enable(model)
+    with attention.enabled(model):
+        pass
+    assert model.config._attn_implementation == attention.NAME
 
 
 @pytest.mark.parametrize("kind", STATEFUL)

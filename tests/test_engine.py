@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from transformers import (
     MptForCausalLM,
 )
 
-from harness.job import engine, score
+from harness.job import attention, engine, score
 from harness.job.attention import PROMPTED
 from harness.job.engine import CALL, Engine, grouped
 
@@ -116,9 +117,12 @@ def built(make, tokenizer, tmp_path):
 
 
 def pair(model, tokenizer, **more):
-    """Stock's model class and ours, on the same model."""
+    """Stock's model class on the model, and ours on one that is the same but attends as ours do."""
     more = {"batch_size": 3, "max_length": 512} | more
-    return [kind(pretrained=model, tokenizer=tokenizer, **more) for kind in (HFLM, Engine)]
+    same = copy.deepcopy(model)
+    if attention.unsuited(same) is None:
+        attention.enable(same)
+    return HFLM(pretrained=model, tokenizer=tokenizer, **more), Engine(pretrained=same, tokenizer=tokenizer, **more)
 
 
 WORDS = ("the", "a", "cat", "dog", "tree", "river", "sees", "eats", "under", "with", "red", "old", "nine", "because")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
-from job_helpers import DATA, needs_data, prepared, tiny
+from job_helpers import DATA, moved, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import UserError
@@ -315,13 +315,24 @@ def test_requests_are_built_once_and_answered_anew(bench):
 # In half precision
 
 
-def test_weights_cast_once_answer_as_those_that_autocast_casts(monkeypatch):
+@pytest.mark.parametrize("method", ["base", "qlora"])
+def test_weights_cast_once_answer_as_those_that_autocast_casts(method, monkeypatch):
     tasks = Tasks(settings("facts", "wordmath", limit=8), None)
-    found = []
-    for cast in (weights.cast, lambda model, dtype: None):
+    found, once = [], weights.cast
+    for cast, expected in ((once, torch.bfloat16), (lambda model, dtype: lambda: None, torch.float32)):
         monkeypatch.setattr(weights, "cast", cast)
-        bench = prepared(tiny("method=base"))
+        bench, read = moved(f"method={method}"), set()
+        head, embedding = bench.net.get_output_embeddings(), bench.net.get_input_embeddings()
+        head.register_forward_pre_hook(lambda head, _, read=read: read.add(head.weight.dtype))
         found.append(score.score(bench.net, bench.tokenizer, tasks, 8, torch.bfloat16)[1])
-        assert bench.net.get_input_embeddings().weight.dtype == torch.float32
-    assert {m.weight.dtype for m in bench.net.modules() if isinstance(m, torch.nn.Linear)} == {torch.float32}
+        assert read == {expected}
+        assert embedding.weight.dtype == torch.float32
+    assert {m.weight.dtype for m in bench.net.modules() if type(m) is torch.nn.Linear} == {torch.float32}
     pd.testing.assert_frame_equal(*found)
+
+
+def test_an_adapters_weights_are_as_before_once_it_is_scored():
+    bench = moved("method=qlora")
+    before = dict(bench.net.named_parameters(remove_duplicate=False))
+    score.score(bench.net, bench.tokenizer, Tasks(settings("facts", limit=2), None), 8, torch.bfloat16)
+    assert all(before[name] is p for name, p in bench.net.named_parameters(remove_duplicate=False))

@@ -63,3 +63,11 @@ def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
     assert torch.equal(logits(net, torch.bfloat16), before)
     undo()
     assert all(own[name] is p for name, p in net.named_parameters(remove_duplicate=False))
+
+
+@pytest.mark.parametrize(
+    ("method", "only"),
+    [("full", True), ("lora", True), ("qlora", True), ("dora", False), ("qdora", False), ("ia3", False)],
+)
+def test_weights_that_are_read_for_more_than_products_are_told(method, only):
+    assert weights.only_multiplied(moved(f"method={method}").net) is only

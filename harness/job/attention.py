@@ -2,7 +2,8 @@
 
 Transformers itself keeps such sequences apart, by a mask of the row against itself that their position ids imply
 ("packing without cross-contamination"). Here each sequence is its own causal attention instead: the same result
-without the products across sequences. On CUDA it is one kernel for all.
+without the products across sequences. On a CPU sequences beside each other of the same length are one batch, and they
+may all attend to a cached prefix too; on CUDA it is one kernel for all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -32,9 +33,11 @@ NAME = "end_to_end"  # of the implementation, as transformers is asked for it
 
 @dataclass(frozen=True)
 class Row:
-    """Sequences of these lengths, and on CUDA their bounds in the row: (sequences + 1,) as int32."""
+    """Sequences of these lengths behind a prefix of so many tokens, and on CUDA their bounds in the row, which has no
+    prefix then: (sequences + 1,) as int32."""
 
     lengths: tuple[int, ...]
+    prefix: int
     bounds: Tensor | None
 
 
@@ -71,20 +74,39 @@ def enable(model: nn.Module) -> None:
 
 
 @contextmanager
-def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None) -> Iterator[None]:
+def enabled(model: nn.Module) -> Iterator[None]:
+    """A context in which `model` attends as above if it is suited to."""
+    net = inner(model)
+    before = net.config._attn_implementation
+    if unsuited(model) is None and before != NAME:
+        enable(model)
+    try:
+        yield
+    finally:
+        if net.config._attn_implementation != before:
+            net.set_attn_implementation(before)
+
+
+def within(model: nn.Module, length: int) -> bool:
+    """Whether all tokens of a sequence of `length` attend to all before them: `model` has no shorter sliding window."""
+    window = getattr(inner(model).config.get_text_config(), "sliding_window", None)
+    return window is None or length <= window
+
+
+@contextmanager
+def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[None]:
     """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).
 
+    prefix: tokens before the row's own in the cache that the model is given; on CUDA none.
     Where one is longer than the model's sliding window, attention is left to transformers' mask.
     """
-    net = inner(model)
-    window = getattr(net.config.get_text_config(), "sliding_window", None)
-    if lengths is None or (window is not None and max(lengths) > window):
+    if lengths is None or not within(model, prefix + max(lengths)):
         yield
         return
-    bounds = None
+    net, bounds = inner(model), None
     if net.device.type == "cuda":
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=net.device)
-    token = _row.set(Row(lengths, bounds))
+    token = _row.set(Row(lengths, prefix, bounds))
     try:
         yield
     finally:
@@ -108,21 +130,67 @@ def _attend(
     """Transformers' attention interface: query [1, heads, tokens, width] to [1, tokens, heads, width]."""
     row = _row.get()
     if row is None:
+        if query.device.type == "cpu" and query.shape[2] == 1 and _is_plain(attention_mask, dropout, keywords):
+            return _of_one(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
     if row.bounds is not None and not dropout and query.dtype in (torch.float16, torch.bfloat16):
         return _flash(row, query, key, value, scaling), None
     precision = nullcontext()
     if query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
-        finest = functools.reduce(torch.promote_types, (query.dtype, key.dtype, value.dtype))
-        query, key, value = (tensor.to(finest) for tensor in (query, key, value))
+        query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)
-    apart = zip(*(tensor.split(row.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    runs = [(length, len(list(run))) for length, run in groupby(row.lengths)]
+    sizes = [length * count for length, count in runs]
+    prefix = [tensor[:, :, : row.prefix] for tensor in (key, value)]
+    parts = [tensor.split(sizes, dim=2) for tensor in (query, key[:, :, row.prefix :], value[:, :, row.prefix :])]
     with precision:
-        parts = [
-            scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
-            for qkv in apart
+        attended = [
+            _causal(*(_batch(part, run) for part in qkv), prefix, dropout_p=dropout, scale=scaling, enable_gqa=True)
+            for run, *qkv in zip(runs, *parts, strict=True)
         ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat([each.transpose(1, 2).flatten(0, 1) for each in attended])[None], None
+
+
+def _batch(part: Tensor, run: tuple[int, int]) -> Tensor:
+    """A part of a row [1, heads, tokens, width] that is a run, its length and how many, as [sequences, heads, length,
+    width]."""
+    length, count = run
+    return part[0].unflatten(1, (count, length)).transpose(0, 1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, prefix: list[Tensor], **keywords: Any) -> Tensor:
+    """Attention of each token to the `prefix`, its keys and values [1, heads, tokens, width], and to those up to it."""
+    before, own = prefix[0].shape[2], query.shape[2]
+    if not before:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **keywords)
+    each = (tensor.expand(len(query), -1, -1, -1) for tensor in prefix)
+    key, value = (torch.cat(parts, dim=2) for parts in zip(each, (key, value), strict=True))
+    seen = torch.ones(own, before + own, dtype=torch.bool, device=query.device).tril(before)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, **keywords)
+
+
+def _is_plain(mask: Tensor | None, dropout: float, keywords: dict[str, Any]) -> bool:
+    """Whether `mask` alone says what is attended to, for all heads alike."""
+    apart = dropout or keywords.get("softcap") is not None or keywords.get("position_bias") is not None
+    return not apart and mask is not None and mask.dtype is torch.bool and mask.shape[1] == 1
+
+
+def _of_one(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float | None) -> Tensor:
+    """Attention of one token in each of many sequences, for which torch's CPU kernel takes half as long again.
+
+    seen: which keys it attends to, at least one: (sequences, 1, 1, tokens).
+    """
+    query, key, value = _finest(query, key, value)
+    sequences, _, _, width = query.shape
+    heads = query.view(sequences, key.shape[1], -1, width)  # those that share keys and values
+    with torch.autocast("cpu", enabled=False):
+        scores = heads * (width**-0.5 if scaling is None else scaling) @ key.transpose(2, 3)
+        return (scores.masked_fill_(~seen, -torch.inf).softmax(-1) @ value).view(sequences, 1, query.shape[1], -1)
+
+
+def _finest(*tensors: Tensor) -> tuple[Tensor, ...]:
+    finest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tuple(tensor.to(finest) for tensor in tensors)
 
 
 def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -27,6 +27,7 @@ from transformers import DynamicCache, EosTokenCriteria, MaxLengthCriteria, Stop
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
+from harness.job import attention
 from harness.job.attention import PROMPTED
 from harness.job.caches import Lent, Slots
 from harness.job.infer import cache_keyword, written
@@ -93,6 +94,7 @@ class Engine(HFLM):
         super().__init__(*args, **kwargs)
         self.used: dict[str, str] = {}
         self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
+        self.apart = self.device.type == "cpu" and self.model.config._attn_implementation == attention.NAME
 
     # Log-likelihoods
 
@@ -262,20 +264,23 @@ class Engine(HFLM):
 
     def _forward(self, row: list[Segment], prefix: DynamicCache | None) -> tuple[torch.Tensor, DynamicCache]:
         """Logits at the wanted positions (positions, vocabulary), and the cache of what is new."""
-        lengths = torch.tensor([len(segment.tokens) for segment in row])
+        lengths = [len(segment.tokens) for segment in row]
         ids = torch.tensor([token for segment in row for token in segment.tokens])
         positions = torch.cat([torch.arange(len(segment.tokens)) + segment.start for segment in row])
-        ends = zip(lengths.cumsum(0).tolist(), row, strict=True)
+        ends = zip(itertools.accumulate(lengths), row, strict=True)
         keep = torch.cat([torch.arange(end - segment.wanted, end) for end, segment in ends])
-        if prefix is None and len(row) == 1:
-            mask, cache = None, DynamicCache()
-        else:
-            own = torch.arange(len(row)).repeat_interleave(lengths)
+        before = prefix.get_seq_length() if prefix else 0
+        cache, mask, apart = Lent(prefix) if prefix else DynamicCache(), None, None
+        independent = all(segment.parent is None for segment in row)
+        if self.apart and independent and attention.within(self.model, before + max(lengths)):
+            apart = tuple(lengths)
+        elif prefix or len(row) > 1:
+            own = torch.arange(len(row)).repeat_interleave(torch.tensor(lengths))
             parent = torch.tensor([i if s.parent is None else s.parent for i, s in enumerate(row)])[own]
             mask = ((own[:, None] == own) | (parent[:, None] == own)).tril()[None, None]
-            mask = functional.pad(mask, (prefix.get_seq_length() if prefix else 0, 0), value=True)
-            cache = Lent(prefix) if prefix else DynamicCache()
-        return self._logits(ids[None], positions[None], mask, keep, cache)[0], cache
+            mask = functional.pad(mask, (before, 0), value=True)
+        with attention.end_to_end(self.model, apart, before):
+            return self._logits(ids[None], positions[None], mask, keep, cache)[0], cache
 
     def _logits(
         self,
@@ -340,8 +345,8 @@ class Engine(HFLM):
         kinds = {kind.get("rope_type") for kind in (rope, *rope.values()) if isinstance(kind, dict)}
         if growing := kinds & {"dynamic", "longrope"}:
             return f"positions depend on a sequence's length ({growing.pop()})"
-        if "fl" in (attention := self.model.config._attn_implementation):  # flash_attention_*, flex_attention
-            return f"{attention} takes no mask of pairs of tokens"
+        if "fl" in (kind := self.model.config._attn_implementation):  # flash_attention_*, flex_attention
+            return f"{kind} takes no mask of pairs of tokens"
         return self._disagreement(longest[:CHECKED])
 
     def _disagreement(self, tokens: Tokens) -> str | None:

@@ -33,7 +33,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job import data, reach, vllm_engine, weights
+from harness.job import attention, data, reach, vllm_engine, weights
 from harness.job.engine import Engine
 from harness.job.model import prompted
 from harness.record import Score
@@ -273,11 +273,17 @@ def _engine(
         with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
             yield lm, {"vllm": "on"}
         return
-    if speedups and autocast is not None and not isinstance(model, PeftModel):
-        weights.cast(model, autocast)
     kind = Engine if speedups or prompted(model) else HFLM
-    with weights.expanded(model) if speedups else contextlib.nullcontext({}) as used:
+    with contextlib.ExitStack() as stack:
+        used: dict[str, str] = {}
+        if speedups:
+            stack.enter_context(attention.enabled(model))
+            used = stack.enter_context(weights.expanded(model))
         lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
+        if speedups and autocast is not None and weights.only_multiplied(model):
+            undo = weights.cast(model, autocast)  # after lm-eval's class, which ties the head to the embedding again
+            if isinstance(model, PeftModel):
+                stack.callback(undo)
         if speedups:
             lm.used |= used
         yield lm, lm.used if speedups else {}

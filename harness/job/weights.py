@@ -12,8 +12,11 @@ import psutil
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
 from peft.helpers import DoraCaching
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional
 
@@ -35,6 +38,14 @@ def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
             setattr(module, name, weight)
 
     return undo
+
+
+def only_multiplied(model: nn.Module) -> bool:
+    """Whether all weights of linear layers are read for their products alone; of adapters that is known of LoRA's."""
+    if not isinstance(model, PeftModel):
+        return True
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return all(isinstance(layer, LoraLayer) and not layer.lora_variant for layer in layers)
 
 
 @contextmanager
