@@ -23,7 +23,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import DynamicCache, EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers import DynamicCache, EosTokenCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
@@ -197,21 +197,28 @@ class Engine(HFLM):
 
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
         """Index of each prompt and the tokens written after it, as they are finished."""
-        ends = [MaxLengthCriteria(limit)]
-        if (eos := self.model.generation_config.eos_token_id) is not None:
-            ends.append(EosTokenCriteria(eos))
+        eos = self.model.generation_config.eos_token_id
+        last = set(eos) if isinstance(eos, list) else {eos}
+        # As lm-eval does, for a text may be made of other tokens than it is encoded as.
+        looked_at = 2 + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in until)
         waiting = deque((prompts[m][:n], m) for n, group in grouped([p[:-1] for p in prompts]) for m in group)
         slots = Slots(self.batch_size, self.device)
-        writing: list[tuple[int, list[int], StoppingCriteriaList]] = []  # in the order of their slots
+        writing: list[tuple[int, list[int]]] = []  # in the order of their slots
         head, prefix = (), None
+
+        def ended(answer: list[int]) -> bool:
+            if len(answer) >= limit or answer[-1] in last:
+                return True
+            end = self.tokenizer.decode(answer[-looked_at:])
+            return any(text in end for text in until)
 
         def appended(logits: torch.Tensor) -> Iterator[tuple[int, list[int]]]:
             """The likeliest token to each of the last answers; those that it ends are given, and leave their slots."""
             tokens = logits.argmax(dim=-1).tolist()
             for slot in reversed(range(len(writing) - len(tokens), len(writing))):
-                index, answer, stop = writing[slot]
+                index, answer = writing[slot]
                 answer.append(tokens.pop())
-                if stop(torch.tensor([answer]), None):
+                if ended(answer):
                     yield index, answer
                     slots.drop(slot)
                     writing[slot] = writing[-1]
@@ -228,13 +235,12 @@ class Engine(HFLM):
                     if row and _size(row) + len(tail) > self.room:
                         break
                     row.append(Segment(tail, len(head), 1))
-                    stop = stop_sequences_criteria(self.tokenizer, until, 0, 1)
-                    writing.append((waiting.popleft()[1], [], StoppingCriteriaList([*stop, *ends])))
+                    writing.append((waiting.popleft()[1], []))
                 logits, new = self._forward(row, prefix)
                 slots.fill(prefix, new, [len(segment.tokens) for segment in row])
                 yield from appended(logits)
             if writing:
-                ids = torch.tensor([[answer[-1]] for _, answer, _ in writing])
+                ids = torch.tensor([[answer[-1]] for _, answer in writing])
                 positions = slots.extend()
                 mask = (torch.arange(max(slots.lengths), device=self.device) <= positions)[:, None, None]
                 yield from appended(self._logits(ids, positions, mask, torch.tensor([0]), slots)[:, 0])

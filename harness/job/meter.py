@@ -57,10 +57,12 @@ class LiveBytes(TorchDispatchMode):
 
     windows: the peak in each window that `mark` began, by name; before the first, in "".
     flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
+    instead: by operation, what is called in its place; what that calls is not seen.
     """
 
     def __init__(self, device: torch.device):
         super().__init__()
+        self.instead: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
         self._device = device.type
         self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -97,7 +99,7 @@ class LiveBytes(TorchDispatchMode):
         self.see(args)
         if kwargs:
             self.see(list(kwargs.values()))
-        out = func(*args, **kwargs)
+        out = self.instead.get(func, func)(*args, **kwargs)
         self.see(out)
         formula = FLOPS.get(func._overloadpacket)
         if formula is not None:

@@ -6,6 +6,7 @@ A run takes them on its real model before it trains; a plan takes the same step 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,13 +14,14 @@ from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from harness.job import optim, train
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.record import Probe
+
+SVD = torch.ops.aten._linalg_svd.default
 
 
 def steps(
@@ -62,7 +64,8 @@ def steps(
             live.mark("optimizer")
 
     model.train()
-    with live, _Undecomposed():
+    with live:
+        live.instead[SVD] = _undecomposed
         see_weights(plain, added, live)
         for _ in range(count):
             live.flops = 0
@@ -88,19 +91,14 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
     return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded)
 
 
-class _Undecomposed(TorchDispatchMode):
-    """Gives unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
+def _undecomposed(matrix: Tensor, *how: Any, **which: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
 
     They take what the factors take, and are orthonormal as those are.
     """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is not torch.ops.aten._linalg_svd.default:
-            return func(*args, **(kwargs or {}))
-        matrix = args[0]
-        sizes = [factor.shape for factor in func(matrix.to("meta"), *args[1:], **(kwargs or {}))]
-        u, vh = (torch.eye(*size[-2:], dtype=matrix.dtype, device=matrix.device) for size in sizes[::2])
-        return u.expand(sizes[0]).contiguous(), matrix.new_ones(sizes[1]), vh.expand(sizes[2]).contiguous()
+    sizes = [factor.shape for factor in SVD(matrix.to("meta"), *how, **which)]
+    u, vh = (torch.eye(*size[-2:], dtype=matrix.dtype, device=matrix.device) for size in sizes[::2])
+    return u.expand(sizes[0]).contiguous(), matrix.new_ones(sizes[1]), vh.expand(sizes[2]).contiguous()
 
 
 def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
