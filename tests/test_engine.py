@@ -211,6 +211,21 @@ def test_the_check_sees_what_the_configuration_does_not_tell(make, tokenizer, tm
     assert "move a log-probability by" in ours._disagreement(tuple(range(100, 200)))
 
 
+def test_the_check_looks_at_prefixes_in_a_row_and_in_a_cache(tokenizer, tmp_path, monkeypatch):
+    ours = pair(built(llama, tokenizer, tmp_path), tokenizer)[1]
+    assert ours._disagreement(tuple(range(100, 200))) is None
+    plain = attention.sdpa_attention_forward
+    monkeypatch.setattr(
+        attention,
+        "sdpa_attention_forward",
+        lambda module, query, key, value, mask, *more, **keywords: plain(
+            module, query, key, value, None, *more, **keywords
+        ),
+    )
+    assert "move a log-probability by" in ours._disagreement(tuple(range(100, 200)))
+    assert ours._disagreement(tuple(range(100, 200)), in_row=False) is None
+
+
 def test_too_long_requests_are_cut_as_stock_cuts_them(tokenizer, tmp_path):
     stock, ours = pair(built(gpt2, tokenizer, tmp_path), tokenizer, max_length=48)
     requests = multiple_choice()

@@ -8,6 +8,7 @@ ends. Where this would not give the same numbers, `HFLM` does the work, and `Eng
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -353,19 +354,26 @@ class Engine(HFLM):
             return f"positions depend on a sequence's length ({growing.pop()})"
         if "fl" in (kind := self.model.config._attn_implementation):  # flash_attention_*, flex_attention
             return f"{kind} takes no mask of pairs of tokens"
-        return self._disagreement(longest[:CHECKED])
+        return self._disagreement(longest[:CHECKED], in_row=not more)
 
-    def _disagreement(self, tokens: Tokens) -> str | None:
-        """What two remainders of `tokens` beside each other behind a shared prefix get wrong, if anything."""
+    def _disagreement(self, tokens: Tokens, in_row: bool = True) -> str | None:
+        """What two remainders of `tokens` beside each other behind a shared prefix get wrong, if anything.
+
+        in_row: whether to look also at a prefix in their own row, as none is where answers are written.
+        """
         head, tail = tokens[:-CALL], tokens[-CALL:]
+        row = [Segment(tail, len(head), 1)] * 2
         try:
-            logits, _ = self._forward([Segment(tail, len(head), 1)] * 2, self._encoded(head) if head else None)
+            ways = [self._forward(row, self._encoded(head) if head else None)[0]]
+            if head and in_row:
+                inside = [dataclasses.replace(segment, parent=0) for segment in row]
+                ways.append(self._forward([Segment(head, 0, 0), *inside], None)[0])
         except Exception as error:  # whatever a model raises that takes no such mask, positions or cache
             return f"the model raises {type(error).__name__} on shared prefixes"
         plain = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
-        shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (logits[1], plain))
+        *shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (*(way[1] for way in ways), plain))
         # By how likely each token is: of the least likely of a vocabulary rounding alone can move one by half a nat.
-        difference = float((alone.exp() * (shared - alone).abs()).sum())
+        difference = max(float((alone.exp() * (each - alone).abs()).sum()) for each in shared)
         if difference <= TOLERANCE[plain.dtype]:
             return None
         return f"shared prefixes move a log-probability by {difference:.2g} nats"
