@@ -105,7 +105,7 @@ def test_a_score_that_the_base_has_too_is_nobodys_strength():
     for study, told in (("quickstart", True), ("gsm8k", False)):
         folder = ROOT / "results" / "reference" / study
         table = article(read_study(folder)[0], folder)
-        assert ("(tied with " in cells(table, "galore")["Best for"]) == told
+        assert ("(tied with " in cells(table, "dora")["Best for"]) == told
 
 
 def test_nothing_tuned_is_an_empty_table():

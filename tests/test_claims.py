@@ -535,12 +535,11 @@ def test_the_verdicts_of_the_committed_quickstart():
     folder = ROOT / "results" / "reference" / "quickstart"
     found = {v.claim.name: v.finding.decision for v in verdicts(read_study(folder)[0], folder)}
     assert {name for name, decision in found.items() if decision == SUPPORTED} == {
-        *("lora-memory", "dora-parameters", "qlora-memory", "adapters-galore-memory", "galore-states", "galore-weights")
+        *("dora-parameters", "qlora-memory", "galore-states", "galore-weights")
     }
+    # So small a model's activations take more than its weights do.
     assert {n for n, decision in found.items() if decision == REFUTED} == {
-        "dora-memory",
-        "galore-memory",
-        "memory-order",
+        *("lora-memory", "dora-memory", "adapters-galore-memory", "galore-memory", "memory-order")
     }
 
 
