@@ -67,7 +67,16 @@ def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
 
 @pytest.mark.parametrize(
     ("method", "only"),
-    [("full", True), ("lora", True), ("qlora", True), ("dora", False), ("qdora", False), ("ia3", False)],
+    [
+        ("full", True),
+        ("lora", True),
+        ("qlora", True),
+        ("dora", False),
+        ("qdora", False),
+        ("ia3", False),
+        ("prompt_tuning", False),
+        ("adaption_prompt", False),
+    ],
 )
 def test_weights_that_are_read_for_more_than_products_are_told(method, only):
     assert weights.only_multiplied(moved(f"method={method}").net) is only

@@ -45,7 +45,7 @@ def only_multiplied(model: nn.Module) -> bool:
     if not isinstance(model, PeftModel):
         return True
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return all(isinstance(layer, LoraLayer) and not layer.lora_variant for layer in layers)
+    return bool(layers) and all(isinstance(layer, LoraLayer) and not layer.lora_variant for layer in layers)
 
 
 @contextmanager
