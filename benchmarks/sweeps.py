@@ -114,8 +114,8 @@ def seconds(cell: Cell, machine: Machine) -> float:
     if most := train.get("max_tokens"):
         trained = min(trained, most / TOKENS[cell.data])
     validated = train["validation_items"] * (1 + steps // (train.get("validate_every") or steps + 1))
-    asked_of = cell.settings.get("infer", {"repeats": 0})  # the first records had no inference
-    written = asked_of["repeats"] * asked_of.get("new_tokens", 0)
+    infer = cell.settings.get("infer", {"repeats": 0})  # the first records had no inference
+    written = infer["repeats"] * infer.get("new_tokens", 0)
     total = machine.beside + machine.inference * written / (5 * 16)
     total += each * (3 * trained + validated)
     return total + sum(min(asked["limit"] or ITEMS[task], ITEMS[task]) * machine.items[task] for task in asked["tasks"])

@@ -87,28 +87,24 @@ def enabled(model: nn.Module) -> Iterator[None]:
             net.set_attn_implementation(before)
 
 
-def within(model: nn.Module, length: int) -> bool:
-    """Whether all tokens of a sequence of `length` attend to all before them: `model` has no shorter sliding window."""
-    window = getattr(inner(model).config.get_text_config(), "sliding_window", None)
-    return window is None or length <= window
-
-
 @contextmanager
-def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[None]:
+def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[bool]:
     """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).
 
     prefix: tokens before the row's own in the cache that the model is given; on CUDA none.
-    Where one is longer than the model's sliding window, attention is left to transformers' mask.
+    Where one is longer than the model's sliding window, attention is left to a mask. Yields whether it is not.
     """
-    if lengths is None or not within(model, prefix + max(lengths)):
-        yield
+    net = inner(model)
+    window = getattr(net.config.get_text_config(), "sliding_window", None)
+    if lengths is None or (window is not None and prefix + max(lengths) > window):
+        yield False
         return
-    net, bounds = inner(model), None
+    bounds = None
     if net.device.type == "cuda":
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=net.device)
     token = _row.set(Row(lengths, prefix, bounds))
     try:
-        yield
+        yield True
     finally:
         _row.reset(token)
 

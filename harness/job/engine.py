@@ -277,16 +277,15 @@ class Engine(HFLM):
         ends = zip(itertools.accumulate(lengths), row, strict=True)
         keep = torch.cat([torch.arange(end - segment.wanted, end) for end, segment in ends])
         before = prefix.get_seq_length() if prefix else 0
-        cache, mask, apart = Lent(prefix) if prefix else DynamicCache(), None, None
+        cache = Lent(prefix) if prefix else DynamicCache()
         independent = all(segment.parent is None for segment in row)
-        if self.apart and independent and attention.within(self.model, before + max(lengths)):
-            apart = tuple(lengths)
-        elif prefix or len(row) > 1:
-            own = torch.arange(len(row)).repeat_interleave(torch.tensor(lengths))
-            parent = torch.tensor([i if s.parent is None else s.parent for i, s in enumerate(row)])[own]
-            mask = ((own[:, None] == own) | (parent[:, None] == own)).tril()[None, None]
-            mask = functional.pad(mask, (before, 0), value=True)
-        with attention.end_to_end(self.model, apart, before):
+        with attention.end_to_end(self.model, tuple(lengths) if self.apart and independent else None, before) as apart:
+            mask = None
+            if not apart and (prefix or len(row) > 1):
+                own = torch.arange(len(row)).repeat_interleave(torch.tensor(lengths))
+                parent = torch.tensor([i if s.parent is None else s.parent for i, s in enumerate(row)])[own]
+                mask = ((own[:, None] == own) | (parent[:, None] == own)).tril()[None, None]
+                mask = functional.pad(mask, (before, 0), value=True)
             return self._logits(ids[None], positions[None], mask, keep, cache)[0], cache
 
     def _logits(

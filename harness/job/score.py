@@ -273,20 +273,18 @@ def _engine(
         with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
             yield lm, {"vllm": "on"}
         return
-    kind = Engine if speedups or prompted(model) else HFLM
-    with contextlib.ExitStack() as stack:
-        used: dict[str, str] = {}
-        if speedups:
-            stack.enter_context(attention.enabled(model))
-            used = stack.enter_context(weights.expanded(model))
-        lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast)
-        if speedups and autocast is not None and weights.only_multiplied(model):
+    asked = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, "mixed_precision_dtype": autocast}
+    if not speedups:
+        yield (Engine if prompted(model) else HFLM)(**asked), {}
+        return
+    with attention.enabled(model), weights.expanded(model) as used, contextlib.ExitStack() as stack:
+        lm = Engine(**asked)
+        lm.used |= used
+        if autocast is not None and weights.only_multiplied(model):
             undo = weights.cast(model, autocast)  # after lm-eval's class, which ties the head to the embedding again
             if isinstance(model, PeftModel):
                 stack.callback(undo)
-        if speedups:
-            lm.used |= used
-        yield lm, lm.used if speedups else {}
+        yield lm, lm.used
 
 
 def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:
