@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from job_helpers import run_cell, run_tiny, tiny
 
 from harness.errors import UserError
-from harness.job import embedded, run
+from harness.job import embedded, optim, run
+from harness.job.meter import LiveBytes
 from harness.record import Record, read
 
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell
@@ -40,6 +42,31 @@ def lora(tmp_path_factory):
 
 
 # A whole cell
+
+
+@pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
+def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
+    live, optimizers, held = LiveBytes(torch.device("cpu")), [], {}
+    take_step, enter = run.train.take_step, run._Job._enter
+
+    def stepped(model, optimizer, *rest):
+        told = take_step(model, optimizer, *rest)
+        live.see(optim.state(optimizer), "optimizer")
+        optimizers.append(weakref.ref(optimizer))
+        return told
+
+    def entered(job, phase):
+        held[phase] = (live.now_by_kind.optimizer, [ref for ref in optimizers if ref() is not None])
+        enter(job, phase)
+
+    monkeypatch.setattr(run.train, "take_step", stepped)
+    monkeypatch.setattr(run._Job, "_enter", entered)
+    record = run_tiny(tmp_path, f"method={method}", "train.max_grad_norm=null", "infer.repeats=0", "eval.limit=2")
+    assert record.status == "ok", record.failure
+    assert live.peak >= record.probe.resident.optimizer > 0
+    gone = {phase: left for phase, left in held.items() if phase not in ("load", "probe", "train")}
+    assert gone.keys() >= {"merge", "score"}
+    assert gone == dict.fromkeys(gone, (0, []))
 
 
 @pytest.mark.gpu

@@ -285,6 +285,7 @@ class _Job:
                 )
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+            self._free_training()
             if self.rank is not None:
                 weights = self._leave(net, result)
                 if self.rank.number > 0:
@@ -342,6 +343,11 @@ class _Job:
             see(list(net.parameters()))  # mapped from the file, not the result of any operation
         self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
         return net, {name for name, p in net.named_parameters() if id(p) in self._added}
+
+    def _free_training(self) -> None:
+        """Free what only training needs: the optimizer's state and, with DDP, the buckets of gradients."""
+        self.accelerator.free_memory()  # accelerate keeps all that it prepared
+        gc.collect()  # a schedule's patch makes an optimizer refer to itself
 
     def _leave(self, net: nn.Module, result: Record) -> dict[str, torch.Tensor]:
         """End what ranks do together; in the first `result` tells of them all then.
