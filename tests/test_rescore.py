@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,7 +19,7 @@ from harness.job import rescore, run
 from harness.record import CARD, Saved, model_folder, read, read_study, settle
 from harness.report.standings import contests
 from harness.sweep import rescore as sweep
-from harness.sweep import verify
+from harness.sweep import verify, worker
 from harness.sweep.store import Study
 
 MORE = {"tasks": ["wordmath_short"], "limit": 6, "num_fewshot": None, "batch_size": 8, "seed": 0}
@@ -145,6 +147,26 @@ def test_scores_and_items_are_added_both_or_neither(folder, tmp_path, monkeypatc
     assert verify.check(path) == []
     assert ("facts_short" in {s.task for s in read(path).scores}) == (at != "before the items")
     assert {p.name for p in tmp_path.iterdir()} == {path.name, f"{path.stem}.items.parquet"}
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_while_it_scores_is_told(folder):
+    found, study = read(of(folder, "base")), Study(folder.parent, "demo")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def kill(event):
+        if event["phase"] == "load":
+            holder = worker._server._holder.pid
+            (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
+            os.kill(int(job), signal.SIGKILL)
+
+    said = (
+        rf"^{found.cell.name} is not scored: The cell's process was killed by SIGKILL .* in {found.cell.name}\.log\.$"
+    )
+    with study.claim(found.cell) as claim, pytest.raises(UserError, match=said):
+        worker.score(found.cell, study, claim, MORE, None, kill)
+    assert study.log(found.cell).exists()
+    assert before == {path: path.read_bytes() for path in before}
 
 
 # Which cells are scored

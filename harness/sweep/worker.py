@@ -108,7 +108,7 @@ def score(
     finally:
         private.scrub(log)
     if code:
-        raise UserError(f"{cell.name} is not scored: {_how_it_ended(code, log)}")
+        raise UserError(f"{cell.name} is not scored: {_how_it_ended({}, code, log)}")
     return record.read(path)
 
 
