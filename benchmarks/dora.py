@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from harness import env
 from harness.config import CONF
-from harness.job import model
+from harness.job import device, model
 from harness.job.meter import LiveBytes, synchronize
 from harness.record import Cell
 from harness.sweep import app
@@ -72,7 +72,7 @@ def compared(method: str, precision: str, pairs: int, clock: Callable[[], float]
     """A row: what steps by peft and by ours take, their ratios, and how far the losses come apart."""
     settings = ["model=smollm2_135m", f"method={method}", "rank=16", f"train.precision={precision}"]
     cells = [from_config(hydra.compose("config", settings + more)) for more in ([], [FAST])]
-    on = torch.accelerator.current_accelerator() or torch.device("cpu")
+    on = device.here()
     sides = [Bench(cell, precision == "bf16", on) for cell in cells]
     peaks = [side.peak() for side in sides]
     seconds: tuple[list[float], list[float]] = ([], [])

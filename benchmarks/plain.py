@@ -21,16 +21,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from harness.job import data, model, score, train
+from harness.job import data, device, model, score, train
 from harness.record import Cell
-
-CPU = torch.device("cpu")
 
 
 def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
     """The cell's model, seeded as ours, and its optimizer."""
     torch.manual_seed(cell.seed or 0)
-    net = model.adapt(model.load(cell, torch.accelerator.current_accelerator() or CPU), cell)
+    net = model.adapt(model.load(cell, device.here()), cell)
     slot = cell.settings["method"]["optim"]
     return net, slot and instantiate(slot, _convert_="all")(net)
 

@@ -23,8 +23,8 @@ from records import make_record, measured
 
 from harness import config
 from harness.errors import UserError
-from harness.job import data, device, meter, model, plan, ranks
-from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record
+from harness.job import data, device, meter, model, plan, ranks, run
+from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
 from harness.sweep import oom
 from harness.sweep.store import Study
@@ -433,15 +433,48 @@ def test_what_can_be_combined_is_not_refused(compose, overrides):
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     device.check(2)  # processes of a CPU
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
     device.check(2)
     with pytest.raises(UserError, match=r"^train\.devices=3 can't be: there are 2 CUDA devices here"):
         device.check(3)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("mps"))
     device.check(1)
     with pytest.raises(UserError, match=r"^train\.devices=2 can't be on mps"):
         device.check(2)
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """torch says what its builds for CUDA say on a machine without a GPU: theirs is the kind, and none is available."""
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    assert device.here() == torch.device("cpu")
+    device.check(2)
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
+    found, told = plan.answer([(tiny(*SHORT), None)], None, None, 0)
+    assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
+    assert found["environment"]["device"]["type"] == "cpu"
+    assert told["prediction"]["largest_batch"] > 0
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
+    cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
+    path = tmp_path / f"{cell.name}.json"
+    asked = {"cell": cell, "study": "test", "path": path, "data_root": None}
+    assert ranks.run(2, run.run, asked, lambda event: None) == 0
+    found = read(path)
+    assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 
 
 def out_of_memory(size: int, devices: int) -> Record:

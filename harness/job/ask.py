@@ -20,7 +20,7 @@ from torch import nn
 from transformers import EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import record
-from harness.job import infer, model, saved
+from harness.job import device, infer, model, saved
 from harness.job.client import Client, Reply
 from harness.record import Cell, Record
 
@@ -104,7 +104,7 @@ def ask(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
 
 
 def _asked(local: Local, prompts: list[str], tokens: int) -> list[str]:
-    on = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    on = device.here()
     path = Path(local.record)
     found = record.read(path)
     net = _saved(found, record.model_folder(path), on) if local.tuned else model.load(_plain(found.cell), on)

@@ -39,6 +39,12 @@ def _bf16_pays() -> bool:
     return found[0]
 
 
+def here() -> torch.device:
+    """The accelerator of this machine, else its CPU. A build of torch names its kind of accelerator everywhere, so
+    whether there is one has to be asked."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """The device, and the threads that compute on the CPU.
 
@@ -71,11 +77,11 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def check(count: int) -> None:
     """Raise UserError if no cell can train on `count` devices here; those of a CPU are processes that share it."""
-    here = torch.accelerator.current_accelerator()
-    if count == 1 or here is None:
+    kind = here().type
+    if count == 1 or kind == "cpu":
         return
-    if here.type != "cuda":
-        raise UserError(f"train.devices={count} can't be on {here.type}: it takes CUDA devices, or a CPU.")
+    if kind != "cuda":
+        raise UserError(f"train.devices={count} can't be on {kind}: it takes CUDA devices, or a CPU.")
     if count > torch.cuda.device_count():
         raise UserError(f"train.devices={count} can't be: there are {torch.cuda.device_count()} CUDA devices here.")
 

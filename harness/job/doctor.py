@@ -47,7 +47,7 @@ def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | Non
 
 def _compute() -> dict[str, Any]:
     """The device as a record has it, with its free memory in bytes, and how each number format fares on it."""
-    on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    on = device.here()
     found = device.describe(on)
     found["device"]["free_bytes"] = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
     return found | {

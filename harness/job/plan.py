@@ -491,8 +491,7 @@ def answer(
     # Forked before this process asks for a device, which they must not: CUDA does not survive a fork.
     with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context("fork")) as pool:
         pool.submit(int).result()
-        here = torch.accelerator.current_accelerator() or CPU
-        environment = env.describe() | device.describe(here)
+        environment = env.describe() | device.describe(device.here())
         on_card = budget is not None  # that may be elsewhere; today's compute in bf16
         bf16 = on_card or device.compute_dtype("auto") is torch.bfloat16
         planner = Planner(data_root, auto="bf16" if bf16 else "fp32")
