@@ -67,6 +67,9 @@ class Model:
     trust_remote_code: run the code that comes with the model, where it needs some. use_safetensors: false loads pickled
     weights instead, which can run code too. Both are recorded if asked for.
 
+    upcast: put norms, embeddings, head and biases in fp32, and with them the residual stream, as peft's usual
+    preparation does to quantised models alone; here every method has it or none. It needs train.precision=bf16.
+
     architecture: the dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no
     hub; null: ask the model's own config.
 
@@ -83,6 +86,7 @@ class Model:
     dtype: str = "bfloat16"
     trust_remote_code: bool = False
     use_safetensors: bool = True
+    upcast: bool = False
     architecture: dict[str, Any] | None = None
     base_url: str | None = None
     tokenizer: str | None = None
@@ -385,6 +389,8 @@ def _check_devices(config: DictConfig) -> None:
             f"share of them; {ddp}": slots.init or slots.optim.get("before") or slots.optim.get("after"),
             f"{method} and train.parallel=fsdp: {optimizer} is not known to step sharded weights; take one of "
             f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
+            "model.upcast=true can't be combined with train.parallel=fsdp, which shards weights of one dtype together; "
+            f"{ddp}": config.model.upcast,
             f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
             f"weights; leave it out, or {ddp}": train.save_every is not None,
         }

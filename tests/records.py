@@ -35,6 +35,7 @@ from harness.record import (
 )
 
 MIB = 2**20
+SEEN = {"flash_for_cpu float32": 30}  # of attention, in a step
 TOTAL = 134_515_008
 UNTRAINED = ("base", "base_nf4", "api")
 
@@ -148,9 +149,9 @@ def measured(record: Record, slowdown: float = 1.0) -> Record:
             for name, share in {"forward": 0.3, "backward": 0.6, "optimizer": 0.1}.items()
         }
         train.joules = 50_000.0
-        record.probe = Probe(_kinds(513, 19, 0, 37, 346), _kinds(513, 19, 0, 37, 0), 19 * MIB, 2e9)
+        record.probe = Probe(_kinds(513, 19, 0, 37, 346), _kinds(513, 19, 0, 37, 0), 19 * MIB, 2e9, SEEN)
     elif record.cell.method in UNTRAINED:
-        record.probe = Probe(_kinds(513, 0, 0, 0, 96), _kinds(513, 0, 0, 0, 0), 0, 6e8)
+        record.probe = Probe(_kinds(513, 0, 0, 0, 96), _kinds(513, 0, 0, 0, 0), 0, 6e8, SEEN)
     device = record.environment["device"] | {"matmul_flops_per_second": 4e12}
     record.environment = record.environment | {"device": device}
     fast = Inference(8, 128, 65, [0.24, 0.25, 0.26], [slowdown * seconds for seconds in (0.63, 0.64, 0.65)])

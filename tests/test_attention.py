@@ -5,10 +5,12 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness.job import attention, train
 from harness.job.data import Example
+from harness.job.meter import FLOPS, LiveBytes
 
 SIZES = {
     "hidden_size": 32,
@@ -156,6 +158,67 @@ def test_outside_a_row_and_asked_off_it_is_plain_attention():
     found, told = laid(model, "off")
     assert set(told.values()) == {"off: asked for"}
     assert torch.allclose(found, expected, atol=1e-4)
+
+
+# CUDA's kernel for rows, on tensors without storage, which need no GPU
+
+QUERY, KEY, VALUE = (6, 17), (2, 17), (2, 17)  # heads, and tokens of sequences of 9, 3 and 5
+
+
+def kernel(dtype: torch.dtype, autocast: bool = False, bounds: bool = True) -> LiveBytes:
+    """What attention over a row of such queries, keys and values, forward and backward, was seen to do."""
+    module, width, lengths = torch.nn.Module(), 32, (9, 3, 5)
+    live = LiveBytes(torch.device("cpu"))
+    with FakeTensorMode():
+        query, key, value = (
+            torch.empty(1, *shape, width, dtype=dtype, requires_grad=True) for shape in (QUERY, KEY, VALUE)
+        )
+        row = attention.Row(lengths, 0, attention.bounds_of(lengths, query.device) if bounds else None)
+        token = attention._row.set(row)
+        try:
+            with live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                attended, _ = attention._attend(module, query, key, value, None)
+                live.mark("backward")
+                attended.sum().backward()
+        finally:
+            attention._row.reset(token)
+        assert attended.shape == (1, 17, 6, width)
+        assert (key.grad.shape, key.grad.dtype) == (key.shape, dtype)
+    return live
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "ran"),
+    [
+        (torch.bfloat16, False, "varlen bfloat16"),
+        (torch.float32, True, "varlen bfloat16"),  # queries of fp32 weights, or of a residual stream in fp32
+        (torch.float32, False, "flash_for_cpu float32"),  # which the kernel does not take
+    ],
+)
+def test_queries_reach_the_kernel_for_rows_in_the_dtype_of_autocast(dtype, autocast, ran):
+    assert kernel(dtype, autocast).attention == {ran: 1 if "varlen" in ran else 3}
+
+
+def test_both_kernels_count_the_same_operations():
+    rows, loop = kernel(torch.bfloat16), kernel(torch.bfloat16, bounds=False)
+    assert (rows.attention, loop.attention) == ({"varlen bfloat16": 1}, {"flash_for_cpu bfloat16": 3})
+    products = 2 * 6 * 32 * (9**2 + 3**2 + 5**2)
+    assert rows.flops == loop.flops == (2 + 5) * products
+
+
+def test_the_kernels_flops_can_be_read_from_bounds_that_have_values():
+    query = torch.empty(17, 6, 32, device="meta")
+    known, plain = attention.bounds_of((9, 3, 5), torch.device("cpu")), torch.tensor([0, 9, 12, 17], dtype=torch.int32)
+    assert FLOPS[torch.ops.torch_attn._varlen_attn](query, query, query, known) == FLOPS[
+        torch.ops.torch_attn._varlen_attn
+    ](query, query, query, plain)
+
+
+def test_the_kernel_takes_fewer_heads_of_keys_as_they_are():
+    """Forward it holds queries, keys and values, what comes of them, and a sum for each query; nothing expanded."""
+    queries, keys = 2 * 6 * 17 * 32, 2 * 2 * 17 * 32
+    forward = kernel(torch.bfloat16).windows[""]
+    assert queries + 2 * keys + queries <= forward.total < queries + 2 * keys + queries + keys
 
 
 @pytest.mark.gpu

@@ -50,6 +50,7 @@ def test_points_that_mean_different_runs_are_different_cells(cell):
         ("method=lora", "infer.repeats=0"),
         ("method=lora", "data=facts"),
         ("method=lora", "model=tiny"),
+        ("method=lora", "model.upcast=true"),
         ("method=qlora",),
         ("method=dora",),
         ("method=full",),
@@ -115,7 +116,13 @@ def test_cells_that_are_recorded_keep_their_ids(cell):
 
 def test_what_came_later_leaves_the_ids_of_earlier_cells_alone(cell):
     """Ids as recorded before data could be limited, made noisy, or packed."""
-    defaults = ("data.limit=null", "data.noise=0", "data.prompt_if_empty=null", "train.packing=false")
+    defaults = (
+        "data.limit=null",
+        "data.noise=0",
+        "data.prompt_if_empty=null",
+        "train.packing=false",
+        "model.upcast=false",
+    )
     plain = cell("method=lora", "data=gsm8k")
     assert cell("method=lora", "data=gsm8k", *defaults) == plain
     assert set(plain.settings["data"]) == {"name", "load", "prompt"}

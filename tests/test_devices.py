@@ -407,6 +407,7 @@ def test_of_memory_the_largest_rank_is_told():
             (*SHARDED, "train.save_every=2"),
             "train.save_every=2 can't be combined with train.parallel=fsdp: a",
         ),
+        ((*SHARDED, "model.upcast=true"), "model.upcast=true can't be combined with train.parallel=fsdp, which shards"),
     ],
 )
 def test_what_can_not_be_combined_is_refused_with_the_reason(compose, overrides, said):

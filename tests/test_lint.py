@@ -218,6 +218,29 @@ def test_weights_of_another_format():
     assert told(records) == []  # NF4 is what the method is
 
 
+def test_weights_that_are_upcast_in_some_methods_alone():
+    records = study()
+    for record in records:
+        record.environment["precision"] = "bf16"
+        upcast = {"upcast": True} if record.cell.method == "dora" else {}
+        record.cell.settings |= {"method": {"load": {"dtype": "bfloat16"}}, "model": upcast}
+    text = "bf16 over bfloat16 weights, but for matrices upcast to float32 in dora (2 cells)."
+    assert told(records, "precision").endswith(text)
+
+
+def test_attention_that_ran_by_another_operation_or_in_another_dtype():
+    records = [measured(record) for record in study()]
+    assert told(records) == []
+    for record in records:
+        if record.probe:
+            record.probe.attention = {"varlen bfloat16": 28}
+    of(records, "qlora")[0].probe.attention = {"varlen bfloat16": 56}  # how often is not what it computes
+    assert told(records) == []
+    for record in of(records, "dora"):
+        record.probe.attention = {"efficient float32": 28}
+    assert told(records, "attention").endswith("efficient float32 in dora (2 cells).")
+
+
 def test_unequal_numbers_of_tries():
     records = study() + [make_record("lora", lr=lr, seed=s, status="oom") for lr in (1e-4, 1e-3) for s in (0, 1)]
     assert told(records)[0] == (
@@ -308,7 +331,6 @@ def test_other_versions_are_told_without_those_that_are_the_same():
     [
         ({"device": {"type": "cuda", "name": "NVIDIA A100"}}, "device NVIDIA A100"),
         ({"threads": 8}, "threads 8"),
-        ({"attention": "eager"}, "attention eager"),
         ({"allocator": {"OMP_NUM_THREADS": "1"}}, 'allocator {"OMP_NUM_THREADS": "1"}'),
     ],
 )

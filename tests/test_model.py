@@ -6,13 +6,15 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from bitsandbytes.nn import Params4bit
 from job_helpers import prepared, run_tiny, tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.errors import UserError
-from harness.job import device, embedded, model, train
+from harness.job import data, device, embedded, merge, model, optim, train
 from harness.record import read
 
 RANK = 8
@@ -85,6 +87,71 @@ def test_nf4_moves_the_model_and_not_far():
     with torch.no_grad():
         a, b = (train.answer_logits(x.net, plain.held_out[0]) for x in (plain, packed))
     assert 0 < (a - b).norm() < 0.2 * a.norm()
+
+
+HALF = ("model.dtype=bfloat16", "train.precision=bf16")
+
+
+def dtypes(net) -> dict[str, set[torch.dtype]]:
+    """Dtypes of the matrices that QLoRA packs, of adapters, and of all other weights."""
+    found = {"matrices": set(), "adapters": set(), "others": set()}
+    matrices = {id(weight) for weight in optim.matrices_of(model.inner(net)).values()}
+    for name, p in net.named_parameters():
+        kind = "adapters" if "lora_" in name else "matrices" if id(p) in matrices else "others"
+        found[kind].add(p.dtype)
+    return found
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_what_is_not_quantised_has_the_same_dtype_in_every_method(upcast):
+    asked = (*HALF, f"model.upcast={str(upcast).lower()}")
+    lora, qlora, full = (prepared(tiny(f"method={method}", *asked)).net for method in ("lora", "qlora", "full"))
+    half = torch.bfloat16
+    others = {torch.float32 if upcast else half}
+    assert dtypes(lora) == {"matrices": {half}, "adapters": {torch.float32}, "others": others}
+    assert dtypes(qlora) == {"matrices": {torch.uint8}, "adapters": {torch.float32}, "others": others}
+    assert dtypes(full) == {"matrices": {half}, "adapters": set(), "others": others}
+    assert {name for name, p in qlora.named_parameters() if p.requires_grad} == {
+        name for name, p in lora.named_parameters() if p.requires_grad
+    }
+    # The residual stream, and so what attention is asked in, follows from them.
+    seen = []
+    for net in (lora, qlora):
+        head = model.inner(net).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            net(input_ids=torch.ones(1, 3, dtype=torch.long))
+        hook.remove()
+    assert seen == [*others] * 2
+
+
+@pytest.fixture
+def bf16():
+    """Lets this process train under autocast: accelerate keeps one precision a process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_trained(tmp_path, bf16):
+    record = run_tiny(tmp_path, "method=qlora", *HALF, "model.upcast=true")
+    assert record.status == "ok", record.failure
+    assert record.merge.dequantised
+    assert record.merge.max_logit_difference < 0.05
+    assert record.environment["attention"] == "end_to_end"
+    assert set(record.environment["dtypes"]) == {"float32", "uint8"}
+    assert record.probe.attention.keys() == {"flash_for_cpu float32"}
+    cell = tiny("method=qlora", *HALF, "model.upcast=true")
+    net = model.adapt(model.load(cell, torch.device("cpu")), cell)
+    batch = data.Layout(flat=False, pad=0).batch([data.Example([1, 2, 3, 4], 2)])
+    merged, _ = merge.merge(net, batch, Accelerator(mixed_precision="bf16"))
+    assert dtypes(merged)["matrices"] == {torch.bfloat16}
+    assert dtypes(merged)["others"] == {torch.float32}
+
+
+def test_upcast_weights_need_autocast():
+    with pytest.raises(UserError, match=r"model\.upcast=true requires train\.precision=bf16"):
+        model.check(tiny("method=lora", "model.dtype=bfloat16", "model.upcast=true"))
 
 
 def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):

@@ -9,6 +9,7 @@ may all attend to a cached prefix too; on CUDA it is one kernel for all.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,6 +31,8 @@ from harness.job.model import inner, prompted
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
 NAME = "end_to_end"  # of the implementation, as transformers is asked for it
+# Torch 2.11 has no such argument, and asks for no equal number of heads either.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,23 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
         return
     bounds = None
     if net.device.type == "cuda":
-        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=net.device)
+        bounds = bounds_of(lengths, net.device)
     token = _row.set(Row(lengths, prefix, bounds))
     try:
         yield True
     finally:
         _row.reset(token)
+
+
+def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where sequences of `lengths` begin and end in a row: (sequences + 1,) as int32.
+
+    It knows the lengths by the name ``lengths``, as the meter counts FLOPs by them: to read them from the device would
+    make it wait, and a tensor without storage has none.
+    """
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    bounds.lengths = lengths
+    return bounds
 
 
 def _mask(*args: Any, **keywords: Any) -> Tensor | None:
@@ -129,10 +144,12 @@ def _attend(
         if query.device.type == "cpu" and query.shape[2] == 1 and _is_plain(attention_mask, dropout, keywords):
             return _of_one(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
-    if row.bounds is not None and not dropout and query.dtype in (torch.float16, torch.bfloat16):
-        return _flash(row, query, key, value, scaling), None
     precision = nullcontext()
-    if query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
+    if row.bounds is not None:
+        query, key, value = _as_autocast(query, key, value)
+        if not dropout and query.dtype in (torch.float16, torch.bfloat16):
+            return _flash(row, query, key, value, scaling), None
+    elif query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
         query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)
     runs = [(length, len(list(run))) for length, run in groupby(row.lengths)]
@@ -189,13 +206,18 @@ def _finest(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(finest) for tensor in tensors)
 
 
-def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`tensors` in autocast's dtype, if it is on: as it casts what it hands to torch's own attention."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
+
+def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One kernel for all sequences. It takes fewer heads of keys and values than of queries as they are."""
+    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
     longest = max(row.lengths)
-    groups = query.shape[1] // key.shape[1]
-    whole = (query, *(tensor.repeat_interleave(groups, dim=1) for tensor in (key, value)))
-    flat = (tensor[0].transpose(0, 1) for tensor in whole)  # (tokens, heads, width)
     return varlen_attn(
         *flat,
         row.bounds,
@@ -204,6 +226,7 @@ def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float |
         longest,
         scale=scaling,
         window_size=(-1, 0),  # causal
+        **GROUPED,
     ).unsqueeze(0)
 
 

@@ -59,11 +59,10 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
 def _dequantised(model: PeftModel) -> PeftModel:
     """The adapter of `model` on its base's weights expanded, in place: matrix by matrix, so that no two copies meet.
 
-    All weights take the dtype that the base was loaded in; training had those that are not quantised in fp32.
+    They take the dtype that they were quantised from.
     """
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    base = model.unload().dequantize()
-    expanded = get_peft_model(base.to(base.config.dtype), model.active_peft_config)
+    expanded = get_peft_model(model.unload().dequantize(), model.active_peft_config)
     set_peft_model_state_dict(expanded, adapter)
     return expanded
 

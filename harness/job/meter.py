@@ -13,12 +13,14 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.attention.varlen  # defines its operations
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -57,6 +59,8 @@ class LiveBytes(TorchDispatchMode):
 
     windows: the peak in each window that `mark` began, by name; before the first, in "".
     flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
+    attention: how often each operation of attention was seen going forward, by its name and its query's dtype, as in
+        ``varlen bfloat16``.
     instead: by operation, what is called in its place; what that calls is not seen.
     """
 
@@ -72,6 +76,7 @@ class LiveBytes(TorchDispatchMode):
         self.windows = {"": Peak()}
         self._window = self.windows[""]
         self.now = self.flops = 0
+        self.attention: Counter[str] = Counter()
 
     @property
     def now_by_kind(self) -> Kinds:
@@ -104,6 +109,9 @@ class LiveBytes(TorchDispatchMode):
         formula = FLOPS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
+        name = ATTENTION.get(func._overloadpacket)
+        if name is not None and (args[0].ndim == 4 or name == "varlen"):  # a router's softmax is no attention
+            self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1
         return out
 
     def see(self, tree: Any, kind: Kind | None = None) -> None:
@@ -191,23 +199,61 @@ def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, 
     return 2 * batch * heads * rows * key.shape[2] * (3 * width + 2 * value.shape[3])
 
 
+def _varlen_flops(query, key, value, bounds, *args, out_val=None, **kwargs) -> int:
+    """As `_attention_flops`, over sequences end to end in [tokens, heads, width] that `bounds` tells apart."""
+    _, heads, width = query.shape
+    return 2 * heads * sum(n * n for n in _lengths(bounds)) * (width + value.shape[2])
+
+
+def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args, out_val=None, **kwargs) -> int:
+    _, heads, width = query.shape
+    return 2 * heads * sum(n * n for n in _lengths(bounds)) * (3 * width + 2 * value.shape[2])
+
+
+def _lengths(bounds: torch.Tensor) -> Sequence[int]:
+    """Of the sequences between `bounds`, which may have no values but those (harness.job.attention.bounds_of)."""
+    return bounds.lengths if hasattr(bounds, "lengths") else bounds.diff().tolist()
+
+
 def _nf4_flops(a, b, shape, *args, out_val=None, **kwargs) -> int:
     """A product of `a` [..., in] with a packed 4-bit matrix of `shape` [out, in]."""
     return 2 * a.numel() * shape[0]
 
 
 def _flops() -> dict[Any, Callable[..., int]]:
-    """Torch's formulas by operation, and those it lacks: attention on CPU, and bitsandbytes' product."""
+    """Torch's formulas by operation, and ours of bitsandbytes' product and of attention.
+
+    Of torch's own for attention, some need the values of bounds, those of 2.11 an equal number of heads, and none is of
+    the CPU's kernel.
+    """
     import bitsandbytes  # noqa: F401  # defines its operation
 
     aten = torch.ops.aten
-    return flop_registry | {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    ours = {
         torch.ops.bitsandbytes.gemm_4bit: _nf4_flops,
+        torch.ops.torch_attn._varlen_attn: _varlen_flops,
+        torch.ops.torch_attn._varlen_attn_backward: _varlen_backward_flops,
     }
+    for kernel in KERNELS:
+        ours[getattr(aten, kernel)] = _attention_flops
+        ours[getattr(aten, f"{kernel}_backward")] = _attention_backward_flops
+    return flop_registry | ours
 
 
+KERNELS = {
+    "_scaled_dot_product_flash_attention": "flash",
+    "_scaled_dot_product_efficient_attention": "efficient",
+    "_scaled_dot_product_cudnn_attention": "cudnn",
+    "_scaled_dot_product_flash_attention_for_cpu": "flash_for_cpu",
+}
+# Operations of attention by the names that a record gives them. Where torch, or a model, puts it together from others
+# (math, eager) it is told by its softmax, whose dtype is that of the scores.
+ATTENTION = {
+    **{getattr(torch.ops.aten, kernel): name for kernel, name in KERNELS.items()},
+    torch.ops.torch_attn._varlen_attn: "varlen",
+    torch.ops.aten._safe_softmax: "math",
+    torch.ops.aten._softmax: "eager",
+}
 FLOPS = _flops()
 
 

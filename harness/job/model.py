@@ -92,7 +92,21 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
     except OSError as error:
         raise _unreachable(path, error) from error
     _never_repack(loaded)
+    if model.get("upcast"):
+        upcast(loaded)
     return loaded
+
+
+def upcast(net: nn.Module) -> None:
+    """Put what `net` has in 16 bits into fp32, but for the matrices that QLoRA packs (and experts in stacks).
+
+    It is what ``peft.prepare_model_for_kbit_training`` does to a quantised model (norms, embeddings, head, biases),
+    for any: the residual stream is in fp32 then.
+    """
+    matrices = {id(weight) for weight in (*optim.matrices_of(net).values(), *stacks(net).values())}
+    for p in net.parameters():
+        if p.dtype in (torch.float16, torch.bfloat16) and id(p) not in matrices:
+            p.data = p.data.float()
 
 
 def which(model: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +146,6 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     change = instantiate(slots["adapt"], _convert_="all")
     if not isinstance(change, peft.PeftConfig):
         return change(base)
-    if getattr(base, "is_loaded_in_4bit", False):
-        base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     everywhere = getattr(change, "target_modules", None) == "all-linear"
     matrices, experts = optim.matrices_of(base), stacks(base)
     if everywhere and experts and hasattr(change, "target_parameters"):
@@ -236,6 +248,12 @@ def check(cell: Cell) -> None:
 
     Needs the model's config only: the model is built without storage. A method that looks at weights is not checked.
     """
+    precision = cell.settings["train"]["precision"]
+    if cell.settings["model"].get("upcast") and device.compute_dtype(precision) is not torch.bfloat16:
+        raise UserError(
+            "model.upcast=true requires train.precision=bf16: its matrices stay in 16 bits, and only autocast "
+            "multiplies those with activations in fp32."
+        )
     with suppress(NeedsValues):  # then the job itself will tell
         net = outline(cell, config_of(cell.settings["model"]), 2)
         if (slot := cell.settings["method"]["optim"]) is not None:
@@ -325,6 +343,8 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.postprocess_model(base)
                 _pack(base, dtype)
                 _check_packed(base)
+            if cell.settings["model"].get("upcast"):
+                upcast(base)
             _check_experts(base, cell)
             own = {id(p) for p in base.parameters()}
             net = adapt(base, cell)
@@ -482,12 +502,12 @@ def state(model: dict[str, Any]) -> str:
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
-    """attention: the implementation that computes it; dtypes: bytes of the parameters by dtype (NF4 shows as uint8)."""
+    """dtypes: bytes of the parameters by dtype (NF4 shows as uint8)."""
     dtypes: dict[str, int] = {}
     for parameter in net.parameters():
         name = str(parameter.dtype).removeprefix("torch.")
         dtypes[name] = dtypes.get(name, 0) + parameter.nbytes
-    return {"attention": net.config._attn_implementation, "dtypes": dtypes}
+    return {"dtypes": dtypes}
 
 
 def _unreachable(path: str, error: Exception) -> UserError:

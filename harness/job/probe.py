@@ -69,6 +69,7 @@ def steps(
         see_weights(plain, added, live)
         for _ in range(count):
             live.flops = 0
+            live.attention.clear()
             live.mark("begin")
             train.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
             live.see(optim.state(optimizer), "optimizer")
@@ -76,7 +77,7 @@ def steps(
     for hook in hooks:
         hook.remove()
     padded = sum(batch.padded for batch in train.own(micro, accelerator))
-    return Probe(live.peak_by_kind, resident, gradients, live.flops / padded)
+    return Probe(live.peak_by_kind, resident, gradients, live.flops / padded, dict(live.attention))
 
 
 @torch.no_grad()
@@ -88,7 +89,7 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
         with accelerator.autocast():
             train.summed_loss(model, batch)
         resident = live.now_by_kind
-    return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded)
+    return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded, dict(live.attention))
 
 
 def _undecomposed(matrix: Tensor, *how: Any, **which: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -226,6 +226,7 @@ class _Job:
         layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
         if layout.flat:
             attention.enable(net)
+        self.loaded["attention"] = model.inner(net).config._attn_implementation
         if self.settings["speedups"] == "off":
             self.speedups |= dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
         else:

@@ -14,6 +14,7 @@ from harness import units
 from harness.errors import one_of
 from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.lint import attention_text
 from harness.report.select import Choice, select
 from harness.report.stats import speed_ratio
 
@@ -297,6 +298,11 @@ def _trainable(row: Row, rows: Rows) -> str:
     return f"{units.count(parameters.trainable)} ({_share(parameters.trainable / parameters.total)})"
 
 
+def _attention(row: Row, rows: Rows) -> str:
+    seen = (attention_text(record.probe) for record in row.measured if record.probe)
+    return "; ".join(dict.fromkeys(text for text in seen if text)) or ABSENT
+
+
 def _asked(row: Row, rows: Rows) -> str:
     return ", ".join(dict.fromkeys(record.api.kind for record in row.records if record.api)) or ABSENT
 
@@ -484,6 +490,11 @@ COLUMNS: dict[str, Column] = {
         "use",
         "Utilisation is the counted operations of median steps, padding included, over the rate at which the device "
         "was measured to multiply matrices.",
+    ),
+    "attention": Column(
+        _one("Attention", _attention),
+        "use",
+        "Attention is the operations that ran in a training step, and the dtype of their queries.",
     ),
     "energy": Column(
         _one("Joules/token", _measure("joules_per_token", lambda joules: units.significant(joules, 3))),

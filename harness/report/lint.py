@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.record import Inference, Record, behind_api, device_count
+from harness.record import Inference, Probe, Record, behind_api, device_count
 
 # Of an adapter's settings, those that say which modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
@@ -304,7 +304,23 @@ def _precision(records: Sequence[Record]) -> Said:
 def _precise(record: Record) -> str:
     dtype = _slot(record, "method", "load", "dtype")  # of the weights that are not quantised
     computed = record.environment.get("precision") or "unknown precision"
-    return f"{computed} over {dtype} weights" if dtype else str(computed)
+    upcast = ", but for matrices upcast to float32" if _slot(record, "model", "upcast") else ""
+    return f"{computed} over {dtype} weights{upcast}" if dtype else str(computed)
+
+
+def _attention(records: Sequence[Record]) -> Said:
+    for where, members in _places(records):
+        yield from _confounded(f"Attention was computed in different ways{where}", members, _attended, _method)
+
+
+def _attended(record: Record) -> str | None:
+    """The operations that the probe saw; older records don't tell."""
+    return attention_text(record.probe) if record.probe else None
+
+
+def attention_text(probe: Probe) -> str | None:
+    """Which operations of attention ran, and in which dtypes."""
+    return ", ".join(sorted(probe.attention)) or None
 
 
 def _tries(records: Sequence[Record]) -> Said:
@@ -487,7 +503,7 @@ def _device(record: Record) -> dict[str, str]:
     device, told = _part(record, "device"), ran_with(record)
     known = {name: told.get(name) for name in ("device type", "device", "threads")}
     known |= {name: device.get(name) for name in ("driver", "cuda", "cudnn")}
-    known |= {"attention": record.environment.get("attention"), "allocator": _text(_part(record, "allocator") or None)}
+    known |= {"allocator": _text(_part(record, "allocator") or None)}
     return {name: str(value) for name, value in known.items() if value is not None}
 
 
@@ -682,6 +698,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "training": ("unequal", _training),
     "targets": ("unequal", _targets),
     "precision": ("unequal", _precision),
+    "attention": ("unequal", _attention),
     "tries": ("unequal", _tries),
     "evaluation": ("unequal", _evaluation),
     "asked by": ("unequal", _asked_by),

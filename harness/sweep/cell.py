@@ -26,10 +26,9 @@ AS_EVER = {
         "system_instruction": None,
         "unsafe_code": False,
     },
+    "model": {"trust_remote_code": False, "use_safetensors": True, "upcast": False},
     "train": {"max_tokens": None, "packing": False},
 }
-SAFE = {"trust_remote_code": False, "use_safetensors": True}  # of a model; recorded only where something else was asked
-
 # Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
 NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price", "thinking")
 
@@ -98,7 +97,7 @@ def _chosen(resolved: dict[str, Any], group: str) -> dict[str, Any]:
 
 def _model(settings: dict[str, Any]) -> dict[str, Any]:
     """What of the model's settings decides a result. A folder is named from where one works: a record tells no more."""
-    kept = {k: v for k, v in settings.items() if k not in NO_PART and (k, v) not in SAFE.items()}
+    kept = {k: v for k, v in settings.items() if k not in NO_PART and (k, v) not in AS_EVER["model"].items()}
     return kept | {"path": _relative(kept["path"])}
 
 
