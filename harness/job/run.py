@@ -44,6 +44,7 @@ from harness.job import (
     ready,
     saved,
     score,
+    shortage,
     train,
     vllm_engine,
 )
@@ -144,7 +145,7 @@ def run(
         raise
     except Exception as error:
         print(private.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
-        oom = _out_of_memory(error)
+        oom = shortage.of_memory(error)
         result.status = "oom" if oom else "failed"
         result.failure = Failure(job.phase, job.step, _reason(error), job.shortage() if oom else None)
     if rank is not None and not rank.records(result.status):
@@ -309,7 +310,7 @@ class _Job:
         try:
             self._merge(net, batch, result)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not shortage.of_memory(error):
                 raise
             result.merge.reason += f" Dequantised, the model did not fit: {_reason(error)}"
 
@@ -499,11 +500,6 @@ def _write_items(items: pd.DataFrame, path: Path) -> str:
     with record.replacing(path) as temporary:
         items.to_parquet(temporary, index=False)
     return record.sha256(path)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _reason(error: Exception) -> str:
