@@ -171,7 +171,8 @@ class Train:
     tokens_per_second_steady: median over the steps after warm-up of raw tokens / seconds.
     tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
     batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
-    laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included).
+    laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included). Where the loss
+        is taken chunk by chunk (the speed-up fused_loss), the head's gradients are computed in forward.
     joules: over all steps, of the whole devices (NVML) or processor package (RAPL); null where neither can be read.
     save_every: steps between checkpoints, which are made outside of what is timed; null if none were.
     resumed_at: after how many steps the process had ended and another went on from a checkpoint. What is measured here,

@@ -153,6 +153,7 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
 def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
     record, one = go(tmp_path, short(f"method={method}", *SHARDED)), alone(f"method={method}")
     alike(record, one, rel)
+    assert record.environment["speedups"]["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
     held, here = record.probe.resident, one.probe.resident
     for kind in ("weights", "adapters", "optimizer"):
         assert getattr(held, kind) == pytest.approx(getattr(here, kind) / 2, rel=0.01), kind

@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job import attention, data, device, model, probe, ranks
+from harness.job import attention, data, device, loss, model, probe, ranks
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.job.model import NeedsValues
@@ -224,7 +224,7 @@ class Planner:
             )
         if layout.flat:
             attention.enable(net)
-        trained = settings["method"]["optim"] is not None
+        trained, chunked = settings["method"]["optim"] is not None, settings["speedups"] != "off"
         total = model.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
         bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
@@ -232,11 +232,17 @@ class Planner:
         with ranks.pretended(devices) if sharded else nullcontext() as rank:
             if sharded:
                 accelerator = rank.accelerator(sharded, bf16, cpu=True)
+                if chunked:
+                    with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
+                        loss.enable(net)  # before it is sharded, as in a run
                 net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
             else:
                 accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
             with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless():
                 net.to_empty(device=CPU) if sharded else materialise(net)
+                if chunked and not sharded:
+                    with accelerator.autocast():
+                        loss.enable(net)
                 micro = shape.batches(layout, times)
                 if (layers := model.decoder_layers(net, config)) is not None:
                     _mark_layers(layers, live)

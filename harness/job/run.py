@@ -32,9 +32,9 @@ from harness.job import (
     data,
     device,
     disk,
-    fused,
     heap,
     infer,
+    loss,
     mapping,
     merge,
     model,
@@ -231,15 +231,16 @@ class _Job:
         if self.settings["speedups"] == "off":
             self.speedups |= dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
         else:
-            self.speedups["fused_loss"] = "off: the head is sharded" if self.sharded else fused.enable(net)
+            with self.accelerator.autocast():
+                self.speedups["fused_loss"] = loss.enable(net)
             self.speedups["kept_memory"] = heap.keep(self.accelerator.device)
         held_out, size = self.ready.held_out, self.batch_size
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
         def validate() -> float:
-            loss = train.answer_loss(net, validation, self.accelerator)
-            self._track({"validation/loss": loss})
-            return loss
+            found = train.answer_loss(net, validation, self.accelerator)
+            self._track({"validation/loss": found})
+            return found
 
         if cell.settings["method"]["optim"] is None:
             self._enter("probe")
@@ -247,10 +248,10 @@ class _Job:
             self._probe(result, lambda live: probe.forward(net, largest, self.accelerator, live))
             self._enter("validate")
             with self.meter.window("validate"):
-                loss = validate()
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"The validation loss of the untuned model is {loss}.")
-            result.validation = [record.ValidationPoint(0, 0, loss)]
+                found = validate()
+            if not math.isfinite(found):
+                raise FloatingPointError(f"The validation loss of the untuned model is {found}.")
+            result.validation = [record.ValidationPoint(0, 0, found)]
         else:
             self._enter("probe")
             steps = data.pieces(self.ready.steps, size, train_settings)

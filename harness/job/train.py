@@ -26,9 +26,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from harness import record
-from harness.job import attention, fused, ranks
+from harness.job import attention, ranks
 from harness.job.checkpoint import Checkpoints
 from harness.job.data import IGNORED, Batch
+from harness.job.loss import at_head
 from harness.job.meter import Energy, Stopwatch
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 
@@ -197,11 +198,10 @@ def own(micro: list[Batch], accelerator: Accelerator) -> list[Batch]:
 
 def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
-    if fused.kernel_of(model) is not None:
-        with fused.headless(model):
-            hidden = answer_logits(model, batch)
-        return fused.summed(model, hidden, batch.targets)
-    logits = answer_logits(model, batch)
+    with at_head(model, batch.targets) as taken:
+        logits = answer_logits(model, batch)
+    if taken:
+        return logits
     return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
