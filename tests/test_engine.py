@@ -29,6 +29,7 @@ from transformers import (
     MptConfig,
     MptForCausalLM,
 )
+from transformers.cache_utils import DynamicLayer
 
 from harness.job import attention, engine, score
 from harness.job.attention import PROMPTED
@@ -175,6 +176,24 @@ def test_answers_are_the_same(name, tokenizer, tmp_path):
     assert ours.generate_until(questions(), disable_tqdm=True) == expected
     assert ours.used == {"continuous_batching": "on"}
     assert len(set(map(len, expected))) > 3, "answers that all end at once show nothing"
+
+
+def in_the_dtype_of_keys(layer, keys, values):
+    """How transformers 5.17 begins a layer of a cache: values that are appended are stored in the finer dtype then."""
+    layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+    layer.keys = layer.values = keys.new_empty(0)
+
+
+def test_a_cache_that_stores_values_as_fine_as_keys_gives_the_same_answers(tokenizer, tmp_path, monkeypatch):
+    """Under autocast keys of fp32 weights come in fp32, rotated, and values in bf16."""
+    bf16 = {"mixed_precision_dtype": "bfloat16"}
+    _, ours = pair(built(llama, tokenizer, tmp_path), tokenizer, **bf16)
+    answers = []
+    for begin in (DynamicLayer.lazy_initialization, in_the_dtype_of_keys):
+        monkeypatch.setattr(DynamicLayer, "lazy_initialization", begin)
+        answers.append(ours.generate_until(questions(), disable_tqdm=True))
+    assert answers[0] == answers[1]
+    assert ours.used == {"continuous_batching": "on"}
 
 
 @pytest.mark.parametrize("name", STANDING_BACK)

@@ -26,7 +26,9 @@ class Lent(DynamicCache):
 class Slots(DynamicCache):
     """Keys and values of the sequences that are being written, one in each slot, from its left end on.
 
-    lengths: tokens in each slot in use. The tensors (slots, heads, tokens, channels) grow with the longest.
+    lengths: tokens in each slot in use. The tensors (slots, heads, tokens, channels) grow with the longest. Their
+    dtypes are those that came first: under autocast keys and values may differ, and transformers' own cache, in which
+    sequences begin, may store both in the finer one (5.17 does).
     """
 
     def __init__(self, size: int, device: torch.device):
@@ -63,7 +65,7 @@ class Slots(DynamicCache):
     def update(self, keys, values, layer_idx, *args, **kwargs):
         rooms = self._rooms(layer_idx, keys, values)
         for room, new in zip(rooms, (keys, values), strict=True):
-            room[self.at[0], :, self.at[1]] = new[:, :, 0]
+            room[self.at[0], :, self.at[1]] = new[:, :, 0].to(room.dtype)
         return [room[: len(self.lengths), :, : max(self.lengths)] for room in rooms]
 
     def _rooms(self, index: int, *like: torch.Tensor) -> list[torch.Tensor]:
