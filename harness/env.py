@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch", "liger-kernel"),
     *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
 # What changes how memory is handed out, and how many threads compute.

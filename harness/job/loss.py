@@ -31,7 +31,7 @@ def enable(model: nn.Module) -> str:
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum")
+        kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
         return attach(model, lambda weight, hidden, *of: kernel(weight, hidden.to(weight.dtype), *of), "liger")
     return attach(model, chunked, "chunked")
 

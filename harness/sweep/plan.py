@@ -186,6 +186,8 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
             f"are within {units.size(plan.budget)}, tight above {TIGHT:.0%}. batch ≤ is the largest train.batch_size "
             "that fits."
         )
+        if (plan.environment.get("versions") or {}).get("liger-kernel"):
+            notes.append("The loss is counted in this harness's chunks; on CUDA liger-kernel takes chunks of its own.")
         if throughput is not None:
             notes.append(f"Time is of the training steps at {throughput:g} tokens/s.")
         elif speed.records:
