@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness import private
 from harness.errors import UserError, one_of
-from harness.record import STUDY_NAME, Precautions, TrackerName
+from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -144,6 +144,9 @@ class Train:
     """The training loop's settings, the same for every method.
 
     max_steps: optimizer steps; batch_size: sequences a micro-batch; grad_accum: micro-batches a step.
+    batch_size=auto: the largest micro-batch that fits the device's memory, which does not change a step's global_batch
+        sequences; it is planned, and halved on a shortage. An untuned row takes the default.
+    global_batch: sequences a step of batch_size=auto, which requires it (null: batch_size × grad_accum).
     max_tokens: raw tokens after which training ends, with the step that reaches them (null: max_steps alone decides).
     max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
     max_grad_norm: global clipping (null: none). validate_every: steps between validation losses (null: the end).
@@ -159,8 +162,9 @@ class Train:
     """
 
     max_steps: int = 200
-    batch_size: int = 8
+    batch_size: int | str = 8
     grad_accum: int = 1
+    global_batch: int | None = None
     max_tokens: int | None = None
     max_length: int = 512
     warmup_ratio: float = 0.1
@@ -197,6 +201,7 @@ class Retry:
     statuses: those with one of these, by the next sweep.
     on_oom: one that ran out of memory in training, at once, with half the micro-batch and twice the accumulation, until
         it fits or a micro-batch is one sequence. The record says so, and it is no fair comparison of speed or memory.
+        train.batch_size=auto does so in any case.
     """
 
     statuses: list[str] = field(default_factory=lambda: ["failed"])
@@ -287,7 +292,7 @@ def _multiply(a: float | None, b: float | None) -> float | None:
 LEAST = {
     "train": dict.fromkeys(
         (
-            *("max_steps", "batch_size", "grad_accum", "max_length", "validation_items"),
+            *("max_steps", "grad_accum", "global_batch", "max_length", "validation_items"),
             *("validate_every", "bucketing", "max_tokens", "devices"),
         ),
         1,
@@ -322,6 +327,7 @@ def check(config: DictConfig) -> None:
         raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive, or null.")
     if not 0 <= config.data.noise <= 1:
         raise UserError(f"data.noise={config.data.noise} can't be: it is a share of the answers, from 0 to 1.")
+    _check_batch(config.train)
     if config.train.packing and config.train.bucketing > 1:
         raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
     check_precautions(config)
@@ -360,6 +366,22 @@ def check(config: DictConfig) -> None:
         _check_devices(config)
 
 
+def _check_batch(train: DictConfig) -> None:
+    """Raise UserError if a step's batch is none, or is said twice."""
+    size, accum = train.batch_size, train.grad_accum
+    if size != AUTO and (isinstance(size, str) or size < 1):
+        raise UserError(f"train.batch_size must be a positive number or auto, got {size}.")
+    if size == AUTO and train.global_batch is None:
+        raise UserError("train.batch_size=auto requires train.global_batch, the sequences of a step.")
+    if size == AUTO and accum != 1:
+        raise UserError(f"train.batch_size=auto requires train.grad_accum=1, got {accum}: it accumulates by itself.")
+    if size != AUTO and train.global_batch is not None:
+        raise UserError(
+            f"train.global_batch={train.global_batch} requires train.batch_size=auto; a step of "
+            f"train.batch_size={size} has {size * accum} sequences."
+        )
+
+
 def device_count(config: DictConfig) -> int:
     """How many devices the cell of `config` trains on; an untuned row needs one."""
     return config.train.devices if config.method.optim is not None else 1
@@ -371,9 +393,10 @@ def _check_devices(config: DictConfig) -> None:
     devices = f"train.devices={train.devices}"
     method, ddp = f"method={slots.name} can't be combined with {devices}", "use train.parallel=ddp."
     optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_") or slots.optim._target_)
+    batch = "global_batch" if train.batch_size == AUTO else "batch_size"
     refused = {
-        f"{devices} can't share train.batch_size={train.batch_size}, of which each takes as many sequences as the "
-        f"others; take a multiple of {train.devices}.": train.batch_size % train.devices,
+        f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
+        f"others; take a multiple of {train.devices}.": train[batch] % train.devices,
         f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
         "eval.engine=auto.": config.eval.engine == "vllm",
         f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "

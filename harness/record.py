@@ -23,7 +23,7 @@ import shutil
 import socket
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,16 +361,19 @@ class Failure:
 
 @dataclass
 class SmallerBatches:
-    """How a cell was run that had run out of memory as it was asked for: in smaller micro-batches, but more a step.
+    """The micro-batches of a cell that were chosen for the device's memory: smaller ones, but more a step.
 
-    A step's examples and their order stay as they were; what was asked for is in the cell's settings.
+    That is so where train.batch_size=auto asks for it, and where the cell had run out of memory as it was asked for. A
+    step's examples and their order stay as they were; what was asked for is in the cell's settings.
 
     batch_size: sequences a micro-batch, at most; grad_accum: micro-batches a step; after: the failures that led here.
+    planned: the batch_size that was predicted to fit, of train.batch_size=auto; null where nothing could be predicted.
     """
 
     batch_size: int
     grad_accum: int
     after: list[Failure]
+    planned: int | None = None
 
 
 @dataclass
@@ -476,6 +479,33 @@ def device_count(settings: dict[str, Any]) -> int:
     """How many devices a cell of these settings trains on."""
     train = settings.get("train")  # in an imported record anything
     return train.get("devices", 1) if isinstance(train, dict) else 1
+
+
+AUTO = "auto"  # the train.batch_size that is chosen where a cell is run
+
+
+def micro_batch(train: Mapping[str, Any]) -> int:
+    """Sequences (or packs) of a micro-batch that the settings `train` ask for; of `auto` those of the whole step.
+
+    What is trained on in a step depends on nothing else; how it is cut for a device's memory is in SmallerBatches.
+    """
+    return train["global_batch"] if train["batch_size"] == AUTO else train["batch_size"]
+
+
+def fits_itself(cell: Cell) -> bool:
+    """Whether the cell takes the largest micro-batch that fits: train.batch_size=auto."""
+    train = cell.settings.get("train")  # in an imported record anything
+    return isinstance(train, dict) and train.get("batch_size") == AUTO
+
+
+def micro_batches(record: Record) -> tuple[int, int] | None:
+    """Sequences (or packs) a micro-batch, and micro-batches a step, as the cell ran; None where that is not known."""
+    if (ran := record.smaller_batches) is not None:
+        return ran.batch_size, ran.grad_accum
+    train = record.cell.settings.get("train")  # in an imported record anything
+    if fits_itself(record.cell) or not isinstance(train, dict) or not isinstance(train.get("batch_size"), int):
+        return None
+    return train["batch_size"], train.get("grad_accum") or 1
 
 
 def cell_name(cell: Cell) -> str:
@@ -667,6 +697,7 @@ RECKONED: dict[str, type] = {
     "cell.settings.train": dict,
     "cell.settings.train.max_steps": int,
     "cell.settings.train.batch_size": int,
+    "cell.settings.train.global_batch": int,
     "cell.settings.train.grad_accum": int,
     "cell.settings.method.adapt": dict,
     "environment.boot": str,
@@ -682,6 +713,8 @@ def _check_reckoned(value: dict[str, Any]) -> None:
         found: Any = value
         for key in way.split("."):
             found = found.get(key) if isinstance(found, dict) else None
+        if key == "batch_size" and found == AUTO:
+            continue
         try:
             _decoder(kind | None)(found)
         except _Misfit as misfit:

@@ -138,7 +138,6 @@ def test_the_stable_keys_exist(compose, key):
         ("seed=-1", "seed"),
         (f"seed={2**32}", "seed"),
         ("train.max_steps=0", "train.max_steps"),
-        ("train.batch_size=0", "train.batch_size"),
         ("train.grad_accum=0", "train.grad_accum"),
         ("train.max_length=0", "train.max_length"),
         ("train.validate_every=0", "train.validate_every"),
@@ -172,6 +171,34 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("train.batch_size=0",), r"train\.batch_size must be a positive number or auto, got 0\."),
+        (("train.batch_size=most",), r"train\.batch_size must be a positive number or auto, got most\."),
+        (("train.batch_size=auto",), r"train\.batch_size=auto requires train\.global_batch, the sequences of a step\."),
+        (
+            ("train.batch_size=auto", "train.global_batch=8", "train.grad_accum=2"),
+            r"train\.batch_size=auto requires train\.grad_accum=1, got 2: it accumulates by itself\.",
+        ),
+        (("train.global_batch=8",), r"train\.global_batch=8 requires train\.batch_size=auto; a step of .*8 has 8 "),
+        (("train.batch_size=auto", "train.global_batch=0"), r"train\.global_batch=0 can't be: it must be 1 or more"),
+        (
+            ("train.batch_size=auto", "train.global_batch=9", "train.devices=2"),
+            r"train\.devices=2 can't share train\.global_batch=9, .*take a multiple of 2",
+        ),
+        (
+            ("train.batch_size=auto", "train.global_batch=8", "method=adamw_layer", UNCLIPPED),
+            r"method=adamw_layer can't be combined with train\.batch_size=auto: .*no gradients can be summed",
+        ),
+    ],
+)
+def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, said):
+    with pytest.raises(UserError, match=f"^{said}") as refused:
+        check(compose(*overrides))
+    assert "\n" not in str(refused.value)
+
+
 def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
     with pytest.raises(UserError, match=r"train\.packing fills rows .* train\.bucketing would change; take one\."):
         check(compose("train.packing=true", "train.bucketing=4"))
@@ -188,6 +215,7 @@ def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
         ("train.precision=fp32",),
         ("train.max_grad_norm=null",),
         ("train.save_every=50", "retry.on_oom=true"),
+        ("train.batch_size=auto", "train.global_batch=8", "train.devices=2"),
     ],
 )
 def test_what_can_work_is_not_refused(compose, overrides):

@@ -619,6 +619,25 @@ def test_smaller_micro_batches_than_asked_for():
     assert any("smaller micro-batches" in line for line in comparison(records).caption)
 
 
+def test_micro_batches_that_were_chosen_for_the_device():
+    records = study()
+    settings(records, train__batch_size="auto", train__global_batch=8, train__grad_accum=1)
+    for record in records:
+        record.smaller_batches = SmallerBatches(4, 2, [], 4) if record.cell.seed is not None else None
+    assert told(records) == []
+    (told_of,) = (line for line in comparison(records).caption if "train.batch_size=auto" in line)
+    assert told_of.endswith("that fit the device's memory: 4 × 2 in full, lora, qlora, dora, galore.")
+    for record in of(records, "full"):
+        record.smaller_batches = SmallerBatches(1, 8, [Failure("probe", None, "no memory")], 2)
+    sentence = told(records, "chosen batches")
+    assert sentence.startswith("The micro-batches that fit differ, so speed and memory are not comparable: ")
+    assert "1 × 8 in full (2 cells)" in sentence
+    for record in of(records, "full"):
+        record.smaller_batches = SmallerBatches(4, 2, [], 4)
+    settings(of(records, "lora"), train__global_batch=16)
+    assert "16 sequences a step in lora (2 cells)" in told(records, "batch")
+
+
 def test_studies_are_looked_at_one_by_one():
     records = study(study="a") + study("full", "lora", study="b")
     assert [(finding.study, finding.rule) for finding in findings(records)] == [("b", "base")]

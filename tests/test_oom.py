@@ -13,9 +13,9 @@ import torch
 from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import data, run
+from harness.job import data, plan, run
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
-from harness.sweep import app, oom
+from harness.sweep import app, oom, worker
 from harness.sweep.store import Study
 
 SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
@@ -191,8 +191,9 @@ def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
 def factory(tmp_path_factory):
     """factory(size, limit): a LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
     with seen_by_jobs(tmp_path_factory.mktemp("factory"), "hungry", HUNGRY):
-        yield lambda size, limit: tiny(
+        yield lambda size, limit, *more: tiny(
             *SHORT,
+            *more,
             "method=lora",
             f"train.batch_size={size}",
             "method.optim._target_=hungry.build",
@@ -231,3 +232,85 @@ def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path
     record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
     assert [e["phase"] for e in events].count("start") == 1  # as it was asked for it was tried before
     assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))
+
+
+# The largest micro-batch that fits
+
+AUTO = ("train.batch_size=auto", "train.global_batch=6")
+
+
+def test_a_step_is_cut_as_evenly_as_can_be():
+    assert plan.even_parts(8, 1) == [8, 4, 3, 2, 1]
+    assert plan.even_parts(6, 2) == [3, 1]  # of two sequences each there would be three, which two can't share
+    assert all(-(-60 // size) % 4 == 0 for size in plan.even_parts(60, 4))
+
+
+@pytest.mark.parametrize("more", [(), ("train.packing=true", "train.max_length=256")])
+def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
+    cell, planner = tiny(*SHORT, *AUTO, *more), plan.Planner(None, "fp32")
+
+    def predicted(budget: int) -> dict:
+        return planner.predict(cell, None, budget)
+
+    whole, least = predicted(2**40), predicted(0)
+    assert (whole["micro_batch"], least["micro_batch"]) == (6, 1)
+    between = sum(whole["peak"].values()) - 1
+    found = predicted(between)
+    assert found["micro_batch"] == 3
+    measured = run.run(cell, "test", tmp_path / "a.json", None, lambda event: None, smaller=oom.planned(cell, found))
+    peak = sum(dataclasses.astuple(measured.probe.peak))
+    assert peak == pytest.approx(sum(found["peak"].values()), rel=0.01)
+    assert peak <= between
+
+
+def test_nothing_is_cut_where_nothing_can_be_predicted():
+    cell = tiny(*AUTO)
+    assert oom.planned(cell, {"unknown": "its values"}) == SmallerBatches(6, 1, [])
+    assert oom.planned(cell, {"micro_batch": 4}) == SmallerBatches(4, 2, [], 4)
+
+
+def test_a_cell_is_its_steps_however_they_are_cut(compose):
+    auto, fixed = tiny(*AUTO), tiny("train.batch_size=6")
+    assert auto.id != fixed.id
+    assert auto.id != tiny("train.batch_size=auto", "train.global_batch=12").id
+    assert tiny("method=base", *AUTO).id == tiny("method=base", "train.batch_size=8").id  # it takes no steps
+
+
+def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose):
+    record = make_record("lora", status="oom", settings={"method": {"optim": {}}})
+    record.cell.settings["train"] = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
+    record.failure, record.smaller_batches = Failure("probe", None, "no memory"), SmallerBatches(12, 2, [], 12)
+    assert app._to_run(record, compose())
+    assert halvings(record) == [(6, 4), (3, 8), (2, 12), (1, 24)][: len(record.smaller_batches.after)]
+    assert record.smaller_batches.planned == 12
+
+
+@pytest.mark.faults
+def test_what_was_planned_is_tried_and_halved_and_the_steps_stay_the_same(tmp_path, factory, capfd):
+    whole = run_claimed(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
+    cell = factory("auto", 2, "train.global_batch=6")
+    events: list[dict] = []
+    record = run_claimed(cell, Study(tmp_path, "study"), None, events.append)
+    assert record.status == "ok", record.failure
+    assert [e["phase"] for e in events if e["phase"] in ("plan", "start")] == ["plan", "start", "start", "start"]
+    ran = record.smaller_batches
+    assert (ran.batch_size, ran.grad_accum, ran.planned) == (2, 3, None)  # the hook looks at values
+    assert [failure.phase for failure in ran.after] == ["probe", "probe"]
+    assert not record.precautions.on_oom
+    assert "again with 2 sequences a micro-batch." in capfd.readouterr().err
+    assert record.train.batches == whole.train.batches
+    assert [p.loss for p in record.train.loss] == pytest.approx([p.loss for p in whole.train.loss], rel=1e-5)
+    assert record.validation[-1].loss == pytest.approx(whole.validation[-1].loss, rel=1e-5)
+
+
+@pytest.mark.faults
+def test_the_job_plans_for_the_memory_of_its_machine(tmp_path, monkeypatch):
+    cell = tiny(*SHORT, *AUTO)
+    peak = sum(plan.Planner(None, "fp32").predict(cell, None, 2**40)["peak"].values())
+    memory = worker.plan([], None)["budget"]
+    monkeypatch.setattr(worker, "TIGHT", 1.0)
+    monkeypatch.setattr(worker, "BESIDE", memory - peak + 1)  # so that it all but fits
+    record = run_claimed(cell, Study(tmp_path, "study"), None, lambda event: None)
+    assert record.status == "ok", record.failure
+    assert record.smaller_batches == SmallerBatches(3, 2, [], 3)
+    assert sum(dataclasses.astuple(record.probe.peak)) < peak

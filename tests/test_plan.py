@@ -103,7 +103,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     cell = tiny("method=lora", "train.batch_size=1", "train.max_steps=1")
     planner = plan.Planner(None, "fp32")
     layout = planner._layout(cell, None)
-    shape = planner._shape(cell, layout)
+    shape = planner._shape(cell, layout, 1)
     budget = 3 * sum(planner.predict(cell, None, BUDGET)["peak"].values())
     most = planner.predict(cell, None, budget)["largest_batch"]
 

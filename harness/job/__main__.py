@@ -51,7 +51,8 @@ def main(request: dict[str, Any]) -> int:
             from harness.job import plan
 
             planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
-            for event in plan.answer(planned, request["data_root"], request["budget"], request["beside"]):
+            of = {name: request[name] for name in ("data_root", "budget", "beside", "tight")}
+            for event in plan.answer(planned, **of):
                 report({"phase": "plan"} | event)
         elif "synthesize" in request:
             from harness.job import synthesize

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job import chat, mapping, reach
 from harness.job.mapping import CHAT, Item
+from harness.record import micro_batch
 
 IGNORED = -100  # torch's ignore_index
 
@@ -248,7 +249,7 @@ def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encod
     """
     if not items:
         raise UserError("The data set is empty; there is nothing to train on.")
-    size, accum, count = train["batch_size"], train["grad_accum"], train["max_steps"]
+    size, accum, count = micro_batch(train), train["grad_accum"], train["max_steps"]
     if train.get("packing"):
         passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
         drawn_as_needed = (example for index in passes for example in encode([items[index]]))

@@ -9,6 +9,7 @@ window, and the peak is the highest at the real depth. Lines in the batch size g
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import os
@@ -40,7 +41,7 @@ from harness.job import attention, data, device, loss, model, probe, ranks
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.job.model import NeedsValues
-from harness.record import Cell, Probe, device_count
+from harness.record import Cell, Probe, device_count, fits_itself, micro_batch
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
 LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
@@ -103,23 +104,40 @@ class Planner:
 
     def __init__(self, data_root: str | None, auto: str):
         self._data_root, self._auto = data_root, auto
+        self._drawn: dict[str, list[list[list[data.Example]]] | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
         self._layouts: dict[str, data.Layout] = {}
 
-    def predict(self, cell: Cell, architecture: dict[str, Any] | None, budget: int) -> dict[str, Any]:
+    def predict(
+        self, cell: Cell, architecture: dict[str, Any] | None, budget: int, safe: int | None = None
+    ) -> dict[str, Any]:
         """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
 
         architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
-        batch that fits (null where none does). Raises UserError if the cell can't be, and NeedsValues if the method
-        does with the values of weights or gradients what nothing without values can tell of.
+        batch that fits (null where none does). safe: bytes, for micro_batch: that of train.batch_size=auto (null
+        otherwise), the largest one of even parts of a step within them, or else of one sequence a device. Raises
+        UserError if the cell can't be, and NeedsValues if the method does with the values of weights or gradients what
+        nothing without values can tell of.
 
         Of several devices it is what the one with the largest share of the batch takes.
         """
         cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
-        layout = self._layout(cell, architecture)
-        shape = self._shape(cell, layout)
+        layout, devices = self._layout(cell, architecture), device_count(cell.settings)
+        chosen = fits_itself(cell)
+        if chosen:
+            sizes = even_parts(micro_batch(cell.settings["train"]), devices)
+            room = budget if safe is None else safe
+
+            def fits(size: int) -> bool:
+                shape = self._shape(cell, layout, size)
+                return sum(self._line(cell, shape, 1, layout, architecture).peak.values()) <= room
+
+            size = sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
+        else:
+            size = cell.settings["train"]["batch_size"] // devices
+        shape = self._shape(cell, layout, size)
         line = self._line(cell, shape, 1, layout, architecture)
         return {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
@@ -135,7 +153,8 @@ class Planner:
                 "real": shape.real,
             },
             "precision": cell.settings["train"]["precision"],
-            "largest_batch": self._largest(cell, shape, layout, line, architecture, budget),
+            "micro_batch": size * devices if chosen else None,
+            "largest_batch": None if chosen else self._largest(cell, shape, layout, line, architecture, budget),
         }
 
     def _largest(
@@ -270,20 +289,43 @@ class Planner:
             resident | {"total": total, "trainable": trainable, "flops_per_token": found.flops_per_token},
         )
 
-    def _shape(self, cell: Cell, layout: data.Layout) -> Shape:
-        """The largest batch that the cell would train on (an untuned one: validate on).
+    def _shape(self, cell: Cell, layout: data.Layout, size: int) -> Shape:
+        """The largest batch that the cell would train on (an untuned one: validate on), `size` sequences a device.
 
         Where tokenizer and data are on this machine they are asked; else every sequence is taken to have max_length
         tokens, with a loss on all of them.
         """
         settings = cell.settings
-        asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout)]
+        asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout), size]
         key = json.dumps(asked, sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell, layout) or _assumed_shape(settings)
+            self._shapes[key] = self._real_shape(cell, layout, size) or _assumed_shape(settings, size)
         return self._shapes[key]
 
-    def _real_shape(self, cell: Cell, layout: data.Layout) -> Shape | None:
+    def _real_shape(self, cell: Cell, layout: data.Layout, size: int) -> Shape | None:
+        settings, train = cell.settings, cell.settings["train"]
+        if (steps := self._examples(cell)) is None:
+            return None
+        steps = data.pieces(steps, size, train)
+        batches = [batch for step in steps for batch in step]
+        largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
+        shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]
+        fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
+        return Shape(
+            [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
+            raw=sum(len(example.ids) for batch in batches for example in batch),
+            padded=sum(layout.tokens(batch) for batch in batches),
+            real=True,
+        )
+
+    def _examples(self, cell: Cell) -> list[list[list[data.Example]]] | None:
+        """The micro-batches of each step as the cell asks for them; None where they can't be had here."""
+        key = json.dumps([cell.settings[name] for name in ("model", "data", "train")] + [cell.seed])
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(cell)
+        return self._drawn[key]
+
+    def _draw(self, cell: Cell) -> list[list[list[data.Example]]] | None:
         settings, train = cell.settings, cell.settings["train"]
         path = settings["data"]["load"].get("path")
         if path is not None and self._data_root is None and not os.path.isfile(path):
@@ -295,23 +337,10 @@ class Planner:
             return None
         splits = data.splits(settings["data"], self._data_root)
         encode = data.encoder(tokenizer, settings["data"], train["max_length"])
-        if settings["method"]["optim"] is None:
-            held_out = encode(splits["validation"][: train["validation_items"]])
-            size = train["batch_size"]
-            steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
-        else:
-            size = train["batch_size"] // device_count(settings)
-            steps = data.pieces(data.scheduled(splits["train"], train, cell.seed, encode), size, train)
-        batches = [batch for step in steps for batch in step]
-        largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
-        shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]
-        fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
-        return Shape(
-            [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
-            raw=sum(len(example.ids) for batch in batches for example in batch),
-            padded=sum(layout.tokens(batch) for batch in batches),
-            real=True,
-        )
+        if settings["method"]["optim"] is not None:
+            return data.scheduled(splits["train"], train, cell.seed, encode)
+        held_out = encode(splits["validation"][: train["validation_items"]])
+        return [[held_out[i : i + train["batch_size"]]] for i in range(0, len(held_out), train["batch_size"])]
 
 
 def _in_buckets(found: Probe, live: LiveBytes, accumulated: bool) -> None:
@@ -333,12 +362,19 @@ def _share(settings: dict[str, Any]) -> list[Any]:
     return [device_count(settings) if _sharded(settings) else device_count(settings) > 1, _sharded(settings)]
 
 
-def _assumed_shape(settings: dict[str, Any]) -> Shape:
+def _assumed_shape(settings: dict[str, Any], size: int) -> Shape:
     train = settings["train"]
-    size, length, accum = train["batch_size"], train["max_length"], train.get("grad_accum", 1)
-    tokens = size * length * accum * train.get("max_steps", 1)
+    length, step = train["max_length"], micro_batch(train) * train.get("grad_accum", 1)
+    tokens = step * length * train.get("max_steps", 1)
     tokens = min(tokens, train.get("max_tokens") or tokens)
-    return Shape([[(length, 0)] * (size // device_count(settings))] * accum, raw=tokens, padded=tokens, real=False)
+    share = -(-step // (size * device_count(settings)))
+    return Shape([[(length, 0)] * size] * share, raw=tokens, padded=tokens, real=False)
+
+
+def even_parts(step: int, devices: int) -> list[int]:
+    """Sizes of micro-batches, largest first, that cut a step into parts as even as can be, as many for each device."""
+    sizes = {-(-step // (devices * count)) for count in range(1, step // devices + 1)}
+    return sorted((size for size in sizes if -(-step // size) % devices == 0), reverse=True)
 
 
 def _mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
@@ -472,7 +508,8 @@ def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
         return auto if value == "auto" else value
 
     method = settings["method"] | {"load": decided(settings["method"]["load"])}
-    return settings | {"method": method, "train": decided(settings["train"])}
+    train = settings["train"] | {"precision": decided(settings["train"]["precision"])}
+    return settings | {"method": method, "train": train}
 
 
 def _group(cell: Cell) -> str:
@@ -483,12 +520,16 @@ def _group(cell: Cell) -> str:
 
 
 def answer(
-    cells: list[tuple[Cell, dict[str, Any] | None]], data_root: str | None, budget: int | None, beside: int
+    cells: list[tuple[Cell, dict[str, Any] | None]],
+    data_root: str | None,
+    budget: int | None,
+    beside: int,
+    tight: float,
 ) -> Iterator[dict[str, Any]]:
     """First what is planned for (``budget`` in bytes, ``environment``), then a ``prediction`` for each cell, in order.
 
     A budget is of a card, which need not be here; without one it is all the memory of this machine's device.
-    beside: bytes of the budget that tensors don't get.
+    beside: bytes of the budget that tensors don't get; tight: share of it that train.batch_size=auto may take.
     """
     # Cells that take the same stay together, so that no two processes work out one thing.
     groups: dict[str, list[int]] = {}
@@ -503,7 +544,8 @@ def answer(
         planner = Planner(data_root, auto="bf16" if bf16 else "fp32")
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         asked = [
-            pool.submit(_predict, planner, [cells[i] for i in members], budget - beside) for members in groups.values()
+            pool.submit(_predict, planner, [cells[i] for i in members], budget - beside, int(tight * budget) - beside)
+            for members in groups.values()
         ]
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
@@ -513,11 +555,13 @@ def answer(
         yield {"prediction": predictions[i]}
 
 
-def _predict(planner: Planner, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int) -> list[dict[str, Any]]:
+def _predict(
+    planner: Planner, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int, safe: int | None = None
+) -> list[dict[str, Any]]:
     out = []
     for cell, architecture in cells:
         try:
-            out.append(planner.predict(cell, architecture, budget))
+            out.append(planner.predict(cell, architecture, budget, safe))
         except UserError as error:
             out.append({"impossible": str(error)})
         except NeedsValues:

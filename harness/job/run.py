@@ -196,7 +196,7 @@ class _Job:
         self.tracker: Tracker | None = None
         self.ready = ready.of(self.settings, data_root)
         model.check_length(self.settings["model"], self.ready.longest)
-        asked = smaller.batch_size if smaller else self.settings["train"]["batch_size"]
+        asked = smaller.batch_size if smaller else record.micro_batch(self.settings["train"])
         self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
         self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"

@@ -25,7 +25,7 @@ import pandas as pd
 from scipy import stats as distributions
 
 from harness import units
-from harness.record import Inference, Record
+from harness.record import Inference, Record, micro_batches
 from harness.report import stats
 from harness.report.columns import ABSENT
 from harness.report.frame import decoded_tokens, frame, measures, score_name
@@ -327,7 +327,8 @@ def _matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Rec
             adapt = (
                 {k: v for k, v in _adapt(record).items() if k not in ("use_dora", "lora_alpha")} if adapting else None
             )
-            side[json.dumps([train, adapt], sort_keys=True), record.cell.rank if ranked else None].append(record)
+            took = micro_batches(record)
+            side[json.dumps([train, adapt, took], sort_keys=True), record.cell.rank if ranked else None].append(record)
     for key, members in sides[0].items():
         if key not in sides[1]:
             continue
@@ -335,7 +336,7 @@ def _matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Rec
         for record in members:
             by_rank[record.cell.rank].append(record)
         for rank, group in by_rank.items():
-            size = _training(group[0]).get("batch_size")
+            size, _ = micro_batches(group[0]) or (None, None)
             yield f"r={rank}, train.batch_size={size}", group, sides[1][key]
 
 

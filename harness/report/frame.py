@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import Inference, Kinds, Record, Score, Train, device_count
+from harness.record import Inference, Kinds, Record, Score, Train, device_count, micro_batches
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
 KINDS = [kind.name for kind in fields(Kinds)]
 FORMS = ["base", "unmerged", "merged"]
 COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
 COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
-COUNTS += ["train_reserved_p99", "job_reserved_peak"]
+COUNTS += ["train_reserved_p99", "job_reserved_peak", "micro_batch"]
 COUNTS += ["requests", "read_tokens", "written_tokens"]
 COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
@@ -56,6 +56,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
 
     Training:
 
+    micro_batch                         sequences a micro-batch, as it ran
     steps, raw_tokens                   optimizer steps and non-padding tokens trained on
     tokens_per_second_steady            raw tokens / second, median over the steps after warm-up
     tokens_per_second_amortised         raw tokens / second, over all steps
@@ -104,6 +105,7 @@ def measures(record: Record) -> Numbers:
     train, phases = record.train, record.phases
     numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
+    numbers |= {"micro_batch": (micro_batches(record) or (None,))[0]}
     numbers |= {"train_allocated_peak": train_memory(record)}
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from harness.record import Inference, Probe, Record, behind_api, device_count
+from harness.record import Inference, Probe, Record, behind_api, device_count, fits_itself, micro_batches
 
 # Of an adapter's settings, those that say which modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 # Of the training's settings, those that another rule looks at, or that change no result
-APART = {"max_steps", "batch_size", "grad_accum", "precision", "validate_every"}
+APART = {"max_steps", "batch_size", "global_batch", "grad_accum", "precision", "validate_every"}
 SHARED = ("devices", "parallel")  # how a step is shared out, which changes neither its batch nor its result
 # Rules on what is known of weights that are here alone, and not of a model behind an API
 OF_WEIGHTS = {"precision", "fingerprints", "device", "speedups", "base"}
@@ -259,7 +259,8 @@ def _batch(records: Sequence[Record]) -> Said:
 
 
 def _effective(record: Record) -> str | None:
-    size, accum = _slot(record, "train", "batch_size"), _slot(record, "train", "grad_accum")
+    name = "global_batch" if fits_itself(record.cell) else "batch_size"
+    size, accum = _slot(record, "train", name), _slot(record, "train", "grad_accum")
     return f"{size * (accum or 1)} sequences a step" if size else None
 
 
@@ -621,7 +622,7 @@ def _means(record: Record, task: str) -> dict[str, str]:
 
 
 def _smaller(records: Sequence[Record]) -> Said:
-    cells = [record for record in records if record.smaller_batches]
+    cells = [record for record in records if record.smaller_batches and not fits_itself(record.cell)]
     if cells:
         shapes = _listed(list(dict.fromkeys(map(_shapes, cells)))[:VALUES])
         yield (
@@ -629,6 +630,20 @@ def _smaller(records: Sequence[Record]) -> Said:
             "speed and memory are not comparable.",
             tuple(record.cell.name for record in cells),
         )
+
+
+def _fitting(records: Sequence[Record]) -> Said:
+    """Micro-batches of train.batch_size=auto, which the method's memory decides; a fixed one beside them counts too."""
+    for where, members in _places(records):
+        if any(fits_itself(record.cell) for record in members):
+            subject = f"The micro-batches that fit differ, so speed and memory are not comparable{where}"
+            yield from _confounded(subject, _tuned(members), micro_batches_text)
+
+
+def micro_batches_text(record: Record) -> str | None:
+    """The micro-batches that a cell's steps were taken in, such as ``8 × 4``; None where it is not known."""
+    ran = micro_batches(record)
+    return ran and f"{ran[0]} × {ran[1]}"
 
 
 def _shapes(record: Record) -> str:
@@ -715,6 +730,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "per layer": ("unequal", _per_layer),
     "resumed": ("unequal", _resumed),
     "smaller batches": ("unequal", _smaller),
+    "chosen batches": ("unequal", _fitting),
     "rescored": ("unequal", _rescored),
     "contamination": ("incomplete", _contaminated),
     "base": ("incomplete", _base),

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record, behind_api, device_count
+from harness.record import Record, behind_api, device_count, fits_itself
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
-from harness.report.lint import Finding, findings, inference_text, ran_with
+from harness.report.lint import Finding, findings, inference_text, micro_batches_text, ran_with
 
 TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"]
 TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
@@ -112,7 +112,7 @@ def _caption(rows: list[Row], names: list[str], scored: bool) -> list[str]:
     lines += _inference_caption(records) if inference else []
     if any(row.chosen for row in rows) and "setting" in names:
         lines.append(f"{CHOSEN.strip()} is the setting with the least validation loss of its method.")
-    lines += [*_training_caption(records), *_devices_caption(records)]
+    lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
     lines += [*_seeds_caption(rows), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
@@ -192,6 +192,19 @@ def _training_caption(records: list[Record]) -> list[str]:
         return [f"Every trained cell took {steps} steps over {tokens} raw tokens."]
     equal = ", equal for equal model, data and seed" if all(len(group) == 1 for group in alike.values()) else ""
     return [f"Trained cells took {steps} steps over {tokens} raw tokens{equal}."]
+
+
+def _batches_caption(rows: list[Row]) -> list[str]:
+    """The micro-batches of cells that took the largest that fit."""
+    chosen: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        for record in row.records:
+            if fits_itself(record.cell) and (ran := micro_batches_text(record)) is not None:
+                chosen[ran][row.method] = None
+    if not chosen:
+        return []
+    told = "; ".join(f"{ran} in {', '.join(methods)}" for ran, methods in chosen.items())
+    return [f"A step of train.batch_size=auto was taken in micro-batches that fit the device's memory: {told}."]
 
 
 def _devices_caption(records: list[Record]) -> list[str]:

@@ -411,7 +411,7 @@ def _to_run(found: Record | None, config: DictConfig) -> bool:
     """Whether a cell with this record is to be run; one left out by --fit is: its budget was no result."""
     if found is None or found.status in (*config.retry.statuses, "unfit"):
         return True
-    return config.retry.on_oom and oom.smaller(found) is not None
+    return (config.retry.on_oom or record.fits_itself(found.cell)) and oom.smaller(found) is not None
 
 
 def _bare(found: Record, study: Study, save: str) -> bool:

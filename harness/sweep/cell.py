@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import config as settings_of
 from harness import private
 from harness.errors import UserError
-from harness.record import Cell, cell_id, cell_name
+from harness.record import AUTO, Cell, cell_id, cell_name
 
 AXES = ("rank", "alpha", "lr", "seed")
 # What these were before there was a choice, by group: cells that leave them so keep their id.
@@ -27,7 +27,7 @@ AS_EVER = {
         "unsafe_code": False,
     },
     "model": {"trust_remote_code": False, "use_safetensors": True, "upcast": False},
-    "train": {"max_tokens": None, "packing": False},
+    "train": {"max_tokens": None, "packing": False, "global_batch": None},
 }
 # Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
 NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price", "thinking")
@@ -58,6 +58,8 @@ def from_config(config: DictConfig) -> Cell:
     if slots["optim"] is None:
         # Untuned: only how the validation loss is taken can change the result.
         train = {k: train[k] for k in ("max_length", "validation_items", "precision", "batch_size")}
+        if train["batch_size"] == AUTO:
+            train["batch_size"] = settings_of.Train().batch_size
         seed = None
     elsewhere = resolved["model"]["base_url"] is not None
     settings = {

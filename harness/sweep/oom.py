@@ -1,8 +1,13 @@
-"""What is done about a cell that ran out of memory, if it was asked for: the same steps in smaller micro-batches."""
+"""Micro-batches that fit the device's memory: those that are planned for it, and smaller ones after a shortage.
+
+The steps stay the same: their examples are cut into more micro-batches.
+"""
 
 from __future__ import annotations
 
-from harness.record import Record, SmallerBatches, device_count
+from typing import Any
+
+from harness.record import Cell, Record, SmallerBatches, device_count, micro_batch
 
 HELPS = ("probe", "train", "validate")  # phases whose memory depends on the micro-batch
 
@@ -16,15 +21,23 @@ def smaller(found: Record | None) -> SmallerBatches | None:
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
     asked, before = found.cell.settings["train"], found.smaller_batches
-    size = before.batch_size if before else asked["batch_size"]
+    size = before.batch_size if before else micro_batch(asked)
     devices = device_count(found.cell.settings)
     if size == devices or (found.cell.settings["method"].get("optim") or {}).get("per_layer"):
         return None
     half = (size // devices + 1) // 2 * devices
-    while -(-asked["batch_size"] // (half // devices)) % devices:  # as many micro-batches for each
+    while -(-micro_batch(asked) // (half // devices)) % devices:  # as many micro-batches for each
         half -= devices
-    accum = asked.get("grad_accum", 1) * -(-asked["batch_size"] // half)  # an untuned row accumulates nothing
-    return SmallerBatches(half, accum, [*(before.after if before else []), found.failure])
+    accum = asked.get("grad_accum", 1) * -(-micro_batch(asked) // half)  # an untuned row accumulates nothing
+    after = [*(before.after if before else []), found.failure]
+    return SmallerBatches(half, accum, after, before.planned if before else None)
+
+
+def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
+    """The micro-batch to begin such a cell with, by its prediction; the whole step where nothing can be predicted."""
+    step, size = micro_batch(cell.settings["train"]), prediction.get("micro_batch")
+    taken = size or step
+    return SmallerBatches(taken, -(-step // taken), [], size)
 
 
 def to_begin_with(found: Record | None) -> SmallerBatches | None:

@@ -13,11 +13,9 @@ from tabulate import tabulate
 
 from harness import units
 from harness.record import Cell, Record, device_count, read_study, studies
-from harness.sweep import worker
+from harness.sweep import oom, worker
+from harness.sweep.worker import BESIDE, TIGHT
 
-# What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
-BESIDE = 2**30
-TIGHT = 0.9  # above this share of a budget an allocator's fragmentation decides
 HELD = ("weights", "adapters", "optimizer")  # between steps, and as much at the peak
 PASSING = ("gradients", "activations")
 
@@ -64,7 +62,7 @@ def make(
     may be elsewhere; null for the memory of this machine's device.
     """
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
-    answer = worker.plan([(cell, architectures.get(cell.model)) for cell in cells], data_root, budget, BESIDE)
+    answer = worker.plan([(cell, architectures.get(cell.model)) for cell in cells], data_root, budget)
     predictions = iter(answer["predictions"])
     planned = [
         Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})
@@ -105,7 +103,7 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
                 units.count(p["flops"]),
                 "–" if seconds is None else _duration(seconds),
                 _fit(plan, point),
-                "–" if p["largest_batch"] is None else str(p["largest_batch"]),
+                _batch(point),
             ]
         )
     out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
@@ -173,6 +171,16 @@ def _fit(plan: Plan, point: Planned) -> str:
     return "yes" if point.peak + BESIDE <= TIGHT * plan.budget else "tight"
 
 
+def _batch(point: Planned) -> str:
+    """The largest batch that fits, or of a cell that asks for it the micro-batches that its steps would be taken in."""
+    size = point.prediction["micro_batch"]
+    if size is not None:
+        taken = oom.planned(point.cell, point.prediction)
+        return f"auto: {taken.batch_size} × {taken.grad_accum}"
+    largest = point.prediction["largest_batch"]
+    return "–" if largest is None else str(largest)
+
+
 def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float | None) -> list[str]:
     notes = []
     shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
@@ -184,7 +192,7 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
         notes.append(
             f"Memory is of tensors, computed in {precisions}; a cell fits if they and {units.size(BESIDE)} beside them "
             f"are within {units.size(plan.budget)}, tight above {TIGHT:.0%}. batch ≤ is the largest train.batch_size "
-            "that fits."
+            "that fits; of auto it is the micro-batch × the accumulation."
         )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is counted in this harness's chunks; on CUDA liger-kernel takes chunks of its own.")

@@ -29,6 +29,10 @@ from harness.sweep.claim import Claim, Held
 from harness.sweep.server import Server
 from harness.sweep.store import Study
 
+# What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
+BESIDE = 2**30
+TIGHT = 0.9  # above this share of a budget an allocator's fragmentation decides
+
 _server = Server()  # of this process
 
 
@@ -59,9 +63,7 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
     return answers[-1]["doctor"]
 
 
-def plan(
-    cells: list[tuple[Cell, dict | None]], data_root: str | None, budget: int | None, beside: int
-) -> dict[str, Any]:
+def plan(cells: list[tuple[Cell, dict | None]], data_root: str | None, budget: int | None = None) -> dict[str, Any]:
     """A job's predictions for `cells`, each with its model's dimensions or null: ``harness/job/plan.py``.
 
     Returns predictions, in order; budget, in bytes, of this machine's device if none was given; environment.
@@ -70,7 +72,8 @@ def plan(
         "plan": [{"cell": dataclasses.asdict(cell), "architecture": architecture} for cell, architecture in cells],
         "data_root": _absolute(data_root),
         "budget": budget,
-        "beside": beside,
+        "beside": BESIDE,
+        "tight": TIGHT,
     }
     answers: list[dict] = []
     _ask("The job that predicts memory", request, answers.append)
@@ -230,11 +233,15 @@ def run(
             record.write(failed, path)
         return record.read(path)
 
-    smaller = oom.to_begin_with(study.recorded(cell)) if precautions.on_oom else None
+    halves = precautions.on_oom or record.fits_itself(cell)
+    smaller = oom.to_begin_with(study.recorded(cell)) if halves else None
+    if smaller is None and record.fits_itself(cell):
+        on_event({"phase": "plan"})
+        smaller = oom.planned(cell, plan([(cell, None)], data_root)["predictions"][0])
     try:
         with open(log, "wb") as stderr:
             found = attempt(smaller, stderr)
-            while precautions.on_oom and (smaller := oom.smaller(found)) is not None:
+            while halves and (smaller := oom.smaller(found)) is not None:
                 _warn(f"{cell.name} ran out of memory; again with {smaller.batch_size} sequences a micro-batch.")
                 found = attempt(smaller, stderr)
     except UserError:
