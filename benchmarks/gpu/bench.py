@@ -1,0 +1,219 @@
+"""What the checks have in hand: cells and how they are run, child processes, the time that is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import hydra
+
+from harness.config import CONF, ROOT
+from harness.errors import UserError
+from harness.record import Cell, Precautions, Record
+from harness.sweep import app, plan, worker
+from harness.sweep.cell import from_config
+from harness.sweep.plan import Planned
+from harness.sweep.store import Study
+
+# Core methods in the order of their worth; those that conf/method has.
+METHODS = (
+    *("lora", "qlora", "full", "galore_rsvd", "dora", "base", "base_nf4", "dora_fast", "qdora", "galore_8bit"),
+    *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "galore", "galore_layer"),
+)
+UNTUNED = ("base", "base_nf4")
+MORE = {"galore_layer": ["train.max_grad_norm=null"]}  # what a method wants besides
+
+SHORT = ["rank=16", "eval.tasks=[wordmath_short,facts_short]", "infer.new_tokens=5"]
+LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this script
+    "cuda": [
+        *("data=wordmath", "train.batch_size=16", "train.max_steps=10", "train.validation_items=16"),
+        *("eval.limit=16", "eval.batch_size=16", "infer.repeats=2"),
+    ],
+    "cpu": [
+        *("data=wordmath_short", "++data.load.train=64", "++data.load.validation=8", "rank=8", "train.precision=fp32"),
+        *("train.batch_size=2", "train.max_steps=4", "train.validation_items=4"),
+        *("eval.limit=4", "infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
+    ],
+}
+TRAINING_ALONE = ["eval.tasks=[]", "infer.repeats=0"]
+CELL_SECONDS = 240.0  # after which a cell, or another process, is ended
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclass
+class Check:
+    """What came of a check. detail: by how much, or why not; rows: its numbers, one dict a row of its table."""
+
+    status: Status
+    detail: str
+    name: str = ""
+    about: str = ""
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Skip(Exception):
+    """The check can't be made here; the message says why."""
+
+
+class OutOfTime(Skip):
+    """The time limit came first."""
+
+
+class Bench:
+    """Runs cells into the study's folder `out` and its subfolders.
+
+    facts: of the machine (harness.sweep.doctor); model: overrides that name it; until: when all ends (time.monotonic).
+    """
+
+    def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float):
+        self.out, self.facts, self.model, self.until = out, facts, model, until
+        self.device: str = facts["job"]["compute"]["device"]["type"]
+        self.methods = [name for name in METHODS if (CONF / "method" / f"{name}.yaml").is_file()]
+        app.register()
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time limit."""
+        return self.until - time.monotonic()
+
+    def needs_cuda(self) -> None:
+        if not self.on_cuda:
+            raise Skip("no CUDA device")
+
+    def seconds(self) -> float:
+        """How long a process may take that begins now; OutOfTime where that is too short for any."""
+        if self.left < 10:
+            raise OutOfTime("the time limit came first")
+        return min(CELL_SECONDS, self.left)
+
+    # Cells
+
+    def _study(self, folder: str) -> Study:
+        return Study(self.out.parent, f"{self.out.name}/{folder}" if folder else self.out.name)
+
+    def config(self, *overrides: str, name: str = "config") -> Any:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(name, [*self.model, *overrides])
+
+    def cell(self, method: str, *overrides: str) -> Cell:
+        asked = [f"method={method}", *SHORT, *LOAD[self.device], *MORE.get(method, []), *overrides]
+        return from_config(self.config(*asked))
+
+    def record(self, cell: Cell, folder: str = "", anew: bool = False, **keywords: Any) -> Record:
+        """The record of `cell` in a subfolder of `out`: one that is there and ok, or else of a run now."""
+        study = self._study(folder)
+        found = study.recorded(cell)
+        if not anew and found is not None and found.status == "ok":
+            return found
+        asked = keywords.pop("precautions", {}) | {"timeout": self.seconds()}
+        study.folder.mkdir(parents=True, exist_ok=True)
+        with study.claim(cell) as claim:
+            events: Callable[[dict], None] = keywords.pop("on_event", lambda event: None)
+            found = worker.run(cell, study, claim, None, events, Precautions(**asked), **keywords)
+        if found.status == "failed" and self.left <= 0:
+            study.remove(cell.name)
+            raise OutOfTime("the time limit came first")
+        return found
+
+    def kill_at(self, cell: Cell, folder: str, step: int, **keywords: Any) -> Record:
+        """Run `cell` and kill its process after `step` steps; the record that is left."""
+        study = self._study(folder)
+
+        def on_event(event: dict) -> None:
+            if event.get("step") == step:
+                for pid in study.running()[cell.name]["processes"]:
+                    if int(pid) != os.getpid():
+                        os.kill(int(pid), signal.SIGKILL)
+
+        return self.record(cell, folder, anew=True, on_event=on_event, **keywords)
+
+    @cached_property
+    def planned(self) -> dict[str, Planned]:
+        """By method, what its cell is predicted to take."""
+        points = [(method, self.cell(method)) for method in self.methods]
+        self._plan = plan.make(points, {}, None, None)
+        return {point.name: point for point in self._plan.points}
+
+    def obstacle(self, method: str) -> str | None:
+        """Why the cell of `method` can't be run on this device; None if it can."""
+        point = self.planned[method]
+        if "impossible" in point.prediction:
+            return point.prediction["impossible"]
+        return None if self._plan.fits(point) else plan.refusal(self._plan, point)
+
+    @contextmanager
+    def hidden(self, package: str) -> Iterator[None]:
+        """In this block no process that is started finds `package`."""
+        before = os.environ.get("PYTHONPATH")
+        with tempfile.TemporaryDirectory() as folder:
+            # Python runs it as it starts; a module that is None can neither be found nor imported.
+            (Path(folder) / "sitecustomize.py").write_text(f"import sys\n\nsys.modules[{package!r}] = None\n")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, before]))
+            try:
+                yield
+            finally:
+                os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+    # Other processes
+
+    def beside(self, what: str, **request: Any) -> dict[str, Any]:
+        """What `benchmarks/gpu/beside.py` answers to `request` in a process of its own, which is ended if it hangs."""
+        log = self.out / f"{what}.log"
+        command = [sys.executable, "-m", "benchmarks.gpu.beside", what]
+        with open(log, "ab") as stderr:
+            out = self.command(command, stderr, input=json.dumps(request, default=asdict).encode())
+        try:
+            return json.loads(out.splitlines()[-1])
+        except (IndexError, ValueError):
+            raise RuntimeError(f"{what} broke off; its last words are in {log.name}.") from None
+
+    def command(self, command: list[str], stderr: Any, input: bytes = b"") -> bytes:
+        """The output of `command`, run in the checkout; all its processes are ended when it takes too long."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,
+        )
+        limit = self.seconds()
+        try:
+            return process.communicate(input, timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            raise (
+                OutOfTime("the time limit came first")
+                if self.left <= 0
+                else RuntimeError(f"It took longer than {limit:.0f} seconds.")
+            ) from None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def room(folder: Path, needed: float) -> None:
+    """Raise UserError unless `needed` bytes are free where `folder` lies, or would lie."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{folder} needs {needed / 2**30:.1f} GiB of free disk, and {free / 2**30:.1f} GiB are free.")

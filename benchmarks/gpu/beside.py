@@ -1,0 +1,239 @@
+"""What checks measure in a process of its own, beside the cells that the harness runs: python -m benchmarks.gpu.beside.
+
+The name of one of ANSWERS is the argument; its keywords come as JSON on standard input, and what it returns goes as
+JSON, in one line, to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from hydra.utils import instantiate
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import plain
+from harness.job import attention, data, device, heap, loss, meter, model, ready, score, train
+from harness.record import Cell
+
+
+class Training:
+    """A cell's model, optimizer and steps, as its job has them when training begins."""
+
+    def __init__(self, cell: Cell):
+        settings = cell.settings
+        self.ready = ready.of(settings, None)
+        self.norm = settings["train"]["max_grad_norm"]
+        bf16 = device.compute_dtype(settings["train"]["precision"]) is torch.bfloat16
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        set_seed(cell.seed or 0)
+        net = model.adapt(model.load(cell, self.accelerator.device), cell, self._samples)
+        self.layout, _ = attention.layout(net, settings["speedups"], self.ready.tokenizer.pad_token_id)
+        if self.layout.flat:
+            attention.enable(net)
+        if settings["speedups"] != "off":
+            with self.accelerator.autocast():
+                loss.enable(net)
+            heap.keep(self.accelerator.device)
+        optimizer = instantiate(settings["method"]["optim"], _convert_="all")(net)
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.net.train()
+
+    def _samples(self, size: int) -> Iterator[data.Batch]:
+        padded = data.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
+        examples = [example for step in self.ready.steps for micro in step for example in micro]
+        for i in range(0, len(examples), size):
+            yield padded.batch(examples[i : i + size]).to(self.accelerator.device)
+
+    def step(self, number: int) -> None:
+        micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in self.ready.steps[number]]
+        train.take_step(self.net, self.optimizer, micro, self.norm, self.accelerator, lambda part: None)
+
+
+def busy(cell: dict[str, Any]) -> dict[str, Any]:
+    """Of two steps: seconds of wall time unobserved, seconds in which kernels run, and kernels a step."""
+    training = Training(Cell(**cell))
+    *before, last_but_one, last = range(len(training.ready.steps))
+    for number in before:  # kernels are chosen, and the optimizer's state is made
+        training.step(number)
+    meter.synchronize()
+    start = meter.clock()
+    training.step(last_but_one)
+    training.step(last)
+    meter.synchronize()
+    wall = meter.clock() - start
+    on_cuda = training.accelerator.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as trace:
+        training.step(last_but_one)
+        training.step(last)
+        meter.synchronize()
+    kind = torch.autograd.DeviceType.CUDA if on_cuda else torch.autograd.DeviceType.CPU
+    kernels = [e for e in trace.events() if e.device_type == kind and not e.is_user_annotation]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
+    return {"wall": wall, "kernels": len(kernels) / 2, "seconds": covered(spans) / 1e6}
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of `spans`, which are sorted: kernels in two streams at once count once."""
+    total, until = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def engine(cell: dict[str, Any]) -> dict[str, Any]:
+    """By precision: seconds of lm-eval's own class and of ours, items of each metric, and how many came out alike."""
+    found, asked = {}, Cell(**cell)
+    on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    net, tokenizer = model.load(asked, on), model.tokenizer(asked.settings["model"])
+    settings = asked.settings["eval"]
+    tasks = score.Tasks(settings, None)
+    tasks.build()
+    formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
+    score.score(net, tokenizer, tasks, settings["batch_size"], formats[-1])  # kernels are chosen
+    for autocast in formats:
+        seconds, items = {}, {}
+        for ours in (False, True):
+            meter.synchronize()
+            start = meter.clock()
+            _, items[ours] = score.score(net, tokenizer, tasks, settings["batch_size"], autocast, speedups=ours)
+            meter.synchronize()
+            seconds[ours] = meter.clock() - start
+        theirs, own = (_answers(items[ours]) for ours in (False, True))
+        name = str(autocast or net.dtype).removeprefix("torch.")
+        found[name] = {
+            "theirs": seconds[False],
+            "ours": seconds[True],
+            "answers": len(theirs),
+            "same": int((theirs == own.reindex(theirs.index)).sum()),
+            "speedups": items[True].attrs["speedups"],
+        }
+    return found
+
+
+def _answers(items: Any) -> Any:
+    """By item, filter and metric the text that was written, or for a choice of several whether it was right."""
+    answers = items["prediction"].where(~items["prediction"].str.startswith("[("), items["value"].astype(str))
+    return answers.set_axis(list(zip(*(items[k] for k in ("subject", "item", "filter", "metric")), strict=True)))
+
+
+def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
+    """Tokens/s (median of the steps after warm-up) and peak of transformers' Trainer, or of TRL's."""
+    import tempfile
+
+    from transformers import TrainerCallback
+
+    asked = Cell(**cell)
+    settings, on_cuda = asked.settings["train"], torch.cuda.is_available()
+    prepared = ready.of(asked.settings, None)
+    set_seed(asked.seed or 0)
+    on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    net = model.adapt(model.load(asked, on), asked)
+    optimizer = instantiate(asked.settings["method"]["optim"], _convert_="all")(net)
+    factor = train.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    steps = [examples for (examples,) in prepared.steps]
+    batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]
+    moments: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            meter.synchronize()
+            moments.append(meter.clock())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            meter.synchronize()
+            moments.append(meter.clock())
+
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        made = _trainer(trl, folder, net, prepared.tokenizer, batches, settings, on_cuda)
+        made.optimizer, made.lr_scheduler = optimizer, schedule
+        made.add_callback(Watch())
+        made.train()
+    seconds = [end - start for start, end in list(pairwise(moments))[::2]]
+    raw = [sum(len(example.ids) for example in examples) for examples in steps]
+    rates = [tokens / taken for tokens, taken in zip(raw, seconds, strict=True)][min(train.WARMUP, len(raw) - 1) :]
+    peak = torch.cuda.max_memory_allocated() if on_cuda else None
+    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    return {"rate": median(rates), "peak": peak, "loss": losses[-1] if losses else None}
+
+
+def _trainer(
+    trl: bool, folder: str, net: nn.Module, tokenizer: Any, batches: list, settings: dict, on_cuda: bool
+) -> Any:
+    """The trainer over ready batches in their order, which logs once, at the end."""
+    if trl:
+        from trl import SFTConfig as Arguments
+        from trl import SFTTrainer as Trainer
+    else:
+        from transformers import Trainer
+        from transformers import TrainingArguments as Arguments
+
+    class Ordered(Trainer):
+        def get_train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(batches, batch_size=None)
+
+    arguments = {
+        "output_dir": folder,
+        "max_steps": len(batches),
+        "per_device_train_batch_size": settings["batch_size"],
+        "bf16": on_cuda,
+        "use_cpu": not on_cuda,
+        "max_grad_norm": settings["max_grad_norm"] or 0.0,
+        "logging_steps": len(batches),
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    if not trl:
+        return Ordered(net, Arguments(**arguments), train_dataset=batches)
+    from datasets import Dataset
+
+    # Its own data set is never looked at, but it insists on one.
+    stand_in = Dataset.from_list([{"input_ids": [0], "labels": [0]}])
+    arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    return Ordered(net, Arguments(**arguments), train_dataset=stand_in, processing_class=tokenizer)
+
+
+def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, Any]:
+    """Write a model of this architecture with random weights to `folder`, beside the tokenizer of the tiny one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from harness.job import embedded
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
+    dimensions = dict(architecture)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = AutoConfig.for_model(dimensions.pop("model_type"), **dimensions, **ids)
+    on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    torch.manual_seed(0)
+    with on:
+        net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    building = Path(f"{folder}.{os.getpid()}")
+    net.save_pretrained(building)
+    tokenizer.save_pretrained(building)
+    building.rename(folder)
+    return {"weights": sum(p.numel() for p in net.parameters())}
+
+
+ANSWERS = {"busy": busy, "engine": engine, "trainer": trainer, "random": random}
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    found = ANSWERS[sys.argv[1]](**json.load(sys.stdin))
+    print(json.dumps(found), file=answers, flush=True)

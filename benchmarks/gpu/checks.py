@@ -1,0 +1,341 @@
+"""The checks of `benchmarks/gpu`, in the order of their worth. Each returns a Check, or raises Skip with the reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, replace
+from statistics import mean
+from typing import Any
+
+from benchmarks.gpu.bench import TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
+from harness import units
+from harness.config import ROOT
+from harness.errors import UserError
+from harness.record import Record, read_study
+from harness.sweep import doctor as facts_of
+from harness.sweep.cell import from_config
+
+NEAR = 0.05  # of the allocator's peak, within which a predicted one is to be
+SAME_ANSWERS = 0.98  # share of answers that rounding may leave as they are, at least
+FIRST_LOSS, LAST_LOSS = 0.01, 0.05  # relative differences to the CPU's losses: see `quickstart`
+RESUMED = {"cpu": 0.0, "cuda": 2e-3}  # relative difference of losses: CUDA's attention adds gradients in any order
+SAME_LOSS = 0.02  # relative difference of the mean training loss by the harness and by a Trainer
+SPEED = 0.95  # of the Trainer's tokens/s, at least
+RIVALS = ("lora", "qlora", "dora", "galore_rsvd", "full")
+BUSY = ("lora", "full")
+REFERENCE = ROOT / "results" / "reference" / "quickstart"
+
+
+def doctor(bench: Bench) -> Check:
+    """What `python -m harness doctor` says of the device and of packages."""
+    compute = bench.facts["job"]["compute"]
+    unmet = [f"{package} needs {wanted}, {here or 'none'} is here" for package, wanted, here in bench.facts["unmet"]]
+    formats = [f"{name}: {how}" for name, how in compute["formats"].items() if how.startswith("no")]
+    problems = unmet + formats
+    formats_here = ", ".join(name for name, how in compute["formats"].items() if how == "yes")
+    told = facts_of.lines(bench.facts)
+    print("\n".join(told), file=sys.stderr)
+    detail = "; ".join(problems) or f"all requirements are met; {formats_here}"
+    return Check("failed" if problems else "passed", detail)
+
+
+def cells(bench: Bench) -> Check:
+    """One cell of every core method, as it is by default."""
+    return _cells(bench)
+
+
+def cells_plain(bench: Bench) -> Check:
+    """The same with speedups=off, in fp32: the plain way."""
+    return _cells(bench, "speedups=off")
+
+
+def cells_without_liger(bench: Bench) -> Check:
+    """The same without Liger, where it is installed."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise Skip("liger-kernel is not installed, so no cell had it")
+    with bench.hidden("liger_kernel"):
+        return _cells(bench, folder="without_liger")
+
+
+def _cells(bench: Bench, *overrides: str, folder: str = "") -> Check:
+    rows, broken = [], []
+    for method in bench.methods:
+        row: dict[str, Any] = {"method": method}
+        rows.append(row)
+        try:
+            if reason := bench.obstacle(method):
+                raise Skip(reason)
+            record = bench.record(bench.cell(method, *overrides), folder)
+            row |= _told(record)
+            if row["status"] != "ok":
+                broken.append(f"{method}: {row['reason']}")
+        except (Skip, UserError) as reason:
+            row |= {"status": "not run", "reason": str(reason)}
+            if isinstance(reason, UserError):
+                broken.append(f"{method}: {reason}")
+    good = sum(row["status"] == "ok" for row in rows)
+    skipped = [f"{row['method']}: {row['reason']}" for row in rows if row["status"] == "not run"]
+    if not good and not broken:
+        raise Skip("; ".join(skipped))
+    detail = "; ".join([f"{good} of {len(rows)} ended well, their losses finite", *broken, *skipped])
+    return Check("failed" if broken else "passed", detail, rows=rows)
+
+
+def _told(record: Record) -> dict[str, Any]:
+    """What a table says of a record; a loss that is not finite makes it a bad one."""
+    row = {"status": record.status, "cell": record.cell.name}
+    if record.failure is not None:
+        return row | {"reason": record.failure.reason}
+    row["fused loss"] = record.environment["speedups"]["fused_loss"]
+    points = [*(record.train.loss if record.train else []), *record.validation]
+    if not all(math.isfinite(point.loss) for point in points):
+        return row | {"status": "failed", "reason": "a loss is not finite"}
+    return row
+
+
+def memory(bench: Bench) -> Check:
+    """What `plan` predicts against the allocator's peak of training; on a CPU against the tensors that were counted."""
+    rows, worst = [], 0.0
+    for method, record in _records(bench):
+        prediction = bench.planned[method].prediction
+        if "unknown" in prediction or "impossible" in prediction:
+            rows.append({"method": method, "difference": None, "reason": next(iter(prediction.values()))})
+            continue
+        tensors = sum(astuple(record.probe.peak))
+        phase = record.phases["validate" if method in UNTUNED else "train"]
+        measured = phase.memory.allocated_peak if bench.on_cuda else tensors
+        predicted = bench.planned[method].peak
+        difference = predicted / measured - 1
+        worst = max(worst, difference, key=abs)
+        row = {"method": method, "predicted": predicted, "measured": measured, "tensors": tensors}
+        rows.append(row | {"difference": difference, "reserved": phase.memory.reserved_peak})
+    known = [row for row in rows if row["difference"] is not None]
+    if not known:
+        raise Skip("no cell is recorded")
+    near = sum(abs(row["difference"]) <= NEAR for row in known)
+    detail = (
+        f"{near} of {len(known)} predicted peaks are within {NEAR:.0%} of the measured; the furthest by {worst:+.1%}"
+    )
+    return Check("passed" if near == len(known) else "failed", detail, rows=rows)
+
+
+def attention(bench: Bench) -> Check:
+    """Which operations of attention ran in a training step: on CUDA one kernel for a row of sequences, in bfloat16."""
+    rows, wrong = [], []
+    for method, record in _records(bench):
+        ran = record.probe.attention
+        rows.append({"method": method, "attention": ", ".join(f"{name}: {n}" for name, n in ran.items())})
+        suited = record.environment["speedups"]["padding_free"] == "on"
+        if not ran or (bench.on_cuda and suited and set(ran) != {"varlen bfloat16"}):
+            wrong.append(f"{method} ran {rows[-1]['attention'] or 'none'}")
+    if not rows:
+        raise Skip("no cell is recorded")
+    kinds = sorted({row["attention"] for row in rows})
+    return Check("failed" if wrong else "passed", "; ".join(wrong or kinds), rows=rows)
+
+
+def _records(bench: Bench) -> list[tuple[str, Record]]:
+    """By method, the records of cells that are there and ended well."""
+    found, _ = read_study(bench.out) if bench.out.is_dir() else ([], [])
+    by_id = {record.cell.id: record for record in found if record.status == "ok"}
+    cells = [(method, bench.cell(method)) for method in bench.methods]
+    return [(method, by_id[cell.id]) for method, cell in cells if cell.id in by_id]
+
+
+def engine(bench: Bench) -> Check:
+    """Our scoring against lm-eval's own class: the same answers, and how much faster."""
+    few = ["eval.limit=64", "eval.batch_size=64"] if bench.on_cuda else ["eval.limit=6"]
+    cell = bench.cell("base", "eval.tasks=[wordmath,facts]", "eval.num_fewshot=4", *few)
+    found = bench.beside("engine", cell=cell)
+    rows = [{"precision": name, **numbers} for name, numbers in found.items()]
+    exact = rows[0]
+    shares = [f"{row['same']} of {row['answers']} answers the same, {row['theirs'] / row['ours']:.1f}×" for row in rows]
+    detail = "; ".join(f"{row['precision']}: {share}" for row, share in zip(rows, shares, strict=True))
+    good = exact["same"] >= SAME_ANSWERS * exact["answers"]
+    return Check("passed" if good else "failed", detail, rows=rows)
+
+
+def resume(bench: Bench) -> Check:
+    """A LoRA cell killed in training, and gone on with, comes to the losses of one that was let alone."""
+    every = {"save_every": 2}
+    cell = bench.cell("lora", *TRAINING_ALONE)
+    whole = bench.record(cell, "whole")
+    steps = len(whole.train.loss)
+    killed = bench.kill_at(cell, "killed", steps - 1, precautions=every)
+    if killed.status != "failed" or "SIGKILL" not in killed.failure.reason:
+        return Check("failed", f"the cell was killed, and its record says {killed.status}")
+    resumed = bench.record(cell, "killed", precautions=every)
+    if resumed.status != "ok":
+        return Check("failed", resumed.failure.reason)
+    both = zip(whole.train.loss, resumed.train.loss, strict=True)
+    apart = max(abs(a.loss - b.loss) / abs(a.loss) for a, b in both)
+    after = resumed.train.resumed_at
+    detail = f"killed in step {steps}, went on after {after}; losses differ by at most {apart:.1e}"
+    good = after and apart <= RESUMED[bench.device]
+    return Check("passed" if good else "failed", detail)
+
+
+def out_of_memory(bench: Bench) -> Check:
+    """A micro-batch far too large is recorded as such, and the next cell runs."""
+    bench.needs_cuda()
+    most = bench.planned["full"].prediction["largest_batch"] or 1
+    size = 8 * most
+    record = bench.record(bench.cell("full", *TRAINING_ALONE, f"train.batch_size={size}", "train.max_steps=1"))
+    if record.status != "oom" or record.failure.memory is None:
+        why = f"{record.status}: {record.failure.reason}" if record.failure else record.status
+        return Check("out of memory", "failed", f"{size} sequences at a time, and the record says {why}")
+    after = bench.record(bench.cell("lora", *TRAINING_ALONE), anew=True)
+    shortage = record.failure.memory
+    detail = (
+        f"{size} sequences at a time: oom in {record.failure.phase} with {units.size(shortage.allocated)} allocated, "
+        f"{units.size(shortage.largest_free)} the largest free block; the next cell ended as {after.status}"
+    )
+    row = {"batch": size, "reason": record.failure.reason} | asdict(shortage)
+    return Check("passed" if after.status == "ok" else "failed", detail, rows=[row])
+
+
+def throughput(bench: Bench) -> Check:
+    """Tokens/s and peak beside transformers' Trainer, and TRL's where it is installed, on the same batches."""
+    rivals = {"Trainer": False} | ({"SFTTrainer": True} if importlib.util.find_spec("trl") else {})
+    rows, worse = [], []
+    records = dict(_records(bench))
+    for method in RIVALS:
+        if (record := records.get(method)) is None:
+            continue
+        row: dict[str, Any] = {"method": method, "ours": record.train.tokens_per_second_steady}
+        row["our peak"] = record.phases["train"].memory.allocated_peak
+        row["our mean loss"] = mean(point.loss for point in record.train.loss)
+        rows.append(row)
+        for name, trl in rivals.items():
+            try:
+                found = bench.beside("trainer", cell=record.cell, trl=trl)
+            except OutOfTime:
+                break
+            row |= {name: found["rate"], f"peak of {name}": found["peak"], f"loss of {name}": found["loss"]}
+            row[f"× {name}"] = row["ours"] / found["rate"]
+            if row[f"× {name}"] < SPEED and bench.on_cuda:  # of times on a CPU that does other things nothing follows
+                worse.append(f"{method} has {row[f'× {name}']:.2f} of {name}'s tokens/s")
+            if abs(found["loss"] / row["our mean loss"] - 1) > SAME_LOSS:
+                worse.append(f"{method}'s mean loss is {row['our mean loss']:.4f}, by {name} {found['loss']:.4f}")
+    compared = [row["× Trainer"] for row in rows if "× Trainer" in row]
+    if not compared:
+        raise Skip("no cell is recorded")
+    detail = f"{min(compared):.2f} to {max(compared):.2f} times the Trainer's tokens/s in {len(compared)} methods"
+    return Check("failed" if worse else "passed", "; ".join([detail, *worse]), rows=rows)
+
+
+def busy(bench: Bench) -> Check:
+    """The share of a step in which kernels run, and kernels a step, which the speed-ups are to lessen."""
+    rows = []
+    same = ["train.precision=bf16"] if bench.on_cuda else []  # else the plain way would be in fp32
+    for method in BUSY:
+        for speedups in ("auto", "off"):
+            cell = bench.cell(method, *TRAINING_ALONE, f"speedups={speedups}", *same)
+            found = bench.beside("busy", cell=cell)
+            share = found["seconds"] / found["wall"]
+            rows.append({"method": method, "speedups": speedups, "kernels": found["kernels"], "share": share})
+    ours, plainly = (sum(row["kernels"] for row in rows if row["speedups"] == s) for s in ("auto", "off"))
+    shares = ", ".join(f"{row['method']} {row['share']:.0%}" for row in rows if row["speedups"] == "auto")
+    good = ours <= plainly and all(0 < row["share"] <= 1.05 for row in rows)
+    detail = f"kernels run in {shares} of a step; {ours / plainly:.2f} times as many kernels as with speedups=off"
+    return Check("passed" if good or not bench.on_cuda else "failed", detail, rows=rows)
+
+
+def quickstart(bench: Bench) -> Check:
+    """The quickstart's losses against those of a CPU, in results/reference/quickstart.
+
+    The first loss is of the same weights on the same batch: bf16 keeps 8 bits, and of a mean over hundreds of tokens
+    less than 1% is left of its rounding. After 20 steps at five times the usual rates the paths have parted: 5%, where
+    bf16 and fp32 on one CPU are up to 1% apart at the usual rates (benchmarks/RESULTS.md).
+    """
+    if bench.model != ["model=smollm2_135m"]:
+        raise Skip("it is of the embedded SmolLM2, and this run is not")
+    rows = []
+    for reference in read_study(REFERENCE)[0]:
+        config = bench.config(f"method={reference.cell.method}", name="quickstart")
+        try:
+            rows.append(against(reference, bench.record(from_config(config), "quickstart")))
+        except OutOfTime:
+            break
+    if not rows:
+        raise OutOfTime("the time limit came first")
+    apart = [f"{row['method']}: {row['apart']}" for row in rows if row["apart"]]
+    furthest = max((row["last"] for row in rows if "last" in row), key=abs, default=math.nan)
+    detail = f"{len(rows) - len(apart)} of {len(rows)} methods agree, validation losses within {furthest:+.1%}"
+    return Check("failed" if apart else "passed", "; ".join([detail, *apart]), rows=rows)
+
+
+def against(reference: Record, record: Record) -> dict[str, Any]:
+    """Relative differences of the first and the last loss, and as `apart` what of them is too large."""
+    row: dict[str, Any] = {"method": reference.cell.method}
+    if record.status != "ok":
+        return row | {"apart": record.failure.reason}
+    row |= {"validation loss": record.validation[-1].loss, "reference": reference.validation[-1].loss}
+    row["last"] = row["validation loss"] / row["reference"] - 1
+    apart = [f"the last loss differs by {row['last']:+.1%}"] if abs(row["last"]) > LAST_LOSS else []
+    if record.train is not None:
+        row["first"] = record.train.loss[0].loss / reference.train.loss[0].loss - 1
+        apart += [f"the first loss differs by {row['first']:+.1%}"] if abs(row["first"]) > FIRST_LOSS else []
+        apart += ["the batches are others"] if record.train.batches != reference.train.batches else []
+    return row | {"apart": ", ".join(apart)}
+
+
+def gpu_tests(bench: Bench) -> Check:
+    """The tests that need a CUDA device."""
+    bench.needs_cuda()
+    with open(bench.out / "tests.log", "wb") as log:
+        files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *files]
+        out = bench.command(command, log).decode()
+        log.write(out.encode())
+    last = out.strip().splitlines()[-1] if out.strip() else "pytest said nothing"
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
+    failed = [line.removeprefix("FAILED ") for line in out.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    good = counts.get("passed", 0) and not failed and "error" not in last
+    return Check("passed" if good else "failed", "; ".join([last.strip("= "), *failed]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A check, and about how many seconds it takes on a GPU: with less time left it is not begun."""
+
+    take: Callable[[Bench], Check]
+    seconds: float
+
+
+CHECKS = {
+    "doctor": Step(doctor, 0),
+    "cells": Step(cells, 30),
+    "memory": Step(memory, 0),
+    "attention": Step(attention, 0),
+    "engine": Step(engine, 60),
+    "resume": Step(resume, 60),
+    "oom": Step(out_of_memory, 60),
+    "throughput": Step(throughput, 30),
+    "busy": Step(busy, 60),
+    "quickstart": Step(quickstart, 40),
+    "liger": Step(cells_without_liger, 30),
+    "plain": Step(cells_plain, 30),
+    "tests": Step(gpu_tests, 60),
+}
+
+
+def made(name: str, bench: Bench) -> Check:
+    """The check `name`; whatever goes wrong in it is its result, for the others are to be made all the same."""
+    step, begun = CHECKS[name], time.monotonic()
+    try:
+        if bench.left < step.seconds:
+            raise OutOfTime(f"the time limit came first: it takes about {step.seconds:.0f} s")
+        check = step.take(bench)
+    except Skip as reason:
+        check = Check("skipped", str(reason))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        check = Check("failed", f"{type(error).__name__}: {words}")
+    about = step.take.__doc__.strip().splitlines()[0].rstrip(".")
+    return replace(check, name=name, about=about, seconds=time.monotonic() - begun)
