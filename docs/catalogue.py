@@ -23,12 +23,13 @@ from harness.sweep.cell import from_config
 
 TARGET = Path(__file__).with_name("methods.md")
 MODEL, RANK = "smollm2_135m", 16
+DTYPE = "model.dtype!=bfloat16"  # of methods that train weights in bf16
 HEAD = f"""\
 # Methods
 
 Made by `python docs/catalogue.py` from `conf/method/`. *Trains* and *keeps* are what `python -m harness plan` counts
-for `model={MODEL} rank={RANK}`: the weights that are trained, and the optimizer's state between steps. A new one is
-[one file](method.md).
+for `model={MODEL} rank={RANK}`, and `model.dtype=bfloat16` where a method requires it: the weights that are trained,
+and the optimizer's state between steps. A new one is [one file](method.md).
 """
 
 
@@ -54,6 +55,8 @@ def entries() -> list[Entry]:
         asked = [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}", "train.max_grad_norm=null"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", asked)
+            if DTYPE in config.method.incompatible:
+                config = hydra.compose("config", [*asked, "model.dtype=bfloat16"])
         settings = OmegaConf.to_container(config.method, resolve=True)
         try:
             cell: Cell | str = from_config(config)

@@ -39,6 +39,9 @@ METHODS = {
     "lorafa": ("method=lorafa",),  # which keeps its state by names
     "muon": ("method=muon",),  # two optimizers as one
     "galore_layer": ("method=galore_layer", "method.knobs.update_proj_gap=4", "train.max_grad_norm=null"),
+    "masters": ("method=full", "model.dtype=bfloat16"),
+    "stochastic": ("method=galore_bf16", "method.knobs.update_proj_gap=4", "model.dtype=bfloat16"),
+    "kahan": ("method=full_kahan", "model.dtype=bfloat16"),
     "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }

@@ -113,6 +113,7 @@ ADAPTERS = {
 WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "galore_8bit", "galore_layer", "muon")
 PARTS = {"bitfit": NORMS}  # of the model's own weights
 ELSEWHERE = {"base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd", "api"}
+ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 SMALLER = {
     "adamss": ["method.knobs.subspaces=4"],  # to find 32 takes seconds
     "eva": ["method.init.batches=4"],
@@ -120,6 +121,7 @@ SMALLER = {
     "lora_ga": ["method.init.batches=2"],
     "adamw_layer": ["train.max_grad_norm=null"],
     "galore_layer": ["train.max_grad_norm=null"],
+    **{method: ["model.dtype=bfloat16"] for method in ("full_bf16", "full_kahan", "galore_bf16")},
 }
 UNMERGED = {
     **dict.fromkeys(("adaption_prompt", "cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"), "tokens"),
@@ -198,7 +200,8 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    assert sorted([*swept, "apollo", "apollo_mini", "api"]) == FILES
+    elsewhere = ["apollo", "apollo_mini", "api", "full_bf16", "full_kahan", "galore_bf16"]
+    assert sorted([*swept, *elsewhere]) == FILES
 
 
 # Adapters

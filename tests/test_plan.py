@@ -21,6 +21,7 @@ from harness.units import parse_size
 METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
 # One each of what else there is: hooks of a step, a part frozen, two optimizers, tokens, tensors that are no buffers
 OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
+SIXTEEN = ("model.dtype=bfloat16", "train.batch_size=1", "train.grad_accum=2")
 PACKED = ("train.packing=true", "train.max_length=256")
 BUDGET = 2**40
 
@@ -36,6 +37,7 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
         *(("lora", ("train.batch_size=2", *PACKED, f"speedups={which}")) for which in ("auto", "off")),
         *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
         *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
+        *((method, SIXTEEN) for method in ("full", "full_kahan", "galore_bf16")),
     ],
 )
 def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
+from harness.job.rounding import InFp32, Keeping
 
 Make = Callable[[list], Optimizer]
 Hook = Callable[[nn.Module, Optimizer], None]
@@ -28,6 +29,7 @@ def build(
     before: Hook | None = None,
     after: Hook | None = None,
     per_layer: bool = False,
+    keeping: Keeping = "masters",
 ) -> Optimizer:
     """`optimizer` over the trainable weights of `model`.
 
@@ -36,8 +38,15 @@ def build(
         head, norms, biases) stays a plain group, or has the optimizer `rest`.
     before, after: called with the model and the optimizer before and after each step, while gradients are there.
     per_layer: see `in_backward`.
+    keeping: how steps of weights in 16 bits are kept (harness.job.rounding); weights in fp32 need nothing.
     """
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
+    if any(p.dtype is not torch.float32 for p in trainable.values()):
+        optimizer, rest = (make and _in_fp32(make, keeping) for make in (optimizer, rest))
+    if keeping == "masters" and not torch.distributed.is_initialized():
+        # Gradients add up in fp32; those of several devices in the weights' dtype, as DDP's buckets have it.
+        for p in trainable.values():
+            p.grad_dtype = torch.float32
     if matrices is None:
         made = optimizer(list(trainable.values()))
     else:
@@ -50,6 +59,10 @@ def build(
     if after is not None:
         made.register_step_post_hook(lambda stepping, *_: after(model, stepping))
     return in_backward(made) if per_layer else made
+
+
+def _in_fp32(make: Make, keeping: Keeping) -> Make:
+    return lambda params: InFp32(make(params), keeping)
 
 
 class Together(Optimizer):
@@ -109,5 +122,10 @@ def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def state(optimizer: Optimizer) -> list[Any]:
     """What the optimizer keeps between steps, objects of its own (GaLore's projectors) opened."""
-    kept = [value for state in optimizer.state.values() for value in state.values()]
-    return [vars(value) if hasattr(value, "__dict__") and not isinstance(value, Tensor) else value for value in kept]
+    return [_opened(kept) for kept in optimizer.state.values()]
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _opened(part) for key, part in value.items()}
+    return _opened(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, Tensor) else value

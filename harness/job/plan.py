@@ -282,7 +282,8 @@ class Planner:
         trainable = model.count(net, trainable=True) if trained else 0
         AcceleratorState._reset_state(True)
         if devices > 1 and not sharded:
-            _in_buckets(found, live, len(micro) > 1)
+            buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
+            _in_buckets(found, buckets, live, len(micro) > 1)
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
             _windows(live, config.num_hidden_layers, found.resident.optimizer),
@@ -343,14 +344,18 @@ class Planner:
         return [[held_out[i : i + train["batch_size"]]] for i in range(0, len(held_out), train["batch_size"])]
 
 
-def _in_buckets(found: Probe, live: LiveBytes, accumulated: bool) -> None:
-    """Count gradients as they are held with DDP: always, where they are added up; beside that, until the last
-    micro-batch, those of the others."""
-    found.resident.gradients = found.gradients
+def _in_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:
+    """Count gradients as they are held with DDP: always, where they are added up, in `size` bytes; beside that, until
+    the last micro-batch, those of the others.
+
+    There they have the weights' dtype, where one device has those of 16-bit weights with masters in fp32.
+    """
+    share = size / found.gradients
+    found.resident.gradients = found.gradients = size
     for name, peak in live.windows.items():
         if peak.kinds:
-            beside = peak.kinds["gradients"] if accumulated and name != "optimizer" else 0
-            peak.kinds["gradients"] = found.gradients + beside
+            beside = round(share * peak.kinds["gradients"]) if accumulated and name != "optimizer" else 0
+            peak.kinds["gradients"] = size + beside
 
 
 def _sharded(settings: dict[str, Any]) -> bool:

@@ -1,0 +1,147 @@
+"""Training weights that are stored in 16 bits, by optimizers that see them, and their gradients, in fp32.
+
+A step at a usual rate is smaller than half the last place of most bf16 weights (8 bits of precision), so that rounding
+to the nearest loses it. Three ways to keep it, at bytes a weight beside the weight's own 2 and Adam's moments:
+
+    masters     4: the weight in fp32, which is stepped; the model computes with it rounded (Micikevicius et al. 2018,
+                arXiv:1710.03740, section 3.1). Moments in fp32.
+    stochastic  0: what a step gives is rounded up or down with the probability that makes the mean right (Gupta et al.
+                2015, arXiv:1502.02551, section 3).
+    kahan       2: what rounding took from the weight is kept, in bf16, and added to it in the next step (Zamirai et al.
+                2020, arXiv:2010.06192, section 3).
+
+The last two keep all in bf16, moments too; these are rounded stochastically, as Adam's second moment moves by 0.1% a
+step at most, which rounding to the nearest loses as well.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+Keeping = Literal["masters", "stochastic", "kahan"]
+
+
+class InFp32(Optimizer):
+    """`inner`, whose steps take each 16-bit weight and its gradient in fp32; fp32 weights it steps as they are.
+
+    Groups are of the model's weights, and so is the state: of a 16-bit weight what `inner` keeps, and what is kept
+    beside it. So hooks, schedules and checkpoints need not know. Masters are made in the first step, of the weights as
+    they are then.
+    """
+
+    def __init__(self, inner: Optimizer, keeping: Keeping):
+        super().__init__(inner.param_groups, {})
+        self._inner, self._keeping = inner, keeping
+        for p, state in inner.state.items():  # some optimizers have one from the start
+            self.state[p] = state if _wide(p) else {"inner": state}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            held = [p for p in group["params"] if p.grad is not None]
+            # One at a time where fp32 copies are made for it, so that no two of them are there at once.
+            copied = self._keeping != "masters" or not all(_wide(p.grad) for p in held)
+            for weights in [[p] for p in held] if copied or not held else [held]:
+                self._step(group, weights)
+
+    def _step(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        seen = {p: self._widened(p) for p in weights}
+        self._inner.param_groups = [group | {"params": [wide for wide, _ in seen.values()]}]
+        self._inner.state = defaultdict(dict, seen.values())
+        self._inner.step()
+        self._inner.param_groups, self._inner.state = [], defaultdict(dict)
+        for p, (wide, state) in seen.items():
+            if wide is not p:
+                wide.grad = None
+                self._narrow(p, wide, state)
+
+    def _widened(self, p: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """`p` in fp32 with its gradient, and its state, as the inner optimizer takes them."""
+        kept = self.state[p]
+        if _wide(p):
+            return p, kept
+        state = kept.setdefault("inner", {})
+        if self._keeping == "masters":
+            if "master" not in kept:
+                kept["master"] = p.detach().float()
+            wide = kept["master"]
+        else:
+            wide, state = p.detach().float(), _copy(state)
+            if "compensation" in kept:
+                wide += kept["compensation"]
+        wide.grad = p.grad.float()
+        return wide, state
+
+    def _narrow(self, p: Tensor, wide: Tensor, state: dict[str, Any]) -> None:
+        """Keep in 16 bits what the inner optimizer made of `p` and its state."""
+        kept = self.state[p]
+        if self._keeping == "stochastic":
+            p.copy_(stochastic(wide))
+        else:
+            p.copy_(wide)
+        if self._keeping == "kahan":
+            _put(kept, "compensation", (wide - p).bfloat16())
+        if self._keeping != "masters":
+            _keep(kept["inner"], state, p.shape)
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with its bf16 tensors in fp32; objects in it (GaLore's projectors) are copied, and so are theirs."""
+    copied = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            copied[key] = value.float() if value.dtype is torch.bfloat16 else value
+        elif hasattr(value, "__dict__"):
+            copied[key] = copy.copy(value)
+            vars(copied[key]).update(_copy(vars(value)))
+        else:
+            copied[key] = value
+    return copied
+
+
+def _keep(kept: dict[str, Any], state: dict[str, Any], shape: torch.Size) -> None:
+    """Put into `kept` what `state` has, moments of a weight of `shape` (and projections) in bf16.
+
+    No counters, nor the scales and tables of 8-bit moments, which have one dimension.
+    """
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            moment = _wide(value) and (value.ndim > 1 or value.shape == shape)
+            _put(kept, key, stochastic(value) if moment else value)
+        elif hasattr(value, "__dict__"):
+            _keep(vars(kept.setdefault(key, value)), vars(value), shape)
+        else:
+            kept[key] = value
+
+
+def _put(kept: dict[str, Any], key: str, value: Tensor) -> None:
+    """Put `value` in the place of the tensor that is there, if it fits in."""
+    there = kept.get(key)
+    if isinstance(there, Tensor) and (there.shape, there.dtype) == (value.shape, value.dtype):
+        there.copy_(value)
+    else:
+        kept[key] = value
+
+
+def _wide(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32
+
+
+def stochastic(wide: Tensor) -> Tensor:
+    """fp32 `wide` in bf16, each value rounded up or down with the probability that keeps its mean.
+
+    A bf16 number is the upper half of an fp32 number: 16 random bits that are added to the lower half carry into the
+    upper as often as the lower half is large. What bf16 has already stays as it is.
+    """
+    rounded = wide.clone()
+    bits = (rounded._local_tensor if isinstance(rounded, DTensor) else rounded).view(torch.int32)
+    bits += torch.empty_like(bits).random_(1 << 16)
+    bits &= -1 << 16
+    return rounded.bfloat16()
