@@ -13,6 +13,8 @@ mmlu      5 shots, 10 questions a subject, by stock HFLM and by ours, fp32; need
 gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
 losses    the validation loss after 50 steps of both
+beside    a cell's steps, alone and beside a process that keeps one core busy, with threads that sleep while they wait,
+          as jobs have it, and with threads that spin, as OpenMP has it; on a CPU
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ MEASURED = HERE / "measured"
 METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd")
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
 STEPS = 50
+STUDY = "beside"
 
 
 def plain_way_of(method: str) -> str:
@@ -273,12 +276,41 @@ def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
     return {"rows": rows, "wholes": [first, last], "clock": WALL}
 
 
+def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
+    """Seconds of a step by how threads wait; `plain` is OpenMP's way. Three pairs at most, as that may take minutes."""
+    ways = ({"GOMP_SPINCOUNT": "300000"}, {})  # what libgomp spins for where nothing is set
+
+    def step(way: dict[str, str], folder: Path) -> float:
+        short = ("train.max_steps=4", "eval.tasks=[]", "infer.repeats=0", "train.validation_items=4", f"study={STUDY}")
+        command = [sys.executable, "-m", "harness", "run", "method=lora", "data=wordmath_short", *TRAINING, *short]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | way
+        subprocess.run([*command, f"results_dir={folder}"], check=True, env=environment, stdout=subprocess.DEVNULL)
+        (record,), _ = read_study(folder / STUDY)
+        return median(record.train.step_seconds[1:])
+
+    rows = {}
+    for name, others in (("alone", 0), ("beside one busy core", 1)):
+        seconds: tuple[list[float], list[float]] = ([], [])
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+        try:
+            for pair in range(min(pairs, 3)):
+                for at in (0, 1) if pair % 2 else (1, 0):
+                    with tempfile.TemporaryDirectory() as folder:
+                        seconds[at].append(step(ways[at], Path(folder)))
+        finally:
+            for process in busy:
+                process.kill()
+        rows[name] = ratios(*seconds)
+    return {"rows": rows, "clock": WALL}
+
+
 PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "training": training,
     "mmlu": functools.partial(answers, "mmlu", 10),
     "gsm8k": functools.partial(answers, "gsm8k", 8),
     "sweep": sweep,
     "losses": losses,
+    "beside": beside,
 }
 
 
@@ -415,12 +447,27 @@ def _losses(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _beside(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{r['plain']:.2f} s", f"{r['ours']:.2f} s", _ratio(r), str(r["pairs"])]
+        for name, r in found["rows"].items()
+    ]
+    return [
+        "One step of LoRA on SmolLM2-135M, 4 sequences of wordmath_short, in a cell of its own. Threads that wait for "
+        "the others spin for milliseconds where nothing is set; those of a job sleep (`OMP_WAIT_POLICY=passive`), "
+        "unless the environment sets a policy.",
+        "",
+        _table(rows, ["This machine", "They spin", "They sleep", "Faster", "Pairs"]),
+    ]
+
+
 RENDERED = {
     "training": _training,
     "mmlu": functools.partial(_scored, "5 shots, 10 questions a subject, 2 subjects a pair"),
     "gsm8k": functools.partial(_scored, "5 shots, 8 questions a pair"),
     "sweep": _sweep,
     "losses": _losses,
+    "beside": _beside,
 }
 
 

@@ -16,8 +16,8 @@ PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch", "liger-kernel"),
     *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
-# What changes how memory is handed out, and how many threads compute.
-ALLOCATOR = re.compile(r"PYTORCH_(CUDA_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|OMP_\w+|MKL_NUM_THREADS")
+# What changes how memory is handed out, how many threads compute, and how they wait.
+ALLOCATOR = re.compile(r"PYTORCH_(\w+_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|(OMP|GOMP|KMP)_\w+|MKL_NUM_THREADS")
 
 
 def describe() -> dict[str, Any]:

@@ -32,11 +32,15 @@ def test_what_steers_memory_and_threads_is_told_without_paths(monkeypatch):
     monkeypatch.setenv("MALLOC_CONF", "background_thread:true,prof_prefix:/home/me/prof")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "100")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
     monkeypatch.setenv("MY_OMP_TOKEN", "secret")
     assert env.describe()["allocator"] == {
+        "GOMP_SPINCOUNT": "100",
         "LD_PRELOAD": "libjemalloc.so.2:other.so",
         "MALLOC_CONF": "background_thread:true,prof_prefix:prof",
         "OMP_NUM_THREADS": "2",
+        "PYTORCH_ALLOC_CONF": "backend:native",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
 

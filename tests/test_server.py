@@ -15,8 +15,9 @@ from typing import IO
 import pytest
 from job_helpers import tiny
 
+from harness import env
 from harness.config import ROOT
-from harness.sweep.server import Job, Server
+from harness.sweep.server import HEAP, Job, Server, environment
 
 NOTHING = {"check": [], "data_root": None}
 
@@ -55,6 +56,32 @@ def test_a_refusal_and_its_status_come_back(server, tmp_path):
         code, events = ask(server, log, {"check": cells, "data_root": None})
     assert (code, events) == (1, [])
     assert "TypeError" in (tmp_path / "log").read_text()
+
+
+def clean(monkeypatch):
+    for name in [name for name in os.environ if env.ALLOCATOR.fullmatch(name)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp's own words")
+def test_threads_of_a_job_sleep_while_they_wait(server, tmp_path, monkeypatch):
+    clean(monkeypatch)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # of libgomp, when it is loaded
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(server, log) == (0, [])
+    said = (tmp_path / "log").read_text()
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said
+    assert "GOMP_SPINCOUNT = '0'" in said
+
+
+def test_what_the_user_has_set_is_left(monkeypatch):
+    clean(monkeypatch)
+    ours = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
+    assert ours == HEAP | {"OMP_WAIT_POLICY": "passive", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")  # PYTORCH_ALLOC_CONF would go before it
+    theirs = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
+    assert theirs == HEAP | {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
 
 
 def test_another_environment_is_another_holder(server, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import pytest
 
 from harness.config import ROOT
 from harness.record import read_study
+from harness.sweep.server import environment
 from harness.sweep.store import Study
 
 pytestmark = pytest.mark.slow
@@ -132,6 +133,8 @@ def test_a_cell_that_is_fine_has_it_all(swept, folder):
     assert {score.n for score in record.scores} == {1}
     assert (folder / "results" / "grid" / f"{record.cell.name}.items.parquet").exists()
     assert record.environment["versions"]["torch"]
+    given = environment()  # to jobs of this process, which has what the sweep's had
+    assert record.environment["allocator"].items() >= {(n, given[n]) for n in ("OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF")}
 
 
 def test_a_cell_that_diverges_says_at_which_step(swept):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,21 @@ from harness.config import ROOT
 # For glibc: what was freed is kept and used again. New pages cost more than a decoded token's products do, and whether
 # a job had old ones was a matter of what it had done before: fully tuned models seemed to be served 1.4× as fast.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+# For OpenMP: a thread that waits for the others sleeps. If it spins, it takes the core from the one it waits for as
+# soon as anything else runs on this machine: see "Beside" in benchmarks/RESULTS.md.
+WAITING = {"OMP_WAIT_POLICY": "passive"}
+# For CUDA: segments of memory grow. Steps vary in shape, and of fixed segments more and more would lie idle in pieces.
+SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def environment() -> dict[str, str]:
+    """What jobs are started with: this process's environment, and what of the above it does not set itself.
+
+    Libraries read it as they are loaded, so it is the holder's from its start.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
+    return HEAP | WAITING | segments | os.environ | {"PYTHONPATH": path}
 
 
 class Server:
@@ -52,7 +68,6 @@ class Server:
 
     def _launch(self) -> None:
         self._environment = dict(os.environ)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs:
@@ -63,7 +78,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=HEAP | os.environ | {"PYTHONPATH": path},
+                env=environment(),
                 start_new_session=True,
             )
 
