@@ -159,6 +159,8 @@ class Train:
         is there is not looked at). It changes no result, so it is no part of a cell.
     devices: how many train one cell together, each its share of every micro-batch; an untuned row has no use for more
         than one. parallel: how they do: ``ddp``, each with the whole model, or ``fsdp``, each with a share of it.
+    activation_offload: keep activations in the host's memory between forward and backward (CUDA): less memory on the
+        device, for the time of the copies.
     """
 
     max_steps: int = 200
@@ -177,6 +179,7 @@ class Train:
     save_every: int | None = None
     devices: int = 1
     parallel: str = "ddp"
+    activation_offload: bool = False
 
 
 @dataclass
@@ -414,6 +417,8 @@ def _check_devices(config: DictConfig) -> None:
             f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
             "model.upcast=true can't be combined with train.parallel=fsdp, which shards weights of one dtype together; "
             f"{ddp}": config.model.upcast,
+            "train.activation_offload=true can't be combined with train.parallel=fsdp: weights that are gathered for a "
+            f"layer would be moved with its activations; {ddp}": train.activation_offload,
             f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
             f"weights; leave it out, or {ddp}": train.save_every is not None,
         }

@@ -128,11 +128,12 @@ def test_unequal_token_budgets():
     assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "dora"))
 
 
-def test_rows_that_were_packed_beside_ones_that_were_not():
+@pytest.mark.parametrize("name", lint.SWITCHES)
+def test_a_switch_that_is_on_in_some_cells(name):
     records = study()
     settings(records, train__batch_size=4)
-    settings(of(records, "lora"), train__packing=True)
-    assert told(records, "training").startswith("The setting train.packing differs: false in full")
+    settings(of(records, "lora"), **{f"train__{name}": True})
+    assert told(records, "training").startswith(f"The setting train.{name} differs: false in full")
 
 
 def test_unequal_numbers_of_steps_are_seen_in_the_settings():

@@ -37,13 +37,14 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job import attention, data, device, loss, model, probe, ranks
+from harness.job import attention, data, device, loss, model, offload, probe, ranks
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.job.model import NeedsValues
 from harness.record import Cell, Probe, device_count, fits_itself, micro_batch
 
 CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
+ELSEWHERE = torch.device("meta")  # the memory of the host, which is not counted
 LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
 
 
@@ -266,6 +267,8 @@ class Planner:
                 if (layers := model.decoder_layers(net, config)) is not None:
                     _mark_layers(layers, live)
                 if trained:
+                    if settings["train"].get("activation_offload"):
+                        offload.enable(net, host=ELSEWHERE)
                     adapters = {id(p) for name, p in net.named_parameters() if name in added}
                     slot = settings["method"]["optim"]
                     build, count = instantiate(slot, _convert_="all"), 2

@@ -10,6 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from harness.job import (
     mapping,
     merge,
     model,
+    offload,
     optim,
     probe,
     ranks,
@@ -77,6 +79,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             api.check(cell, data_root)
             continue
         model.check(cell)
+        offload.check(cell.settings)
         vllm_engine.check(cell.settings)
         if cell.settings["eval"].get("chat_template"):
             score.check_template(cell.settings["eval"], model.tokenizer(cell.settings["model"]))
@@ -126,6 +129,7 @@ def run(
         job = api.Job(cell, asking, data_root, report)
     else:
         model.check(cell)
+        offload.check(cell.settings)
         vllm_engine.check(cell.settings)
         job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
         if tracker is not None and (rank is None or rank.number == 0):
@@ -211,6 +215,7 @@ class _Job:
         self._net: weakref.ref[nn.Module] | None = None
         self._optimizer: weakref.ref[Optimizer] | None = None
         self._added: set[int] = set()  # ids of the parameters that are adapters
+        self._of_training = ExitStack()  # takes off the model what it has for training alone
 
     def run(self, result: Record) -> None:
         cell, train_settings = self.cell, self.settings["train"]
@@ -262,6 +267,8 @@ class _Job:
                 self._optimizer = weakref.ref(optimizer)
                 return optimizer
 
+            if train_settings.get("activation_offload"):
+                self._of_training.callback(offload.enable(net))
             if self.rank is not None:
                 make(net)  # an optimizer may leave some weights as they are, and DDP would wait for their gradients
             net = self.accelerator.prepare_model(net)
@@ -288,6 +295,7 @@ class _Job:
                 )
             del optimizer
             net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+            self._of_training.close()
             self._free_training()
             if self.rank is not None:
                 weights = self._leave(net, result)
