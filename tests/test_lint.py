@@ -10,7 +10,7 @@ from records import ENVIRONMENT, make_answered, make_record, make_score, make_st
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Failure, Scoring, SmallerBatches, Source, read_study, write
-from harness.report.lint import RULES, findings
+from harness.report.lint import RULES, SWITCHES, findings
 from harness.report.table import comparison
 
 REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
@@ -128,7 +128,7 @@ def test_unequal_token_budgets():
     assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "dora"))
 
 
-@pytest.mark.parametrize("name", lint.SWITCHES)
+@pytest.mark.parametrize("name", SWITCHES)
 def test_a_switch_that_is_on_in_some_cells(name):
     records = study()
     settings(records, train__batch_size=4)
