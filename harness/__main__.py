@@ -28,7 +28,7 @@ usage: python -m harness COMMAND [...]
   sweep method=lora,dora rank=8,16       run an ad-hoc grid
   sweep --fit [--budget 24GB] ...        leave out cells that would not fit (into the card that is here)
   sweep --budget 5USD ...                refuse what models behind an API would cost beyond that
-  plan NAME|... [--budget 24GB] [--throughput N]
+  plan NAME|... [--budget 24GB] [--device cuda] [--throughput N]
                                          predict a grid's memory, FLOPs and time; launches and downloads nothing
   table [--study NAME] [--columns IDS | --article] [--format md|csv|html|latex] [--out FILE]
                                          render the comparison from the records

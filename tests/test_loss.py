@@ -99,7 +99,7 @@ def test_no_chunk_outlives_its_turn():
 
 def test_a_loss_that_is_held_holds_no_gradients():
     weight, hidden, targets, _ = drawn(9, True, False)
-    held = loss.chunked(weight, hidden, targets, None)
+    held = loss.chunked(weight, hidden, targets, None, size=loss.CHUNK["cpu"])
     with LiveBytes(torch.device("cpu")) as live:
         held.backward()
         weight.grad = hidden.grad = None

@@ -24,6 +24,7 @@ OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
 SIXTEEN = ("model.dtype=bfloat16", "train.batch_size=1", "train.grad_accum=2")
 PACKED = ("train.packing=true", "train.max_length=256")
 BUDGET = 2**40
+NOWHERE = Path("nowhere")
 
 
 def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, auto: str = "fp32") -> dict:
@@ -63,7 +64,7 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     (found,) = plan._predict(plan.Planner(None, "fp32"), [(cell, None)], BUDGET)
     assert found["unknown"].startswith(f"method={method} looks at values")
     point = planning.Planned(cell.name, cell, found)
-    made = planning.Plan([point], 1, {})
+    made = planning.Plan([point], 1, {}, "cpu")
     assert made.fits(point)
     assert planning.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
 
@@ -166,7 +167,7 @@ def test_a_plan_says_whose_loss_it_counts():
     prediction = predicted(tiny("method=lora"))
     point = planning.Planned("it", tiny("method=lora"), prediction)
     said = {
-        version: "liger-kernel" in " ".join(planning.lines(planning.Plan([point], BUDGET, e), Path("nowhere"), None))
+        version: "liger-kernel" in " ".join(planning.lines(planning.Plan([point], BUDGET, e, "cuda"), NOWHERE, None))
         for version, e in ((v, {"versions": {"liger-kernel": v}}) for v in (None, "0.8.5"))
     }
     assert said == {None: False, "0.8.5": True}

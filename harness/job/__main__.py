@@ -51,7 +51,7 @@ def main(request: dict[str, Any]) -> int:
             from harness.job import plan
 
             planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
-            of = {name: request[name] for name in ("data_root", "budget", "beside", "tight")}
+            of = {name: request[name] for name in ("data_root", "budget", "beside", "tight", "kernels")}
             for event in plan.answer(planned, **of):
                 report({"phase": "plan"} | event)
         elif "synthesize" in request:

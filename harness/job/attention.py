@@ -30,7 +30,7 @@ from harness.job.model import inner, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
-NAME = "end_to_end"  # of the implementation, as transformers is asked for it
+NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # of the implementations, as transformers is asked for them
 # Torch 2.11 has no such argument, and asks for no equal number of heads either.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -67,14 +67,18 @@ def unsuited(model: nn.Module) -> str | None:
     kinds = set(getattr(net.config, "layer_types", None) or [])
     if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
         return "the model has layers that are not attention"
-    if not net._supports_attention_backend or net.config._attn_implementation not in ("sdpa", NAME):
+    if not net._supports_attention_backend or net.config._attn_implementation not in ("sdpa", NAME, ON_CUDA):
         return f"the model's attention is {net.config._attn_implementation}"
     return None
 
 
-def enable(model: nn.Module) -> None:
-    """Let `model` attend as above inside `end_to_end`, and elsewhere by sdpa as before."""
-    inner(model).set_attn_implementation(NAME)
+def enable(model: nn.Module, kernels: str | None = None) -> None:
+    """Let `model` attend as above inside `end_to_end`, and elsewhere by sdpa as before.
+
+    kernels: whose are taken, ``cpu`` or ``cuda``; null for those of the device that the model is on.
+    """
+    kernels = kernels or inner(model).device.type
+    inner(model).set_attn_implementation(ON_CUDA if kernels == "cuda" else NAME)
 
 
 @contextmanager
@@ -82,7 +86,7 @@ def enabled(model: nn.Module) -> Iterator[None]:
     """A context in which `model` attends as above if it is suited to."""
     net = inner(model)
     before = net.config._attn_implementation
-    if unsuited(model) is None and before != NAME:
+    if unsuited(model) is None and before == "sdpa":
         enable(model)
     try:
         yield
@@ -104,7 +108,7 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
         yield False
         return
     bounds = None
-    if net.device.type == "cuda":
+    if net.config._attn_implementation == ON_CUDA:
         bounds = bounds_of(lengths, net.device)
     token = _row.set(Row(lengths, prefix, bounds))
     try:
@@ -230,5 +234,6 @@ def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float |
     ).unsqueeze(0)
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+for name in (NAME, ON_CUDA):
+    AttentionInterface.register(name, _attend)
+    AttentionMaskInterface.register(name, _mask)

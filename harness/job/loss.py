@@ -6,6 +6,7 @@ gradients are computed beside it: each product is done once, and nothing of a ch
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,17 +24,19 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hi
 CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chunk in fp32
 
 
-def enable(model: nn.Module) -> str:
+def enable(model: nn.Module, kernels: str | None = None) -> str:
     """Have the loss of `model` taken chunk by chunk; for the record "on: " and by what, or "off: " and why not.
 
     To be called under the autocast that it will be trained under.
+    kernels: whose compute it, ``cpu`` or ``cuda``; null for those of the device that the model is on.
     """
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
         return attach(model, lambda weight, hidden, *of: kernel(weight, hidden.to(weight.dtype), *of), "liger")
-    return attach(model, chunked, "chunked")
+    size = CHUNK[kernels or inner(model).device.type]
+    return attach(model, functools.partial(chunked, size=size), "chunked")
 
 
 def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
@@ -87,7 +90,7 @@ def _forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[N
         del head.forward
 
 
-def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
+def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int) -> Tensor:
     """Cross-entropy in nats, summed over `targets` (rows,), of the logits ``hidden @ weight.T + bias``.
 
     weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are multiplied in the dtype of
@@ -95,7 +98,7 @@ def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    rows = max(1, (size or CHUNK.get(device, CHUNK["cuda"])) // (4 * len(weight)))
+    rows = max(1, size // (4 * len(weight)))
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled():
             return _Chunked.apply(weight, hidden, targets, bias, dtype, rows)

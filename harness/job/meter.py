@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from harness.job import heap, nvml
+from harness.job.cuda_kernels import WORKSPACES
 from harness.record import Kinds, Memory, Phase
 
 clock = time.perf_counter
@@ -52,7 +53,8 @@ class LiveBytes(TorchDispatchMode):
 
     A storage counts once however many views it has, at its allocated size, from the first operation that takes or
     gives it until it is freed. It is of the kind that `see` was told, else an activation; told later, it counts as of
-    that kind from its first sight on. What kernels allocate and free inside one operation is not seen.
+    that kind from its first sight on. What a kernel allocates and frees inside one operation counts as an activation
+    where `workspaces` tells it; else it is not seen.
 
     Of a sharded tensor the share of this process counts. Storages that are resized count at their size of the moment,
     once a sharded tensor was seen: to gather weights is to do that.
@@ -62,10 +64,15 @@ class LiveBytes(TorchDispatchMode):
     attention: how often each operation of attention was seen going forward, by its name and its query's dtype, as in
         ``varlen bfloat16``.
     instead: by operation, what is called in its place; what that calls is not seen.
+    workspaces: by operation, the bytes that its kernel takes for itself, of its arguments; null for those of CUDA on a
+        CUDA device, and none elsewhere.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, workspaces: dict[Any, Callable[..., int]] | None = None):
         super().__init__()
+        if workspaces is None:
+            workspaces = WORKSPACES if device.type == "cuda" else {}
+        self._workspaces = workspaces
         self.instead: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
         self._device = device.type
         self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
@@ -106,6 +113,8 @@ class LiveBytes(TorchDispatchMode):
             self.see(list(kwargs.values()))
         out = self.instead.get(func, func)(*args, **kwargs)
         self.see(out)
+        if (workspace := self._workspaces.get(func._overloadpacket)) is not None:
+            self._hold_for_a_moment(workspace(*args, **kwargs))
         formula = FLOPS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
@@ -149,6 +158,13 @@ class LiveBytes(TorchDispatchMode):
         self._now[kind] += size
         self.now += size
         self._note()
+
+    def _hold_for_a_moment(self, size: int) -> None:
+        self._now["activations"] += size
+        self.now += size
+        self._note()
+        self._now["activations"] -= size
+        self.now -= size
 
     def _note(self) -> None:
         if self.now > self._window.total:

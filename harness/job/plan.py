@@ -38,12 +38,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from harness import env
 from harness.errors import UserError
 from harness.job import attention, data, device, loss, model, offload, probe, ranks
+from harness.job.cuda_kernels import WORKSPACES, CudaKernels
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
 from harness.job.model import NeedsValues
 from harness.record import Cell, Probe, device_count, fits_itself, micro_batch
 
-CPU = torch.device("cpu")  # where the tensors without storage seem to be; on CUDA the same ones would live
+CPU = torch.device("cpu")
 ELSEWHERE = torch.device("meta")  # the memory of the host, which is not counted
 LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
 
@@ -101,10 +102,12 @@ class Planner:
     """Predictions for cells, remembered: points that differ in learning rate or seed take the same.
 
     auto: what the precision ``auto`` means on the device that is planned for, bf16 or fp32.
+    kernels: whose kernels compute there, ``cpu`` or ``cuda``.
+    on: where the tensors without storage seem to lie. Tensors that seem to lie on a GPU need a torch that knows one.
     """
 
-    def __init__(self, data_root: str | None, auto: str):
-        self._data_root, self._auto = data_root, auto
+    def __init__(self, data_root: str | None, auto: str, kernels: str = "cpu", on: torch.device = CPU):
+        self._data_root, self._auto, self._kernels, self._on = data_root, auto, kernels, on
         self._drawn: dict[str, list[list[list[data.Example]]] | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
@@ -243,27 +246,28 @@ class Planner:
                 "Of experts in stacks torch predicts products in bfloat16 alone; plan model.dtype=bfloat16."
             )
         if layout.flat:
-            attention.enable(net)
+            attention.enable(net, self._kernels)
         trained, chunked = settings["method"]["optim"] is not None, settings["speedups"] != "off"
         total = model.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
         bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
-        live = LiveBytes(CPU)
+        live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
         with ranks.pretended(devices) if sharded else nullcontext() as rank:
             if sharded:
-                accelerator = rank.accelerator(sharded, bf16, cpu=True)
+                accelerator = rank.accelerator(sharded, bf16, cpu=self._on == CPU)
                 if chunked:
                     with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
-                        loss.enable(net)  # before it is sharded, as in a run
+                        loss.enable(net, self._kernels)  # before it is sharded, as in a run
                 net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
             else:
-                accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=True)
-            with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless():
-                net.to_empty(device=CPU) if sharded else materialise(net)
+                accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
+            seemingly = CudaKernels(bf16 and self._on == CPU) if self._kernels == "cuda" else nullcontext()
+            with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless(), seemingly:
+                net.to_empty(device=self._on) if sharded else materialise(net, self._on)
                 if chunked and not sharded:
                     with accelerator.autocast():
-                        loss.enable(net)
-                micro = shape.batches(layout, times)
+                        loss.enable(net, self._kernels)
+                micro = [batch.to(self._on) for batch in shape.batches(layout, times)]
                 if (layers := model.decoder_layers(net, config)) is not None:
                     _mark_layers(layers, live)
                 if trained:
@@ -479,25 +483,25 @@ class Params4bit(FakeTensor):
     """A packed matrix without storage. peft knows bitsandbytes' own class, which can't hold such, by its name."""
 
 
-def materialise(net: nn.Module) -> None:
-    """Move `net` from "meta" to a CPU whose tensors have no storage; ties between parameters stay."""
+def materialise(net: nn.Module, on: torch.device) -> None:
+    """Move `net` from "meta" to the device `on`, in tensors that have no storage; ties between parameters stay."""
     made: dict[int, Any] = {}
 
-    def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
-            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             if (state := getattr(tensor, "quant_state", None)) is not None:
                 new.__class__, new.quant_state = Params4bit, state
                 for level in probe.quant_states(tensor):
-                    vars(level).update({k: on_cpu(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
+                    vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
             made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
         return made[id(tensor)][0]
 
     for module in net.modules():  # of some methods, tensors lie in other dicts of a module than its parameters'
         for store in [vars(module), *(value for value in vars(module).values() if type(value) is dict)]:
-            store.update({k: on_cpu(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
+            store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
 
 
 def _taken(method: Any) -> Any:
@@ -533,11 +537,13 @@ def answer(
     budget: int | None,
     beside: int,
     tight: float,
+    kernels: str | None,
 ) -> Iterator[dict[str, Any]]:
-    """First what is planned for (``budget`` in bytes, ``environment``), then a ``prediction`` for each cell, in order.
+    """First what is planned for (``budget``, ``kernels``, ``environment``), then a ``prediction`` for each cell.
 
-    A budget is of a card, which need not be here; without one it is all the memory of this machine's device.
+    budget: bytes of a card, which need not be here; null for all the memory of this machine's device.
     beside: bytes of the budget that tensors don't get; tight: share of it that train.batch_size=auto may take.
+    kernels: whose kernels compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
     """
     # Cells that take the same stay together, so that no two processes work out one thing.
     groups: dict[str, list[int]] = {}
@@ -546,10 +552,12 @@ def answer(
     # Forked before this process asks for a device, which they must not: CUDA does not survive a fork.
     with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context("fork")) as pool:
         pool.submit(int).result()
-        environment = env.describe() | device.describe(device.here())
-        on_card = budget is not None  # that may be elsewhere; today's compute in bf16
-        bf16 = on_card or device.compute_dtype("auto") is torch.bfloat16
-        planner = Planner(data_root, auto="bf16" if bf16 else "fp32")
+        here = device.here()
+        environment = env.describe() | device.describe(here)
+        kernels = kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
+        elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's cards compute in bf16
+        bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
+        planner = Planner(data_root, "bf16" if bf16 else "fp32", kernels)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         asked = [
             pool.submit(_predict, planner, [cells[i] for i in members], budget - beside, int(tight * budget) - beside)
@@ -558,7 +566,7 @@ def answer(
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
             predictions |= zip(members, future.result(), strict=True)
-    yield {"budget": budget, "environment": environment}
+    yield {"budget": budget, "kernels": kernels, "environment": environment}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
 

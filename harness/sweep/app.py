@@ -70,13 +70,14 @@ class Options:
     """What a command line asks for beside Hydra's settings.
 
     plan: predict and launch nothing; fit: leave out what is predicted not to fit. budget: bytes, null for this
-    machine's device; money: dollars that may be spent, null for any; throughput: raw tokens/s, null for what records
-    say.
+    machine's device; device: whose kernels are planned for, null for a GPU's if the budget is one's; money: dollars
+    that may be spent, null for any; throughput: raw tokens/s, null for what records say.
     """
 
     plan: bool = False
     fit: bool = False
     budget: int | None = None
+    device: str | None = None
     money: float | None = None
     throughput: float | None = None
 
@@ -247,7 +248,7 @@ class GridSweeper(Sweeper):
             _check(list(elsewhere.values()), composed.data_root, asking)
         if not planned:
             return
-        made = plan.make(list(planned.values()), architectures, composed.data_root, _options.budget)
+        made = plan.make(list(planned.values()), architectures, composed.data_root, _options.budget, _options.device)
         results = Path(composed.results_dir).expanduser()
         print("\n".join(plan.lines(made, results, _options.throughput)))
 
@@ -280,7 +281,9 @@ def _fitting(
     left = [pair for pair in left if pair not in fitting]
     if not left:
         return fitting
-    made = plan.make([(cell.name, cell) for cell, _ in left], architectures, data_root, _options.budget)
+    made = plan.make(
+        [(cell.name, cell) for cell, _ in left], architectures, data_root, _options.budget, _options.device
+    )
     for point, (cell, overrides) in zip(made.points, left, strict=True):
         if made.fits(point):
             fitting.append((cell, overrides))
@@ -525,6 +528,7 @@ def _ours(command: str, arguments: list[str]) -> tuple[Options, list[str]]:
     if command == "sweep":
         parser.add_argument("--fit", action="store_true")
     parser.add_argument("--budget", type=units.parse_budget)
+    parser.add_argument("--device")
     found, rest = parser.parse_known_args(arguments)
     options = Options(plan=command == "plan", **vars(found))
     if isinstance(options.budget, units.Dollars):
@@ -534,6 +538,10 @@ def _ours(command: str, arguments: list[str]) -> tuple[Options, list[str]]:
             "--budget in bytes is for `plan` and `sweep --fit`; add --fit to leave out what does not fit, or name a "
             "sum of money, as 5USD, for what models behind an API may cost."
         )
+    if options.device is not None:
+        one_of("--device", options.device, ["cpu", "cuda"])
+        if not options.plan and not options.fit:
+            raise UserError("--device is for `plan` and `sweep --fit`; cells run on the device that is here.")
     if options.throughput is not None and not options.throughput > 0:
         raise UserError(f"--throughput {options.throughput} can't be: it must be positive.")
     return options, rest

@@ -18,6 +18,7 @@ from harness.sweep.worker import BESIDE, TIGHT
 
 HELD = ("weights", "adapters", "optimizer")  # between steps, and as much at the peak
 PASSING = ("gradients", "activations")
+NAMES = {"cpu": "the CPU's", "cuda": "CUDA's"}
 
 
 @dataclass
@@ -39,11 +40,13 @@ class Planned:
 
 @dataclass
 class Plan:
-    """All points, the bytes they should fit in, and of whose device that is (``environment`` of a record)."""
+    """All points, the bytes they should fit in, this machine (``environment`` of a record), and whose kernels compute
+    there (``cpu`` or ``cuda``)."""
 
     points: list[Planned]
     budget: int
     environment: dict[str, Any]
+    kernels: str
 
     def fits(self, point: Planned) -> bool:
         """Whether it does, or may: of some methods it can't be told."""
@@ -55,20 +58,22 @@ def make(
     architectures: dict[str, dict[str, Any]],
     data_root: str | None,
     budget: int | None,
+    device: str | None = None,
 ) -> Plan:
     """Predict each of `points`, a name and a cell or the reason why there is none.
 
     architectures: dimensions by model path, where a model's own config need not be asked. budget: bytes, of a card that
-    may be elsewhere; null for the memory of this machine's device.
+    may be elsewhere; null for the memory of this machine's device. device: whose kernels compute, ``cpu`` or ``cuda``;
+    null for CUDA's where the budget is a GPU's.
     """
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
-    answer = worker.plan([(cell, architectures.get(cell.model)) for cell in cells], data_root, budget)
+    answer = worker.plan([(cell, architectures.get(cell.model)) for cell in cells], data_root, budget, device)
     predictions = iter(answer["predictions"])
     planned = [
         Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})
         for name, cell in points
     ]
-    return Plan(planned, answer["budget"], answer["environment"])
+    return Plan(planned, answer["budget"], answer["environment"], answer["kernels"])
 
 
 def refusal(plan: Plan, point: Planned) -> str:
@@ -190,9 +195,9 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
     if possible:
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
-            f"Memory is of tensors, computed in {precisions}; a cell fits if they and {units.size(BESIDE)} beside them "
-            f"are within {units.size(plan.budget)}, tight above {TIGHT:.0%}. batch ≤ is the largest train.batch_size "
-            "that fits; of auto it is the micro-batch × the accumulation."
+            f"Memory is of tensors, computed in {precisions} by {NAMES[plan.kernels]} kernels; a cell fits if they and "
+            f"{units.size(BESIDE)} beside them are within {units.size(plan.budget)}, tight above {TIGHT:.0%}. "
+            "batch ≤ is the largest train.batch_size that fits; of auto it is the micro-batch × the accumulation."
         )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is counted in this harness's chunks; on CUDA liger-kernel takes chunks of its own.")

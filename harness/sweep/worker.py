@@ -63,10 +63,15 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
     return answers[-1]["doctor"]
 
 
-def plan(cells: list[tuple[Cell, dict | None]], data_root: str | None, budget: int | None = None) -> dict[str, Any]:
+def plan(
+    cells: list[tuple[Cell, dict | None]],
+    data_root: str | None,
+    budget: int | None = None,
+    kernels: str | None = None,
+) -> dict[str, Any]:
     """A job's predictions for `cells`, each with its model's dimensions or null: ``harness/job/plan.py``.
 
-    Returns predictions, in order; budget, in bytes, of this machine's device if none was given; environment.
+    Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment.
     """
     request = {
         "plan": [{"cell": dataclasses.asdict(cell), "architecture": architecture} for cell, architecture in cells],
@@ -74,6 +79,7 @@ def plan(cells: list[tuple[Cell, dict | None]], data_root: str | None, budget: i
         "budget": budget,
         "beside": BESIDE,
         "tight": TIGHT,
+        "kernels": kernels,
     }
     answers: list[dict] = []
     _ask("The job that predicts memory", request, answers.append)

@@ -1,0 +1,152 @@
+"""What CUDA's kernels choose and allocate, told of tensors without storage that seem to lie on a CPU.
+
+A plan for a GPU is made on machines that have none. Nearly all that a training step allocates is the same on every
+device. What differs is here: which kernel attention takes, which functions autocast computes in fp32, and what kernels
+allocate for themselves. The tests hold it against tensors without storage that seem to lie on a GPU (tests/fake_cuda).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.attention.varlen  # defines its operations
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+
+HALF = (torch.float16, torch.bfloat16)
+WIDEST = 256  # channels of a head that FlashAttention takes
+# Functions that autocast computes in fp32 on CUDA and leaves as they are on a CPU (ATen/autocast_mode.h), as far as
+# models and adapters call them.
+IN_FP32 = {
+    *(
+        "cosine_similarity",
+        "cumprod",
+        "cumsum",
+        "exp",
+        "expm1",
+        "group_norm",
+        "layer_norm",
+        "log",
+        "log1p",
+        "log_softmax",
+    ),
+    *("logsumexp", "norm", "pow", "__pow__", "__rpow__", "prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum"),
+    *("linalg_norm", "linalg_vector_norm"),
+}
+
+
+class CudaKernels(TorchFunctionMode):
+    """A context in which functions of a CPU's tensors take the kernels that they would take on CUDA.
+
+    autocast: whether CUDA's autocast is said to be on, for libraries that ask for it whatever the device (peft).
+    """
+
+    def __init__(self, autocast: bool):
+        super().__init__()
+        self._autocast = autocast
+
+    def __enter__(self) -> CudaKernels:
+        self._before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", self._autocast)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_autocast_enabled("cuda", self._before)
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is functional.scaled_dot_product_attention:
+            return attention(*args, **kwargs)
+        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in IN_FP32:
+            args, kwargs = tree_map_only(Tensor, _up, (args, kwargs))
+        return function(*args, **kwargs)
+
+
+def _up(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` of [batch, heads, length, width] by the operation that CUDA takes for it.
+
+    FlashAttention takes 16-bit tensors without a mask, and fewer heads of keys and values as they are; the
+    memory-efficient kernel takes the rest (torch's sdp_utils.cpp).
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    width = query.shape[-1]
+    if attn_mask is None and query.dtype in HALF and width <= WIDEST:
+        scale = width**-0.5 if scale is None else scale
+        padded = (functional.pad(tensor, (0, -width % 8)) if width % 8 else tensor for tensor in (query, key, value))
+        out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
+        return out[..., :width] if width % 8 else out
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    bias = None if attn_mask is None else _bias(attn_mask, query, key)
+    trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    return aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, trained, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """`mask` as numbers to add to the scores, its rows aligned in memory to 16 numbers as the kernel wants them."""
+    if mask.dtype is torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    length = key.shape[2]
+    if length % 16:
+        mask = functional.pad(mask, (0, -length % 16))[..., :length]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
+
+
+def _rounded(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _flash_backward(tokens: int, rows: int, heads: int, width: int, few: Tensor) -> int:
+    """Bytes that FlashAttention's backward pass takes beside its results (torch's flash_api.cpp, mha_bwd).
+
+    The gradient of the queries is summed up in fp32, beside a number a row; those of keys and values that heads share
+    are made for each head at first. rows: of queries, rounded up. few: the keys, [..., heads] with fewer heads or not.
+    """
+    summed = 4 * rows * heads * (_rounded(width, 32 if width <= 128 else 64) + 1)
+    shared = few.shape[-2] != heads
+    return summed + (2 * tokens * heads * width * few.element_size() if shared else 0)
+
+
+def _batched(gradient: Tensor, query: Tensor, key: Tensor, *_rest: Any, **_keywords: Any) -> int:
+    batch, heads, rows, width = query.shape
+    return _flash_backward(batch * key.shape[2], batch * _rounded(rows, 128), heads, width, key.transpose(1, 2))
+
+
+def _varlen(gradient: Tensor, query: Tensor, key: Tensor, *rest: Any, **_keywords: Any) -> int:
+    rows, heads, width = query.shape
+    bounds = rest[3]
+    return _flash_backward(key.shape[0], rows + 128 * (len(bounds) - 1), heads, width, key)
+
+
+# By operation, bytes that its kernel on CUDA allocates and frees while it runs, beside what it returns.
+WORKSPACES: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_backward: _batched,
+    torch.ops.torch_attn._varlen_attn_backward: _varlen,
+}

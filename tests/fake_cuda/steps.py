@@ -1,0 +1,132 @@
+"""Training steps on a GPU that is not there: tensors without storage that seem to lie on CUDA's device 0.
+
+Standard input: lists of overrides of conf/config.yaml, as JSON. Standard output: for each of them, as one line of JSON,
+what two steps take there, and what the planner says that they would. Runs with hooks.cpp built and preloaded.
+
+    fake: bytes by window of a step and kind, on the fake GPU; planned: the same, by the planner on a fake CPU.
+    attention: operations of attention in a step, on the fake GPU. on_cpu: operations that took a tensor from the CPU.
+    error: why there is none of these.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._subclasses.fake_tensor as fake_tensor
+from job_helpers import tiny
+from torch._subclasses.fake_impls import op_implementations_dict
+from torch.utils._pytree import tree_leaves
+
+from harness.job import model, plan
+from harness.job.meter import LiveBytes
+from harness.record import Cell
+
+GPU = torch.device("cuda:0")
+SEQUENCES = [(37, 10), (50, 20), (50, 20), (64, 30)]  # tokens, and how many of them are the prompt's
+aten = torch.ops.aten
+HARMLESS = {torch.ops.prim.device.default, aten.lift_fresh.default}  # to ask where a tensor is; to make one of a list
+LIBRARY = torch.library.Library("aten", "IMPL")
+
+
+def pretend() -> None:
+    """Have torch's Python side say of a GPU what it would ask the driver for. After all imports, some of which look."""
+    h100 = {"name": "H100", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 80 * 2**30}
+    torch.cuda.is_available = lambda: True
+    torch.cuda.is_bf16_supported = lambda *_, **__: True
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    torch.cuda.get_device_properties = lambda *_: SimpleNamespace(**h100)
+    torch.cuda.current_device = lambda: 0
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.set_device = lambda _: None
+    torch.cuda._lazy_init = lambda: None
+    fake_tensor.init_gpu_context = lambda _: None
+    # Torch keeps the values of tensors of one number, and would compute with them on the GPU.
+    fake_tensor.FakeTensorMode.may_turn_const = lambda *_: False
+    torch.tensor = _placed(torch.tensor)
+    # Torch composes it of others where a device has no kernel of its own for it, as CUDA has.
+    LIBRARY.impl("silu_backward", lambda *_: None, "CUDA")
+
+
+def _placed(tensor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`torch.tensor`, which copies what it is given to the device past every mode."""
+
+    def placed(data: Any, *, device: Any = None, **keywords: Any) -> torch.Tensor:
+        made = tensor(data, **keywords)
+        return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
+
+    return placed
+
+
+class Watched(LiveBytes):
+    """Names operations that took a tensor from the CPU; optimizers may count their steps there."""
+
+    last: Watched
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.on_cpu: set[str] = set()
+        Watched.last = self
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if function not in HARMLESS and any(tensor.device.type == "cpu" and tensor.ndim for tensor in tensors):
+            self.on_cpu.add(str(function))
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
+def value(_mode: Any, _function: Any, tensor: torch.Tensor) -> float | int | bool:
+    """What is found where a value is asked for that is not there."""
+    if tensor.dtype is torch.bool:
+        return tensor.device.type == "cpu"  # drawn against a dropout; on the GPU a check that something is wrong
+    return 1.0 if tensor.is_floating_point() else 1
+
+
+def with_values(cell: Cell, config: Any) -> tuple[torch.nn.Module, set[str]]:
+    """The cell's model on the CPU, with weights: for methods that look at them before the first step."""
+    dtype = getattr(torch, cell.settings["model"]["dtype"])
+    base = model.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    own = {id(p) for p in base.parameters()}
+    net = model.adapt(base, cell)
+    return net, {name for name, p in net.named_parameters() if id(p) not in own}
+
+
+def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, float]]:
+    """Peaks by window and kind of two steps (an untuned model: one pass) of `cell`."""
+    planner = plan.Planner(None, "bf16", kernels, on)
+    cell.settings |= plan._decided(cell.settings, "bf16")
+    config, _ = planner._config(cell, None)
+    shape = plan.Shape([SEQUENCES], raw=201, padded=201, real=True)
+    with torch.autograd.set_multithreading_enabled(False):
+        return planner._probe(cell, config, shape, 1, planner._layout(cell, None)).windows
+
+
+def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
+    values = mock.patch.dict(op_implementations_dict, {aten._local_scalar_dense.default: value})
+    for overrides in asked:
+        cell = tiny("model.dtype=bfloat16", "train.precision=bf16", *overrides)
+        try:
+            try:
+                planned, shell = taken(cell, "cuda", torch.device("cpu")), model.shell
+            except model.NeedsValues:
+                planned, shell = None, with_values
+            with mock.patch.object(plan, "LiveBytes", Watched), mock.patch.object(model, "shell", shell), values:
+                fake = taken(cell, "cuda", GPU)
+            live = Watched.last
+            yield {"fake": fake, "planned": planned, "attention": live.attention, "on_cpu": sorted(live.on_cpu)}
+        except Exception as error:
+            print(traceback.format_exc(), file=sys.stderr)
+            yield {"error": f"{type(error).__name__}: {error.__cause__ or error}"}
+
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    pretend()
+    for answer in answers(asked):
+        print(json.dumps(answer), flush=True)
