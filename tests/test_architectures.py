@@ -11,7 +11,7 @@ import pytest
 import torch
 from job_helpers import run_cell, tiny
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
@@ -116,6 +116,14 @@ def test_a_pair_runs_from_load_to_scores(record_of, folder, kind, method):
         assert 0 < record.merge.max_logit_difference < 1e-3
     if method != "qlora":
         assert record.disk.model == 4 * total  # a tied head is no second copy
+
+
+def test_logits_that_are_capped_never_meet_sdpa_which_would_not_cap_them(folder, monkeypatch):
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # as transformers 5.17 has it
+    path = folder("gemma2")
+    assert AutoModelForCausalLM.from_pretrained(path).config._attn_implementation == "sdpa"
+    cell = cell_of(path, "method=base")
+    assert model.load(cell, torch.device("cpu")).config._attn_implementation == "eager"
 
 
 def adapter(base: nn.Module, method: str) -> int:

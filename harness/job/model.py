@@ -92,9 +92,16 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
     except OSError as error:
         raise _unreachable(path, error) from error
     _never_repack(loaded)
+    _cap(loaded)
     if model.get("upcast"):
         upcast(loaded)
     return loaded
+
+
+def _cap(net: PreTrainedModel) -> None:
+    """Have `net` cap its attention's logits, if that is its way (Gemma 2): by sdpa transformers 5.17 does not."""
+    if getattr(net.config, "attn_logit_softcapping", None) is not None:
+        net.set_attn_implementation("eager")
 
 
 def upcast(net: nn.Module) -> None:
@@ -337,6 +344,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     try:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
+            _cap(base)
             if (quantization := slot.get("quantization_config")) is not None:
                 quantizer = AutoHfQuantizer.from_config(quantization)
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
