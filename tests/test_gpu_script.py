@@ -15,7 +15,7 @@ import torch
 from job_helpers import composed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.config import ROOT
+from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.record import read_study
 from harness.sweep import worker
@@ -25,6 +25,7 @@ from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import bench, beside, checks, render
 from benchmarks.gpu.bench import Bench, Check
 
+ALL = bench.METHODS
 Script = Callable[..., tuple[int, dict[str, Check]]]
 
 
@@ -177,6 +178,17 @@ def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
     with on_cpu.hidden("tabulate"):
         assert on_cpu.command(command, None) == b"True\n"
     assert on_cpu.command(command, None) == b"False\n"
+
+
+@pytest.mark.parametrize("model", [["model=smollm2_135m"], [f"model={script.RANDOM}", f"model.path={script.BUILT}"]])
+def test_what_is_run_on_a_gpu_can_be_composed(tmp_path, model):
+    facts = {"job": {"compute": {"device": {"type": "cuda"}}}}
+    on_cuda = Bench(tmp_path, facts, model, time.monotonic())
+    switches = [more for name, more in bench.SAVERS.items() if name in on_cuda.config().train]
+    found = [on_cuda.cell(method) for method in ALL if (CONF / "method" / f"{method}.yaml").is_file()]
+    found += [on_cuda.cell("lora", *bench.TRAINING_ALONE, *more) for more in switches]
+    assert len({cell.id for cell in found}) == len(found) > 12
+    assert {cell.settings["train"]["max_steps"] for cell in found if cell.seed is not None} == {10}
 
 
 # What is measured beside the cells

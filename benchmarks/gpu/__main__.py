@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--minutes must be positive, got {options.minutes:g}.")
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several the first: a Trainer would take them all
     facts = doctor.examine(options.out, None)
     if facts["job"] is None:
         raise UserError(facts["broken"])

@@ -30,10 +30,13 @@ from harness.sweep.store import Study
 # Core methods in the order of their worth; those that conf/method has.
 METHODS = (
     *("lora", "qlora", "full", "galore_rsvd", "dora", "base", "base_nf4", "dora_fast", "qdora", "galore_8bit"),
-    *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "galore", "galore_layer"),
+    *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "full_kahan", "galore_bf16", "galore", "galore_layer"),
 )
 UNTUNED = ("base", "base_nf4")
-MORE = {"galore_layer": ["train.max_grad_norm=null"]}  # what a method wants besides
+MORE = {  # what a method wants besides
+    "galore_layer": ["train.max_grad_norm=null"],
+    **{name: ["model.dtype=bfloat16"] for name in ("full_bf16", "full_kahan", "galore_bf16")},
+}
 
 SHORT = ["rank=16", "eval.tasks=[wordmath_short,facts_short]", "infer.new_tokens=5"]
 LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this script
@@ -46,6 +49,12 @@ LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this 
         *("train.batch_size=2", "train.max_steps=4", "train.validation_items=4"),
         *("eval.limit=4", "infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
     ],
+}
+SAVERS = {  # switches of train, where there are any of that name
+    "gradient_checkpointing": ["train.gradient_checkpointing=true"],
+    "activation_offload": ["train.activation_offload=true"],
+    "compile": ["train.compile=true"],
+    "global_batch": ["train.batch_size=auto", "train.global_batch=64"],
 }
 TRAINING_ALONE = ["eval.tasks=[]", "infer.repeats=0"]
 CELL_SECONDS = 240.0  # after which a cell, or another process, is ended
@@ -146,10 +155,20 @@ class Bench:
         return self.record(cell, folder, anew=True, on_event=on_event, **keywords)
 
     @cached_property
+    def cells(self) -> dict[str, Cell | str]:
+        """By method its cell, or why it can't be on this device or of this model."""
+        found: dict[str, Cell | str] = {}
+        for method in self.methods:
+            try:
+                found[method] = self.cell(method)
+            except UserError as reason:
+                found[method] = str(reason)
+        return found
+
+    @cached_property
     def planned(self) -> dict[str, Planned]:
         """By method, what its cell is predicted to take."""
-        points = [(method, self.cell(method)) for method in self.methods]
-        self._plan = plan.make(points, {}, None, None)
+        self._plan = plan.make(list(self.cells.items()), {}, None, None)
         return {point.name: point for point in self._plan.points}
 
     def obstacle(self, method: str) -> str | None:

@@ -6,6 +6,7 @@ JSON, in one line, to standard output.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -198,6 +199,9 @@ def _trainer(
         "report_to": [],
         "disable_tqdm": True,
     }
+    wanted = settings.get("gradient_checkpointing", False)  # which TRL has on by itself
+    names = {field.name for field in dataclasses.fields(Arguments)}
+    arguments |= {name: wanted for name in ("gradient_checkpointing", "activation_checkpointing") if name in names}
     if not trl:
         return Ordered(net, Arguments(**arguments), train_dataset=batches)
     from datasets import Dataset

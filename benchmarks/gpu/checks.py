@@ -12,11 +12,11 @@ from dataclasses import asdict, astuple, dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.gpu.bench import TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
+from benchmarks.gpu.bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import Record, read_study
+from harness.record import Cell, Record, read_study
 from harness.sweep import doctor as facts_of
 from harness.sweep.cell import from_config
 
@@ -143,8 +143,8 @@ def _records(bench: Bench) -> list[tuple[str, Record]]:
     """By method, the records of cells that are there and ended well."""
     found, _ = read_study(bench.out) if bench.out.is_dir() else ([], [])
     by_id = {record.cell.id: record for record in found if record.status == "ok"}
-    cells = [(method, bench.cell(method)) for method in bench.methods]
-    return [(method, by_id[cell.id]) for method, cell in cells if cell.id in by_id]
+    cells = {method: cell for method, cell in bench.cells.items() if isinstance(cell, Cell)}
+    return [(method, by_id[cell.id]) for method, cell in cells.items() if cell.id in by_id]
 
 
 def engine(bench: Bench) -> Check:
@@ -164,7 +164,7 @@ def resume(bench: Bench) -> Check:
     """A LoRA cell killed in training, and gone on with, comes to the losses of one that was let alone."""
     every = {"save_every": 2}
     cell = bench.cell("lora", *TRAINING_ALONE)
-    whole = bench.record(cell, "whole")
+    whole = bench.record(cell)
     steps = len(whole.train.loss)
     killed = bench.kill_at(cell, "killed", steps - 1, precautions=every)
     if killed.status != "failed" or "SIGKILL" not in killed.failure.reason:
@@ -184,7 +184,7 @@ def out_of_memory(bench: Bench) -> Check:
     """A micro-batch far too large is recorded as such, and the next cell runs."""
     bench.needs_cuda()
     most = bench.planned["full"].prediction["largest_batch"] or 1
-    size = 8 * most
+    size = 4 * most
     record = bench.record(bench.cell("full", *TRAINING_ALONE, f"train.batch_size={size}", "train.max_steps=1"))
     if record.status != "oom" or record.failure.memory is None:
         why = f"{record.status}: {record.failure.reason}" if record.failure else record.status
@@ -244,6 +244,38 @@ def busy(bench: Bench) -> Check:
     good = ours <= plainly and all(0 < row["share"] <= 1.05 for row in rows)
     detail = f"kernels run in {shares} of a step; {ours / plainly:.2f} times as many kernels as with speedups=off"
     return Check("passed" if good or not bench.on_cuda else "failed", detail, rows=rows)
+
+
+def savers(bench: Bench) -> Check:
+    """Gradient checkpointing, offload, compile and the largest batch that fits: losses as without, less memory."""
+    known = bench.config().train
+    asked = {"": [], **{name: more for name, more in SAVERS.items() if name in known}}
+    rows: list[dict[str, Any]] = []
+    wrong = []
+    for name, more in asked.items():
+        row: dict[str, Any] = {"switch": name or "none"}
+        try:
+            record = bench.record(bench.cell("lora", *TRAINING_ALONE, *more))
+        except (OutOfTime, UserError) as reason:
+            rows.append(row | {"status": "not run", "reason": str(reason)})
+            wrong += [f"{name}: {reason}"] if isinstance(reason, UserError) and bench.on_cuda else []
+            continue
+        rows.append(row)
+        row |= _told(record)
+        if row["status"] != "ok":
+            wrong.append(f"{name}: {row['reason']}")
+            continue
+        row |= {"first loss": record.train.loss[0].loss, "tokens/s": record.train.tokens_per_second_steady}
+        peak = record.phases["train"].memory.allocated_peak if bench.on_cuda else sum(astuple(record.probe.peak))
+        row["peak"], plainly = peak, rows[0]
+        if "peak" not in plainly or name == "global_batch":  # whose batches are others
+            continue
+        if abs(row["first loss"] / plainly["first loss"] - 1) > FIRST_LOSS:
+            wrong.append(f"{name}: the first loss is {row['first loss']:.4f}, not {plainly['first loss']:.4f}")
+        if name in ("gradient_checkpointing", "activation_offload") and peak >= plainly["peak"]:
+            wrong.append(f"{name}: the peak is {units.size(peak)}, no less than {units.size(plainly['peak'])}")
+    told = [f"{row['switch']} {units.size(row['peak'])}" for row in rows if "peak" in row]
+    return Check("failed" if wrong else "passed", "; ".join([f"peaks: {', '.join(told)}", *wrong]), rows=rows)
 
 
 def quickstart(bench: Bench) -> Check:
@@ -319,6 +351,7 @@ CHECKS = {
     "throughput": Step(throughput, 30),
     "busy": Step(busy, 60),
     "quickstart": Step(quickstart, 40),
+    "savers": Step(savers, 60),
     "liger": Step(cells_without_liger, 30),
     "plain": Step(cells_plain, 30),
     "tests": Step(gpu_tests, 60),

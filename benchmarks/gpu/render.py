@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.record import Record, decode, read_study
 
 CHECKS = "checks.jsonl"  # one JSON object a line, in the order in which they were made; not *.json, which is a record
-BYTES = {"predicted", "measured", "tensors", "reserved", "our peak", "peak of Trainer", "peak of SFTTrainer"}
+BYTES = {"peak", "predicted", "measured", "tensors", "reserved", "our peak", "peak of Trainer", "peak of SFTTrainer"}
 BYTES |= {"weights", "adapters", "gradients", "optimizer", "rest", "allocated", "largest_free"}
 PERCENT = {"difference", "share", "last", "first"}
 SHOWN: dict[type, Callable[[Any], str]] = {bool: lambda v: "yes" if v else "no", str: str, dict: str}
