@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from harness import private, units
-from harness.record import Record
+from harness.record import Record, bits
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model"}
@@ -83,12 +83,12 @@ def _head(record: Record) -> str:
 
 
 def _quantised(record: Record) -> Iterator[str]:
-    if "quantization_config" not in record.cell.settings["method"]["load"]:
+    if (kept := bits(record.cell.settings["method"]["load"])) is None:
         return
     if record.saved.form == "adapter":
-        yield "It was trained, and scored, on a base quantised to 4 bits; on the base in full it is another model.\n"
+        yield f"It was trained and scored on a base quantised to {kept} bits; on the full base it is another model.\n"
     else:
-        yield "Its base was quantised to 4 bits for training, and scored so; these are the expanded weights.\n"
+        yield f"Its base was quantised to {kept} bits for training, and scored so; these are the expanded weights.\n"
 
 
 def _training(record: Record) -> Iterator[tuple[str, str]]:

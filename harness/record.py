@@ -481,6 +481,14 @@ def device_count(settings: dict[str, Any]) -> int:
     return train.get("devices", 1) if isinstance(train, dict) else 1
 
 
+def bits(load: dict[str, Any]) -> int | None:
+    """Of the base's matrices, as a method's slot `load` has them quantised; None where they are not."""
+    quantised = load.get("quantization_config")
+    if not quantised:
+        return None
+    return 8 if str(quantised.get("_target_")).endswith(".int8") else 4
+
+
 AUTO = "auto"  # the train.batch_size that is chosen where a cell is run
 
 

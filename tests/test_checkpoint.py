@@ -45,7 +45,7 @@ METHODS = {
     "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
-UNTUNED = ("base", "base_nf4", "api")
+UNTUNED = ("base", "base_nf4", "base_int8", "api")
 OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED})
 
 

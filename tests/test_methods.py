@@ -112,7 +112,8 @@ ADAPTERS = {
 }
 WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "galore_8bit", "galore_layer", "muon")
 PARTS = {"bitfit": NORMS}  # of the model's own weights
-ELSEWHERE = {"base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd", "api"}
+ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora"}
+ELSEWHERE |= {"galore", "galore_rsvd", "api"}
 ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 SMALLER = {
     "adamss": ["method.knobs.subspaces=4"],  # to find 32 takes seconds

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn import Linear8bitLt, Params4bit
 from job_helpers import prepared, run_tiny, tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -80,6 +80,40 @@ def test_nf4_packs_matrices_with_double_quantisation(method):
         assert p.quant_state.state2 is not None, name
     layers = [m for m in net.modules() if isinstance(getattr(m, "weight", None), Params4bit)]
     assert {getattr(m, "compute_dtype", torch.float32) for m in layers} == {torch.float32}  # as train.precision
+
+
+@pytest.mark.parametrize("method", ["base_int8", "lora_8bit"])
+def test_int8_rounds_each_row_to_its_own_127th(method):
+    net, plain = (prepared(tiny(f"method={m}")).net for m in (method, "base"))
+    rounded = {name: layer for name, layer in net.named_modules() if isinstance(layer, Linear8bitLt)}
+    assert len(rounded) == len(LINEARS)
+    for name, layer in rounded.items():
+        was = plain.get_submodule(name.removeprefix("base_model.model.").removesuffix(".base_layer")).weight
+        scales = layer.weight.SCB[:, None]
+        assert (layer.weight.dtype, layer.state.threshold, layer.weight.requires_grad) == (torch.int8, 6.0, False)
+        torch.testing.assert_close(scales[:, 0], was.abs().amax(1), rtol=1e-3, atol=0)
+        assert (
+            (layer.weight * scales / 127 - was).abs() <= 0.51 * scales / 127 + 1e-3 * was.abs()
+        ).all()  # by way of fp16
+
+
+def test_int8_computes_what_the_model_does_and_counts_as_much(records, tmp_path):
+    eight = ("base_int8", "lora_8bit")
+    found = records | {m: run_tiny(tmp_path, f"method={m}", f"rank={RANK}", "lr_scale=50") for m in eight}
+    assert all(found[method].status == "ok" for method in eight)
+    for one, other in (("base", "base_int8"), ("lora", "lora_8bit")):
+        one, other = found[one], found[other]
+        assert other.probe.flops_per_token == one.probe.flops_per_token
+        assert other.parameters == one.parameters
+        assert other.validation[-1].loss == pytest.approx(one.validation[-1].loss, rel=1e-3)
+        assert other.validation[-1].loss != one.validation[-1].loss
+        rows = sum(o for _, o in LINEARS)
+        assert one.probe.peak.weights - other.probe.peak.weights == 4 * MATRICES - (MATRICES + 4 * rows)
+    tuned = found["lora_8bit"]
+    assert [p.loss for p in tuned.train.loss] == pytest.approx([p.loss for p in found["lora"].train.loss], rel=1e-3)
+    assert (tuned.merge.merged, tuned.merge.dequantised) == (False, True)
+    assert tuned.merge.reason == "Merging would round the weights to 8 bits again."
+    assert tuned.disk.model == 4 * TOTAL
 
 
 def test_nf4_moves_the_model_and_not_far():

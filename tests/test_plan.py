@@ -37,6 +37,7 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
         *itertools.product(METHODS, [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")]),
         *(("lora", ("train.batch_size=2", *PACKED, f"speedups={which}")) for which in ("auto", "off")),
         *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
+        *((method, ("train.batch_size=2",)) for method in ("base_int8", "lora_8bit")),
         *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
         *((method, SIXTEEN) for method in ("full", "full_kahan", "galore_bf16")),
     ],

@@ -22,11 +22,12 @@ from harness import card, record
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job import embedded, run, saved
-from harness.record import CARD, Saved, model_folder, read, studies
+from harness.record import CARD, Saved, bits, model_folder, read, studies
 from harness.sweep import verify
 from harness.sweep.store import Study
 
 FORMS = [("lora", "adapter"), ("lora", "merged"), ("dora_fast", "adapter"), ("qlora", "adapter"), ("galore", "adapter")]
+FORMS += [("lora_8bit", "adapter"), ("lora_8bit", "merged")]
 IDS = torch.arange(3, 40)[None]
 
 
@@ -66,11 +67,13 @@ def loaded(path, form):
     folder = model_folder(path)
     if form != "adapter":
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    nf4 = {}
-    if "quantization_config" in read(path).cell.settings["method"]["load"]:
-        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
-        nf4 = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)}
-    net = base(**nf4)
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+    quantised = {
+        None: {},
+        4: {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)},
+        8: {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
+    }
+    net = base(**quantised[bits(read(path).cell.settings["method"]["load"])])
     for module in net.modules():
         if isinstance(module, Linear4bit):  # would round its scales to bf16 on a CPU that has it
             module.support_avx512bf16_for_cpu = False
@@ -84,7 +87,7 @@ def test_plain_libraries_compute_the_same(kept, method, save):
     assert (found.status, found.saved.form) == ("ok", "model" if method == "galore" else save)
     net = loaded(path, found.saved.form)
     torch.testing.assert_close(logits(net), expected, rtol=0, atol=1e-5)
-    if method != "qlora":
+    if method not in ("qlora", "lora_8bit"):
         assert (logits(base()) - expected).abs().max() > 1e-3, "it was not trained"
     tokenizer = AutoTokenizer.from_pretrained(model_folder(path))
     assert (

@@ -1,8 +1,9 @@
 """What CUDA's kernels choose and allocate, told of tensors without storage that seem to lie on a CPU.
 
 A plan for a GPU is made on machines that have none. Nearly all that a training step allocates is the same on every
-device. What differs is here: which kernel attention takes, which functions autocast computes in fp32, and what kernels
-allocate for themselves. The tests hold it against tensors without storage that seem to lie on a GPU (tests/fake_cuda).
+device. What differs is here: which kernels attention and 8-bit layers take, which functions autocast computes in fp32,
+and what kernels allocate for themselves. The tests hold it against tensors without storage that seem to lie on a GPU
+(tests/fake_cuda).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # defines its operations
+from bitsandbytes.autograd import _functions as products
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -54,11 +56,14 @@ class CudaKernels(TorchFunctionMode):
     def __enter__(self) -> CudaKernels:
         self._before = torch.is_autocast_enabled("cuda")
         torch.set_autocast_enabled("cuda", self._autocast)
+        self._product = products.MatMul8bitFp  # what bitsandbytes trains 8-bit layers by on a CPU
+        products.MatMul8bitFp = products.MatMul8bitLt
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         torch.set_autocast_enabled("cuda", self._before)
+        products.MatMul8bitFp = self._product
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

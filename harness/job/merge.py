@@ -1,7 +1,7 @@
 """Folds an adapter into the base weights: before scoring where that is exact, for merged models score faster.
 
-A quantised base is scored unmerged, as it was trained: its merged weights would be rounded to 4 bits again, which is
-another model. It can be merged all the same, into its weights expanded to the dtype they were quantised from.
+A quantised base is scored unmerged, as it was trained: its merged weights would be rounded again, which is another
+model. It can be merged all the same, into its weights expanded to the dtype they were quantised from.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from harness.job.model import forget_adapters
 from harness.record import Merge
 
 PROMPT = "What is learned are tokens, and no weights take them in."
-QUANTISED = "Merging would round the weights to 4 bits again."
 
 
 def quantised(model: nn.Module) -> bool:
     """Whether `model` has an adapter on a quantised base."""
     return isinstance(model, PeftModel) and getattr(model.get_base_model(), "is_quantized", False)
+
+
+def rounding(model: PeftModel) -> str:
+    """Why an adapter is not merged into its quantised base."""
+    bits = 8 if getattr(model.get_base_model(), "is_loaded_in_8bit", False) else 4
+    return f"Merging would round the weights to {bits} bits again."
 
 
 def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.Module, Merge]:
@@ -41,6 +46,7 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     batch = batch.to(accelerator.device)
     before = _logits(model, batch, accelerator)
     expand = quantised(model)
+    reason = rounding(model) if expand else None
     synchronize()
     start = time.perf_counter()
     try:
@@ -53,7 +59,7 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     seconds = time.perf_counter() - start
     forget_adapters(merged)
     difference = float((_logits(merged, batch, accelerator) - before).abs().max())
-    return merged, Merge(not expand, QUANTISED if expand else None, difference, dequantised=expand, seconds=seconds)
+    return merged, Merge(not expand, reason, difference, dequantised=expand, seconds=seconds)
 
 
 def _dequantised(model: PeftModel) -> PeftModel:

@@ -236,8 +236,18 @@ def _nf4_flops(a, b, shape, *args, out_val=None, **kwargs) -> int:
     return 2 * a.numel() * shape[0]
 
 
+def _int8_flops(a, b, *args, out_val=None, **kwargs) -> int:
+    """A product of `a` [rows, in] with an 8-bit matrix `b` [out, in]."""
+    return 2 * a.numel() * b.shape[0]
+
+
+def _int8_mixed_flops(a, quantised, b, *args, out_val=None, **kwargs) -> int:
+    """As `_int8_flops`; features that are taken in 16 bits are taken in 8 bits, as zeros, too."""
+    return _int8_flops(quantised, b)
+
+
 def _flops() -> dict[Any, Callable[..., int]]:
-    """Torch's formulas by operation, and ours of bitsandbytes' product and of attention.
+    """Torch's formulas by operation, and ours of bitsandbytes' products and of attention.
 
     Of torch's own for attention, some need the values of bounds, those of 2.11 an equal number of heads, and none is of
     the CPU's kernel.
@@ -247,6 +257,8 @@ def _flops() -> dict[Any, Callable[..., int]]:
     aten = torch.ops.aten
     ours = {
         torch.ops.bitsandbytes.gemm_4bit: _nf4_flops,
+        torch.ops.bitsandbytes.int8_scaled_mm: _int8_flops,
+        torch.ops.bitsandbytes.int8_mixed_scaled_mm: _int8_mixed_flops,
         torch.ops.torch_attn._varlen_attn: _varlen_flops,
         torch.ops.torch_attn._varlen_attn_backward: _varlen_backward_flops,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import peft
 import torch
 from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from huggingface_hub import hf_hub_download
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -139,6 +140,16 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=device.compute_dtype(compute_dtype),
     )
+
+
+def int8() -> BitsAndBytesConfig:
+    """LLM.int8() (Dettmers et al. 2022, section 3): rows in 8 bits, columns of features above 6 in 16.
+
+    On a CPU bitsandbytes quantises what comes into a layer while the model answers alone; training computes with the
+    weights expanded.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of its rounding at every call
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
@@ -381,8 +392,16 @@ def _check_experts(base: nn.Module, cell: Cell) -> None:
 
 
 def _pack(net: nn.Module, dtype: torch.dtype) -> None:
-    """Give each 4-bit matrix on "meta" the packed form, and scales, that quantising its `dtype` would give it."""
+    """Give each matrix on "meta" that is to be quantised the form, and scales, that quantising its `dtype` would give.
+
+    Of 8-bit ones no features are taken for outliers: how many there are only values tell.
+    """
     for module in net.modules():
+        if isinstance(module, Linear8bitLt):
+            shape = (module.out_features, module.in_features)
+            module.weight = Int8Params(torch.empty(shape, dtype=torch.int8, device="meta"), requires_grad=False)
+            module.state.CB, module.state.SCB = module.weight, torch.empty(shape[0], device="meta")
+            module.state.threshold = 0.0
         if isinstance(module, Linear4bit):
             weight, shape = module.weight, torch.Size((module.out_features, module.in_features))
             scales = -(-shape.numel() // weight.blocksize)
@@ -415,9 +434,9 @@ def _check_packed(net: nn.Module) -> None:
         with torch.no_grad():
             net(input_ids=torch.ones(1, 2, dtype=torch.long))
     except Exception as error:  # of all else that can't be told without values, the job itself will tell
-        if any(name in str(error) for name in ("uint8", "unsigned char", "Byte")):
+        if any(name in str(error) for name in ("uint8", "unsigned char", "Byte", "int8", "signed char", "Char")):
             raise ValueError(
-                "the model multiplies with weights of linear layers itself, which can't be done in 4 bits; "
+                "the model multiplies with weights of linear layers itself, which can't be done in 4 or 8 bits; "
                 "take a method that does not quantise them."
             ) from error
 

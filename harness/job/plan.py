@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from bitsandbytes.nn import Int8Params, Linear8bitLt
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -496,11 +497,16 @@ def materialise(net: nn.Module, on: torch.device) -> None:
                 new.__class__, new.quant_state = Params4bit, state
                 for level in probe.quant_states(tensor):
                     vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
+            if isinstance(tensor, Int8Params):
+                new.CB = new.SCB = None  # its layer has them
             made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
         return made[id(tensor)][0]
 
     for module in net.modules():  # of some methods, tensors lie in other dicts of a module than its parameters'
-        for store in [vars(module), *(value for value in vars(module).values() if type(value) is dict)]:
+        others = [value for value in vars(module).values() if type(value) is dict]
+        if isinstance(module, Linear8bitLt):
+            others.append(vars(module.state))
+        for store in [vars(module), *others]:
             store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
@@ -107,6 +108,8 @@ def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
     for parameter in model.parameters():
         live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
     live.see(list(model.buffers()), "weights")
+    states = [module.state for module in model.modules() if isinstance(module, Linear8bitLt)]
+    live.see([state.SCB for state in states if state.SCB is not None], "weights")  # there from the first pass on
 
 
 def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[RemovableHandle]:
@@ -124,6 +127,8 @@ def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[R
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
     """The parameter, and what a quantised one needs besides: its scales, and the scales' own."""
     yield parameter
+    if (scales := getattr(parameter, "SCB", None)) is not None:
+        yield scales
     for state in quant_states(parameter):
         yield from (value for value in vars(state).values() if isinstance(value, Tensor))
 

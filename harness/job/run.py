@@ -314,7 +314,7 @@ class _Job:
             net = self._merge(net, batch, result)
             self._score(net, result)
             return
-        result.merge = Merge(False, merge.QUANTISED)
+        result.merge = Merge(False, merge.rounding(net))
         self._score(net, result)
         try:
             self._merge(net, batch, result)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import units
-from harness.record import Record
+from harness.record import Record, bits
 from harness.report.claims import TASKS
 from harness.report.columns import ABSENT, Row, group
 from harness.report.standings import contests
@@ -136,7 +136,7 @@ def _start(row: Row, rows: Sequence[Row]) -> float | None:
     """The loss before training: that of the base in the same place, as the row's method loads it."""
     method = row.records[0].cell.settings.get("method")
     load = method.get("load", {}) if isinstance(method, dict) else {}
-    base = "base_nf4" if load.get("quantization_config") else "base"
+    base = {None: "base", 4: "base_nf4", 8: "base_int8"}[bits(load)]
     losses = [r.mean("validation_loss") for r in rows if (r.place, r.method) == (row.place, base) and r.finished]
     return losses[0] if losses else None
 
