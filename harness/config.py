@@ -161,6 +161,7 @@ class Train:
         than one. parallel: how they do: ``ddp``, each with the whole model, or ``fsdp``, each with a share of it.
     activation_offload: keep activations in the host's memory between forward and backward (CUDA): less memory on the
         device, for the time of the copies.
+    compile: torch.compile each decoder layer for training; validation, inference and scoring run it as it is.
     """
 
     max_steps: int = 200
@@ -180,6 +181,7 @@ class Train:
     devices: int = 1
     parallel: str = "ddp"
     activation_offload: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -402,6 +404,7 @@ def _check_devices(config: DictConfig) -> None:
         f"others; take a multiple of {train.devices}.": train[batch] % train.devices,
         f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
         "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
         f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
         "up.": slots.optim.get("per_layer"),
     }

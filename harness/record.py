@@ -177,6 +177,8 @@ class Train:
     save_every: steps between checkpoints, which are made outside of what is timed; null if none were.
     resumed_at: after how many steps the process had ended and another went on from a checkpoint. What is measured here,
         and in the phase train, is of them all; the other phases, `started` and `seconds` are the last process's.
+    compile_seconds: of each step, what torch.compile took of it, without caches; empty if nothing is compiled. Steps in
+        which something was are no part of the steady rate.
 
     step_seconds and loss are empty, the steady rate and batches null in imported records that know no single steps.
     """
@@ -193,11 +195,13 @@ class Train:
     joules: float | None = None
     save_every: int | None = None
     resumed_at: list[int] = field(default_factory=list)
+    compile_seconds: list[float] = field(default_factory=list)
 
     def steady_steps(self) -> list[int]:
-        """Indices of the steps that the steady rate is of: all but those of a warm-up, or else the last."""
+        """Indices of the steps that the steady rate is of: all but those of a warm-up or compilation, or the last."""
         begins = (0, *self.resumed_at)
         left_out = {i for begin in begins for i in range(begin, begin + self.warmup_steps)}
+        left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
         steps = range(len(self.step_seconds))
         return [i for i in steps if i not in left_out] or list(steps[-1:])
 

@@ -95,6 +95,11 @@ def enabled(model: nn.Module) -> Iterator[None]:
             net.set_attn_implementation(before)
 
 
+def keep_from_compilation(on: bool) -> None:
+    """Whether torch.compile is to leave attention as above to itself: its shapes are the batch's."""
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend) if on else _attend)
+
+
 @contextmanager
 def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[bool]:
     """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).

@@ -30,6 +30,7 @@ from harness.job import (
     api,
     attention,
     chat,
+    compiled,
     data,
     device,
     disk,
@@ -79,6 +80,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             api.check(cell, data_root)
             continue
         model.check(cell)
+        compiled.check(cell.settings)
         offload.check(cell.settings)
         vllm_engine.check(cell.settings)
         if cell.settings["eval"].get("chat_template"):
@@ -129,6 +131,7 @@ def run(
         job = api.Job(cell, asking, data_root, report)
     else:
         model.check(cell)
+        compiled.check(cell.settings)
         offload.check(cell.settings)
         vllm_engine.check(cell.settings)
         job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
@@ -282,6 +285,8 @@ class _Job:
 
             self._enter("train")
             optimizer = self.accelerator.prepare_optimizer(build(self.accelerator.unwrap_model(net)))
+            if compiles := train_settings.get("compile"):
+                self._of_training.callback(compiled.enable(net))
             with self.meter.window("train"):
                 result.train, result.validation = train.train(
                     net,
@@ -292,10 +297,11 @@ class _Job:
                     validate,
                     self._stepped,
                     self._checkpoints(),
+                    compiled.seconds if compiles else None,
                 )
             del optimizer
-            net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
             self._of_training.close()
+            net = self.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
             self._free_training()
             if self.rank is not None:
                 weights = self._leave(net, result)

@@ -49,7 +49,8 @@ class Diverged(Exception):
 class SoFar:
     """What the loop has measured by the end of a step; a checkpoint keeps it.
 
-    seconds, laps, raw: of each step; padded, supervised: tokens of all; resumed_at: as in harness.record.Train.
+    seconds, laps, raw: of each step; padded, supervised: tokens of all; resumed_at, compiling: as
+    resumed_at and compile_seconds in harness.record.Train.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -61,6 +62,7 @@ class SoFar:
     validations: list[ValidationPoint] = field(default_factory=list)
     joules: float | None = 0.0
     resumed_at: list[int] = field(default_factory=list)
+    compiling: list[float] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -76,12 +78,14 @@ def train(
     validate: Callable[[], float],
     report: Callable[[dict], None],
     checkpoints: Checkpoints | None = None,
+    compiled: Callable[[], float] | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`; raises Diverged.
 
     settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
     validate: gives the validation loss; called at intervals and after the last step.
     checkpoints: where training goes on from, and is saved to at their intervals and after the last step.
+    compiled: gives the seconds that were spent compiling so far, if the model is compiled.
     """
     total = settings["max_steps"]
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
@@ -105,7 +109,7 @@ def train(
         lr = schedule.get_last_lr()[0]
 
         accelerator.wait_for_everyone()
-        start = energy.read()
+        start, already = energy.read(), compiled and compiled()
         stopwatch.start()
         loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
         taken, parts = stopwatch.stop()
@@ -113,6 +117,8 @@ def train(
         taken, parts, used = ranks.slowest(taken, parts, used, accelerator)
         done.joules = None if done.joules is None or used is None else done.joules + used
         done.seconds.append(taken)
+        if compiled is not None:
+            done.compiling.append(compiled() - already)
         for part in PARTS:
             done.laps[part].append(parts[part])
 
@@ -151,6 +157,7 @@ def train(
         joules=done.joules,
         save_every=checkpoints and checkpoints.every,
         resumed_at=done.resumed_at,
+        compile_seconds=done.compiling,
     )
     measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in measured.steady_steps())
     return measured, done.validations

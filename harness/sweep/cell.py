@@ -27,7 +27,13 @@ AS_EVER = {
         "unsafe_code": False,
     },
     "model": {"trust_remote_code": False, "use_safetensors": True, "upcast": False},
-    "train": {"max_tokens": None, "packing": False, "global_batch": None, "activation_offload": False},
+    "train": {
+        "max_tokens": None,
+        "packing": False,
+        "global_batch": None,
+        "activation_offload": False,
+        "compile": False,
+    },
 }
 # Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
 NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price", "thinking")
