@@ -32,7 +32,7 @@ QV = "method.adapt.target_modules=[q_proj,v_proj]"
 PUBLISHED = {
     "LoRA, rank 32 on q and v": ("lora--llama-3.2-3B-rank32", ["method=lora", "rank=32", QV]),
     "DoRA, rank 32 on q and v": ("lora--llama-3.2-3B-rank32-dora", ["method=dora", "rank=32", QV]),
-    "Full fine-tuning": ("full-finetuning--llama-3.2-3B-lr_0.00001", ["method=full"]),
+    "Full fine-tuning": ("full-finetuning--llama-3.2-3B-lr_0.00001", ["method=full_bf16"]),
 }
 
 
@@ -76,7 +76,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
     config = hydra.compose("config", ["model=llama_3_2_3b", *overrides, *shape])
     architecture = dict(config.model.architecture)
-    line = Planner(None, auto="bf16").predict(from_config(config), architecture, LARGE)
+    line = Planner(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture, LARGE)
     adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]
     logits = 2 * architecture["vocab_size"] * metrics[-1]["train total tokens"] / train["max_steps"]
     resident = sum(line["resident"].values())

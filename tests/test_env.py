@@ -17,7 +17,8 @@ from job_helpers import prepared, tiny
 
 from harness import env
 from harness.config import ROOT
-from harness.job import device, model
+from harness.errors import UserError
+from harness.job import device, model, run
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -186,3 +187,20 @@ def test_a_sweep_on_a_busy_machine_warns_and_goes_on(inside):
     first, *_ = [line for line in run.stderr.splitlines() if line.startswith(("warning: ", "error: "))]
     assert first.startswith("warning: Other processes keep ")
     assert run.returncode == 2, "the rank is refused: nothing needed to be run for the warning"
+
+
+@pytest.mark.parametrize(
+    ("setting", "overrides"),
+    [
+        ("train.precision=bf16", ("train.precision=bf16",)),
+        ("model.dtype=bfloat16", ("train.precision=auto", "model.dtype=bfloat16")),
+    ],
+)
+def test_a_gpu_without_bf16_arithmetic_is_asked_for_none(monkeypatch, setting, overrides):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(UserError, match=rf"{setting} requires a GPU of compute capability 8\.0 or more, got Tesla T4"):
+        run.check([tiny("method=lora", *overrides)], None)
+    device.check_formats(tiny("method=lora", "train.precision=auto").settings)  # which computes in fp32 there

@@ -86,6 +86,23 @@ def check(count: int) -> None:
         raise UserError(f"train.devices={count} can't be: there are {torch.cuda.device_count()} CUDA devices here.")
 
 
+def check_formats(settings: dict[str, Any]) -> None:
+    """Raise UserError if the GPU here has no bf16 arithmetic and a cell of these settings would compute in it."""
+    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    major, minor = torch.cuda.get_device_capability()
+    asked = {
+        "train.precision=bf16": settings["train"]["precision"] == "bf16",
+        "model.dtype=bfloat16": settings["model"]["dtype"] == "bfloat16",
+    }
+    for setting, applies in asked.items():
+        if applies:
+            raise UserError(
+                f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
+                f"({major}.{minor}); it computes with train.precision=fp32 model.dtype=float32."
+            )
+
+
 def busy(number: int = 0) -> str | None:
     """A sentence if others use the CUDA device that a cell would run on; null if not, or if NVML can't tell.
 

@@ -79,10 +79,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
         if behind_api(cell):
             api.check(cell, data_root)
             continue
-        model.check(cell)
-        compiled.check(cell.settings)
-        offload.check(cell.settings)
-        vllm_engine.check(cell.settings)
+        _check_here(cell)
         if cell.settings["eval"].get("chat_template"):
             score.check_template(cell.settings["eval"], model.tokenizer(cell.settings["model"]))
         if cell.settings["eval"] not in tasks:
@@ -93,6 +90,15 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             if any(mapping.CHAT in item for item in found["train"][:1]):
                 chat.require(model.tokenizer(cell.settings["model"]))
             splits.append(cell.settings["data"])
+
+
+def _check_here(cell: Cell) -> None:
+    """Raise UserError if the model can't be had, or a setting can't be on this machine."""
+    device.check_formats(cell.settings)
+    model.check(cell)
+    compiled.check(cell.settings)
+    offload.check(cell.settings)
+    vllm_engine.check(cell.settings)
 
 
 def run(
@@ -130,10 +136,7 @@ def run(
     if behind_api(cell):
         job = api.Job(cell, asking, data_root, report)
     else:
-        model.check(cell)
-        compiled.check(cell.settings)
-        offload.check(cell.settings)
-        vllm_engine.check(cell.settings)
+        _check_here(cell)
         job = _Job(cell, data_root, report, checkpoints, precautions.save_every, smaller, (save, unplaced), rank)
         if tracker is not None and (rank is None or rank.number == 0):
             job.tracker = Tracker(tracker, cell, study, path.parent)
