@@ -195,6 +195,13 @@ def test_logits_that_are_changed_after_the_head_are_left_alone():
         assert not on
 
 
+def test_a_plan_counts_our_chunks_also_where_liger_could_run(monkeypatch):
+    net = prepared(tiny("method=full")).net
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert loss.enable(net, "cuda") == "on: chunked"
+
+
 def test_an_adapter_on_the_head_is_left_alone():
     bench = prepared(tiny("method=lora", "method.adapt.target_modules=[q_proj,lm_head]"))
     assert loss.enable(bench.net) == "off: the head has an adapter"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -55,6 +56,28 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
         assert found["shape"]["padded"] == measured.train.tokens.padded
         per_token = measured.probe.flops_per_token
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
+
+
+@pytest.mark.slow
+def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
+    asked = ([(tiny("method=lora"), None)], None, BUDGET, 0, 1.0, "cpu")
+    _, forked = plan.answer(*asked)
+    begun = []
+    context, submit = plan.get_context, plan.ProcessPoolExecutor.submit
+
+    def submitted(*arguments):
+        begun.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return submit(*arguments)
+
+    monkeypatch.setattr(plan, "get_context", lambda how: begun.append(how) or context(how))
+    monkeypatch.setattr(plan.ProcessPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(plan.device, "here", lambda: plan.CPU)
+    monkeypatch.setattr(plan.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    _, anew = plan.answer(*asked)
+    assert begun == ["spawn", ""]
+    assert anew == forked
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize("method", ["adafactor", "shira"])

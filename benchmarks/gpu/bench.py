@@ -31,8 +31,9 @@ from harness.sweep.store import Study
 METHODS = (
     *("lora", "qlora", "full", "galore_rsvd", "dora", "base", "base_nf4", "dora_fast", "qdora", "galore_8bit"),
     *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "full_kahan", "galore_bf16", "galore", "galore_layer"),
+    "base_int8",
 )
-UNTUNED = ("base", "base_nf4")
+UNTUNED = ("base", "base_nf4", "base_int8")
 MORE = {  # what a method wants besides
     "galore_layer": ["train.max_grad_norm=null"],
     **{name: ["model.dtype=bfloat16"] for name in ("full_bf16", "full_kahan", "galore_bf16")},

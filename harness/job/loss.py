@@ -30,7 +30,7 @@ def enable(model: nn.Module, kernels: str | None = None) -> str:
     To be called under the autocast that it will be trained under.
     kernels: whose compute it, ``cpu`` or ``cuda``; null for those of the device that the model is on.
     """
-    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+    if kernels is None and torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)

@@ -555,9 +555,12 @@ def answer(
     groups: dict[str, list[int]] = {}
     for i, (cell, _) in enumerate(cells):
         groups.setdefault(_group(cell), []).append(i)
-    # Forked before this process asks for a device, which they must not: CUDA does not survive a fork.
-    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context("fork")) as pool:
-        pool.submit(int).result()
+    # Beside an accelerator begun anew: libraries touch it as they are imported, no fork survives that, and a backward
+    # pass sets up threads for every device it sees. Else forked, before this process computes anything in threads.
+    how = "spawn" if torch.accelerator.is_available() else "fork"
+    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context(how)) as pool:
+        if how == "fork":
+            pool.submit(int).result()
         here = device.here()
         environment = env.describe() | device.describe(here)
         kernels = kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
@@ -565,16 +568,29 @@ def answer(
         bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
         planner = Planner(data_root, "bf16" if bf16 else "fp32", kernels)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
-        asked = [
-            pool.submit(_predict, planner, [cells[i] for i in members], budget - beside, int(tight * budget) - beside)
-            for members in groups.values()
-        ]
+        room = budget - beside, int(tight * budget) - beside
+        with _without_gpus():
+            asked = [pool.submit(_predict, planner, [cells[i] for i in members], *room) for members in groups.values()]
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
             predictions |= zip(members, future.result(), strict=True)
     yield {"budget": budget, "kernels": kernels, "environment": environment}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
+
+
+@contextmanager
+def _without_gpus() -> Iterator[None]:
+    """A context in which processes are begun that see no CUDA device: each would take memory of it."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _predict(
