@@ -28,15 +28,17 @@ def enable(model: nn.Module, kernels: str | None = None) -> str:
     """Have the loss of `model` taken chunk by chunk; for the record "on: " and by what, or "off: " and why not.
 
     To be called under the autocast that it will be trained under.
-    kernels: whose compute it, ``cpu`` or ``cuda``; null for those of the device that the model is on.
+    kernels: whose chunks are to be planned for, ``cpu`` or ``cuda``, always ours; null to train, in those of the device
+        that computes them, or by Liger.
     """
-    if kernels is None and torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+    if kernels is not None:
+        return attach(model, functools.partial(chunked, size=CHUNK[kernels]), "chunked")
+    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
         return attach(model, lambda weight, hidden, *of: kernel(weight, hidden.to(weight.dtype), *of), "liger")
-    size = CHUNK[kernels or inner(model).device.type]
-    return attach(model, functools.partial(chunked, size=size), "chunked")
+    return attach(model, chunked, "chunked")
 
 
 def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
@@ -90,14 +92,16 @@ def _forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[N
         del head.forward
 
 
-def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int) -> Tensor:
+def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
     """Cross-entropy in nats, summed over `targets` (rows,), of the logits ``hidden @ weight.T + bias``.
 
     weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are multiplied in the dtype of
-    autocast, where it is on, and their softmax is taken in fp32. size: bytes of a chunk's logits in fp32.
+    autocast, where it is on, and their softmax is taken in fp32. size: bytes of a chunk's logits in fp32 (null: that of
+    the device).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    size = size or CHUNK["cpu" if device == "cpu" else "cuda"]
     rows = max(1, size // (4 * len(weight)))
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled():

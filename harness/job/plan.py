@@ -192,7 +192,7 @@ class Planner:
         """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
         settings = cell.settings
         taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
-        taken += [_share(settings)]
+        taken += [_share(settings), settings["train"].get("activation_offload", False)]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
