@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness import private
 from harness.errors import UserError, one_of
-from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName
+from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName, bits
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -410,8 +410,7 @@ def _check_devices(config: DictConfig) -> None:
     }
     if train.parallel == "fsdp":
         refused |= {
-            f"{method} and train.parallel=fsdp: packed weights can't be sharded; {ddp}": "quantization_config"
-            in slots.load,
+            f"{method} and train.parallel=fsdp: weights in 8 bits can't be sharded; {ddp}": bits(slots.load) == 8,
             f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
             f"{ddp}": slots.optim.get("matrices"),
             f"{method} and train.parallel=fsdp: its init, before or after takes whole weights, and each device has a "

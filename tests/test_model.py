@@ -82,6 +82,28 @@ def test_nf4_packs_matrices_with_double_quantisation(method):
     assert {getattr(m, "compute_dtype", torch.float32) for m in layers} == {torch.float32}  # as train.precision
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_weights_that_are_shared_out_are_stored_as_the_others_are(dtype):
+    name = str(dtype).removeprefix("torch.")
+    cell = tiny("method=qlora", "train.devices=2", "train.parallel=fsdp", f"model.dtype={name}")
+    net, (outline, _) = (
+        model.load(cell, torch.device("cpu")),
+        model.shell(cell, model.config_of(cell.settings["model"])),
+    )
+    packed, planned = ([p for p in of.parameters() if isinstance(p, Params4bit)] for of in (net, outline))
+    assert {p.dtype for p in packed} == {dtype}
+    assert [(p.shape, p.dtype) for p in planned] == [(p.shape, p.dtype) for p in packed]
+    assert sum(p.nbytes for p in packed) == MATRICES / 2
+    assert model.count(net) == TOTAL
+    assert model.describe(net)["dtypes"] == {"uint8": MATRICES / 2, name: (TOTAL - MATRICES) * dtype.itemsize}
+    plain = model.load(tiny("method=qlora", f"model.dtype={name}"), torch.device("cpu"))
+    bits = (
+        [p.data.view(torch.uint8).flatten() for p in of.parameters() if isinstance(p, Params4bit)]
+        for of in (net, plain)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(*bits, strict=True))
+
+
 @pytest.mark.parametrize("method", ["base_int8", "lora_8bit"])
 def test_int8_rounds_each_row_to_its_own_127th(method):
     net, plain = (prepared(tiny(f"method={m}")).net for m in (method, "base"))

@@ -80,14 +80,14 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
 
     Raises UserError if the model is missing, gated or out of reach.
     """
-    model, slot = cell.settings["model"], cell.settings["method"]["load"]
+    model = cell.settings["model"]
     path = source(model)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             path,
             device_map={"": on},
             use_safetensors=model.get("use_safetensors", True),
-            **instantiate(slot, _convert_="all"),
+            **_loading(cell),
             **which(model),
         )
     except OSError as error:
@@ -115,6 +115,17 @@ def upcast(net: nn.Module) -> None:
     for p in net.parameters():
         if p.dtype in (torch.float16, torch.bfloat16) and id(p) not in matrices:
             p.data = p.data.float()
+
+
+def _loading(cell: Cell) -> dict[str, Any]:
+    """Keywords of ``from_pretrained``, by the method's `load` slot.
+
+    Weights that are packed and to be sharded are stored in the number format of the others: FSDP2 takes no integers.
+    """
+    slot = instantiate(cell.settings["method"]["load"], _convert_="all")
+    if cell.settings["train"].get("parallel") == "fsdp" and "quantization_config" in slot:
+        slot["quantization_config"].bnb_4bit_quant_storage = getattr(torch, slot["dtype"])
+    return slot
 
 
 def which(model: dict[str, Any]) -> dict[str, Any]:
@@ -346,7 +357,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     NeedsValues.
     """
     path = cell.settings["model"]["path"]
-    slot = instantiate(cell.settings["method"]["load"], _convert_="all")
+    slot = _loading(cell)
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"method.load.dtype={slot['dtype']} is none of torch's number formats, such as bfloat16.")
@@ -415,13 +426,16 @@ def _pack(net: nn.Module, dtype: torch.dtype) -> None:
                 state |= {"absmax": empty(scales, dtype=torch.uint8), "offset": empty(), "state2": nested}
             else:
                 state |= {"absmax": empty(scales)}
+            size = (shape.numel() + 1) // 2 // weight.quant_storage.itemsize
+            module.quant_state = QuantState(quant_type=weight.quant_type, **state)
             module.weight = Params4bit(
-                empty((shape.numel() + 1) // 2, 1, dtype=torch.uint8),
+                empty(size, 1, dtype=weight.quant_storage),
                 requires_grad=False,
-                quant_state=QuantState(quant_type=weight.quant_type, **state),
+                quant_state=module.quant_state,
                 blocksize=weight.blocksize,
                 compress_statistics=weight.compress_statistics,
                 quant_type=weight.quant_type,
+                quant_storage=weight.quant_storage,
                 bnb_quantized=True,
                 module=module,
             )
@@ -497,9 +511,9 @@ def inner(net: nn.Module) -> PreTrainedModel:
 
 
 def count(net: nn.Module, trainable: bool = False) -> int:
-    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both."""
+    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both, however the bytes are stored."""
     return sum(
-        p.numel() * (2 if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8 else 1)
+        p.numel() * (2 * p.itemsize if type(p).__name__ == "Params4bit" else 1)
         for p in net.parameters()
         if p.requires_grad or not trainable
     )
@@ -529,10 +543,11 @@ def state(model: dict[str, Any]) -> str:
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
-    """dtypes: bytes of the parameters by dtype (NF4 shows as uint8)."""
+    """dtypes: bytes of the parameters by dtype (NF4 is uint8, however stored)."""
     dtypes: dict[str, int] = {}
     for parameter in net.parameters():
-        name = str(parameter.dtype).removeprefix("torch.")
+        packed = type(parameter).__name__ == "Params4bit"
+        name = "uint8" if packed else str(parameter.dtype).removeprefix("torch.")
         dtypes[name] = dtypes.get(name, 0) + parameter.nbytes
     return {"dtypes": dtypes}
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from bitsandbytes.nn import Int8Params, Linear8bitLt
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -259,12 +259,14 @@ class Planner:
                 if chunked:
                     with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                         loss.enable(net, self._kernels)  # before it is sharded, as in a run
+                for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
+                    layer.weight.quant_state = None  # accelerate asks for a state_dict, which needs its values
                 net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
             else:
                 accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
             seemingly = CudaKernels(bf16 and self._on == CPU) if self._kernels == "cuda" else nullcontext()
             with FakeTensorMode(allow_non_fake_inputs=sharded), _valueless(), seemingly:
-                net.to_empty(device=self._on) if sharded else materialise(net, self._on)
+                _materialise_shares(net, self._on) if sharded else materialise(net, self._on)
                 if chunked and not sharded:
                     with accelerator.autocast():
                         loss.enable(net, self._kernels)
@@ -508,6 +510,22 @@ def materialise(net: nn.Module, on: torch.device) -> None:
             others.append(vars(module.state))
         for store in [vars(module), *others]:
             store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
+
+
+def _materialise_shares(net: nn.Module, on: torch.device) -> None:
+    """As `materialise`, of a sharded `net`, whose packed matrices are such only while they are whole."""
+
+    def packed(layer: nn.Module, _inputs: Any) -> None:
+        layer.weight.__class__, layer.weight.quant_state = Params4bit, layer.quant_state
+
+    net.to_empty(device=on)
+    for module in net.modules():
+        for level in probe.quant_states(module):
+            vars(level).update(
+                {k: torch.empty_like(v, device=on) for k, v in vars(level).items() if isinstance(v, torch.Tensor)}
+            )
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(packed)
 
 
 def _taken(method: Any) -> Any:

@@ -108,6 +108,9 @@ def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
     for parameter in model.parameters():
         live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
     live.see(list(model.buffers()), "weights")
+    for module in model.modules():
+        for state in quant_states(module):
+            live.see([value for value in vars(state).values() if isinstance(value, Tensor)], "weights")
     states = [module.state for module in model.modules() if isinstance(module, Linear8bitLt)]
     live.see([state.SCB for state in states if state.SCB is not None], "weights")  # there from the first pass on
 
@@ -125,17 +128,18 @@ def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[R
 
 
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
-    """The parameter, and what a quantised one needs besides: its scales, and the scales' own."""
+    """The parameter, and the scales of an 8-bit one."""
     yield parameter
     if (scales := getattr(parameter, "SCB", None)) is not None:
         yield scales
-    for state in quant_states(parameter):
-        yield from (value for value in vars(state).values() if isinstance(value, Tensor))
 
 
-def quant_states(parameter: Tensor) -> Iterator[QuantState]:
-    """What bitsandbytes keeps beside a quantised parameter, and with double quantisation what it keeps beside that."""
-    state = getattr(parameter, "quant_state", None)
+def quant_states(of: Tensor | nn.Module) -> Iterator[QuantState]:
+    """What bitsandbytes keeps beside a 4-bit parameter, and with double quantisation what it keeps beside that.
+
+    Its layer keeps the same: of a sharded parameter it alone.
+    """
+    state = getattr(of, "quant_state", None)
     while state is not None:
         yield state
         state = getattr(state, "state2", None)
