@@ -207,13 +207,6 @@ def test_an_adapter_on_the_head_is_left_alone():
     assert loss.enable(bench.net) == "off: the head has an adapter"
 
 
-def test_a_plan_takes_no_kernel_of_liger_s(monkeypatch):
-    net = prepared(tiny("method=full")).net
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    assert [loss.enable(net, kernels) for kernels in ("cpu", "cuda")] == ["on: chunked"] * 2
-
-
 @pytest.mark.gpu
 @needs_liger
 def test_liger_gives_the_same_on_a_gpu():
