@@ -54,8 +54,8 @@ LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this 
 SAVERS = {  # switches of train, where there are any of that name
     "gradient_checkpointing": ["train.gradient_checkpointing=true"],
     "activation_offload": ["train.activation_offload=true"],
-    "compile": ["train.compile=true"],
     "global_batch": ["train.batch_size=auto", "train.global_batch=64"],
+    "compile": ["train.compile=true"],  # the last, as it takes longest
 }
 TRAINING_ALONE = ["eval.tasks=[]", "infer.repeats=0"]
 CELL_SECONDS = 240.0  # after which a cell, or another process, is ended
