@@ -74,7 +74,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     found = json.loads((folder / f"{file}.json").read_text())
     train, metrics = found["run_info"]["train_config"], found["train_info"]["metrics"]
     shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
-    config = hydra.compose("config", ["model=llama_3_2_3b", *overrides, *shape])
+    config = hydra.compose("config", ["model=llama_3_2_3b", "train.gradient_checkpointing=false", *overrides, *shape])
     architecture = dict(config.model.architecture)
     line = Planner(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture, LARGE)
     adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]

@@ -64,6 +64,8 @@ class Price:
 class Model:
     """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised.
 
+    gradient_checkpointing: the default of train.gradient_checkpointing: on where a model is too large to do without.
+
     trust_remote_code: run the code that comes with the model, where it needs some. use_safetensors: false loads pickled
     weights instead, which can run code too. Both are recorded if asked for.
 
@@ -87,6 +89,7 @@ class Model:
     trust_remote_code: bool = False
     use_safetensors: bool = True
     upcast: bool = False
+    gradient_checkpointing: bool = False
     architecture: dict[str, Any] | None = None
     base_url: str | None = None
     tokenizer: str | None = None
@@ -155,6 +158,8 @@ class Train:
     bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
     packing: a micro-batch is batch_size rows of whole sequences, as many in each as have max_length tokens or less, for
         every method alike; each sequence still attends to itself alone.
+    gradient_checkpointing: keep of each decoder layer its input alone, and compute the rest again in the backward pass:
+        the same losses and gradients in less memory, for about a third more time.
     save_every: steps between checkpoints, from which a cell that was killed goes on (null: none are made, and one that
         is there is not looked at). It changes no result, so it is no part of a cell.
     devices: how many train one cell together, each its share of every micro-batch; an untuned row has no use for more
@@ -177,6 +182,7 @@ class Train:
     precision: str = "auto"
     bucketing: int = 1
     packing: bool = False
+    gradient_checkpointing: bool = False
     save_every: int | None = None
     devices: int = 1
     parallel: str = "ddp"
@@ -333,6 +339,11 @@ def check(config: DictConfig) -> None:
     if not 0 <= config.data.noise <= 1:
         raise UserError(f"data.noise={config.data.noise} can't be: it is a share of the answers, from 0 to 1.")
     _check_batch(config.train)
+    if config.train.compile and config.train.gradient_checkpointing and tuned:
+        raise UserError(
+            "train.compile=true requires train.gradient_checkpointing=false: tracing does not see which sequences a "
+            "layer is computed again for."
+        )
     if config.train.packing and config.train.bucketing > 1:
         raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
     check_precautions(config)

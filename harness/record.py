@@ -94,6 +94,8 @@ class Probe:
     resident: after the second step, gradients freed: what is held between steps.
     gradients: of all trainable weights, when the last is there; none of them may be left at the peak.
     flops_per_token: of the last step (or pass), a padded token, by torch's counter of matrix products and attention.
+    recomputed_flops_per_token: likewise, of what gradient checkpointing did again, which is no part of the former: so
+        utilisation is of the model's operations.
     attention: operations of attention that ran in that step, by name and dtype of the query, and how often:
         ``varlen bfloat16``, one kernel for all sequences of a row; ``flash``, ``efficient``, ``cudnn`` or
         ``flash_for_cpu``, a fused one for a padded batch, or for sequences of one length; ``math`` or ``eager``,
@@ -105,6 +107,7 @@ class Probe:
     gradients: int
     flops_per_token: float
     attention: dict[str, int] = field(default_factory=dict)
+    recomputed_flops_per_token: float = 0.0
 
 
 @dataclass

@@ -174,14 +174,10 @@ def kernel(dtype: torch.dtype, autocast: bool = False, bounds: bool = True) -> L
             torch.empty(1, *shape, width, dtype=dtype, requires_grad=True) for shape in (QUERY, KEY, VALUE)
         )
         row = attention.Row(lengths, 0, attention.bounds_of(lengths, query.device) if bounds else None)
-        token = attention._row.set(row)
-        try:
-            with live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                attended, _ = attention._attend(module, query, key, value, None)
-                live.mark("backward")
-                attended.sum().backward()
-        finally:
-            attention._row.reset(token)
+        with attention.over(row), live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            attended, _ = attention._attend(module, query, key, value, None)
+            live.mark("backward")
+            attended.sum().backward()
         assert attended.shape == (1, 17, 6, width)
         assert (key.grad.shape, key.grad.dtype) == (key.shape, dtype)
     return live

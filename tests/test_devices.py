@@ -132,7 +132,12 @@ def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
 @pytest.mark.slow
 @on_cpu
 @pytest.mark.parametrize(
-    "method", [("full",), ("lora", "train.grad_accum=2", "train.bucketing=2"), ("galore", "speedups=off")]
+    "method",
+    [
+        ("full",),
+        ("lora", "train.grad_accum=2", "train.bucketing=2", "train.gradient_checkpointing=true"),
+        ("galore", "speedups=off"),
+    ],
 )
 def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
     settings = (f"method={method[0]}", *method[1:])
@@ -151,10 +156,16 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
 @on_cpu
 @pytest.mark.parametrize(
     ("method", "rel"),
-    [("full", 2e-6), ("lora", 2e-6), ("muon", 1e-4), ("qlora", 2e-6)],  # Muon rounds to bf16
+    [
+        ("full", 2e-6),
+        ("lora train.gradient_checkpointing=true", 2e-6),
+        ("muon", 1e-4),  # it rounds to bf16
+        ("qlora", 2e-6),
+    ],
 )
 def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
-    record, one = go(tmp_path, short(f"method={method}", *SHARDED)), alone(f"method={method}")
+    settings = f"method={method}".split()
+    record, one = go(tmp_path, short(*settings, *SHARDED)), alone(*settings)
     alike(record, one, rel)
     assert record.environment["speedups"]["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
     held, here = record.probe.resident, one.probe.resident

@@ -36,6 +36,7 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
     ("method", "shape"),
     [
         *itertools.product(METHODS, [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")]),
+        *((method, ("train.batch_size=2", "train.gradient_checkpointing=true")) for method in ("lora", "qlora")),
         *(("lora", ("train.batch_size=2", *PACKED, f"speedups={which}")) for which in ("auto", "off")),
         *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
         *((method, ("train.batch_size=2",)) for method in ("base_int8", "lora_8bit")),
@@ -54,7 +55,7 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
     if measured.train:
         assert found["shape"]["raw"] == measured.train.tokens.raw
         assert found["shape"]["padded"] == measured.train.tokens.padded
-        per_token = measured.probe.flops_per_token
+        per_token = measured.probe.flops_per_token + measured.probe.recomputed_flops_per_token
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
 
 

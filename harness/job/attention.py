@@ -115,11 +115,23 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
     bounds = None
     if net.config._attn_implementation == ON_CUDA:
         bounds = bounds_of(lengths, net.device)
-    token = _row.set(Row(lengths, prefix, bounds))
-    try:
+    with over(Row(lengths, prefix, bounds)):
         yield True
+
+
+@contextmanager
+def over(row: Row | None) -> Iterator[None]:
+    """A context in which attention is over `row` (None: over a padded batch)."""
+    token = _row.set(row)
+    try:
+        yield
     finally:
         _row.reset(token)
+
+
+def row() -> Row | None:
+    """What attention is over at this moment."""
+    return _row.get()
 
 
 def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,19 @@ from harness.record import Kinds, Memory, Phase
 
 clock = time.perf_counter
 Kind = Literal["weights", "adapters", "gradients", "optimizer", "activations"]
+
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+@contextlib.contextmanager
+def recomputation() -> Iterator[None]:
+    """A context for operations that were done before, and are done again as their results were not kept."""
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
 
 
 def synchronize() -> None:
@@ -61,6 +75,7 @@ class LiveBytes(TorchDispatchMode):
 
     windows: the peak in each window that `mark` began, by name; before the first, in "".
     flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
+        recomputed: of those within `recomputation`, which are no part of them.
     attention: how often each operation of attention was seen going forward, by its name and its query's dtype, as in
         ``varlen bfloat16``.
     instead: by operation, what is called in its place; what that calls is not seen.
@@ -82,7 +97,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen = 0
         self.windows = {"": Peak()}
         self._window = self.windows[""]
-        self.now = self.flops = 0
+        self.now = self.flops = self.recomputed = 0
         self.attention: Counter[str] = Counter()
 
     @property
@@ -117,7 +132,11 @@ class LiveBytes(TorchDispatchMode):
             self._hold_for_a_moment(workspace(*args, **kwargs))
         formula = FLOPS.get(func._overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
+            count = formula(*args, **kwargs, out_val=out)
+            if _recomputing.get():
+                self.recomputed += count
+            else:
+                self.flops += count
         name = ATTENTION.get(func._overloadpacket)
         if name is not None and (args[0].ndim == 4 or name == "varlen"):  # a router's softmax is no attention
             self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1

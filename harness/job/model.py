@@ -285,6 +285,11 @@ def check(cell: Cell) -> None:
         )
     with suppress(NeedsValues):  # then the job itself will tell
         net = outline(cell, config_of(cell.settings["model"]), 2)
+        if cell.settings["train"].get("gradient_checkpointing") and not inner(net).supports_gradient_checkpointing:
+            raise UserError(
+                f"train.gradient_checkpointing=true requires an architecture that transformers can checkpoint, and "
+                f"{type(inner(net)).__name__} is none; take train.gradient_checkpointing=false."
+            )
         if (slot := cell.settings["method"]["optim"]) is not None:
             try:
                 instantiate(slot, _convert_="all")(net)

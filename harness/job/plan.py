@@ -38,7 +38,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job import attention, data, device, loss, model, offload, probe, ranks
+from harness.job import attention, data, device, loss, model, offload, probe, ranks, recompute
 from harness.job.cuda_kernels import WORKSPACES, CudaKernels
 from harness.job.data import Batch
 from harness.job.meter import LiveBytes
@@ -192,7 +192,8 @@ class Planner:
         """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
         settings = cell.settings
         taken = [_taken(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
-        taken += [_share(settings), settings["train"].get("activation_offload", False)]
+        switches = ("activation_offload", "gradient_checkpointing")
+        taken += [_share(settings), *(settings["train"].get(switch, False) for switch in switches)]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
@@ -210,7 +211,9 @@ class Planner:
         None if that is not deeper, or the method wants more layers.
         """
         # Of a sharded model two layers may be whole at a time, so that the first few are no measure of the others.
-        few = (3, 4) if _sharded(cell.settings) else (1, 2)
+        # Where layers are computed again, the last holds more than an only one, whose input may need no gradient.
+        again = cell.settings["train"].get("gradient_checkpointing")
+        few = (3, 4) if _sharded(cell.settings) else (2, 3) if again else (1, 2)
         if config.num_hidden_layers <= few[0]:
             return None
         try:
@@ -249,6 +252,8 @@ class Planner:
         if layout.flat:
             attention.enable(net, self._kernels)
         trained, chunked = settings["method"]["optim"] is not None, settings["speedups"] != "off"
+        if settings["train"].get("gradient_checkpointing"):
+            recompute.enable(net, stored=False)
         total = model.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
         bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
@@ -294,10 +299,11 @@ class Planner:
         if devices > 1 and not sharded:
             buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
             _in_buckets(found, buckets, live, len(micro) > 1)
+        flops = found.flops_per_token + found.recomputed_flops_per_token  # all that the device does takes its time
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
             _windows(live, config.num_hidden_layers, found.resident.optimizer),
-            resident | {"total": total, "trainable": trainable, "flops_per_token": found.flops_per_token},
+            resident | {"total": total, "trainable": trainable, "flops_per_token": flops},
         )
 
     def _shape(self, cell: Cell, layout: data.Layout, size: int) -> Shape:

@@ -69,7 +69,7 @@ def steps(
         live.instead[SVD] = _undecomposed
         see_weights(plain, added, live)
         for _ in range(count):
-            live.flops = 0
+            live.flops = live.recomputed = 0
             live.attention.clear()
             live.mark("begin")
             train.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
@@ -78,7 +78,14 @@ def steps(
     for hook in hooks:
         hook.remove()
     padded = sum(batch.padded for batch in train.own(micro, accelerator))
-    return Probe(live.peak_by_kind, resident, gradients, live.flops / padded, dict(live.attention))
+    return Probe(
+        live.peak_by_kind,
+        resident,
+        gradients,
+        live.flops / padded,
+        dict(live.attention),
+        live.recomputed / padded,
+    )
 
 
 @torch.no_grad()

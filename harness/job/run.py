@@ -45,6 +45,7 @@ from harness.job import (
     probe,
     ranks,
     ready,
+    recompute,
     saved,
     score,
     shortage,
@@ -273,6 +274,8 @@ class _Job:
                 self._optimizer = weakref.ref(optimizer)
                 return optimizer
 
+            if train_settings.get("gradient_checkpointing"):
+                self._of_training.callback(recompute.enable(net))
             if train_settings.get("activation_offload"):
                 self._of_training.callback(offload.enable(net))
             if self.rank is not None:

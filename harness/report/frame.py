@@ -64,7 +64,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     forward_share, backward_share, optimizer_share      of the seconds of all steps, a fraction of 1
     projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
                                         new projections, and whatever else is slow now and then
-    flops_per_token                     of a padded token; of a forward pass for an untuned model
+    flops_per_token                     of a padded token, without those that checkpointing does again; of a forward
+                                        pass for an untuned model
     utilisation                         flops_per_token × padded tokens/s of one device at the steady rate / its
                                         measured peak of matrix products, a fraction of 1
     joules_per_token                    over all steps, a raw token

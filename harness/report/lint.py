@@ -25,7 +25,7 @@ from harness.record import Inference, Probe, Record, behind_api, device_count, f
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 # Of the training's settings, those that another rule looks at, or that change no result
 APART = {"max_steps", "batch_size", "global_batch", "grad_accum", "precision", "validate_every"}
-SWITCHES = ("packing", "activation_offload", "compile")  # left out where they are off
+SWITCHES = ("packing", "activation_offload", "compile", "gradient_checkpointing")  # left out where they are off
 SHARED = ("devices", "parallel")  # how a step is shared out, which changes neither its batch nor its result
 # Rules on what is known of weights that are here alone, and not of a model behind an API
 OF_WEIGHTS = {"precision", "fingerprints", "device", "speedups", "base"}

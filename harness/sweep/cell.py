@@ -33,10 +33,11 @@ AS_EVER = {
         "global_batch": None,
         "activation_offload": False,
         "compile": False,
+        "gradient_checkpointing": False,
     },
 }
-# Of a model: how it is called, what `plan` knows of it, and what is of those behind an API alone.
-NO_PART = ("name", "architecture", "base_url", "tokenizer", "key_env", "price", "thinking")
+# Of a model: how it is called, what `plan` knows of it, a default of train's, and what is of those behind an API alone.
+NO_PART = ("name", "architecture", "gradient_checkpointing", "base_url", "tokenizer", "key_env", "price", "thinking")
 
 
 def from_config(config: DictConfig) -> Cell:

@@ -161,7 +161,8 @@ def _achieved(record: Record) -> list[float]:
     if record.probe is None or train is None:
         return []
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    return [record.probe.flops_per_token * padded / device_count(record.cell.settings)]
+    flops = record.probe.flops_per_token + record.probe.recomputed_flops_per_token
+    return [flops * padded / device_count(record.cell.settings)]
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:
