@@ -25,6 +25,12 @@ CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
 ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
 TRACKERS = get_args(TrackerName)
+ADAMW = {
+    "torch": "torch.optim.AdamW",
+    "8bit": "harness.job.adamw.EightBitAdamW",
+    "paged": "harness.job.adamw.PagedAdamW",
+    "paged_8bit": "harness.job.adamw.PagedEightBitAdamW",
+}
 
 
 @dataclass
@@ -32,6 +38,8 @@ class Method:
     """One way to tune. `load`, `adapt`, `init` and `optim` are slots: ``_target_`` nodes for hydra's instantiate.
 
     lr: the method's own default learning rate; null for an untuned row.
+    adamw: whose AdamW steps it: ``torch``, or bitsandbytes' with moments in 8 bits (``8bit``), in memory that moves to
+        the host where the device's runs short (``paged``), or both (``paged_8bit``); null where it steps otherwise.
     knobs: axes of the method's own (GaLore's scale), interpolated by its slots and shown in tables.
     load: keyword arguments of ``from_pretrained`` (dtype, quantization_config).
     adapt: a peft config, or a function of the model that changes it, or null to leave it as it is.
@@ -44,6 +52,7 @@ class Method:
 
     name: str = MISSING
     lr: float | None = None
+    adamw: str | None = None
     knobs: dict[str, Any] = field(default_factory=dict)
     load: dict[str, Any] = field(default_factory=dict)
     adapt: dict[str, Any] | None = None
@@ -287,9 +296,10 @@ def register_resolvers() -> None:
     """Make these known to OmegaConf.
 
     ``${mul:a,b}`` (null if a factor is), ``${share:part,whole}`` (steps: rounded down), ``${basename:path}``,
-    ``${below:folder,path}``.
+    ``${below:folder,path}``, ``${adamw:kind}`` (the class that method.adamw means).
     """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
+    OmegaConf.register_new_resolver("adamw", lambda kind: ADAMW.get(kind, kind), replace=True)
     OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
     OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
@@ -378,8 +388,22 @@ def check(config: DictConfig) -> None:
         found = typed(OmegaConf.select(config, key))
         if (found == value) == (comparison == "="):
             raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
+    _check_adamw(config)
     if device_count(config) > 1:
         _check_devices(config)
+
+
+def _check_adamw(config: DictConfig) -> None:
+    """Raise UserError if method.adamw is none of ADAMW, the method does not step by it, or it can't be saved."""
+    kind = config.method.adamw
+    if "${adamw:" in json.dumps(OmegaConf.to_container(config.method, resolve=False)):
+        one_of("method.adamw", kind, list(ADAMW))
+    elif kind not in (None, "torch"):
+        raise UserError(f"method.adamw={kind} requires a method that steps by AdamW, got {config.method.name}.")
+    if kind in ("paged", "paged_8bit") and config.train.save_every is not None:
+        raise UserError(
+            f"method.adamw={kind} requires train.save_every=null: paged memory can't be restored from a checkpoint."
+        )
 
 
 def _check_batch(train: DictConfig) -> None:

@@ -46,7 +46,8 @@ METHODS = {
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
 UNTUNED = ("base", "base_nf4", "base_int8", "api")
-OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED})
+PAGED = "qlora_paged"  # memory that no checkpoint is made of
+OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED, PAGED})
 
 
 class Killed(BaseException):

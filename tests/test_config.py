@@ -67,6 +67,9 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
         if "train.gradient_checkpointing=true" in config.method.incompatible:  # as large models have it by default
             config.train = copy.copy(place.train)
             config.train.gradient_checkpointing = False
+        if "model.dtype!=bfloat16" in config.method.incompatible:
+            config.model = copy.copy(place.model)
+            config.model.dtype = "bfloat16"
         made = from_config(config)
         assert (made.method, made.data) == (method, place.data.name)
         assert made.settings["model"]["base_url" if method == "api" else "path"]

@@ -226,11 +226,35 @@ def test_galore_decomposes_its_gradients_in_form_alone(monkeypatch):
 
     with Decompositions() as formal:
         memory, bench = probed("method=galore", "rank=4")
-    monkeypatch.setattr(probe, "_undecomposed", probe.SVD)
+    monkeypatch.setattr(probe, "_Undecomposed", lambda live: probe.SVD)
     with Decompositions() as real:
         assert probed("method=galore", "rank=4")[0] == memory
     matrices = sum(name.endswith("proj.weight") for name, _ in bench.net.named_parameters())
     assert (formal.on, real.on) == (["meta"] * matrices, ["cpu"] * matrices)
+
+
+def test_what_a_decomposition_takes_in_itself_is_counted():
+    live, matrix = LiveBytes(CPU), torch.randn(64, 32)
+    with live:
+        live.instead[probe.SVD] = probe._Undecomposed(live)
+        factors = torch.linalg.svd(matrix, full_matrices=False)
+    assert live.now == size([matrix, *factors])
+    assert live.peak == size([matrix, matrix, *factors])
+    assert live.peak_by_kind.activations == live.peak
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_cuda_the_workspace_of_a_decomposition_is_measured():
+    matrix, live = torch.randn(1024, 512, device="cuda"), LiveBytes(torch.device("cuda"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with live:
+        live.instead[probe.SVD] = probe._Undecomposed(live)
+        torch.linalg.svd(matrix, full_matrices=False)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert taken > size([matrix])
+    assert live.peak >= size([matrix]) + taken
 
 
 def test_nf4_weights_take_half_a_byte_and_their_scales():

@@ -114,6 +114,7 @@ WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "gal
 PARTS = {"bitfit": NORMS}  # of the model's own weights
 ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora"}
 ELSEWHERE |= {"galore", "galore_rsvd", "api"}
+ELSEWHERE |= {"qlora_paged"}  # test_adamw.py
 ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 SMALLER = {
     "adamss": ["method.knobs.subspaces=4"],  # to find 32 takes seconds
@@ -201,7 +202,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    elsewhere = ["apollo", "apollo_mini", "api", "full_bf16", "full_kahan", "galore_bf16"]
+    elsewhere = ["apollo", "apollo_mini", "api", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
     assert sorted([*swept, *elsewhere]) == FILES
 
 

@@ -41,6 +41,8 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
         *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
         *((method, ("train.batch_size=2",)) for method in ("base_int8", "lora_8bit")),
         *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
+        *((method, ("train.batch_size=2",)) for method in ("adafactor", "adamw_8bit", "galore_8bit")),
+        ("lora", ("train.batch_size=2", "method.adamw=8bit")),
         *((method, SIXTEEN) for method in ("full", "full_kahan", "galore_bf16")),
     ],
 )
@@ -81,7 +83,7 @@ def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypat
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-@pytest.mark.parametrize("method", ["adafactor", "shira"])
+@pytest.mark.parametrize("method", ["shira", "frod"])
 def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     cell = tiny(f"method={method}")
     with pytest.raises(model.NeedsValues):

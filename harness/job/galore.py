@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.optim.optimizer import Optimizer2State
-from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
+from galore_torch import GaLoreAdamW
 from galore_torch.galore_projector import GaLoreProjector
+
+from harness.job.adamw import Bitsandbytes
 
 OVERSAMPLE = 10  # columns beyond the rank, and
 POWERS = 2  # iterations: what Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6) find to be enough
@@ -45,24 +46,33 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
 PROJECTORS = [GaLoreProjector, RandomisedProjector]  # what such optimizers keep in their state beside tensors
 
 
-class EightBitGaLoreAdamW(GaLoreAdamW8bit):
-    """galore-torch's GaLoreAdamW8bit, made right for today's bitsandbytes, and also where there is no CUDA device.
+class EightBitGaLoreAdamW(Bitsandbytes):
+    """galore-torch's GaLoreAdamW8bit: the same steps by today's bitsandbytes, in which the weights stay where they are.
 
-    Its own `__init__` hands over arguments by their place, which have other meanings now: a limit on each update's size
-    in proportion to the weights', which are zeros when GaLore has them updated, stopped all matrices but large ones.
+    Its own class puts a small tensor in the place of each weight for the time of its step, and waits for CUDA after
+    each; and it hands over arguments by their place, which have other meanings now: a limit on each update's size in
+    proportion to the weights', which are zeros when GaLore has them updated, stopped all matrices but large ones.
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float, no_deprecation_warning: bool):
         """no_deprecation_warning: of GaLoreAdamW alone."""
-        Optimizer2State.__init__(self, "adam", params, lr=lr, weight_decay=weight_decay, optim_bits=8)
+        super().__init__("adam", params, lr=lr, weight_decay=weight_decay, optim_bits=8)
 
-    def step(self, closure: Any = None) -> Any:
-        """As galore-torch steps, which waits for CUDA after each weight."""
-        if torch.cuda.is_available():
-            return super().step(closure)
-        wait = torch.cuda.synchronize
-        torch.cuda.synchronize = lambda: None
-        try:
-            return super().step(closure)
-        finally:
-            torch.cuda.synchronize = wait
+    def _step(self, group: dict[str, Any], p: torch.Tensor, number: int, index: int) -> None:
+        """Step `p`, a matrix by what AdamW does to zeros with the projected gradient."""
+        if "rank" not in group:
+            super()._step(group, p, number, index)
+            return
+        state = self.state[p]
+        if "projector" not in state:
+            names = ("rank", "update_proj_gap", "scale", "proj_type")
+            state["projector"] = GaLoreProjector(**{name: group[name] for name in names})
+        gradient = state["projector"].project(p.grad, state.get("step", 0))
+        low = torch.zeros_like(gradient)
+        low.grad = gradient
+        self.state[low] = state
+        super()._step(group, low, number, index)
+        del self.state[low]
+        p.add_(state["projector"].project_back(low))
+        if group["weight_decay"]:
+            p.add_(p, alpha=-group["lr"] * group["weight_decay"])

@@ -168,6 +168,14 @@ class LiveBytes(TorchDispatchMode):
             for part in tree.values():
                 self.see(part, kind)
 
+    def burst(self, size: int) -> None:
+        """Count `size` bytes that an operation takes and frees in itself, as activations."""
+        self.now += size
+        self._now["activations"] += size
+        self._note()
+        self.now -= size
+        self._now["activations"] -= size
+
     def _begin(self, key: int, storage: torch.UntypedStorage, kind: Kind) -> None:
         size = storage.nbytes()
         self._seen += 1

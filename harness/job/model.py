@@ -35,6 +35,8 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
+from harness import private
+from harness.config import ADAMW
 from harness.errors import UserError
 from harness.job import device, embedded, optim, reach
 from harness.job.data import Batch
@@ -283,6 +285,11 @@ def check(cell: Cell) -> None:
             "model.upcast=true requires train.precision=bf16: its matrices stay in 16 bits, and only autocast "
             "multiplies those with activations in fp32."
         )
+    if device.here().type != "cuda":
+        asked = [value for _, value in private.leaves(cell.settings["method"])]
+        for kind in ("paged", "paged_8bit"):
+            if ADAMW[kind] in asked:
+                raise UserError(f"method.adamw={kind} requires a CUDA device.")
     with suppress(NeedsValues):  # then the job itself will tell
         net = outline(cell, config_of(cell.settings["model"]), 2)
         if cell.settings["train"].get("gradient_checkpointing") and not inner(net).supports_gradient_checkpointing:

@@ -47,6 +47,7 @@ from harness.record import Cell, Probe, device_count, fits_itself, micro_batch
 
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("meta")  # the memory of the host, which is not counted
+NUMBER = torch.ops.aten._local_scalar_dense.default  # a tensor's one value
 LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
 
 
@@ -439,8 +440,9 @@ BETWEEN = ("middle layers forward", "middle layers backward")
 def _stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], Optimizer]:
     """Optimizers that take two steps on the same gradients: one that makes their state, one that has it already.
 
-    The FLOPs are the second's. Forward and backward would be the same a second time, but for that state beside them:
-    see `_windows`.
+    Numbers that they ask a tensor for (Adafactor the norm of a weight, for the size of its step) are 1: they decide on
+    no memory. The FLOPs are the second's. Forward and backward would be the same a second time, but for that state
+    beside them: see `_windows`.
     """
 
     def built(net: nn.Module) -> Optimizer:
@@ -448,10 +450,12 @@ def _stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) ->
         step = optimizer.step
 
         def twice() -> None:
+            live.instead[NUMBER] = lambda tensor: 1.0
             before = live.flops
             step()
             live.flops = before
             step()
+            del live.instead[NUMBER]
 
         optimizer.step = twice
         return optimizer

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -41,7 +42,7 @@ def steps(
     gradients in it), the second has it from the start; the peak is over both.
 
     The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit. What
-    is decomposed by singular values is so in form alone.
+    is decomposed by singular values is so in form alone, but for the first matrix of each shape on CUDA.
 
     Of several processes each tells of itself. With the whole model in each, gradients stay in the buckets that they are
     added up in; of a sharded model, weights that are whole for a layer's time count as weights, and whole gradients on
@@ -66,7 +67,7 @@ def steps(
 
     model.train()
     with live:
-        live.instead[SVD] = _undecomposed
+        live.instead[SVD] = _Undecomposed(live)
         see_weights(plain, added, live)
         for _ in range(count):
             live.flops = live.recomputed = 0
@@ -100,14 +101,41 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
     return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded, dict(live.attention))
 
 
-def _undecomposed(matrix: Tensor, *how: Any, **which: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
+class _Undecomposed:
+    """Gives unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
 
-    They take what the factors take, and are orthonormal as those are.
+    They take what the factors take, and are orthonormal as those are. What a decomposition takes beside them and frees
+    again is counted by `live`: on CUDA torch's copies and cuSOLVER's workspace, as the allocator's peak tells in one
+    real decomposition of each shape; elsewhere torch's copy of the matrix, but not LAPACK's workspace.
     """
-    sizes = [factor.shape for factor in SVD(matrix.to("meta"), *how, **which)]
-    u, vh = (torch.eye(*size[-2:], dtype=matrix.dtype, device=matrix.device) for size in sizes[::2])
-    return u.expand(sizes[0]).contiguous(), matrix.new_ones(sizes[1]), vh.expand(sizes[2]).contiguous()
+
+    def __init__(self, live: LiveBytes):
+        self._live = live
+        self._taken: dict[tuple[torch.Size, torch.dtype], int] = {}  # bytes at most in a decomposition
+
+    def __call__(self, matrix: Tensor, *how: Any, **which: Any) -> tuple[Tensor, Tensor, Tensor]:
+        factors = SVD(matrix.to("meta"), *how, **which)
+        kind = (matrix.shape, matrix.dtype)
+        if kind not in self._taken and matrix.is_cuda and not isinstance(matrix, FakeTensor):
+            self._taken[kind] = _allocated_by(lambda: SVD(matrix, *how, **which))
+        self._live.burst(self._taken.get(kind, matrix.nbytes + sum(factor.nbytes for factor in factors)))
+        u, vh = (torch.eye(*f.shape[-2:], dtype=matrix.dtype, device=matrix.device) for f in factors[::2])
+        return (
+            u.expand(factors[0].shape).contiguous(),
+            matrix.new_ones(factors[1].shape),
+            vh.expand(factors[2].shape).contiguous(),
+        )
+
+
+def _allocated_by(operation: Callable[[], Any]) -> int:
+    """The most bytes that CUDA's allocator had handed out in `operation` beyond those before.
+
+    0 where it had more at some time before, in this phase: then they are below the phase's peak.
+    """
+    before, highest = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    operation()
+    peak = torch.cuda.max_memory_allocated()
+    return peak - before if peak > highest else 0
 
 
 def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
