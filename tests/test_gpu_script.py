@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 def few() -> Iterator[None]:
     """Two methods stand for all, and one holder serves all jobs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "METHODS", ("base", "lora", "no_such_method"))
+        patch.setattr(bench, "METHODS", ("base", "lora", "qlora_paged", "no_such_method"))
         patch.setattr(checks, "RIVALS", ("lora",))
         patch.setattr(checks, "BUSY", ("lora",))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -73,7 +73,8 @@ def test_what_needs_no_gpu_is_proved_and_the_rest_skipped(prove, folder, capsys)
     assert statuses == dict.fromkeys(("doctor", "cells", "memory", "attention"), "passed") | skipped, found
     assert code == 0
     assert found["oom"].detail == found["tests"].detail == "no CUDA device"
-    assert found["cells"].detail == "2 of 2 ended well, their losses finite"
+    refused = "qlora_paged: method.adamw=paged requires a CUDA device."
+    assert found["cells"].detail == f"2 of 3 ended well, their losses finite; {refused}"
     assert {row["method"]: round(row["difference"], 2) for row in found["memory"].rows} == {"base": 0, "lora": 0}
     assert found["attention"].detail == "flash_for_cpu float32: 4"  # two lengths in two layers
     document = (folder / "GPU.md").read_text(encoding="utf-8")

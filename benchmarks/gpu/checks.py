@@ -75,9 +75,9 @@ def _cells(bench: Bench, *overrides: str, folder: str = "") -> Check:
             if row["status"] != "ok":
                 broken.append(f"{method}: {row['reason']}")
         except (Skip, UserError) as reason:
-            row |= {"status": "not run", "reason": str(reason)}
-            if isinstance(reason, UserError):
-                broken.append(f"{method}: {reason}")
+            refused = isinstance(reason, UserError) and bench.on_cuda  # a CPU may be refused what is CUDA's
+            row |= {"status": "refused" if refused else "not run", "reason": str(reason)}
+            broken += [f"{method}: {reason}"] if refused else []
     good = sum(row["status"] == "ok" for row in rows)
     skipped = [f"{row['method']}: {row['reason']}" for row in rows if row["status"] == "not run"]
     if not good and not broken:
