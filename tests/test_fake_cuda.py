@@ -16,6 +16,16 @@ from harness.config import CONF, ROOT
 
 FAKE = Path(__file__).parent / "fake_cuda"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "api")
+# What else there is for GPUs, one setting at a time.
+SETTINGS = [
+    *(f"method={method} train.gradient_checkpointing=true" for method in ("dora", "full", "lora", "qlora")),
+    *(f"method=qlora method.adamw={kind}" for kind in ("8bit", "paged", "paged_8bit")),
+    "method=full method.adamw=paged",
+    "method=lora model.upcast=true",
+    "method=lora speedups=off",
+    "method=lora train.activation_offload=true",
+]
+CELLS = METHODS + SETTINGS
 # Methods whose step can't be taken here, and what says so.
 NOT_HERE = {
     "apollo": "needs the extra `apollo`",
@@ -38,7 +48,7 @@ NEARLY = {"adafactor": 0.001, "gralora": 0.005, "psoft": 0.005, "tinylora": 0.00
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, dict]:
-    """By method, what the steps on the fake GPU took."""
+    """By method or settings, what the steps on the fake GPU took."""
     if shutil.which("g++") is None:
         pytest.skip("it takes a C++ compiler to build the hooks")
     libraries = Path(torch.__file__).parent / "lib"
@@ -52,44 +62,47 @@ def answers(tmp_path_factory) -> dict[str, dict]:
         "LD_PRELOAD": str(hooks),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
     }
-    asked = [_overrides(method) for method in METHODS]
+    asked = [_overrides(cell) for cell in CELLS]
     run = subprocess.run(
         [sys.executable, FAKE / "steps.py"], input=json.dumps(asked), env=environment, capture_output=True, text=True
     )
     lines = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(lines) == len(METHODS), run.stderr[-3000:]
-    return dict(zip(METHODS, lines, strict=True))
+    assert len(lines) == len(CELLS), run.stderr[-3000:]
+    return dict(zip(CELLS, lines, strict=True))
 
 
-def _overrides(method: str) -> list[str]:
+def _overrides(cell: str) -> list[str]:
+    if cell in SETTINGS:
+        return cell.split()
+    method = cell
     unclipped = ["train.max_grad_norm=null"] if method.endswith("_layer") else []
     return [f"method={method}", *unclipped, *(["model.dtype=bfloat16"] if method in IN_BF16 else [])]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_step_runs_on_a_gpu_alone(answers, method):
-    answer = answers[method]
-    if method in NOT_HERE:
-        assert NOT_HERE[method] in answer["error"]
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_step_runs_on_a_gpu_alone(answers, cell):
+    answer = answers[cell]
+    if cell in NOT_HERE:
+        assert NOT_HERE[cell] in answer["error"]
         return
     assert "error" not in answer, answer["error"]
-    assert set(answer["on_cpu"]) == FROM_CPU.get(method, set())
+    assert set(answer["on_cpu"]) == FROM_CPU.get(cell, set())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_of_sequences_reach_the_kernel_made_for_them(answers, method):
-    if method not in NOT_HERE:
-        kernel = "efficient" if method in PADDED else "varlen"
-        own = {"eager float32"} if method == "adaption_prompt" else set()  # to its prompt each sequence attends apart
-        assert set(answers[method]["attention"]) == {f"{kernel} bfloat16"} | own
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_of_sequences_reach_the_kernel_made_for_them(answers, cell):
+    if cell not in NOT_HERE:
+        kernel = "efficient" if cell in PADDED or "speedups=off" in cell else "varlen"
+        own = {"eager float32"} if cell == "adaption_prompt" else set()  # to its prompt each sequence attends apart
+        assert set(answers[cell]["attention"]) == {f"{kernel} bfloat16"} | own
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_plan_for_a_gpu_counts_what_the_step_takes_there(answers, method):
-    answer = answers[method]
-    if method in NOT_HERE or answer["planned"] is None:
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_plan_for_a_gpu_counts_what_the_step_takes_there(answers, cell):
+    answer = answers[cell]
+    if cell in NOT_HERE or answer["planned"] is None:
         pytest.skip("neither says what the step takes")
     totals = [{w: sum(kinds.values()) for w, kinds in answer[which].items()} for which in ("planned", "fake")]
-    assert totals[0] == pytest.approx(totals[1], rel=NEARLY.get(method, 0))
-    if method not in NEARLY:
+    assert totals[0] == pytest.approx(totals[1], rel=NEARLY.get(cell, 0))
+    if cell not in NEARLY:
         assert answer["planned"] == answer["fake"]
