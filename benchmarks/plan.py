@@ -91,13 +91,32 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     }
 
 
+def savers() -> list[list[str]]:
+    """Predicted peaks on a GPU, a row a method: without gradient checkpointing, and with it."""
+    app.register()
+    planner, rows = Planner(None, auto="bf16", kernels="cuda"), []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for method in ("lora", "qlora", "full"):
+            peaks = []
+            for checkpointing in ("false", "true"):
+                shape = ["train.batch_size=1", "train.max_length=2048", f"train.gradient_checkpointing={checkpointing}"]
+                config = hydra.compose("config", ["model=llama_3_1_8b", f"method={method}", "rank=16", *shape])
+                line = planner.predict(from_config(config), dict(config.model.architecture), LARGE)
+                peaks.append(units.size(sum(line["peak"].values())))
+            rows.append([method, *peaks])
+    return rows
+
+
 def document(own: list[dict[str, Any]], others: list[dict[str, Any]] | None) -> str:
-    """Both tables in Markdown, and what they say."""
+    """The tables in Markdown, and what they say."""
     rows = [[r["method"], r["batch"], *_compared(r["measured"], r["predicted"])] for r in own]
     head = ["method", "largest batch", "measured peak", "predicted peak", "difference"]
     out = ["# Predicted and measured memory", "", "Made by `python benchmarks/plan.py`.", ""]
     out += ["## SmolLM2-135M: the peak of tensors in a training step", "", _table(rows, head), ""]
     out += ["Base is measured in one forward pass. Records: `results/reference/memory`.", ""]
+    head = ["method", "without", "with gradient checkpointing"]
+    out += ["## Llama-3.1-8B in bf16 on a GPU: the predicted peak", "", _table(savers(), head), ""]
+    out += ["One sequence of 2,048 tokens with a loss on all of them, rank 16. Nothing of it was measured.", ""]
     if others is not None:
         head = ["run", "resident", "gradients", "logits", "published", "predicted", "difference"]
         kinds = ("resident", "gradients", "logits")

@@ -183,8 +183,8 @@ def test_help_lists_the_commands(capsys, arguments):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --help", " base, base_nf4, "),
-        ("sweep --help", " base, base_nf4, "),
+        ("run --help", " base, base_int8, base_nf4, "),
+        ("sweep --help", " base, base_int8, base_nf4, "),
         ("run --cfg job", "max_steps: 200"),
         ("run rank=4 --cfg job train.max_steps=3", "max_steps: 3"),
         ("sweep quickstart --cfg job", "study: quickstart"),

@@ -99,7 +99,7 @@ def test_plain_libraries_compute_the_same(kept, method, save):
 def test_it_lies_beside_the_record_whole_and_nothing_else_does(kept):
     path, _ = kept("lora", "adapter")
     names = {other.name for other in path.parent.iterdir()}
-    assert {name for name in names if name.startswith("lora")} == {
+    assert {name for name in names if name.startswith("lora-")} == {
         path.name, path.stem, f"{path.stem}.items.parquet",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")]
@@ -159,7 +159,7 @@ def test_the_card_says_what_the_record_says(kept):
 def test_what_lies_on_the_hub_is_named_and_no_licence_is():
     found = make_record("lora", 16, 32.0, 2e-4)
     found.cell.settings |= {
-        "method": {"load": {"quantization_config": {}}, "adapt": {"r": 16}},
+        "method": {"load": {"quantization_config": {"_target_": "harness.job.model.nf4"}}, "adapt": {"r": 16}},
         "model": {"path": "meta-llama/Llama-3.2-1B", "revision": None},
         "data": {"load": {"path": "openai/gsm8k"}, "prompt": "Q | {question}"},
     }

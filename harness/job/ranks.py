@@ -173,6 +173,7 @@ class Rank:
 
     def join(self, meeting: Path) -> None:
         """Meet the other ranks, over the file `meeting`."""
+        AcceleratorState._reset_state(True)  # a fork has its parent's, of one process
         os.environ |= self.environment
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         torch.distributed.init_process_group(

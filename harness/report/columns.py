@@ -19,8 +19,8 @@ from harness.report.select import Choice, select
 from harness.report.stats import speed_ratio
 
 METHODS = [  # in their order in a table; others follow by name
-    *("base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora", "galore"),
-    "galore_rsvd",
+    *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),
+    *("base_int8", "lora_8bit", "qlora_paged", "full_bf16", "full_kahan", "galore_bf16"),
     *("adamw_layer", "galore_layer", "adamw_8bit", "galore_8bit", "adafactor", "apollo", "apollo_mini", "muon"),
     *("rslora", "loraplus", "lorafa", "riemannian", "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "adalora"),
     "api",

@@ -102,6 +102,8 @@ def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, flo
     planner = plan.Planner(None, "bf16", kernels, on)
     cell.settings |= plan._decided(cell.settings, "bf16")
     config, _ = planner._config(cell, None)
+    if cell.method != "adaption_prompt":  # which wants two layers
+        config = model.with_depth(config, 1)
     shape = plan.Shape([SEQUENCES], raw=201, padded=201, real=True)
     with torch.autograd.set_multithreading_enabled(False):
         return planner._probe(cell, config, shape, 1, planner._layout(cell, None)).windows
