@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
-from harness.config import CONF, PRECAUTIONS, SWEEPS, Config
+from harness.config import ADAMW, CONF, PRECAUTIONS, SWEEPS, Config
 from harness.errors import UserError
 from harness.private import leaves
 from harness.record import Precautions, Record, behind_api, cell_id, read_study
@@ -133,6 +133,7 @@ def objection(found: Record) -> str | None:
 
 
 def _named() -> set[str]:
-    """What the files of settings name to be called."""
+    """What the files of settings name to be called, or method.adamw means."""
     files = [path for folder in (CONF, SWEEPS) for path in folder.rglob("*.yaml")]
-    return {name for path in files for name in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8"))}
+    written = (name for path in files for name in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8")))
+    return {*written, *ADAMW.values()}
