@@ -454,7 +454,8 @@ def _beside(found: dict[str, Any]) -> list[str]:
     ]
     return [
         "One step of LoRA on SmolLM2-135M, 4 sequences of wordmath_short, in a cell of its own. Threads that wait for "
-        "the others spin for milliseconds where nothing is set; those of a job sleep (`OMP_WAIT_POLICY=passive`), "
+        "the others spin for milliseconds where nothing is set; those of a job soon sleep (`OMP_WAIT_POLICY=passive "
+        "GOMP_SPINCOUNT=1000`), "
         "unless the environment sets a policy.",
         "",
         _table(rows, ["This machine", "They spin", "They sleep", "Faster", "Pairs"]),
