@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +46,19 @@ def here() -> torch.device:
     """The accelerator of this machine, else its CPU. A build of torch names its kind of accelerator everywhere, so
     whether there is one has to be asked."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@contextmanager
+def seeing(gpus: str) -> Iterator[None]:
+    """A context in which processes are begun that see these CUDA devices alone, named as in CUDA_VISIBLE_DEVICES."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def describe(device: torch.device) -> dict[str, Any]:

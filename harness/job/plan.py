@@ -597,7 +597,7 @@ def answer(
         planner = Planner(data_root, "bf16" if bf16 else "fp32", kernels)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         room = budget - beside, int(tight * budget) - beside
-        with _without_gpus():
+        with device.seeing(""):  # each would take memory of the GPU
             asked = [pool.submit(_predict, planner, [cells[i] for i in members], *room) for members in groups.values()]
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
@@ -605,20 +605,6 @@ def answer(
     yield {"budget": budget, "kernels": kernels, "environment": environment}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
-
-
-@contextmanager
-def _without_gpus() -> Iterator[None]:
-    """A context in which processes are begun that see no CUDA device: each would take memory of it."""
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _predict(

@@ -78,23 +78,15 @@ def run(count: int, job: Callable[..., Any], arguments: dict[str, Any], report: 
                 process.join()
 
 
-@contextmanager
-def _device(number: int) -> Iterator[None]:
+def _device(number: int) -> AbstractContextManager[None]:
     """A process that is started meanwhile sees the GPU `number` alone of those that this one may use.
 
     To it that GPU is the first, as to a cell on one device.
     """
     if not torch.cuda.is_available():
-        yield
-        return
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(number) if before is None else before.split(",")[number]
-    try:
-        yield
-    finally:
-        del os.environ["CUDA_VISIBLE_DEVICES"]
-        if before is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        return nullcontext()
+    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return device.seeing(str(number) if mine is None else mine.split(",")[number])
 
 
 def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> int:
