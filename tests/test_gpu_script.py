@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import composed
+from job_helpers import composed, seen_by_jobs
+from test_oom import HUNGRY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.config import CONF, ROOT
@@ -93,8 +95,42 @@ def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
     assert (found["engine"].status, found["resume"].status) == ("passed", "passed")
     (row,) = found["engine"].rows
     assert row["same"] == row["answers"] > 0
-    assert "went on after [2]; losses differ by at most 0.0e+00" in found["resume"].detail
+    resumed = re.fullmatch(r"resumed after step \[(\d+)\] of 24; losses differ by at most 0.0e\+00", found["resume"].detail)
+    assert int(resumed[1]) in range(2, 24, 2), found["resume"].detail  # the kill may be late, but not that late
     assert {record.status for record in read_study(folder / "killed")[0]} == {"ok"}
+
+
+def test_a_shortage_on_purpose_is_recorded(tmp_path, on_cpu, monkeypatch):
+    """On the CPU a hook asks torch's allocator for a pebibyte, in cells of `full` alone."""
+    monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)
+    plainly = Bench.cell
+    more = {"full": ["method.optim._target_=proof_shortage.build", "+method.optim.limit=0"]}
+    monkeypatch.setattr(Bench, "cell", lambda self, method, *rest: plainly(self, method, *rest, *more.get(method, [])))
+    on_cpu.methods = ["full"]
+    with seen_by_jobs(tmp_path, "proof_shortage", HUNGRY):
+        found = checks.made("oom", on_cpu)
+        assert found.status == "passed", found
+        assert found.detail.endswith("; the next cell ended as ok")
+        assert "oom in probe with " in found.detail
+        (row,) = found.rows
+        assert row["weights"] > 0
+        more.clear()  # none runs out of memory now
+        assert checks.made("oom", on_cpu).detail.endswith("and the record says ok")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_tests_are_found_and_counted(tmp_path, on_cpu, monkeypatch):
+    monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)
+    (tmp_path / "tests" / "job").mkdir(parents=True)
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    test = "import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert 1 + 1 == {}\n"
+    (tmp_path / "tests" / "job" / "test_one.py").write_text(test.format(2))
+    assert checks.made("tests", on_cpu).detail.startswith("1 passed")
+    (tmp_path / "tests" / "job" / "test_two.py").write_text(test.format(3))
+    found = checks.made("tests", on_cpu)
+    assert found.status == "failed"
+    assert found.detail.startswith("1 failed, 1 passed")
+    assert "test_two.py::test_it" in found.detail
 
 
 def test_a_trainer_and_kernels_are_measured_beside_the_cells(on_cpu, monkeypatch):
