@@ -26,14 +26,15 @@ from torch.nn.functional import cross_entropy
 
 from harness import env
 from harness.config import CONF
-from harness.job import device, model
-from harness.job.meter import LiveBytes, synchronize
+from harness.job.measure import device
+from harness.job.measure.meter import LiveBytes, synchronize
+from harness.job.models import loading
 from harness.record import Cell
 from harness.sweep import app
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 SEQUENCES, LENGTH, SUPERVISED = 4, 210, 110  # tokens: of each sequence, and the last of them with a loss
-FAST = "method.adapt._target_=harness.job.dora.FastDoraConfig"
+FAST = "method.adapt._target_=harness.job.methods.dora.FastDoraConfig"
 MIB = 2**20
 
 
@@ -42,8 +43,8 @@ class Bench:
 
     def __init__(self, cell: Cell, bf16: bool, on: torch.device):
         torch.manual_seed(0)
-        base = model.load(cell, on)
-        self.net = model.adapt(base, cell).train()
+        base = loading.load(cell, on)
+        self.net = loading.adapt(base, cell).train()
         self.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(self.net)
         self.ids = torch.randint(1000, 40_000, (SEQUENCES, LENGTH), device=on)
         self.bf16 = bf16

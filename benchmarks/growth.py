@@ -26,8 +26,10 @@ from tabulate import tabulate
 
 from harness import units
 from harness.config import ROOT
-from harness.job import data, model, score
-from harness.job.meter import LiveBytes
+from harness.job.data import encoding
+from harness.job.evaluate import scoring as score
+from harness.job.measure.meter import LiveBytes
+from harness.job.models import loading
 from harness.sweep import app
 
 EMPTY = ("method=lora", "model=tiny", "rank=4", "train.max_steps=1", "train.batch_size=1", "train.validation_items=1")
@@ -61,7 +63,7 @@ def steps() -> list[dict[str, Any]]:
     rows = []
     for rank, length, size in GRID:
         side = speed.Side("lora", "wordmath", False, f"rank={rank}")
-        batch = [data.Example(list(range(1000, 1000 + length)), length // 2)] * size
+        batch = [encoding.Example(list(range(1000, 1000 + length)), length // 2)] * size
         side.step(batch)
         seconds = median(timed(lambda side=side, batch=batch: side.step(batch)) for _ in range(3))
         with LiveBytes(speed.plain.CPU) as live:
@@ -75,7 +77,7 @@ def steps() -> list[dict[str, Any]]:
 
 def scoring() -> list[dict[str, Any]]:
     cell = composed("model=smollm2_135m", "method=base", "data=wordmath_short", "train.precision=fp32")
-    net, tokenizer = model.load(cell, speed.plain.CPU), model.tokenizer(cell.settings["model"])
+    net, tokenizer = loading.load(cell, speed.plain.CPU), loading.tokenizer(cell.settings["model"])
     rows = []
     for items in (20, 40, 80, 160):
         tasks = score.Tasks(cell.settings["eval"] | {"limit": items}, None)

@@ -21,19 +21,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from harness.job import data, device, model, score, train
+from harness.job.data import encoding
+from harness.job.evaluate import scoring
+from harness.job.measure import device
+from harness.job.models import loading
+from harness.job.training import loop
 from harness.record import Cell
 
 
 def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
     """The cell's model, seeded as ours, and its optimizer."""
     torch.manual_seed(cell.seed or 0)
-    net = model.adapt(model.load(cell, device.here()), cell)
+    net = loading.adapt(loading.load(cell, device.here()), cell)
     slot = cell.settings["method"]["optim"]
     return net, slot and instantiate(slot, _convert_="all")(net)
 
 
-def padded(examples: list[data.Example], pad: int) -> dict[str, Tensor]:
+def padded(examples: list[encoding.Example], pad: int) -> dict[str, Tensor]:
     """Right-padded input_ids, attention_mask and labels: (sequences, longest)."""
     longest = max(len(e.ids) for e in examples)
     rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
@@ -64,17 +68,17 @@ def main(cell: Cell) -> dict[str, Any]:
     """Train and score; the losses of the steps, and the score of each task by metric and filter."""
     settings, losses = cell.settings["train"], []
     net, optimizer = built(cell)
-    tokenizer = model.tokenizer(cell.settings["model"])
+    tokenizer = loading.tokenizer(cell.settings["model"])
     if optimizer is not None:
-        splits = data.splits(cell.settings["data"], None)
+        splits = encoding.splits(cell.settings["data"], None)
         prompt = cell.settings["data"]["prompt"]
-        order = data.scheduled(
+        order = encoding.scheduled(
             splits["train"],
             settings,
             cell.seed,
-            lambda items: data.encode_all(tokenizer, items, prompt, settings["max_length"]),
+            lambda items: encoding.encode_all(tokenizer, items, prompt, settings["max_length"]),
         )
-        factor = train.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+        factor = loop.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         net.train()
         for (examples,) in order:
@@ -87,8 +91,8 @@ def main(cell: Cell) -> dict[str, Any]:
         HFLM(pretrained=net, tokenizer=tokenizer, batch_size=asked["batch_size"]),
         tasks=asked["tasks"],
         num_fewshot=asked["num_fewshot"] or 0,
-        samples=score.Tasks(asked, None).sample,
-        task_manager=lm_eval.tasks.TaskManager(include_path=str(Path(score.__file__).parent / "tasks")),
+        samples=scoring.Tasks(asked, None).sample,
+        task_manager=lm_eval.tasks.TaskManager(include_path=str(Path(scoring.__file__).parent / "tasks")),
     )
     return {"losses": losses, "scores": result["results"]}
 

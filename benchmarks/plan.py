@@ -20,10 +20,10 @@ from tabulate import tabulate
 
 from harness import units
 from harness.config import CONF, ROOT
-from harness.job.plan import Planner
+from harness.job.predict import Planner
 from harness.record import Record, read_study
 from harness.sweep import app
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 LARGE = 2**50  # a budget that does not matter
 

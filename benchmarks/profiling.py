@@ -15,8 +15,8 @@ from speed import Side
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.config import ROOT
-from harness.job import data
-from harness.job.meter import LiveBytes, matmul_peak, synchronize
+from harness.job.data import encoding
+from harness.job.measure.meter import LiveBytes, matmul_peak, synchronize
 from harness.sweep import app
 
 STEPS = 3
@@ -31,7 +31,7 @@ def main() -> None:
     app.register()
     side = Side(arguments.method, "wordmath", plainly=False)
     ids = list(range(1000, 1000 + arguments.length))
-    batch = [data.Example(ids, arguments.length // 2)] * arguments.batch_size
+    batch = [encoding.Example(ids, arguments.length // 2)] * arguments.batch_size
     side.step(batch)  # kernels are chosen, and the optimizer's state is made
     device = side.accelerator.device
     with LiveBytes(device) as live:

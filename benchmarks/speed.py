@@ -8,7 +8,7 @@ The two sides of a pair run one after the other, which first alternates; a ratio
 with the least and the largest. What a part measured is kept in `benchmarks/measured/PART.json`, with where and when.
 
 training  steps on the same batches: GSM8K's text with --data-root, else wordmath's; in one process, so that neither
-          side has the memory kept which the other frees (harness/job/heap.py)
+          side has the memory kept which the other frees (harness/job/measure/heap.py)
 mmlu      5 shots, 10 questions a subject, by stock HFLM and by ours, fp32; needs --data-root
 gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
@@ -46,10 +46,14 @@ from torch import nn
 
 from harness import env
 from harness.config import CONF, ROOT
-from harness.job import attention, data, device, model, score, train
+from harness.job.data import encoding
+from harness.job.evaluate import scoring
+from harness.job.measure import device
+from harness.job.models import loading
+from harness.job.training import attention, loop
 from harness.record import Cell, Record, read_study
 from harness.sweep import app
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 HERE = Path(__file__).parent
 MEASURED = HERE / "measured"
@@ -118,49 +122,49 @@ class Side:
         bf16 = device.compute_dtype(self.settings["precision"]) is torch.bfloat16
         self.accelerator = None if plainly else Accelerator(mixed_precision="bf16" if bf16 else "no")
         self.net, self.optimizer = plain.built(self.cell)
-        self.tokenizer = model.tokenizer(self.cell.settings["model"])
+        self.tokenizer = loading.tokenizer(self.cell.settings["model"])
         self.layout, _ = attention.layout(self.net, self.cell.settings["speedups"], self.tokenizer.pad_token_id)
         if self.layout.flat:
             attention.enable(self.net)
         if self.accelerator:
             self.net, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
-        factor = train.warmup_cosine(self.settings["max_steps"], self.settings["warmup_ratio"])
+        factor = loop.warmup_cosine(self.settings["max_steps"], self.settings["warmup_ratio"])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
 
-    def step(self, examples: list[data.Example]) -> None:
+    def step(self, examples: list[encoding.Example]) -> None:
         norm = self.settings["max_grad_norm"]
         if self.accelerator is None:
             plain.step(self.net, self.optimizer, plain.padded(examples, self.tokenizer.pad_token_id), norm)
         else:
             micro = [self.layout.batch(examples).to(self.accelerator.device)]
-            train.take_step(self.net, self.optimizer, micro, norm, self.accelerator, lambda part: None)
+            loop.take_step(self.net, self.optimizer, micro, norm, self.accelerator, lambda part: None)
         self.schedule.step()
 
-    def validation_loss(self, held_out: list[data.Example]) -> float:
+    def validation_loss(self, held_out: list[encoding.Example]) -> float:
         """As a record has it: in the precision that training is in."""
         return self._loss(self.net, held_out, self.accelerator)
 
-    def validation_loss_fp32(self, held_out: list[data.Example]) -> float:
+    def validation_loss_fp32(self, held_out: list[encoding.Example]) -> float:
         """In fp32, which rounds no weight; what comes after it is in fp32 too."""
         net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False) if self.accelerator else self.net
         return self._loss(net, held_out, None)
 
-    def _loss(self, net: nn.Module, held_out: list[data.Example], accelerator: Accelerator | None) -> float:
+    def _loss(self, net: nn.Module, held_out: list[encoding.Example], accelerator: Accelerator | None) -> float:
         batches = [self.layout.batch(held_out[i : i + 4]) for i in range(0, len(held_out), 4)]
         # accelerate keeps one precision a process, which is the other side's.
         plainly = SimpleNamespace(device=net.device, autocast=nullcontext)
-        return train.answer_loss(net, batches, accelerator or plainly)
+        return loop.answer_loss(net, batches, accelerator or plainly)
 
 
-def examples_for(side: Side, data_root: str | None) -> tuple[list[list[data.Example]], list[data.Example]]:
+def examples_for(side: Side, data_root: str | None) -> tuple[list[list[encoding.Example]], list[encoding.Example]]:
     """The batches of the training, and 32 held-out examples."""
-    splits, settings = data.splits(side.cell.settings["data"], data_root), side.settings
+    splits, settings = encoding.splits(side.cell.settings["data"], data_root), side.settings
 
-    def encode(items: list[data.Item]) -> list[data.Example]:
-        return data.encode_all(side.tokenizer, items, side.cell.settings["data"]["prompt"], settings["max_length"])
+    def encode(items: list[encoding.Item]) -> list[encoding.Example]:
+        return encoding.encode_all(side.tokenizer, items, side.cell.settings["data"]["prompt"], settings["max_length"])
 
-    steps = data.scheduled(splits["train"], settings, 0, encode)
+    steps = encoding.scheduled(splits["train"], settings, 0, encode)
     return [examples for (examples,) in steps], encode(splits["validation"][:32])
 
 
@@ -208,9 +212,9 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
     if data_root is None:
         raise SystemExit(f"{name} needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
-    net, tokenizer = model.load(cell, plain.CPU), model.tokenizer(cell.settings["model"])
+    net, tokenizer = loading.load(cell, plain.CPU), loading.tokenizer(cell.settings["model"])
     asked = cell.settings["eval"] | {"tasks": [name], "num_fewshot": 5, "limit": None, "batch_size": 16}
-    tasks = score.Tasks(asked, data_root)
+    tasks = scoring.Tasks(asked, data_root)
     subjects = sorted(tasks.leaves)
     spread = subjects[:: max(1, len(subjects) // (2 * pairs))]
     predictions: dict[int, list[Any]] = {}
@@ -219,7 +223,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         start = 0 if len(subjects) > 1 else pair * items
         chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
-        _, found = score.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
+        _, found = scoring.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
         predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from harness.config import CONF, SWEEPS
 from harness.record import Cell
 from harness.sweep import app
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
 TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "facts_short": 30, "gsm8k": 200}  # raw, an example

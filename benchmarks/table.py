@@ -57,7 +57,7 @@ def write_study(folder: Path, records: int) -> None:
 
 
 def _items(score: record.Score, hashes: list[str], values: np.ndarray) -> bytes:
-    """A file of items, with the columns that `harness.job.score` writes."""
+    """A file of items, with the columns that `harness.job.evaluate.scoring` writes."""
     same = {"task": score.task, "subject": score.task, "filter": score.filter, "metric": score.metric}
     columns = {name: [text] * len(values) for name, text in same.items()}
     answers = [f"#### {n}" for n in range(len(values))]

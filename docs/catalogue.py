@@ -18,8 +18,8 @@ from harness import units
 from harness.config import CONF
 from harness.errors import UserError
 from harness.record import Cell
-from harness.sweep import app, plan
-from harness.sweep.cell import from_config
+from harness.sweep import app, planner
+from harness.sweep.cells import from_config
 
 TARGET = Path(__file__).with_name("methods.md")
 MODEL, RANK = "smollm2_135m", 16
@@ -89,7 +89,7 @@ def section(entry: Entry, prediction: dict[str, Any]) -> str:
 
 def catalogue() -> str:
     found = entries()
-    planned = plan.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
+    planned = planner.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
     sections = [section(entry, point.prediction) for entry, point in zip(found, planned, strict=True)]
     return "\n".join([HEAD, *sections])
 

@@ -18,7 +18,7 @@ from harness.record import STUDY_NAME, Record, RecordError, read, read_study, st
 
 if TYPE_CHECKING:
     from harness.report.table import Table
-    from harness.sweep.find import Found
+    from harness.studies.find import Found
 
 HELP = """\
 usage: python -m harness COMMAND [...]
@@ -115,7 +115,7 @@ def table(arguments: list[str]) -> int:
         raise UserError("--columns can't be combined with --format csv, which always has every number; leave one out.")
 
     if options.article:
-        from harness.report.article import article
+        from harness.articles.beyond_lora.table import article
 
         return _render(options, lambda records, folder: [article(records, folder)])
 
@@ -129,7 +129,7 @@ def claims(arguments: list[str]) -> int:
     parser = _table_parser("claims", "Say what the records of a study make of the article's claims.")
     options = parser.parse_args(arguments)
 
-    from harness.report.claims import table, verdicts
+    from harness.articles.beyond_lora.claims import table, verdicts
 
     return _render(options, lambda records, folder: [table(verdicts(records, folder))])
 
@@ -287,7 +287,7 @@ def status(arguments: list[str]) -> int:
     if options.watch and options.format == "json":
         raise UserError("--watch can't be combined with --format json: a script asks as often as it likes.")
 
-    from harness.sweep.status import Reader, lines, look
+    from harness.studies.status import Reader, lines, look
 
     reader = Reader()
 
@@ -295,7 +295,7 @@ def status(arguments: list[str]) -> int:
         return [look(options.results_dir, name, reader) for name in _studies(options, begun=True)]
 
     if options.watch:
-        from harness.sweep.watch import watch
+        from harness.studies.watch import watch
 
         found = watch(standings)
     elif options.format == "json":
@@ -323,7 +323,7 @@ def merge(arguments: list[str]) -> int:
     parser.add_argument("--format", default="text", choices=["text", "json"])
     options = parser.parse_args(arguments)
 
-    from harness.sweep import merge
+    from harness.studies import unite as merge
 
     made = merge.plan(options.folders, options.into, options.newer)
     written = not made.conflicts and not made.problems
@@ -343,7 +343,7 @@ def verify(arguments: list[str]) -> int:
     parser.add_argument("--format", default="text", choices=["text", "json"])
     options = parser.parse_args(arguments)
 
-    from harness.sweep import verify
+    from harness.studies import verify
 
     found = {name: verify.study(options.results_dir, name) for name in _studies(options)}
     if options.format == "json":
@@ -363,7 +363,7 @@ def logs(arguments: list[str]) -> int:
     if options.follow and options.format == "json":
         raise UserError("--follow can't be combined with --format json, which is whole; leave one out.")
 
-    from harness.sweep import logs
+    from harness.studies import logs
 
     found = _find(options, options.cell)
     if not found.log.is_file():
@@ -423,7 +423,7 @@ def score(arguments: list[str]) -> int:
     given = ("batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction", "unsafe_code")
     settings |= {name: value for name in given if (value := getattr(options, name))}
 
-    from harness.sweep import rescore
+    from harness.studies import rescore
 
     names = _studies(options)
     asked = rescore.plan(options.results_dir, names, options.cells, options.tasks, options.replace)
@@ -444,7 +444,7 @@ def push(arguments: list[str]) -> int:
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     options = parser.parse_args(arguments)
 
-    from harness.sweep.push import push as upload
+    from harness.studies.push import push as upload
 
     found = _find(options, options.cell)
     url = upload(found, options.repo, options.public)
@@ -470,8 +470,8 @@ def retry(arguments: list[str]) -> int:
     if not options.failed:
         raise UserError("Say which cells: `retry --failed` runs those that failed, diverged or ran out of memory.")
 
-    from harness.sweep.retry import changes, failed
-    from harness.sweep.retry import retry as run_again
+    from harness.studies.retry import changes, failed
+    from harness.studies.retry import retry as run_again
     from harness.sweep.store import Study
 
     changed = changes(options.overrides)
@@ -544,7 +544,7 @@ def ask(arguments: list[str]) -> int:
     if not options.timeout > 0:
         raise UserError("--timeout must be positive.")
 
-    from harness.sweep import ask as asking
+    from harness.studies import ask as asking
 
     prompts = asking.prompts(options.prompt, options.prompts)
     local = not options.api or options.study or options.cells
@@ -572,14 +572,14 @@ def ask(arguments: list[str]) -> int:
     if options.format == "json":
         _print_json(found)
     else:
-        from harness.report import side
+        from harness.report import side_by_side
 
-        sys.stdout.write(side.text(found, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
+        sys.stdout.write(side_by_side.text(found, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
     if options.out:
-        from harness.report import side
+        from harness.report import side_by_side
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(side.page(found), encoding="utf-8")
+        options.out.write_text(side_by_side.page(found), encoding="utf-8")
     return 0
 
 
@@ -620,7 +620,7 @@ def synthesize(arguments: list[str]) -> int:
     if not options.timeout > 0:
         raise UserError("--timeout must be positive.")
 
-    from harness.sweep import synthesize as synthesis
+    from harness.studies import synthesize as synthesis
 
     summary = synthesis.synthesize(
         options.source,
@@ -658,9 +658,9 @@ def import_(arguments: list[str]) -> int:
     if not STUDY_NAME.fullmatch(name):
         raise UserError(f"--study {name} can't name a folder below {options.results_dir}.")
 
-    from harness.report import imports
+    from harness.report import importers
 
-    summary = imports.store(imports.collect(options.project, options.path, name), options.results_dir / name)
+    summary = importers.store(importers.collect(options.project, options.path, name), options.results_dir / name)
     counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
     print(f"{options.results_dir / name}: {', '.join(f'{len(names)} {of}' for of, names in counts.items())} records.")
     for path in summary.older:
@@ -675,7 +675,7 @@ def doctor(arguments: list[str]) -> int:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR")
     options = parser.parse_args(arguments)
 
-    from harness.sweep import doctor as look
+    from harness.studies import doctor as look
 
     facts = look.examine(options.results_dir, options.data_root)
     print("\n".join(look.lines(facts)))
@@ -757,7 +757,7 @@ def _cell_parser(command: str, description: str, *cells: str) -> argparse.Argume
 
 
 def _find(options: argparse.Namespace, cell: str) -> Found:
-    from harness.sweep.find import find
+    from harness.studies.find import find
 
     return find(options.results_dir, _studies(options, begun=True), cell)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from harness import private
+from harness import redact
 from harness.errors import UserError, one_of
 from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName, bits
 
@@ -27,9 +27,9 @@ ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that 
 TRACKERS = get_args(TrackerName)
 ADAMW = {
     "torch": "torch.optim.AdamW",
-    "8bit": "harness.job.adamw.EightBitAdamW",
-    "paged": "harness.job.adamw.PagedAdamW",
-    "paged_8bit": "harness.job.adamw.PagedEightBitAdamW",
+    "8bit": "harness.job.methods.adamw.EightBitAdamW",
+    "paged": "harness.job.methods.adamw.PagedAdamW",
+    "paged_8bit": "harness.job.methods.adamw.PagedEightBitAdamW",
 }
 
 
@@ -44,7 +44,7 @@ class Method:
     load: keyword arguments of ``from_pretrained`` (dtype, quantization_config).
     adapt: a peft config, or a function of the model that changes it, or null to leave it as it is.
     init: how an adapter starts that needs data for it: a function of the model, the peft config and training batches of
-        one sequence each, that returns the adapted model (harness.job.start); null where its config says all.
+        one sequence each, that returns the adapted model (harness.job.methods.adapter_init); null where its config says all.
     optim: a factory that takes the model and returns its optimizer; null for an untuned row.
     incompatible: what the method can't do: a setting as typed (``train.grad_accum=2``), or all but one
         (``train.grad_accum!=1``) -> the reason.
@@ -328,8 +328,8 @@ LEAST = {
 def check(config: DictConfig) -> None:
     """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
     if config.model.key_env is not None:
-        private.named.add(config.model.key_env)
-    private.refuse(OmegaConf.to_container(config, resolve=True))
+        redact.named.add(config.model.key_env)
+    redact.refuse(OmegaConf.to_container(config, resolve=True))
     tuned = config.method.optim is not None
     for key in ("rank", "alpha", "lr_scale", *(["lr"] if tuned else [])):
         value = OmegaConf.select(config, key)

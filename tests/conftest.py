@@ -17,7 +17,7 @@ from harness.__main__ import main
 from harness.config import CONF, ROOT
 from harness.record import Cell
 from harness.sweep import app
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 
 @pytest.hookimpl(wrapper=True)

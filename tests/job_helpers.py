@@ -19,10 +19,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 
 from harness.config import CONF, ROOT, Config, register_resolvers
-from harness.job import attention, data, model, run
+from harness.job import run_cell as run
+from harness.job.data import encoding
+from harness.job.models import loading
+from harness.job.training import attention
 from harness.record import Cell, Record
-from harness.sweep import cell as cells
-from harness.sweep import worker
+from harness.sweep import cells, runner
 from harness.sweep.store import Study
 
 # fp32 everywhere: accelerate keeps one precision a process, and closed forms are compared with what is computed.
@@ -53,9 +55,9 @@ def seen_by_jobs(folder: Path, name: str, source: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patched.syspath_prepend(folder)
-        worker._server.stop()  # one that runs knows no such module
+        runner._server.stop()  # one that runs knows no such module
         yield
-        worker._server.stop()
+        runner._server.stop()
 
 
 def tiny(*overrides: str) -> Cell:
@@ -84,7 +86,7 @@ def run_cell(folder: Path, cell: Cell) -> Record:
 def run_claimed(cell: Cell, study: Study, *arguments: Any, **keywords: Any) -> Record:
     """Run `cell` in a job of its own, as a sweep does."""
     with study.claim(cell) as claim:
-        return worker.run(cell, study, claim, *arguments, **keywords)
+        return runner.run(cell, study, claim, *arguments, **keywords)
 
 
 def prepared(cell: Cell) -> SimpleNamespace:
@@ -95,20 +97,20 @@ def prepared(cell: Cell) -> SimpleNamespace:
     settings = cell.settings["train"]
     accelerator = Accelerator(mixed_precision="no")
     set_seed(cell.seed or 0)
-    base, tokenizer = model.load(cell, accelerator.device), model.tokenizer(cell.settings["model"])
-    splits = data.splits(cell.settings["data"], None)
+    base, tokenizer = loading.load(cell, accelerator.device), loading.tokenizer(cell.settings["model"])
+    splits = encoding.splits(cell.settings["data"], None)
     texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
 
-    def samples(size: int) -> Iterator[data.Batch]:
-        padded = data.Layout(flat=False, pad=tokenizer.pad_token_id)
+    def samples(size: int) -> Iterator[encoding.Batch]:
+        padded = encoding.Layout(flat=False, pad=tokenizer.pad_token_id)
         return (padded.batch(texts["train"][i : i + size]) for i in range(0, len(texts["train"]), size))
 
-    net = model.adapt(base, cell, samples)
+    net = loading.adapt(base, cell, samples)
     layout, _ = attention.layout(net, cell.settings["speedups"], tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
     accum = settings.get("grad_accum", 1)
-    order = data.batches(
+    order = encoding.batches(
         len(texts["train"]), settings["batch_size"], settings.get("max_steps", 1) * accum, cell.settings["seed"] or 0
     )
     drawn = [[texts["train"][i] for i in indices] for indices in order]
@@ -131,9 +133,9 @@ def prepared(cell: Cell) -> SimpleNamespace:
     return SimpleNamespace(**bench)
 
 
-def encoded(tokenizer, items: list[data.Item], max_length: int = 512) -> list[data.Example]:
+def encoded(tokenizer, items: list[encoding.Item], max_length: int = 512) -> list[encoding.Example]:
     """`items` tokenised under the default prompt."""
-    return data.encode_all(tokenizer, items, Config().data.prompt, max_length)
+    return encoding.encode_all(tokenizer, items, Config().data.prompt, max_length)
 
 
 def moved(*overrides: str) -> SimpleNamespace:

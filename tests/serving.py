@@ -21,7 +21,7 @@ from aiohttp import ClientSession, web
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cli.serve import Serve
 
-from harness.job import embedded
+from harness.job.models import embedded
 
 NAME = "tiny"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from harness.config import CONF, check
 from harness.errors import UserError
-from harness.sweep.cell import from_config
+from harness.sweep.cells import from_config
 
 METHODS, MODELS, DATA, EVALS = (
     sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "model", "data", "eval")

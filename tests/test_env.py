@@ -18,7 +18,9 @@ from job_helpers import prepared, tiny
 from harness import env
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.job import device, model, run
+from harness.job import run_cell
+from harness.job.measure import device
+from harness.job.models import loading
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -81,7 +83,7 @@ def test_a_cuda_device_is_told_with_its_driver():
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_the_model_tells_its_dtypes(method):
     net = prepared(tiny(f"method={method}", "speedups=off")).net
-    told = model.describe(net)
+    told = loading.describe(net)
     assert set(told["dtypes"]) == ({"float32"} if method == "full" else {"float32", "uint8"})
     assert sum(told["dtypes"].values()) == sum(p.numel() * p.element_size() for p in net.parameters())
 
@@ -202,5 +204,5 @@ def test_a_gpu_without_bf16_arithmetic_is_asked_for_none(monkeypatch, setting, o
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(UserError, match=rf"{setting} requires a GPU of compute capability 8\.0 or more, got Tesla T4"):
-        run.check([tiny("method=lora", *overrides)], None)
+        run_cell.check([tiny("method=lora", *overrides)], None)
     device.check_formats(tiny("method=lora", "train.precision=auto").settings)  # which computes in fp32 there

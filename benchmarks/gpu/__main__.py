@@ -27,7 +27,7 @@ from benchmarks.gpu import checks, render
 from benchmarks.gpu.bench import Bench, room
 from harness.config import ROOT, one_of
 from harness.errors import UserError, about_file
-from harness.sweep import doctor
+from harness.studies import doctor
 
 RANDOM = "qwen3_1_7b"
 BUILT = ROOT / ".cache" / "gpu" / RANDOM

@@ -22,9 +22,9 @@ import hydra
 from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.record import Cell, Precautions, Record
-from harness.sweep import app, plan, worker
-from harness.sweep.cell import from_config
-from harness.sweep.plan import Planned
+from harness.sweep import app, planner, runner
+from harness.sweep.cells import from_config
+from harness.sweep.planner import Planned
 from harness.sweep.store import Study
 
 # Core methods in the order of their worth; those that conf/method has.
@@ -86,7 +86,7 @@ class OutOfTime(Skip):
 class Bench:
     """Runs cells into the study's folder `out` and its subfolders.
 
-    facts: of the machine (harness.sweep.doctor); model: overrides that name it; until: when all ends (time.monotonic).
+    facts: of the machine (harness.studies.doctor); model: overrides that name it; until: when all ends (time.monotonic).
     """
 
     def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float):
@@ -137,7 +137,7 @@ class Bench:
         study.folder.mkdir(parents=True, exist_ok=True)
         with study.claim(cell) as claim:
             events: Callable[[dict], None] = keywords.pop("on_event", lambda event: None)
-            found = worker.run(cell, study, claim, None, events, Precautions(**asked), **keywords)
+            found = runner.run(cell, study, claim, None, events, Precautions(**asked), **keywords)
         if found.status == "failed" and self.left <= 0:
             study.remove(cell.name)
             raise OutOfTime("the time limit came first")
@@ -169,7 +169,7 @@ class Bench:
     @cached_property
     def planned(self) -> dict[str, Planned]:
         """By method, what its cell is predicted to take."""
-        self._plan = plan.make(list(self.cells.items()), {}, None, None)
+        self._plan = planner.make(list(self.cells.items()), {}, None, None)
         return {point.name: point for point in self._plan.points}
 
     def obstacle(self, method: str) -> str | None:
@@ -177,7 +177,7 @@ class Bench:
         point = self.planned[method]
         if "impossible" in point.prediction:
             return point.prediction["impossible"]
-        return None if self._plan.fits(point) else plan.refusal(self._plan, point)
+        return None if self._plan.fits(point) else planner.refusal(self._plan, point)
 
     @contextmanager
     def hidden(self, package: str) -> Iterator[None]:

@@ -24,7 +24,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
-from harness.job import attention, data, device, heap, loss, meter, model, ready, score, train
+from harness.job import prepared_inputs
+from harness.job.data import encoding
+from harness.job.evaluate import scoring
+from harness.job.measure import device, heap, meter
+from harness.job.models import loading
+from harness.job.training import attention, loop, loss
 from harness.record import Cell
 
 
@@ -33,12 +38,12 @@ class Training:
 
     def __init__(self, cell: Cell):
         settings = cell.settings
-        self.ready = ready.of(settings, None)
+        self.ready = prepared_inputs.of(settings, None)
         self.norm = settings["train"]["max_grad_norm"]
         bf16 = device.compute_dtype(settings["train"]["precision"]) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
-        net = model.adapt(model.load(cell, self.accelerator.device), cell, self._samples)
+        net = loading.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
         self.layout, _ = attention.layout(net, settings["speedups"], self.ready.tokenizer.pad_token_id)
         if self.layout.flat:
             attention.enable(net)
@@ -50,15 +55,15 @@ class Training:
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
 
-    def _samples(self, size: int) -> Iterator[data.Batch]:
-        padded = data.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
+    def _samples(self, size: int) -> Iterator[encoding.Batch]:
+        padded = encoding.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
         examples = [example for step in self.ready.steps for micro in step for example in micro]
         for i in range(0, len(examples), size):
             yield padded.batch(examples[i : i + size]).to(self.accelerator.device)
 
     def step(self, number: int) -> None:
         micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in self.ready.steps[number]]
-        train.take_step(self.net, self.optimizer, micro, self.norm, self.accelerator, lambda part: None)
+        loop.take_step(self.net, self.optimizer, micro, self.norm, self.accelerator, lambda part: None)
 
 
 def busy(cell: dict[str, Any]) -> dict[str, Any]:
@@ -97,18 +102,18 @@ def engine(cell: dict[str, Any]) -> dict[str, Any]:
     """By precision: seconds of lm-eval's own class and of ours, items of each metric, and how many came out alike."""
     found, asked = {}, Cell(**cell)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    net, tokenizer = model.load(asked, on), model.tokenizer(asked.settings["model"])
+    net, tokenizer = loading.load(asked, on), loading.tokenizer(asked.settings["model"])
     settings = asked.settings["eval"]
-    tasks = score.Tasks(settings, None)
+    tasks = scoring.Tasks(settings, None)
     tasks.build()
     formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
-    score.score(net, tokenizer, tasks, settings["batch_size"], formats[-1])  # kernels are chosen
+    scoring.score(net, tokenizer, tasks, settings["batch_size"], formats[-1])  # kernels are chosen
     for autocast in formats:
         seconds, items = {}, {}
         for ours in (False, True):
             meter.synchronize()
             start = meter.clock()
-            _, items[ours] = score.score(net, tokenizer, tasks, settings["batch_size"], autocast, speedups=ours)
+            _, items[ours] = scoring.score(net, tokenizer, tasks, settings["batch_size"], autocast, speedups=ours)
             meter.synchronize()
             seconds[ours] = meter.clock() - start
         theirs, own = (_answers(items[ours]) for ours in (False, True))
@@ -137,12 +142,12 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
     asked = Cell(**cell)
     settings, on_cuda = asked.settings["train"], torch.cuda.is_available()
-    prepared = ready.of(asked.settings, None)
+    prepared = prepared_inputs.of(asked.settings, None)
     set_seed(asked.seed or 0)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    net = model.adapt(model.load(asked, on), asked)
+    net = loading.adapt(loading.load(asked, on), asked)
     optimizer = instantiate(asked.settings["method"]["optim"], _convert_="all")(net)
-    factor = train.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+    factor = loop.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     steps = [examples for (examples,) in prepared.steps]
     batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]
@@ -166,7 +171,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
         made.train()
     seconds = [end - start for start, end in list(pairwise(moments))[::2]]
     raw = [sum(len(example.ids) for example in examples) for examples in steps]
-    rates = [tokens / taken for tokens, taken in zip(raw, seconds, strict=True)][min(train.WARMUP, len(raw) - 1) :]
+    rates = [tokens / taken for tokens, taken in zip(raw, seconds, strict=True)][min(loop.WARMUP, len(raw) - 1) :]
     peak = torch.cuda.max_memory_allocated() if on_cuda else None
     losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
     return {"rate": median(rates), "peak": peak, "loss": losses[-1] if losses else None}
@@ -216,7 +221,7 @@ def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, A
     """Write a model of this architecture with random weights to `folder`, beside the tokenizer of the tiny one."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from harness.job import embedded
+    from harness.job.models import embedded
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
     dimensions = dict(architecture)

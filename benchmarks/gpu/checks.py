@@ -17,8 +17,8 @@ from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import Cell, Record, read_study
-from harness.sweep import doctor as facts_of
-from harness.sweep.cell import from_config
+from harness.studies import doctor as facts_of
+from harness.sweep.cells import from_config
 
 NEAR = 0.05  # of the allocator's peak, within which a predicted one is to be
 SAME_ANSWERS = 0.98  # share of answers that rounding may leave as they are, at least

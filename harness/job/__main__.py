@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness import private
+from harness import redact
 from harness.errors import UserError
 from harness.record import Cell, Precautions, SmallerBatches, decode, device_count
 
@@ -33,7 +33,7 @@ def main(request: dict[str, Any]) -> int:
     try:
         import torch
 
-        from harness.job import device
+        from harness.job.measure import device
 
         cells = [Cell(**cell) for cell in request.get("check", [request["cell"]] if "cell" in request else [])]
         count = max((device_count(cell.settings) for cell in cells), default=1)
@@ -41,43 +41,48 @@ def main(request: dict[str, Any]) -> int:
         for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
                 report({"warning": words})
-        from harness.job import api, ranks, run
+        from harness.job import run_cell
+        from harness.job.api import run_api_cell
+        from harness.job.training import distributed
 
         if "doctor" in request:
-            from harness.job import doctor
+            from harness.job import machine
 
-            report({"phase": "doctor", "doctor": doctor.examine(**request["doctor"])})
+            report({"phase": "doctor", "doctor": machine.examine(**request["doctor"])})
         elif "plan" in request:
-            from harness.job import plan
+            from harness.job import predict
 
             planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
             of = {name: request[name] for name in ("data_root", "budget", "beside", "tight", "kernels")}
-            for event in plan.answer(planned, **of):
+            for event in predict.answer(planned, **of):
                 report({"phase": "plan"} | event)
         elif "synthesize" in request:
-            from harness.job import synthesize
+            from harness.job.data.generators import synthesis
 
-            asking = decode(synthesize.Asking, request["synthesize"])
-            summary = synthesize.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
+            asking = decode(synthesis.Asking, request["synthesize"])
+            summary = synthesis.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
             report({"phase": "synthesize", "summary": summary})
         elif "ask" in request:
-            from harness.job import ask
+            from harness.job.evaluate import prompting
 
-            answers = ask.ask(decode(ask.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event))
+            answers = prompting.ask(
+                decode(prompting.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event)
+            )
             report({"phase": "ask", "answers": answers})
         elif "check" in request:
-            run.check(cells, request["data_root"])
+            run_cell.check(cells, request["data_root"])
             for cell in cells:
                 if asking := request.get("asking", {}).get(cell.id):
-                    found = api.estimate(cell, decode(api.Asking, asking), request["data_root"])
+                    found = run_api_cell.estimate(cell, decode(run_api_cell.Asking, asking), request["data_root"])
                     report({"phase": "check", "id": cell.id, "estimate": found})
         elif "tasks" in request:
-            from harness.job import ready, rescore
+            from harness.job import prepared_inputs
+            from harness.job.evaluate import rescoring
 
             if "path" in request:
-                rescore.rescore(Path(request["path"]), request["tasks"], request["data_root"], report)
+                rescoring.rescore(Path(request["path"]), request["tasks"], request["data_root"], report)
             else:
-                ready.tasks(request["tasks"], request["data_root"])
+                prepared_inputs.tasks(request["tasks"], request["data_root"])
         else:
             checkpoints = request.get("checkpoints")
             asked = {
@@ -90,11 +95,11 @@ def main(request: dict[str, Any]) -> int:
                 "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
                 "save": request.get("save", "none"),
                 "tracker": request.get("tracker"),
-                "asking": decode(api.Asking | None, request.get("asking")),
+                "asking": decode(run_api_cell.Asking | None, request.get("asking")),
             }
             if count > 1:
-                return ranks.run(count, run.run, asked, report)
-            run.run(**asked, report=report)
+                return distributed.run(count, run_cell.run, asked, report)
+            run_cell.run(**asked, report=report)
     except UserError as error:
         report({"refused": str(error)})
         return 2
@@ -105,5 +110,5 @@ if __name__ == "__main__":
     from harness.job.serve import serve
 
     # Before libraries come in, which keep the streams they find.
-    sys.stdout, sys.stderr = private.Redacting(sys.stdout), private.Redacting(sys.stderr)
+    sys.stdout, sys.stderr = redact.Redacting(sys.stdout), redact.Redacting(sys.stderr)
     sys.exit(serve(int(sys.argv[1]), main))

@@ -1,6 +1,6 @@
-"""Holds what jobs have in common, and forks a job for each request: the other side of harness/sweep/server.py.
+"""Holds what jobs have in common, and forks a job for each request: the other side of harness/sweep/fork_server.py.
 
-Held are the libraries, and what harness/job/ready.py makes of data, tokenizer and tasks: a sweep's cells mostly share
+Held are the libraries, and what harness/job/prepared_inputs.py makes of data, tokenizer and tasks: a sweep's cells mostly share
 them.
 
 On a machine with an accelerator nothing is forked: its libraries may have touched the device, which no fork survives.
@@ -50,7 +50,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
                 return main(json.load(sys.stdin))
-            from harness.job import ready, run  # noqa: F401
+            from harness.job import prepared_inputs, run_cell  # noqa: F401
 
             loaded = True
         request = _request(streams[0], channel)
@@ -58,10 +58,10 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
             return 0
         if "cell" in request:
             with suppress(Exception):  # the job meets it too, and tells it where it is heard
-                ready.of(request["cell"]["settings"], request["data_root"])
+                prepared_inputs.of(request["cell"]["settings"], request["data_root"])
         if "tasks" in request:
             with suppress(Exception):
-                ready.tasks(request["tasks"], request["data_root"])
+                prepared_inputs.tasks(request["tasks"], request["data_root"])
         gc.collect()
         gc.freeze()  # a collection in the job would touch, and so copy, all that is held here
         watch, alive = os.pipe()

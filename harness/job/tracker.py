@@ -14,7 +14,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from harness import private
+from harness import redact
 from harness.errors import UserError
 from harness.record import Cell, Record
 
@@ -28,7 +28,7 @@ class Tracker:
         try:
             tracker = LOGGER_TYPE_TO_CLASS[name](**_place(name, cell.name, study.replace("/", "-"), folder))
             tracker.start()
-            tracker.store_init_configuration(_flat(private.hide(cell.settings)))
+            tracker.store_init_configuration(_flat(redact.hide(cell.settings)))
         except Exception as error:  # whatever it raises without a network, an account, a server
             why = _first_line(error)
             raise UserError(f"tracker={name} can't start: {why}; set it up, or leave tracker out.") from error
@@ -70,11 +70,11 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted names and values that any tracker takes."""
     flat: dict[str, list[Any]] = {}
-    for key, value in private.leaves(settings):
+    for key, value in redact.leaves(settings):
         flat.setdefault(key, []).append(value)
     values = {key: found[0] if len(found) == 1 else str(found) for key, found in flat.items()}
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
 
 
 def _first_line(error: Exception) -> str:
-    return (private.clean(str(error)).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return (redact.clean(str(error)).strip() or type(error).__name__).splitlines()[0].rstrip(".")

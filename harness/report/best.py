@@ -11,9 +11,9 @@ from harness import units
 from harness.record import Record
 from harness.report.columns import ABSENT, Row, Rows, group, rate, score_style, several_seeds
 from harness.report.frame import score_name
+from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
-from harness.report.standings import Contest, contests
-from harness.report.stats import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
+from harness.report.statistics import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
 from harness.report.table import Table, comparison, comparison_of, title
 
 EDGE = "†"

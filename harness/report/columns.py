@@ -16,7 +16,7 @@ from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import attention_text
 from harness.report.select import Choice, select
-from harness.report.stats import speed_ratio
+from harness.report.statistics import speed_ratio
 
 METHODS = [  # in their order in a table; others follow by name
     *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),

@@ -27,14 +27,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from harness.articles.beyond_lora import claims
 from harness.record import Record, Score, short
-from harness.report import claims
 from harness.report.columns import ABSENT, METHODS, Row, group, score_style
 from harness.report.forgetting import Comparison, Forgetting, named
 from harness.report.frame import KINDS, score_name
+from harness.report.pairwise import Contest, Standing, contests, items
 from harness.report.select import Choice, select
-from harness.report.standings import Contest, Standing, contests, items
-from harness.report.stats import Interval, mean_intervals, seeds_interval, summary_interval
+from harness.report.statistics import Interval, mean_intervals, seeds_interval, summary_interval
 from harness.units import count, significant
 
 STYLE = {

@@ -20,11 +20,11 @@ import pandas as pd
 import pyarrow as pa
 
 from harness.record import Record, Score
-from harness.report import stats
+from harness.report import statistics
 from harness.report.columns import ABSENT, group
 from harness.report.frame import score_name
-from harness.report.standings import answers, score_of
-from harness.report.stats import ALPHA, Difference
+from harness.report.pairwise import answers, score_of
+from harness.report.statistics import ALPHA, Difference
 from harness.report.table import Table
 
 BASE = "base"
@@ -122,7 +122,7 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
             comparisons, why = _against_base(of_it, rows.records, folder)
             found += comparisons
             left_out += why
-    corrected = stats.holm([c.total.change.p for c in found if c.total.change])
+    corrected = statistics.holm([c.total.change.p for c in found if c.total.change])
     by_comparison = iter(corrected.tolist())
     found = [replace(c, total=replace(c.total, corrected=next(by_comparison))) if c.total.change else c for c in found]
     return Forgetting(found, list(dict.fromkeys(left_out)))
@@ -191,7 +191,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
         places[subject].append(i)
     subjects = {subject: _tally(before[at], after[:, at]) for subject, at in places.items()}
     told = [tally.change.p for tally in subjects.values() if tally.change]
-    by_subject = iter(stats.holm(told).tolist())
+    by_subject = iter(statistics.holm(told).tolist())
     return Comparison(
         place=of_it.place,
         label=of_it.label,
@@ -216,7 +216,7 @@ def _tally(before: np.ndarray, after: np.ndarray) -> Tally:
         right=int(before.sum()),
         lost=float((after < before).sum()) / seeds,
         won=float((after > before).sum()) / seeds,
-        change=stats.differences([after, before[None]])[0, 1] if items > 1 else None,
+        change=statistics.differences([after, before[None]])[0, 1] if items > 1 else None,
     )
 
 

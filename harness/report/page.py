@@ -22,14 +22,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness import units
+from harness.articles.beyond_lora import claims
+from harness.articles.beyond_lora.claims import OPEN, REFUTED, SUPPORTED, Verdict
+from harness.articles.beyond_lora.table import article
 from harness.record import Record
-from harness.report import claims, figures
-from harness.report.article import article
+from harness.report import figures
 from harness.report.best import ahead, best_of
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
 from harness.report.columns import ABSENT, Row, Rows, group, rate
 from harness.report.lint import Finding, findings, ran_with
-from harness.report.standings import Contest, contests
+from harness.report.pairwise import Contest, contests
 from harness.report.table import Table, comparison_of, html_grid, one_line
 
 HERE = Path(__file__).parent

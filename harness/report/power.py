@@ -16,11 +16,11 @@ from tabulate import tabulate
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.report import stats
+from harness.report import statistics
 from harness.report.columns import group
 from harness.report.frame import score_name
-from harness.report.standings import items
-from harness.report.stats import ALPHA
+from harness.report.pairwise import items
+from harness.report.statistics import ALPHA
 
 WANTED = 0.8
 SEEDS, METHODS = (1, 2, 3, 5, 10), (2, 6)
@@ -56,11 +56,11 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
     if seeds > 1:
         each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
-        noise = stats.welch([stats.Level(variance, rest, seeds - 1) for variance in each])
+        noise = statistics.welch([statistics.Level(variance, rest, seeds - 1) for variance in each])
     else:
-        noise = stats.Level(0.0, 0.0, np.inf)
+        noise = statistics.Level(0.0, 0.0, np.inf)
     z = -special.stdtrit(n - 1, alpha / 2)
-    return float(np.mean(np.abs(found) > stats.half_width(alpha, noise, over_items, z)))
+    return float(np.mean(np.abs(found) > statistics.half_width(alpha, noise, over_items, z)))
 
 
 def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumptions | None = None) -> int | None:
@@ -134,7 +134,7 @@ def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[s
     else:
         said.append("The study has one method: how alike two of them answer is assumed.")
     if repeated:
-        levels = [stats.seed_level(sample) for sample in repeated]
+        levels = [statistics.seed_level(sample) for sample in repeated]
         variances = [len(s) * max(0.0, v.variance - v.rest) for s, v in zip(repeated, levels, strict=True)]
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
         given = replace(given, seed_sd=float(np.mean(variances)) ** 0.5, between_seeds=float(np.mean(pairs)))

@@ -45,11 +45,12 @@ from harness import record, units
 from harness.config import CONF, SWEEPS, Config, one_of
 from harness.errors import UserError, about_file
 from harness.record import Cell, Failure, Record, RecordError, behind_api, device_count
-from harness.sweep import cell as cells_of
-from harness.sweep import cost, lost, oom, plan, worker
-from harness.sweep.claim import Claim, Held
-from harness.sweep.lost import Lost
-from harness.sweep.parallel import LocalParallel, enough
+from harness.sweep import api_cost, micro_batch, planner, runner
+from harness.sweep import cells as cells_of
+from harness.sweep.launchers import lost_workers
+from harness.sweep.launchers.local_parallel import LocalParallel, enough
+from harness.sweep.launchers.lost_workers import Lost
+from harness.sweep.lease import Claim, Held
 from harness.sweep.progress import Progress, following
 from harness.sweep.store import Study
 
@@ -74,7 +75,7 @@ class Options:
     that may be spent, null for any; throughput: raw tokens/s, null for what records say.
     """
 
-    plan: bool = False
+    planner: bool = False
     fit: bool = False
     budget: int | None = None
     device: str | None = None
@@ -161,7 +162,7 @@ class GridSweeper(Sweeper):
         if type(self._launcher).__name__ == "BasicLauncher":  # of a class that Hydra's scan for plugins made anew
             return self._launcher.launch(points, initial_job_idx=first)
         try:
-            with following(study, [cell for cell, _ in left], _progress), lost.heard_of(self._launcher):
+            with following(study, [cell for cell, _ in left], _progress), lost_workers.heard_of(self._launcher):
                 jobs = self._launcher.launch(points, initial_job_idx=first)
         except KeyboardInterrupt:
             if type(self._launcher).__name__ == "SlurmLauncher":
@@ -248,9 +249,9 @@ class GridSweeper(Sweeper):
             _check(list(elsewhere.values()), composed.data_root, asking)
         if not planned:
             return
-        made = plan.make(list(planned.values()), architectures, composed.data_root, _options.budget, _options.device)
+        made = planner.make(list(planned.values()), architectures, composed.data_root, _options.budget, _options.device)
         results = Path(composed.results_dir).expanduser()
-        print("\n".join(plan.lines(made, results, _options.throughput)))
+        print("\n".join(planner.lines(made, results, _options.throughput)))
 
 
 def _architecture(config: DictConfig, point: list[str]) -> dict[str, dict[str, Any]]:
@@ -263,14 +264,14 @@ def _architecture(config: DictConfig, point: list[str]) -> dict[str, dict[str, A
 
 def _asking(cell: Cell, config: DictConfig) -> dict[str, dict[str, Any]]:
     """How the cell's model is asked, by the cell's id; nothing if it is not behind an API."""
-    how = cost.asking(cell, config, _study(config))
+    how = api_cost.asking(cell, config, _study(config))
     return {} if how is None else {cell.id: how}
 
 
 def _check(cells: list[Cell], data_root: str | None, asking: dict[str, dict[str, Any]]) -> None:
     """Raise UserError if one of `cells` can't be run, or if asking what is behind an API would cost too much."""
-    counts = worker.check(cells, data_root, asking)
-    cost.told(cost.estimates(cells, asking, counts), _options.money)
+    counts = runner.check(cells, data_root, asking)
+    api_cost.told(api_cost.estimates(cells, asking, counts), _options.money)
 
 
 def _fitting(
@@ -281,14 +282,14 @@ def _fitting(
     left = [pair for pair in left if pair not in fitting]
     if not left:
         return fitting
-    made = plan.make(
+    made = planner.make(
         [(cell.name, cell) for cell, _ in left], architectures, data_root, _options.budget, _options.device
     )
     for point, (cell, overrides) in zip(made.points, left, strict=True):
         if made.fits(point):
             fitting.append((cell, overrides))
             continue
-        reason = plan.refusal(made, point)
+        reason = planner.refusal(made, point)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         failure = Failure("plan", None, reason)
         unfit = Record(cell, study.name, "unfit", now, 0.0, made.environment, failure)
@@ -384,7 +385,7 @@ def _launch(cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Recor
     progress.start(cell)
     try:
         # A planned sweep has warned when it checked its cells.
-        found = worker.run(
+        found = runner.run(
             cell,
             study,
             claim,
@@ -414,7 +415,7 @@ def _to_run(found: Record | None, config: DictConfig) -> bool:
     """Whether a cell with this record is to be run; one left out by --fit is: its budget was no result."""
     if found is None or found.status in (*config.retry.statuses, "unfit"):
         return True
-    return (config.retry.on_oom or record.fits_itself(found.cell)) and oom.smaller(found) is not None
+    return (config.retry.on_oom or record.fits_itself(found.cell)) and micro_batch.smaller(found) is not None
 
 
 def _bare(found: Record, study: Study, save: str) -> bool:

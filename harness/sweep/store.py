@@ -3,12 +3,12 @@
 results_dir/study/NAME.json            the record
                   NAME.items.parquet   what was scored, item by item
                   NAME.log             all that the cell's process printed
-                  NAME/                the tuned weights, if they were to be saved: harness/job/saved.py
+                  NAME/                the tuned weights, if they were to be saved: harness/job/models/saved.py
                   tensorboard/NAME/    what a tracker wrote: harness/job/tracker.py
                   .harness/plan.json   the cells that sweeps asked for
-                  .harness/running/    one claim a running cell (harness/sweep/claim.py)
-                  .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/checkpoint.py
-                  .harness/answers/NAME.jsonl  what a model behind an API answered: harness/job/api_engine.py
+                  .harness/running/    one claim a running cell (harness/sweep/lease.py)
+                  .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/training/checkpoints.py
+                  .harness/answers/NAME.jsonl  what a model behind an API answered: harness/job/api/lm_eval_model.py
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from harness import record
 from harness.errors import UserError
 from harness.record import Cell, Record
-from harness.sweep import claim
-from harness.sweep.claim import Claim
+from harness.sweep import lease
+from harness.sweep.lease import Claim
 
 
 class Study:
@@ -100,7 +100,7 @@ class Study:
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add `cells` to what was planned, one sweep after another where several do; tidy up after dead ones."""
         cells = list(cells)
-        with claim.hold(self._state / "planning", "The plan", patiently=True) as held:
+        with lease.hold(self._state / "planning", "The plan", patiently=True) as held:
             for path in self.left_behind(held.path.stat().st_mtime):
                 discard(path)
             known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
@@ -112,7 +112,7 @@ class Study:
         now: by the clock of the folder's file system; null for this machine's.
         """
         folders = (self.folder, self._state, self._state / "running")
-        return claim.left_behind(folders, time.time() if now is None else now)
+        return lease.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
         """Remove all that there is of the cell `name`, the plan included; returns what is gone, as `files` names it."""
@@ -123,7 +123,7 @@ class Study:
             discard(found)
         for found in (self._checkpoints(name), self._answers(name)):
             discard(found)
-        with claim.hold(self._state / "planning", "The plan", patiently=True):
+        with lease.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:
                 if len(left) < len(planned):
@@ -141,7 +141,7 @@ class Study:
 
     def running(self) -> dict[str, dict]:
         """Owners of running cells by name, each with host, pid, started and the last progress; dead ones left out."""
-        found = {folder.name: claim.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
+        found = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
         return {name: owner for name, owner in found.items() if owner is not None}
 
     def claim(self, cell: Cell) -> AbstractContextManager[Claim]:
@@ -149,12 +149,12 @@ class Study:
 
         Its record is to be looked for once more after this: another process may just have written it.
         """
-        return claim.hold(self._claim(cell), cell.name)
+        return lease.hold(self._claim(cell), cell.name)
 
     def wait(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those of `cells`, which others hold, that are free, as soon as some are."""
         by_claim = {self._claim(cell): cell for cell in cells}
-        return [by_claim[free] for free in claim.wait(list(by_claim))]
+        return [by_claim[free] for free in lease.wait(list(by_claim))]
 
     def _claim(self, cell: Cell) -> Path:
         return self._state / "running" / cell.name

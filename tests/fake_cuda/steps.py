@@ -24,8 +24,9 @@ from job_helpers import tiny
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch.utils._pytree import tree_leaves
 
-from harness.job import model, plan
-from harness.job.meter import LiveBytes
+from harness.job import predict
+from harness.job.measure.meter import LiveBytes
+from harness.job.models import loading
 from harness.record import Cell
 
 GPU = torch.device("cuda:0")
@@ -91,20 +92,20 @@ def value(_mode: Any, _function: Any, tensor: torch.Tensor) -> float | int | boo
 def with_values(cell: Cell, config: Any) -> tuple[torch.nn.Module, set[str]]:
     """The cell's model on the CPU, with weights: for methods that look at them before the first step."""
     dtype = getattr(torch, cell.settings["model"]["dtype"])
-    base = model.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    base = loading.AutoModelForCausalLM.from_config(config, dtype=dtype)
     own = {id(p) for p in base.parameters()}
-    net = model.adapt(base, cell)
+    net = loading.adapt(base, cell)
     return net, {name for name, p in net.named_parameters() if id(p) not in own}
 
 
 def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, float]]:
     """Peaks by window and kind of two steps (an untuned model: one pass) of `cell`."""
-    planner = plan.Planner(None, "bf16", kernels, on)
-    cell.settings |= plan._decided(cell.settings, "bf16")
+    planner = predict.Planner(None, "bf16", kernels, on)
+    cell.settings |= predict._decided(cell.settings, "bf16")
     config, _ = planner._config(cell, None)
     if cell.method != "adaption_prompt":  # which wants two layers
-        config = model.with_depth(config, 1)
-    shape = plan.Shape([SEQUENCES], raw=201, padded=201, real=True)
+        config = loading.with_depth(config, 1)
+    shape = predict.Shape([SEQUENCES], raw=201, padded=201, real=True)
     with torch.autograd.set_multithreading_enabled(False):
         return planner._probe(cell, config, shape, 1, planner._layout(cell, None)).windows
 
@@ -115,10 +116,10 @@ def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
         cell = tiny("model.dtype=bfloat16", "train.precision=bf16", *overrides)
         try:
             try:
-                planned, shell = taken(cell, "cuda", torch.device("cpu")), model.shell
-            except model.NeedsValues:
+                planned, shell = taken(cell, "cuda", torch.device("cpu")), loading.shell
+            except loading.NeedsValues:
                 planned, shell = None, with_values
-            with mock.patch.object(plan, "LiveBytes", Watched), mock.patch.object(model, "shell", shell), values:
+            with mock.patch.object(predict, "LiveBytes", Watched), mock.patch.object(loading, "shell", shell), values:
                 fake = taken(cell, "cuda", GPU)
             live = Watched.last
             yield {"fake": fake, "planned": planned, "attention": live.attention, "on_cpu": sorted(live.on_cpu)}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_worker import TINY, finish, training, wait_for
+from real_sweeps import TINY, finish, training, wait_for
 
 from harness.config import ROOT
 from harness.record import Record, read_study

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from test_worker import TINY, children, finish, start, training, wait_for
+from real_sweeps import TINY, children, finish, start, training, wait_for
 
 from harness.record import read_study
 

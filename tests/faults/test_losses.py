@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from losing import finished, holds, lose_a_worker, start
-from test_worker import finish, training, wait_for
+from real_sweeps import finish, training, wait_for
 
 from harness.report.lint import findings
 

@@ -9,7 +9,7 @@ import pytest
 from grid import ENVIRONMENT, finish_anyhow, records, start
 from job_helpers import tiny
 
-from harness.job import run
+from harness.job import run_cell
 from harness.record import read
 
 pytestmark = pytest.mark.faults
@@ -84,7 +84,7 @@ def test_an_untuned_cell_that_breaks_in_its_own_phase(tmp_path):
 
     cell = tiny("method=base")
     path = tmp_path / f"{cell.name}.json"
-    run.run(cell, "test", path, None, report)
+    run_cell.run(cell, "test", path, None, report)
     record = read(path)
     assert (record.status, record.failure.phase, record.failure.reason) == (
         *("failed", "validate", "RuntimeError: broken in validate"),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from grid import PATIENCE
-from test_private import SECRETS, TELLTALE, TINY
+from planted_secrets import SECRETS, TELLTALE, TINY
 
 from harness.config import ROOT
-from harness.private import HIDDEN
+from harness.redact import HIDDEN
 
 pytestmark = pytest.mark.faults
 
@@ -34,7 +34,7 @@ def sweep(folder: Path, telltale: str, *overrides: str) -> subprocess.Popen:
     (folder / "lib").mkdir()
     (folder / "lib" / "telltale.py").write_text(telltale)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder / 'lib'}", "HF_HUB_OFFLINE": "1"} | SECRETS
-    targets = "method.optim._target_=telltale.build,harness.job.optim.build"
+    targets = "method.optim._target_=telltale.build,harness.job.methods.optimizers.build"
     command = [sys.executable, "-m", "harness", "sweep", *TINY, "method=full", targets, *overrides]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 

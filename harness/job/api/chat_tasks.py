@@ -1,0 +1,81 @@
+"""Tasks for a model that chats and gives no log-probabilities: the same items, asked for the answer in words."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from harness.errors import UserError
+from harness.job.data import encoding
+from harness.job.evaluate import scoring
+
+GENERATED = "generate_until"  # lm-eval's word for tasks whose answers are written; those of all others are compared
+# What a task whose answers are compared is called where they are written, as lm-eval has it of mmlu, gpqa and bigbench.
+STAND_INS = [(r"$", "_generative"), (r"_n_shot$", "_generative_n_shot"), (r"_multiple_choice$", "_generate_until")]
+# Where the choices are letters, lm-eval compares the whole reply with one. Many that chat say more ("B. Mitochondria",
+# "The answer is (B)."): a second filter takes the letter from before the choice's words, or from such a phrase.
+LETTER = r"^\W*([{0}])(?:[.):*]|\s*$)|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is|:)?\W*([{0}])\b"
+ASKED = " (chat)"  # after a task's name: what is scored so is another measurement, and never compared with the task's
+
+
+class ChatTasks(scoring.Tasks):
+    """As `Tasks`, with what stands in for those whose answers are compared by their log-probabilities.
+
+    A stand-in is asked the very items that its task would be. Raises UserError where there is none.
+    """
+
+    def __init__(self, settings: dict[str, Any], data_root: str | None):
+        super().__init__(settings, data_root)
+        with encoding.at(data_root):
+            asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}
+        pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}
+        self.sample = {pairs[leaf][0]: items for leaf, items in self.sample.items()}
+        self.leaves = dict(pairs.values())
+        self.by_name = {
+            (name if all(leaf == new for leaf, (new, _) in by_leaf.items()) else _stand_in(name)) + ASKED: {
+                "tasks": dict(by_leaf.values())
+            }
+            for name, by_leaf in asked.items()
+        }
+        self._settle(settings)
+        self.put |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
+
+    def _asked(self, name: str, leaves: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+        """What each leaf of the task or group `name` is asked as: its name and the task."""
+        if all(task.OUTPUT_TYPE == GENERATED for task in leaves.values()):
+            return {leaf: (leaf, task) for leaf, task in leaves.items()}
+        other = _stand_in(name)
+        found = self._load(scoring.stock(), other)["tasks"] if other else {}
+        asked = {leaf: new for leaf in leaves for new in _names(leaf) if new in found}
+        if asked.keys() != leaves.keys() or not all(_alike(task, found[asked[leaf]]) for leaf, task in leaves.items()):
+            raise UserError(
+                f"eval.tasks={name} compares log-probabilities, which a chat does not give, and lm-eval has no task of "
+                "the same items whose answers are written; leave it out, or name a model.tokenizer where the endpoint "
+                "gives log-probabilities of completions."
+            )
+        for leaf, new in asked.items():
+            _have_letters_read(leaves[leaf], found[new])
+        return {leaf: (new, found[new]) for leaf, new in asked.items()}
+
+
+def _stand_in(name: str) -> str | None:
+    """The task or group that stands in for `name`, if lm-eval has one."""
+    known = scoring.stock().all_tasks
+    return next((other for other in _names(name) if other in known), None)
+
+
+def _names(name: str) -> list[str]:
+    return [re.sub(old, new, name) for old, new in STAND_INS if re.search(old, name)]
+
+
+def _have_letters_read(task: Any, other: Any) -> None:
+    """Add the filter `letter` to the stand-in `other`, if the choices of `task` are letters."""
+    choices = task.config.doc_to_choice
+    if isinstance(choices, list) and all(re.fullmatch("[A-Z]", choice) for choice in choices):
+        scoring.filtered_too(other, "letter", LETTER.format("".join(choices)))
+
+
+def _alike(task: Any, other: Any) -> bool:
+    """Whether both have the same items, in the same order."""
+    sources = [(t.config.dataset_path, t.config.dataset_name, t.config.test_split) for t in (task, other)]
+    return other.OUTPUT_TYPE == GENERATED and sources[0] == sources[1] and len(task.eval_docs) == len(other.eval_docs)

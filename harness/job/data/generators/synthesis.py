@@ -1,0 +1,287 @@
+"""New training problems, asked of a model behind an API, checked, and written with where each came from.
+
+What was answered is kept in a journal (`NAME.answers.jsonl`), and never asked again: a call that was stopped, or that
+wants more, goes on from there. What is made of the answers follows from the journal alone, in the order of asking, so
+that how many were asked at a time, and when it was stopped, changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness import record
+from harness.errors import UserError
+from harness.job.api.client import Client, Messages, Reply
+from harness.job.data import arithmetic, contamination, encoding, synthetic
+from harness.job.data.encoding import Item
+from harness.job.evaluate import scoring
+
+PROMPTS = 1  # the version of what stands below; provenance names it
+TASKS = {
+    "paraphrase": "Here is a problem:\n\n{examples}\n\nPut its question in other words, with other names and another "
+    "setting, but with the same numbers, so that the answer comes to the same. Work the answer out again in the same "
+    "manner.",
+    "harder": "Here is a problem:\n\n{examples}\n\nWrite a harder one of the same kind: it takes more steps, or larger "
+    "numbers. Work its answer out in the same manner.",
+    "new": "Here are problems:\n\n{examples}\n\nWrite another one that could stand beside them, about something else "
+    "and solved in another way. Work its answer out in the same manner.",
+}
+FINAL = " The answer ends in a line of its own, #### and the result as a number."
+FORMAT = ' Reply with one JSON object with the keys "question" and "answer", both texts, and with nothing else.'
+SEEDS = {"paraphrase": 1, "harder": 1, "new": 3}
+EXAMPLES = 3  # of each reason, in the report of what was rejected
+TOKENS, TEMPERATURE = 1024, 1.0  # of an answer
+MEASURES = {
+    "near_duplicate": f"Jaccard similarity of the questions' word {contamination.NEAR_WORDS}-grams of {contamination.NEAR} or more",
+    "evaluation": f"a shared run of {contamination.SHARED_WORDS} words, or a near-duplicate",
+}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked for.
+
+    file: of items, one a line; or else data: settings of a cell. eval: settings of one, whose items are kept out;
+    n: problems wanted; most: questions to ask at most; concurrency: at a time; out: the file they go to.
+    """
+
+    file: str | None
+    encoding: dict[str, Any] | None
+    eval: dict[str, Any]
+    data_root: str | None
+    n: int
+    most: int
+    kinds: list[str]
+    seed: int
+    base_url: str
+    model: str
+    concurrency: int
+    timeout: float
+    out: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request to the model; `key` is a hash of all that decides its answer but chance."""
+
+    key: str
+    kind: str
+    seeds: list[int]
+    messages: Messages
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A line of the journal. model, host: who answered; date: when, in UTC."""
+
+    key: str
+    model: str
+    host: str
+    date: str
+    text: str
+    whole: bool
+    read: int | None
+    written: int | None
+
+
+def synthesize(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
+    """Ask until there are `asking.n` problems, or `asking.most` questions were asked; the summary, as it is written.
+
+    report is told how far it is. Raises UserError for a source or an evaluation that can't be had, and when the model
+    does not answer: what was answered is kept.
+    """
+    out = Path(asking.out)
+    client = Client(asking.base_url, asking.model, asking.timeout)
+    seeds = _seeds(asking)
+    sieve = Sieve(seeds, _evaluation(asking.eval, asking.data_root))
+    journal = Journal(out.with_suffix(".answers.jsonl"))
+    before = len(journal.answers)
+    questions = _questions(seeds, asking, client.host)
+    asked = 0
+    while len(sieve.kept) < asking.n and asked < asking.most:
+        some = list(itertools.islice(questions, min(asking.n - len(sieve.kept), asking.most - asked)))
+        left = [(question.key, question.messages) for question in some if question.key not in journal.answers]
+
+        def keep(key: str, reply: Reply) -> None:
+            journal.add(key, reply, client)
+            report({"asked": len(journal.answers) - before})
+
+        client.ask_all(left, asking.concurrency, keep, max_tokens=TOKENS, temperature=TEMPERATURE)
+        for question in some:
+            sieve.judge(question, journal.answers[question.key])
+        asked += len(some)
+        report({"kept": len(sieve.kept)})
+    _lines(out, sieve.kept)
+    summary = _summary(asking, client.host, asked, sieve, journal, before)
+    record.write_json(summary, out.with_suffix(".report.json"))
+    return summary
+
+
+def _seeds(asking: Asking) -> list[Item]:
+    if asking.file is None:
+        seeds = encoding.splits(asking.data, asking.data_root)["train"]
+    else:
+        seeds = synthetic.read(Path(asking.file))
+    if not seeds:
+        raise UserError("The source is empty; there is nothing to begin from.")
+    return seeds
+
+
+def _evaluation(settings: dict[str, Any], data_root: str | None) -> contamination.Evaluation:
+    """All items of the tasks of `settings`, not just a sample of them."""
+    tasks = scoring.Tasks(settings | {"limit": None}, data_root)
+    return contamination.Evaluation(
+        str(task.doc_to_text(doc)) for task in tasks.leaves.values() for doc in task.eval_docs
+    )
+
+
+# What is asked
+
+
+def _questions(seeds: Sequence[Item], asking: Asking, host: str) -> Iterator[Question]:
+    """Without end, the kinds in turn; the same for the same seeds, model and seed."""
+    worked = all(arithmetic.final(seed["answer"]) is not None for seed in seeds)
+    for number in itertools.count():
+        kind = asking.kinds[number % len(asking.kinds)]
+        drawn = random.Random(f"{asking.seed} {number}").sample(range(len(seeds)), min(SEEDS[kind], len(seeds)))
+        shown = [json.dumps({k: seeds[i][k] for k in ("question", "answer")}, ensure_ascii=False) for i in drawn]
+        text = TASKS[kind].format(examples="\n".join(shown)) + (FINAL if worked else "") + FORMAT
+        messages = [{"role": "user", "content": text}]
+        of = json.dumps([asking.model, host, PROMPTS, number, messages])
+        yield Question(hashlib.sha256(of.encode()).hexdigest(), kind, drawn, messages)
+
+
+class Journal:
+    """What was answered, by the key of the question, also by earlier calls; a line a time, so that none is lost."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.answers: dict[str, Answered] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        for line in lines:
+            try:
+                found = record.decode(Answered, json.loads(line))
+            except ValueError:  # the last line of a call that was killed
+                continue
+            self.answers[found.key] = found
+        if lines:
+            _lines(path, map(asdict, self.answers.values()))
+
+    def add(self, key: str, reply: Reply, client: Client) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        found = Answered(key, client.model, client.host, now, **asdict(reply))
+        with record.naming(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
+        self.answers[key] = found
+
+
+def _lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Write `values` to `path` as JSON lines, all or nothing."""
+    with record.replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values), encoding="utf-8")
+
+
+# What is kept
+
+
+class Sieve:
+    """Keeps answers that are sound problems, new, and in no evaluation; counts the others by what speaks against them.
+
+    seeds: what the problems are made from; where all of these end in `#### N`, so must the problems.
+    """
+
+    def __init__(self, seeds: Sequence[Item], evaluation: contamination.Evaluation):
+        self._seeds, self._evaluation = seeds, evaluation
+        self._finals = [arithmetic.final(seed["answer"]) for seed in seeds]
+        self._known = contamination.Texts(seed["question"] for seed in seeds)
+        self._made = contamination.Texts()
+        self.kept: list[dict[str, Any]] = []
+        self.rejected: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, str]]] = defaultdict(list)
+
+    def judge(self, question: Question, answered: Answered) -> None:
+        item = synthetic.parse(answered.text)
+        reason, why = self._against(question, answered, item)
+        if reason is None:
+            self._made.add(item["question"])
+            self.kept.append(self._with_provenance(question, answered, item))
+            return
+        self.rejected[reason] += 1
+        if len(self.examples[reason]) < EXAMPLES:
+            self.examples[reason].append({"kind": question.kind, "why": why, "text": answered.text})
+
+    def _against(self, question: Question, answered: Answered, item: Item | None) -> tuple[str | None, str]:
+        """What speaks against an answer, the first reason, in a word or two and in full; None if nothing does."""
+        if not answered.whole:
+            return "cut off", f"longer than {TOKENS} tokens"
+        if item is None:
+            return "format", 'no JSON object with the texts "question" and "answer"'
+        steps, final = arithmetic.steps(item["answer"]), arithmetic.final(item["answer"])
+        if None not in self._finals and final is None:
+            return "format", "no last line #### N"
+        if wrong := [step for step in steps if not step.right]:
+            return "arithmetic", f"{wrong[0].text}, but it comes to {float(wrong[0].found):g}"
+        if final is not None and steps and final not in {step.said for step in steps}:
+            return "arithmetic", f"{float(final):g} is the result of no step"
+        if question.kind == "paraphrase" and final != self._finals[question.seeds[0]]:
+            return "arithmetic", "a paraphrase comes to something else than its seed"
+        for known, what in ((self._known, "a seed"), (self._made, "another")):
+            if (alike := known.nearest(item["question"])) >= contamination.NEAR:
+                return f"near-duplicate of {what}", f"similarity {alike:.2f}"
+        if self._evaluation.overlaps(item["question"]):
+            return "in the evaluation", MEASURES["evaluation"]
+        return None, ""
+
+    def _with_provenance(self, question: Question, answered: Answered, item: Item) -> dict[str, Any]:
+        seeds = [self._seeds[i]["question"] for i in question.seeds]
+        return {
+            "question": item["question"].strip(),
+            "answer": item["answer"].strip(),
+            "provenance": {
+                "model": answered.model,
+                "host": answered.host,
+                "kind": question.kind,
+                "seeds": [hashlib.sha256(seed.encode()).hexdigest()[:16] for seed in seeds],
+                "prompts": PROMPTS,
+                "date": answered.date,
+                "steps_checked": len(arithmetic.steps(item["answer"])),
+            },
+        }
+
+
+def _summary(asking: Asking, host: str, asked: int, sieve: Sieve, journal: Journal, before: int) -> dict[str, Any]:
+    """What was made of what, why the rest was rejected, and tokens: null where the server does not tell."""
+    answers = list(journal.answers.values())
+    kept = [item["provenance"] for item in sieve.kept]
+    return {
+        "model": asking.model,
+        "host": host,
+        "prompts": PROMPTS,
+        "source": asking.data["name"] if asking.file is None else Path(asking.file).name,
+        "evaluation": asking.eval["tasks"],
+        "measures": MEASURES,
+        "asked": asked,
+        "kept": len(kept),
+        "kept_by_kind": dict(Counter(p["kind"] for p in kept)),
+        "kept_without_checked_steps": sum(not p["steps_checked"] for p in kept),
+        "rejected": {
+            reason: {"count": n, "examples": sieve.examples[reason]} for reason, n in sieve.rejected.most_common()
+        },
+        "tokens": _tokens(answers),
+        "tokens_of_this_call": _tokens(answers[before:]),
+    }
+
+
+def _tokens(answers: Sequence[Answered]) -> dict[str, int | None]:
+    counts = {name: [getattr(answer, name) for answer in answers] for name in ("read", "written")}
+    return {"answers": len(answers)} | {k: None if None in of else sum(of) for k, of in counts.items()}

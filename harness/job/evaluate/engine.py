@@ -1,0 +1,382 @@
+"""An lm-eval model with `HFLM`'s answers in less time: what prompts have in common is read once, no slot stays idle.
+
+Requests that begin alike (a subject's few-shot examples, a question before its choices) form a group. Its prefix goes
+through the model once; the remainders follow in rows, many in one sequence without padding, each of which attends to
+the prefix and to itself. Greedy answers are written in slots of one cache; a slot is taken anew as soon as its answer
+ends. Where this would not give the same numbers, `HFLM` does the work, and `Engine.used` says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import DynamicCache, EosTokenCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from harness.errors import UserError
+from harness.job.evaluate.kv_cache import Lent, Slots
+from harness.job.measure.inference_speed import cache_keyword, written
+from harness.job.models.loading import prompted
+from harness.job.training import attention
+from harness.job.training.attention import PROMPTED
+
+ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
+CALL = 32  # tokens that cost about what one more call does
+CHECKED = 320  # first tokens of the longest request, computed both ways
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean nats between the two, by rounding
+PLAIN = [("do_sample", False), ("temperature", 0.0)]  # what a task may ask for, and
+HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
+HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
+
+logger = logging.getLogger(__name__)
+
+Tokens = tuple[int, ...]
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+@dataclass
+class Segment:
+    """Tokens of a row that attend to the cached prefix, to segment `parent` of the row, and to themselves.
+
+    start: position of the first one in its sequence; wanted: how many of the last ones' logits are asked for.
+    """
+
+    tokens: Tokens
+    start: int
+    wanted: int
+    parent: int | None = None
+
+
+def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
+    """Groups of `stems`: how many first tokens they share, and their indices; the longest first, also in a group.
+
+    A group stays whole where reading its prefix once saves more tokens than all groups do that it could be split into.
+    """
+
+    def divided(members: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
+        if len(members) == 1:
+            return 0, [(0, members)]
+        first, last = stems[members[0]], stems[members[-1]]  # in their order these two differ the most
+        depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        whole = depth * (len(members) - 1) - CALL, [(depth, members)]
+        parts = [list(part) for _, part in itertools.groupby(members, lambda m: stems[m][depth : depth + 1])]
+        if len(parts) == 1:
+            return whole
+        saved, groups = zip(*map(divided, parts), strict=True)
+        return max(whole, (sum(saved), [group for part in groups for group in part]), key=lambda option: option[0])
+
+    _, groups = divided(sorted(range(len(stems)), key=stems.__getitem__))
+    ordered = [(shared, sorted(members, key=lambda m: -len(stems[m]))) for shared, members in groups]
+    return sorted(ordered, key=lambda group: -len(stems[group[1][0]]))
+
+
+class Engine(HFLM):
+    """`HFLM` that shares prefixes and refills slots where that gives the same numbers.
+
+    used: after scoring, for "shared_prefix" (log-likelihoods) and "continuous_batching" (greedy answers), whichever
+    was asked for, "on" or "off: " and the reason.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.used: dict[str, str] = {}
+        self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
+        self.apart = self.device.type == "cpu" and self.model.config._attn_implementation == attention.NAME
+
+    # Log-likelihoods
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Sums of log-probabilities in nats, and whether greedy decoding would write the same."""
+        asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token alone are one
+        for index, (_, context, continuation) in enumerate(requests):
+            asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
+        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
+            logger.warning(
+                f"{cut} requests lose their beginning, the model reads no more than {self.max_length} tokens."
+            )
+        if not self._permitted("shared_prefix", self._obstacle(asked)):
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        sequences = list(asked)
+        wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in sequences]
+        answers = [(math.nan, False)] * len(requests)
+        pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        for members, logits in self._scored(sequences, wanted):
+            likely = functional.log_softmax(logits.float(), dim=-1)
+            for member, rows in zip(members, likely.split([wanted[m] for m in members]), strict=True):
+                greedy = rows.argmax(dim=-1).tolist()
+                for index in asked[sequences[member]]:
+                    text, _, continuation = requests[index]
+                    last = slice(-len(continuation), None)
+                    total = rows[last].gather(1, torch.tensor(continuation, device=rows.device)[:, None]).sum()
+                    answers[index] = (float(total), greedy[last] == continuation)
+                    if text is not None:  # windows of a rolling request have none
+                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
+                    pbar.update(1)
+        pbar.close()
+        return answers
+
+    def _scored(self, sequences: list[Tokens], wanted: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Indices of the sequences in a row, and their wanted logits one after another: (positions, vocabulary)."""
+        members: list[int] = []
+        row: list[Segment] = []
+
+        def flushed(prefix: DynamicCache | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
+            if row:
+                yield list(members), self._forward(row, prefix)[0]
+            members.clear()
+            row.clear()
+
+        for shared, group in grouped([s[: len(s) - n] for s, n in zip(sequences, wanted, strict=True)]):
+            head = sequences[group[0]][:shared]
+            size = shared + sum(len(sequences[m]) - shared for m in group)
+            if _size(row) + size > self.room:
+                yield from flushed()
+            parent, prefix = None, None
+            if shared and size > self.room:
+                prefix = self._encoded(head)
+            elif shared:
+                parent = len(row)
+                row.append(Segment(head, 0, 0))
+            for member in group:
+                if _size(row) + len(sequences[member]) - shared > self.room:
+                    yield from flushed(prefix)
+                members.append(member)
+                row.append(Segment(sequences[member][shared:], shared, wanted[member], parent))
+            if prefix:
+                yield from flushed(prefix)
+        yield from flushed()
+
+    # Greedy answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What greedy decoding writes after each context, up to its stop sequences."""
+        kinds: dict[str, list[int]] = defaultdict(list)  # by generation settings
+        for index, request in enumerate(requests):
+            kinds[repr(request.args[1])].append(index)
+        answers: dict[int, str] = {}
+        for indices in kinds.values():
+            answers |= zip(indices, self._generate([requests[i] for i in indices], disable_tqdm), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+    def _generate(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
+        """Answers to requests that have the same generation settings."""
+        kwargs = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        until = handle_stop_sequences(kwargs.pop("until", None), self.tok_decode(self.eot_token_id, False))
+        limit = kwargs.pop("max_gen_toks")
+        prompts: list[Tokens] = []
+        if not (obstacle := self._not_plain(kwargs, limit)):
+            for request in requests:
+                ids, _ = self.tok_batch_encode([request.args[0]], "left", self.max_length - limit, self.truncation)
+                prompts.append(tuple(ids[0].tolist()))
+            obstacle = self._obstacle(prompts, limit)
+        if not self._permitted("continuous_batching", obstacle):
+            return super().generate_until(requests, disable_tqdm)
+        answers = [""] * len(requests)
+        pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
+        for index, tokens in self._written(prompts, until, limit):
+            answers[index] = postprocess_generated_text(self.tok_decode(tokens), until, None)
+            self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+            pbar.update(1)
+        pbar.close()
+        return answers
+
+    def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
+        """Index of each prompt and the tokens written after it, as they are finished."""
+        eos = self.model.generation_config.eos_token_id
+        last = set(eos) if isinstance(eos, list) else {eos}
+        # As lm-eval does, for a text may be made of other tokens than it is encoded as.
+        looked_at = 2 + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in until)
+        waiting = deque((prompts[m][:n], m) for n, group in grouped([p[:-1] for p in prompts]) for m in group)
+        slots = Slots(self.batch_size, self.device)
+        writing: list[tuple[int, list[int]]] = []  # in the order of their slots
+        head, prefix = (), None
+
+        def ended(answer: list[int]) -> bool:
+            if len(answer) >= limit or answer[-1] in last:
+                return True
+            end = self.tokenizer.decode(answer[-looked_at:])
+            return any(text in end for text in until)
+
+        def appended(logits: torch.Tensor) -> Iterator[tuple[int, list[int]]]:
+            """The likeliest token to each of the last answers; those that it ends are given, and leave their slots."""
+            tokens = logits.argmax(dim=-1).tolist()
+            for slot in reversed(range(len(writing) - len(tokens), len(writing))):
+                index, answer = writing[slot]
+                answer.append(tokens.pop())
+                if ended(answer):
+                    yield index, answer
+                    slots.drop(slot)
+                    writing[slot] = writing[-1]
+                    writing.pop()
+
+        while waiting or writing:
+            while waiting and len(writing) < self.batch_size:
+                if waiting[0][0] != head:
+                    head = waiting[0][0]
+                    prefix = self._encoded(head) if head else None
+                row: list[Segment] = []
+                while waiting and waiting[0][0] == head and len(writing) < self.batch_size:
+                    tail = prompts[waiting[0][1]][len(head) :]
+                    if row and _size(row) + len(tail) > self.room:
+                        break
+                    row.append(Segment(tail, len(head), 1))
+                    writing.append((waiting.popleft()[1], []))
+                logits, new = self._forward(row, prefix)
+                slots.fill(prefix, new, [len(segment.tokens) for segment in row])
+                yield from appended(logits)
+            if writing:
+                ids = torch.tensor([[answer[-1]] for _, answer in writing])
+                positions = slots.extend()
+                mask = (torch.arange(max(slots.lengths), device=self.device) <= positions)[:, None, None]
+                yield from appended(self._logits(ids, positions, mask, torch.tensor([0]), slots)[:, 0])
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        """As `HFLM`, but where a model puts tokens before each sequence answers are written one by one, greedily."""
+        if not prompted(self.model):
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        if generation_kwargs.get("do_sample"):
+            raise UserError(f"A task that samples its answers can't be asked of a model where {PROMPTED}.")
+        answers, dtype = [], self.mixed_precision_dtype
+        for row, attended in zip(context, generation_kwargs["attention_mask"], strict=True):
+            ids = row[attended.bool()][None]
+            ends = [EosTokenCriteria(self.eot_token_id)]
+            ends += stop_sequences_criteria(self.tokenizer, stop, ids.shape[1], 1)
+            with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                answers.append(written(self.model, ids, max_length - context.shape[1], ends)[0, ids.shape[1] :])
+        new = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        return torch.cat([context, new], dim=1)
+
+    # The model
+
+    def _encoded(self, prefix: Tokens) -> DynamicCache:
+        return self._forward([Segment(prefix, 0, 0)], None)[1]
+
+    def _forward(self, row: list[Segment], prefix: DynamicCache | None) -> tuple[torch.Tensor, DynamicCache]:
+        """Logits at the wanted positions (positions, vocabulary), and the cache of what is new."""
+        lengths = [len(segment.tokens) for segment in row]
+        ids = torch.tensor([token for segment in row for token in segment.tokens])
+        positions = torch.cat([torch.arange(len(segment.tokens)) + segment.start for segment in row])
+        ends = zip(itertools.accumulate(lengths), row, strict=True)
+        keep = torch.cat([torch.arange(end - segment.wanted, end) for end, segment in ends])
+        before = prefix.get_seq_length() if prefix else 0
+        cache = Lent(prefix) if prefix else DynamicCache()
+        independent = all(segment.parent is None for segment in row)
+        with attention.end_to_end(self.model, tuple(lengths) if self.apart and independent else None, before) as apart:
+            mask = None
+            if not apart and (prefix or len(row) > 1):
+                own = torch.arange(len(row)).repeat_interleave(torch.tensor(lengths))
+                parent = torch.tensor([i if s.parent is None else s.parent for i, s in enumerate(row)])[own]
+                mask = ((own[:, None] == own) | (parent[:, None] == own)).tril()[None, None]
+                mask = functional.pad(mask, (before, 0), value=True)
+            return self._logits(ids[None], positions[None], mask, keep, cache)[0], cache
+
+    def _logits(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        keep: torch.Tensor,
+        cache: DynamicCache,
+    ) -> torch.Tensor:
+        """Logits at the indices `keep` of each row of `ids`: (rows, indices, vocabulary).
+
+        mask: which key a query sees (rows, 1, queries, keys); None is causal.
+        """
+        if mask is not None:
+            mask = mask.to(self.device)
+            if self.model.config._attn_implementation == "eager":
+                mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
+        dtype = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.model(
+                input_ids=ids.to(self.device),
+                position_ids=positions.to(self.device),
+                attention_mask=mask,
+                logits_to_keep=keep.to(self.device),
+                use_cache=True,
+                **{cache_keyword(self.model): cache},
+            ).logits
+
+    # Where it would be wrong
+
+    def _permitted(self, name: str, obstacle: str | None) -> bool:
+        self.used[name] = f"off: {obstacle}" if obstacle else "on"
+        return obstacle is None
+
+    def _not_plain(self, kwargs: dict[str, Any], limit: int) -> str | None:
+        """Why these generation settings mean more than the likeliest token, if they do."""
+        unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
+        unusual |= self.model.generation_config.to_diff_dict().keys() - HARMLESS
+        if unusual:
+            return f"generation is set to {', '.join(sorted(unusual))}"
+        if self.think_end_token is not None:
+            return "thinking is cut from the answers"
+        return None if limit < self.max_length else f"answers of {limit} tokens leave no room for a prompt"
+
+    def _obstacle(self, sequences: Collection[Tokens], more: int = 0) -> str | None:
+        """Why prefixes of `sequences` and of `more` tokens after them can't be shared, if they can't."""
+        if self.backend != "causal":
+            return "the model has an encoder"
+        if getattr(self.model, "_is_stateful", False):
+            return "the model keeps a recurrent state"
+        if prompted(self.model):
+            return PROMPTED
+        config = self.model.config.get_text_config(decoder=True)
+        longest = max(sequences, key=len)
+        for layer in DynamicCache(config=config).layers:
+            window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else math.inf
+            if len(longest) + more > window:
+                return f"{len(longest) + more} tokens exceed the attention's window of {window}"
+            if window == math.inf and type(layer) is not DynamicLayer:
+                return f"the cache has a {type(layer).__name__}"
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = {kind.get("rope_type") for kind in (rope, *rope.values()) if isinstance(kind, dict)}
+        if growing := kinds & {"dynamic", "longrope"}:
+            return f"positions depend on a sequence's length ({growing.pop()})"
+        if "fl" in (kind := self.model.config._attn_implementation):  # flash_attention_*, flex_attention
+            return f"{kind} takes no mask of pairs of tokens"
+        return self._disagreement(longest[:CHECKED], in_row=not more)
+
+    def _disagreement(self, tokens: Tokens, in_row: bool = True) -> str | None:
+        """What two remainders of `tokens` beside each other behind a shared prefix get wrong, if anything.
+
+        in_row: whether to look also at a prefix in their own row, as none is where answers are written.
+        """
+        head, tail = tokens[:-CALL], tokens[-CALL:]
+        row = [Segment(tail, len(head), 1)] * 2
+        try:
+            ways = [self._forward(row, self._encoded(head) if head else None)[0]]
+            if head and in_row:
+                inside = [dataclasses.replace(segment, parent=0) for segment in row]
+                ways.append(self._forward([Segment(head, 0, 0), *inside], None)[0])
+        except Exception as error:  # whatever a model raises that takes no such mask, positions or cache
+            return f"the model raises {type(error).__name__} on shared prefixes"
+        plain = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
+        *shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (*(way[1] for way in ways), plain))
+        # By how likely each token is: of the least likely of a vocabulary rounding alone can move one by half a nat.
+        difference = max(float((alone.exp() * (each - alone).abs()).sum()) for each in shared)
+        if difference <= TOLERANCE[plain.dtype]:
+            return None
+        return f"shared prefixes move a log-probability by {difference:.2g} nats"
+
+
+def _size(row: list[Segment]) -> int:
+    return sum(len(segment.tokens) for segment in row)

@@ -1,0 +1,145 @@
+"""Scores a recorded cell on further tasks, by the weights that were saved of it, and adds that to its record.
+
+The model is made as it was when the cell was scored first: an adapter on the same base, merged if it was then, in the
+same precision and with the same speed-ups. Scores and items are added together or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+
+from harness import env, record, redact
+from harness.errors import UserError, about_file
+from harness.job import prepared_inputs
+from harness.job.evaluate import scoring, vllm_engine
+from harness.job.measure import device, heap
+from harness.job.measure.meter import Meter
+from harness.job.models import loading, saved
+from harness.job.training import attention
+from harness.record import Record, Scoring, model_card
+
+
+def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report: Callable[[dict], None]) -> None:
+    """Score the cell of the record at `path` by `settings`, as `eval` of a cell; what it had on these tasks goes.
+
+    Raises UserError where that can't be; the record is as it was then.
+    """
+    report({"phase": "start"})
+    found = record.read(path)
+    tasks = prepared_inputs.tasks(settings, data_root)
+    _refuse_twice(found, tasks)
+    vllm_engine.check(found.cell.settings | {"eval": settings})
+    tokenizer = loading.tokenizer(found.cell.settings["model"])
+    scoring.check_template(settings, tokenizer)
+    if loading.fingerprint(found.cell.settings["model"]) != found.fingerprints.get("model"):
+        raise UserError(f"{found.cell.name} is not scored: its base model is not the one that it was made of.")
+    try:
+        _score(found, path, tasks, tokenizer, settings, report)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(about_file(error) if error.filename else str(error)) from error
+    except Exception as error:
+        print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
+        why = " ".join(redact.clean(f"{type(error).__name__}: {error}").split())[:300].rstrip(".")
+        raise UserError(f"{found.cell.name} is not scored: {why}.") from error
+    report({"phase": "recorded"})
+
+
+def _refuse_twice(found: Record, tasks: scoring.Tasks) -> None:
+    """Raise UserError if the record has items of the same leaf tasks under another name: one of a group, say."""
+    again = tasks.sample.keys() & found.items.keys() - _leaves(found, tasks)
+    if again:
+        raise UserError(f"{found.cell.name} was scored on {min(again)} already, as a part of another task.")
+
+
+def _leaves(found: Record, tasks: scoring.Tasks) -> set[str]:
+    """The leaf tasks that are scored anew, since their task is."""
+    known = {score.task for score in found.scores}
+    return {leaf for name, loaded in tasks.by_name.items() if name in known for leaf in loaded["tasks"]}
+
+
+def _score(
+    found: Record,
+    path: Path,
+    tasks: scoring.Tasks,
+    tokenizer: Any,
+    settings: dict[str, Any],
+    report: Callable[[dict], None],
+) -> None:
+    started, asked = datetime.now(UTC), found.cell.settings
+    bf16 = device.compute_dtype(asked["train"]["precision"]) is torch.bfloat16
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    meter, speedups = Meter(accelerator.device), {}
+    if asked["speedups"] != "off":
+        speedups["kept_memory"] = heap.keep(accelerator.device)
+    set_seed(found.cell.seed or 0)
+    report({"phase": "load"})
+    with meter.window("load"):
+        net = saved.load(found, record.model_folder(path), accelerator.device)
+        loaded = loading.describe(loading.inner(net))
+    layout, _ = attention.layout(net, asked["speedups"], tokenizer.pad_token_id)
+    if layout.flat:
+        attention.enable(net)
+    if isinstance(net, PeftModel) and found.merge.merged:
+        net = net.merge_and_unload(safe_merge=True)
+        loading.forget_adapters(net)
+    report({"phase": "score"})
+    with meter.window("score"):
+        scores, items = scoring.score(
+            net,
+            tokenizer,
+            tasks,
+            settings["batch_size"],
+            torch.bfloat16 if bf16 else None,
+            speedups=asked["speedups"] != "off",
+            engine=settings.get("engine", "auto"),
+        )
+    environment = env.describe() | device.describe(accelerator.device) | loaded
+    environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | items.attrs["speedups"]}
+    names = list(tasks.by_name)
+    made = Scoring(names, started.isoformat(timespec="seconds"), settings, environment, meter.phases)
+    _add(found, path, tasks, scores, items, made)
+
+
+def _add(
+    found: Record,
+    path: Path,
+    tasks: scoring.Tasks,
+    scores: list[record.Score],
+    items: pd.DataFrame,
+    made: Scoring,
+) -> None:
+    """Put the record and its items, with what is new in them, into place: both, or neither."""
+    cards = record.model_folder(path) / record.CARD
+    plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(found)  # nobody has edited it
+    again, beside = set(made.tasks), path.with_suffix(".items.parquet")
+    leaves = _leaves(found, tasks)
+    found.scores = [s for s in found.scores if s.task not in again] + scores
+    found.items = {leaf: sample for leaf, sample in found.items.items() if leaf not in leaves} | tasks.sample
+    for earlier in found.rescored:
+        earlier.tasks = [name for name in earlier.tasks if name not in again]
+    found.rescored = [earlier for earlier in found.rescored if earlier.tasks] + [made]
+    if beside.exists():
+        known = pd.read_parquet(beside)
+        items = pd.concat([known[~known["task"].isin(again)], items], ignore_index=True)
+    with record.replacing(beside) as temporary:
+        items.to_parquet(temporary, index=False)
+        found.items_sha256 = record.sha256(temporary)
+        record.write(found, record.pending(path))
+    os.replace(record.pending(path), path)
+    if plain:
+        with record.replacing(cards) as temporary:
+            temporary.write_text(model_card.text(found), encoding="utf-8")

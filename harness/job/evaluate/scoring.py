@@ -1,0 +1,323 @@
+"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only it and the engines import that.
+
+Scores are computed from the items that lm-eval returns, so that each comes with its n and standard error also where
+a stratified sample leaves a subject a single item. A test holds them against lm-eval's own aggregates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pandas as pd
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.model import LM
+from lm_eval.api.task import Task
+from lm_eval.filters import build_filter_ensemble
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.job.data import encoding
+from harness.job.evaluate import linear_weights, vllm_engine
+from harness.job.evaluate.engine import Engine
+from harness.job.models import hub
+from harness.job.models.loading import prompted
+from harness.job.training import attention
+from harness.record import Score
+
+FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
+
+
+@functools.cache
+def _manager(stock: bool) -> TaskManager:
+    """lm-eval's index of our tasks, with its stock ones or without: reading their thousands of files takes seconds."""
+    return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=stock)
+
+
+def stock() -> TaskManager:
+    """lm-eval's index of all tasks, ours included."""
+    return _manager(stock=True)
+
+
+class Tasks:
+    """The tasks and groups of an evaluation, loaded, each with its sample of items.
+
+    settings: `eval` of the cell. Raises UserError for an unknown name, data that can't be had, a task without a value
+    of each item, and one that runs code if that was not asked for.
+
+    put: keywords of lm-eval on how a question is put, and whether code may run.
+    """
+
+    def __init__(self, settings: dict[str, Any], data_root: str | None):
+        manager = _manager(stock=False)
+        if not set(settings["tasks"]) <= set(manager.all_tasks):
+            manager = _manager(stock=True)
+            if data_root is None:
+                hub.settle()
+        for name in settings["tasks"]:
+            if name not in manager.all_tasks:
+                near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                raise UserError(f"eval.tasks={name}: lm-eval has no such task.{hint}")
+            if settings.get("unsafe_code"):
+                os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what such a task's metric asks for when it is loaded
+            elif _runs_code(manager.task_index, name):
+                raise UserError(
+                    f"eval.tasks={name} runs code that the model writes, with your rights and on this machine; where "
+                    "that can do no harm, eval.unsafe_code=true asks for it."
+                )
+        with encoding.at(data_root):
+            self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
+        self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
+        self._settle(settings)
+        self.sample: dict[str, list[int]] = {}
+        self._requests: dict[tuple[Any, ...], list[Instance]] = {}
+        for name, loaded in self.by_name.items():
+            sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
+            if twice := sorted(self.sample.keys() & sizes):
+                raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
+            self.sample |= stratified(sizes, settings["limit"], settings["seed"])
+
+    def _settle(self, settings: dict[str, Any]) -> None:
+        """Give the tasks the number and the seed of their few-shot examples, and `put` what it says."""
+        for task in self.leaves.values():
+            if settings["num_fewshot"] is not None:
+                task.set_config(key="num_fewshot", value=settings["num_fewshot"])
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
+            task.build_all_requests = functools.partial(self._request, task)
+        self.put = {
+            "apply_chat_template": settings.get("chat_template", False),
+            "fewshot_as_multiturn": settings.get("fewshot_as_multiturn", False),
+            "system_instruction": settings.get("system_instruction"),
+            "confirm_run_unsafe_code": settings.get("unsafe_code", False),
+        }
+
+    def build(self) -> None:
+        """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item.
+
+        Not in a chat's template, which the model's tokenizer fills in.
+        """
+        if self.put["apply_chat_template"]:
+            return
+        for leaf, items in self.sample.items():
+            self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
+
+    def texts(self) -> dict[str, list[str]]:
+        """By task the sampled items as they are asked, without the examples before them."""
+        return {
+            name: [
+                _asked(task, task.eval_docs[item])
+                for leaf, task in loaded["tasks"].items()
+                for item in self.sample.get(leaf, [])
+            ]
+            for name, loaded in self.by_name.items()
+        }
+
+    def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
+        """lm-eval's `build_all_requests`, which does not build again what was asked before."""
+        # The tokenizer is named where its template is filled in; all else that could differ are settings of ours.
+        key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
+        if key not in self._requests:
+            type(task).build_all_requests(task, samples=samples, **asked)
+            self._requests[key] = task.instances
+        # Answers are kept in them.
+        task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
+
+    @staticmethod
+    def _load(manager: TaskManager, name: str) -> dict[str, Any]:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # whatever a task's own code and the hub raise, the data is not to be had
+            raise encoding.missing(f"The data of the task {name}", error) from error
+        for task in loaded["tasks"].values():
+            if task.config.custom_dataset is None:
+                encoding.require(task.config.dataset_path)
+            if not _means(task):
+                raise UserError(
+                    f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n "
+                    f"({', '.join(task.aggregation())}); eval.tasks=[plain_text] has a loss of each passage."
+                )
+        return loaded
+
+
+def filtered_too(task: Task, name: str, pattern: str) -> None:
+    """Have the answers to `task` scored also by what the regular expression `pattern` finds first in them."""
+    task._filters.append(build_filter_ensemble(name, [("regex", {"regex_pattern": pattern}), ("take_first", None)]))
+
+
+def _means(task: Task) -> set[str]:
+    """The metrics of `task` that are means over its items; others (a perplexity, F1, BLEU) are of all at once."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return set()
+    return {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
+
+
+def _runs_code(index: dict[str, Entry], member: Any) -> bool:
+    """Whether a task, or any of a group or tag, runs what a model writes. Told by the files: nothing is loaded for it.
+
+    member: a name, or what stands in a group's list for one.
+    """
+    if isinstance(member, dict):
+        parts, config = [member.get("task")], member
+    elif isinstance(member, list):
+        parts, config = member, {}
+    else:
+        entry = index.get(member)
+        config = (entry and entry.cfg) or {}
+        parts = [*entry.tags] if entry and entry.kind is Kind.TAG else [config.get("task")]
+    if config.get("unsafe_code", False) is not False:
+        return True
+    return any(_runs_code(index, part) for part in parts if part not in (None, member))
+
+
+def check_template(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError if `eval` of a cell asks for a chat template and `tokenizer` has none."""
+    if settings.get("chat_template") and tokenizer.chat_template is None:
+        raise UserError("eval.chat_template=true can't be: the model's tokenizer has no chat template; leave it out.")
+
+
+def _asked(task: Task, doc: dict[str, Any]) -> str:
+    """An item's question; where it is one of the choices that comes before the rest, all of them."""
+    text = task.doc_to_text(doc)
+    return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
+
+
+def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
+    """`limit` items (null: all) of strata with `sizes`, as sorted indices a stratum.
+
+    Shares are proportional, by largest remainders; a stratum without an item is left out. Depends on nothing but
+    the arguments, so every cell of a study is asked the same questions.
+    """
+    total = sum(sizes.values())
+    if limit is None or limit >= total:
+        return {name: list(range(size)) for name, size in sizes.items()}
+    exact = {name: limit * size / total for name, size in sizes.items()}
+    counts = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: (counts[name] - exact[name], name))
+    for name in by_remainder[: limit - sum(counts.values())]:
+        counts[name] += 1
+    return {
+        name: sorted(random.Random(f"{seed} {name}").sample(range(sizes[name]), count))
+        for name, count in counts.items()
+        if count
+    }
+
+
+def score(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Tasks,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    speedups: bool = True,
+    engine: str = "auto",
+) -> tuple[list[Score], pd.DataFrame]:
+    """Scores of `model` on the sample of `tasks`, and the items behind them.
+
+    The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
+    index in the test split), hash (of the document), filter, metric, value, prediction, target. Its
+    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`, and the engine
+    "vllm" is vLLM's. With `autocast` a model that is not peft's is left with its linear layers in that type.
+    """
+    model.eval()
+    with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
+        scores, items = answered(lm, tasks)
+    items.attrs["speedups"] = used
+    return scores, items
+
+
+def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
+    """`score` of whatever answers lm-eval's requests."""
+    asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
+    result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
+    rows = []
+    for name, loaded in tasks.by_name.items():
+        for leaf, task in loaded["tasks"].items():
+            means = _means(task)
+            for entry in result["samples"].get(leaf, []):
+                rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
+    items = pd.DataFrame(rows)
+    scores = [
+        _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
+        for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
+    ]
+    return scores, items
+
+
+@contextlib.contextmanager
+def _engine(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    speedups: bool,
+    engine: str,
+) -> Iterator[tuple[LM, dict[str, str]]]:
+    """What answers lm-eval's requests, and which of its speed-ups were on, to be read after that."""
+    if engine == "vllm":
+        with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
+            yield lm, {"vllm": "on"}
+        return
+    asked = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, "mixed_precision_dtype": autocast}
+    if not speedups:
+        yield (Engine if prompted(model) else HFLM)(**asked), {}
+        return
+    with attention.enabled(model), linear_weights.expanded(model) as used, contextlib.ExitStack() as stack:
+        lm = Engine(**asked)
+        lm.used |= used
+        if autocast is not None and linear_weights.only_multiplied(model):
+            undo = linear_weights.cast(
+                model, autocast
+            )  # after lm-eval's class, which ties the head to the embedding again
+            if isinstance(model, PeftModel):
+                stack.callback(undo)
+        yield lm, lm.used
+
+
+def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "subject": leaf,
+        "item": entry["doc_id"],
+        "hash": entry["doc_hash"],
+        "filter": entry["filter"],
+        "metric": metric,
+        "value": float(entry[metric]),
+        "prediction": str(entry["filtered_resps"]),
+        "target": str(entry["target"]),
+    }
+
+
+def _score(name: str, metric: str, kind: str, values: pd.Series, leaves: dict[str, Any]) -> Score:
+    """Mean and its standard error, sqrt(s² / n) with the sample variance s²."""
+    first = next(iter(leaves.values()))
+    n = len(values)
+    return Score(
+        task=name,
+        metric=metric,
+        filter=kind,
+        value=float(values.mean()),
+        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        n=n,
+        num_fewshot=first.config.num_fewshot,
+        version=str(first.VERSION),
+        higher_is_better=bool(first.higher_is_better().get(metric, True)),
+    )

@@ -1,0 +1,178 @@
+"""What there is on this machine as the libraries see it: the device, and which models and data sets can be had.
+
+Nothing is downloaded, and nothing waits long for a hub that is out of reach.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import datasets
+import torch
+from datasets.naming import camelcase_to_snakecase
+from huggingface_hub import auth_check, constants, get_token, snapshot_download
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from harness import redact
+from harness.errors import UserError
+from harness.job.data import synthetic
+from harness.job.measure import device
+from harness.job.models import embedded
+from harness.job.models import hub as reach
+
+PATIENCE = 3.0  # seconds that the hub has to answer
+
+# How a model or data set stands: a word (ready, download, gated, missing), and what there is to say of it.
+Standing = tuple[str, str]
+
+
+def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
+    """The facts that ``python -m harness doctor`` shows.
+
+    models: their settings by name, of which path and revision count; data: theirs, of which load and path count.
+    """
+    hub = _reach_hub()
+    return {
+        "hub": {"endpoint": redact.redact(constants.ENDPOINT), "state": hub, "token": get_token() is not None},
+        "models": _at_once({n: partial(_model, m["path"], m.get("revision"), hub) for n, m in models.items()}),
+        "data": _at_once({n: partial(_data, d, data_root, hub) for n, d in data.items()}),
+        "caches": {"embedded": str(embedded.cache()), "hub": constants.HF_HUB_CACHE},
+        "compute": _compute(),
+    }
+
+
+def _compute() -> dict[str, Any]:
+    """The device as a record has it, with its free memory in bytes, and how each number format fares on it."""
+    on = device.here()
+    found = device.describe(on)
+    found["device"]["free_bytes"] = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
+    return found | {
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "torch_cuda": torch.version.cuda,
+        "formats": _formats(on),
+    }
+
+
+def _formats(on: torch.device) -> dict[str, str]:
+    """By number format: yes, "slower than fp32", or why not. Each is tried in a small product, forward and backward."""
+
+    def product(dtype: torch.dtype) -> None:
+        x = torch.ones(64, 64, device=on, dtype=dtype, requires_grad=True)
+        (x @ x).sum().backward()
+
+    def nf4() -> None:
+        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4").to(on)
+        x = torch.ones(4, 64, device=on, requires_grad=True)
+        layer(x).sum().backward()
+
+    tries: dict[str, Callable[[], None]] = {
+        "fp32": lambda: product(torch.float32),
+        "bf16": lambda: product(torch.bfloat16),
+        "fp16": lambda: product(torch.float16),
+        "NF4": nf4,
+    }
+    found = {}
+    for name, attempt in tries.items():
+        try:
+            attempt()
+            found[name] = "yes"
+        except Exception as error:  # whatever a library says where its kernel is missing
+            found[name] = f"no: {type(error).__name__}"
+    if found["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
+        found["bf16"] = "slower than fp32"
+    return found
+
+
+def _model(path: str, revision: str | None, hub: str) -> Standing:
+    kind, _, name = path.partition(":")
+    if kind == "embedded":
+        if (embedded.cache() / name).is_dir():
+            return "ready", "embedded, cached"
+        try:
+            embedded.wheel()
+        except UserError as error:
+            if name != "tiny":  # which is made from nothing
+                return "missing", str(error)
+        return "ready", "embedded, built at first use"
+    if Path(path).is_dir():
+        return "ready", "a local folder"
+    return ("ready", f"{path}, cached") if _model_is_cached(path, revision) else _at_hub(path, "model", hub)
+
+
+def _model_is_cached(path: str, revision: str | None) -> bool:
+    """Whether the hub's cache holds all weights of the model, not just its config."""
+    try:
+        weights = {"allow_patterns": "*.safetensors*", "local_files_only": True}
+        folder = Path(snapshot_download(path, revision=revision, **weights))
+    except LocalEntryNotFoundError:
+        return False
+    index = folder / "model.safetensors.index.json"
+    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return all((folder / shard).exists() for shard in shards)
+
+
+def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing:
+    load = settings["load"]
+    if load["_target_"] == "harness.job.data.synthetic.load":
+        file = settings.get("path") or synthetic.FILE
+        return ("ready", file) if Path(data_root or ".", file).is_file() else ("missing", f"there is no file {file}")
+    if load["_target_"] != "harness.job.data.encoding.hub":
+        return "ready", "generated"
+    path = load["path"]
+    if data_root is not None:
+        there = (Path(data_root) / path).is_dir()
+        return ("ready", f"{path} below data_root") if there else ("missing", f"{path} is not below data_root")
+    # Where `datasets` itself looks when the hub is out of reach.
+    *owner, name = path.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
+    cached = any(folder.glob(f"{load['subset'] or '*'}/*/*/*.arrow"))
+    return ("ready", f"{path}, cached") if cached else _at_hub(path, "dataset", hub)
+
+
+def _at_hub(path: str, repo_type: str, hub: str) -> Standing:
+    """What the hub says of a model or data set that is not on this machine."""
+    if hub != "reachable":
+        return "missing", f"{path} is not cached"
+    try:
+        auth_check(path, repo_type=repo_type)
+    except GatedRepoError:
+        remedy = "accept its licence on the hub" if get_token() else "accept its licence on the hub and set HF_TOKEN"
+        return "gated", f"{path}: {remedy}"
+    except RepositoryNotFoundError:
+        return "missing", f"{path}: the hub has none of that name, or it is private and HF_TOKEN is not set"
+    except Exception as error:  # it answered the first time; what it says now is only worth a word
+        return "missing", f"{path}: the hub answers {type(error).__name__}"
+    return "download", f"{path}, downloaded at first use"
+
+
+def _reach_hub() -> str:
+    """reachable, out of reach, or offline (by HF_HUB_OFFLINE)."""
+    if constants.HF_HUB_OFFLINE:
+        return "offline"
+    return "reachable" if reach.answers(PATIENCE) else "out of reach"
+
+
+def _at_once(questions: dict[str, Callable[[], Standing]]) -> dict[str, Standing]:
+    """The answers to `questions`, asked side by side; "missing" for those that take longer than PATIENCE.
+
+    A timeout of the connection alone would leave out the look-up of the hub's name, which can hang as long.
+    """
+    answers: dict[str, Standing] = dict.fromkeys(questions, ("missing", "no answer in time"))
+
+    def ask(name: str) -> None:
+        answers[name] = questions[name]()
+
+    threads = [threading.Thread(target=ask, args=[name], daemon=True) for name in questions]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return dict(answers)

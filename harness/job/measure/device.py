@@ -1,0 +1,148 @@
+"""Which number format the device computes in, and what a record says of the device."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from harness.errors import UserError
+from harness.job.measure import nvml
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype that matrices are multiplied in for ``train.precision``.
+
+    ``auto`` is bfloat16 where that pays, else float32: emulated bf16 is several times slower, and so is that of
+    some processors which do have instructions for it.
+    """
+    if precision == "auto":
+        precision = "bf16" if _bf16_pays() else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+@functools.cache
+def _bf16_pays() -> bool:
+    if torch.accelerator.is_available():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    from harness.job.measure.meter import matmul_peak  # it brings libraries that set up CUDA, which `busy` must precede
+
+    # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
+    bf16, fp32 = (matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
+    found = [bf16 > fp32]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(found)  # processes that train together do so in one format
+    return found[0]
+
+
+def here() -> torch.device:
+    """The accelerator of this machine, else its CPU. A build of torch names its kind of accelerator everywhere, so
+    whether there is one has to be asked."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+@contextmanager
+def seeing(gpus: str) -> Iterator[None]:
+    """A context in which processes are begun that see these CUDA devices alone, named as in CUDA_VISIBLE_DEVICES."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The device, and the threads that compute on the CPU.
+
+    Of the device: type, name, id, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the
+    type are null on CPU, which the record describes anyway. The id tells the GPUs of a machine apart, and nothing else:
+    it is a hash of the UUID.
+    """
+    name = id = memory = capability = driver = cuda = cudnn = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+        id = hashlib.sha256(str(properties.uuid).encode()).hexdigest()[:8]
+        capability = f"{properties.major}.{properties.minor}"
+        driver = nvml.driver(device)
+        cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
+    return {
+        "device": {
+            "type": device.type,
+            "name": name,
+            "id": id,
+            "memory_bytes": memory,
+            "capability": capability,
+            "driver": driver,
+            "cuda": cuda,
+            "cudnn": cudnn,
+        },
+        "threads": torch.get_num_threads(),
+    }
+
+
+def check(count: int) -> None:
+    """Raise UserError if no cell can train on `count` devices here; those of a CPU are processes that share it."""
+    kind = here().type
+    if count == 1 or kind == "cpu":
+        return
+    if kind != "cuda":
+        raise UserError(f"train.devices={count} can't be on {kind}: it takes CUDA devices, or a CPU.")
+    if count > torch.cuda.device_count():
+        raise UserError(f"train.devices={count} can't be: there are {torch.cuda.device_count()} CUDA devices here.")
+
+
+def check_formats(settings: dict[str, Any]) -> None:
+    """Raise UserError if the GPU here has no bf16 arithmetic and a cell of these settings would compute in it."""
+    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
+        return
+    major, minor = torch.cuda.get_device_capability()
+    asked = {
+        "train.precision=bf16": settings["train"]["precision"] == "bf16",
+        "model.dtype=bfloat16": settings["model"]["dtype"] == "bfloat16",
+    }
+    for setting, applies in asked.items():
+        if applies:
+            raise UserError(
+                f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
+                f"({major}.{minor}); it computes with train.precision=fp32 model.dtype=float32."
+            )
+
+
+def busy(number: int = 0) -> str | None:
+    """A sentence if others use the CUDA device that a cell would run on; null if not, or if NVML can't tell.
+
+    To be asked before this process uses CUDA: NVML's process ids may be those outside a container, where ours is
+    not known.
+    """
+    if not torch.cuda.is_available():
+        return None
+    gpu = torch.device("cuda", number)
+    load = nvml.load(gpu)
+    return None if load is None else say_busy(torch.cuda.get_device_name(gpu), *load)
+
+
+def say_busy(name: str, processes: dict[int, int | None], used: int, percent: int) -> str | None:
+    """The sentence on a device that holds `used` bytes and was busy for `percent` of the last moment.
+
+    processes: bytes (null: not told) by process id. A desktop's few hundred MiB and few percent disturb nobody.
+    """
+    if not processes and used <= 2**30 and percent <= 10:
+        return None
+    who = ", ".join(
+        f"process {pid}" + ("" if size is None else f" with {size / 2**30:.1f} GiB") for pid, size in processes.items()
+    )
+    return (
+        f"{name} is busy with {who or 'others'} ({used / 2**30:.1f} GiB held, {percent}% utilisation): "
+        "measured times and memory will not be comparable."
+    )

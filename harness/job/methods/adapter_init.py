@@ -1,0 +1,83 @@
+"""How an adapter starts that needs training data, or the weights' own files, for it: what a method's slot `init` names.
+
+Each function takes the base model, the adapter's config and training batches (`model.Samples`), and returns the adapted
+model. What it takes, in seconds and memory, is of the phase `load`.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.loraga import preprocess_loraga
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.loftq_utils import _SafetensorLoader
+from transformers import PreTrainedModel
+
+from harness.job.models.loading import Samples
+from harness.job.training import loop
+
+
+def eva(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int) -> peft.PeftModel:
+    """A: leading right singular vectors of each layer's inputs (Paischer et al. 2024, arXiv:2410.07170); B: zeros.
+
+    batch: sequences at a time, which together need more tokens than the rank; batches: as many are gone through, again
+    and again, until the vectors stay.
+    """
+    net = peft.get_peft_model(base, config)
+    inputs = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in islice(samples(batch), batches)]
+    peft.initialize_lora_eva_weights(net, inputs, show_progress_bar=False)
+    return net
+
+
+def corda(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, sequences: int) -> peft.PeftModel:
+    """A and B: of the weights, what matters most for the inputs of `sequences` examples (arXiv:2406.05223)."""
+    config = _maybe_include_all_linear_layers(config, base)
+
+    def run() -> None:
+        for batch in islice(samples(1), sequences):  # one at a time: padding would count as input
+            base(input_ids=batch.input_ids, use_cache=False)
+
+    preprocess_corda(base, config, run)
+    return peft.get_peft_model(base, config)
+
+
+def lora_ga(
+    base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int
+) -> peft.PeftModel:
+    """A and B: leading singular vectors of the weights' gradients (Wang et al. 2024, arXiv:2407.05000).
+
+    The gradients are the mean over `batches` of `batch` sequences; for a moment they are held for all targets at once.
+    """
+    config = _maybe_include_all_linear_layers(config, base)
+
+    def run() -> None:
+        for each in islice(samples(batch), batches):
+            (loop.summed_loss(base, each) / each.supervised).backward()
+
+    preprocess_loraga(base, config, run)
+    return peft.get_peft_model(base, config)
+
+
+def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:
+    """A and B: the leading part of what quantising the weights has lost (Li et al. 2023, arXiv:2310.08659), one step.
+
+    The weights as they were are read from the model's own safetensors, matrix by matrix. peft's function for this is
+    right for alpha = r alone, and asks for CUDA.
+    """
+    net = peft.get_peft_model(base, config)
+    where = base.config._name_or_path
+    whole = _SafetensorLoader(net, where if Path(where).is_dir() else None)
+    for name, layer in net.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            quantised = dequantize_module_weight(layer.get_base_layer()).float()
+            left, sizes, right = torch.linalg.svd(whole.get_tensor(f"{name}.weight").to(quantised) - quantised, False)
+            halves = (sizes[: config.r] / layer.scaling["default"]).sqrt()
+            layer.lora_A["default"].weight.data.copy_(halves[:, None] * right[: config.r])
+            layer.lora_B["default"].weight.data.copy_(left[:, : config.r] * halves)
+    return net

@@ -1,0 +1,131 @@
+"""Builds the optimizer that a method's `optim` slot names, over whatever the method left trainable."""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers.pytorch_utils import Conv1D
+
+from harness.errors import UserError
+from harness.job.methods.master_weights import InFp32, Keeping
+
+Make = Callable[[list], Optimizer]
+Hook = Callable[[nn.Module, Optimizer], None]
+
+
+def build(
+    model: nn.Module,
+    *,
+    optimizer: Make,
+    matrices: dict[str, Any] | None = None,
+    rest: Make | None = None,
+    before: Hook | None = None,
+    after: Hook | None = None,
+    per_layer: bool = False,
+    keeping: Keeping = "masters",
+) -> Optimizer:
+    """`optimizer` over the trainable weights of `model`.
+
+    matrices: keys for a parameter group of its own that holds the attention and MLP matrices, as low-rank
+        gradient optimizers want it (GaLore's rank, update_proj_gap, scale, proj_type); the rest (embeddings,
+        head, norms, biases) stays a plain group, or has the optimizer `rest`.
+    before, after: called with the model and the optimizer before and after each step, while gradients are there.
+    per_layer: see `in_backward`.
+    keeping: how steps of weights in 16 bits are kept (harness.job.methods.master_weights); weights in fp32 need nothing.
+    """
+    trainable = {id(p): p for p in model.parameters() if p.requires_grad}
+    if any(p.dtype is not torch.float32 for p in trainable.values()):
+        optimizer, rest = (make and _in_fp32(make, keeping) for make in (optimizer, rest))
+    if keeping == "masters" and not torch.distributed.is_initialized():
+        # Gradients add up in fp32; those of several devices in the weights' dtype, as DDP's buckets have it.
+        for p in trainable.values():
+            p.grad_dtype = torch.float32
+    if matrices is None:
+        made = optimizer(list(trainable.values()))
+    else:
+        inside = [p for p in matrices_of(model).values() if id(p) in trainable]
+        others = [p for p in trainable.values() if id(p) not in {id(q) for q in inside}]
+        group = {"params": inside, **matrices}
+        made = optimizer([{"params": others}, group]) if rest is None else Together(rest(others), optimizer([group]))
+    if before is not None:
+        made.register_step_pre_hook(lambda stepping, *_: before(model, stepping))
+    if after is not None:
+        made.register_step_post_hook(lambda stepping, *_: after(model, stepping))
+    return in_backward(made) if per_layer else made
+
+
+def _in_fp32(make: Make, keeping: Keeping) -> Make:
+    return lambda params: InFp32(make(params), keeping)
+
+
+class Together(Optimizer):
+    """Several optimizers as one, which steps each on its own parameters."""
+
+    def __init__(self, *parts: Optimizer):
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        groups = iter(self.param_groups)  # a schedule sets their rates, and whoever loads a state makes them anew
+        for part in self.parts:
+            part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
+            part.step()
+
+
+def in_backward(optimizer: Optimizer) -> Optimizer:
+    """`optimizer`, which steps each parameter in the backward pass, as soon as its gradient is there, and frees that.
+
+    No two gradients are held at once ("per-layer weight updates", GaLore, section 4.3). So none can be accumulated over
+    micro-batches, nor clipped by the norm of all; and that norm is not known.
+    """
+    stepping = weakref.ref(optimizer)
+
+    def step(parameter: nn.Parameter) -> None:
+        stepping().step()  # of all its parameters, this one alone has a gradient
+        parameter.grad = None
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    hooks = [p.register_post_accumulate_grad_hook(step) for p in parameters]
+    weakref.finalize(optimizer, lambda: [hook.remove() for hook in hooks])
+    return optimizer
+
+
+def packaged(params: list, *, name: str, extra: str, **keywords: Any) -> Optimizer:
+    """The optimizer `name` of a package that comes with one of the project's extras; UserError if it is not there."""
+    module, _, kind = name.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(module), kind)
+    except ImportError:
+        raise UserError(
+            f"{name} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
+        ) from None
+    return made(params, **keywords)
+
+
+def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights by module name of all linear layers but the head, which may share its weight with the embedding."""
+    head = model.get_output_embeddings()
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def state(optimizer: Optimizer) -> list[Any]:
+    """What the optimizer keeps between steps, objects of its own (GaLore's projectors) opened."""
+    return [_opened(kept) for kept in optimizer.state.values()]
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _opened(part) for key, part in value.items()}
+    return _opened(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, Tensor) else value

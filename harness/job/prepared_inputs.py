@@ -1,0 +1,98 @@
+"""What cells have in common and need no device for: splits, tokenizer, tokenised examples, tasks, fingerprints.
+
+Made once for cells that ask for the same, as long as the files behind it stay as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from harness.job.data import columns, encoding
+from harness.job.data import contamination as overlap
+from harness.job.evaluate import scoring
+from harness.job.models import loading
+from harness.record import Overlap
+
+Root = tuple[str | None, str]  # data_root, and what tells of a change in the data
+HELD = 8  # settings of a sweep that are remembered at a time
+
+
+@dataclass(frozen=True)
+class Ready:
+    """steps: of each optimizer step the examples of its micro-batches (none for an untuned model); held_out: examples
+    for the validation loss; fingerprints: of data and model; contamination: by task, of what the steps train on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tasks: scoring.Tasks
+    steps: list[list[list[encoding.Example]]]
+    held_out: list[encoding.Example]
+    fingerprints: dict[str, str]
+    contamination: dict[str, Overlap]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        trained = (example for step in self.steps for batch in step for example in batch)
+        return max(len(example.ids) for example in (*trained, *self.held_out))
+
+
+def of(settings: dict[str, Any], data_root: str | None) -> Ready:
+    """What the settings of a cell need; UserError if its model, data or tasks can't be had."""
+    parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
+    trained = settings["method"]["optim"] is not None
+    root = (data_root, encoding.state_of(settings["data"], data_root))
+    return _made(json.dumps(parts), loading.state(settings["model"]), root, trained)
+
+
+def tasks(settings: dict[str, Any], data_root: str | None) -> scoring.Tasks:
+    """The tasks of an evaluation; UserError if one can't be had, or is not for `settings`."""
+    return _tasks(json.dumps(settings), (data_root, encoding.state_of({}, data_root)))
+
+
+@functools.lru_cache(HELD)
+def _made(settings: str, model_state: str, root: Root, trained: bool) -> Ready:
+    parts = json.loads(settings)
+    train = parts["train"]
+    splits = _splits(json.dumps(parts["data"]), root)
+    tokenizer = loading.tokenizer(parts["model"])
+    scoring.check_template(parts["eval"], tokenizer)
+    tasks = _tasks(json.dumps(parts["eval"]), root)
+    encode = encoding.encoder(tokenizer, parts["data"], train["max_length"])
+    drawn: dict[int, encoding.Item] = {}  # by identity: passes repeat
+
+    def drawing(items: list[encoding.Item]) -> list[encoding.Example]:
+        drawn.update((id(item), item) for item in items)
+        return encode(items)
+
+    steps = encoding.scheduled(splits["train"], train, parts["seed"], drawing) if trained else []
+    texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
+    return Ready(
+        tokenizer,
+        tasks,
+        steps,
+        encode(splits["validation"][: train["validation_items"]]),
+        {"data": encoding.fingerprint(splits), "model": _fingerprint(json.dumps(parts["model"]), model_state)},
+        {name: overlap.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
+    )
+
+
+@functools.lru_cache(HELD)
+def _splits(settings: str, root: Root) -> dict[str, list[encoding.Item]]:
+    return encoding.splits(json.loads(settings), root[0])
+
+
+@functools.lru_cache(HELD)
+def _tasks(settings: str, root: Root) -> scoring.Tasks:
+    tasks = scoring.Tasks(json.loads(settings), root[0])
+    tasks.build()
+    return tasks
+
+
+@functools.lru_cache(HELD)
+def _fingerprint(settings: str, state: str) -> str:
+    return loading.fingerprint(json.loads(settings))

@@ -1,0 +1,119 @@
+"""Keeps activations in the host's memory from the forward pass until the backward pass needs them.
+
+What a forward pass saves for its backward pass is copied to pinned memory and freed on the device, and copied back when
+it is asked for. Weights stay, so does what is small. Copies are queued in the stream that computes, so that no tensor
+is freed or used before its copy is done; gradients are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from harness.errors import UserError
+from harness.job.measure import device
+
+LEAST = 2**20  # bytes of a storage that is worth moving
+HOST = torch.device("cpu")
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Raise UserError if activations are to be offloaded from a device that computes in the host's memory."""
+    here = device.here().type
+    if settings["train"].get("activation_offload") and here != "cuda":
+        raise UserError(f"train.activation_offload=true requires a CUDA device; this machine trains on {here}.")
+
+
+def enable(net: nn.Module, host: torch.device = HOST, least: int | None = None) -> Callable[[], None]:
+    """Offload what the forward passes of `net` save to `host`; returns what ends that.
+
+    least: bytes of the smallest storage that is moved (null: LEAST).
+    """
+    offload = _Offload(net, host, LEAST if least is None else least)
+    handles = (
+        net.register_forward_pre_hook(offload.begin),
+        net.register_forward_hook(offload.end, always_call=True),
+    )
+
+    def disable() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return disable
+
+
+@dataclass
+class _Storage:
+    """A storage as elements in the host's memory; `back` on the device again while some that lay in it are awaited."""
+
+    host: Tensor
+    device: torch.device
+    awaited: int = 0
+    back: Tensor | None = None
+
+
+@dataclass
+class _Saved:
+    """Where a tensor that was saved lies in its storage."""
+
+    storage: _Storage
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+
+class _Offload:
+    def __init__(self, net: nn.Module, host: torch.device, least: int):
+        self._net, self._host, self._least = net, host, least
+        self._hooks: saved_tensors_hooks | None = None
+        self._moved: dict[tuple[int, int], _Storage] = {}  # by storage and the version of what is in it
+
+    def begin(self, *_: Any) -> None:
+        if torch.is_grad_enabled():
+            held = [*self._net.parameters(), *self._net.buffers()]
+            self._device, self._weights = held[0].device, {t.untyped_storage()._cdata for t in held}
+            self._hooks = saved_tensors_hooks(self.pack, self.unpack)
+            self._hooks.__enter__()
+
+    def end(self, *_: Any) -> None:
+        if self._hooks is not None:
+            self._hooks.__exit__(None, None, None)
+            self._hooks = None
+            self._moved.clear()
+
+    def pack(self, tensor: Tensor) -> Tensor | _Saved:
+        storage = tensor.untyped_storage()
+        key = (storage._cdata, tensor._version)
+        if tensor.device != self._device or storage.nbytes() < self._least or key[0] in self._weights:
+            return tensor
+        if key not in self._moved:
+            whole = tensor.detach().as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
+            pinned = self._device.type == "cuda" and not isinstance(tensor, FakeTensor)
+            host = torch.empty_like(whole, device=self._host, pin_memory=pinned).copy_(whole, non_blocking=True)
+            self._moved[key] = _Storage(host, tensor.device)
+            weakref.finalize(storage, self._moved.pop, key, None)  # another may come to lie where it lay
+        moved = self._moved[key]
+        moved.awaited += 1
+        return _Saved(moved, tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+
+    def unpack(self, saved: Tensor | _Saved) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        moved = saved.storage
+        if moved.back is None:
+            moved.back = torch.empty_like(moved.host, device=moved.device).copy_(moved.host, non_blocking=True)
+        back = moved.back
+        moved.awaited -= 1
+        if not moved.awaited:
+            moved.back = None
+        if saved.dtype != back.dtype:
+            back = back.view(torch.uint8).view(saved.dtype)
+        return back.as_strided(saved.size, saved.stride, saved.offset)

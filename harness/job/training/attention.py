@@ -1,0 +1,256 @@
+"""Attention over sequences laid end to end in one row: each attends to itself alone, without padding and masks.
+
+Transformers itself keeps such sequences apart, by a mask of the row against itself that their position ids imply
+("packing without cross-contamination"). Here each sequence is its own causal attention instead: the same result
+without the products across sequences. On a CPU sequences beside each other of the same length are one batch, and they
+may all attend to a cached prefix too; on CUDA it is one kernel for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from harness.job.data.encoding import Layout
+from harness.job.models.loading import inner, prompted
+
+OFF = "off: asked for"  # of a switch, in the record
+PROMPTED = "the method puts tokens of its own before each sequence"
+NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # of the implementations, as transformers is asked for them
+# Torch 2.11 has no such argument, and asks for no equal number of heads either.
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sequences of these lengths behind a prefix of so many tokens, and on CUDA their bounds in the row, which has no
+    prefix then: (sequences + 1,) as int32."""
+
+    lengths: tuple[int, ...]
+    prefix: int
+    bounds: Tensor | None
+
+
+_row: ContextVar[Row | None] = ContextVar("row", default=None)
+
+
+def layout(model: nn.Module, speedups: str, pad: int) -> tuple[Layout, dict[str, str]]:
+    """How batches of `model` are laid by the setting `speedups`, and the switches that stands for, for the record."""
+    if speedups == "off":
+        return Layout(flat=False, every=True, pad=pad), dict.fromkeys(("padding_free", "answer_logits"), OFF)
+    why = unsuited(model)
+    return Layout(flat=why is None, pad=pad), {"padding_free": f"off: {why}" if why else "on", "answer_logits": "on"}
+
+
+def unsuited(model: nn.Module) -> str | None:
+    """Why the sequences of a row could not be kept apart in `model`; None where they can.
+
+    All that mixes positions must be attention that transformers dispatches, told where each sequence begins.
+    """
+    if prompted(model):
+        return PROMPTED
+    net = inner(model)
+    kinds = set(getattr(net.config, "layer_types", None) or [])
+    if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
+        return "the model has layers that are not attention"
+    if not net._supports_attention_backend or net.config._attn_implementation not in ("sdpa", NAME, ON_CUDA):
+        return f"the model's attention is {net.config._attn_implementation}"
+    return None
+
+
+def enable(model: nn.Module, kernels: str | None = None) -> None:
+    """Let `model` attend as above inside `end_to_end`, and elsewhere by sdpa as before.
+
+    kernels: whose are taken, ``cpu`` or ``cuda``; null for those of the device that the model is on.
+    """
+    kernels = kernels or inner(model).device.type
+    inner(model).set_attn_implementation(ON_CUDA if kernels == "cuda" else NAME)
+
+
+@contextmanager
+def enabled(model: nn.Module) -> Iterator[None]:
+    """A context in which `model` attends as above if it is suited to."""
+    net = inner(model)
+    before = net.config._attn_implementation
+    if unsuited(model) is None and before == "sdpa":
+        enable(model)
+    try:
+        yield
+    finally:
+        if net.config._attn_implementation != before:
+            net.set_attn_implementation(before)
+
+
+def keep_from_compilation(on: bool) -> None:
+    """Whether torch.compile is to leave attention as above to itself: its shapes are the batch's."""
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend) if on else _attend)
+
+
+@contextmanager
+def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[bool]:
+    """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).
+
+    prefix: tokens before the row's own in the cache that the model is given; on CUDA none.
+    Where one is longer than the model's sliding window, attention is left to a mask. Yields whether it is not.
+    """
+    net = inner(model)
+    window = getattr(net.config.get_text_config(), "sliding_window", None)
+    if lengths is None or (window is not None and prefix + max(lengths) > window):
+        yield False
+        return
+    bounds = None
+    if net.config._attn_implementation == ON_CUDA:
+        bounds = bounds_of(lengths, net.device)
+    with over(Row(lengths, prefix, bounds)):
+        yield True
+
+
+@contextmanager
+def over(row: Row | None) -> Iterator[None]:
+    """A context in which attention is over `row` (None: over a padded batch)."""
+    token = _row.set(row)
+    try:
+        yield
+    finally:
+        _row.reset(token)
+
+
+def row() -> Row | None:
+    """What attention is over at this moment."""
+    return _row.get()
+
+
+def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where sequences of `lengths` begin and end in a row: (sequences + 1,) as int32.
+
+    It knows the lengths by the name ``lengths``, as the meter counts FLOPs by them: to read them from the device would
+    make it wait, and a tensor without storage has none.
+    """
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    bounds.lengths = lengths
+    return bounds
+
+
+def _mask(*args: Any, **keywords: Any) -> Tensor | None:
+    return sdpa_mask(*args, **keywords) if _row.get() is None else None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: query [1, heads, tokens, width] to [1, tokens, heads, width]."""
+    row = _row.get()
+    if row is None:
+        if query.device.type == "cpu" and query.shape[2] == 1 and _is_plain(attention_mask, dropout, keywords):
+            return _of_one(query, key, value, attention_mask, scaling), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
+    precision = nullcontext()
+    if row.bounds is not None:
+        query, key, value = _as_autocast(query, key, value)
+        if not dropout and query.dtype in (torch.float16, torch.bfloat16):
+            return _flash(row, query, key, value, scaling), None
+    elif query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
+        query, key, value = _finest(query, key, value)
+        precision = torch.autocast("cpu", enabled=False)
+    runs = [(length, len(list(run))) for length, run in groupby(row.lengths)]
+    sizes = [length * count for length, count in runs]
+    prefix = [tensor[:, :, : row.prefix] for tensor in (key, value)]
+    parts = [tensor.split(sizes, dim=2) for tensor in (query, key[:, :, row.prefix :], value[:, :, row.prefix :])]
+    with precision:
+        attended = [
+            _causal(*(_batch(part, run) for part in qkv), prefix, dropout_p=dropout, scale=scaling, enable_gqa=True)
+            for run, *qkv in zip(runs, *parts, strict=True)
+        ]
+    return torch.cat([each.transpose(1, 2).flatten(0, 1) for each in attended])[None], None
+
+
+def _batch(part: Tensor, run: tuple[int, int]) -> Tensor:
+    """A part of a row [1, heads, tokens, width] that is a run, its length and how many, as [sequences, heads, length,
+    width]."""
+    length, count = run
+    return part[0].unflatten(1, (count, length)).transpose(0, 1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, prefix: list[Tensor], **keywords: Any) -> Tensor:
+    """Attention of each token to the `prefix`, its keys and values [1, heads, tokens, width], and to those up to it."""
+    before, own = prefix[0].shape[2], query.shape[2]
+    if not before:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **keywords)
+    each = (tensor.expand(len(query), -1, -1, -1) for tensor in prefix)
+    key, value = (torch.cat(parts, dim=2) for parts in zip(each, (key, value), strict=True))
+    seen = torch.ones(own, before + own, dtype=torch.bool, device=query.device).tril(before)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, **keywords)
+
+
+def _is_plain(mask: Tensor | None, dropout: float, keywords: dict[str, Any]) -> bool:
+    """Whether `mask` alone says what is attended to, for all heads alike."""
+    apart = dropout or keywords.get("softcap") is not None or keywords.get("position_bias") is not None
+    return not apart and mask is not None and mask.dtype is torch.bool and mask.shape[1] == 1
+
+
+def _of_one(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float | None) -> Tensor:
+    """Attention of one token in each of many sequences, for which torch's CPU kernel takes half as long again.
+
+    seen: which keys it attends to, at least one: (sequences, 1, 1, tokens).
+    """
+    query, key, value = _finest(query, key, value)
+    sequences, _, _, width = query.shape
+    heads = query.view(sequences, key.shape[1], -1, width)  # those that share keys and values
+    with torch.autocast("cpu", enabled=False):
+        scores = heads * (width**-0.5 if scaling is None else scaling) @ key.transpose(2, 3)
+        return (scores.masked_fill_(~seen, -torch.inf).softmax(-1) @ value).view(sequences, 1, query.shape[1], -1)
+
+
+def _finest(*tensors: Tensor) -> tuple[Tensor, ...]:
+    finest = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tuple(tensor.to(finest) for tensor in tensors)
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`tensors` in autocast's dtype, if it is on: as it casts what it hands to torch's own attention."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
+def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One kernel for all sequences. It takes fewer heads of keys and values than of queries as they are."""
+    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
+    longest = max(row.lengths)
+    return varlen_attn(
+        *flat,
+        row.bounds,
+        row.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **GROUPED,
+    ).unsqueeze(0)
+
+
+for name in (NAME, ON_CUDA):
+    AttentionInterface.register(name, _attend)
+    AttentionMaskInterface.register(name, _mask)

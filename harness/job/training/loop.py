@@ -1,0 +1,246 @@
+"""The only training loop. It knows a model, an optimizer and batches; it never sees a method's name.
+
+Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
+to the device, validation, reporting and saving lie outside. Energy is read around the same steps.
+
+Several processes (accelerate's, one a device) may take a step together: of its micro-batches each takes every so many.
+They all know the whole step, count its tokens, and come to the same losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from harness import record
+from harness.job.data.encoding import IGNORED, Batch
+from harness.job.measure.meter import Energy, Stopwatch
+from harness.job.training import attention, distributed
+from harness.job.training.checkpoints import Checkpoints
+from harness.job.training.loss import at_head
+from harness.record import LossPoint, Tokens, Train, ValidationPoint
+
+PARTS = ("forward", "backward", "optimizer")  # of a step
+WARMUP = 3  # first steps that the steady rate leaves out: kernels are chosen and state is allocated in them
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not finite any more; training on is pointless."""
+
+    def __init__(self, step: int, what: str, value: float):
+        super().__init__(f"The {what} became {value} at step {step}; a lower lr or stronger clipping may help.")
+        self.step = step
+
+
+@dataclass
+class SoFar:
+    """What the loop has measured by the end of a step; a checkpoint keeps it.
+
+    seconds, laps, raw: of each step; padded, supervised: tokens of all; resumed_at, compiling: as
+    resumed_at and compile_seconds in harness.record.Train.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    laps: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    raw: list[int] = field(default_factory=list)
+    padded: int = 0
+    supervised: int = 0
+    losses: list[LossPoint] = field(default_factory=list)
+    validations: list[ValidationPoint] = field(default_factory=list)
+    joules: float | None = 0.0
+    resumed_at: list[int] = field(default_factory=list)
+    compiling: list[float] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return len(self.seconds)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    steps: Iterable[list[Batch]],
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+    validate: Callable[[], float],
+    report: Callable[[dict], None],
+    checkpoints: Checkpoints | None = None,
+    compiled: Callable[[], float] | None = None,
+) -> tuple[Train, list[ValidationPoint]]:
+    """Take one optimizer step for each list of micro-batches in `steps`; raises Diverged.
+
+    settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
+    validate: gives the validation loss; called at intervals and after the last step.
+    checkpoints: where training goes on from, and is saved to at their intervals and after the last step.
+    compiled: gives the seconds that were spent compiling so far, if the model is compiled.
+    """
+    total = settings["max_steps"]
+    schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
+    done = SoFar()
+    if checkpoints is not None and (saved := checkpoints.restore(model, optimizer, schedule)) is not None:
+        done = record.decode(SoFar, saved)
+        done.resumed_at.append(done.steps)
+    before = done.steps
+    if len(set(gather_object([before]))) > 1:
+        raise RuntimeError("Not every device could go on from the checkpoint.")
+    order = hashlib.sha256()
+    stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
+
+    model.train()
+    for step, micro in enumerate(steps, start=1):
+        for batch in micro:
+            order.update(batch.tokens.cpu().numpy().tobytes())
+        if step <= before:
+            continue
+        micro = [batch.to(accelerator.device) for batch in micro]
+        lr = schedule.get_last_lr()[0]
+
+        accelerator.wait_for_everyone()
+        start, already = energy.read(), compiled and compiled()
+        stopwatch.start()
+        loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
+        taken, parts = stopwatch.stop()
+        used = Energy.between(start, energy.read())
+        taken, parts, used = distributed.slowest(taken, parts, used, accelerator)
+        done.joules = None if done.joules is None or used is None else done.joules + used
+        done.seconds.append(taken)
+        if compiled is not None:
+            done.compiling.append(compiled() - already)
+        for part in PARTS:
+            done.laps[part].append(parts[part])
+
+        schedule.step()
+        loss, norm = float(accelerator.reduce(loss, "mean")), None if norm is None else float(norm)
+        for what, value in (("loss", loss), ("gradient's norm", norm)):
+            if value is not None and not math.isfinite(value):
+                raise Diverged(step, what, value)
+        done.raw.append(sum(batch.raw for batch in micro))
+        done.padded += sum(batch.padded for batch in micro)
+        done.supervised += sum(batch.supervised for batch in micro)
+        done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
+        pace = done.raw[-1] / taken
+        report({"step": step, "of": total, "loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_second": pace})
+        every = settings["validate_every"]
+        if step == total or (every and step % every == 0):
+            held_out = validate()
+            if not math.isfinite(held_out):
+                raise Diverged(step, "validation loss", held_out)
+            done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
+            model.train()
+        save = checkpoints is not None and (step == total or step % checkpoints.every == 0)
+        if save and accelerator.is_main_process:
+            checkpoints.save(step, model, optimizer, schedule, asdict(done))
+
+    measured = Train(
+        steps=done.steps,
+        tokens=Tokens(sum(done.raw), done.padded, done.supervised),
+        step_seconds=done.seconds,
+        warmup_steps=min(WARMUP, done.steps - 1),
+        tokens_per_second_steady=None,
+        tokens_per_second_amortised=sum(done.raw) / sum(done.seconds),
+        loss=done.losses,
+        batches=f"sha256:{order.hexdigest()}",
+        laps=done.laps,
+        joules=done.joules,
+        save_every=checkpoints and checkpoints.every,
+        resumed_at=done.resumed_at,
+        compile_seconds=done.compiling,
+    )
+    measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in measured.steady_steps())
+    return measured, done.validations
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro: list[Batch],
+    max_grad_norm: float | None,
+    accelerator: Accelerator,
+    lap: Callable[[str], None],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
+
+    The norm is None where no gradient is left by the end of the backward pass. The loss is the mean over the supervised
+    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. Of several
+    processes each returns a loss whose mean over them is the step's: so their gradients, of which accelerate takes the
+    mean, are the batch's too. lap is told each of PARTS as it ends.
+    """
+    supervised = sum(batch.supervised for batch in micro) / accelerator.num_processes
+    mine = own(micro, accelerator)
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(mine, start=1):
+        with accelerator.no_sync(model) if number < len(mine) else nullcontext():  # added up once, with the last
+            with accelerator.autocast():
+                loss = summed_loss(model, batch) / supervised
+            lap("forward")
+            accelerator.backward(loss)
+        total += loss.detach()
+        lap("backward")
+    # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
+    held = [p for p in model.parameters() if p.grad is not None]
+    norm = accelerator.clip_grad_norm_(held, max_grad_norm or math.inf) if held else None
+    optimizer.step()
+    optimizer.zero_grad()
+    lap("optimizer")
+    return total, norm
+
+
+def own(micro: list[Batch], accelerator: Accelerator) -> list[Batch]:
+    """Those of a step's micro-batches that this process takes."""
+    return micro[accelerator.process_index :: accelerator.num_processes]
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy in nats summed over the batch's supervised tokens, computed in fp32."""
+    with at_head(model, batch.targets) as taken:
+        logits = answer_logits(model, batch)
+    if taken:
+        return logits
+    return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The logits (rows, k, vocabulary) of `model` at the positions `batch.keep`."""
+    if batch.attention_mask is None:
+        layout = {"position_ids": batch.position_ids}
+    else:
+        layout = {"attention_mask": batch.attention_mask}
+    keep = batch.keep - batch.input_ids.shape[1]  # from the end: a method may put tokens of its own before the first
+    with attention.end_to_end(model, batch.lengths):
+        return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep, **layout).logits
+
+
+@torch.no_grad()
+def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator) -> float:
+    """Mean cross-entropy in nats over all supervised tokens of `batches`."""
+    model.eval()
+    total = 0.0
+    for batch in batches:
+        with accelerator.autocast():
+            total += float(summed_loss(model, batch.to(accelerator.device)))
+    return total / sum(batch.supervised for batch in batches)
+
+
+def warmup_cosine(total: int, ratio: float) -> Callable[[int], float]:
+    """Factor of the learning rate at step i, from 0: linear rise over `ratio` of the steps, then half a cosine to 0."""
+    rise = round(total * ratio)
+
+    def factor(i: int) -> float:
+        if i < rise:
+            return (i + 1) / (rise + 1)
+        return 0.5 * (1 + math.cos(math.pi * (i - rise) / max(1, total - rise)))
+
+    return factor

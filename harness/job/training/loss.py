@@ -1,0 +1,180 @@
+"""The cross-entropy of a head's products, chunk by chunk: the logits of a batch are never all in memory.
+
+The loss is taken inside the head's own forward pass, where its weights are whole even if the model is sharded, and its
+gradients are computed beside it: each product is done once, and nothing of a chunk's size waits for the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import linear
+
+from harness.job.data.encoding import IGNORED
+from harness.job.models.loading import inner
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hidden, targets, bias -> summed loss
+CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chunk in fp32
+
+
+def enable(model: nn.Module, kernels: str | None = None) -> str:
+    """Have the loss of `model` taken chunk by chunk; for the record "on: " and by what, or "off: " and why not.
+
+    To be called under the autocast that it will be trained under.
+    kernels: whose chunks are to be planned for, ``cpu`` or ``cuda``, always ours; null to train, in those of the device
+        that computes them, or by Liger.
+    """
+    if kernels is not None:
+        return attach(model, functools.partial(chunked, size=CHUNK[kernels]), "chunked")
+    if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
+        return attach(model, lambda weight, hidden, *of: kernel(weight, hidden.to(weight.dtype), *of), "liger")
+    return attach(model, chunked, "chunked")
+
+
+def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
+    """As `enable`, by `kernel`: where the logits are nothing but the products of a linear head, as they are."""
+    net = inner(model)
+    head = net.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        return "off: the head has an adapter"
+    if type(head) is not nn.Linear:
+        return f"off: the head is a {type(head).__name__}"
+    given: list[Tensor] = []
+
+    def products(hidden: Tensor) -> Tensor:
+        given.append(linear(hidden, head.weight, head.bias).float())
+        return given[0]
+
+    ids = torch.ones(1, 2, dtype=torch.long, device=head.weight.device)
+    with _forward(head, products), torch.no_grad():
+        logits = net(input_ids=ids, use_cache=False).logits
+    if len(given) != 1 or logits is not given[0] or logits._version:
+        return "off: the model changes its logits after the head"
+    head.fused_loss = kernel
+    return f"on: {name}"
+
+
+@contextmanager
+def at_head(model: nn.Module, targets: Tensor) -> Iterator[bool]:
+    """A context in which `model` returns, as its logits, their cross-entropy in nats summed over `targets` (rows, k).
+
+    Yields whether it does: it must have been enabled.
+    """
+    head = inner(model).get_output_embeddings()
+    kernel: Kernel | None = getattr(head, "fused_loss", None)
+    if kernel is None:
+        yield False
+        return
+
+    def summed(hidden: Tensor) -> Tensor:
+        return kernel(head.weight, hidden.flatten(0, -2), targets.flatten(), head.bias)
+
+    with _forward(head, summed):
+        yield True
+
+
+@contextmanager
+def _forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
+    """Cross-entropy in nats, summed over `targets` (rows,), of the logits ``hidden @ weight.T + bias``.
+
+    weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are multiplied in the dtype of
+    autocast, where it is on, and their softmax is taken in fp32. size: bytes of a chunk's logits in fp32 (null: that of
+    the device).
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    size = size or CHUNK["cpu" if device == "cpu" else "cuda"]
+    rows = max(1, size // (4 * len(weight)))
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return _Chunked.apply(weight, hidden, targets, bias, dtype, rows)
+        return _walk(weight, hidden, targets, bias, dtype, rows, (False,) * 4)[0]
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        weight: Tensor,
+        hidden: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> Tensor:
+        loss, *ctx.gradients = _walk(weight, hidden, targets, bias, dtype, rows, ctx.needs_input_grad)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        weight, hidden, bias = (gradient if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients)
+        del ctx.gradients  # a loss that is still held must not hold them too
+        return weight, hidden, None, bias, None, None
+
+
+def _walk(
+    weight: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    rows: int,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The summed loss, and its gradients by weight, hidden and bias; None those of the arguments not `wanted`."""
+    by_weight, by_hidden, _, by_bias, *_ = wanted
+    cast, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+    loss = torch.zeros((), device=hidden.device)
+    of_weight = of_bias = None
+    of_hidden = torch.empty_like(hidden) if by_hidden else None
+    for number, (inputs, answers) in enumerate(zip(hidden.split(rows), targets.split(rows), strict=True)):
+        inputs, counted = inputs.to(dtype), answers != IGNORED
+        answers = answers.where(counted, 0)[:, None]
+        logs = linear(inputs, cast, offset).float().log_softmax(-1)
+        loss -= logs.gather(1, answers)[:, 0].where(counted, 0.0).sum()
+        if not any(wanted):
+            continue
+        # By the logits: what each token was given, less 1 for the answer
+        gradient = logs.exp_().scatter_add_(1, answers, torch.full_like(answers, -1, dtype=logs.dtype)).to(dtype)
+        del logs
+        counted = counted[:, None].to(dtype)
+        if of_hidden is not None:
+            of_hidden[number * rows :][: len(inputs)] = (gradient @ cast) * counted
+        if by_weight:
+            of_weight = _added(of_weight, gradient.T, inputs * counted)
+        if by_bias:
+            of_bias = _added(of_bias, gradient.T, counted)
+    return (
+        loss,
+        None if of_weight is None else of_weight.to(weight.dtype),
+        of_hidden,
+        None if of_bias is None else of_bias[:, 0].to(bias.dtype),
+    )
+
+
+def _added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """The product of `a` and `b` added to the `total` of those before, if any, in fp32."""
+    if total is None:
+        return a @ b
+    if a.dtype is torch.float32:
+        return torch.addmm(total, a, b, out=total)  # in place, and its FLOPs are counted
+    return total.float().add_(a @ b)

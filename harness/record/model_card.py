@@ -1,0 +1,148 @@
+"""The model card of saved weights, made from their record: what they are, how they score, what they cost, how to load.
+
+It says what the record says and nothing beside it; of licences the record knows nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness import redact, units
+from harness.record import Record, bits
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model"}
+SCORES = ("Task", "Metric", "Filter", "Score", "± one standard error", "Items", "Shots", "Version")
+LIBRARY = {"adapter": "peft", "merged": "transformers", "model": "transformers"}
+
+ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained({base})
+model = PeftModel.from_pretrained(base, "FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+"""
+WHOLE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+"""
+
+
+def text(record: Record) -> str:
+    """The card, as Markdown with a head of YAML that the hub reads, for a record that has `saved`."""
+    cell, form = record.cell, record.saved.form
+    base, revision = base_of(record)
+    named = json.dumps(base if HUB_ID.fullmatch(base) else "BASE") + (f', revision="{revision}"' if revision else "")
+    parts = [
+        _head(record),
+        f"# {cell.name}\n",
+        f"The {WHAT[form]} that `{cell.method}` made of `{base}` by training on `{cell.data}`. This card was made from "
+        f"the record `{cell.name}.json` of the study `{record.study}`; nothing in it was written by hand.\n",
+        "## Use\n",
+        f"```python\n{ADAPTER.format(base=named) if form == 'adapter' else WHOLE}```\n",
+        *_quantised(record),
+        "## Training\n",
+        _table(("What", "Value"), _training(record)),
+        "## Scores\n",
+        _table(SCORES, _scores(record)),
+        "Scores are fractions of 1 where they are shares, and losses where lower is better.\n",
+        "## Cost\n",
+        _table(("What", "Value"), _cost(record)),
+        "## Made with\n",
+        _table(("What", "Version"), _versions(record.environment)),
+        "## Licence\n",
+        "None is given here: what may be done with these weights follows from the licences of the base model and of "
+        "the data, which the record does not know.\n",
+    ]
+    return redact.redact("\n".join(parts))
+
+
+def base_of(record: Record) -> tuple[str, str | None]:
+    """What the model was tuned from, as its settings name it, and which commit of it if it is the hub's."""
+    model = record.cell.settings["model"]
+    name, _, commit = record.fingerprints.get("model", "").rpartition("@")
+    return model["path"], commit if name == model["path"] else model["revision"]
+
+
+def _head(record: Record) -> str:
+    model, source = record.cell.settings["model"]["path"], record.cell.settings["data"]["load"].get("path")
+    told: dict[str, Any] = {"library_name": LIBRARY[record.saved.form], "pipeline_tag": "text-generation"}
+    if HUB_ID.fullmatch(model):
+        told["base_model"] = model
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        told["datasets"] = [source]
+    told["tags"] = [record.cell.method]
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---", ""])
+
+
+def _quantised(record: Record) -> Iterator[str]:
+    if (kept := bits(record.cell.settings["method"]["load"])) is None:
+        return
+    if record.saved.form == "adapter":
+        yield f"It was trained and scored on a base quantised to {kept} bits; on the full base it is another model.\n"
+    else:
+        yield f"Its base was quantised to {kept} bits for training, and scored so; these are the expanded weights.\n"
+
+
+def _training(record: Record) -> Iterator[tuple[str, str]]:
+    cell, settings = record.cell, record.cell.settings
+    yield "base model", f"`{base_of(record)[0]}`, {record.fingerprints.get('model', 'no fingerprint')}"
+    yield "method", cell.method
+    axes = {"rank": cell.rank, "alpha": cell.alpha, "learning rate": cell.lr, "seed": cell.seed} | cell.knobs
+    yield from ((name, _said(value)) for name, value in axes.items() if value is not None)
+    if settings["method"]["adapt"]:
+        yield from ((f"adapt.{key}", _said(value)) for key, value in settings["method"]["adapt"].items())
+    yield "data", f"{cell.data}, {record.fingerprints.get('data', 'no fingerprint')}"
+    yield "prompt", f"`{settings['data'].get('prompt', '')!r}`"
+    yield from ((f"train.{key}", _said(value)) for key, value in settings["train"].items())
+    if train := record.train:
+        yield "steps", str(train.steps)
+        yield "tokens", f"{train.tokens.raw:,} raw, {train.tokens.supervised or 0:,} of them in the loss"
+    if record.validation:
+        yield "validation loss", f"{record.validation[-1].loss:.4g} nats a token"
+    yield "precision", str(record.environment.get("precision"))
+
+
+def _scores(record: Record) -> Iterator[tuple[str, ...]]:
+    for s in record.scores:
+        error = "–" if s.stderr is None else f"{s.stderr:.4g}"
+        yield s.task, s.metric, s.filter, f"{s.value:.4g}", error, str(s.n), str(s.num_fewshot), s.version
+
+
+def _cost(record: Record) -> Iterator[tuple[str, str]]:
+    if record.parameters:
+        share = record.parameters.trainable / record.parameters.total
+        yield "trained weights", f"{units.count(record.parameters.trainable)} ({100 * share:.3g}% of all)"
+    if record.probe:
+        yield "peak memory of tensors in a training step", units.size(sum(dataclasses.astuple(record.probe.peak)))
+    if record.train and record.train.tokens_per_second_steady:
+        yield "training speed", f"{units.significant(record.train.tokens_per_second_steady, 3)} tokens/s"
+    yield "time of the whole job", f"{record.seconds:.0f} s"
+    device, cpu = record.environment.get("device") or {}, record.environment.get("cpu") or {}
+    yield "device", str(device.get("name") or cpu.get("name") or device.get("type"))
+
+
+def _versions(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    versions, git = environment.get("versions") or {}, environment.get("git") or {}
+    if git.get("commit"):
+        yield "finetune-harness", git["commit"][:12] + (" and changes" if git.get("dirty") else "")
+    yield from ((name, str(version)) for name, version in versions.items() if version)
+
+
+def _said(value: Any) -> str:
+    return f"`{value}`" if isinstance(value, str) else json.dumps(value)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    cells = [tuple(text.replace("|", "\\|").replace("\n", " ") for text in row) for row in rows]
+    if not cells:
+        return "Nothing was measured.\n"
+    lines = [header, ("---",) * len(header), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,188 @@
+"""Answers of several models side by side: as text for a terminal and as an HTML page, with what differs from the first.
+
+Answers come as ``harness/job/evaluate/prompting.py`` gives them. They are whatever a model wrote: control characters are taken out,
+and the page escapes all of it, loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.report.statistics import Interval, preference
+
+HERE = Path(__file__).parent
+NARROWEST = 24  # characters of a column; where columns would be narrower, answers stand below each other
+BOLD, PLAIN = "\x1b[1;33m", "\x1b[0m"
+
+
+class Word(NamedTuple):
+    """A word or a space of an answer, and whether the first model's answer has it not there."""
+
+    text: str
+    differs: bool
+
+
+class Rate(NamedTuple):
+    """How a model fares against the first, by the judge: prompts on which it is better, worse or neither.
+
+    interval: wins and half of the ties as a share, with its 95% interval over prompts; None for none.
+    unread: prompts on which the judge could not be understood; they count for nothing.
+    """
+
+    model: str
+    wins: int
+    losses: int
+    ties: int
+    unread: int
+    interval: Interval | None
+
+
+def words(answer: str, first: str) -> list[Word]:
+    """`answer` in words, line breaks and other spaces, each with whether `first` differs there."""
+    own, others = _split(answer), _split(first)
+    found = []
+    for tag, start, end, *_ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
+        found += [Word(text, tag != "equal") for text in own[start:end]]
+    return found
+
+
+def _split(text: str) -> list[str]:
+    text = "".join(c for c in text if c.isprintable() or c == "\n")
+    return re.findall(r"\n|[^\S\n]+|\S+", text)
+
+
+def rates(found: dict[str, Any]) -> list[Rate]:
+    """Of each model but the first; none without a judge."""
+    if found["judge"] is None:
+        return []
+    made = []
+    for j, model in enumerate(found["models"][1:], start=1):
+        values = [v["value"] for v in found["judge"]["verdicts"] if v["model"] == j]
+        read = [value for value in values if value is not None]
+        wins, ties, losses = (read.count(value) for value in (1.0, 0.5, 0.0))
+        interval = preference(wins, ties, losses) if read else None
+        made.append(Rate(model, wins, losses, ties, len(values) - len(read), interval))
+    return made
+
+
+def caption(found: dict[str, Any]) -> Iterator[str]:
+    """What is to be known to read it."""
+    first = found["models"][0]
+    if len(found["models"]) > 1:
+        yield f"Marked is what differs from {first}, word by word."
+    for rate in rates(found):
+        counts = f"{rate.wins} won, {rate.losses} lost, {rate.ties} tied"
+        unread = f", {rate.unread} without a verdict that could be read" if rate.unread else ""
+        share = "" if rate.interval is None else ": {:.0%} ({:.0%}–{:.0%})".format(*rate.interval)
+        yield f"{rate.model} against {first}{share}; {counts}{unread}."
+    if judge := found["judge"]:
+        spent = judge["tokens"]
+        tokens = "" if spent["read"] is None else f", {spent['read']:,} tokens read and {spent['written']:,} written"
+        yield (
+            f"Judged by {judge['model']} at {judge['host']}, which was not told whose the answers are and saw each "
+            f"pair in both orders ({spent['answers']} replies{tokens}); where its preference changed with the order, "
+            "it is a tie. In brackets is a 95% interval over prompts; a tie counts half. A judge is no truth."
+        )
+
+
+def verdict(found: dict[str, Any], prompt: int, model: int) -> str | None:
+    """What the judge made of an answer, in words; None without one."""
+    for said in (found["judge"] or {"verdicts": []})["verdicts"]:
+        if (said["prompt"], said["model"]) == (prompt, model):
+            return {1.0: "better", 0.0: "worse", 0.5: "tie", None: "no verdict"}[said["value"]]
+    return None
+
+
+# For a terminal
+
+
+def text(found: dict[str, Any], width: int, coloured: bool) -> str:
+    """In columns, or where these would be too narrow one below another; differences in colour, if at all."""
+    lines = []
+    for i, prompt in enumerate(found["prompts"]):
+        asked = f"{i + 1}. {' '.join(_plain(prompt).split())}"
+        lines += [*textwrap.wrap(asked, width, subsequent_indent="   "), ""]
+        answers = [words(of_model[i], found["answers"][0][i]) for of_model in found["answers"]]
+        verdicts = [verdict(found, i, j) for j in range(len(answers))]
+        heads = [(model, verdicts[j] or "") if any(verdicts) else (model,) for j, model in enumerate(found["models"])]
+        column = (width + 3) // len(heads) - 3
+        if column >= NARROWEST:
+            blocks = [
+                [*_heading(h, column), *_wrapped(a, column, coloured)] for h, a in zip(heads, answers, strict=True)
+            ]
+            lines += _beside(blocks, column)
+        else:
+            for head, answer in zip(heads, answers, strict=True):
+                lines += [*_heading(head, width), *_wrapped(answer, width, coloured), ""]
+        lines.append("")
+    for sentence in caption(found):
+        lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _plain(value: str) -> str:
+    return "".join(_split(value))
+
+
+def _heading(head: tuple[str, ...], width: int) -> list[str]:
+    """A model's name and, if there is a judge, what that made of its answer."""
+    name = _plain(head[0])
+    return [name if len(name) <= width else name[: width - 1] + "…", *head[1:], "-" * min(width, len(name))]
+
+
+def _wrapped(answer: list[Word], width: int, coloured: bool) -> list[str]:
+    """Lines of at most `width` characters, colours not counted."""
+    lines, line, used = [], "", 0
+    for word, differs in answer:
+        if word == "\n":
+            lines, line, used = [*lines, line], "", 0
+            continue
+        if word.isspace():
+            word = " " if used else ""
+        for start in range(0, len(word), width):
+            part = word[start : start + width]
+            if used + len(part) > width:
+                lines, line, used = [*lines, line], "", 0
+                part = part.lstrip()
+            line += f"{BOLD}{part}{PLAIN}" if coloured and differs and part.strip() else part
+            used += len(part)
+    return [*lines, line]
+
+
+def _beside(blocks: Sequence[list[str]], width: int) -> Iterator[str]:
+    for i in range(max(map(len, blocks))):
+        row = [block[i] if i < len(block) else "" for block in blocks]
+        yield " | ".join(line + " " * (width - len(re.sub(r"\x1b\[[\d;]*m", "", line))) for line in row)
+
+
+# As a page
+
+
+def page(found: dict[str, Any]) -> str:
+    """One HTML document, which loads nothing and has no script."""
+    rows = [
+        {
+            "prompt": _plain(prompt),
+            "answers": [
+                {"words": words(of_model[i], found["answers"][0][i]), "verdict": verdict(found, i, j)}
+                for j, of_model in enumerate(found["answers"])
+            ],
+        }
+        for i, prompt in enumerate(found["prompts"])
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    models = [_plain(model) for model in found["models"]]
+    return environment.get_template("page_side.html").render(
+        models=models, rows=rows, caption=list(caption(found)), style=style
+    )

@@ -1,0 +1,92 @@
+"""``python -m harness ask``: which models a command line means, for a job that puts prompts to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.record import Record, read, read_study
+from harness.studies.find import Found, find
+from harness.sweep import runner
+from harness.sweep.store import Study
+
+AS_TYPED = "{question}"  # a prompt that nothing is put around
+
+
+def prompts(typed: Sequence[str], file: Path | None) -> list[str]:
+    """Those that were typed, then those of a file: one a line, or JSON lines with a "prompt" or a "question"."""
+    found = list(typed)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} can't be read ({getattr(error, 'strerror', 'it is no text')}).") from None
+        lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+        found += [_prompt(file, n, line) if file.suffix == ".jsonl" else line.strip() for n, line in lines]
+    if not found:
+        raise UserError("There is nothing to ask: type a prompt, or name a file of them with --prompts.")
+    return found
+
+
+def _prompt(file: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    text = (value.get("prompt") or value.get("question")) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise UserError(f'{file}, line {number} is no JSON object with a text "prompt" or "question".')
+    return text
+
+
+def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[Found]:
+    """The cells that are named, or else all of the studies that left weights; UserError if one named left none."""
+    if not cells:
+        records = [(Study(results, name), record) for name in studies for record in read_study(results / name)[0]]
+        return [Found(study, record.cell.name) for study, record in records if record.saved]
+    found = [find(results, studies, cell) for cell in cells]
+    for of_it in found:
+        if not of_it.record.is_file():
+            raise UserError(f"{of_it} has no record yet; there is nothing to ask.")
+        record = read(of_it.record)
+        if record.cell.settings["method"]["optim"] is not None and not record.saved:
+            raise UserError(f"{of_it} left no weights; run it anew with save=adapter or save=merged to ask it.")
+    return found
+
+
+def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None], **asking: Any) -> dict[str, Any]:
+    """The answers of the untuned models of `cells`, of `cells`, and of the models that `asking` names.
+
+    as_typed: whether prompts are put as they are; else as the cell's data puts its questions. asking: the other fields
+    of ``harness.job.evaluate.prompting.Asking``.
+    """
+    records = [(found, read(found.record)) for found in cells]
+    bases = {}  # one of each model and way to put a question
+    for found, record in records:
+        of_it = record.cell.settings
+        bases.setdefault(json.dumps([of_it["model"], _template(of_it["data"])]), (found, record))
+    local = [
+        _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
+        for found, record in bases.values()
+    ]
+    several = len({found.study.name for found in cells}) > 1
+    for found, record in records:
+        if record.saved:
+            local.append(_local(str(found) if several else found.name, found, record, True, as_typed))
+    return runner.ask({"local": local, **asking}, on_event)
+
+
+def _local(label: str, found: Found, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
+    prompt = AS_TYPED if as_typed else _template(record.cell.settings["data"])
+    return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
+
+
+def _template(data: dict[str, Any]) -> str | None:
+    """How data put a question with nothing beside it; None for conversations, which the chat template writes."""
+    of_file = data["load"].get("columns") or {}
+    if data["load"].get("messages") or of_file.get("messages"):
+        return None
+    return data.get("prompt_if_empty") or data["prompt"]

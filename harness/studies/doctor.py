@@ -1,0 +1,219 @@
+"""What a user has, and what to do about what is missing: the facts behind ``python -m harness doctor`` as lines.
+
+What only the libraries know is looked at by a job; versions, launchers and disks are looked at here, so that a
+broken library is told of too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+
+from harness import env
+from harness.config import CONF
+from harness.errors import UserError
+from harness.sweep import runner
+
+US = "finetune-harness"
+DEFAULT_MODEL = "smollm2_135m"
+BUILT_BYTES = 600e6  # of the default model, once it is dequantised into its cache
+PACKAGES = (US, *env.PACKAGES, "nvidia-ml-py")
+LAUNCHERS = {
+    "joblib": "cells side by side on this machine",
+    "submitit": "cells as jobs of a Slurm cluster",
+    "ray": "cells on a Ray cluster",
+}
+# hydra-ray-launcher wants cloudpickle below 3, joblib from 1.6 on wants 3: the newer joblib must give in.
+REMEDIES = {"cloudpickle": 'pip install "joblib<1.6" "cloudpickle<3"'}
+MOVE = {"results": "results_dir=", "embedded": "HARNESS_CACHE", "hub": "HF_HOME"}
+
+Row = tuple[str, ...]
+
+
+def examine(results_dir: Path, data_root: str | None) -> dict[str, Any]:
+    """All facts. What a job says stands under "job"; where none can start, it is null and "broken" says why.
+
+    Raises UserError if `data_root` is no folder.
+    """
+    if data_root is not None and not Path(data_root).expanduser().is_dir():
+        raise UserError(f"--data-root {data_root} is not a folder; name the one that holds openai/gsm8k and the like.")
+    job, broken, folders = None, None, {"results": results_dir.expanduser()}
+    try:
+        job = runner.doctor(_settings("model"), _settings("data"), data_root)
+        folders |= {name: Path(folder) for name, folder in job["caches"].items()}
+    except UserError as error:
+        broken = str(error).splitlines()[-1]
+    launchers = {name: f"hydra-{name}-launcher" for name in LAUNCHERS}
+    here = env.describe()
+    return {
+        "cpu": here["cpu"],
+        "versions": {"python": here["versions"]["python"]} | {p: env.version_of(p) for p in PACKAGES},
+        "unmet": unmet([*PACKAGES, "joblib", *launchers.values()]),
+        "nvidia": shutil.which("nvidia-smi") is not None,
+        "launchers": {name: env.version_of(package) for name, package in launchers.items()},
+        "disk": {name: (str(folder), _free_bytes(folder)) for name, folder in folders.items()},
+        "job": job,
+        "broken": broken,
+    }
+
+
+def unmet(
+    packages: Iterable[str],
+    requires: Callable[[str], list[str]] | None = None,
+    version: Callable[[str], str | None] = env.version_of,
+) -> list[tuple[str, Requirement, str | None]]:
+    """The requirements of `packages` that do not hold: whose it is, the requirement, and the version that is here.
+
+    The harness's own are those of pyproject.toml, as installed; `requires` and `version` are importlib.metadata's.
+    """
+    found = []
+    for package in packages:
+        for line in (requires or _requires)(package):
+            requirement = Requirement(line)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            here = version(requirement.name)
+            if here is None or not requirement.specifier.contains(here, prereleases=True):
+                found.append((package, requirement, here))
+    return found
+
+
+def obstacle(facts: dict[str, Any]) -> str | None:
+    """Why the embedded default can't run on this machine; null if it can."""
+    if facts["job"] is None:
+        return facts["broken"]
+    state, how = facts["job"]["models"][DEFAULT_MODEL]
+    if state != "ready":
+        return how
+    _, free = facts["disk"]["embedded"]
+    if "cached" not in how and free < BUILT_BYTES:
+        return f"Its cache needs {_gib(BUILT_BYTES)} GiB; make room or set HARNESS_CACHE to a folder elsewhere."
+    return None
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """The facts as a screen: what there is by section, with what to do where something is not."""
+    job = facts["job"]
+    sections = {"device": _device(facts), "versions": _versions(facts["versions"]), "conflicts": _conflicts(facts)}
+    if job is not None:
+        sections |= {
+            "models": [(name, *standing) for name, standing in job["models"].items()],
+            "data": [(name, *standing) for name, standing in job["data"].items()],
+            "hub": _hub(job["hub"]),
+        }
+    sections |= {
+        "launchers": [
+            ("basic", "ready", "one cell after the other"),
+            ("local_parallel", "ready", "one cell on each GPU of this machine"),
+            *_launchers(facts["launchers"]),
+        ],
+        "disk": [_disk(name, folder, free) for name, (folder, free) in facts["disk"].items()],
+    }
+    why = obstacle(facts)
+    verdict = f"model={DEFAULT_MODEL} data=wordmath can" + (" run here." if why is None else f"'t run here: {why}")
+    return [line for title, rows in sections.items() for line in _section(title, rows)] + ["", verdict]
+
+
+def _section(title: str, rows: list[Row]) -> list[str]:
+    """`rows` in aligned columns, the first with the title before it."""
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    texts = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
+    return [f"{title if i == 0 else '':11}{text}".rstrip() for i, text in enumerate(texts)]
+
+
+def _device(facts: dict[str, Any]) -> list[Row]:
+    cpu, job = facts["cpu"], facts["job"]
+    memory = "" if cpu["memory_bytes"] is None else f", {_gib(cpu['memory_bytes'])} GiB"
+    about = f"{cpu['name']}, {cpu['cores']} cores{memory}"
+    if job is None:
+        return [("CPU", about), ("unknown", "what the libraries would say: none of them can be asked")]
+    compute = job["compute"]
+    formats = ", ".join(name if how == "yes" else f"{name} ({how})" for name, how in compute["formats"].items())
+    return [
+        ("CPU", f"{about}, {compute['threads']} threads, {compute['simd']}"),
+        ("GPU", _gpu(compute, facts["nvidia"], facts["versions"]["torch"])),
+        ("formats", formats),
+    ]
+
+
+def _gpu(compute: dict[str, Any], nvidia: bool, torch: str | None) -> str:
+    device = compute["device"]
+    if device["type"] == "cuda":
+        return (
+            f"{device['name']}, {_gib(device['free_bytes'])} of {_gib(device['memory_bytes'])} GiB free, "
+            f"capability {device['capability']}, driver {device['driver'] or 'unknown'}, CUDA {device['cuda']}"
+        )
+    if nvidia and compute["torch_cuda"] is None:
+        return f"NVIDIA's tools are here, but torch {torch} is built for CPU; install a CUDA build (pytorch.org)"
+    if nvidia:
+        return f"torch {torch} can't use the NVIDIA device; look at its driver and CUDA_VISIBLE_DEVICES"
+    return "none" if device["type"] == "cpu" else device["type"]
+
+
+def _versions(versions: dict[str, str | None], columns: int = 4) -> list[Row]:
+    """`columns` of them a row, so that all stay on the screen."""
+    texts = [f"{name} {version or '-'}" for name, version in versions.items()]
+    return [tuple(texts[i : i + columns]) for i in range(0, len(texts), columns)]
+
+
+def _conflicts(facts: dict[str, Any]) -> list[Row]:
+    rows = []
+    for package, requirement, here in facts["unmet"]:
+        needed = str(requirement).partition(";")[0].strip()
+        remedy = REMEDIES.get(requirement.name, f'pip install "{needed}"')
+        rows.append((f"{package} needs {needed}, {here or 'none'} is here:", remedy))
+    if facts["versions"][US] is None:
+        rows.append((f"{US} is not installed:", "pip install -e . (in its folder)"))
+    return rows or [("none",)]
+
+
+def _hub(hub: dict[str, Any]) -> list[Row]:
+    folders = "or name folders by model.path=, data_root="
+    reached = {
+        "reachable": f"yes, {hub['endpoint']}",
+        "offline": f"not asked: HF_HUB_OFFLINE is set; unset it, {folders}",
+        "out of reach": f"no: check the connection, {folders}",
+    }[hub["state"]]
+    return [("reached", reached), ("token", "yes" if hub["token"] else "none: gated models want HF_TOKEN")]
+
+
+def _launchers(versions: dict[str, str | None]) -> list[Row]:
+    return [
+        (name, "ready", f"{purpose} ({versions[name]})")
+        if versions[name]
+        else (name, "missing", f"{purpose}: pip install hydra-{name}-launcher")
+        for name, purpose in LAUNCHERS.items()
+    ]
+
+
+def _disk(name: str, folder: str, free: int) -> Row:
+    remedy = f"make room, or move it by {MOVE[name]}" if free < 2e9 else ""
+    return name, f"{_gib(free)} GiB free", folder.replace(str(Path.home()), "~", 1), remedy
+
+
+def _settings(group: str) -> dict[str, dict]:
+    """The files of ``conf/GROUP`` by name, their interpolations left as they are."""
+    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
+
+
+def _requires(package: str) -> list[str]:
+    try:
+        return metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def _free_bytes(folder: Path) -> int:
+    """Of the disk that `folder` lies on, or would lie on."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f}"

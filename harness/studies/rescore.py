@@ -1,0 +1,155 @@
+"""Scores recorded cells on further tasks, by the weights that were saved of them: no training.
+
+    python -m harness score STUDY_OR_CELL... --tasks a,b [--limit N] [--replace]
+
+The untuned models of a study are scored along with its cells: what a task says of a tuned one is its difference from
+its base. A record comes from anywhere, so here as in retry.py only what this harness's own settings name is called.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.record import Record, RecordError, read_study
+from harness.studies import verify
+from harness.studies.find import find
+from harness.studies.retry import objection
+from harness.sweep import runner
+from harness.sweep.progress import Progress
+from harness.sweep.store import Study
+
+
+@dataclass
+class Asked:
+    """What there is to do, and what is not done.
+
+    todo: cells and the tasks they are to be scored on. known: cells that were scored on all of them. refused: a
+    sentence on each that can't be.
+    """
+
+    todo: list[tuple[Study, Record, list[str]]] = field(default_factory=list)
+    known: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def plan(results: Path, names: Sequence[str], texts: Sequence[str], tasks: Sequence[str], replace: bool) -> Asked:
+    """What scoring takes of `texts` (studies among `names` below `results`, or cells) on `tasks`.
+
+    replace: tasks that a cell was scored on are scored anew. Raises UserError for a text that means nothing, and
+    RecordError for a named cell whose record can't be read.
+    """
+    asked = Asked()
+    for study, found, named in _cells(results, names, texts, asked):
+        left = [task for task in tasks if replace or task not in {score.task for score in found.scores}]
+        if not named and found.status != "ok":
+            continue
+        if not left:
+            asked.known.append(found.cell.name)
+        elif (why := _objection(study, found)) is not None:
+            asked.refused.append(f"{found.cell.name} is not scored: {why}.")
+        else:
+            asked.todo.append((study, found, left))
+    return asked
+
+
+def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Asked) -> list[tuple[Study, Record, bool]]:
+    """The cells that are meant and the untuned ones they are compared with; and whether each was named itself."""
+    meant: dict[tuple[str, str], tuple[Study, Record, bool]] = {}
+    for text in texts:
+        if text in names:
+            study, cell = Study(results, text), None
+        else:
+            found = find(results, names, text)
+            study, cell = found.study, found.name
+            if not found.record.is_file():
+                raise UserError(f"{found} has no record yet; there is nothing to score.")
+        study.settle()
+        records, problems = read_study(study.folder)
+        asked.refused += [problem for problem in problems if problem not in asked.refused]
+        wanted = [r for r in records if cell in (None, r.cell.name)]
+        bases = [r for r in records if not _tuned(r) and any(_same_model(r, w) for w in wanted)]
+        for r in (*wanted, *bases):
+            meant.setdefault((study.name, r.cell.name), (study, r, cell == r.cell.name))
+    return list(meant.values())
+
+
+def _tuned(found: Record) -> bool:
+    return found.source is not None or found.cell.settings["method"]["optim"] is not None
+
+
+def _same_model(one: Record, other: Record) -> bool:
+    return one.cell.settings["model"] == other.cell.settings.get("model")
+
+
+def _objection(study: Study, found: Record) -> str | None:
+    """Why the cell of a record can't be scored without training it, as the end of a sentence; None if it can be."""
+    if found.source is not None:
+        return f"it is a result of {found.source.project}, of which there are no weights"
+    if found.status != "ok":
+        return f"it ended as {found.status}"
+    if (why := objection(found)) is not None:
+        return why
+    if _tuned(found):
+        if study.weights(found) is None:
+            return f"it has no saved weights; {study.anew(found)} with save=adapter trains it anew"
+        if found.saved.form == "merged" and not found.merge.merged:
+            return "merged, as it is saved, it is not the model that was scored; save=adapter keeps that one"
+    problems = verify.check(study.path(found.cell))
+    return problems[0].rstrip(".") if problems else None
+
+
+def score(
+    asked: Asked, settings: dict[str, Any], data_root: str | None, tell: Callable[[str], None]
+) -> list[tuple[Study, Record]]:
+    """Score what there is to do; the new records of those that were. `tell` is told of each what came, a line a score.
+
+    settings: what is set of `eval` for all; the rest is as each cell had it. A cell that can't be scored after all is
+    added to those that were refused. Raises UserError, before anything is scored, if a task can't be had.
+    """
+
+    def of(found: Record, tasks: list[str]) -> dict[str, Any]:
+        own = found.cell.settings["eval"]
+        return {key: own[key] for key in ("batch_size", "seed", "engine") if key in own} | settings | {"tasks": tasks}
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
+    checked: list[dict[str, Any]] = []
+    for _, found, tasks in asked.todo:
+        if (wanted := of(found, tasks)) not in checked:
+            runner.check_tasks(wanted, data_root)
+            checked.append(wanted)
+    progress, done = Progress(len(asked.todo)), []
+    try:
+        for study, found, tasks in asked.todo:
+            progress.start(found.cell)
+            try:
+                with study.claim(found.cell) as claim:
+                    if study.recorded(found.cell) != found:
+                        raise UserError(f"{found.cell.name} is not scored: another process has changed its record.")
+                    again = runner.score(found.cell, study, claim, of(found, tasks), data_root, progress.update)
+            except (UserError, RecordError) as error:
+                asked.refused.append(str(error))
+            else:
+                done.append((study, again))
+                for line in lines(study, again):
+                    tell(line)
+            progress.clear()
+            progress.skip()
+    finally:
+        progress.close()
+    return done
+
+
+def lines(study: Study, found: Record) -> list[str]:
+    """What the last scoring of a record gave, for a terminal."""
+    made = [s for s in found.scores if s.task in found.rescored[-1].tasks]
+    return [
+        f"{study.name}/{found.cell.name}: {s.task} {s.metric} ({s.filter}): {s.value:.4f}"
+        + ("" if s.stderr is None else f" ± {s.stderr:.4f}")
+        + f", n = {s.n}, {s.num_fewshot} shots"
+        for s in made
+    ]

@@ -1,0 +1,239 @@
+"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, a cell on each GPU, or on several.
+
+    python -m harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
+
+Each place, as many GPUs as a cell asks for (train.devices) or a share of the CPU's cores, has a worker: a process
+(``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one after another, as a sweep without this
+launcher would. When the sweep is gone, however it went, its workers end their cells in order, and themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import pynvml
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import open_dict
+from tqdm import tqdm
+
+from harness import config as settings_of
+from harness.config import ROOT
+from harness.errors import UserError
+from harness.sweep.launchers.lost_workers import Lost, died
+
+PATIENCE = 20  # seconds that a worker gets to end its cell in order
+
+
+class LocalParallel(Launcher):
+    """Sends each of its places the next cell as soon as it has answered for the last one.
+
+    cells: how many at a time; null for one a GPU, or on a CPU for one.
+    """
+
+    __module__ = "hydra_plugins.harness"  # Hydra instantiates no launcher from elsewhere
+
+    def __init__(self, cells: int | None = None):
+        self._cells = cells
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        self._context, self._task, self._config = hydra_context, task_function, config
+        places(self._cells)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        setup_globals()
+        jobs = dict(enumerate(self._composed(job_overrides, initial_job_idx)))
+        devices = {number: settings_of.device_count(config) for number, (_, _, config) in jobs.items()}
+        answers: dict[int, JobReturn] = {}
+        for count in sorted(set(devices.values()), reverse=True):  # GPUs are dealt out anew
+            some = {number: job for number, job in jobs.items() if devices[number] == count}
+            answers |= self._all_run(some, places(self._cells, count))
+        return [answers[number] for number in sorted(answers)]
+
+    def _all_run(self, jobs: dict[int, tuple[Any, ...]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
+        """What came of `jobs`, each run in one of `places`."""
+        folder = Path(self._config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
+            words = f"{len(places)} cells at a time share this CPU: measured times will not be comparable."
+            tqdm.write(f"warning: {words}", file=sys.stderr)
+        waiting = deque(jobs.items())
+        idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(places)][: len(waiting)]
+        busy: dict[Worker, int] = {}
+        answers: dict[int, JobReturn] = {}
+        try:
+            while waiting or busy:
+                while waiting and idle:
+                    number, job = waiting.popleft()
+                    worker = idle.pop(0)
+                    worker.send(job)
+                    busy[worker] = number
+                ready = wait([worker.connection for worker in busy])
+                for worker in [worker for worker in busy if worker.connection in ready]:
+                    answers[busy.pop(worker)] = worker.answer()
+                    idle.append(worker)
+        finally:
+            stop([*idle, *busy])
+        return answers
+
+    def _composed(self, points: Sequence[Sequence[str]], first: int) -> list[tuple[Any, ...]]:
+        """What a worker needs to run each of `points`: Hydra's context, the task, the configuration."""
+        jobs = []
+        for number, point in enumerate(points, first):
+            config = self._context.config_loader.load_sweep_config(self._config, list(point))
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = number
+            jobs.append((self._context, self._task, config))
+        return jobs
+
+
+class Worker:
+    """A process that runs cells in `place`, started when it is first sent one; what it prints is added to `log`."""
+
+    connection: Connection
+
+    def __init__(self, place: dict[str, str], log: Path):
+        self._place, self._log = place, log
+        self._process: subprocess.Popen | None = None
+
+    def send(self, job: tuple[Any, ...]) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        with contextlib.suppress(BrokenPipeError):  # it died this moment, as its answer will tell
+            self.connection.send(job)
+
+    def answer(self) -> JobReturn:
+        """What came of the last job; `Lost` is the value of one that the worker did not live to answer for."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):  # between two answers, or within one
+            self.connection.close()
+            why = f"{died(self._process.wait())}; its last words are in {self._log.name}"
+            return Lost(why).answer()
+
+    def close(self) -> None:
+        """Tell the process that no more will come: it ends its cell, if there is one, and itself."""
+        if self._process is not None:
+            self._process.stdin.close()
+
+    def end(self) -> None:
+        """Wait for the process to end, and end it by force when that takes too long."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.connection.close()
+
+    def _start(self) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        with theirs, open(self._log, "ab") as log:
+            # -P and a session of its own: as for the holder of jobs in server.py.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.sweep.launchers.local_parallel", str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | self._place | {"PYTHONPATH": path},
+                start_new_session=True,
+            )
+
+
+def stop(workers: list[Worker]) -> None:
+    """End all of `workers`, at the same time."""
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.end()
+
+
+def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
+    """What sets each place apart from the others: variables of its environment; one cell at a time runs in each.
+
+    Raises UserError if there can't be `cells` of them, of `devices` GPUs each.
+    """
+    if cells is not None and (not isinstance(cells, int) or cells < 1):
+        raise UserError(f"hydra.launcher.cells={cells} can't be: it must be a whole number, 1 or more.")
+    found = gpus()
+    if found:
+        enough(devices)
+        together = [",".join(found[i : i + devices]) for i in range(0, len(found) - devices + 1, devices)]
+        if cells is not None and cells > len(together):
+            each = "" if devices == 1 else f", {devices} of them to a cell (train.devices)"
+            raise UserError(
+                f"hydra.launcher.cells={cells} can't be: a GPU runs one cell at a time, and there are "
+                f"{len(found)}{each}."
+            )
+        return [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in together[:cells]]
+    if cells in (None, 1):
+        return [{}]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // cells))
+    return [{"OMP_NUM_THREADS": threads} for _ in range(cells)]
+
+
+def enough(devices: int) -> None:
+    """Raise UserError if there are GPUs on this machine, but not so many."""
+    found = gpus()
+    if found and devices > len(found):
+        raise UserError(f"train.devices={devices} can't be: there are {len(found)} GPUs here.")
+
+
+def gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(i) for i in range(count)]
+    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")] if count else []
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def main(descriptor: int) -> None:
+    """A worker's side: run what is sent over `descriptor` and answer, until the sweep closes our standard input."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    setup_globals()
+    settings_of.register_resolvers()
+    connection = Connection(descriptor)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            context, task, config = connection.recv()
+            answer = run_job(
+                hydra_context=context,
+                task_function=task,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+            connection.send(answer)
+
+
+def _end_with_the_sweep() -> None:
+    os.read(0, 1)  # nothing is written there: the sweep closed it, or went away
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

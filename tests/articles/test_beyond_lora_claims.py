@@ -1,0 +1,553 @@
+"""The rules behind the article's claims: each on made records that support it, refute it and leave it open."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from records import MIB, make_record, make_score, measured
+
+from harness.__main__ import main
+from harness.articles.beyond_lora import claims
+from harness.articles.beyond_lora.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, TUNED, Evidence, table, verdicts
+from harness.config import ROOT
+from harness.record import Kinds, read_study, write
+from harness.report.statistics import Interval
+from harness.report.table import render
+from harness.sweep import app
+
+N = 400
+RATES = {"full": 2e-5, "galore": 2e-5}
+SCORES = {
+    "gsm8k": ("gsm8k", "exact_match", "flexible-extract"),
+    "facts": ("facts", "acc", "none"),
+    "facts_short": ("facts_short", "acc", "none"),
+    "mmlu": ("mmlu", "acc", "none"),
+    "plain_text": ("plain_text", "bits_per_byte", "none"),
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(tmp_path)
+
+
+class Study:
+    """Records with items, written where the rules look for them."""
+
+    def __init__(self, folder):
+        self.folder, self.records = folder, []
+
+    def add(self, method, rank=None, seed=0, *, loss=1.0, data="gsm8k", settings=None, lr=None, alpha=None, **scores):
+        """One record; scores: by task the mean, of N items that share their difficulty over all records."""
+        untuned = method.startswith("base")
+        ranked = None if untuned or method == "full" else rank or 16
+        alpha = None if ranked is None or method == "galore" else alpha or 2 * ranked
+        lr = None if untuned else lr or RATES.get(method, 2e-4)
+        found = [
+            make_score(value, task=SCORES[task][0], metric=SCORES[task][1], filter=SCORES[task][2], n=N)
+            for task, value in scores.items()
+        ]
+        record = make_record(method, ranked, alpha, lr, seed, data=data, scores=found, settings=settings)
+        record.validation[-1].loss = loss
+        self.records.append(record)
+        rows = []
+        for task, value in scores.items():
+            names = dict(zip(("task", "metric", "filter"), SCORES[task], strict=True))
+            rows += [{**names, "subject": task, "item": i, "value": v} for i, v in enumerate(self._items(value, seed))]
+        pd.DataFrame(rows).to_parquet(self.folder / f"{record.cell.name}.items.parquet") if rows else None
+        return record
+
+    def _items(self, value, seed):
+        """Right where an item is easy enough; a few answers are other ones with each seed."""
+        if value > 1:
+            return value + np.random.default_rng(7).normal(size=N) + np.random.default_rng(seed).normal(size=N) / 50
+        ease = np.random.default_rng(7).permutation(N) / N
+        return (ease + np.random.default_rng(seed).normal(size=N) / 200 < value).astype(float)
+
+    def seeds(self, method, rank=None, seeds=3, **fields):
+        for seed in range(seeds):
+            self.add(method, rank, seed, **fields)
+
+    def finding(self, name):
+        return CLAIMS[name].rule(Evidence(self.records, self.folder))
+
+
+def memory(record, mib, states=100):
+    """`record`, with a peak of `mib` MiB, of which `states` are the optimizer's."""
+    record.probe = replace(measured(record).probe, peak=Kinds((mib - states) * MIB, 0, 0, states * MIB, 0))
+
+
+def memories(study, **mib):
+    for method, size in mib.items():
+        memory(study.add(method), size)
+
+
+# Decisions
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.2, 0.1, 0.3), SUPPORTED), ((0.2, -0.1, 0.3), OPEN), ((-0.2, -0.3, -0.1), REFUTED), ((0, -1, 1), OPEN)],
+)
+def test_a_verdict_takes_the_whole_interval(interval, expected):
+    assert claims.judge(Interval(*interval), low=0) == expected
+    assert claims.judge(Interval(*(-np.array(interval)[[0, 2, 1]])), high=0) == expected
+
+
+def test_between_two_bounds():
+    assert claims.judge(Interval(1, 0.95, 1.05), 0.9, 1.1) == SUPPORTED
+    assert claims.judge(Interval(1.3, 1.2, 1.4), 0.9, 1.1) == REFUTED
+    assert claims.judge(Interval(0.5, 0.4, 0.6), 0.9, 1.1) == REFUTED
+    assert claims.judge(Interval(1, 0.85, 1.05), 0.9, 1.1) == OPEN
+
+
+def test_a_gain_that_is_surely_below_a_point_is_none():
+    assert claims.better(Interval(0.002, 0.001, 0.003)) == SUPPORTED
+    assert claims.better(Interval(0, -0.009, 0.009)) == REFUTED
+    assert claims.better(Interval(0.02, -0.01, 0.05)) == OPEN
+    assert claims.better(Interval(-0.02, -0.03, -0.01)) == REFUTED
+
+
+def test_an_unknown_end_decides_nothing():
+    assert claims.judge(Interval(5, np.nan, np.nan), 0, 1) == OPEN
+
+
+# Exact: counts and bytes
+
+
+def adapter(rank, targets):
+    adapt = {"r": rank, "target_modules": targets}
+    return {"method": {"name": "lora", "load": {}, "adapt": adapt, "optim": {}}}
+
+
+@pytest.mark.parametrize(
+    ("rank", "targets", "trainable", "expected"),
+    [
+        (4, ["q_proj", "v_proj"], 10_000, SUPPORTED),
+        (1, ["q_proj", "v_proj"], 50_000, REFUTED),
+        (4, ["q_proj", "v_proj"], 50_000, OPEN),
+        (1, "all-linear", 50_000, OPEN),
+    ],
+)
+def test_lora_parameters(study, rank, targets, trainable, expected):
+    record = study.add("lora", rank, settings=adapter(rank, targets))
+    record.parameters = replace(record.parameters, total=134_500_000 + trainable, trainable=trainable)
+    found = study.finding("lora-parameters")
+    assert found.decision == expected
+    assert found.effect.value == 134_500_000 / trainable
+
+
+MEMORY = [
+    ("lora-memory", {"lora": 400, "full": 1000}, SUPPORTED, 0.4),
+    ("lora-memory", {"lora": 700, "full": 1000}, REFUTED, 0.7),
+    ("lora-memory", {"lora": 400}, OPEN, None),
+    ("dora-memory", {"dora": 420, "lora": 400}, SUPPORTED, 1.05),
+    ("dora-memory", {"dora": 600, "lora": 400}, REFUTED, 1.5),
+    ("dora-memory", {"dora": 600}, OPEN, None),
+    ("galore-memory", {"galore": 600, "full": 1000}, SUPPORTED, 0.6),
+    ("galore-memory", {"galore": 900, "full": 1000}, REFUTED, 0.9),
+    ("galore-memory", {"galore": 900}, OPEN, None),
+    ("adapters-galore-memory", {"lora": 400, "dora": 500, "galore": 600}, SUPPORTED, 5 / 6),
+    ("adapters-galore-memory", {"lora": 400, "dora": 700, "galore": 600}, REFUTED, 7 / 6),
+    ("adapters-galore-memory", {"lora": 400, "galore": 600}, OPEN, None),
+    ("qlora-memory", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600, "full": 900}, SUPPORTED, 0.75),
+    ("qlora-memory", {"qlora": 500, "lora": 400, "dora": 600, "galore": 600, "full": 900}, REFUTED, 1.25),
+    ("qlora-memory", {"qlora": 300, "lora": 400}, OPEN, None),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600, "full": 900}, SUPPORTED, 1.0),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 1000, "full": 900}, REFUTED, 10 / 9),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600}, OPEN, None),
+]
+
+
+@pytest.mark.parametrize(("name", "mib", "expected", "effect"), MEMORY)
+def test_memory(study, name, mib, expected, effect):
+    memories(study, **mib)
+    found = study.finding(name)
+    assert found.decision == expected
+    if name != "memory-order":
+        assert (found.effect and found.effect.value) == (effect and pytest.approx(effect))
+    if expected != OPEN:
+        assert set(found.records) == {record.cell.name for record in study.records}
+
+
+@pytest.mark.parametrize(("states", "expected"), [(200, SUPPORTED), (400, REFUTED)])
+def test_galore_states(study, states, expected):
+    memory(study.add("full"), 1000, 500)
+    memory(study.add("galore"), 1000, states)
+    assert study.finding("galore-states").decision == expected
+    study.records.pop()
+    assert study.finding("galore-states").decision == OPEN
+
+
+def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
+    for size, mib in ((2, 400), (8, 700)):
+        settings = {"train": {"batch_size": size}}
+        memory(study.add("lora", settings=settings), mib)
+        memory(study.add("full", settings=settings), 1000)
+    found = study.finding("lora-memory")
+    assert found.decision == OPEN
+    assert found.why == "supported at r=16, train.batch_size=2; refuted at r=16, train.batch_size=8"
+    assert found.effect.value == pytest.approx(0.7)
+
+
+def test_settings_by_other_hands_are_compared_as_they_are(study):
+    for method, mib in (("lora", 300), ("full", 1000)):
+        memory(study.add(method, settings={"train": "as usual"}), mib)
+    assert study.finding("lora-memory").decision == SUPPORTED
+
+
+def test_adapters_of_other_layers_are_not_compared(study):
+    study.add("lora", settings=adapter(16, ["q_proj"]))
+    study.add("dora", settings=adapter(16, ["q_proj", "v_proj"]))
+    assert study.finding("dora-parameters").effect is None
+
+
+@pytest.mark.parametrize(("trainable", "expected"), [(5_000_000, SUPPORTED), (8_000_000, REFUTED), (None, OPEN)])
+def test_dora_parameters(study, trainable, expected):
+    study.add("lora")
+    if trainable:
+        record = study.add("dora")
+        record.parameters = replace(record.parameters, trainable=trainable)
+    assert study.finding("dora-parameters").decision == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, SUPPORTED), (0.9, REFUTED), (None, OPEN)])
+def test_galore_weights(study, share, expected):
+    full = study.add("full")
+    if share:
+        record = study.add("galore")
+        record.parameters = replace(full.parameters, trainable=int(share * full.parameters.trainable))
+    assert study.finding("galore-weights").decision == expected
+
+
+# Speed
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "runs", "expected"), [(1.3, 3, SUPPORTED), (2.0, 3, REFUTED), (0.8, 3, REFUTED), (1.3, 1, OPEN)]
+)
+def test_dora_training(study, slowdown, runs, expected):
+    for seed in range(runs):
+        for method, seconds in (("lora", 0.1), ("dora", 0.1 * slowdown)):
+            record = study.add(method, seed=seed)
+            record.train.step_seconds = [seconds * (1 + seed / 100)] * 50
+    found = study.finding("dora-training")
+    assert (found.decision, found.seeds) == (expected, runs)
+    assert found.effect.value == pytest.approx(slowdown)
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "runs", "expected"), [(1.01, 3, SUPPORTED), (1.5, 3, REFUTED), (1.0, 1, OPEN), (None, 3, OPEN)]
+)
+def test_dora_serving(study, slowdown, runs, expected):
+    for seed in range(runs):
+        measured(study.add("lora", seed=seed), 1 + seed / 200)
+        dora = study.add("dora", seed=seed)
+        if slowdown:
+            measured(dora, slowdown * (1 + seed / 200))
+    found = study.finding("dora-serving")
+    assert found.decision == expected
+    if slowdown:
+        assert found.effect.value == pytest.approx(1 / slowdown)
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("dora-task", "gsm8k"), ("dora-mmlu", "mmlu")],
+)
+@pytest.mark.parametrize(("dora", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.4, 3, REFUTED), (0.6, 1, OPEN)])
+def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expected):
+    for rank in (8, 16):
+        study.seeds("lora", rank, seeds, **{task: 0.5})
+        study.seeds("dora", rank, seeds, **{task: dora})
+    study.seeds("dora", 64, seeds, **{task: 0.1})  # has no LoRA to be compared with
+    found = study.finding(name)
+    assert (found.decision, found.seeds, found.items) == (expected, seeds, N)
+    assert found.effect.value == pytest.approx(dora - 0.5, abs=0.02)
+    assert len(found.records) == 4 * seeds
+    assert found.why == ("One seed" if seeds == 1 else "")
+
+
+def test_a_tie_within_a_point_refutes_a_gain(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.5)
+    assert study.finding("dora-task").decision == REFUTED
+
+
+def test_the_better_rate_is_compared_and_test_scores_do_not_choose_it(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.6, lr=2e-4, loss=0.9)
+    study.seeds("dora", 16, gsm8k=0.9, lr=1e-3, loss=1.1)
+    found = study.finding("dora-task")
+    assert found.effect.value == pytest.approx(0.1, abs=0.02)
+    assert all("lr0.0002" in name for name in found.records)
+
+
+def test_without_items_scores_are_not_compared(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.6)
+    for path in study.folder.glob("dora*.parquet"):
+        path.unlink()
+    found = study.finding("dora-task")
+    assert (found.decision, found.why) == (OPEN, "No gsm8k scores of the same items")
+    assert all(v.finding.items is None for v in verdicts(study.records, None))
+
+
+@pytest.mark.parametrize(("dora", "expected"), [(0.5, SUPPORTED), (0.4, REFUTED), (None, OPEN)])
+def test_dora_full(study, dora, expected):
+    study.seeds("full", gsm8k=0.5)
+    if dora:
+        study.seeds("dora", gsm8k=dora)
+    assert study.finding("dora-full").decision == expected
+
+
+@pytest.mark.parametrize("data", ["facts", "facts_short"])
+@pytest.mark.parametrize(("galore", "expected"), [(0.8, SUPPORTED), (0.6, REFUTED), (0.5, REFUTED)])
+def test_galore_facts(study, galore, expected, data):
+    for method, value in {"full": 0.7, "lora": 0.5, "qlora": 0.4, "dora": 0.5, "galore": galore}.items():
+        study.seeds(method, data=data, **{data: value})
+    found = study.finding("galore-facts")
+    assert found.decision == expected
+    assert found.effect.value == pytest.approx(galore - 0.7, abs=0.02)
+    assert len(found.records) == 15
+
+
+def test_galore_facts_wants_all_methods_and_facts(study):
+    study.seeds("galore", data="facts", facts=0.8)
+    assert study.finding("galore-facts").why == "No finished full and lora and qlora and dora"
+    study.records.clear()
+    study.seeds("galore", gsm8k=0.8)
+    assert study.finding("galore-facts").decision == OPEN
+
+
+@pytest.mark.parametrize(("high", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.5, 3, REFUTED), (0.6, 1, OPEN)])
+def test_rank_capacity(study, high, seeds, expected):
+    for rank, value in {8: 0.5, 16: 0.5, 64: high, 128: high}.items():
+        study.seeds("lora", rank, seeds, gsm8k=value)
+    study.seeds("dora", 64, seeds, gsm8k=0.1)  # without a low rank
+    found = study.finding("rank-capacity")
+    assert found.decision == expected
+    assert len(found.records) == 4 * seeds
+
+
+def test_one_step_problems_say_nothing_of_capacity(study):
+    study.seeds("lora", 8, data="wordmath_short")
+    study.seeds("lora", 64, data="wordmath_short")
+    assert study.finding("rank-capacity").decision == OPEN
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("alpha-r", 16), ("alpha-4r", 64)])
+@pytest.mark.parametrize(("value", "seeds", "expected"), [(0.4, 3, SUPPORTED), (0.6, 3, REFUTED), (0.4, 1, OPEN)])
+def test_alpha(study, name, alpha, value, seeds, expected):
+    study.seeds("lora", 16, seeds, alpha=32, gsm8k=0.5)
+    study.seeds("lora", 16, seeds, alpha=alpha, gsm8k=value)
+    assert study.finding(name).decision == expected
+    other = "alpha-r" if name == "alpha-4r" else "alpha-4r"
+    assert study.finding(other).effect is None
+
+
+# Seeds, divergence, learning rates
+
+
+def spreads(study, low, high, seeds=10):
+    for rank, spread in ((2, low), (16, high)):
+        for seed in range(seeds):
+            study.add("lora", rank, seed, loss=1 + spread * (seed % 5 - 2))
+
+
+@pytest.mark.parametrize(("low", "seeds", "expected"), [(0.1, 10, SUPPORTED), (0.005, 10, REFUTED), (0.02, 3, OPEN)])
+def test_low_rank_spread(study, low, seeds, expected):
+    spreads(study, low, 0.01, seeds)
+    found = study.finding("low-rank-spread")
+    assert (found.decision, found.seeds) == (expected, seeds)
+    assert found.effect.value == pytest.approx(low / 0.01)
+
+
+def test_low_rank_spread_interval_is_that_of_two_variances(study):
+    """At 9 and 9 degrees of freedom F's 97.5% quantile is 4.026 (any table)."""
+    spreads(study, 0.02, 0.02)
+    found = study.finding("low-rank-spread")
+    assert found.effect == pytest.approx((1, 4.026**-0.5, 4.026**0.5), rel=1e-3)
+
+
+def test_without_a_second_seed_there_is_no_spread(study):
+    study.add("lora", 2)
+    study.add("lora", 16)
+    assert study.finding("low-rank-spread").why == "No spread over seeds to compare"
+
+
+@pytest.mark.parametrize(
+    ("diverged", "runs", "expected"), [(40, 60, SUPPORTED), (0, 60, REFUTED), (1, 5, OPEN), (None, 60, OPEN)]
+)
+def test_low_rank_divergence(study, diverged, runs, expected):
+    for seed in range(runs):
+        study.add("lora", 16, seed)
+        if diverged is not None:
+            study.add("lora", 4, seed)
+            if seed < diverged:
+                study.records[-1].status = "diverged"
+    study.add("lora", 4, 99, lr=1.0)  # at a rate that the others did not try
+    study.records[-1].status = "diverged"
+    found = study.finding("low-rank-divergence")
+    assert found.decision == expected
+    if diverged is not None:
+        assert found.effect.value == pytest.approx(diverged / runs)
+
+
+def test_low_rank_divergence_interval(study):
+    """56/70 against 48/80: 0.0524 to 0.3339 in Newcombe (1998), table II, method 10, example (a)."""
+    for rank, diverged, runs in ((4, 56, 70), (16, 48, 80)):
+        for seed in range(runs):
+            study.add("lora", rank, seed)
+            if seed < diverged:
+                study.records[-1].status = "diverged"
+    assert study.finding("low-rank-divergence").effect == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+
+
+def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
+    """Losses that are least at `best` of a grid around it, a factor of 2.5 apart."""
+    for method in methods:
+        for seed in range(seeds):
+            for factor in grid:
+                study.add(method, None, seed, lr=best * factor, loss=1 + abs(np.log(factor)))
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "claimed"),
+    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4), ("lr-full", ("full",), 2e-5)],
+)
+def test_best_rates(study, name, methods, claimed):
+    rates(study, methods, claimed)
+    found = study.finding(name)
+    assert (found.decision, found.seeds) == (SUPPORTED, 2)
+    assert found.effect == pytest.approx((claimed, claimed / 2.5**0.5, claimed * 2.5**0.5))
+    study.records.clear()
+    rates(study, methods, 10 * claimed)
+    assert study.finding(name).decision == REFUTED
+    study.records.clear()
+    rates(study, methods, 3 * claimed)
+    assert study.finding(name).why == "The interval holds both"
+    study.records.clear()
+    rates(study, methods, claimed, seeds=1)
+    assert (study.finding(name).decision, study.finding(name).why) == (OPEN, "One seed")
+
+
+def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
+    rates(study, ["full"], 2e-5, grid=(1, 2.5, 6.25))
+    assert study.finding("lr-full").why == "full's best rate is at an end of those tried"
+
+
+@pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (25, OPEN)])
+def test_lr_ratio(study, times, expected):
+    rates(study, ["full"], 2e-5)
+    rates(study, ["lora", "qlora", "dora"], times * 2e-5)
+    found = study.finding("lr-ratio")
+    assert found.decision == expected
+    assert found.effect == pytest.approx((times, times / 2.5, times * 2.5))
+
+
+def test_lr_ratio_without_full(study):
+    rates(study, ["lora", "qlora", "dora"], 2e-4)
+    assert study.finding("lr-ratio").why == "No finished full"
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "base", "lost", "kept"),
+    [("forgetting-mmlu", "mmlu", 0.5, 0.4, 0.5), ("forgetting-text", "plain_text", 2.0, 2.2, 2.001)],
+)
+def test_forgetting(study, name, task, base, lost, kept):
+    study.add("base", **{task: base})
+    study.seeds("lora", **{task: kept})
+    assert study.finding(name).decision == REFUTED
+    study.seeds("full", **{task: lost})
+    found = study.finding(name)
+    assert (found.decision, found.why) == (SUPPORTED, "full most")
+    assert found.effect.value == pytest.approx(abs(lost - base), abs=0.01)
+    study.records = [record for record in study.records if record.cell.method != "base"]
+    assert (study.finding(name).decision, study.finding(name).why) == (OPEN, "No finished base and tuned method")
+
+
+# All of them
+
+
+def test_there_is_a_rule_for_every_claim_and_each_says_what_decides_it():
+    assert len(CLAIMS) >= 18
+    assert all(claim.run.startswith("sweep ") for claim in CLAIMS.values())
+
+
+@pytest.mark.parametrize("run", sorted({claim.run for claim in CLAIMS.values()}))
+def test_what_decides_a_claim_composes(compose, cell, tmp_path, run):
+    _, *arguments = shlex.split(run.replace("DIR", str(tmp_path)))
+    name = arguments.pop(0) if "=" not in arguments[0] else "config"
+    params = compose("hydra/sweeper=grid", config=name, return_hydra_config=True).hydra.sweeper.params or {}
+    points = app.points([*(f"{key}={values}" for key, values in params.items()), *arguments])
+    assert cell(*points[0], config=name).id
+    assert cell(*points[-1], config=name).id
+
+
+def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
+    for data in ("gsm8k", "facts"):
+        memory(study.add("lora", data=data), 400)
+        memory(study.add("full", data=data), 1000)
+    found = [v for v in verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
+    assert [v.place[2] for v in found] == ["facts", "gsm8k"]
+    assert verdicts(study.records[::-1], study.folder) == verdicts(study.records, study.folder)
+    shown = table(verdicts(study.records, study.folder))
+    assert shown.columns[:2] == ["Data", "Claim"]
+    assert len(shown.data) == len(CLAIMS) + sum(shown.data["decision"] != OPEN) / 2
+
+
+def test_records_without_anything_decide_nothing():
+    assert verdicts([], None) == []
+    failed = [make_record(method, 16, 32.0, 2e-4, status="failed") for method in ("lora", "dora", "full")]
+    found = verdicts(failed, None)
+    assert {v.finding.decision for v in found} == {OPEN}
+    assert all(v.finding.why for v in found)
+    assert len(render(table(found), "md").splitlines()) > len(CLAIMS)
+
+
+def test_imported_records_may_know_no_axes():
+    bare = [make_record(method, settings={"train": {}}) for method in TUNED]
+    for record in bare:
+        record.validation, record.probe, record.train = [], None, None
+    assert {v.finding.decision for v in verdicts(bare, None) if "weights" in v.claim.name} == {SUPPORTED}
+
+
+def test_the_command_renders_the_committed_studies(capsys):
+    assert main(["claims", "--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]) == 0
+    out = capsys.readouterr().out
+    assert all(f"| {name} " in out for name in CLAIMS)
+    assert "python -m harness sweep rank" in out
+
+
+def test_the_verdicts_of_the_committed_quickstart():
+    folder = ROOT / "results" / "reference" / "quickstart"
+    found = {v.claim.name: v.finding.decision for v in verdicts(read_study(folder)[0], folder)}
+    assert {name for name, decision in found.items() if decision == SUPPORTED} == {
+        *("dora-parameters", "qlora-memory", "galore-states", "galore-weights")
+    }
+    # So small a model's activations take more than its weights do.
+    assert {n for n, decision in found.items() if decision == REFUTED} == {
+        *("lora-memory", "dora-memory", "adapters-galore-memory", "galore-memory", "memory-order")
+    }
+
+
+def test_csv_names_the_records(study, tmp_path, capsys):
+    memories(study, lora=400, full=1000)
+    for record in study.records:
+        write(record, tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    assert main(["claims", "--results-dir", str(tmp_path / "results"), "--format", "csv"]) == 0
+    data = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("claim")
+    assert data.loc["lora-memory", "records"].split() == [record.cell.name for record in study.records]
+    assert data.loc["lora-memory", "decision"] == SUPPORTED

@@ -1,0 +1,199 @@
+"""The command line: what works says so with its exit status, and bad input gets one line that names it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from command_line import assert_refused
+from records import make_study
+
+from harness.__main__ import main
+from harness.config import SWEEPS
+from harness.record import write
+
+TINY = ["model=tiny", "data=facts", "train.max_steps=1", "train.batch_size=2", "eval.limit=1"]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder with the study `demo`."""
+    for record in make_study():
+        write(record, tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize(
+    ("line", "culprits"),
+    [
+        ("frobnicate", ["'frobnicate'", "--help"]),
+        ("table --bogus", ["--bogus", "--help"]),
+        ("table --format pdf", ["pdf", "latex"]),
+        ("status --study", ["--study"]),
+        ("logs", ["CELL", "--help"]),
+        ("diff one", ["CELL", "--help"]),
+        ("retry", ["retry --failed"]),
+        ("logs one --follow --format json", ["--follow", "json"]),
+    ],
+)
+def test_a_bad_command_line_is_one_error(capsys, line, culprits):
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_refused(err, *culprits)
+
+
+@pytest.mark.parametrize(
+    ("line", "culprits"),
+    [
+        ("run method=lorra", ["method=lorra", "Did you mean lora?", "galore"]),
+        ("run model=tinny", ["model=tinny", "Did you mean tiny?"]),
+        ("run data=nope", ["data=nope", "wordmath"]),
+        ("run eval=nope", ["eval=nope", "wordmath"]),
+        ("sweep quickstrat", ["quickstrat", "Did you mean quickstart?"]),
+        ("run rnk=8", ["There is no setting 'rnk'; did you mean rank?"]),
+        ("run max_steps=8", ["'max_steps'", "did you mean train.max_steps?"]),
+        ("run colour=red", ["'colour'", "--help"]),
+        ("run method.adapt.use_rslora=true", ["'method.adapt.use_rslora'", "+"]),
+        ("run rank=abc", ["rank=abc", "Integer"]),
+        ("run rank=[1", ["rank=[1"]),
+        ("run rank", ["'rank'", "KEY=VALUE"]),
+        ("run rank=0", ["rank=0"]),
+        ("run alpha=-1", ["alpha=-1"]),
+        ("run alpha=${foo}", ["alpha", "foo"]),
+        ("run lr=0", ["lr=0"]),
+        ("run seed=-1", ["seed=-1"]),
+        ("run study=../x", ["study=../x"]),
+        ("run data_root=/not/there", ["data_root=/not/there"]),
+        ("run method=lora,dora", ["method=lora,dora", "`sweep`"]),
+        ("run --bogus", ["--bogus", "--hydra-help"]),
+        ("run results_dir=/dev/null/x", ["/dev/null/x"]),
+        ("sweep method=lora,lorra", ["method=lorra"]),
+        ("sweep method=lora,dora rnk=8", ["'rnk'"]),
+        ("sweep rank=8,abc", ["rank=abc"]),
+        ("sweep rank=8,0", ["rank=0"]),
+        ("sweep lr=interval(1,2)", ["lr=interval(1,2)", "key=a,b,c"]),
+        ("sweep quickstart study=../x", ["study=../x"]),
+    ],
+)
+def test_bad_settings_are_one_error_and_leave_nothing_behind(harness, tmp_path, line, culprits):
+    run = harness(*line.split())
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert_refused(run.stderr, *culprits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "culprits"),
+    [
+        (["rank=65"], ["rank=65", "proj", "at most"]),
+        (["eval.tasks=[gms8k]"], ["gms8k", "Did you mean", "gsm8k"]),
+        (["data=gsm8k", "data_root=."], ["data_root=", "openai/gsm8k"]),
+        (["model.path=meta-llama/Llama-3.2-1B"], ["meta-llama/Llama-3.2-1B", "model.path"]),
+    ],
+    ids=["rank", "task", "data_root", "hub"],
+)
+def test_what_only_the_libraries_know_is_one_error_and_leaves_no_record(inside, tmp_path, overrides, culprits):
+    run = inside("run", *TINY, *overrides)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert_refused(run.stderr, *culprits)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("command", ["table", "status"])
+def test_without_results_there_is_nothing_to_show(tmp_path, capsys, command):
+    assert main([command, "--results-dir", str(tmp_path / "absent")]) == 2
+    assert_refused(capsys.readouterr().err, "absent", "--results-dir")
+    assert main([command, "--results-dir", str(tmp_path)]) == 2
+    assert_refused(capsys.readouterr().err, "no records", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["table", "status"])
+def test_an_unknown_study_is_told_from_those_there_are(results, capsys, command):
+    assert main([command, "--results-dir", str(results), "--study", "dmeo"]) == 2
+    assert_refused(capsys.readouterr().err, "dmeo", "demo")
+
+
+@pytest.mark.parametrize("command", ["table", "status"])
+def test_bad_records_are_named_and_the_good_ones_are_shown(results, capsys, command):
+    assert main([command, "--results-dir", str(results)]) == 0
+    whole, err = capsys.readouterr()
+    assert err == ""
+
+    (results / "demo" / "truncated.json").write_text('{"schema": 1, "ce')
+    (results / "demo" / "foreign.json").write_text(json.dumps({"name": "package"}))
+    assert main([command, "--results-dir", str(results)]) == 1
+    out, err = capsys.readouterr()
+    assert out == whole
+    first, second = err.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith("error: ")
+    assert "foreign.json" in first
+    assert "truncated.json" in second
+
+
+def test_a_study_with_bad_records_alone_is_no_table(results, capsys):
+    for path in (results / "demo").glob("*.json"):
+        path.write_text("{")
+    assert main(["table", "--results-dir", str(results)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no records to render" in err
+
+
+def test_a_table_goes_where_it_is_told(results, tmp_path, capsys):
+    assert main(["table", "--results-dir", str(results)]) == 0
+    shown = capsys.readouterr().out
+    assert "galore" in shown
+    out = tmp_path / "new" / "table.md"
+    assert main(["table", "--results-dir", str(results), "--out", str(out)]) == 0
+    assert out.read_text() == shown
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_that_can_not_be_written_is_one_error(results, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["table", "--results-dir", str(results), "--out", str(tmp_path / "file" / "table.md")]) == 2
+    assert_refused(capsys.readouterr().err, str(tmp_path / "file"))
+    assert main(["table", "--results-dir", str(results), "--out", str(tmp_path)]) == 2
+    assert_refused(capsys.readouterr().err, str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_the_commands(capsys, arguments):
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    commands = ("run", "sweep", "table", "status", "logs", "diff", "score", "push", "retry", "rm")
+    assert all(f"\n  {command} " in out for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run --help", " base, base_int8, base_nf4, "),
+        ("sweep --help", " base, base_int8, base_nf4, "),
+        ("run --cfg job", "max_steps: 200"),
+        ("run rank=4 --cfg job train.max_steps=3", "max_steps: 3"),
+        ("sweep quickstart --cfg job", "study: quickstart"),
+    ],
+)
+def test_settings_are_shown_without_running_anything(harness, tmp_path, line, said):
+    run = harness(*line.split())
+    assert (run.returncode, run.stderr) == (0, "")
+    assert said in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_named_sweep_is_offered(harness):
+    run = harness("sweep", "nope")
+    assert_refused(run.stderr, *(path.stem for path in SWEEPS.glob("*.yaml")))
+
+
+def test_help_of_the_table_comes_at_once(harness):
+    start = time.monotonic()
+    assert harness("table", "--help").returncode == 0
+    assert time.monotonic() - start < 1

@@ -1,0 +1,118 @@
+"""Who may import whom: the directions that keep the rooms of the package apart, read from the source itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import time
+
+import pytest
+
+from harness.config import CONF, ROOT
+
+PACKAGE = ROOT / "harness"
+FILES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+HEAVY = {"torch", "transformers", "peft", "lm_eval", "accelerate", "datasets", "bitsandbytes", "galore_torch"}
+
+
+def imports(tree):
+    """All modules that `tree` imports, anywhere in it, dotted; ``from a import b`` counts as a and a.b."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports would slip past these rules"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def packages(tree):
+    return {name.partition(".")[0] for name in imports(tree)}
+
+
+def importers(package):
+    return {path for path, tree in FILES.items() if package in packages(tree)}
+
+
+def within(room):
+    files = {path: tree for path, tree in FILES.items() if path.startswith(f"{room}/")}
+    assert files, f"there is no {room}/; this test would hold anything"
+    return files.items()
+
+
+LEAVES = {"errors", "units", "redact"}
+BELOW = {"record", "config", "env"} | LEAVES
+ARROWS = {  # of each room, the rooms and files it may import
+    "record": LEAVES,
+    "sweep": BELOW,
+    "studies": {"sweep"} | BELOW,
+    "job": BELOW,
+    "report": {"record"} | LEAVES,
+    "articles": {"report", "record"} | LEAVES,
+}
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_arrows_point_one_way(room):
+    for path, tree in within(room):
+        rooms = {name.split(".")[1] for name in imports(tree) if name.startswith("harness.")}
+        assert rooms <= ARROWS[room] | {room}, path
+
+
+def test_the_record_imports_the_standard_library_alone():
+    for path, tree in within("record"):
+        assert packages(tree) - {"harness"} <= sys.stdlib_module_names, path
+
+
+def test_only_jobs_import_model_libraries():
+    for path, tree in FILES.items():
+        if not path.startswith("job/"):
+            assert not packages(tree) & HEAVY, path
+
+
+def test_what_measures_knows_no_other_room_of_jobs():
+    for path, tree in within("job/measure"):
+        others = [name for name in imports(tree) if re.match(r"harness\.job\.(?!measure)", name)]
+        assert not others, path
+
+
+def test_only_scoring_imports_lm_eval():
+    evaluate = {"job/evaluate/scoring.py", "job/evaluate/engine.py", "job/evaluate/vllm_engine.py"}
+    assert importers("lm_eval") == evaluate | {"job/api/lm_eval_model.py"}
+
+
+def test_only_the_entry_and_the_slots_import_hydra():
+    entry = {"sweep/app.py", "sweep/launchers/local_parallel.py", "sweep/launchers/lost_workers.py"}
+    slots = importers("hydra") - entry
+    assert slots <= {"job/models/loading.py", "job/data/encoding.py", "job/run_cell.py", "job/predict.py"}
+    for path in slots:
+        used = {name for name in imports(FILES[path]) if re.match(r"hydra(\.\w+){2}|hydra$", name)}
+        assert "hydra.utils.instantiate" in used, path
+        assert used <= {"hydra.utils.instantiate", "hydra.errors.InstantiationException"}, path
+
+
+def test_the_training_loop_names_no_method():
+    methods = {path.stem for path in (CONF / "method").glob("*.yaml")}
+    assert "lora" in methods
+    tree = FILES["job/training/loop.py"]
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+    said = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            said |= set(re.findall(r"\w+", node.value))
+        for name in ("id", "attr", "arg", "name"):
+            said |= set(re.split(r"_", getattr(node, name, None) or "")) | {getattr(node, name, None)}
+    assert "model" in said, "nothing was read"
+    assert not methods & said
+
+
+def test_help_comes_at_once_and_loads_nothing_heavy(harness):
+    start = time.monotonic()
+    run = harness("table", "--help", python=("-X", "importtime"))
+    assert run.returncode == 0
+    assert time.monotonic() - start < 1
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in run.stderr.splitlines()}
+    assert "argparse" in loaded, "nothing was traced"
+    assert not loaded & (HEAVY | {"pandas", "numpy", "hydra", "omegaconf"})

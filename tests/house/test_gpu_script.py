@@ -1,0 +1,300 @@
+"""`make gpu` on the CPU: all of it that is not CUDA's own runs here, on the tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hungry import HUNGRY
+from job_helpers import composed, seen_by_jobs
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness.config import CONF, ROOT
+from harness.errors import UserError
+from harness.record import read_study
+from harness.sweep import runner
+
+sys.path.append(str(ROOT))
+from benchmarks.gpu import __main__ as script
+from benchmarks.gpu import bench, beside, checks, render
+from benchmarks.gpu.bench import Bench, Check
+
+ALL = bench.METHODS
+Script = Callable[..., tuple[int, dict[str, Check]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the study of this module's tests lies."""
+    return tmp_path_factory.mktemp("proof") / "gpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    """Two methods stand for all, and one holder serves all jobs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "METHODS", ("base", "lora", "qlora_paged", "no_such_method"))
+        patch.setattr(checks, "RIVALS", ("lora",))
+        patch.setattr(checks, "BUSY", ("lora",))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("HF_HUB_OFFLINE", "1")  # no time is spent on looking for it
+        yield
+    runner._server.stop()
+
+
+@pytest.fixture
+def prove(folder) -> Script:
+    """prove(argument, …) runs the script; its exit status, and the study's checks by name."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Check]]:
+        code = script.main(["--cpu", "--out", str(folder), *arguments])
+        return code, {check.name: check for check in render.read(folder)}
+
+    return run
+
+
+@pytest.fixture
+def on_cpu(tmp_path) -> Bench:
+    """A bench with time enough, also on a machine that does other things."""
+    facts = {"job": {"compute": {"device": {"type": "cpu"}}}}
+    return Bench(tmp_path, facts, ["model=tiny"], time.monotonic() + 600)
+
+
+def test_what_needs_no_gpu_is_proved_and_the_rest_skipped(prove, folder, capsys):
+    code, found = prove("doctor", "cells", "memory", "attention", "oom", "tests", "quickstart")
+    statuses = {name: check.status for name, check in found.items()}
+    skipped = dict.fromkeys(("oom", "tests", "quickstart"), "skipped")
+    assert statuses == dict.fromkeys(("doctor", "cells", "memory", "attention"), "passed") | skipped, found
+    assert code == 0
+    assert found["oom"].detail == found["tests"].detail == "no CUDA device"
+    refused = "qlora_paged: method.adamw=paged requires a CUDA device."
+    assert found["cells"].detail == f"2 of 3 ended well, their losses finite; {refused}"
+    assert {row["method"]: round(row["difference"], 2) for row in found["memory"].rows} == {"base": 0, "lora": 0}
+    assert found["attention"].detail == "flash_for_cpu float32: 4"  # two lengths in two layers
+    document = (folder / "GPU.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == document + "\n"
+    assert document == render.document(folder)  # from what lies there alone
+    rows = [line.split("|") for line in document.splitlines() if line.startswith("|")]
+    told = {row[1].strip(): row[3].strip() for row in rows if row[3].strip() in ("passed", "failed", "skipped")}
+    assert told == statuses
+    assert {record.cell.method for record in read_study(folder)[0]} == {"base", "lora"}
+
+
+@pytest.mark.slow
+def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
+    code, found = prove("engine", "resume")
+    assert code == 0, found
+    assert (found["engine"].status, found["resume"].status) == ("passed", "passed")
+    (row,) = found["engine"].rows
+    assert row["same"] == row["answers"] > 0
+    resumed = re.fullmatch(
+        r"resumed after step \[(\d+)\] of 24; losses differ by at most 0.0e\+00", found["resume"].detail
+    )
+    assert int(resumed[1]) in range(2, 24, 2), found["resume"].detail  # the kill may be late, but not that late
+    assert {record.status for record in read_study(folder / "killed")[0]} == {"ok"}
+
+
+def test_a_shortage_on_purpose_is_recorded(tmp_path, on_cpu, monkeypatch):
+    """On the CPU a hook asks torch's allocator for a pebibyte, in cells of `full` alone."""
+    monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)
+    plainly = Bench.cell
+    more = {"full": ["method.optim._target_=proof_shortage.build", "+method.optim.limit=0"]}
+    monkeypatch.setattr(Bench, "cell", lambda self, method, *rest: plainly(self, method, *rest, *more.get(method, [])))
+    on_cpu.methods = ["full"]
+    with seen_by_jobs(tmp_path, "proof_shortage", HUNGRY):
+        found = checks.made("oom", on_cpu)
+        assert found.status == "passed", found
+        assert found.detail.endswith("; the next cell ended as ok")
+        assert "oom in probe with " in found.detail
+        (row,) = found.rows
+        assert row["weights"] > 0
+        more.clear()  # none runs out of memory now
+        assert checks.made("oom", on_cpu).detail.endswith("and the record says ok")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_tests_are_found_and_counted(tmp_path, on_cpu, monkeypatch):
+    monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)
+    (tmp_path / "tests" / "job").mkdir(parents=True)
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    test = "import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert 1 + 1 == {}\n"
+    (tmp_path / "tests" / "job" / "test_one.py").write_text(test.format(2))
+    assert checks.made("tests", on_cpu).detail.startswith("1 passed")
+    (tmp_path / "tests" / "job" / "test_two.py").write_text(test.format(3))
+    found = checks.made("tests", on_cpu)
+    assert found.status == "failed"
+    assert found.detail.startswith("1 failed, 1 passed")
+    assert "test_two.py::test_it" in found.detail
+
+
+def test_a_trainer_and_kernels_are_measured_beside_the_cells(on_cpu, monkeypatch):
+    def here(_: Bench, what: str, **request) -> dict:
+        """In this process, which has the libraries, and by JSON all the same."""
+        asked = json.loads(json.dumps(request, default=dataclasses.asdict))
+        return json.loads(json.dumps(beside.ANSWERS[what](**asked)))
+
+    monkeypatch.setattr(Bench, "beside", here)
+    on_cpu.methods = ["lora"]
+    assert checks.made("throughput", on_cpu).detail == "no cell is recorded"
+    assert checks.made("cells", on_cpu).status == "passed"
+    for name in ("throughput", "busy"):
+        check = checks.made(name, on_cpu)
+        assert (check.status, len(check.rows)) == ("passed", {"throughput": 1, "busy": 2}[name]), check
+    ours, plainly = check.rows
+    assert ours["kernels"] > 0
+    assert plainly["speedups"] == "off"
+
+
+def test_at_the_time_limit_it_stops_with_what_it_has(prove, folder):
+    before = sorted(folder.glob("*.json"))
+    code, found = prove("cells", "engine", "--minutes", "0.01")
+    assert code == 0
+    for name in ("cells", "engine"):
+        assert (found[name].status, found[name].detail.partition(":")[0]) == ("skipped", "the time limit came first")
+    assert sorted(folder.glob("*.json")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["engin"], "check=engin is unknown. Did you mean engine?"),
+        (["--minutes", "0"], "--minutes must be positive, got 0."),
+        (["--render"], "There is no "),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, sentence):
+    assert script.main(["--cpu", "--out", str(tmp_path), *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(sentence)
+    assert len(said.err.splitlines()) == 1
+    assert not said.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(tmp_path, capsys):
+    assert script.main(["--out", str(tmp_path / "gpu")]) == 2
+    *_, last = capsys.readouterr().err.splitlines()  # that others use the CPU may be told before
+    assert last == "There is no CUDA device: torch sees cpu; --cpu tries the script itself."
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_is_looked_for_on_the_disk_that_will_hold_it(tmp_path):
+    bench.room(tmp_path / "not" / "there", 1)
+    with pytest.raises(UserError, match=r"needs 931322\.6 GiB of free disk, and \d+\.\d GiB are free\.$"):
+        bench.room(tmp_path / "not" / "there", 1e15)
+
+
+def test_a_failed_check_is_told_and_is_the_exit_status(tmp_path, monkeypatch, on_cpu):
+    def broken(bench: Bench) -> Check:
+        """It breaks."""
+        raise ZeroDivisionError("of | nothing")
+
+    monkeypatch.setitem(checks.CHECKS, "engine", checks.Step(broken, 0))
+    render.add(checks.made("engine", on_cpu), tmp_path)
+    assert script.main(["--render", "--out", str(tmp_path)]) == 1
+    assert "| It breaks       | failed   | ZeroDivisionError: of \\| nothing |" in (tmp_path / "GPU.md").read_text()
+
+
+def test_a_process_that_hangs_is_ended(on_cpu, monkeypatch):
+    monkeypatch.setattr(bench, "CELL_SECONDS", 1)
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="longer than 1 seconds"):
+        on_cpu.command([sys.executable, "-c", "import time; time.sleep(60)"], None)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
+    command = [sys.executable, "-c", "from importlib.util import find_spec; print(find_spec('tabulate') is None)"]
+    with on_cpu.hidden("tabulate"):
+        assert on_cpu.command(command, None) == b"True\n"
+    assert on_cpu.command(command, None) == b"False\n"
+
+
+@pytest.mark.parametrize("model", [["model=smollm2_135m"], [f"model={script.RANDOM}", f"model.path={script.BUILT}"]])
+def test_what_is_run_on_a_gpu_can_be_composed(tmp_path, model):
+    facts = {"job": {"compute": {"device": {"type": "cuda"}}}}
+    on_cuda = Bench(tmp_path, facts, model, time.monotonic())
+    switches = [more for name, more in bench.SAVERS.items() if name in on_cuda.config().train]
+    found = [on_cuda.cell(method) for method in ALL if (CONF / "method" / f"{method}.yaml").is_file()]
+    found += [on_cuda.cell("lora", *bench.TRAINING_ALONE, *more) for more in switches]
+    assert len({cell.id for cell in found}) == len(found) > 12
+    assert {cell.settings["train"]["max_steps"] for cell in found if cell.seed is not None} == {10}
+
+
+# What is measured beside the cells
+
+
+def test_a_random_model_has_the_shape_and_loads(tmp_path):
+    shape = {"model_type": "qwen3", "vocab_size": 2048, "hidden_size": 32, "intermediate_size": 64}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    told = beside.random(shape, "bfloat16", str(tmp_path / "model"))
+    net = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert (net.dtype, net.config.vocab_size) == (torch.bfloat16, 2048)
+    assert told["weights"] == sum(p.numel() for p in net.parameters())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert len(tokenizer) <= 2048
+    assert isinstance(tokenizer.decode([5, 2000]), str)  # a random head also gives ids that have no text
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def small(*overrides: str) -> dict:
+    load = ("model=tiny", *bench.SHORT, *bench.LOAD["cpu"], *bench.TRAINING_ALONE)
+    return dataclasses.asdict(composed(*load, *overrides))
+
+
+def test_the_trainer_sees_the_same_data(tmp_path):
+    from job_helpers import run_cell
+
+    cell = composed("model=tiny", *bench.SHORT, *bench.LOAD["cpu"], *bench.TRAINING_ALONE, "method=lora", "lr=0.01")
+    ours = [point.loss for point in run_cell(tmp_path, cell).train.loss]
+    found = beside.trainer(dataclasses.asdict(cell))
+    assert found["loss"] == pytest.approx(sum(ours) / len(ours), rel=1e-4)
+    assert found["rate"] > 0
+    assert found["peak"] is None
+
+
+def test_operations_of_a_step_are_counted():
+    found = beside.busy(small("method=lora"))
+    assert found["kernels"] > 100
+    assert found["seconds"] > 0
+    assert found["wall"] > 0
+
+
+def test_spans_that_overlap_count_once():
+    assert beside.covered([(0, 2), (1, 3), (5, 6), (5, 5.5)]) == 4
+    assert beside.covered([]) == 0
+
+
+def test_losses_are_held_against_the_reference():
+    records = {record.cell.method: record for record in read_study(checks.REFERENCE)[0]}
+    lora = records["lora"]
+    assert checks.against(lora, lora)["apart"] == ""
+    assert checks.against(records["base"], records["base"])["apart"] == ""
+    later = dataclasses.replace(lora.validation[-1], loss=1.06 * lora.validation[-1].loss)
+    assert checks.against(lora, dataclasses.replace(lora, validation=[later]))["apart"].startswith("the last loss")
+    other = dataclasses.replace(lora.train, batches="sha256:other")
+    assert checks.against(lora, dataclasses.replace(lora, train=other))["apart"] == "the batches are others"
+
+
+def test_a_loss_that_is_not_finite_is_a_failure():
+    record = read_study(checks.REFERENCE)[0][-1]
+    assert checks._told(record)["status"] == "ok"
+    broken = [dataclasses.replace(record.validation[-1], loss=math.nan)]
+    assert checks._told(dataclasses.replace(record, validation=broken))["status"] == "failed"
+
+
+def test_of_a_check_made_again_the_last_counts(tmp_path):
+    for status in ("failed", "passed"):
+        render.add(Check(status, "why", "doctor"), tmp_path)
+    assert [check.status for check in render.read(tmp_path)] == ["passed"]
+    assert len((tmp_path / render.CHECKS).read_text().splitlines()) == 2
+    json.loads((tmp_path / render.CHECKS).read_text().splitlines()[0])

@@ -1,0 +1,20 @@
+"""A model that needs more memory than there is."""
+
+from __future__ import annotations
+
+from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
+
+HUNGRY = '''
+import torch
+from harness.job import optim
+
+def build(model, limit, **slot):
+    """An optimizer's factory whose model needs more memory than there is for more than `limit` sequences at a time."""
+
+    def hook(model, args, keywords):
+        if model.training and int((keywords["position_ids"] == 0).sum()) > limit:
+            torch.empty(2**50)
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    return optim.build(model, **slot)
+'''

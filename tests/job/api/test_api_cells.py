@@ -1,0 +1,544 @@
+"""Models behind an API, asked at real servers over a wire that breaks: every item once, nothing paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import scripted
+import torch
+from job_helpers import DATA, composed, needs_data, run_cell
+from serving import NAME, LogProbabilities, Wire, chatty, serve
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness import units
+from harness.errors import UserError
+from harness.job import run_cell as run
+from harness.job.api import chat_tasks, lm_eval_model, run_api_cell
+from harness.job.api.lm_eval_model import Answer, Answers
+from harness.job.evaluate import scoring
+from harness.job.models import embedded
+from harness.record import read
+from harness.sweep.store import Study
+
+ITEMS = 6
+TASK = ("eval=wordmath_short", f"eval.limit={ITEMS}", "data=wordmath_short")
+HERE = ("method=base", "model=tiny", "train.precision=fp32", "train.validation_items=2", "infer.repeats=0")
+KEY = "planted-key-of-the-api"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The real server, on the tiny model."""
+    folder = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # a model's name that is a place on this machine would be refused
+        chatty(Path(NAME))
+        with serve(NAME) as url:
+            yield url
+
+
+@pytest.fixture
+def wire(served):
+    with Wire(served) as wire:
+        yield wire
+
+
+def cell(base_url: str, *overrides: str):
+    return composed("method=api", f"model.base_url={base_url}", f"model.name={NAME}", *TASK, *overrides)
+
+
+def asking(folder: Path, cell, **settings) -> run_api_cell.Asking:
+    usual = {"concurrency": 3, "per_minute": None, "timeout": 30.0, "retries": 3, "backoff": 0.01, "key_env": None}
+    prices = {"price_read": 1.0, "price_written": 2.0}
+    answers = {"answers": str(folder / "answers" / f"{cell.name}.jsonl")}
+    return run_api_cell.Asking(**(usual | prices | answers | settings))
+
+
+def ask(folder: Path, cell, **settings):
+    """The record of `cell`, run in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{cell.name}.json"
+    how = asking(folder, cell, **settings)
+    return run.run(cell, "test", path, None, lambda event: None, asking=how)
+
+
+def items(folder: Path, record) -> pd.DataFrame:
+    return pd.read_parquet(folder / f"{record.cell.name}.items.parquet")
+
+
+@pytest.fixture(scope="module")
+def whole(served, tmp_path_factory):
+    """A run at the real server, with nothing in between: its record and its items."""
+    folder = tmp_path_factory.mktemp("whole")
+    record = ask(folder, cell(served))
+    return SimpleNamespace(record=record, items=items(folder, record), folder=folder, url=served)
+
+
+# A cell like any other
+
+
+def test_a_chat_is_scored_on_the_items_that_a_model_here_is(whole, tmp_path):
+    record = whole.record
+    assert (record.status, record.failure) == ("ok", None)
+    assert {score.task for score in record.scores} == {"wordmath_short (chat)"}
+    assert {score.n for score in record.scores} == {ITEMS}
+    here = run_cell(tmp_path, composed(*HERE, *TASK))
+    assert record.items == here.items
+    assert set(whole.items["hash"]) == set(items(tmp_path, here)["hash"])
+
+
+def test_what_is_asked_is_the_task_in_the_models_own_format(whole):
+    """An answer is what the model, run here, writes after its chat template."""
+    folder = embedded.folder("tiny")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    task = scoring.Tasks(whole.record.cell.settings["eval"], None).leaves["wordmath_short"]
+    row = whole.items.query("filter == 'flexible-extract'").iloc[0]
+    prompt = f"user: {task.doc_to_text(task.eval_docs[int(row['item'])])}\nassistant:"
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        text = tokenizer.decode(model.generate(ids, max_new_tokens=96, do_sample=False)[0, ids.shape[1] :])
+    answers = {a.answer for a in Answers(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()}
+    assert any(answer and text.startswith(answer) for answer in answers)
+
+
+def test_what_is_not_known_of_it_is_null(whole):
+    record = whole.record
+    for part in ("parameters", "probe", "train", "merge", "disk"):
+        assert getattr(record, part) is None
+    assert (record.inference, record.validation, record.fingerprints) == ({}, [], {})
+    assert set(vars(record.phases["score"].memory).values()) == {None}
+    assert "device" not in record.environment
+
+
+def test_the_record_says_what_was_asked_and_what_it_cost(whole):
+    answers = Answers(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()
+    spent = whole.record.api
+    assert (spent.kind, spent.requests, spent.cached, spent.tries, spent.concurrency) == ("chat", ITEMS, 0, 0, 3)
+    assert spent.read == sum(answer.read for answer in answers) > 0
+    assert spent.written == sum(answer.written for answer in answers) > 0
+    assert spent.dollars == pytest.approx((spent.read + 2 * spent.written) / 1e6)
+    assert spent.seconds == pytest.approx(sum(answer.seconds for answer in answers))
+    assert read(whole.folder / f"{whole.record.cell.name}.json").api == spent
+
+
+def test_without_prices_it_cost_nobody_knows_what(whole, tmp_path):
+    found = cell(whole.url)
+    (tmp_path / "answers").symlink_to(whole.folder / "answers")
+    assert ask(tmp_path, found, price_read=None).api.dollars is None
+
+
+# A wire that breaks
+
+
+def test_whatever_breaks_now_and_then_every_item_is_answered_once(wire, whole, tmp_path):
+    faults = ["429", "500", None, "cut", "malformed", "503", None, "hollow", "page", "torn", "slow"]
+    wire.faults = list(faults)
+    record = ask(tmp_path, cell(wire.base_url), retries=8, timeout=2.0)
+    assert record.status == "ok", record.failure
+    assert record.api.tries == len([fault for fault in faults if fault])
+    assert record.api.requests == ITEMS
+    kept = [json.loads(line)["key"] for line in next((tmp_path / "answers").iterdir()).read_text().splitlines()]
+    assert len(kept) == len(set(kept)) == ITEMS
+    compared = ["item", "filter", "metric", "value", "prediction"]
+    assert items(tmp_path, record)[compared].equals(whole.items[compared])
+
+
+def test_an_endpoint_that_breaks_for_good_is_one_sentence_and_the_rest_is_asked_later(wire, whole, tmp_path):
+    wire.faults, wire.always = [None, None], "500"
+    broken = ask(tmp_path, cell(wire.base_url), concurrency=1, retries=2)
+    assert (broken.status, broken.failure.phase, broken.scores) == ("failed", "score", [])
+    assert broken.failure.reason == (
+        f"{wire.base_url}/chat/completions gave no answer (tries: 3): it answers 500, 'busy'; what it answered before "
+        "is kept, and the same command asks for the rest."
+    )
+    assert (broken.api.requests, broken.api.tries) == (2, 2)
+    assert broken.api.dollars > 0
+    assert len(wire.asked) == 2 + 3, "no other item was begun"
+
+    wire.always = None
+    resumed = ask(tmp_path, cell(wire.base_url))
+    assert resumed.status == "ok"
+    assert set(Counter(wire.given).values()) == {1}
+    assert len(wire.given) == ITEMS
+    assert resumed.api.requests == ITEMS
+    assert resumed.api.cached == 0, "those before it broke are its own"
+    assert resumed.api.dollars == pytest.approx(whole.record.api.dollars)
+    assert [s.value for s in resumed.scores] == [s.value for s in whole.record.scores]
+
+
+def test_answers_under_way_when_another_is_given_up_are_kept(wire, tmp_path):
+    wire.faults, wire.seconds = ["slow", "500"], 0.5
+    broken = ask(tmp_path, cell(wire.base_url), concurrency=2, retries=0)
+    assert broken.status == "failed"
+    assert len(wire.given) == broken.api.requests == 1
+
+
+def test_what_no_further_try_would_change_is_not_tried_again(wire, tmp_path, monkeypatch):
+    wire.key = KEY
+    with pytest.raises(UserError, match=r"refuses what it is asked \(401\).*check the key that model\.key_env names"):
+        ask(tmp_path, cell(wire.base_url), concurrency=1)
+    assert len(wire.asked) == 1
+    assert not list(tmp_path.glob("*.json"))
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(UserError, match="401"):
+        ask(tmp_path, cell(wire.base_url), concurrency=1)
+    assert "Authorization" not in wire.headers[-1], "the key of another endpoint was sent"
+
+
+def test_the_key_comes_from_the_variable_that_is_named_and_lands_nowhere(wire, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE", KEY)  # a name that says nothing of secrets
+    found = cell(wire.base_url, "model.key_env=MINE")
+    wire.key = "another"  # and an endpoint that tells what it was sent
+    with pytest.raises(UserError, match=r"401.*not Bearer \*\*\*"):
+        ask(tmp_path, found, key_env="MINE", concurrency=1)
+    wire.key = KEY
+    assert ask(tmp_path, found, key_env="MINE").status == "ok"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 3
+    assert not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+def test_no_more_requests_are_under_way_than_are_wanted(wire, tmp_path):
+    wire.always, wire.seconds = "slow", 0.1
+    assert ask(tmp_path, cell(wire.base_url), concurrency=2).status == "ok"
+    assert wire.most == 2
+
+
+def test_no_more_requests_a_minute_are_begun_than_are_wanted(wire, tmp_path):
+    assert ask(tmp_path, cell(wire.base_url), per_minute=600.0).status == "ok"
+    # A tenth of a second apart, but for what a thread wakes late.
+    assert all(time - wire.times[0] > 0.1 * i - 0.05 for i, time in enumerate(wire.times))
+
+
+def test_a_busy_endpoint_is_left_alone_as_long_as_it_asks_for(wire, tmp_path):
+    wire.faults = ["429"]
+    assert ask(tmp_path, cell(wire.base_url), concurrency=1).status == "ok"
+    assert wire.times[1] - wire.times[0] > 0.95
+
+
+# Log-probabilities
+
+
+@pytest.fixture(scope="module")
+def likely():
+    with LogProbabilities() as site:
+        yield site
+
+
+COMPARED = ("eval.tasks=[facts,plain_text,wordmath_short]", "eval.limit=4", "data=wordmath_short")
+
+
+def test_completions_measure_what_a_model_here_does(likely, tmp_path):
+    """Of the same weights: log-probabilities, bits a byte and greedy texts, item by item."""
+    here = run_cell(tmp_path, composed(*HERE, *COMPARED))
+    there = ask(tmp_path, cell(likely.base_url, *COMPARED, "model.tokenizer=embedded:tiny"))
+    assert there.status == "ok", there.failure
+    assert there.api.kind == "completions"
+    assert there.items == here.items
+    for one, other in zip(here.scores, there.scores, strict=True):
+        assert (one.task, one.metric, one.filter, one.n, one.version) == (
+            *(other.task, other.metric, other.filter),
+            *(other.n, other.version),
+        )
+        assert one.value == pytest.approx(other.value, abs=1e-3)
+    key = ["task", "item", "filter", "metric"]
+    both = items(tmp_path, here).merge(items(tmp_path, there), on=key)
+    assert len(both) == len(items(tmp_path, here))
+    written = both[both["task"] == "wordmath_short"]
+    assert (written["prediction_x"] == written["prediction_y"]).all()
+    bits = both[both["metric"] == "bits_per_byte"]
+    assert (bits["value_x"] - bits["value_y"]).abs().max() < 1e-3
+
+
+def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tmp_path):
+    found = cell(served, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
+    with pytest.raises(
+        UserError, match=r"refuses .*\(400\).*leave out model\.tokenizer to have the tasks asked as chat"
+    ):
+        ask(tmp_path, found)
+
+
+def test_a_task_of_log_probabilities_is_refused_to_a_chat_if_nothing_stands_in(tmp_path):
+    with pytest.raises(UserError, match=r"^eval\.tasks=facts compares log-probabilities, .*model\.tokenizer"):
+        run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
+
+
+@needs_data
+def test_what_stands_in_for_mmlu_has_the_same_items():
+    settings = composed("eval.tasks=[mmlu]", "eval.limit=20").settings["eval"]
+    compared, written = scoring.Tasks(settings, str(DATA)), chat_tasks.ChatTasks(settings, str(DATA))
+    assert list(written.by_name) == ["mmlu_generative (chat)"]
+    assert written.sample == {f"{leaf}_generative": chosen for leaf, chosen in compared.sample.items()}
+    for leaf, chosen in compared.sample.items():
+        for item in chosen:
+            other = written.leaves[f"{leaf}_generative"]
+            assert compared.leaves[leaf].eval_docs[item]["question"] == other.eval_docs[item]["question"]
+    assert {task.OUTPUT_TYPE for task in written.leaves.values()} == {"generate_until"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        (" b. no", "[invalid]"),
+        ("C. Mitochondria", "C"),
+        ("(D) both of them", "D"),
+        ("**A**", "A"),
+        ("The correct answer is C. Syntax.", "C"),
+        ("Answer: **B**", "B"),
+        ("The answer is option D", "D"),
+        ("A plant is what makes its own food.", "[invalid]"),
+        ("E. none of them", "[invalid]"),
+        ("Bessie could only detect it", "[invalid]"),
+    ],
+)
+def test_a_letter_is_read_from_a_reply_that_says_more(reply, letter):
+    found = re.findall(chat_tasks.LETTER.format("ABCD"), reply)
+    assert next(("".join(groups) for groups in found), "[invalid]") == letter
+
+
+@needs_data
+def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_path):
+    """lm-eval's own filter wants the letter alone, and has such answers all wrong."""
+    right = "The correct answer is C. That is all there is to it."
+    with scripted.server(lambda prompt, number: right) as server:
+        cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
+        record = run.run(
+            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, asking=asking(tmp_path, cell_)
+        )
+    found = {score.filter: score.value for score in record.scores}
+    rows = pd.read_parquet(tmp_path / "x.items.parquet")
+    share = (rows[rows["filter"] == "letter"]["target"] == "C").mean()
+    assert 0 < share < 1
+    assert found == {"get_response": 0.0, "letter": share}
+
+
+# Models that think before they answer
+
+
+def of_scripted(folder, script, *overrides):
+    """The record and the requests of a cell whose model answers as `script` says."""
+    with scripted.server(script) as there:
+        return ask(folder, cell(there.url, *overrides), concurrency=1), there.asked
+
+
+def test_what_an_endpoint_refuses_to_be_told_is_left_out_and_the_record_says_so(tmp_path):
+    asked = []
+
+    def script(prompt, number):
+        return scripted.refusal(asked[number]) or "It is 7.\n#### 7\nQuestion: and more?"
+
+    with scripted.server(script) as there:
+        asked = there.asked
+        record = ask(tmp_path, cell(there.url), concurrency=1)
+    assert (record.status, record.api.tries, record.api.left_out) == ("ok", 0, ["stop", "temperature"])
+    refused, taken = asked[:-ITEMS], asked[-ITEMS:]
+    assert len(refused) == 3, "each is told once, and then left out"
+    assert all(body["max_completion_tokens"] == 40 for body in taken)
+    assert all(not body.keys() & scripted.REFUSED.keys() for body in taken)
+    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    assert {answer.answer for answer in kept} == {"It is 7.\n#### 7\n"}, "what would have ended it still does"
+
+
+def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
+    said = "<think>\nQuestion: 5?\n\nNo.</think>\n\n#### 7\n\nQuestion: and more?"
+    record, asked = of_scripted(tmp_path, lambda prompt, number: said, "model.thinking=1000")
+    assert record.status == "ok"
+    assert {(body["max_tokens"], "stop" in body) for body in asked} == {(1040, False)}
+    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    assert {answer.answer for answer in kept} == {"#### 7\n\n"}
+
+
+def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
+    plain, roomy = cell("http://h/v1"), cell("http://h/v1", "model.thinking=1000")
+    assert plain.id == cell("http://h/v1", "model.thinking=0").id != roomy.id
+    guessed = run_api_cell.estimate(roomy, asking(tmp_path, roomy), None)
+    assert guessed["written"] == 1040 * ITEMS
+
+
+def test_answers_that_were_cut_off_are_counted(tmp_path):
+    def script(prompt, number):
+        return {"text": "It is", "finish": "length" if number < 2 else "stop"}
+
+    assert of_scripted(tmp_path, script)[0].api.cut == 2
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_a_sweep_that_would_cost_more_than_its_budget_is_refused_before_anything_is_asked(inside, tmp_path, wire):
+    grid = ["sweep", "base_models", *TASK, "eval.limit=2", "model.price.read=1", "model.price.written=1e6"]
+    other = f"method=api model.base_url={wire.base_url} model.name={NAME},{NAME}"
+    grid += [f"hydra.sweeper.candidates=['{other}']"]
+    refused = inside(*grid, "--budget", "79USD")
+    assert refused.returncode == 2
+    assert "2 requests, about 8" in refused.stderr
+    assert refused.stderr.strip().splitlines()[-1] == (
+        "error: Nothing is asked: it may cost $80.00, above --budget 79USD; raise that, or ask fewer items with "
+        "eval.limit=."
+    )
+    assert wire.asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# What it would cost
+
+
+def test_an_estimate_counts_what_would_be_asked_and_asks_nothing(wire, whole, tmp_path):
+    found = cell(wire.base_url)
+    guessed = run_api_cell.estimate(found, asking(tmp_path, found), None)
+    assert wire.asked == []
+    assert (guessed["requests"], guessed["counted"]) == (ITEMS, False)
+    assert 0.5 < guessed["read"] / whole.record.api.read < 3  # the tiny tokenizer's pieces are short
+    assert guessed["written"] == 40 * ITEMS >= whole.record.api.written
+    wire.faults, wire.always = [None], "500"
+    ask(tmp_path, found, concurrency=1, retries=0)
+    assert run_api_cell.estimate(found, asking(tmp_path, found), None)["requests"] == ITEMS - 1
+
+
+def test_a_tokenizer_counts_what_would_be_read(likely, tmp_path):
+    found = cell(likely.base_url, *COMPARED, "model.tokenizer=embedded:tiny")
+    counted = run_api_cell.estimate(found, asking(tmp_path, found), None)
+    record = ask(tmp_path, found)
+    assert counted["counted"]
+    assert (counted["requests"], counted["read"]) == (record.api.requests, record.api.read)
+    assert counted["written"] >= record.api.written
+
+
+def test_a_larger_sample_asks_only_for_what_another_cell_has_not(wire, whole, tmp_path):
+    small = ask(tmp_path, cell(wire.base_url, "eval.limit=2"))
+    large = ask(tmp_path, cell(wire.base_url))
+    assert (small.api.cached, large.api.requests) == (0, ITEMS)
+    assert len(wire.given) == len(set(wire.given)) == small.api.requests + large.api.requests - large.api.cached
+    assert large.api.read == whole.record.api.read
+    assert large.api.dollars <= whole.record.api.dollars
+
+
+# Details
+
+
+def test_a_cell_that_is_removed_takes_its_answers_along(tmp_path):
+    study, found = Study(tmp_path, "s"), cell("http://127.0.0.1:9/v1")
+    Answers(study.answers(found)).add(Answer("a", "text", 1, 2, 0.5))
+    study.plan([found])
+    study.remove(found.name)
+    assert not study.answers(found).exists()
+
+
+def test_what_is_drawn_at_random_is_asked_for_as_often_as_it_is_wanted(wire, tmp_path):
+    lm = lm_eval_model.engine({"base_url": wire.base_url, "name": NAME}, asking(tmp_path, cell(wire.base_url)))
+    message = lm.apply_chat_template([{"role": "user", "content": "2 + 2 ="}])
+
+    def ask(**settings):
+        found = asyncio.run(lm.get_batched_requests([message] * 3, None, gen_kwargs={"max_gen_toks": 2} | settings))
+        return [answer for (answer,) in found]
+
+    assert len(set(ask())) == 1
+    assert len(wire.asked) == 1
+    ask(do_sample=True, temperature=1.0)
+    assert len(wire.asked) == 4
+    ask(do_sample=True, temperature=1.0)
+    assert len(wire.asked) == 4
+
+
+def test_answers_outlive_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "one.jsonl"
+    Answers(path).add(Answer("a", "text", 1, 2, 0.5))
+    with open(path, "a") as file:
+        file.write('{"key": "b", "ans')
+    again = Answers(path)
+    again.add(Answer("c", [-1.5, True], None, None, 0.5))
+    found = Answers(path)
+    assert found.own.keys() == {"a", "c"}
+    assert Answers(tmp_path / "two.jsonl").get("c") == Answer("c", [-1.5, True], None, None, 0.5)
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [(None, 0), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("1e9", 600)])
+def test_how_long_an_endpoint_asks_to_be_left_alone(wait, seconds):
+    assert lm_eval_model._seconds(wait) == seconds
+
+
+def test_an_endpoint_may_name_a_time():
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    assert 27 < lm_eval_model._seconds(date) <= 30
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "$0.00"), (12.5, "$12.50"), (1234, "$1,234.00"), (0.0042, "$0.0042"), (3.1e-6, "$0.0000031")],
+)
+def test_money_as_text(value, text):
+    assert units.dollars(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("5USD", 5.0), ("$0.5", 0.5), ("0.25 usd", 0.25), ("24GB", 24 * 10**9), ("1GiB", 2**30)]
+)
+def test_a_budget_is_of_money_or_of_bytes(text, value):
+    found = units.parse_budget(text)
+    assert found == value
+    assert isinstance(found, units.Dollars) == ("B" not in text)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(run_api_cell, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=r"needs the extra `api` .*pip install -e '\.\[api\]'"):
+        run_api_cell.check(cell("http://127.0.0.1:9/v1"), None)
+
+
+# Settings
+
+
+def test_how_it_is_asked_is_no_part_of_a_cell(monkeypatch):
+    monkeypatch.setenv("MINE", KEY)
+    plain = cell("https://host/v1")
+    asked = ("model.key_env=MINE", "model.price.read=3", "model.price.written=3", "api.concurrency=1", "api.timeout=3")
+    unused = ("rank=8", "seed=3", "train.max_steps=3", "infer.repeats=1", "speedups=off", "eval.batch_size=3")
+    assert cell("https://host/v1/", *asked) == plain
+    assert cell("https://host/v1", *unused, "model=tiny", f"model.name={NAME}") == plain
+    for other in ("model.name=else", "model.base_url=https://else/v1", "model.tokenizer=else", "eval.limit=3"):
+        assert cell("https://host/v1", other).id != plain.id
+
+
+def test_models_that_are_here_keep_their_cells():
+    assert composed("method=base").id == "972018f19c6702bea6813c50e0d7b4cb0aa9f2cab57576c2fdb140e5f1bd156e"
+    lora = composed("method=lora", "model=tiny", "api.concurrency=3")
+    assert lora.id == "cb077c4cd044ca8f28f2a4aa7d661191367e4c089c69b065ff79bb9650bb4f2b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("method=api", r"needs model\.base_url="),
+        ("method=api model.base_url=http://h/v1", r"needs model\.name="),
+        ("method=lora model.base_url=http://h/v1 model.name=a", "method=lora needs weights"),
+        ("method=base model.tokenizer=a", r"model\.tokenizer is for models behind an API"),
+        ("method=base model.thinking=9", r"model\.thinking is for models behind an API"),
+        ("method=base model.key_env=A", r"model\.key_env is for models behind an API"),
+        ("method=api model.base_url=h/v1 model.name=a", r"model\.base_url must be like https://host/v1"),
+        ("method=api model.base_url='http://h/v1?key=abcdefgh' model.name=a", r"neither a key nor a query"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.key_env=abcdefghijkl", r"the key itself is never"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.key_env=NOT_SET", "NOT_SET is not set"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=-1", r"model\.thinking=-1"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=9 model.tokenizer=b", "that chat"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.price.read=-1", r"model\.price\.read=-1"),
+        ("method=api model.base_url=http://h/v1 model.name=a api.timeout=0", r"api\.timeout=0"),
+        ("method=api model.base_url=http://h/v1 model.name=a api.concurrency=0", r"api\.concurrency=0"),
+        ("method=api model.base_url=http://h/v1 model.name=a eval.tasks=[]", "has nothing to do"),
+        ("method=api model.base_url=http://h/v1 model.name=a eval.engine=vllm", "for weights that are here"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused(overrides, says):
+    with pytest.raises(UserError, match=says) as refused:
+        composed(*overrides.split())
+    assert "abcdefgh" not in str(refused.value)
+    assert "\n" not in str(refused.value)

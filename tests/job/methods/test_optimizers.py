@@ -1,0 +1,281 @@
+"""What a slot `optim` can ask for: hooks around a step, several optimizers as one, steps in the backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from bitsandbytes.optim.optimizer import Optimizer2State
+from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
+from job_helpers import prepared, run_tiny, tiny
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from harness.config import check
+from harness.errors import UserError
+from harness.job.methods import adalora, galore, optimizers
+from harness.job.models import loading
+from harness.job.training import loop
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    made.get_output_embeddings = lambda: None
+    return made
+
+
+def backward(model: nn.Module) -> None:
+    model(torch.ones(3, 4)).square().sum().backward()
+
+
+# Hooks
+
+
+def test_hooks_are_called_around_each_step_with_gradients():
+    seen = []
+
+    def hook(name):
+        def called(model, optimizer):
+            assert model is made
+            assert isinstance(optimizer, SGD)
+            assert model[0].bias.grad is not None
+            seen.append((name, float(model[0].bias.detach()[0])))
+
+        return called
+
+    made = net()
+    optimizer = optimizers.build(made, optimizer=lambda p: SGD(p, lr=1.0), before=hook("before"), after=hook("after"))
+    for _ in range(2):
+        backward(made)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [name for name, *_ in seen] == ["before", "after"] * 2
+    assert seen[0][1] != seen[1][1] == seen[2][1]
+
+
+# Several as one
+
+
+def test_several_optimizers_step_as_one():
+    one, other = net(), net()
+    made = optimizers.build(
+        one, optimizer=lambda p: SGD(p, lr=0.1), matrices={}, rest=lambda p: AdamW(p, lr=0.01, weight_decay=0.0)
+    )
+    weights, biases = ([getattr(other[i], kind) for i in (0, 2)] for kind in ("weight", "bias"))
+    alone = [SGD(weights, lr=0.1), AdamW(biases, lr=0.01, weight_decay=0.0)]
+    assert [group["lr"] for group in made.param_groups] == [0.01, 0.1]
+    made = Accelerator().prepare(made)  # which loads its state, and so has groups of its own
+    schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda i: 0.5**i)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda i: 0.5**i) for each in alone]
+    for _ in range(3):
+        for each in (one, other):
+            each.zero_grad()
+            backward(each)
+        made.step()
+        for each in alone:
+            each.step()
+        for each in (schedule, *schedules):
+            each.step()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert {id(one[i].bias) for i in (0, 2)} <= {id(p) for p in made.state}
+
+
+# In the backward pass
+
+
+@pytest.mark.parametrize("method", ["adamw", "galore"])
+def test_steps_in_the_backward_pass_are_the_same_steps(method):
+    plain, layer = ("full", "adamw_layer") if method == "adamw" else ("galore", "galore_layer")
+    overrides = ("lr=0.003", "train.max_steps=5", "train.max_grad_norm=null")
+    knob = ("method.knobs.update_proj_gap=2",) if method == "galore" else ()
+    benches = [prepared(tiny(f"method={m}", *overrides, *knob)) for m in (plain, layer)]
+    told = []
+    for bench in benches:
+        steps = [loop.take_step(bench.net, bench.optimizer, m, None, bench.accelerator, str) for m in bench.steps]
+        told.append(steps)
+    assert [float(loss) for loss, _ in told[0]] == [float(loss) for loss, _ in told[1]]
+    assert all(norm > 0 for _, norm in told[0])
+    assert all(norm is None for _, norm in told[1]), "no gradient is left to take the norm of"
+    for a, b in zip(benches[0].net.parameters(), benches[1].net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_two_gradients_are_held_and_the_record_has_no_norm(tmp_path):
+    cells = ("eval.tasks=[]", "infer.repeats=0", "train.max_grad_norm=null", "train.max_steps=2")
+    whole, layer = (run_tiny(tmp_path, f"method={m}", *cells) for m in ("full", "adamw_layer"))
+    assert [r.status for r in (whole, layer)] == ["ok", "ok"]
+    assert whole.probe.gradients == 4 * whole.parameters.trainable
+    assert layer.probe.gradients == 0
+    assert layer.probe.resident == whole.probe.resident
+    assert layer.probe.peak.gradients < whole.probe.gradients / 2
+    assert [p.loss for p in layer.train.loss] == [p.loss for p in whole.train.loss]
+    assert [p.grad_norm for p in layer.train.loss] == [None, None]
+
+
+def test_an_optimizer_that_is_gone_steps_no_more():
+    made = net()
+    optimizer = optimizers.build(made, optimizer=lambda p: SGD(p, lr=1.0), per_layer=True)
+    gone = weakref.ref(optimizer)
+    before = made[0].weight.detach().clone()
+    del optimizer
+    assert gone() is None, "nothing holds it but who asked for it, so its memory is free at once"
+    backward(made)
+    assert torch.equal(made[0].weight, before)
+    assert made[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("method", ["adamw_layer", "galore_layer"])
+def test_what_steps_in_the_backward_pass_can_not_accumulate_nor_clip(compose, method):
+    with pytest.raises(UserError, match=r"train\.max_grad_norm=1\.0: it steps while .* train\.max_grad_norm=null"):
+        check(compose(f"method={method}"))
+    with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*no gradients can be summed"):
+        check(compose(f"method={method}", "train.max_grad_norm=null", "train.grad_accum=2"))
+    check(compose(f"method={method}", "train.max_grad_norm=null"))
+
+
+# Packages, devices
+
+
+def test_an_optimizer_of_an_extra_says_what_to_install():
+    with pytest.raises(UserError, match=r"^no_such\.Thing needs the extra `apollo`: pip install -e '\.\[apollo\]'"):
+        optimizers.packaged([], name="no_such.Thing", extra="apollo")
+
+
+def test_an_optimizer_that_can_not_be_made_is_refused_before_anything_runs():
+    with pytest.raises(UserError, match=r"^method=full has no optimizer here: .*momentum"):
+        loading.check(tiny("method=full", "+method.optim.optimizer.momentum=0.9"))
+    with pytest.raises(UserError, match=r"^method=muon has no optimizer here: Muon only supports 2D parameters"):
+        loading.check(tiny("method=muon", "method.optim.matrices=null"))
+
+
+def eight_bits(where: str) -> None:
+    """On matrices as large as bitsandbytes' blocks: 8-bit GaLore goes where GaLore goes, and keeps a quarter."""
+    torch.manual_seed(0)
+    target, start = torch.randn(256, 64, device=where), torch.randn(256, 64, device=where)
+    ends, kept = [], []
+    for kind in (GaLoreAdamW, galore.EightBitGaLoreAdamW):
+        weight = nn.Parameter(start.clone())
+        group = {"params": [weight], "rank": 32, "update_proj_gap": 10, "scale": 1.0, "proj_type": "std"}
+        optimizer = kind([group], lr=0.05, weight_decay=0.0, no_deprecation_warning=True)
+        for _ in range(40):
+            (weight - target).square().sum().backward()  # beside which eps, which differs, is nothing
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(float((weight - target).square().mean()))
+        kept.append(sum(moment.nbytes for moment in optimizer.state[weight].values() if torch.is_tensor(moment)))
+    begun = float((start - target).square().mean())
+    assert ends[0] < 0.6 * begun
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
+    assert kept == [2 * 4 * 256 * 32, 2 * (256 * 32 + 32 * 4 + 256 * 4)]  # a scale a block of 256, a table of values
+
+
+def test_galore_in_eight_bits_goes_where_galore_goes():
+    eight_bits("cpu")
+
+
+class TheirGaLore(GaLoreAdamW8bit):
+    """galore-torch's own, its arguments handed over as bitsandbytes takes them today."""
+
+    def __init__(self, params, lr, weight_decay):
+        Optimizer2State.__init__(self, "adam", params, lr=lr, weight_decay=weight_decay, optim_bits=8)
+
+
+@pytest.mark.parametrize("shape", [(128, 64), (64, 128)])
+def test_galore_in_eight_bits_takes_the_steps_of_its_authors_without_moving_weights_or_waiting(monkeypatch, shape):
+    waits, ends = [], []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append(True))
+    for kind in (TheirGaLore, galore.EightBitGaLoreAdamW):
+        torch.manual_seed(0)
+        matrix, bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(4096))
+        places = (matrix.data_ptr(), bias.data_ptr())
+        group = {"params": [matrix], "rank": 32, "update_proj_gap": 2, "scale": 0.5, "proj_type": "std"}
+        keywords = {} if kind is TheirGaLore else {"no_deprecation_warning": True}
+        optimizer = kind([{"params": [bias]}, group], lr=0.05, weight_decay=0.1, **keywords)
+        for _ in range(5):
+            (matrix.square().sum() + bias.pow(4).sum()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append((matrix.detach(), bias.detach()))
+        if kind is TheirGaLore:
+            assert waits
+            waits.clear()
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert not waits
+    assert (matrix.data_ptr(), bias.data_ptr()) == places
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_galore_in_eight_bits_on_cuda(tmp_path):
+    eight_bits("cuda")
+    record = run_tiny(tmp_path, "method=galore_8bit", "train.precision=auto", "lr=0.003", "train.max_steps=10")
+    assert record.status == "ok"
+    assert record.train.loss[-1].loss < record.train.loss[0].loss
+
+
+# AdaLoRA
+
+
+def ada(steps: int, *overrides: str) -> SimpleNamespace:
+    return prepared(tiny("method=adalora", f"train.max_steps={steps}", "rank=4", "lr=0.02", *overrides))
+
+
+def ranks(bench) -> int:
+    return sum(int((p != 0).sum()) for n, p in bench.net.named_parameters() if "lora_E" in n)
+
+
+def test_the_budget_is_kept():
+    bench = ada(10, "method.adapt.tinit=2", "method.adapt.tfinal=3")
+    held = []
+    for micro in bench.steps:
+        loop.take_step(bench.net, bench.optimizer, micro, 1.0, bench.accelerator, str)
+        held.append(ranks(bench))
+    start, target = 14 * 8, 14 * 4
+    cubic = [int((start - target) * (1 - (step - 2) / 5) ** 3 + target) for step in range(3, 8)]
+    assert held == [start] * 2 + cubic + [target] * 3
+    kept = [set(state) for state in bench.optimizer.state.values()]
+    assert not any(state & set(adalora.KEPT) for state in kept), "spent, the budget needs no measure any more"
+
+
+def test_the_regulariser_is_the_papers():
+    bench = ada(10)
+    loop.summed_loss(bench.net, bench.steps[0][0]).backward()
+    adapters = {n: p for n, p in bench.net.named_parameters() if p.requires_grad and "lora_E" not in n}
+    before = {n: p.grad.clone() for n, p in adapters.items()}
+    adalora.orthogonal(bench.net, bench.optimizer)
+    penalty = sum(
+        torch.norm((p @ p.T if "lora_A" in n else p.T @ p) - torch.eye(8), p="fro") for n, p in adapters.items()
+    )
+    expected = torch.autograd.grad(0.5 * penalty / len(adapters), list(adapters.values()))
+    for (name, p), gradient in zip(adapters.items(), expected, strict=True):
+        assert torch.allclose(p.grad - before[name], gradient, rtol=1e-3, atol=1e-6), name
+
+
+# LoRA's own optimizers
+
+
+def test_b_learns_faster_than_a_in_loraplus():
+    bench = prepared(tiny("method=loraplus", "lr=1e-3"))
+    rates = {id(p): group["lr"] for group in bench.optimizer.param_groups for p in group["params"]}
+    found = {n: rates[id(p)] for n, p in bench.net.named_parameters() if p.requires_grad}
+    assert {rate for n, rate in found.items() if "lora_A" in n} == {1e-3}
+    assert {rate for n, rate in found.items() if "lora_B" in n} == {16e-3}
+
+
+def test_lorafa_follows_the_nearest_gradient():
+    bench = prepared(tiny("method=lorafa", "lr=1e-3", "alpha=16", "rank=8"))
+    loop.summed_loss(bench.net, bench.steps[0][0]).backward()
+    layer = next(m for m in bench.net.modules() if hasattr(m, "lora_A"))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    scaled = b.grad @ torch.linalg.inv(a @ a.T) / 2.0**2
+    bench.optimizer.step()
+    # Adam's first step is the sign of its gradient, where that is not near nothing.
+    sure = scaled.abs() > 0.05 * scaled.abs().max()
+    assert torch.equal(-b.detach().sign()[sure], scaled.sign()[sure])
+    assert a.grad is None

@@ -1,0 +1,137 @@
+"""Models and data sets of the hub, downloaded from one that is on loopback: cells that are run, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import hub
+import pytest
+from datasets import Dataset
+from serving import chatty
+
+from harness.config import ROOT
+from harness.job.data.generators import wordmath
+from harness.record import read_study
+
+pytestmark = pytest.mark.slow
+
+SHORT = (
+    "train.max_steps=2",
+    "train.batch_size=2",
+    "train.validation_items=2",
+    "infer.repeats=0",
+    "rank=4",
+    "study=hub",
+)
+CARD = """---
+configs:
+- config_name: main
+  data_files: [{split: train, path: main/train.parquet}, {split: test, path: main/test.parquet}]
+---
+"""
+ASKED = """
+import sys
+from harness.errors import UserError
+from harness.job import data, model
+
+for kind, name, *revision in (line.split() for line in sys.argv[1:]):
+    try:
+        if kind == "model":
+            model.tokenizer({"path": name, "revision": revision[0] if revision else None})
+        else:
+            data.hub(name, "main", "question", question="question", answer="answer")
+        print("found")
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A hub that holds a model, GSM8K's like, and gated ones; close() takes it away."""
+    root, home = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("home")
+    items = wordmath.load(seed=0, max_steps=2, train=300, test=20)
+    for name in ("org/tiny", "org/gated"):
+        (root / "models" / name).mkdir(parents=True)
+        chatty(root / "models" / name)
+    for name in ("openai/gsm8k", "org/gated-words"):
+        folder = root / "datasets" / name
+        (folder / "main").mkdir(parents=True)
+        (folder / "README.md").write_text(CARD)
+        for split in ("train", "test"):
+            Dataset.from_list(items[split]).to_parquet(folder / "main" / f"{split}.parquet")
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE")
+    }
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    serving = hub.serve(root, gated={"org/gated", "org/gated-words"})
+    environment["HF_ENDPOINT"] = serving.__enter__()
+
+    def python(*arguments: str, **more: str) -> subprocess.CompletedProcess:
+        command, variables = [sys.executable, *arguments], environment | more
+        return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, timeout=300)
+
+    def run(*overrides: str) -> subprocess.CompletedProcess:
+        return python("-m", "harness", "run", "model.path=org/tiny", "data=gsm8k", "eval.limit=2", *SHORT, *overrides)
+
+    closed = []
+
+    def close() -> None:
+        if not closed:
+            closed.append(serving.__exit__(None, None, None))
+
+    yield SimpleNamespace(python=python, run=run, results=home / "results", close=close)
+    close()
+
+
+def asked(there, *lines: str, **more: str) -> list[str]:
+    """What comes of asking for each of `lines`."""
+    return there.python("-c", ASKED, *lines, **more).stdout.splitlines()
+
+
+def test_a_cell_of_the_hub_is_run_and_its_record_names_the_commit(there):
+    ran = there.run("method=lora")
+    assert ran.returncode == 0, ran.stderr
+    ((record,), problems) = read_study(there.results / "hub")
+    assert (record.status, problems) == ("ok", [])
+    assert record.fingerprints["model"] == f"org/tiny@{hub.COMMIT}"
+    assert {score.task: score.n for score in record.scores} == {"gsm8k": 2}
+
+
+def test_what_the_hub_refuses_is_one_sentence_on_what_to_do(there):
+    lines = ["model org/tiny", f"model org/tiny {hub.COMMIT}", "model org/tiny v9", "model org/gated", "model org/none"]
+    found = asked(there, *lines, "data openai/gsm8k", "data org/gated-words", "data org/none")
+    gated = "is gated: accept its licence on its page of the hub and set HF_TOKEN to your token."
+    none = "is not on the hub, or is private and HF_TOKEN not set to a token that may read it."
+    assert found == [
+        "found",
+        "found",
+        "The model org/tiny has no such revision on the hub; check model.revision.",
+        f"The model org/gated {gated}",
+        f"The model org/none {none}",
+        "found",
+        f"The data set org/gated-words {gated}",
+        f"The data set org/none {none}",
+    ]
+    assert asked(there, "model org/gated", "data org/gated-words", HF_TOKEN=hub.TOKEN) == ["found", "found"]
+
+
+def test_where_the_hub_does_not_answer_its_cache_will_do(there):
+    """As on a node without a network, where nobody has set HF_HUB_OFFLINE; what is there is not waited for."""
+    assert there.run("method=lora").returncode == 0
+    there.close()
+    began = time.monotonic()
+    ran = there.run("method=lora", "seed=1")
+    assert ran.returncode == 0, ran.stderr
+    seeds = {record.cell.seed for record in read_study(there.results / "hub")[0]}
+    assert seeds == {0, 1}
+    models, sets = asked(there, "model org/other", "data org/other")
+    assert time.monotonic() - began < 60, "the libraries' own tries take minutes"
+    assert models.startswith("The model org/other is not in the hub's cache, and the hub does not answer; ")
+    assert sets.startswith("The data set org/other is not in the hub's cache, and the hub does not answer; ")
+    (log,) = there.results.glob("hub/*s1*.log")
+    assert "does not answer; what its cache holds is used." in log.read_text()

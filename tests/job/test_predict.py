@@ -1,0 +1,329 @@
+"""Predictions: against what a run measures, against themselves at full depth, and the command that shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+from pathlib import Path
+
+import pytest
+from job_helpers import composed, run_cell, tiny
+from omegaconf import OmegaConf
+
+from harness.config import CONF
+from harness.errors import UserError
+from harness.job import predict
+from harness.job.data import encoding
+from harness.job.models import loading
+from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
+from harness.sweep import planner as planning
+from harness.units import parse_size
+
+METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
+# One each of what else there is: hooks of a step, a part frozen, two optimizers, tokens, tensors that are no buffers
+OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
+SIXTEEN = ("model.dtype=bfloat16", "train.batch_size=1", "train.grad_accum=2")
+PACKED = ("train.packing=true", "train.max_length=256")
+BUDGET = 2**40
+NOWHERE = Path("nowhere")
+
+
+def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, auto: str = "fp32") -> dict:
+    return predict.Planner(None, auto).predict(cell, architecture, budget)
+
+
+@pytest.mark.parametrize(
+    ("method", "shape"),
+    [
+        *itertools.product(METHODS, [("train.batch_size=2",), ("train.batch_size=3", "train.grad_accum=2")]),
+        *((method, ("train.batch_size=2", "train.gradient_checkpointing=true")) for method in ("lora", "qlora")),
+        *(("lora", ("train.batch_size=2", *PACKED, f"speedups={which}")) for which in ("auto", "off")),
+        *((method, ("train.batch_size=2", "train.max_steps=60")) for method in OTHERS),
+        *((method, ("train.batch_size=2",)) for method in ("base_int8", "lora_8bit")),
+        *((method, ("train.batch_size=2", "train.max_grad_norm=null")) for method in ("adamw_layer", "galore_layer")),
+        *((method, ("train.batch_size=2",)) for method in ("adafactor", "adamw_8bit", "galore_8bit")),
+        ("lora", ("train.batch_size=2", "method.adamw=8bit")),
+        *((method, SIXTEEN) for method in ("full", "full_kahan", "galore_bf16")),
+    ],
+)
+def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
+    cell = tiny(f"method={method}", "rank=4", "eval.tasks=[]", "infer.repeats=0", *shape)
+    measured, found = run_cell(tmp_path, cell), predicted(cell)
+    assert measured.status == "ok", measured.failure
+    assert Kinds(**found["peak"]) == measured.probe.peak
+    resident = dataclasses.replace(measured.probe.resident, activations=0)  # but for the batch
+    assert Kinds(**found["resident"] | {"activations": 0}) == resident
+    assert (found["total"], found["trainable"]) == (measured.parameters.total, measured.parameters.trainable)
+    if measured.train:
+        assert found["shape"]["raw"] == measured.train.tokens.raw
+        assert found["shape"]["padded"] == measured.train.tokens.padded
+        per_token = measured.probe.flops_per_token + measured.probe.recomputed_flops_per_token
+        assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
+
+
+@pytest.mark.slow
+def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
+    asked = ([(tiny("method=lora"), None)], None, BUDGET, 0, 1.0, "cpu")
+    _, forked = predict.answer(*asked)
+    begun = []
+    context, submit = predict.get_context, predict.ProcessPoolExecutor.submit
+
+    def submitted(*arguments):
+        begun.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        return submit(*arguments)
+
+    monkeypatch.setattr(predict, "get_context", lambda how: begun.append(how) or context(how))
+    monkeypatch.setattr(predict.ProcessPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(predict.device, "here", lambda: predict.CPU)
+    monkeypatch.setattr(predict.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    _, anew = predict.answer(*asked)
+    assert begun == ["spawn", ""]
+    assert anew == forked
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize("method", ["shira", "frod"])
+def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
+    cell = tiny(f"method={method}")
+    with pytest.raises(loading.NeedsValues):
+        predicted(cell)
+    (found,) = predict._predict(predict.Planner(None, "fp32"), [(cell, None)], BUDGET)
+    assert found["unknown"].startswith(f"method={method} looks at values")
+    point = planning.Planned(cell.name, cell, found)
+    made = planning.Plan([point], 1, {}, "cpu")
+    assert made.fits(point)
+    assert planning.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
+
+
+def test_layers_that_a_method_names_are_there():
+    cell = tiny("method=adaption_prompt", "method.knobs.layers=2")  # of one layer there is no second to adapt
+    assert predicted(cell)["trainable"] == 2 * (100 * 64 + 1)
+    with pytest.raises(UserError, match=r"method=adaption_prompt can't be applied to .*'3'"):
+        loading.check(tiny("method=adaption_prompt", "method.knobs.layers=3"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["base", "full", "qdora", "galore"])
+def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
+    cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
+    shape, layout = predict.Shape([[(64, 30), (50, 20)]], 114, 114, True), encoding.Layout(flat=True)
+    shallow = predict.Planner(None, "fp32")._line(cell, shape, 1, layout, None)
+    monkeypatch.setattr(loading, "alike", lambda *asked: False)  # then all 30 layers are built
+    deep = predict.Planner(None, "fp32")._line(cell, shape, 1, layout, None)
+    assert deep.others.pop("flops_per_token") == pytest.approx(shallow.others.pop("flops_per_token"))
+    assert (shallow.peak, shallow.others) == (deep.peak, deep.others)
+
+
+def test_layers_that_differ_are_all_built():
+    def config(**dimensions):
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+        return loading.AutoConfig.for_model(**sizes, vocab_size=64, num_hidden_layers=4, **dimensions)
+
+    assert loading.alike(config(model_type="llama"))
+    assert not loading.alike(config(model_type="gemma3_text", head_dim=8, sliding_window_pattern=2))
+    experts = {"num_experts": 2, "moe_intermediate_size": 8, "mlp_only_layers": [1]}
+    assert not loading.alike(config(model_type="qwen3_moe", **experts))
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    at = {size: sum(predicted(tiny("method=lora", f"train.batch_size={size}"))["peak"].values()) for size in (1, 4)}
+    # The tiny model's batches differ in length; one shape is taken for both ends of the line.
+    assert at[1] < at[4]
+    cell = tiny("method=lora", "train.batch_size=1", "train.max_steps=1")
+    planner = predict.Planner(None, "fp32")
+    layout = planner._layout(cell, None)
+    shape = planner._shape(cell, layout, 1)
+    budget = 3 * sum(planner.predict(cell, None, BUDGET)["peak"].values())
+    most = planner.predict(cell, None, budget)["largest_batch"]
+
+    def peak(sequences: int) -> float:
+        return sum(planner._line(cell, shape, sequences, layout, None).peak.values())  # probed, not on a line
+
+    assert most > 1
+    assert peak(most) <= budget < peak(most + 1)
+    assert planner.predict(cell, None, 1000)["largest_batch"] is None
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
+def test_the_largest_batch_is_counted_as_the_setting_is(packing):
+    cell = tiny("method=lora", "train.batch_size=3", f"train.packing={packing}", "train.max_length=256")
+    found = predicted(cell)
+    assert (found["shape"]["sequences"] > 3) == (packing == "true")
+    assert predicted(cell, budget=sum(found["peak"].values()) + 1)["largest_batch"] == 3
+
+
+def test_points_that_take_the_same_are_worked_out_once(monkeypatch):
+    probed = []
+    probe = predict.Planner._probe
+    monkeypatch.setattr(predict.Planner, "_probe", lambda *a: (probed.append(a[1].name), probe(*a))[1])
+    planner = predict.Planner(None, "fp32")
+    cells = [tiny("method=lora", f"lr={lr}", f"alpha={alpha}") for lr in (1e-4, 1e-3) for alpha in (4, 8)]
+    found = [planner.predict(cell, None, BUDGET) for cell in cells]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len(set(probed)) == 1
+
+
+def test_a_hub_model_needs_its_dimensions_alone():
+    # Of the hub: neither weights nor tokenizer nor even a config is here, so every sequence is taken to be full.
+    architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
+    cell = composed("model=llama_3_1_8b", "method=full", "train.batch_size=1", "train.max_length=64")
+    found = predicted(cell, architecture, auto="bf16")
+    weights = 8_030_261_248
+    assert found["total"] == found["trainable"] == weights
+    assert found["precision"] == "bf16"
+    assert found["resident"]["weights"] == pytest.approx(2 * weights, rel=1e-6)
+    assert found["resident"]["optimizer"] == pytest.approx(3 * 4 * weights, rel=1e-6)  # masters and two moments, fp32
+    assert found["shape"] | {"raw": 0, "padded": 0} == {
+        "sequences": 1,
+        "tokens": 64,
+        "raw": 0,
+        "padded": 0,
+        "real": False,
+    }
+
+
+def test_a_rank_above_a_matrix_is_refused():
+    with pytest.raises(UserError, match="rank=65 is above the size of"):
+        predicted(tiny("method=lora", "rank=65"))
+    with pytest.raises(UserError, match="rank=65 is above the size of"):
+        predicted(tiny("method=qlora", "rank=65"))
+
+
+def test_a_plan_says_whose_loss_it_counts():
+    prediction = predicted(tiny("method=lora"))
+    point = planning.Planned("it", tiny("method=lora"), prediction)
+    said = {
+        version: "liger-kernel" in " ".join(planning.lines(planning.Plan([point], BUDGET, e, "cuda"), NOWHERE, None))
+        for version, e in ((v, {"versions": {"liger-kernel": v}}) for v in (None, "0.8.5"))
+    }
+    assert said == {None: False, "0.8.5": True}
+
+
+# Times
+
+
+def known(method: str, steady: float, device: dict, flops: float | None = None, source: Source | None = None) -> Record:
+    cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, {})
+    found = Record(cell, "s", "ok", "2026-01-01", 1.0, device, source=source)
+    found.train = Train(1, Tokens(100, 200, 50), [1.0], 0, steady, steady, [], "b")
+    if flops is not None:
+        nothing = Kinds(0, 0, 0, 0, 0)
+        found.probe = Probe(nothing, nothing, 0, flops)
+    return found
+
+
+def test_time_is_by_records_of_the_same_device(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A"}, "cpu": {"name": "x"}}
+    there = {"device": {"type": "cuda", "name": "B"}, "cpu": {"name": "x"}}
+    for name, record in {
+        "one": known("lora", 50.0, here, flops=10.0),
+        "two": known("lora", 150.0, here),
+        "three": known("lora", 1e9, there, flops=1e9),
+        "imported": known("lora", 1e9, here, source=Source("peft", "lora.json", "0" * 64, [])),
+    }.items():
+        write(record, tmp_path / "s" / f"{name}.json")
+    speed = planning.Speed(tmp_path, here)
+
+    def point(method: str) -> planning.Planned:
+        prediction = {"trainable": 1, "shape": {"raw": 1000}, "flops": 5000.0}
+        return planning.Planned(method, known(method, 1.0, here).cell, prediction)
+
+    assert speed.records == 2
+    assert speed.seconds(point("lora"), None) == 1000 / 100  # the median of its method's rates
+    assert speed.seconds(point("dora"), None) == 5000 / (10.0 * 50.0 * 200 / 100)  # by FLOP/s, padding included
+    assert speed.seconds(point("lora"), 500.0) == 2.0
+    assert (
+        planning.Speed(tmp_path, there | {"device": {"type": "cuda", "name": "C"}}).seconds(point("lora"), None) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5 tb", 1.5e12), ("512mib", 2**29), ("7B", 7)]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "-3GB", "1.2.3GB", "24 gigabytes", "0GB", ""])
+def test_no_sizes(text):
+    with pytest.raises(UserError):
+        parse_size(text)
+
+
+# The commands
+
+TINY = (
+    "model=tiny",
+    "rank=4",
+    "train.max_steps=2",
+    "train.batch_size=2",
+    "train.validation_items=4",
+    "infer.repeats=0",
+)
+
+
+def test_plan_tells_and_launches_nothing(inside, tmp_path):
+    done = inside("plan", "method=base,full,lora,galore", "rank=4,500", *TINY[:1], *TINY[2:], "--budget", "2GB")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0].split("-")[0]: line for line in done.stdout.splitlines() if re.search("yes|no|tight", line)}
+    assert {"base", "full", "lora", "galore"} <= rows.keys()
+    assert "yes" in rows["full"]
+    assert done.stdout.count("Impossible: ") == 2  # lora and galore at rank 500
+    assert "rank=500 is above the size of" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
+    done = inside("plan", "method=lora", "lr=1e-4,-1", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "lr=-1" in done.stdout
+    assert "lora-r4-a8-lr1e-4" in done.stdout
+
+
+def test_plan_of_nothing_that_can_be(inside):
+    done = inside("plan", "method=lora", "lr=-1", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Impossible: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("plan", "method=lora", "--budget", "24"), "'24' is no size in bytes"),
+        (("plan", "method=lora", "--throughput", "0"), "must be positive"),
+        (("sweep", "method=lora", "--budget", "24GB"), "add --fit"),
+        (("plan", "quickstrat"), "Did you mean quickstart?"),
+    ],
+)
+def test_bad_options_are_one_sentence(inside, arguments, says):
+    done = inside(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
+    # The budget lies between the two, beside what tensors don't get.
+    grid = ("method=full,lora", *TINY, "eval.tasks=[]", "train.batch_size=1", "train.max_length=1024")
+    full, lora = (
+        sum(predicted(composed(f"method={m}", *grid[1:], "data=wordmath"))["peak"].values()) for m in ("full", "lora")
+    )
+    assert lora < full
+    budget = planning.BESIDE + (full + lora) // 2
+    done = inside("sweep", *grid, "--fit", "--budget", f"{budget}B", "study=fit")
+    assert done.returncode == 0, done.stderr
+    records, _ = read_study(tmp_path / "results" / "fit")
+    assert {r.cell.method: r.status for r in records} == {"full": "unfit", "lora": "ok"}
+    (unfit,) = (r for r in records if r.status == "unfit")
+    assert unfit.failure.phase == "plan"
+    assert "exceeds the budget" in unfit.failure.reason
+    assert "is left out" in done.stderr
+    table = inside("table", "--study", "fit")
+    assert "unfit" in table.stdout
+    again = inside("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs
+    assert again.returncode == 0, again.stderr
+    assert {r.status for r in read_study(tmp_path / "results" / "fit")[0]} == {"ok"}

@@ -1,0 +1,76 @@
+"""A tracker is told how training goes, by its own files; and it changes nothing, also where it breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from job_helpers import no_peak, tiny  # noqa: F401
+
+from harness import config
+from harness.errors import UserError
+from harness.job import run_cell
+from harness.job.tracker import Tracker
+
+pytest.importorskip("tensorboard")
+
+
+def events(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def test_tensorboard_is_told_what_the_record_says(tmp_path):
+    cell = tiny("method=lora", "infer.repeats=0", "train.max_steps=4", "train.validate_every=2")
+    path = tmp_path / f"{cell.name}.json"
+    found = run_cell.run(cell, "demo", path, None, lambda event: None, tracker="tensorboard")
+    told = events(tmp_path / "tensorboard" / cell.name)
+    losses = [(point.step, pytest.approx(point.loss, rel=1e-6)) for point in found.train.loss]
+    assert told["train/loss"] == losses
+    assert told["train/lr"] == [(point.step, pytest.approx(point.lr, rel=1e-6)) for point in found.train.loss]
+    assert told["validation/loss"] == [(p.step, pytest.approx(p.loss, rel=1e-6)) for p in found.validation]
+    assert told["score/facts/acc/none"] == [(4, pytest.approx(found.scores[0].value))]
+    assert {"train/tokens_per_second", "train/grad_norm", "train/memory_bytes"} <= told.keys()
+    (settings,) = (tmp_path / "tensorboard" / cell.name).rglob("hparams.yml")
+    assert "method.adapt.r: 8\n" in settings.read_text()
+
+    plain = run_cell.run(cell, "demo", tmp_path / "plain.json", None, lambda event: None)
+    assert [p.loss for p in plain.train.loss] == [p.loss for p in found.train.loss]
+    assert plain.scores == found.scores
+
+
+def test_one_that_can_not_start_is_one_sentence_before_anything_is_run(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file")
+    cell = tiny("method=full", "infer.repeats=0")
+    with pytest.raises(UserError, match=r"tracker=tensorboard can't start: .*; set it up, or leave tracker out\."):
+        run_cell.run(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+
+
+def test_one_that_breaks_off_is_told_no_more(tmp_path, capsys):
+    tracker = Tracker("tensorboard", tiny("method=full"), "demo", tmp_path)
+    tracker.log({"loss": 1.0, "absent": None}, 1)
+    tracker.log({"loss": Broken(2.0)}, 2)
+    tracker.log({"loss": 3.0}, 3)
+    assert capsys.readouterr().err == "tensorboard is told no more (the number is gone); the cell goes on.\n"
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    assert events(folder)["loss"] == [(1, 1.0)]
+
+
+class Broken(float):
+    """A number that can't be written, as a disk that is full can't be written to."""
+
+    def __float__(self):
+        raise OSError("the number is gone")
+
+    __array__ = item = __float__
+
+
+@pytest.mark.parametrize("name", config.TRACKERS)
+def test_one_that_is_not_installed_says_so(cell, monkeypatch, name):
+    monkeypatch.setattr(config, "find_spec", lambda package: None)
+    with pytest.raises(UserError, match=f"tracker={name} is not installed: pip install {name}"):
+        cell("method=lora", f"tracker={name}")

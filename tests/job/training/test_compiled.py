@@ -1,0 +1,97 @@
+"""Compiled decoder layers: the same losses, in training alone, and what compiling took."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._inductor.config
+from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
+from records import make_record, measured
+
+from harness.errors import UserError
+from harness.job import run_cell
+from harness.job.measure import device
+from harness.job.models import loading
+from harness.job.training import compiled, loop
+
+COMPILE = "train.compile=true"
+
+
+@pytest.mark.slow
+def test_a_compiled_cell_has_the_losses_of_one_that_is_not(tmp_path):
+    # Padded, so that a layer is one graph: to compile them for real takes most of the time.
+    settings = ("method=full", "train.max_steps=6", "train.validate_every=3", "infer.repeats=1", "speedups=off")
+    plain, record = (run_tiny(tmp_path / str(len(more)), *settings, *more) for more in ((), (COMPILE,)))
+    assert record.status == "ok", record.failure
+    assert record.cell.id != plain.cell.id
+    for name in ("loss", "grad_norm"):
+        found, expected = ([getattr(point, name) for point in r.train.loss] for r in (record, plain))
+        assert found == pytest.approx(expected, rel=1e-4), name
+    assert record.validation[-1].loss == pytest.approx(plain.validation[-1].loss, rel=1e-4)
+    assert record.probe == plain.probe
+    assert plain.train.compile_seconds == []
+
+    seconds, steps = record.train.compile_seconds, record.train.step_seconds
+    assert len(seconds) == len(steps)
+    assert 0 < seconds[0] < steps[0]
+    assert seconds[-1] == 0  # sequences of any length are one graph
+    rates = [point.tokens for point in record.train.loss]
+    assert record.train.tokens_per_second_amortised == pytest.approx(rates[-1] / sum(steps))
+    assert all(seconds[i] == 0 for i in record.train.steady_steps())
+    assert record.train.tokens_per_second_steady > record.train.tokens_per_second_amortised
+
+
+def counting(monkeypatch) -> list[str]:
+    """Compiles by running as it is; the list tells of each graph."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_in_place(self, backend=backend, **how))
+    return graphs
+
+
+def test_layers_are_compiled_in_training_alone(monkeypatch):
+    graphs = counting(monkeypatch)
+    bench = prepared(tiny("method=full", "train.max_steps=4", "train.batch_size=3"))
+    expected = [loop.summed_loss(bench.net, micro[0]).detach() for micro in bench.steps]
+    held_out = loop.answer_loss(bench.net, bench.held_out, bench.accelerator)
+    undo = compiled.enable(bench.net)
+    assert loop.answer_loss(bench.net, bench.held_out, bench.accelerator) == held_out
+    assert not graphs
+    bench.net.train()
+    before, made = compiled.seconds(), []
+    for micro, loss in zip(bench.steps, expected, strict=True):
+        assert torch.allclose(loop.summed_loss(bench.net, micro[0]), loss, rtol=1e-5)
+        made.append((len(graphs), compiled.seconds() - before))
+    assert made[0][0] > 0
+    assert made[0][1] > 0
+    assert made[-1] == made[-2]  # batches of other lengths need no other graphs
+    assert len(graphs) < 4 * len(loading.decoder_layers(bench.net, bench.net.config))
+    undo()
+    assert torch.equal(loop.summed_loss(bench.net, bench.steps[0][0]), expected[0])
+    assert len(graphs) == made[-1][0]
+
+
+def test_steps_that_compile_are_no_part_of_the_steady_rate():
+    found = make_record("lora")
+    measured(found)
+    found.train.step_seconds, found.train.warmup_steps = [9.0, 1.0, 1.0, 1.0, 5.0, 1.0], 3
+    assert found.train.steady_steps() == [3, 4, 5]
+    found.train.compile_seconds = [8.0, 0.0, 0.0, 0.0, 4.0, 0.0]
+    assert found.train.steady_steps() == [3, 5]
+
+
+def test_it_is_part_of_a_cell_and_refused_where_it_can_not_be(cell, monkeypatch):
+    assert cell("method=lora").id == cell("method=lora", "train.compile=false").id
+    asked = tiny("method=lora", COMPILE)
+    assert asked.id != tiny("method=lora").id
+    monkeypatch.setattr(device, "here", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(UserError, match=r"train\.compile=true requires a C\+\+ compiler on a CPU"):
+        run_cell.check([asked], None)
+    with pytest.raises(UserError, match=r"train\.devices=2 can't be combined with train\.compile=true"):
+        cell("method=lora", "train.devices=2", COMPILE)

@@ -1,0 +1,536 @@
+"""Several devices for one cell: the same losses as on one, what it took of all, and ranks that end together.
+
+Here a device is a process that computes on the CPU, and gloo what they share steps by. In the second of them a model
+may come to harm: it is to end as a cell of one process would.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
+from records import make_record, measured
+
+from harness import config
+from harness.errors import UserError
+from harness.job import predict
+from harness.job import run_cell as run
+from harness.job.data import encoding
+from harness.job.measure import device, meter
+from harness.job.models import loading
+from harness.job.training import distributed
+from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
+from harness.report.frame import frame
+from harness.sweep import micro_batch
+from harness.sweep.store import Study
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
+TWO = ("train.devices=2",)
+SHARDED = (*TWO, "train.parallel=fsdp")
+SHORT = ("rank=4", "lr=0.01", "train.batch_size=4", "train.max_steps=4", "train.validate_every=2", "infer.repeats=0")
+HARM = '''
+import os, signal, sys
+
+import torch
+from peft.optimizers import create_lorafa_optimizer
+
+import harness.job.run_cell
+from harness.job import optim
+
+harness.job.run_cell.matmul_peak = lambda *_: 1e9  # the look at the device's speed takes longer than all else here
+
+
+def build(model, harm="none", **slot):
+    """An optimizer's factory whose model comes to `harm` in the second rank, in the third step of training."""
+    print(f"rank {os.environ.get('RANK')} is process {os.getpid()}", file=sys.stderr)
+    made, passes = optim.build(model, **slot), []
+
+    def hook(model, args, keywords):
+        passes.append(model.training)
+        if harm == "hungry" and int((keywords["position_ids"] == 0).sum()) > 1:
+            torch.empty(2**50)
+        if passes.count(True) == 5:  # two in the probe
+            if harm == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if harm == "raises":
+                raise RuntimeError("as it was told")
+
+    if os.environ.get("RANK") == "1":
+        model.register_forward_pre_hook(hook, with_kwargs=True)
+        if harm == "drifts":
+            made.register_step_post_hook(lambda *_: next(model.parameters()).data.add_(1e-3))
+    return made
+'''
+
+
+@pytest.fixture(scope="module")
+def harmful(tmp_path_factory):
+    """Lets this process, and jobs, find the module `harm`."""
+    with seen_by_jobs(tmp_path_factory.mktemp("harm"), "harm", HARM):
+        yield
+
+
+def short(*overrides: str, harm: str = "none") -> Cell:
+    return tiny(*SHORT, "method.optim._target_=harm.build", f"+method.optim.harm={harm}", *overrides)
+
+
+def go(folder: Path, cell: Cell, on_event: Callable[[dict], None] = lambda event: None, **keywords) -> Record:
+    """Run `cell` in a job, as a sweep does; of none of its ranks may anything be left."""
+    study = Study(folder, "study")
+    try:
+        return run_claimed(cell, study, None, on_event, **keywords)
+    finally:
+        if study.log(cell).exists():
+            pids = re.findall(r"is process (\d+)", study.log(cell).read_text())
+            assert pids
+            assert not [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists()]
+
+
+# Like one device
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, harmful):
+    """alone(*overrides): the record of such a cell on one device."""
+    known: dict[tuple[str, ...], Record] = {}
+
+    def record(*overrides: str) -> Record:
+        if overrides not in known:
+            known[overrides] = run_cell(tmp_path_factory.mktemp("alone"), short(*overrides))
+        return known[overrides]
+
+    return record
+
+
+def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
+    """rel: how far losses may lie apart."""
+    assert (record.status, one.status) == ("ok", "ok"), record.failure
+    assert record.cell.id != one.cell.id
+    assert record.train.batches == one.train.batches
+    assert (record.train.tokens.raw, record.train.tokens.supervised) == (
+        one.train.tokens.raw,
+        one.train.tokens.supervised,
+    )
+    for name in ("loss", "grad_norm", "lr", "tokens"):
+        values = ([getattr(point, name) for point in of.train.loss] for of in (record, one))
+        assert next(values) == pytest.approx(next(values), rel=rel if name == "loss" else max(1e-4, 10 * rel)), name
+    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=rel)
+    assert len(record.validation) == 2
+    assert [(s.task, s.value, s.n) for s in record.scores] == [(s.task, s.value, s.n) for s in one.scores]
+    assert record.parameters == one.parameters
+    assert record.items == one.items
+    assert record.environment["threads"] == one.environment["threads"]
+    total = record.train.tokens.raw / sum(record.train.step_seconds)
+    assert record.train.tokens_per_second_amortised == pytest.approx(total)
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("full",),
+        ("lora", "train.grad_accum=2", "train.bucketing=2", "train.gradient_checkpointing=true"),
+        ("galore", "speedups=off"),
+    ],
+)
+def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
+    settings = (f"method={method[0]}", *method[1:])
+    record, one = go(tmp_path, short(*settings, *TWO)), alone(*settings)
+    alike(record, one)
+    held, here = record.probe.resident, one.probe.resident
+    assert (held.weights, held.adapters, held.optimizer) == (here.weights, here.adapters, here.optimizer)
+    assert held.gradients == record.probe.gradients == one.probe.gradients > here.gradients  # where they are added up
+    assert record.probe.peak.activations < one.probe.peak.activations
+    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    assert Kinds(**predicted["peak"]) == record.probe.peak
+    assert predicted["resident"]["gradients"] == held.gradients
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.parametrize(
+    ("method", "rel"),
+    [
+        ("full", 2e-6),
+        ("lora train.gradient_checkpointing=true", 2e-6),
+        ("muon", 1e-4),  # it rounds to bf16
+        ("qlora", 2e-6),
+    ],
+)
+def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
+    settings = f"method={method}".split()
+    record, one = go(tmp_path, short(*settings, *SHARDED)), alone(*settings)
+    alike(record, one, rel)
+    assert record.environment["speedups"]["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
+    held, here = record.probe.resident, one.probe.resident
+    for kind in ("weights", "adapters", "optimizer"):
+        shared = 0.05 if method == "qlora" and kind == "weights" else 0.01  # scales are in every device
+        assert getattr(held, kind) == pytest.approx(getattr(here, kind) / 2, rel=shared), kind
+    assert held.gradients == 0
+    assert record.probe.gradients == one.probe.gradients / 2
+    # Whole are at most the head with the embedding that it shares, and a layer.
+    assert held.weights < record.probe.peak.weights < here.weights
+    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    assert Kinds(**predicted["peak"]) == record.probe.peak
+    assert Kinds(**predicted["resident"] | {"activations": 0}) == dataclasses.replace(held, activations=0)
+
+
+@pytest.mark.slow
+@on_cpu
+def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path, harmful):
+    lorafa = (*SHORT, "method=lorafa", "method.optim._target_=harm.create_lorafa_optimizer")
+    record = run_claimed(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
+    alike(record, run_cell(tmp_path, tiny(*lorafa)))
+    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    assert Kinds(**predicted["peak"]) == record.probe.peak
+
+
+@pytest.mark.slow
+@on_cpu
+def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone, harmful):
+    cell = short("method=lora", "train.grad_accum=2", "train.bucketing=2", *TWO)
+
+    def stop(event: dict) -> None:
+        if event.get("step") == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, cell, stop, precautions=Precautions(save_every=2))
+    record = go(tmp_path, cell, precautions=Precautions(save_every=2))
+    alike(record, alone("method=lora", "train.grad_accum=2", "train.bucketing=2"))
+    assert record.train.resumed_at == [2]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("shared", [TWO, SHARDED])
+def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
+    record, one = go(tmp_path, short("method=full", *shared)), alone("method=full")
+    assert record.status == "ok", record.failure
+    assert record.train.batches == one.train.batches
+    assert [p.loss for p in record.train.loss] == pytest.approx([p.loss for p in one.train.loss], rel=1e-4)
+    assert record.environment["device"]["id"].count("+") == 1
+
+
+# Harm
+
+
+@pytest.mark.slow
+@on_cpu
+def test_a_rank_that_dies_ends_all(tmp_path, harmful):
+    record = go(tmp_path, short("method=lora", *TWO, harm="dies"))
+    assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", 2), record.failure
+    assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL (the kernel does so")
+
+
+@on_cpu
+def test_a_death_counts_though_its_exit_status_comes_late():
+    def die() -> None:
+        os.closerange(3, 256)  # with it what shows the end to the parent, as the kernel closes it before the exit
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = get_context("fork").Process(target=die)
+    process.start()
+    ours, _ = get_context("fork").Pipe()
+    assert distributed._died({ours: process}, {ours}) is ours
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@on_cpu
+def test_a_rank_that_raises_says_why(tmp_path, harmful):
+    events: list[dict] = []
+    record = go(tmp_path, short("method=lora", *TWO, harm="raises"), events.append)
+    assert (record.status, record.failure) == ("failed", Failure("train", 3, "RuntimeError: as it was told"))
+    assert list(record.phases) == ["load", "probe", "train"]
+    assert [event["step"] for event in events if "step" in event] == [1, 2]
+    assert events[-1] == {"phase": "recorded"}
+
+
+@pytest.mark.slow
+@on_cpu
+def test_devices_that_drift_apart_are_no_result(tmp_path, harmful):
+    record = go(tmp_path, short("method=full", *TWO, harm="drifts"))
+    assert record.status == "failed"
+    assert "The devices' weights differ" in record.failure.reason
+
+
+@pytest.mark.slow
+@on_cpu
+def test_one_device_out_of_memory_is_enough(tmp_path, harmful):
+    record = go(
+        tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), precautions=Precautions(on_oom=True)
+    )
+    assert record.status == "ok", record.failure
+    assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (2, 2)
+    (failure,) = record.smaller_batches.after
+    assert failure.phase == "probe"
+    assert failure.memory.adapters == 4 * record.parameters.trainable
+
+
+# The processes themselves, without a cell
+
+
+@pytest.fixture
+def handler():
+    """Puts back what is done about SIGTERM here."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def sleeping(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+    note(folder / str(rank.number), os.getpid())
+    time.sleep(600)
+
+
+def refusing(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+    sleeping(folder, report, rank) if rank.number == 0 else time.sleep(0.5)
+    raise UserError("rank 1 can't work with this.")
+
+
+def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+    """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
+    torch.cpu._is_avx512_bf16_supported = lambda: True
+    meter.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
+    device._bf16_pays.cache_clear()
+    dtype = device.compute_dtype("auto")
+    took = rank.number + 1.0
+    time, parts, joules = distributed.slowest(
+        took, {"forward": took / 2}, 3.0, rank.accelerator(sharded=False, bf16=True)
+    )
+    note(folder / str(rank.number), (str(dtype), time, parts, joules))
+
+
+def gathering(folder: Path, cell: Cell, report: distributed.Report, rank: distributed.Rank) -> None:
+    """Shards a model and gathers it."""
+    net = loading.adapt(loading.load(cell, torch.device("cpu")), cell)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    accelerator = rank.accelerator(sharded=True, bf16=False)
+    found = distributed.whole(accelerator.prepare_model(net), accelerator)
+    alike = found.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in found.items())
+    note(folder / str(rank.number), (alike, len(found)))
+
+
+def note(path: Path, value: object) -> None:
+    """Write `value` to `path`, all or nothing."""
+    path.with_suffix(".tmp").write_text(repr(value))
+    path.with_suffix(".tmp").rename(path)
+
+
+def noted(folder: Path) -> list:
+    return [ast.literal_eval(path.read_text()) for path in sorted(folder.glob("[01]"))]
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_their_job(tmp_path, sent):
+    job = get_context("fork").Process(target=distributed.run, args=(2, sleeping, {"folder": tmp_path}, print))
+    job.start()
+    pids = wait_for(lambda: len(noted(tmp_path)) == 2 and noted(tmp_path))
+    os.kill(job.pid, sent)
+    job.join(20)
+    assert job.exitcode == (1 if sent == signal.SIGTERM else -signal.SIGKILL)
+    wait_for(lambda: not any(running(pid) for pid in pids))
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process; one that nobody has buried yet is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+@on_cpu
+def test_what_a_rank_refuses_all_do(tmp_path, handler):
+    with pytest.raises(UserError, match="rank 1 can't work with this"):
+        distributed.run(2, refusing, {"folder": tmp_path}, print)
+    assert not any(running(pid) for pid in noted(tmp_path))
+
+
+@pytest.mark.slow
+@on_cpu
+def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, handler):
+    assert distributed.run(2, agreeing, {"folder": tmp_path}, print) == 0
+    assert noted(tmp_path) == [("torch.bfloat16", 2.0, {"forward": 1.0}, 3.0)] * 2
+
+
+@pytest.mark.slow
+@on_cpu
+def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
+    cell = tiny("method=lora")  # whose base is frozen
+    assert distributed.run(2, gathering, {"folder": tmp_path, "cell": cell}, print) == 0
+    (alike, count), other = noted(tmp_path)
+    assert alike
+    assert count > 0
+    assert other == (False, 0)
+
+
+def test_of_memory_the_largest_rank_is_told():
+    one, other = Memory(allocated_peak=5, process_peak=7), Memory(allocated_peak=6, reserved_peak=1, process_peak=3)
+    together = distributed.largest([{"train": Phase(2.0, one)}, {"train": Phase(1.0, other)}])
+    assert together == {"train": Phase(2.0, Memory(allocated_peak=6, reserved_peak=1, process_peak=7))}
+    small, large = (Probe(Kinds(*peak), Kinds(1, 1, 1, 1, 1), 1, 1.0) for peak in [(9, 0, 0, 0, 0), (2, 2, 2, 2, 2)])
+    assert distributed.fullest([small, large]) is distributed.fullest([large, small]) is large
+
+
+# What can't be, and what follows from several devices elsewhere
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("train.devices=0",), "train.devices=0 can't be: it must be 1 or more"),
+        (("train.parallel=zero",), "train.parallel=zero is unknown"),
+        (("train.devices=3",), "train.devices=3 can't share train.batch_size=8, .*take a multiple of 3"),
+        ((*TWO, "eval.engine=vllm"), "train.devices=2 can't be combined with eval.engine=vllm, which"),
+        (
+            (*TWO, "+method.optim.per_layer=true"),
+            "method=lora can't be combined with train.devices=2: it steps each",
+        ),
+        ((*SHARDED, "method=lora_8bit"), "method=lora_8bit can't be .*train.parallel=fsdp: weights in 8 bits can't be"),
+        ((*SHARDED, "method=galore"), "method=galore can't be .*train.parallel=fsdp: it projects whole gradients"),
+        *(
+            ((*SHARDED, f"method={name}"), f"method={name} can't be .*train.parallel=fsdp: its init, before or after")
+            for name in ("adalora", "corda", "eva", "lora_ga")
+        ),
+        (
+            (*SHARDED, "method=lorafa"),
+            "method=lorafa can't be .*peft.optimizers.create_lorafa_optimizer is not known to step sharded weights",
+        ),
+        (
+            (*SHARDED, "method=full", "method.optim.optimizer._target_=bitsandbytes.optim.AdamW8bit"),
+            "method=full can't be .*bitsandbytes.optim.AdamW8bit is not known to step sharded weights",
+        ),
+        (
+            (*SHARDED, "train.save_every=2"),
+            "train.save_every=2 can't be combined with train.parallel=fsdp: a",
+        ),
+        ((*SHARDED, "model.upcast=true"), "model.upcast=true can't be combined with train.parallel=fsdp, which shards"),
+    ],
+)
+def test_what_can_not_be_combined_is_refused_with_the_reason(compose, overrides, said):
+    with pytest.raises(UserError, match=f"^{said}") as refused:
+        config.check(compose(*overrides))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*TWO, "method=galore", "train.save_every=2", "retry.on_oom=true"),
+        (*TWO, "method=qlora"),
+        (*TWO, "method=adalora"),
+        (*TWO, "method=eva"),
+        (*SHARDED, "method=dora", "retry.on_oom=true"),
+        (*SHARDED, "method=qlora"),
+        ("train.devices=3", "method=base"),
+        ("train.parallel=fsdp", "method=galore"),
+    ],
+)
+def test_what_can_be_combined_is_not_refused(compose, overrides):
+    config.check(compose(*overrides))
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch):
+    device.check(2)  # processes of a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    device.check(2)
+    with pytest.raises(UserError, match=r"^train\.devices=3 can't be: there are 2 CUDA devices here"):
+        device.check(3)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("mps"))
+    device.check(1)
+    with pytest.raises(UserError, match=r"^train\.devices=2 can't be on mps"):
+        device.check(2)
+
+
+@pytest.fixture
+def cuda_build(monkeypatch):
+    """torch says what its builds for CUDA say on a machine without a GPU: theirs is the kind, and none is available."""
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    assert device.here() == torch.device("cpu")
+    device.check(2)
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
+    found, told = predict.answer([(tiny(*SHORT), None)], None, None, 0, 1.0, None)
+    assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
+    assert found["environment"]["device"]["type"] == "cpu"
+    assert told["prediction"]["largest_batch"] > 0
+
+
+@on_cpu
+def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
+    cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
+    path = tmp_path / f"{cell.name}.json"
+    asked = {"cell": cell, "study": "test", "path": path, "data_root": None}
+    assert distributed.run(2, run.run, asked, lambda event: None) == 0
+    found = read(path)
+    assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
+
+
+def out_of_memory(size: int, devices: int) -> Record:
+    train = {"batch_size": size, "grad_accum": 1, "devices": devices}
+    record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
+    record.failure = Failure("train", 3, "no memory")
+    return record
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "found"),
+    [
+        (8, 2, [(4, 2), (2, 4)]),
+        (8, 8, []),
+        (6, 2, [(2, 3)]),
+        (10, 2, [(6, 2), (2, 5)]),
+        (12, 3, [(6, 2), (3, 4)]),
+    ],
+)
+def test_a_micro_batch_is_halved_on_each_device(size, devices, found):
+    record, halved = out_of_memory(size, devices), []
+    while (smaller := micro_batch.smaller(record)) is not None:
+        record.smaller_batches = smaller
+        halved.append((smaller.batch_size, smaller.grad_accum))
+        pieces = encoding.cut([list(range(size))], smaller.batch_size // devices)
+        assert len(pieces) % devices == 0
+    assert halved == found
+
+
+def test_utilisation_is_of_each_device():
+    alone, two = measured(make_record("lora")), measured(make_record("lora"))
+    two.cell.settings["train"] = {"devices": 2}
+    one, half = frame([alone])["utilisation"][0], frame([two])["utilisation"][0]
+    assert one == pytest.approx(2 * half)

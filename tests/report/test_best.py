@@ -1,0 +1,379 @@
+"""The table that is read first, and the standings beneath it: intervals, ties, and what can't be concluded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from records import MIB, make_answered, make_record, make_score, make_study, measured
+from rendered import HOSTILE, Tags, caption, row
+
+from harness.record import LossPoint, ValidationPoint, write
+from harness.report import statistics
+from harness.report.best import SURVEY, best, tables
+from harness.report.frame import frame
+from harness.report.pairwise import contests, items
+from harness.report.power import Assumptions, assumptions, items_needed, power
+from harness.report.select import select
+from harness.report.table import document
+
+SCORE = "gsm8k/exact_match/strict-match"
+HEADER = "gsm8k exact_match strict-match (%)"
+ITEMS = 400
+
+
+def leave(folder, record, values, score=None, **columns):
+    """Gives `record` the score that `values` mean, and lays them beside it as `harness.job.evaluate.scoring` would."""
+    score = score or make_score(n=len(values))
+    score.value = float(np.mean(values))
+    score.stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
+    record.scores = [score]
+    table = pd.DataFrame(
+        {
+            "task": score.task,
+            "subject": score.task,
+            "item": range(len(values)),
+            "hash": "0",
+            "filter": score.filter,
+            "metric": score.metric,
+            "value": values,
+            "prediction": "1",
+            "target": "1",
+        }
+        | columns
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write(record, folder / f"{record.cell.name}.json")
+    # Items in another order, which is not to matter
+    table.sample(frac=1, random_state=0).to_parquet(folder / f"{record.cell.name}.items.parquet", index=False)
+    return record
+
+
+def answers(share, seed, items=ITEMS):
+    """Right and wrong answers: easy items are got right by all."""
+    difficulty = np.random.default_rng(0).random(items)
+    noise = np.random.default_rng([seed, int(1000 * share)]).normal(0, 0.05, items)
+    return (difficulty + noise < share).astype(float)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "results" / "demo"
+
+
+@pytest.fixture
+def study(folder):
+    """Base; LoRA and DoRA alike and far better, at two rates and three seeds; full in between."""
+    records = [leave(folder, make_record("base"), answers(0.2, 0))]
+    for method, share in (("lora", 0.6), ("dora", 0.605), ("full", 0.4)):
+        for lr, loss in ((1e-4, 1.3), (2e-4, 1.2)):
+            for seed in range(3):
+                record = make_record(method, lr=lr, seed=seed)
+                record.validation = [ValidationPoint(50, 20_000, loss + 0.01 * seed)]
+                record.train.tokens_per_second_steady *= 1 + 0.01 * seed
+                worse = 0.3 if lr == 1e-4 else 0
+                records.append(leave(folder, record, answers(share - worse, 1 + seed)))
+    return records
+
+
+# Standings
+
+
+def test_items_are_in_order_and_of_all_seeds(folder, study):
+    records = [record for record in study if record.cell.method == "lora" and record.cell.lr == 2e-4]
+    values, which = items(folder, records, SCORE)
+    assert values.tolist() == [answers(0.6, seed).tolist() for seed in (1, 2, 3)]
+    assert len(which) == 2 + 2 * ITEMS
+    assert items(folder, [*records, make_record("lora", seed=9)], SCORE) is None
+    assert items(folder, [*records, make_record("lora", seed=9, scores=[])], SCORE) is None
+    leave(folder, records[0], answers(0.6, 1)[:-1])
+    assert items(folder, records, SCORE) is None
+
+
+def test_methods_that_can_not_be_told_apart_share_a_letter(folder, study):
+    (contest,) = contests(study, folder)
+    letters = {standing.choice.label: standing.letters for standing in contest.standings}
+    assert letters["lora"] == letters["dora"] == "a"
+    assert (letters["full"], letters["base"]) == ("b", "c")
+    assert contest.one_seed == []
+    assert len(contest.differences) == len(contest.corrected) == 6
+    assert [standing.value for standing in contest.standings] == sorted(
+        (s.value for s in contest.standings), reverse=True
+    )
+    gap = contest.differences["lora", "full"]
+    assert gap.low < 0.2 < gap.high
+    assert gap.p < contest.corrected["lora", "full"] < 0.05
+
+
+def test_intervals_are_those_of_the_items(folder, study):
+    (contest,) = contests(study, folder)
+    lora = next(standing for standing in contest.standings if standing.choice.label == "lora")
+    sample = np.stack([answers(0.6, seed) for seed in (1, 2, 3)])
+    assert lora.value == pytest.approx(sample.mean())
+    assert lora.interval == pytest.approx(statistics.mean_intervals([sample])[0], abs=0.003)  # other draws
+
+
+def test_the_lowest_comes_first_where_lower_is_better(folder):
+    fields = {"metric": "loss", "higher_is_better": False, "n": 50}
+    records = [
+        leave(folder, make_record(method), np.linspace(0, 1, 50) + more, make_score(**fields))
+        for method, more in (("lora", 0.5), ("full", 0.0))
+    ]
+    (contest,) = contests(records, folder)
+    assert [standing.choice.label for standing in contest.standings] == ["full", "lora"]
+    assert contest.differences["full", "lora"].value == pytest.approx(-0.5)
+
+
+def test_other_items_are_not_compared(folder, study):
+    other = leave(folder, make_record("qlora"), answers(0.6, 1, 300))
+    (contest,) = contests([*study, other], folder)
+    standing = next(standing for standing in contest.standings if standing.choice.label == "qlora")
+    assert standing.letters is None
+    assert standing.interval.low < standing.value < standing.interval.high
+    assert not any("qlora" in pair for pair in contest.differences)
+    assert "No letter where items are missing, or are not those of the others: qlora." in caption(
+        best([*study, other], folder)
+    )
+
+
+def test_settings_can_be_compared_by_rank(folder):
+    records = []
+    for rank in (8, 16):
+        for seed in range(2):
+            records.append(leave(folder, make_record("lora", rank, 2.0 * rank, 2e-4, seed), answers(0.02 * rank, seed)))
+    choices = select(frame(records), by=("method", "rank"))
+    (contest,) = contests(records, folder, choices)
+    assert [standing.choice.label for standing in contest.standings] == ["lora 16", "lora 8"]
+    assert ("lora 16", "lora 8") in contest.differences
+
+
+# The table
+
+
+def test_each_method_stands_in_its_best_setting(folder, study):
+    table = best(study, folder)
+    assert [cells[0] for cells in table.rows] == ["base", "full", "lora", "dora"]
+    lora = row(table, "lora")
+    assert lora["Setting"] == "lr=2e-4 †"
+    assert (lora["Tries"], lora["Seeds"]) == ("2", "3")
+    (contest,) = contests(study, folder)
+    interval = next(standing for standing in contest.standings if standing.choice.label == "lora").interval
+    value, low, high = (f"{100 * end:.1f}" for end in interval)
+    assert lora[HEADER] == f"{value} ({low}–{high}) a"
+    assert lora["Validation loss"] == "1.210 (1.185–1.235)"  # t(2) = 4.303 · 0.01 / √3 = 0.0248
+    assert lora["Peak train memory"] == "1.00 GiB (0.50×, 0.50–0.50)"
+    assert row(table, "full")["Tokens/s"].startswith("404 (0.80×, 0.7")
+    assert row(table, "base")["Setting"] == "–"
+    assert row(table, "base")["Seeds"] == "–"
+
+
+def test_the_caption_tells_what_can_be_said(folder, study):
+    text = caption(best(study, folder))
+    assert "gsm8k exact_match strict-match: dora scores highest; not told apart from it: lora." in text
+    assert "95% intervals over seeds and items" in text
+    assert "by Holm for 6 differences" in text
+    assert "with the least validation loss, mean over seeds" in text
+    assert "† At the edge of its grid, widen it: full lr=0.0002 is the highest of 2 tried; lora" in text
+    assert "One seed" not in text
+
+
+def test_two_seeds_are_said_to_be_few(folder, study):
+    text = caption(best([record for record in study if record.cell.seed != 2], folder))
+    assert "Two seeds" in text
+
+
+def test_one_seed_says_nothing_of_methods(folder, study):
+    records = [record for record in study if record.cell.seed in (None, 0)]
+    text = caption(best(records, folder))
+    assert "95% intervals over items" in text
+    assert "McNemar's exact test" in text
+    assert "One seed: letters and intervals are of the models that were trained" in text
+
+
+def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):
+    record = leave(folder, make_record("lora"), answers(0.5, 0))
+    record.validation = []
+    table = best([record], folder)
+    assert len(table.rows) == 1
+    text = caption(table)
+    assert "there is only lora, and nothing to compare it with" in text
+    assert "whether another would have served it better can't be said" in text
+    assert "One seed" in text
+    assert "No finished base row" in "\n".join(line for shown in tables([record], folder) for line in shown.caption)
+
+
+def test_without_validation_nothing_is_chosen(folder):
+    records = [make_record("lora", lr=lr) for lr in (1e-4, 2e-4)]
+    for record in records:
+        record.validation = []
+    table = best(records, folder)
+    assert row(table, "lora")["Setting"] == "–"
+    assert "lora: no setting chosen, settings without a validation loss can't be chosen from." in caption(table)
+    assert "No setting that was chosen has a score" in caption(table)
+
+
+def test_failed_tries_are_told():
+    table = best(make_study(), None)
+    assert row(table, "qlora")["Tries"] == "2 (1 oom)"
+    assert row(table, "qlora")["Setting"] == "r=16 α=32 lr=2e-4 †"  # the lower of two ranks
+    assert "whether by more than chance can't be said without its items" in caption(table)
+    assert row(table, "lora")[HEADER] == "23.0 (17.1–28.9)"  # 1.96 · 3.0
+
+
+def test_speed_of_one_seed_is_compared_by_its_steps():
+    records = [make_record("lora"), make_record("full")]
+    for record, seconds in zip(records, (1.0, 2.0), strict=True):
+        train = record.train
+        train.step_seconds = [seconds * (1 + 0.1 * (i % 3)) for i in range(50)]
+        train.loss = [LossPoint(i + 1, 400 * (i + 1), 1.0, 1e-4, 1.0) for i in range(50)]
+        train.tokens_per_second_steady = 400 / (1.1 * seconds)
+    assert row(best(records, None), "full")["Tokens/s"].startswith("182 (0.50×, 0.")
+
+
+def test_the_setting_that_was_chosen_is_marked_among_all(folder, study):
+    shown = tables(study, folder)[1]
+    settings = [(r[shown.columns.index("Method")], r[shown.columns.index("Setting")]) for r in shown.rows]
+    assert ("lora", "lr=2e-4 *") in settings
+    assert ("lora", "lr=1e-4") in settings
+    assert ("base", "–") in settings
+    assert shown.data.groupby(["method", "lr"])["chosen"].all().to_dict()["lora", 2e-4]
+    assert shown.data["chosen"].sum() == 10
+    assert "* is the setting with the least validation loss of its method." in caption(shown)
+    assert len(tables(study, folder, ["method"])) == 1
+
+
+@pytest.mark.parametrize("fmt", ["md", "csv", "html", "latex"])
+def test_tables_of_anything_render(fmt, folder, study):
+    bare = make_record("lora", status="failed", environment={})
+    bare.parameters, bare.phases, bare.failure = None, {}, None
+    hostile = [measured(make_record(name, study=HOSTILE[0], scores=[make_score(task=HOSTILE[0])])) for name in HOSTILE]
+    for records in ([], [bare], study, hostile, [*study, make_record("lora", model="other")]):
+        text = document(tables(records, folder), fmt)
+        assert text.endswith("\n")
+        assert "U+2020" not in text
+        if fmt == "html":
+            tags = Tags()
+            tags.feed(text)
+            assert tags.open == []
+            assert "script" not in [tag for tag, _ in tags.tags]
+            assert text.count("<!DOCTYPE html>") == 1
+
+
+def test_the_command_shows_both(inside, folder, study):
+    run = inside("table", "--study", "demo")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.index("**demo: best settings**") < run.stdout.index("**demo**")
+
+
+# Power
+
+
+def test_power_is_the_share_of_simulated_studies_that_find_it():
+    given, seeds, n, effect = Assumptions(0.5, 0.02, 0.6, 0.4), 5, 300, 0.06
+    draw, hits = np.random.default_rng(0), 0
+    own, rest = (0.25 * 0.2) ** 0.5, (0.25 * 0.4) ** 0.5
+    for _ in range(500):
+        item = draw.normal(0, (0.25 * 0.4) ** 0.5, n)
+        pair = [
+            mean
+            + draw.normal(0, given.seed_sd, (seeds, 1))
+            + item
+            + draw.normal(0, own, n)
+            + draw.normal(0, rest, (seeds, n))
+            for mean in (effect, 0)
+        ]
+        hits += statistics.differences(pair, resamples=2)[0, 1].p < 0.05
+    assert hits / 500 == pytest.approx(power(effect, seeds, n, given=given), abs=0.06)
+
+
+def test_smaller_effects_and_fewer_seeds_take_more_items():
+    assert power(0.05, 10, items_needed(0.05, 10)) == pytest.approx(0.8, abs=0.01)
+    assert items_needed(0.02, 10) > items_needed(0.05, 10)
+    assert items_needed(0.05, 5) > items_needed(0.05, 10)
+    assert items_needed(0.05, 10, 0.05 / 15) > items_needed(0.05, 10)
+    assert items_needed(0.001, 3) is None
+
+
+def test_a_study_tells_what_its_noise_is_made_of(folder, study):
+    given, said = assumptions(study, folder)
+    right = [answers(share, 1 + seed).mean() for share in (0.6, 0.605, 0.4) for seed in range(3)]
+    assert given.accuracy == pytest.approx(np.mean(right))
+    assert 0.6 < given.between_methods < given.between_seeds < 1
+    assert 0 <= given.seed_sd < 0.03
+    assert said == ["Measured by gsm8k/exact_match/strict-match."]
+    given, said = assumptions([record for record in study if record.cell.seed == 0], folder)
+    assert given.seed_sd == Assumptions().seed_sd
+    assert "The study has one seed a method: how seeds differ is assumed." in said
+
+
+def test_power_on_the_command_line(inside, folder, study):
+    run = inside("power", "--effect", "0.05", "--seeds", "4")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"with 4 seeds, {items_needed(0.05, 4):,} items a model." in run.stdout
+    assert "|     4 * |" in run.stdout
+    run = inside("power", "--effect", "0.01", "--seeds", "2")
+    assert "with 2 seeds no number of items is enough" in run.stdout
+    run = inside("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
+    assert "Measured by gsm8k/exact_match/strict-match." in run.stdout
+    for arguments in (["--effect", "5", "--seeds", "3"], ["--effect", "0.1", "--seeds", "0"], ["--seeds", "3"]):
+        run = inside("power", *arguments)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert run.stderr.startswith("error: ")
+        assert run.stderr.count("\n") == 1
+
+
+def test_memory_of_seeds_that_differ_has_an_interval():
+    records = [make_record(method, lr=1e-4, seed=seed) for method in ("full", "lora") for seed in range(3)]
+    for record in records:
+        record.phases["train"].memory.allocated_peak += record.cell.seed * MIB
+    assert row(best(records, None), "lora")["Peak train memory"] == "1.00 GiB (0.50×, 0.50–0.50)"
+
+
+# Models as they are
+
+
+def test_where_nothing_was_tuned_models_stand_side_by_side():
+    here, there = measured(make_record("base")), make_answered()
+    survey, every = tables([here, there], None)
+    assert (survey.title, every.title) == ("demo: models as they are", "demo")
+    assert survey.columns[:3] == ["Model", "Method", "Asked by"]
+    assert row(survey, "base") == {
+        "Model": "smollm2-135m",
+        "Method": "base",
+        "Asked by": "–",
+        HEADER: "18.0 ± 3.0",
+        HEADER.replace("gsm8k", "gsm8k (chat)"): "–",
+        "Peak memory": "609 MiB",  # 513 of weights, 96 of activations
+        "Tokens/s written": "800",  # 8 × 64 tokens in 0.64 s
+        "Price read / written": "–",
+        "Spent": "–",
+        "Status": "ok",
+    }
+    assert row(survey, "api") == {
+        "Model": "far-away",
+        "Method": "api",
+        "Asked by": "chat",
+        HEADER: "–",
+        HEADER.replace("gsm8k", "gsm8k (chat)"): "40.0 ± 3.0",
+        "Peak memory": "–",
+        "Tokens/s written": "25.0",  # 10,000 in 400 s
+        "Price read / written": "$0.50 / $1.50",
+        "Spent": "$0.040",
+        "Status": "ok",
+    }
+    assert "All cells of models that were here ran with device type cuda" in caption(survey)
+    assert "another measurement, not to be compared" in caption(survey)
+    assert len(survey.columns) == len(SURVEY) + 1  # two scores
+
+
+def test_with_a_tuned_row_the_best_settings_come_first():
+    assert tables([make_record("base"), make_record("lora")], None)[0].title == "demo: best settings"
+
+
+def test_a_chat_is_compared_with_no_other_scores():
+    """Even of a model that goes by the same name, asked the same items."""
+    base, chatted, sure = make_record("base"), make_answered(name="smollm2-135m"), make_answered("completions")
+    sure.cell.model = "smollm2-135m"
+    every = tables([base, chatted, sure], None)[1]
+    texts = [cell for cells in every.rows for cell in cells if "(+" in cell]
+    assert texts == ["40.0 ± 3.0 (+22.0)"], "the completions', which are the same measurement"

@@ -1,0 +1,452 @@
+"""What the figures draw of constructed records: the values, how they are told apart, and the files."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from records import METHODS, MIB, make_record, make_score, make_study, measured
+
+from harness.articles.beyond_lora import claims
+from harness.config import ROOT
+from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
+from harness.report import figures, statistics
+from harness.report.figures import (
+    FIGURES,
+    HATCHES,
+    KIND_COLOURS,
+    MARKERS,
+    drawings,
+    looks,
+    pareto,
+    save,
+    svg,
+)
+from harness.report.importers import collect
+
+PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
+QUICKSTART = ROOT / "results" / "reference" / "quickstart"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def draw(name, records):
+    """The panels of a figure."""
+    drawn = FIGURES[name](records, None)
+    drawn.figure.canvas.draw()
+    return drawn.figure.axes
+
+
+def legend(panel):
+    return [text.get_text() for text in panel.get_legend().get_texts()]
+
+
+def points(panel):
+    """(x, y) of the single markers of error bars."""
+    lines = [bar.lines[0] for bar in panel.containers if hasattr(bar, "lines")]
+    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
+
+
+def swept(method, rank, lr, loss, value, seed=0, **fields):
+    """A record of a sweep: its validation loss, its score and a curve."""
+    alpha = None if rank is None else 2.0 * rank
+    record = make_record(method, rank, alpha, lr, seed, scores=[make_score(value)], **fields)
+    record.validation = [ValidationPoint(step, 400 * step, loss + 1 - step / 50) for step in (0, 25, 50)]
+    return record
+
+
+# Accuracy against memory
+
+
+def test_scores_stand_at_their_memory_with_the_interval_that_the_table_has():
+    panel = draw("accuracy_memory", make_study())[0]
+    found = dict(zip(legend(panel)[1:6], points(panel), strict=True))
+    assert found == {
+        method: pytest.approx((METHODS[method][1] / 1024, 100 * METHODS[method][5]))
+        for method in ("full", "lora", "qlora", "dora", "galore")
+    }
+    (bar,) = panel.containers[1].lines[2]  # lora's
+    low, high = (float(y) for _, y in bar.get_segments()[0])
+    interval = statistics.summary_interval([0.23], [0.03])
+    assert (low, high) == pytest.approx((100 * interval.low, 100 * interval.high))
+
+
+def test_the_front_is_of_settings_that_none_beats():
+    panel = draw("accuracy_memory", make_study())[0]
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    # qlora, lora, dora, full; galore takes more than dora and scores less
+    assert list(front.get_xdata()) == pytest.approx([0.5, 1, 1126 / 1024, 2])
+    assert list(front.get_ydata()) == pytest.approx([22, 23, 23.5, 25])
+
+
+def test_no_setting_is_on_the_front_for_its_test_score_alone():
+    records = [swept("lora", 4, 2e-4, 1.0, 0.3), swept("lora", 4, 1e-3, 1.2, 0.9), swept("dora", 4, 2e-4, 1.0, 0.4)]
+    panel = draw("accuracy_memory", records)[0]
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert list(front.get_ydata()) == pytest.approx([30, 40])
+    assert 90.0 in [pytest.approx(y) for _, y in points(panel)]
+
+
+def test_pareto_by_hand():
+    cost_and_score = [(3, 0.9), (1, 0.5), (2, 0.4), (1, 0.6), (3, 0.7)]
+    assert pareto(cost_and_score) == [3, 0]
+    assert pareto(cost_and_score, higher_is_better=False) == [1, 2]
+    assert pareto([]) == []
+
+
+def test_an_untuned_model_is_a_line_at_its_score():
+    panel = draw("accuracy_memory", make_study())[0]
+    levels = [line.get_ydata()[0] for line in panel.lines if list(line.get_xdata()) == [0, 1]]
+    assert levels == pytest.approx([18.0, 16.5])
+    assert legend(panel)[-2:] == ["base", "base_nf4"]
+
+
+def test_settings_that_were_not_chosen_are_hollow():
+    panel = draw("accuracy_memory", [swept("lora", 16, 2e-4, 1.0, 0.3), swept("lora", 16, 1e-3, 1.2, 0.4)])[0]
+    faces = {y: bar.lines[0].get_markerfacecolor() for bar, (_, y) in zip(panel.containers, points(panel), strict=True)}
+    assert faces[40.0] == "white"
+    assert faces[30.0] != "white"
+
+
+def test_imported_records_have_reserved_memory_alone():
+    records = [make_record(method, 16, 32.0, 1e-4) for method in ("lora", "boft")]
+    for gib, record in enumerate(records, 17):
+        record.parameters = None
+        record.phases = {"train": record.phases["train"]}
+        record.phases["train"].memory.allocated_peak = None
+        record.phases["train"].memory.reserved_p99 = gib * 2**30
+    panel = draw("accuracy_memory", records)[0]
+    assert points(panel) == [(17, pytest.approx(23)), (18, pytest.approx(23))]
+    assert "reserved" in panel.get_xlabel()
+
+
+def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
+    records = []
+    for i in range(14):
+        record = make_record(f"method{i:02}", 16, 32.0, 1e-4, scores=[make_score(0.3 + (0.01 if i == 3 else 0))])
+        record.phases["train"].memory.allocated_peak = (1000 + i) * MIB
+        records.append(record)
+    panel = draw("accuracy_memory", records)[0]
+    assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "others"]
+    assert [text.get_text() for text in panel.texts] == ["1", "2"]
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
+def test_the_front_of_published_results():
+    records = [imported.record for imported in collect("peft", PUBLISHED, "peft")]
+    panel = draw("accuracy_memory", records)[0]
+    rows = [(r.phases["train"].memory.reserved_p99, r.scores[0].value) for r in records if r.status == "ok"]
+    front = [(x, y) for x, y in rows if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in rows)]
+    (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    drawn = zip(line.get_xdata(), line.get_ydata(), strict=True)
+    assert list(drawn) == [pytest.approx((x / 2**30, 100 * y)) for x, y in sorted(front)]
+    assert len(points(panel)) == len(rows)
+
+
+# Ranks and learning rates
+
+
+def ranks():
+    return [
+        *(
+            swept("lora", rank, lr, 1 + (lr != 2e-4), value)
+            for rank, value in ((4, 0.2), (64, 0.3))
+            for lr in (2e-4, 1e-3)
+        ),
+        *(swept("dora", rank, 2e-4, 1.0, value) for rank, value in ((4, 0.25), (64, 0.35))),
+        swept("galore", 16, 2e-4, 1.0, 0.5),
+        swept("full", None, 2e-5, 1.0, 0.4),
+        make_record("base"),
+    ]
+
+
+def test_each_rank_scores_at_its_chosen_learning_rate():
+    panel = draw("rank_sweep", ranks())[0]
+    assert legend(panel) == ["lora", "dora", "base", "full"]  # galore has one rank
+    for method, values in {"lora": [20, 30], "dora": [25, 35]}.items():
+        (line,) = (
+            of
+            for of in panel.lines
+            if of.get_linestyle() == mpl_line(method) and len(of.get_xdata()) == 2 and of.get_ydata()[0] == values[0]
+        )
+        assert list(line.get_ydata()) == pytest.approx(values)
+        assert np.log2(line.get_xdata()) == pytest.approx([2, 6], abs=0.1)
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "64"]
+
+
+def mpl_line(method):
+    return looks([method])[method].line
+
+
+def test_without_scores_ranks_are_compared_by_loss():
+    records = [swept("lora", rank, 2e-4, loss, 0.2, seed) for rank, loss in ((4, 1.5), (64, 1.2)) for seed in (0, 1)]
+    for record in records:
+        record.scores = []
+    panel = draw("rank_sweep", records)[0]
+    assert "validation loss" in panel.get_ylabel()
+    assert [y for _, y in points(panel)] == pytest.approx([1.5, 1.2])
+
+
+def test_imported_results_are_no_rank_sweep():
+    records = [swept("lora", rank, 2e-4, 1.0, 0.2) for rank in (4, 64)]
+    assert FIGURES["rank_sweep"](records, None)
+    for record in records:
+        record.source = Source("peft", "a.json", "0" * 64, [])
+    assert FIGURES["rank_sweep"](records, None) is None
+
+
+def test_the_heat_map_has_the_loss_of_each_method_at_each_rate():
+    rates = {2e-5: 1.5, 2e-4: 1.1, 1e-3: 1.3}
+    records = [swept("lora", rank, lr, loss + rank / 100, 0.2) for lr, loss in rates.items() for rank in (4, 8)]
+    records += [swept("full", None, 2e-5, 1.2, 0.2), make_record("full", None, None, 1e-3, status="diverged")]
+    panel = draw("lr_methods", records)[0]
+    heat = np.ma.filled(panel.images[0].get_array(), np.nan)
+    assert heat == pytest.approx(np.array([[1.2, np.nan, np.nan], [1.54, 1.14, 1.34]]), nan_ok=True)
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["full", "lora"]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2e-5", "2e-4", "1e-3"]
+    told = {(round(text.get_position()[0]), round(text.get_position()[1])): text for text in panel.texts}
+    assert told[2, 0].get_text() == "diverged"
+    assert (1, 0) not in told  # never tried
+    assert {at for at, text in told.items() if text.get_fontweight() == "bold"} == {(0, 0), (1, 1)}
+
+
+# Loss
+
+
+def test_validation_loss_against_tokens_and_seconds():
+    records = [swept("lora", 16, 2e-4, 1.0, 0.2, seed) for seed in (0, 1)]
+    records[1].validation[-1].loss = 1.2
+    by_tokens, by_time = draw("loss", records)
+    (line,) = by_tokens.lines
+    assert list(line.get_xdata()) == [0, 10_000, 20_000]
+    assert list(line.get_ydata()) == pytest.approx([2.0, 1.5, 1.1])
+    assert list(by_time.lines[0].get_xdata()) == pytest.approx([0, 10_000 / 495, 20_000 / 495])
+    assert {"0", "5.00K", "10.0K"} <= {tick.get_text() for tick in by_tokens.get_xticklabels()}
+
+
+def test_training_loss_in_stretches_where_nothing_was_validated_on_the_way():
+    record = make_record("lora", 16, 32.0, 2e-4)
+    record.train.loss = [LossPoint(step, 400 * step, float(step), 2e-4, 1.0) for step in range(1, 51)]
+    by_tokens, by_time = draw("loss", [record])
+    (line,) = by_tokens.lines
+    assert len(line.get_xdata()) == 20
+    assert list(line.get_ydata())[:2] == pytest.approx([2.0, 5.0])  # of steps 1 to 3, and 4 to 6
+    assert line.get_xdata()[-1] == 20_000
+    assert by_time.lines[0].get_xdata()[-1] == pytest.approx(50 * 20_000 / 495 / 50)
+
+
+# Memory and speed
+
+
+def test_bars_of_memory_are_stacked_by_kind():
+    panel = draw("memory", [measured(make_record("lora", 16, 32.0, 2e-4)), measured(make_record("base"))])[0]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["base (forward pass)", "lora"]
+    widths = [container[1].get_width() * 1024 for container in panel.containers]
+    assert widths == pytest.approx([513, 19, 0, 37, 346])
+    starts = [container[1].get_x() * 1024 for container in panel.containers]
+    assert starts == pytest.approx([0, 513, 532, 532, 569])
+    assert legend(panel) == ["weights", "adapters", "gradients", "optimizer", "activations"]
+
+
+def test_memory_of_unlike_batches_is_kept_apart():
+    records = []
+    for size in (2, 8):
+        for method, least in (("lora", 2), ("dora", 8)):
+            settings = {"train": {"batch_size": size, "seed": 0}}
+            record = measured(make_record(method, 16, 32.0, 2e-4, settings=settings))
+            record.validation[-1].loss = 1.0 if size == least else 2.0  # a choice by which unlike ones would meet
+            record.probe.peak = Kinds(size * MIB, 0, 0, 0, 0)
+            records.append(record)
+    panels = draw("memory", [*records, measured(make_record("base", settings={"train": {"batch_size": 8}}))])
+    assert [panel.get_title() for panel in panels] == ["train.batch_size=2", "train.batch_size=8"]
+    shown = [[tick.get_text() for tick in panel.get_yticklabels()] for panel in panels]
+    assert shown == [["lora", "dora"], ["base (forward pass)", "lora", "dora"]]
+    assert [bar.get_width() * 1024 for bar in panels[0].containers[0]] == pytest.approx([2, 2])
+
+
+def test_throughput_of_training_and_of_answering():
+    records = [measured(make_record("lora", 16, 32.0, 2e-4, seed)) for seed in (0, 1)]
+    records[1].train.tokens_per_second_steady = 600.0
+    training, decoding = draw("throughput", records)
+    assert (training.get_title(), decoding.get_title()) == ("training", "decoding")
+    assert legend(training) == ["median step", "all steps"]
+    steady, amortised = [bars for bars in training.containers if hasattr(bars, "patches")]
+    assert steady[0].get_width() == pytest.approx(550)
+    assert amortised[0].get_width() == pytest.approx(495)
+    interval = statistics.seeds_interval([500.0, 600.0])
+    low, high = (x for x, _ in steady.errorbar.lines[2][0].get_segments()[0])
+    assert (low, high) == pytest.approx((interval.low, interval.high))
+    rates = [bars[0].get_width() for bars in decoding.containers if hasattr(bars, "patches")]
+    assert rates == pytest.approx([8 * 64 / 0.512, 8 * 64 / 1.28, 8 * 64 / 0.64])
+
+
+# Forgetting and verdicts
+
+
+def mmlu(value):
+    return make_score(value, task="mmlu", metric="acc", filter="none")
+
+
+def test_forgetting_stands_against_gain_in_points():
+    records = [
+        make_record("base", scores=[make_score(0.18), mmlu(0.40)]),
+        make_record("base_nf4", scores=[make_score(0.16), mmlu(0.39)]),
+        make_record("lora", 16, 32.0, 2e-4, scores=[make_score(0.23), mmlu(0.37)]),
+        make_record("full", None, None, 2e-5, scores=[make_score(0.25), mmlu(0.41)]),
+    ]
+    panel = draw("forgetting", records)[0]
+    assert legend(panel) == ["full", "lora"]
+    assert points(panel) == [pytest.approx((7, 1)), pytest.approx((5, -3))]
+    assert panel.get_ylabel() == "change of mmlu acc (points)"
+
+
+def test_what_is_better_lower_is_forgotten_downwards():
+    def text(value):
+        kinds = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none"}
+        return make_score(value, higher_is_better=False, **kinds)
+
+    records = [
+        make_record("base", scores=[make_score(0.18), text(1.0)]),
+        make_record("lora", 16, 32.0, 2e-4, scores=[make_score(0.23), text(1.2)]),
+    ]
+    panel = draw("forgetting", records)[0]
+    assert points(panel) == [pytest.approx((5, 0.2))]
+    assert panel.yaxis_inverted()
+
+
+def test_verdicts_are_those_of_the_claims():
+    records = make_study()
+    for record in records:
+        if record.cell.method == "qlora" and record.status == "ok":
+            record.phases["train"].memory.allocated_peak = 4096 * MIB
+    panel = draw("verdicts", records)[0]
+    found = claims.verdicts(records, None)
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in found]
+    order = ["supported", "refuted", "not decided"]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == order
+    assert [order[int(line.get_xdata()[0])] for line in panel.lines] == [v.finding.decision for v in found]
+    assert {v.finding.decision for v in found} == set(order)  # or the test would hold little
+    decided = claims.table(found)
+    effects = [row[decided.columns.index("Effect")].strip("–") for row in decided.rows]
+    assert [text.get_text() for text in panel.texts][:-1] == effects
+
+
+# What holds of all
+
+
+def everything():
+    """Records that hold something for every figure."""
+    records = [measured(record) for record in ranks()]
+    for record in records:
+        record.scores.append(mmlu(0.3))
+    return records
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_figure_without_anything_to_draw(name):
+    assert FIGURES[name]([], None) is None
+    assert FIGURES[name]([make_record("lora", 16, 32.0, 2e-4, status=s) for s in ("failed", "unfit")], None) is None
+    assert FIGURES[name](everything(), None) is not None
+
+
+def test_methods_are_told_apart_without_colours():
+    many = [*METHODS, *(f"method{i}" for i in range(8))]
+    assert len({look.marker for look in looks(many).values()}) == len(many) == len(MARKERS)
+    lines = {str(look.line) for method, look in looks(METHODS).items() if method in METHODS}
+    assert len(lines) == len(METHODS)
+    assert len(set(HATCHES)) == len(KIND_COLOURS) == len(HATCHES)
+    panel = draw("rank_sweep", ranks())[0]
+    curves = [
+        line.get_linestyle() for line in panel.lines if len(line.get_xdata()) == 2 and line.get_linestyle() != "None"
+    ]
+    assert len(curves) == 4
+
+
+def test_a_method_looks_alike_in_every_study():
+    assert looks(["lora"])["lora"] == looks(["aardvark", "lora"])["lora"]
+
+
+def test_png_and_svg_of_each_are_written_the_same_bytes_each_time(tmp_path):
+    records = everything()
+    for out in ("one", "other"):
+        assert save(records, None, tmp_path / out) == list(FIGURES)
+    written = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert written == sorted(f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg"))
+    for name in written:
+        content = (tmp_path / "one" / name).read_bytes()
+        assert content == (tmp_path / "other" / name).read_bytes()
+        assert content.startswith(b"\x89PNG" if name.endswith("png") else b"<svg")
+
+
+def test_drawings_of_one_page_share_no_id_and_name_themselves():
+    found = svg(everything(), None)
+    assert list(found) == list(FIGURES)
+    ids = []
+    for text, caption in found.values():
+        tree = ET.fromstring(text)
+        assert tree.find(f"{SVG}title").text == caption
+        own = [element.get("id") for element in tree.iter() if element.get("id")]
+        used = re.findall(r'(?:href="#|url\(#)([^")]+)', text)
+        assert used
+        assert set(used) <= set(own)
+        ids += own
+    assert len(ids) == len(set(ids))
+
+
+HOSTILE = "<script>alert(1)</script>$x_1$\x00\n_&"
+
+
+def test_hostile_names_are_text():
+    records = [make_record(HOSTILE, 16, 32.0, 2e-4, model="$\\frac{$"), make_record("lora", 16, 32.0, 2e-4)]
+    text, _ = svg(records, None)["accuracy_memory"]
+    tree = ET.fromstring(text)
+    assert not [element for element in tree.iter() if "script" in element.tag]
+    shown = ["".join(element.itertext()) for element in tree.iter(f"{SVG}text")]
+    assert "<script>alert(1)</script>$x_1$  _&" in shown
+    assert "1 GiB" not in shown
+
+
+def test_several_models_have_panels_of_their_own():
+    records = [make_record("lora", 16, 32.0, 2e-4, model=f"model{i}") for i in range(8)]
+    drawn = FIGURES["accuracy_memory"](records, None)
+    assert [panel.get_title() for panel in drawn.figure.axes] == [f"model{i}" for i in range(6)]
+    assert "Of 8 panels the first 6" in drawn.caption
+
+
+def test_intervals_of_committed_records_are_those_over_their_items():
+    records, _ = read_study(QUICKSTART)
+    drawn = drawings(records, QUICKSTART)
+    panel = drawn["accuracy_memory"].figure.axes[0]
+    lora = next(record for record in records if record.cell.method == "lora").scores[0]
+    right = round(lora.value * lora.n)
+    bars = dict(zip(legend(panel)[1:], panel.containers, strict=False))
+    low, high = (float(y) / 100 for _, y in bars["lora"].lines[2][0].get_segments()[0])
+    # Jeffreys' interval, as one seed's is over its items
+    expected = statistics.special.betaincinv(right + 0.5, lora.n - right + 0.5, statistics.TAILS)
+    assert (low, high) == pytest.approx(tuple(expected))
+    assert math.isfinite(low)
+
+
+def test_the_command_says_what_it_drew_and_what_not(inside, tmp_path):
+    record = measured(make_record("lora", 16, 32.0, 2e-4))
+    write(record, tmp_path / "results" / "demo" / "lora.json")
+    run = inside("figures")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("results/demo/figures: accuracy_memory, memory, throughput, verdicts; no records for ")
+    assert sorted(path.stem for path in (tmp_path / "results/demo/figures").glob("*.png")) == [
+        "accuracy_memory",
+        "memory",
+        "throughput",
+        "verdicts",
+    ]
+    run = inside("figures", "--study", "none")
+    assert run.returncode == 2
+    assert run.stderr == "error: There is no study none in results; there is: demo.\n"
+
+
+def test_the_interval_of_a_share_ends_where_shares_do():
+    wide = statistics.Interval(0.4, -0.3, 1.1)
+    assert figures._error(0.4, wide, figures.PERCENT) == [[pytest.approx(40)], [pytest.approx(60)]]
+    assert figures._error(0.4, wide, 1.0) == [[pytest.approx(0.7)], [pytest.approx(0.7)]]

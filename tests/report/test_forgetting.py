@@ -1,0 +1,221 @@
+"""What tuning lost and won, item by item: counted by hand on few items, and whatever can't be compared is said."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from records import make_record, make_score
+from rendered import caption
+
+from harness.__main__ import main
+from harness.config import ROOT
+from harness.record import read_study, write
+from harness.report import statistics
+from harness.report.forgetting import answer, forgetting, tables
+
+MMLU = make_score(task="mmlu", metric="acc", filter="none", num_fewshot=0, n=6)
+SUBJECTS = ["law"] * 4 + ["art"] * 2
+BASE = [1, 1, 1, 0, 0, 1]
+
+
+def leave(folder, record, values, score=MMLU, **columns):
+    """`record` with the score that `values` mean and with its items beside it, as a job leaves them."""
+    record.scores = [make_score(**(vars(score) | {"value": sum(values) / len(values)}))]
+    items = {"task": score.task, "subject": SUBJECTS[: len(values)], "item": range(len(values)), "hash": "h"}
+    items |= {"filter": score.filter, "metric": score.metric, "value": [float(value) for value in values]}
+    # The choice 1 is right: a wrong answer is that of choice 0.
+    items |= {"prediction": [f"[({-1.0 - v}, False), ({v - 2.0}, False)]" for v in values], "target": "1"}
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(items | columns).to_parquet(folder / f"{record.cell.name}.items.parquet", index=False)
+    write(record, folder / f"{record.cell.name}.json")
+    return record
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "results" / "demo"
+
+
+@pytest.fixture
+def study(folder):
+    """Base, and LoRA with two seeds: both lose item 0 of law, one item 1 as well, and one wins item 3."""
+    return [
+        leave(folder, make_record("base"), BASE),
+        leave(folder, make_record("lora", 16, 32.0, 2e-4, 0), [0, 1, 1, 1, 0, 1]),
+        leave(folder, make_record("lora", 16, 32.0, 2e-4, 1), [0, 0, 1, 0, 0, 1]),
+    ]
+
+
+def test_what_was_lost_and_won_is_counted_over_seeds_and_by_subject(study, folder):
+    (found,) = forgetting(study, folder).comparisons
+    assert (found.label, found.score, len(found.cells)) == ("lora", "mmlu/acc/none", 2)
+    total = found.total
+    assert (total.items, total.right, total.lost, total.won) == (6, 4, 1.5, 0.5)
+    assert total.change.value == pytest.approx(-1 / 6)
+    law, art = found.subjects["law"], found.subjects["art"]
+    assert (law.items, law.right, law.lost, law.won) == (4, 3, 1.5, 0.5)
+    assert (art.lost, art.won, art.change.value) == (0, 0, 0)
+
+
+def test_the_interval_is_that_of_differences_paired_by_item(study, folder):
+    (found,) = forgetting(study, folder).comparisons
+    tuned = pd.DataFrame({"a": [0, 1, 1, 1, 0, 1], "b": [0, 0, 1, 0, 0, 1]}, dtype=float).T.to_numpy()
+    base = pd.DataFrame([BASE], dtype=float).to_numpy()
+    order = [4, 5, 0, 1, 2, 3]  # items are read by subject
+    assert found.total.change == pytest.approx(statistics.differences([tuned[:, order], base[:, order]])[0, 1])
+    assert found.total.change.low < -1 / 6 < found.total.change.high
+
+
+def test_items_come_with_the_answers_and_those_that_most_seeds_lost_first(study, folder):
+    (found,) = forgetting(study, folder).comparisons
+    told = [(c.kind, c.subject, c.item, c.seeds, c.target, c.base, c.tuned) for c in found.changed]
+    assert told == [
+        ("lost", "law", 0, 2, "1", "1", ["0", "0"]),
+        ("lost", "law", 1, 1, "1", "1", ["1", "0"]),
+        ("won", "law", 3, 1, "1", "0", ["1", "0"]),
+    ]
+
+
+def test_many_comparisons_are_corrected_together(folder):
+    records = [leave(folder, make_record("base"), [1, 1, 1, 1, 1, 1])]
+    records += [leave(folder, make_record(method), [0] * 6) for method in ("lora", "dora", "full")]
+    found = forgetting(records, folder).comparisons
+    assert [c.total.change.p for c in found] == [2 / 2**6] * 3  # McNemar's: six of six
+    assert [c.total.corrected for c in found] == pytest.approx([3 * 2 / 2**6] * 3)
+    assert [t.corrected for t in found[0].subjects.values()] == pytest.approx(
+        [0.5, 0.25]
+    )  # of art 2 / 2**2, of law twice 2 / 2**4
+
+
+def test_each_cell_can_be_compared_by_itself(study, folder):
+    failed = make_record("dora", status="oom")
+    found = forgetting([*study, failed], folder, each_cell=True)
+    assert [(c.label, c.total.lost, c.total.won) for c in found.comparisons] == [
+        (study[1].cell.name, 1, 1),
+        (study[2].cell.name, 2, 0),
+    ]
+    assert found.left_out == [f"{failed.cell.name} ended as oom: it is not compared."]
+
+
+def test_a_base_that_was_tuned_on_other_data_in_name_alone_will_do(folder):
+    records = [leave(folder, make_record("base", data="wordmath"), BASE), leave(folder, make_record("lora"), BASE)]
+    (found,) = forgetting(records, folder).comparisons
+    assert found.base == records[0].cell.name
+
+
+def alone(folder):
+    return [leave(folder, make_record("lora"), BASE)]
+
+
+def other_model(folder):
+    return [leave(folder, make_record("base", model="other"), BASE), *alone(folder)]
+
+
+def other_items(folder):
+    return [leave(folder, make_record("base"), BASE, item=range(1, 7)), *alone(folder)]
+
+
+def other_texts(folder):
+    return [leave(folder, make_record("base"), BASE, hash="g"), *alone(folder)]
+
+
+def other_shots(folder):
+    score = make_score(**(vars(MMLU) | {"num_fewshot": 5}))
+    return [leave(folder, make_record("base"), BASE, score), *alone(folder)]
+
+
+def other_score(folder):
+    score = make_score(**(vars(MMLU) | {"metric": "acc_norm"}))
+    return [leave(folder, make_record("base"), BASE, score), *alone(folder)]
+
+
+def no_shares(folder):
+    return [leave(folder, make_record("base"), [0.5] * 6), *alone(folder)]
+
+
+def losses(folder):
+    score = make_score(**(vars(MMLU) | {"higher_is_better": False}))
+    return [leave(folder, make_record(method), BASE, score) for method in ("base", "lora")]
+
+
+def no_items(folder):
+    records = [leave(folder, make_record("base"), BASE), *alone(folder)]
+    (folder / f"{records[1].cell.name}.items.parquet").unlink()
+    return records
+
+
+def no_score(folder):
+    records = [leave(folder, make_record("base"), BASE), *alone(folder)]
+    records[1].scores = []
+    return records
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (alone, "lora: there is no finished base of smollm2-135m in the study"),
+        (other_model, "lora: there is no finished base of smollm2-135m in the study"),
+        (other_items, "was asked other items"),
+        (other_texts, "was asked other items"),
+        (other_shots, "was asked other items"),
+        (other_score, "lora, mmlu/acc/none: base has no such score"),
+        (no_shares, "no score of right and wrong"),
+        (losses, "no score of right and wrong"),
+        (no_items, "the items of a cell are not beside its record"),
+        (no_score, "lora: it has no score"),
+    ],
+)
+def test_what_can_not_be_compared_is_said(folder, make, said):
+    found = forgetting(make(folder), folder)
+    assert found.comparisons == []
+    (sentence,) = found.left_out
+    assert said in sentence
+    assert sentence in caption(tables(found, "demo", 3)[0])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "metric", "said"),
+    [
+        ("['18']", "exact_match", "18"),
+        ("[(-5.8, False), (-2.3, True)]", "acc", "1"),
+        ("[(-5.8, False), (-2.3, True)]", "acc_norm", "[(-5.8, False), (-2.3, True)]"),  # by length, which is not kept
+        ("['a', 'b']", "exact_match", "['a', 'b']"),
+        ("not python", "acc", "not python"),
+    ],
+)
+def test_answers_are_readable(prediction, metric, said):
+    assert answer(prediction, metric) == said
+
+
+def test_the_command_gives_tables_json_csv_and_a_figure(study, folder, tmp_path, capsys):
+    where = ["--results-dir", str(folder.parent)]
+    assert main(["forgetting", "demo", *where, "--items", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "| lora     | r=16 α=32 lr=2e-4 |       2 | mmlu acc |       6 |            4 |    1.5 |   0.5 |" in text
+    assert "In 1 other subject nothing was lost or won." in text
+    assert "Up to 1 lost and 1 won" in text
+    assert main(["forgetting", "demo", *where, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["demo"]["comparisons"]
+    assert found["total"]["change"]["value"] == pytest.approx(-1 / 6)
+    assert [item["item"] for item in found["changed"]] == [0, 1, 3]
+    assert main(["forgetting", "--study", "demo", *where, "--format", "csv", "--out", str(tmp_path / "a.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "a.csv")) == 6, "an item and seed is a row"
+    for name, begins in (("a.png", b"\x89PNG"), ("a.svg", b"<svg")):
+        assert main(["forgetting", "demo", *where, "--figure", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    for line, said in (("--figure a.gif", "a.gif"), ("--items -1", "--items"), ("nope", "nope")):
+        assert main(["forgetting", *line.split(), *where]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_committed_records_are_compared_as_their_tables_have_it():
+    folder = ROOT / "results" / "reference" / "quickstart"
+    records, _ = read_study(folder)
+    scores = {record.cell.method: record.scores[0].value for record in records}
+    found = forgetting(records, folder)
+    assert found.left_out == []
+    assert {c.label: c.total.change.value for c in found.comparisons} == pytest.approx(
+        {method: value - scores["base"] for method, value in scores.items() if method != "base"}
+    )

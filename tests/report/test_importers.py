@@ -1,0 +1,436 @@
+"""Others' measurements as records: peft's published results, and files that lm-eval itself wrote in these tests."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+
+import lm_eval
+import pandas as pd
+import pytest
+from job_helpers import DATA, prepared, tiny
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.tasks import TaskManager
+
+from harness.__main__ import main
+from harness.config import ROOT
+from harness.record import read_study
+from harness.report.frame import frame
+from harness.report.importers import collect, store
+from harness.report.table import comparison
+
+PUBLISHED = DATA / "peft_results"
+needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
+
+
+def run(*arguments):
+    return main(["import", *map(str, arguments)])
+
+
+# A run as peft's suite writes it, shortened: what follows from each number is worked out by hand below
+RUN = {
+    "run_info": {
+        "created_at": "2026-07-15T05:41:18+00:00",
+        "total_time": 1000.0,
+        "experiment_name": "lora/llama-3.2-3B-rank32",
+        "peft_branch": "main",
+        "train_config": {
+            "model_id": "meta-llama/Llama-3.2-3B",
+            "dtype": "bfloat16",
+            "max_seq_length": 768,
+            "batch_size": 4,
+            "batch_size_eval": 50,
+            "max_steps": 500,
+            "eval_steps": 250,
+            "seed": 0,
+            "grad_norm_clip": 1.0,
+            "optimizer_type": "AdamW",
+            "optimizer_kwargs": {"lr": 1e-4, "weight_decay": 0.1},
+            "lr_scheduler": "cosine",
+            "generation_kwargs": {"max_length": 800},
+        },
+        "peft_config": {
+            "peft_type": "LORA",
+            "peft_version": "0.19",
+            "r": 32,
+            "lora_alpha": 64,
+            "target_modules": ["v_proj", "q_proj"],
+            "use_dora": False,
+        },
+        "error_msg": "",
+    },
+    "train_info": {
+        "accelerator_memory_reserved_avg": 14_000,
+        "accelerator_memory_max": 22_000,
+        "accelerator_memory_reserved_99th": 20_000,
+        "train_time": 300.0,
+        "file_size": 36_000,
+        "num_trainable_params": 9_000,
+        "num_total_params": 3_000_000,
+        "status": "success",
+        "metrics": [
+            {"step": 250, "valid accuracy": 0.3, "train time": 100.0, "tokens / sec": 1000.0},
+            {"step": 500, "valid accuracy": 0.4, "train time": 50.0, "tokens / sec": 4000.0},
+            {"step": 500, "test accuracy": 631 / 1319, "train total tokens": 300_000, "forgetting": 0.05},
+        ],
+    },
+    "meta_info": {
+        "model_info": {"sha": "13af"},
+        "dataset_info": {"metamath": {"sha": "aa4f"}, "gsm8k": {"sha": "7403"}},
+        "package_info": {
+            "transformers-version": "5.13.1",
+            "peft-version": "0.19.2",
+            "peft-commit-hash": "d787f51bbaa196862733ed53c1b7def75b49ab29",
+            "datasets-version": "4.2.0",
+            "bitsandbytes-version": "0.49.2",
+            "torch-version": "2.13.0",
+        },
+        "system_info": {"system": "Linux", "machine": "x86_64", "accelerator": "NVIDIA L40S"},
+    },
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    """published(*path_and_value …) writes RUN, changed, to a folder of results; it returns the folder."""
+
+    def write(name="lora", changes=()):
+        value = copy.deepcopy(RUN)
+        for path, new in dict(changes).items():
+            *parents, last = path.split(".")
+            part = value
+            for key in parents:
+                part = part[key]
+            part[last] = new
+        folder = tmp_path / "published"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(value))
+        return folder
+
+    return write
+
+
+def only(project, folder):
+    (found,) = collect(project, folder, "study")
+    return found
+
+
+# peft
+
+
+def test_what_peft_measured_is_told_and_the_rest_is_null(published):
+    record = only("peft", published()).record
+    row = frame([record]).iloc[0].to_dict()
+    cell = record.cell
+    assert (cell.method, cell.model, cell.data) == ("lora", "Llama-3.2-3B", "metamath")
+    assert (cell.rank, cell.alpha, cell.lr, cell.seed, cell.knobs) == (32, 64.0, 1e-4, 0, {"experiment": "rank32"})
+    assert cell.name.startswith("lora-r32-a64-lr1e-4-s0-")
+    assert (row["trainable"], row["total"], row["adapter_bytes"]) == (9_000, 3_000_000, 36_000)
+    assert (row["train_reserved_p99"], row["job_reserved_peak"]) == (20_000, 22_000)
+    assert (row["steps"], row["raw_tokens"]) == (500, 300_000)
+    assert row["tokens_per_second_amortised"] == pytest.approx(2000)  # (100 × 1000 + 50 × 4000) / 150
+    assert row["train_seconds"] == 150.0
+    assert row["gsm8k/accuracy/none"] == 631 / 1319
+    assert row["gsm8k/accuracy/none:stderr"] == pytest.approx(math.sqrt(631 / 1319 * 688 / 1319 / 1318))
+    assert row["gsm8k/accuracy/none:n"] == 1319
+    assert row["finewiki/loss_increase/none"] == 0.05
+    unknown = ["train_allocated_peak", "train_reserved_peak", "train_process_peak", "peak_weights", "model_bytes"]
+    unknown += ["tokens_per_second_steady", "step_seconds_median", "validation_loss", "utilisation", "load_seconds"]
+    unknown += ["finewiki/loss_increase/none:stderr"]
+    assert all(pd.isna(row[name]) for name in unknown)
+    assert record.train.tokens.padded is None
+    assert record.train.batches is None
+
+
+def test_the_source_is_kept(published):
+    folder = published()
+    record = only("peft", folder).record
+    assert (record.source.project, record.source.file) == ("peft", "lora.json")
+    assert len(record.source.sha256) == 64
+    assert record.environment["versions"]["peft"] == "0.19.2 (d787f51bbaa1)"
+    assert record.environment["device"] == {"name": "NVIDIA L40S"}
+    assert record.fingerprints == {"model": "hub:13af", "data": "hub:gsm8k@7403,metamath@aa4f"}
+    assert record.cell.settings["method"]["adapt"]["target_modules"] == ["q_proj", "v_proj"]  # a set there
+
+
+@pytest.mark.parametrize(
+    ("adapter", "method"),
+    [
+        (None, "full"),
+        ({"peft_type": "LORA", "r": 8, "use_dora": True, "lora_alpha": 16}, "dora"),
+        ({"peft_type": "PREFIX_TUNING"}, "prefix_tuning"),
+    ],
+)
+def test_methods_have_the_names_of_the_harness(published, adapter, method):
+    record = only("peft", published(changes={"run_info.peft_config": adapter})).record
+    assert record.cell.method == method
+    assert record.cell.rank == (adapter or {}).get("r")
+    if adapter is None:
+        assert (record.disk.adapter, record.disk.model) == (None, 36_000)
+
+
+def test_a_size_that_peft_could_not_measure_is_null(published):
+    assert only("peft", published(changes={"train_info.file_size": 99_999_999})).record.disk is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [("CUDA out of memory. Tried to allocate 2 GiB\nmore", "oom"), ("manually canceled", "failed"), ("", "failed")],
+)
+def test_a_run_that_broke_off_is_a_row_with_its_reason(published, error, status):
+    changes = {"run_info.error_msg": error, "train_info.status": "canceled", "train_info.metrics": []}
+    record = only("peft", published(changes=changes)).record
+    assert (record.status, record.failure.reason) == (status, error.splitlines()[0] if error else "canceled")
+    assert record.train is None
+    assert record.scores == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"train_info": {}}, "it has no 'metrics'"),
+        ({"train_info.metrics": None}, "it has no 'step'"),
+        ({"run_info.peft_config": {"peft_type": "LORA", "r": "32"}}, "rank should be of type int"),
+        ({"run_info.total_time": float("nan")}, "JSON"),
+        ({"run_info": []}, "list"),
+    ],
+)
+def test_a_file_that_is_no_result_is_named_and_nothing_is_written(published, tmp_path, capsys, changes, reason):
+    published()
+    folder = published("zz", changes)
+    assert run("peft", folder, "--results-dir", tmp_path / "results") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "zz.json is no result file of peft" in err
+    assert reason in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_test_set_is_not_taken_for_gsm8k(published, tmp_path, capsys):
+    metrics = copy.deepcopy(RUN["train_info"]["metrics"])
+    metrics[-1]["test accuracy"] = 0.5
+    assert run("peft", published(changes={"train_info.metrics": metrics}), "--results-dir", tmp_path) == 2
+    assert "no share of GSM8K's 1,319 test items" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b'{"run_info": {"cr', b"\xff\xfe", b"[1, 2]", b"3", b"{}", b"[" * 100_000])
+@pytest.mark.parametrize("project", ["peft", "lm-eval"])
+def test_torn_and_foreign_files_are_one_sentence(tmp_path, capsys, project, content):
+    path = tmp_path / "results_1.json"
+    path.write_bytes(content)
+    assert run(project, path, "--results-dir", tmp_path / "results") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["peft", "absent"], "There is no file or folder absent."),
+        (["peft", "."], "There is no *.json in ."),
+        (["lm-eval", "."], "There is no results_*.json in ."),
+        (["wandb", "."], "invalid choice: 'wandb'"),
+        (["peft", ".", "--study", "../x"], "--study ../x can't name a folder"),
+        (["peft"], "required: PATH"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_twice_changes_nothing(published, tmp_path, capsys):
+    published()
+    folder = published("dora", {"run_info.peft_config.use_dora": True})
+    results = tmp_path / "results"
+    assert run("peft", folder, "--results-dir", results) == 0
+    assert "2 new, 0 changed, 0 unchanged" in capsys.readouterr().out
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (results / "peft").iterdir()}
+    assert run("peft", folder, "--results-dir", results) == 0
+    assert "0 new, 0 changed, 2 unchanged" in capsys.readouterr().out
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (results / "peft").iterdir()} == before
+
+
+def test_of_the_same_settings_the_latest_result_stands_whatever_the_order(published, tmp_path, capsys):
+    published("old")
+    folder = published("new", {"run_info.created_at": "2026-08-01T00:00:00+00:00", "run_info.total_time": 7.0})
+    for place, order in (("a", ["old", "new"]), ("b", ["new", "old"])):
+        for name in order:
+            assert run("peft", folder / f"{name}.json", "--results-dir", tmp_path, "--study", place) == 0
+    assert run("peft", folder, "--results-dir", tmp_path, "--study", "c") == 0
+    assert f"{folder / 'old.json'} was left out: there is a later result" in capsys.readouterr().out
+    for place in "abc":
+        (record,), problems = read_study(tmp_path / place)
+        assert (record.seconds, record.source.file, problems) == (7.0, "new.json", [])
+
+
+def test_a_cell_of_the_harness_is_not_replaced(published, tmp_path, capsys):
+    folder = published()
+    assert run("peft", folder, "--results-dir", tmp_path) == 0
+    (path,) = (tmp_path / "peft").iterdir()
+    value = json.loads(path.read_text())
+    value["source"] = None
+    path.write_text(json.dumps(value))
+    assert run("peft", folder, "--results-dir", tmp_path) == 2
+    assert "is a cell that the harness ran; import into another --study" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == value
+
+
+@needs_published
+def test_all_that_peft_published_becomes_a_table(tmp_path):
+    found = collect("peft", PUBLISHED, "peft")
+    summary = store(found, tmp_path)
+    records, problems = read_study(tmp_path)
+    assert problems == []
+    assert len(records) == len(summary.new) == len(list(PUBLISHED.glob("*.json"))) > 30
+    table = comparison(records)
+    assert len(table.rows) == len(records)  # no two are taken for seeds of one
+    assert {"Reserved in 99% of steps", "Reserved in the whole job", "Tokens/s amortised"} <= set(table.columns)
+    assert not {"Peak train memory", "Tokens/s", "Validation loss"} & set(table.columns)
+    lora = next(dict(zip(table.columns, row, strict=True)) for row in table.rows if "=rank32" in row[1])
+    assert lora["gsm8k accuracy (%)"] == "47.8 ± 1.4"
+    caption = "\n".join(table.caption)
+    assert "its peak may be the evaluation's" in caption
+    assert "polluted by generation for the evaluations" in caption
+    assert caption.count("Imported from the results that huggingface/peft publishes") == 1
+
+
+# lm-eval
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder that lm-eval wrote of the tiny model: two tasks, one of them in a group with its twin, and all items."""
+    folder = tmp_path_factory.mktemp("lm_eval")
+    bench = prepared(tiny("method=base"))
+    bench.net.save_pretrained(folder / "tiny-model")
+    bench.tokenizer.save_pretrained(folder / "tiny-model")
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    ours = ROOT / "harness" / "job" / "tasks"
+    for name in ("one", "two"):
+        (tasks / f"facts_{name}.yaml").write_text(f"include: {ours / 'facts.yaml'}\ntask: facts_{name}\n")
+    (tasks / "world.yaml").write_text(
+        "group: world\ntask: [facts_one, facts_two]\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\nmetadata: {version: 3}\n"
+    )
+    manager = TaskManager(include_path=[str(ours), str(tasks)], include_defaults=False)
+    tracker = EvaluationTracker(output_path=str(folder / "out"))
+    result = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder / "tiny-model"), "dtype": "float32"},
+        tasks=["world", "wordmath"],
+        samples={"facts_one": list(range(10)), "facts_two": list(range(10, 30)), "wordmath": [0, 2, 4]},
+        batch_size=10,
+        device="cpu",
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        log_samples=True,
+    )
+    samples = result.pop("samples")
+    tracker.save_results_aggregated(results=result, samples=samples)
+    for name, items in samples.items():
+        tracker.save_results_samples(task_name=name, samples=items)
+    return folder / "out", result
+
+
+def copied(evaluated, folder):
+    """The files of `evaluated`, copied; the folder and the one with the results."""
+    shutil.copytree(evaluated[0], folder)
+    (path,) = folder.rglob("results_*.json")
+    return folder, path
+
+
+def test_scores_are_those_that_lm_eval_wrote(evaluated):
+    record = only("lm-eval", evaluated[0]).record
+    found = {(s.task, s.metric, s.filter): s for s in record.scores}
+    assert set(found) == {
+        ("world", "acc", "none"),
+        ("wordmath", "exact_match", "strict-match"),
+        ("wordmath", "exact_match", "flexible-extract"),
+    }
+    world, told = found["world", "acc", "none"], evaluated[1]["results"]["world"]
+    assert (world.value, world.stderr) == (told["acc,none"], told["acc_stderr,none"])
+    assert 0 < world.value < 1
+    assert (world.n, world.num_fewshot, world.version, world.higher_is_better) == (30, 0, "3", True)
+    assert found["wordmath", "exact_match", "strict-match"].n == 3
+    assert (record.cell.method, record.cell.model, record.cell.seed) == ("lm-eval", "tiny-model", None)
+    assert (record.train, record.parameters, record.phases) == (None, None, {})
+    assert record.environment["precision"] == "fp32"
+    assert record.environment["versions"]["lm_eval"] == lm_eval.__version__
+
+
+def test_items_lie_beside_the_record_and_mean_its_scores(evaluated, tmp_path):
+    store(collect("lm-eval", evaluated[0], "lm-eval"), tmp_path)
+    (record,), _ = read_study(tmp_path)
+    items = pd.read_parquet(tmp_path / f"{record.cell.name}.items.parquet")
+    assert list(items) == ["task", "subject", "item", "hash", "filter", "metric", "value", "prediction", "target"]
+    assert record.items == {"facts_one": [*range(10)], "facts_two": [*range(10, 30)], "wordmath": [0, 2, 4]}
+    for score in record.scores:
+        values = items.query("task == @score.task and metric == @score.metric and filter == @score.filter")["value"]
+        assert len(values) == score.n
+        assert values.mean() == pytest.approx(score.value)
+
+
+def test_without_samples_there_are_scores_alone(evaluated, tmp_path):
+    folder, _ = copied(evaluated, tmp_path / "out")
+    store(collect("lm-eval", folder, "lm-eval"), tmp_path / "study")
+    for path in folder.rglob("samples_*"):
+        path.unlink()
+    found = only("lm-eval", folder)
+    assert (found.items, found.record.items) == (None, {})
+    summary = store([found], tmp_path / "study")
+    assert summary.changed == [found.record.cell.name]
+    assert [path.suffix for path in (tmp_path / "study").iterdir()] == [".json"]
+
+
+def test_torn_samples_are_named(evaluated, tmp_path, capsys):
+    folder, _ = copied(evaluated, tmp_path / "out")
+    samples = next(folder.rglob("samples_wordmath_*"))
+    samples.write_text(samples.read_text()[:-40])
+    assert run("lm-eval", folder, "--results-dir", tmp_path / "results") == 2
+    err = capsys.readouterr().err
+    assert samples.name in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_group_that_only_bundles_is_its_members(evaluated, tmp_path):
+    folder, path = copied(evaluated, tmp_path / "out")
+    value = json.loads(path.read_text())
+    value["results"]["world"] = {"alias": "world", "acc,none": "N/A"}
+    value["config"]["model_args"] = "pretrained=org/model,peft=runs/lora-16/"
+    path.write_text(json.dumps(value))
+    record = only("lm-eval", folder).record
+    assert {score.task: score.n for score in record.scores} == {"facts_one": 10, "facts_two": 20, "wordmath": 3}
+    assert (record.cell.model, record.cell.knobs) == ("model", {"peft": "lora-16"})
+
+
+def test_a_token_among_lm_evals_arguments_is_not_kept(evaluated, tmp_path):
+    folder, path = copied(evaluated, tmp_path / "out")
+    value = json.loads(path.read_text())
+    value["config"]["model_args"] = "pretrained=org/model,token=some token,peft=https://user:word@host/lora"
+    path.write_text(json.dumps(value))
+    record = only("lm-eval", folder).record
+    assert record.cell.settings["method"]["load"] == {"token": "***", "peft": "https://***@host/lora"}
+
+
+def test_lm_eval_rows_stand_in_a_table(evaluated, tmp_path, capsys):
+    results = tmp_path / "results"
+    for _ in range(2):
+        assert run("lm-eval", evaluated[0], "--results-dir", results) == 0
+    out = capsys.readouterr().out
+    assert "1 new, 0 changed, 0 unchanged" in out
+    assert "0 new, 0 changed, 1 unchanged" in out
+    assert main(["table", "--results-dir", str(results), "--study", "lm-eval"]) == 0
+    shown = capsys.readouterr().out
+    assert "| lm-eval  |" in shown
+    assert "world acc (%)" in shown
+    assert "Imported from output files of lm-eval" in shown

@@ -1,0 +1,325 @@
+"""Intervals, tests and ties: against statsmodels and scipy, and in simulated studies whose truth is known."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from scipy import special
+from scipy import stats as scipy_stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from harness.report import statistics
+
+SEED = 0  # of all simulations; `python tests/report/test_statistics.py 1 2 3` runs them with others
+
+
+def answers(draw, methods, seeds, items, level=0.0, seed_sd=0.0, item_sd=1.5, own_sd=0.75):
+    """Right and wrong answers of equal methods, (seeds, items) each, by a logistic model.
+
+    Of the log odds of a right answer: seed_sd is from seed to seed, item_sd from item to item for all methods, own_sd
+    for one method alone.
+    """
+    item = draw.normal(0, item_sd, items)
+    odds = [level + draw.normal(0, seed_sd, (seeds, 1)) + item + draw.normal(0, own_sd, items) for _ in range(methods)]
+    return [(draw.random((seeds, items)) < special.expit(each)).astype(float) for each in odds]
+
+
+def accuracy(level, seed_sd, item_sd=1.5, own_sd=0.75):
+    """The true mean of `answers`: over all seeds and items (Gauss-Hermite)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    spread = (seed_sd**2 + item_sd**2 + own_sd**2) ** 0.5
+    return float(np.sum(weights * special.expit(level + spread * nodes)) / weights.sum())
+
+
+def numbers(draw, means, seeds, items, seed_sd, own_sd, rest_sd):
+    """Scores that are no shares, of methods with these `means`: normal, (seeds, items) each."""
+    item = draw.normal(0, 1, items)
+    return [
+        mean
+        + draw.normal(0, seed_sd, (seeds, 1))
+        + item
+        + draw.normal(0, own_sd, items)
+        + draw.normal(0, rest_sd, (seeds, items))
+        for mean in means
+    ]
+
+
+# Coverage. Three seeds that differ little come to 97%, on the safe side; to that the simulation's own error is added.
+
+MOST = 0.97 + 2 * (0.03 * 0.97 / 1000) ** 0.5
+COVERAGE = [  # seeds, items, log odds, standard deviation over seeds, over items
+    (1, 200, 0.0, 0.0, 1.5),
+    (1, 200, 1.0, 0.0, 3.0),
+    (3, 200, 0.0, 0.0, 1.5),
+    (3, 200, 0.0, 0.2, 1.5),
+    (3, 200, 0.0, 0.6, 1.5),
+    (3, 200, -2.0, 0.3, 2.0),
+    (3, 200, 0.0, 0.2, 6.0),  # seeds agree on almost every item
+    (5, 200, 0.0, 0.2, 1.5),
+    (5, 200, 1.0, 0.6, 1.5),
+]
+
+
+def covered(seed, seeds, items, level, seed_sd, item_sd):
+    draw, truth = np.random.default_rng(seed), accuracy(level, seed_sd, item_sd)
+    found = [
+        statistics.mean_intervals(answers(draw, 1, seeds, items, level, seed_sd, item_sd), resamples=1000)[0]
+        for _ in range(1000)
+    ]
+    return np.mean([interval.low <= truth <= interval.high for interval in found])
+
+
+@pytest.mark.parametrize("setting", COVERAGE)
+def test_intervals_of_means_cover_the_truth(setting):
+    assert 0.93 <= covered(SEED, *setting) <= MOST
+
+
+DIFFERENCES = [(1, 0.0), (3, 0.0), (3, 0.2), (3, 0.6), (5, 0.2)]  # seeds, standard deviation over them
+
+
+def covered_differences(seed, seeds, seed_sd):
+    draw = np.random.default_rng(seed)
+    found = [
+        statistics.differences(answers(draw, 2, seeds, 200, 0.3, seed_sd), resamples=1000)[0, 1] for _ in range(1000)
+    ]
+    return np.mean([difference.low <= 0 <= difference.high for difference in found])
+
+
+@pytest.mark.parametrize("setting", DIFFERENCES)
+def test_intervals_of_differences_cover_the_truth(setting):
+    assert 0.93 <= covered_differences(SEED, *setting) <= MOST
+
+
+def test_a_plain_hierarchical_bootstrap_would_cover_too_seldom():
+    draw, truth, hits = np.random.default_rng(SEED), accuracy(0.0, 1.0), 0
+    for _ in range(300):
+        (sample,) = answers(draw, 1, 3, 200, 0.0, 1.0)
+        seeds, items = draw.integers(3, size=(300, 3)), draw.integers(200, size=(300, 200))
+        means = sample[seeds[:, :, None], items[:, None, :]].mean(axis=(1, 2))
+        low, high = np.quantile(means, [0.025, 0.975])
+        hits += low <= truth <= high
+    assert hits / 300 < 0.9
+    assert 0.93 <= covered(SEED, 3, 200, 0.0, 1.0, 1.5) <= MOST
+
+
+# Equal methods
+
+EQUAL = [  # methods, seeds, standard deviation over seeds
+    (2, 1, 0.0),
+    (5, 1, 0.0),
+    (2, 3, 0.0),
+    (2, 3, 0.2),
+    (2, 3, 0.6),
+    (5, 3, 0.2),
+    (5, 3, 0.6),
+    (2, 5, 0.2),
+    (5, 5, 0.6),
+]
+
+
+def winners(seed, methods, seeds, seed_sd):
+    """The share of 500 studies of equal methods that find any two of them different."""
+    draw, found = np.random.default_rng(seed), 0
+    for _ in range(500):
+        pairs = statistics.differences(answers(draw, methods, seeds, 200, 0.3, seed_sd), resamples=2)
+        found += min(statistics.holm([difference.p for difference in pairs.values()])) < 0.05
+    return found / 500
+
+
+@pytest.mark.parametrize("setting", EQUAL)
+def test_equal_methods_have_no_winner(setting):
+    assert winners(SEED, *setting) <= 0.05
+
+
+def winners_by_noise(seed, seeds):
+    """As `winners`, of two equal methods of which one is restless from seed to seed and the other is not."""
+    draw, found = np.random.default_rng(seed), 0
+    for _ in range(500):
+        (steady,) = numbers(draw, [0.0], seeds, 100, 0.01, 0.5, 1.0)
+        (restless,) = numbers(draw, [0.0], seeds, 100, 0.5, 0.5, 1.0)
+        found += statistics.differences([steady, restless], resamples=2)[0, 1].p < 0.05
+    return found / 500
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_noise_of_one_methods_seeds_is_no_difference(seeds):
+    assert winners_by_noise(SEED, seeds) <= 0.05
+
+
+# A true difference
+
+TRUE = [  # seeds, standard deviation over seeds, of a method's own items, of the rest
+    (3, 0.0, 1.0, 0.2),  # items are what is uncertain
+    (5, 0.02, 1.0, 0.5),
+    (10, 0.1, 1.0, 0.5),
+    (20, 1.0, 0.1, 0.5),  # seeds are
+]
+
+
+def found(seed, seeds, seed_sd, own_sd, rest_sd, items=200):
+    """The share of 500 studies that find a difference of three standard errors."""
+    error = (2 * (seed_sd**2 / seeds + own_sd**2 / items + rest_sd**2 / seeds / items)) ** 0.5
+    draw = np.random.default_rng(seed)
+    studies = [numbers(draw, [3 * error, 0.0], seeds, items, seed_sd, own_sd, rest_sd) for _ in range(500)]
+    return np.mean([statistics.differences(study, resamples=2)[0, 1].p < 0.05 for study in studies])
+
+
+@pytest.mark.parametrize("setting", TRUE)
+def test_a_difference_of_three_standard_errors_is_found(setting):
+    assert found(SEED, *setting) > 0.8
+
+
+def found_by_mcnemar(seed, items=1000, lost=0.08):
+    """As `found`, of one seed each: the items that only one gets right are `lost`, and `lost` + the difference."""
+    gap = 3 * (2 * lost / items) ** 0.5
+    gap = 3 * ((2 * lost + gap - gap**2) / items) ** 0.5
+    draw, hits = np.random.default_rng(seed), 0
+    for _ in range(500):
+        kind = draw.choice(4, items, p=[lost + gap, lost, 0.3, 0.7 - 2 * lost - gap])
+        one, other = np.isin(kind, (0, 2)).astype(float), np.isin(kind, (1, 2)).astype(float)
+        hits += statistics.differences([one[None], other[None]], resamples=2)[0, 1].p < 0.05
+    return hits / 500
+
+
+def test_one_seeds_difference_of_three_standard_errors_is_found():
+    assert found_by_mcnemar(SEED) > 0.8
+
+
+# Ties
+
+
+def test_letters_of_an_example():
+    """The best two can't be told apart, nor the last three, but for the first and the third."""
+    different = np.zeros((4, 4), dtype=bool)
+    for i, j in ((0, 2), (0, 3)):
+        different[i, j] = different[j, i] = True
+    assert statistics.letters(different) == ["a", "ab", "b", "b"]
+    assert statistics.letters(np.zeros((3, 3), dtype=bool)) == ["a", "a", "a"]
+    assert statistics.letters(~np.eye(3, dtype=bool)) == ["a", "b", "c"]
+    assert statistics.letters(np.zeros((0, 0), dtype=bool)) == []
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_ties_are_transitive_as_displayed(seed):
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(1, 9))
+    different = np.triu(draw.random((n, n)) < draw.random(), 1)
+    different |= different.T
+    shown = [set(text) for text in statistics.letters(different)]
+    for i, j in itertools.combinations(range(n), 2):
+        assert bool(shown[i] & shown[j]) == (not different[i, j])
+    members = [{i for i in range(n) if letter in shown[i]} for letter in set.union(*shown)]
+    for one, two, three in itertools.permutations(range(n), 3):
+        for group in members:
+            if {one, two} <= group and {two, three} <= group:
+                assert not different[one, three]
+    assert not any(group < other for group in members for other in members)  # no letter that says nothing
+
+
+# Against others' code, and by hand
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 15])
+def test_holm_is_that_of_statsmodels(n):
+    p = np.random.default_rng(n).random(n) ** 4
+    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1] if n else [])
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (9, 2), (30, 30), (60, 31)])
+def test_mcnemar_is_that_of_statsmodels(wins, losses):
+    one = np.array([1.0] * wins + [0.0] * losses + [1.0, 0.0])
+    other = np.array([0.0] * wins + [1.0] * losses + [1.0, 0.0])
+    expected = statsmodels_mcnemar([[1, wins], [losses, 1]], exact=True).pvalue if wins + losses else 1.0
+    assert statistics.mcnemar(one, other) == pytest.approx(expected)
+    assert statistics.differences([one[None], other[None]])[0, 1].p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("right", [0, 1, 20, 57])
+def test_the_interval_of_one_seeds_accuracy_is_jeffreys(right):
+    sample = np.array([[1.0] * right + [0.0] * (57 - right)])
+    (interval,) = statistics.mean_intervals([sample])
+    low, high = proportion_confint(right, 57, method="jeffreys")
+    assert interval == pytest.approx((right / 57, 0.0 if right == 0 else low, 1.0 if right == 57 else high))
+
+
+def test_one_seeds_scores_are_compared_by_the_paired_t_test():
+    draw = np.random.default_rng(0)
+    one, other = draw.normal(0.1, 1, (1, 50)), draw.normal(0, 1, (1, 50))
+    difference = statistics.differences([one, other])[0, 1]
+    assert difference.value == pytest.approx(one.mean() - other.mean())
+    assert difference.p == pytest.approx(scipy_stats.ttest_rel(one[0], other[0]).pvalue)
+
+
+def test_an_untuned_model_has_no_seeds_and_is_compared_all_the_same():
+    draw = np.random.default_rng(0)
+    tuned, base = numbers(draw, [2.0, 0.0], 3, 100, 0.1, 0.5, 0.5)
+    difference = statistics.differences([tuned, base[:1]])[0, 1]
+    assert difference.low > 0
+    assert difference.p < 0.05
+
+
+def test_models_that_answer_alike_do_not_differ():
+    sample = np.tile([0.0, 1.0], (3, 20))
+    difference = statistics.differences([sample, sample])[0, 1]
+    assert (difference.value, difference.p) == (0.0, 1.0)
+    assert difference.low < 0 < difference.high
+
+
+def test_the_interval_over_seeds_is_students():
+    values = [1.0, 1.2, 1.1, 1.4]
+    expected = scipy_stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
+    assert statistics.seeds_interval(values) == pytest.approx((1.175, *expected))
+    assert statistics.seeds_interval([1.0]) is None
+    assert statistics.summary_interval(values, [None] * 4) == pytest.approx(statistics.seeds_interval(values))
+
+
+def test_a_score_without_items_has_the_interval_of_its_standard_errors():
+    assert statistics.summary_interval([0.5], [0.1]) == pytest.approx((0.5, 0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
+    assert statistics.summary_interval([0.5], [None]) is None
+    half = (0.01 * 12.706 + 0.01 * 1.96) / 0.02**0.5  # a variance of 0.01 over seeds, by t(1), and over items
+    assert statistics.summary_interval([0.4, 0.6], [0.1, 0.1]).high == pytest.approx(0.5 + half, rel=1e-4)
+
+
+def test_the_ratio_of_means():
+    ratio, low, high = statistics.ratio_interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
+    assert ratio == pytest.approx(2.0)
+    half = scipy_stats.t.ppf(0.975, 2) * 0.2 / 3**0.5 / 2
+    assert (low, high) == pytest.approx((2 * np.exp(-half), 2 * np.exp(half)))
+    assert statistics.ratio_interval([2.0, 2.2], [1.0]) is None
+
+
+def test_the_ratio_of_speeds():
+    assert statistics.speed_ratio([[2.0] * 5], [[2.0] * 5]) == (1.0, 1.0, 1.0)
+    assert statistics.speed_ratio([[4.0] * 5], [[2.0] * 5]) == (0.5, 0.5, 0.5)
+    ratio, low, high = statistics.speed_ratio([[1.0] * 3, [0.5] * 3], [[2.0] * 3])
+    assert ratio == 3.0  # (1 + 2) / 2 against 1/2
+    assert low < 0.1  # two seeds that differ say next to nothing
+    assert high > 90
+    repeats = [0.98, 0.99, 1.0, 1.01, 1.02]
+    ratio, low, high = statistics.speed_ratio([repeats], [repeats])
+    assert ratio == 1.0
+    assert 0.98 / 1.02 <= low < 1 < high <= 1.02 / 0.98
+    assert statistics.speed_ratio([repeats], [repeats]) == (ratio, low, high)  # the same on every call
+
+
+@pytest.mark.parametrize(("one", "other"), [([[1.0]], [[1.0, 1.0]]), ([], [[1.0, 1.0]]), ([[1.0, 1.0]], [])])
+def test_one_repeat_says_nothing_of_its_spread(one, other):
+    assert statistics.speed_ratio(one, other) is None
+
+
+if __name__ == "__main__":
+    for seed in map(int, sys.argv[1:]):
+        for look, settings in (
+            (covered, COVERAGE),
+            (covered_differences, DIFFERENCES),
+            (winners, EQUAL),
+            (winners_by_noise, [(3,), (5,)]),
+            (found, TRUE),
+            (found_by_mcnemar, [()]),
+        ):
+            print(seed, look.__name__, *(f"{look(seed, *setting):.3f}" for setting in settings), flush=True)

@@ -1,0 +1,487 @@
+"""The comparison table: its numbers by hand, what it says of failed and missing cells, and its four formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from records import ENVIRONMENT, MIB, make_record, make_score, make_study, measured
+from rendered import HOSTILE, Tags, caption, row, rows
+
+from harness.errors import UserError
+from harness.record import ValidationPoint, write
+from harness.report.columns import COLUMNS
+from harness.report.frame import setting_texts
+from harness.report.table import comparison, render
+
+EXACT_MATCH = "gsm8k exact_match strict-match (%)"
+
+
+# Numbers
+
+
+def test_rows_stand_in_the_order_of_methods_then_axes():
+    extra = [make_record("zeta"), make_record("adalora"), make_record("lora", 64, 128.0, 2e-4)]
+    extra += [make_record("lora", 8, 16.0, 1e-3), make_record("lora", 8, 16.0, 2e-4)]
+    found = [(r["Method"], r["Setting"]) for r in rows(comparison(make_study() + extra))]
+    assert found == [
+        ("base", "–"),
+        ("base_nf4", "–"),
+        ("full", "lr=2e-5"),
+        ("lora", "r=8 α=16 lr=2e-4 *"),
+        ("lora", "r=8 α=16 lr=1e-3"),
+        ("lora", "r=16 α=32 lr=2e-4"),
+        ("lora", "r=64 α=128 lr=2e-4"),
+        ("qlora", "r=16 α=32 lr=2e-4 *"),
+        ("qlora", "r=64 α=128 lr=2e-4"),
+        ("dora", "r=16 α=32 lr=2e-4"),
+        ("galore", "r=16 lr=1e-3 scale=0.25"),
+        ("adalora", "–"),
+        ("zeta", "–"),
+    ]
+
+
+def test_the_numbers_of_a_study():
+    table = comparison(make_study())
+    assert row(table, "lora") == {
+        "Method": "lora",
+        "Setting": "r=16 α=32 lr=2e-4",
+        "Trainable": "4.88M (3.50%)",  # 4,884,480 of 139,399,488
+        "Peak train memory": "1.00 GiB (0.50×)",  # full: 2 GiB
+        "Tokens/s": "500 (1.00×)",
+        "Tokens/s amortised": "495 (1.00×)",
+        EXACT_MATCH: "23.0 ± 3.0 (+5.0)",  # base: 18.0
+        "Validation loss": "1.250",
+        "Status": "ok",
+    }
+    assert row(table, "qlora", "r=16 α=32 lr=2e-4 *")["Peak train memory"] == "512 MiB (0.25×)"
+    assert row(table, "galore")["Tokens/s"] == "380 (0.76×)"
+    assert row(table, "galore")["Tokens/s amortised"] == "285 (0.58×)"  # 285 / 495
+    assert row(table, "base")[EXACT_MATCH] == "18.0 ± 3.0"
+    assert row(table, "base_nf4")[EXACT_MATCH] == "16.5 ± 3.0 (−1.5)"
+    assert row(table, "full")["Validation loss"] == "1.235"  # 1.2346
+
+
+def test_amortised_speed_is_shown_where_it_is_measured_even_if_it_is_no_different():
+    columns = comparison([make_record("lora"), make_record("full")]).columns
+    assert "Tokens/s amortised" in columns
+    assert "Tokens/s amortised" not in comparison([make_record("base")]).columns
+
+
+def test_seeds_are_averaged_and_widen_the_error():
+    scores = {0: (0.20, 0.03), 1: (0.24, 0.03), 2: (0.28, 0.03)}
+    seeds = [make_record("lora", 16, 32.0, 2e-4, seed, scores=[make_score(*s)]) for seed, s in scores.items()]
+    for record, loss in zip(seeds, (1.0, 1.1, 1.5), strict=True):
+        record.validation = [ValidationPoint(50, 20_000, loss)]
+    table = comparison([*seeds, make_record("base"), make_record("full")])
+    lora = row(table, "lora")
+    assert lora["Seeds"] == "3"
+    assert lora[EXACT_MATCH] == "24.0 ± 3.8 (+6.0)"  # sqrt(0.03² + 0.04² / 3) = sqrt(0.0009 + 0.000533) = 0.0379
+    assert lora["Validation loss"] == "1.200"
+    assert row(table, "base")["Seeds"] == "–"
+    assert row(table, "full")["Seeds"] == "1"
+    assert "± is one standard error over items and seeds." in caption(table)
+    assert "Means over 1–3 seeds." in caption(table)
+
+
+def test_a_score_without_its_error_has_none():
+    table = comparison([make_record("lora", scores=[make_score(0.5, None)])])
+    assert row(table, "lora")[EXACT_MATCH] == "50.0"
+
+
+def test_scores_that_are_no_shares_keep_their_unit():
+    perplexity = {"task": "wikitext", "metric": "word_perplexity", "filter": "none", "higher_is_better": False}
+    records = [
+        make_record("base", scores=[make_score(20.5, 0.25, **perplexity)]),
+        make_record("lora", scores=[make_score(18.25, 0.25, **perplexity)]),
+    ]
+    assert row(comparison(records), "lora")["wikitext word_perplexity ↓"] == "18.25 ± 0.25 (−2.250)"
+
+
+def test_speed_is_compared_at_the_same_rank_or_with_the_first_lora():
+    slow, fast = make_record("lora", 8, 16.0, 2e-4), make_record("lora", 16, 32.0, 2e-4)
+    slow.train.tokens_per_second_steady, fast.train.tokens_per_second_steady = 100.0, 200.0
+    doras = [make_record("dora", 16, 32.0, 2e-4), make_record("dora", 64, 128.0, 2e-4)]
+    for record in doras:
+        record.train.tokens_per_second_steady = 100.0
+    other = make_record("lora", 16, 32.0, 1e-3)
+    table = comparison([slow, fast, other, *doras])
+    assert row(table, "lora", "r=16 α=32 lr=1e-3")["Tokens/s"] == "500 (2.50×)"
+    assert row(table, "dora", "r=16 α=32 lr=2e-4 *")["Tokens/s"] == "100 (0.50×)"
+    assert row(table, "dora", "r=64 α=128 lr=2e-4")["Tokens/s"] == "100 (1.00×)"
+
+
+def test_models_are_compared_within_themselves():
+    big = [make_record(method, model="big") for method in ("base", "full", "lora")]
+    big[1].phases["train"].memory.allocated_peak = 4096 * MIB
+    table = comparison([*big, make_record("full", model="small"), make_record("lora", model="small")])
+    found = {(r["Model"], r["Method"]): r for r in rows(table)}
+    assert "Data" not in table.columns
+    assert found["big", "lora"]["Peak train memory"] == "1.00 GiB (0.25×)"
+    assert found["small", "lora"]["Peak train memory"] == "1.00 GiB (0.50×)"
+    assert found["small", "lora"][EXACT_MATCH] == "23.0 ± 3.0"
+    assert "No finished base row for small: Δ can't be shown." in caption(table)
+
+
+def test_the_base_of_other_data_is_the_same_model():
+    table = comparison([make_record("base", data="alpaca"), make_record("lora")])
+    assert row(table, "lora")[EXACT_MATCH] == "23.0 ± 3.0 (+5.0)"
+
+
+def test_scores_over_other_items_are_not_compared():
+    table = comparison([make_record("base", scores=[make_score(0.18, n=50)]), make_record("lora")])
+    assert row(table, "lora")[EXACT_MATCH] == "23.0 ± 3.0"
+    assert "Warning: cells were scored differently on gsm8k" in caption(table)
+
+
+# Columns
+
+COSTS = ["kinds", "resident", "p95", "parts", "projection", "utilisation", "energy", "prefill", "decode"]
+COSTS += ["decode_ratio", "merge", "disk", "load", "score_time"]
+
+
+def test_what_a_cell_cost_in_detail():
+    table = comparison([measured(make_record("full")), measured(make_record("lora"))], ["method", "memory", *COSTS])
+    lora = {
+        "Method": "lora",
+        "Peak train memory": "915 MiB (1.00×)",  # 513 + 19 + 0 + 37 + 346, and full was given the same
+        "Weights / adapters / gradients / optimizer / activations": "513 / 19 / 0 / 37 / 346 MiB",
+        "Resident memory": "569 MiB",
+        "Step p95": "808 ms",  # 20,000 tokens at 495/s in 50 equal steps
+        "Forward / backward / optimizer": "30 / 60 / 10%",
+        "Projection share": "0.00%",
+        "Utilisation": "32.0%",  # 2e9 operations × 500 × 25,600 / 20,000 padded tokens/s of 4e12
+        "Joules/token": "2.50",  # 50,000 over 20,000
+        "Prefill tokens/s": "2,048 → 4,096",  # 8 × 128 in 0.5 s, in 0.25 s
+        "Decode tokens/s": "400 → 800",  # 8 × 64 in 1.28 s, in 0.64 s
+        "Merged decode": "1.00×",
+        "Merge time": "125 ms",
+        "Size on disk": "18 / 257 MiB",
+        "Load time": "2.00 s",
+        "Score time": "30.0 s",
+    }
+    assert row(table, "lora") == lora
+    full = row(table, "full")
+    assert (full["Prefill tokens/s"], full["Decode tokens/s"]) == ("4,096", "800")
+    assert comparison([measured(make_record("base"))], ["decode"]).rows == [["800"]]
+    assert (full["Merge time"], full["Size on disk"]) == ("–", "– / 257 MiB")
+    text = caption(table)
+    assert "Inference was measured with 128 tokens read and 65 written, 8 sequences at a time, greedily." in text
+    assert "Utilisation is the counted operations of median steps" in text
+    assert "Tokens/s counts" not in text
+    assert "Scores:" not in text
+
+
+@pytest.mark.parametrize(
+    ("mib", "shown"),
+    [
+        ((20_480, 512, 0, 1, 9_000), "20 / 0.5 / 0 / 0.00098 / 8.8 GiB"),
+        ((5_253, 0, 0, 0.25, 12.5), "5,253 / 0 / 0 / 0.25 / 12 MiB"),
+        ((0.5, 0.25, 0, 0, 0.125), "512 / 256 / 0 / 0 / 128 KiB"),
+    ],
+)
+def test_kinds_of_memory_share_the_unit_of_the_greatest(mib, shown):
+    record = measured(make_record("lora"))
+    peak = record.probe.peak
+    peak.weights, peak.adapters, peak.gradients, peak.optimizer, peak.activations = (int(n * MIB) for n in mib)
+    assert comparison([record], ["kinds"]).rows == [[shown]]
+
+
+def test_decoding_is_compared_as_the_model_is_served():
+    study = [measured(make_record("lora")), measured(make_record("full")), measured(make_record("dora"), 2.0)]
+    table = comparison([*study, make_record("galore")], ["method", "decode_ratio"])
+    full, dora = (re.fullmatch(r"(.*)× \((.*)–(.*)\)", row(table, m)["Merged decode"]) for m in ("full", "dora"))
+    assert full[1] == "1.00"
+    assert 0.96 <= float(full[2]) <= 1 <= float(full[3]) <= 1.04  # medians of three lie within 0.63 and 0.65
+    assert dora[1] == "0.50"
+    assert 0.48 <= float(dora[2]) < 0.5 < float(dora[3]) <= 0.52
+    assert row(table, "galore")["Merged decode"] == "–"
+    assert "No finished lora row" not in caption(table)
+    assert "No finished lora row: merged decode ratios can't be shown." in caption(
+        comparison(study[1:], ["method", "decode_ratio"])
+    )
+
+
+def test_an_adapter_that_was_not_merged_has_one_rate_and_is_not_served():
+    record = measured(make_record("qlora"))
+    del record.inference["merged"]
+    table = comparison([measured(make_record("lora")), record], ["decode", "decode_ratio"])
+    assert table.rows == [["400 → 800", "1.00×"], ["400", "–"]]
+
+
+def test_details_are_averaged_over_seeds():
+    records = [measured(make_record("lora", seed=0)), measured(make_record("lora", seed=1), 2.0)]
+    table = comparison([*records, measured(make_record("full"))], ["seeds", "decode", "decode_ratio"])
+    assert table.rows[1] == ["2", "300 → 600", "1.00×"]  # (400 + 200) / 2, (800 + 400) / 2
+    assert table.rows[0][2].startswith("1.33× (")  # 800 / 600
+
+
+def test_details_of_few_columns_stand_in_the_default_table():
+    old, new = comparison(make_study()), comparison([measured(record) for record in make_study()])
+    assert set(new.columns) - set(old.columns) == {
+        "Weights / adapters / gradients / optimizer / activations",
+        "Decode tokens/s",
+        "Merged decode",
+    }
+    assert "Decode" not in caption(old)
+    assert "Decode is the rate of writing tokens" in caption(new)
+
+
+def test_all_columns_are_those_that_have_a_value():
+    old = comparison(make_study(), ["all"])
+    assert old.columns[:3] == ["Study", "Model", "Data"]
+    assert {"Step p95", "Load time", "Score time"} <= set(old.columns)
+    assert not {"Utilisation", "Resident memory", "Merged decode", "Size on disk"} & set(old.columns)
+    elsewhere = {"reserved", "job_reserved", "asked", "price", "spent"}  # of imported records, or of models behind APIs
+    new = comparison([measured(record) for record in make_study()], ["all"])
+    assert len(new.columns) == len(COLUMNS.keys() - elsewhere)
+
+
+def test_chosen_columns_stand_in_the_order_asked_for():
+    table = comparison(make_study(), ["decode", "method", "method"])
+    assert table.columns == ["Decode tokens/s", "Method"]
+    assert table.rows[0] == ["–", "base"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("fmt", ["md", "html", "latex"])
+def test_every_column_renders_alone(name, fmt):
+    for records in ([], [make_record("lora", status="unfit")], [measured(r) for r in make_study()]):
+        text = render(comparison(records, [name]), fmt)
+        assert "U+" not in text
+        assert "{within}" not in text
+
+
+def test_inference_measured_differently_is_warned_of():
+    lora, dora = measured(make_record("lora")), measured(make_record("dora"))
+    dora.inference["merged"].batch_size = 1
+    text = caption(comparison([lora, dora]))
+    assert "Warning: inference was measured differently: 128 tokens read" in text
+    assert "sequences at a time, greedily" not in text
+
+
+def test_an_unknown_column_is_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"columns=decoding is unknown\. Did you mean decode\? There is: study, .* all"):
+        comparison([], ["decoding"])
+
+
+def test_columns_are_chosen_on_the_command_line(inside, tmp_path):
+    for record in make_study():
+        write(measured(record), tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    run = inside("table", "--columns", "method, kinds")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "| Method   |   Weights / adapters / gradients / optimizer / activations |" in run.stdout
+    assert "Tokens/s" not in run.stdout
+    for arguments, said in [
+        (["--columns", "metod"], "columns=metod is unknown. Did you mean method?"),
+        (["--columns", ""], "columns= is unknown."),
+        (["--columns", "all", "--format", "csv"], "--columns can't be combined with --format csv"),
+    ]:
+        run = inside("table", *arguments)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert run.stderr.startswith(f"error: {said}")
+        assert run.stderr.count("\n") == 1
+
+
+# Settings
+
+
+def test_settings_that_differ_are_shown_and_seeds_are_not():
+    short, long = ({"train": {"max_steps": n, "seed": n}, "data": {"seed": n}} for n in (50, 100))
+    records = [make_record("lora", 16, 32.0, 2e-4, settings=s) for s in (short, long)]
+    assert setting_texts(records) == [f"r=16 α=32 lr=2e-4 train.max_steps={n}" for n in (50, 100)]
+    assert len(comparison(records).rows) == 2
+
+
+def test_a_setting_that_only_one_cell_has_is_shown():
+    records = [make_record("full"), make_record("full", settings={"optim": {"fused": True}})]
+    assert setting_texts(records) == ["optim.fused=–", "optim.fused=true"]
+
+
+# Failed and missing cells
+
+
+def test_a_failed_cell_is_a_row_with_what_it_measured():
+    table = comparison(make_study())
+    failed = row(table, "qlora", "r=64 α=128 lr=2e-4")
+    assert failed["Status"] == "oom"
+    assert failed["Peak train memory"] == "512 MiB"
+    assert {failed[c] for c in ("Tokens/s", "Tokens/s amortised", EXACT_MATCH, "Validation loss")} == {"–"}
+    assert table.caption[-1].startswith("Failed cells: qlora-r64-")
+    assert table.caption[-1].endswith(": CUDA out of memory (train, step 3).")
+
+
+def test_a_failed_seed_is_counted_but_not_averaged():
+    bad = make_record("lora", 16, 32.0, 2e-4, 1, status="diverged")
+    bad.phases["train"].memory.allocated_peak = 1
+    lora = row(comparison([make_record("lora", 16, 32.0, 2e-4, 0), bad, make_record("full")]), "lora")
+    assert lora["Status"] == "1 ok, 1 diverged"
+    assert lora["Peak train memory"] == "1.00 GiB (0.50×)"
+
+
+def test_a_failed_full_row_is_no_reference():
+    table = comparison([make_record("full", status="oom"), make_record("lora")])
+    assert row(table, "lora")["Peak train memory"] == "1.00 GiB"
+    assert "No finished full row: memory ratios can't be shown." in caption(table)
+
+
+def test_memory_is_never_the_process_peak():
+    record = make_record("lora")
+    record.phases["train"].memory.allocated_peak = None
+    assert row(comparison([record], ["method", "memory"]), "lora")["Peak train memory"] == "–"
+    assert "Peak train memory" not in comparison([record]).columns
+
+
+def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
+    table = comparison([make_record("full", status="unfit"), make_record("lora")])
+    assert row(table, "full")["Status"] == "unfit"
+    assert set(row(table, "full").values()) == {"full", "unfit", "–"}
+    assert re.fullmatch(
+        r"Cells that were not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1]
+    )
+    assert "Failed cells" not in caption(table)
+
+
+def test_missing_references_are_named():
+    text = caption(comparison([make_record("dora")]))
+    assert "No finished base row: Δ can't be shown." in text
+    assert "No finished full row: memory ratios can't be shown." in text
+    assert "No finished lora row: tokens/s ratios can't be shown." in text
+
+
+@pytest.mark.parametrize("fmt", ["md", "csv", "html", "latex"])
+def test_no_records_and_only_failed_ones_still_give_a_table(fmt):
+    bare = make_record("lora", status="failed", environment={})
+    bare.parameters, bare.phases, bare.failure = None, {}, None
+    for records in ([], [bare]):
+        assert render(comparison(records), fmt).endswith("\n")
+
+
+# Caption
+
+
+def test_the_caption_says_what_was_measured_and_where():
+    text = caption(comparison(make_study()))
+    assert "gsm8k on 200 items, 5-shot, task version 3.0." in text
+    assert "Every trained cell took 50 steps over 20,000 raw tokens." in text
+    assert "One seed:" in text
+    assert "All cells ran with device type cuda, device NVIDIA H100, precision bf16, threads 2, torch 2.11.0" in text
+    assert [line for line in text.splitlines() if line.startswith("Warning")] == [
+        "Warning: methods were tried in unequal numbers of settings: 1 of full, lora, dora and galore; 2 of qlora."
+    ]
+
+
+def test_unequal_training_is_warned_of():
+    long = make_record("lora")
+    long.train.steps, long.train.tokens.raw = 100, 40_000
+    text = caption(comparison([make_record("full"), long]))
+    assert "Trained cells took 50–100 steps over 20,000–40,000 raw tokens." in text
+    told = "50 steps over 20,000 raw tokens in full; 100 steps over 40,000 raw tokens in lora"
+    assert f"Warning: token budgets differ: {told}." in text
+
+
+def test_unequal_environments_are_warned_of():
+    other = ENVIRONMENT | {"versions": {"torch": "2.12.0"}, "precision": "fp32"}
+    text = caption(comparison([make_record("full"), make_record("lora", environment=other)]))
+    assert "Warning: library versions differ: torch 2.11.0, transformers 5.1.0, peft 0.18.0" in text
+    assert "torch 2.12.0, transformers unknown, peft unknown, lm_eval unknown in lora." in text
+    assert "Warning: precisions differ: bf16 in full; fp32 in lora." in text
+    assert "All cells ran with device type cuda, device NVIDIA H100, threads 2" in text
+
+
+# Formats
+
+
+def test_markdown_lines_are_of_equal_width():
+    lines = [line for line in render(comparison(make_study()), "md").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_markdown_cells_stay_in_their_columns():
+    lines = render(comparison([make_record(name) for name in HOSTILE]), "md").splitlines()
+    grid = [line for line in lines if line.startswith("|")]
+    assert len(grid) == 2 + len(HOSTILE)
+    assert {line.replace("\\|", "").count("|") for line in grid} == {grid[0].count("|")}
+    assert "\x1b" not in "".join(lines)
+    assert any(line.startswith("| \\<script>") for line in grid)
+
+
+def test_csv_holds_raw_numbers():
+    found = list(csv.DictReader(io.StringIO(render(comparison(make_study()), "csv"))))
+    galore = found[-1]
+    assert galore["method"] == "galore"
+    assert galore["train_allocated_peak"] == str(1331 * MIB)
+    assert galore["rank"] == "16"
+    assert galore["alpha"] == ""
+    assert float(galore["gsm8k/exact_match/strict-match"]) == 0.225
+    assert [r["gsm8k/exact_match/strict-match"] for r in found if r["status"] == "oom"] == [""]
+
+
+def test_html_is_whole_and_escapes_hostile_names():
+    records = [make_record(name, study=HOSTILE[0], environment={"precision": HOSTILE[0]}) for name in HOSTILE]
+    records[0].scores = [make_score(task=HOSTILE[0], version=HOSTILE[4])]
+    records[1].status = "failed"
+    page = render(comparison(records), "html")
+    tags = Tags()
+    tags.feed(page)
+    names = [tag for tag, _ in tags.tags]
+    assert page.startswith("<!DOCTYPE html>")
+    assert tags.open == []
+    assert not {"script", "img"} & set(names)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert names.count("caption") == 1
+    assert sum(attributes.get("scope") == "row" for _, attributes in tags.tags) == len(HOSTILE)
+
+
+def test_latex_is_escaped():
+    record = make_record(r"a_b & 50% $x$ #1 {y} ~ ^ \input", 16, 32.0, 2e-4)
+    text = render(comparison([record, make_record("base")]), "latex")
+    escaped = r"a\_b \& 50\% \$x\$ \#1 \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}input"
+    assert escaped in text
+    assert r"r=16 $\alpha$=32 lr=2e-4" in text
+    assert r"23.0 $\pm$ 3.0 (+5.0)" in text
+    assert text.isascii()
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(tmp_path):
+    names = [*HOSTILE, "[x]", "--long--", "*"]
+    records = make_study() + [make_record(name, settings={"x": name}) for name in names]
+    (tmp_path / "table.tex").write_text(render(comparison(records), "latex"), encoding="utf-8")
+    (tmp_path / "main.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n\\input{table}\n\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "main.pdf").stat().st_size > 0
+
+
+def test_an_unknown_format_is_named():
+    with pytest.raises(ValueError, match="no table format 'pdf'; there are md, csv, html, latex"):
+        render(comparison([]), "pdf")
+
+
+def test_nothing_heavy_is_imported(tmp_path):
+    write(make_record("lora"), tmp_path / "lora.json")
+    program = """
+import sys
+from pathlib import Path
+import harness.report
+assert "pandas" not in sys.modules
+from harness.record import read_study
+from harness.report.table import comparison, render
+table = comparison(read_study(Path(sys.argv[1]))[0])
+for fmt in ("md", "csv", "html", "latex"):
+    render(table, fmt)
+heavy = {"torch", "transformers", "peft", "lm_eval", "hydra", "harness.job", "harness.sweep"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,146 @@
+"""What `verify` says of a study: nothing of a sound one, and one sentence for each thing that was done to it."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from records import make_record, make_study, sound
+
+from harness.__main__ import main
+from harness.config import ROOT
+from harness.record import STUDY_NAME, read, studies, write
+from harness.studies import verify
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A sound record of LoRA in the study `demo`."""
+    return sound(make_record("lora", 16, 32.0, 2e-4), tmp_path / "demo")
+
+
+def edit(path, change, fresh_hash=False):
+    """Rewrite the record at `path` after `change`; with the hash of the items that lie there, if wanted."""
+    record = read(path)
+    change(record)
+    if fresh_hash:
+        record.items_sha256 = verify.record.sha256(items(path))
+    write(record, path)
+
+
+def items(path):
+    return path.with_suffix(".items.parquet")
+
+
+def test_a_sound_study_has_no_problem(tmp_path, capsys):
+    for record in make_study():
+        sound(record, tmp_path / "demo")
+    assert main(["verify", "--results-dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("demo: 8 records, no problems\n", "")
+
+
+@pytest.mark.parametrize("study", studies(ROOT / "results" / "reference"))
+def test_the_published_records_are_sound(study):
+    assert STUDY_NAME.fullmatch(study)
+    assert verify.study(ROOT / "results" / "reference", study)[1] == []
+
+
+def damages():
+    """By name what is done to the record at a path, and what is said of it."""
+
+    def truncate(path):
+        path.write_text(path.read_text()[:-20])
+
+    def other_settings(path):
+        edit(path, lambda r: r.cell.settings["train"].update(max_steps=51))
+
+    def other_rank(path):
+        edit(path, lambda r: setattr(r.cell, "rank", 8))
+
+    def rename(path):
+        items(path).rename(path.with_name("mine.items.parquet"))
+        path.rename(path.with_name("mine.json"))
+
+    def lose_items(path):
+        items(path).unlink()
+
+    def flip_a_byte(path):
+        content = bytearray(items(path).read_bytes())
+        content[len(content) // 2] ^= 1
+        items(path).write_bytes(content)
+
+    def cut_items(path):
+        items(path).write_bytes(items(path).read_bytes()[:100])
+        edit(path, lambda r: setattr(r, "items_sha256", None))
+
+    def other_columns(path):
+        pq.write_table(pa.table({"value": [1.0]}), items(path))
+        edit(path, lambda r: None, fresh_hash=True)
+
+    def texts_for_values(path):
+        table = pq.read_table(items(path))
+        at = table.column_names.index("value")
+        pq.write_table(table.set_column(at, "value", [["a", "b", "c", "d"]]), items(path))
+        edit(path, lambda r: None, fresh_hash=True)
+
+    def fewer_items(path):
+        pq.write_table(pq.read_table(items(path)).slice(1), items(path))
+        edit(path, lambda r: None, fresh_hash=True)
+
+    def another_mean(path):
+        edit(path, lambda r: setattr(r.scores[0], "value", 0.51))
+
+    return {
+        "truncated": (truncate, "is not complete JSON"),
+        "settings": (other_settings, "which is not that of its settings: one of them was edited"),
+        "rank": (other_rank, "whose settings are those of lora-r8-a32-lr2e-4-s0-"),
+        "file": (rename, "mine.json holds the cell lora-r16-a32-lr2e-4-s0-"),
+        "no items": (lose_items, "is missing: the scores of its record can't be compared item by item"),
+        "hash": (flip_a_byte, "is not the file that its record was written with: the hashes differ"),
+        "no parquet": (cut_items, "can't be read as items"),
+        "columns": (other_columns, "can't be read as items"),
+        "texts": (texts_for_values, "can't be read as items"),
+        "n": (fewer_items, "has 3 items of gsm8k exact_match strict-match; its record counts 4"),
+        "mean": (another_mean, "has a mean of 0.5 in gsm8k exact_match strict-match; its record says 0.51"),
+    }
+
+
+@pytest.mark.parametrize("name", damages())
+def test_damage_is_named_in_one_sentence(path, tmp_path, capsys, name):
+    damage, said = damages()[name]
+    damage(path)
+    sound(make_record("full"), tmp_path / "demo")
+    assert main(["verify", "--results-dir", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "demo: 2 records, 1 problem\n"
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'demo'}/")
+    assert said in line
+    assert line.endswith(".")
+
+
+def test_scripts_get_json(path, tmp_path, capsys):
+    items(path).unlink()
+    assert main(["verify", "--results-dir", str(tmp_path), "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["demo"]["records"] == 1
+    assert "is missing" in found["demo"]["problems"][0]
+
+
+def test_a_record_from_before_hashes_were_kept_is_sound(path, tmp_path):
+    edit(path, lambda r: setattr(r, "items_sha256", None))
+    value = json.loads(path.read_text())
+    del value["items_sha256"]
+    path.write_text(json.dumps(value))
+    assert verify.study(tmp_path, "demo") == (1, [])
+
+
+def test_a_damaged_plan_is_a_problem(path, tmp_path):
+    plan = tmp_path / "demo" / ".harness" / "plan.json"
+    plan.parent.mkdir()
+    plan.write_text("[")
+    (problem,) = verify.study(tmp_path, "demo")[1]
+    assert "plan.json is damaged" in problem

@@ -1,0 +1,194 @@
+"""Jobs forked from a process that holds the libraries: fresh each time, cheap after the first, none left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import pytest
+from job_helpers import tiny
+
+from harness import env
+from harness.config import ROOT
+from harness.sweep.fork_server import HEAP, WAITING, Job, Server, environment
+
+NOTHING = {"check": [], "data_root": None}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server():
+    started = Server()
+    yield started
+    started.stop()
+
+
+def ask(server: Server, stderr, request: dict = NOTHING) -> tuple[int, list[dict]]:
+    """A job's exit status and what it reported."""
+    job = server.start(stderr)
+    with job.request:
+        json.dump(request, job.request)
+    events = [json.loads(line) for line in job.lines()]
+    return job.wait(), events
+
+
+def test_the_second_job_has_no_imports_to_wait_for(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(server, log) == (0, [])
+        holder = server._holder.pid
+        start = time.monotonic()
+        assert ask(server, log) == (0, [])
+        assert time.monotonic() - start < 1
+        assert server._holder.pid == holder
+
+
+def test_a_refusal_and_its_status_come_back(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        cells = [{"id": "x"}]  # no cell: the job breaks, its words are in its log
+        code, events = ask(server, log, {"check": cells, "data_root": None})
+    assert (code, events) == (1, [])
+    assert "TypeError" in (tmp_path / "log").read_text()
+
+
+def clean(monkeypatch):
+    for name in [name for name in os.environ if env.ALLOCATOR.fullmatch(name)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp's own words")
+def test_threads_of_a_job_sleep_while_they_wait(server, tmp_path, monkeypatch):
+    clean(monkeypatch)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # of libgomp, when it is loaded
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(server, log) == (0, [])
+    said = (tmp_path / "log").read_text()
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said
+    assert "GOMP_SPINCOUNT = '1000'" in said
+
+
+def test_what_the_user_has_set_is_left(monkeypatch):
+    clean(monkeypatch)
+    ours = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
+    assert ours == HEAP | WAITING | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")  # PYTORCH_ALLOC_CONF would go before it
+    theirs = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
+    assert theirs == HEAP | {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
+
+
+def test_another_environment_is_another_holder(server, tmp_path, monkeypatch):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        holder = server._holder.pid
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1" if os.environ.get("HF_HUB_OFFLINE") != "1" else "0")
+        assert ask(server, log) == (0, [])
+        assert server._holder.pid != holder
+
+
+def test_a_holder_that_died_is_replaced(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        server._holder.kill()
+        server._holder.wait()
+        assert ask(server, log) == (0, [])
+
+
+def test_a_stopped_job_is_gone(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        job, pid = training(server, log, tmp_path)
+        job.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert ask(server, log) == (0, [])
+
+
+def test_a_job_ends_with_its_holder(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        job, pid = training(server, log, tmp_path)
+        server._holder.kill()
+        gone([pid])
+        assert job.wait() == -signal.SIGKILL
+        assert ask(server, log) == (0, [])
+
+
+def test_a_job_that_is_stopped_before_it_was_asked_leaves_nothing(server, tmp_path):
+    with open(tmp_path / "log", "wb") as log:
+        ask(server, log)
+        start, holder = time.monotonic(), server._holder
+        server.start(log).stop()
+        assert holder.poll() is not None
+        assert time.monotonic() - start < 5
+        assert ask(server, log) == (0, [])
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
+    words = "import sys; from harness.sweep.fork_server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
+    words += "; print(s._holder.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
+    words += "job.request.close() if sys.argv[1] else None; [print(line, flush=True) for line in job.lines()]"
+    request = json.dumps(endless(tmp_path)) if asked else ""
+    sweep = subprocess.Popen([sys.executable, "-c", words, request], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with sweep.stdout as told:
+        holder = int(told.readline())
+        jobs = []
+        if asked:
+            until_a_step(told)
+            jobs = jobs_of(holder)
+        sweep.kill()
+        sweep.wait()
+    gone([holder, *jobs])
+
+
+def endless(folder: Path) -> dict:
+    """A request for a cell that would train for hours."""
+    cell = tiny("train.max_steps=20000")
+    return {"cell": asdict(cell), "study": "test", "path": str(folder / "cell.json"), "data_root": None}
+
+
+def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]:
+    """A job that runs such a cell, and its process; returns when it trains."""
+    ask(server, stderr)  # so that the holder is there
+    job = server.start(stderr)
+    with job.request:
+        json.dump(endless(folder), job.request)
+    until_a_step(job.events)
+    (pid,) = jobs_of(server._holder.pid)
+    return job, pid
+
+
+def until_a_step(lines: IO[str]) -> None:
+    """Read what a job reports, up to a training step."""
+    assert any('"step"' in line for line in lines), "it ended before it trained"
+
+
+def gone(pids: list[int]) -> None:
+    """Wait until none of the processes runs; a holder may first have to end its imports."""
+    until = time.monotonic() + 60
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def jobs_of(holder: int) -> list[int]:
+    """Process ids of its jobs, once there are any."""
+    until = time.monotonic() + 60
+    while not (found := Path(f"/proc/{holder}/task/{holder}/children").read_text().split()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return [int(job) for job in found]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: one that ended and whose parent has not asked yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,254 @@
+"""Secrets and places of this machine: refused in settings, and in nothing that is written.
+
+One real sweep with planted secrets, one of whose cells does its best to tell them; everything it leaves is searched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from planted_secrets import SECRETS, TELLTALE, TINY
+from records import make_record
+
+from harness import redact
+from harness.__main__ import main
+from harness.config import CONF, ROOT
+from harness.errors import UserError
+from harness.record import cell_id, read, read_study, write
+from harness.studies import retry
+
+TINY += ["train.validation_items=2", "infer.repeats=0"]
+
+
+def call(folder, *arguments):
+    """Run a command with the planted secrets, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder / 'lib'}", "HF_HUB_OFFLINE": "1"} | SECRETS
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a sweep of two cells ran: one that is fine, and one that tells secrets wherever it can."""
+    folder = tmp_path_factory.mktemp("private")
+    (folder / "lib").mkdir()
+    (folder / "lib" / "telltale.py").write_text(TELLTALE)
+    run = call(
+        folder,
+        "sweep",
+        *TINY,
+        "method=full",
+        "method.optim._target_=harness.job.methods.optimizers.build,telltale.build",
+    )
+    (folder / "sweep.out").write_text(run.stdout + run.stderr)
+    assert run.returncode == 1, run.stderr
+    (folder / "config.out").write_text(call(folder, "run", *TINY, "--cfg", "job").stdout)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        for line in ("table --columns all", "table --format html", "lint", "status", "status --format json", "report"):
+            with open(folder / f"{line}.out", "w") as out, redirect_stdout(out), redirect_stderr(out):
+                main(line.split())
+    return folder
+
+
+def by_status(folder):
+    records, problems = read_study(folder / "results" / "adhoc")
+    assert problems == []
+    return {record.status: record for record in records}
+
+
+@pytest.mark.slow
+def test_nothing_that_is_written_holds_a_secret(folder):
+    log = (folder / "results" / "adhoc" / f"{by_status(folder)['failed'].cell.name}.log").read_text()
+    assert all(word in log for word in ("stdout", "stderr", "descriptor", "RuntimeError", redact.HIDDEN))
+    written = [path for path in folder.rglob("*") if path.is_file() and "lib" not in path.parts]
+    assert {path.suffix for path in written} == {".json", ".log", ".parquet", ".out"}
+    assert all(path.stat().st_size for path in written if path.suffix == ".out")
+    for path in written:
+        content = path.read_bytes()
+        assert b"planted" not in content, path
+        for secret in SECRETS.values():
+            assert secret.encode() not in content, path
+
+
+@pytest.mark.slow
+def test_records_hold_no_place_of_this_machine(folder):
+    records = by_status(folder)
+    assert records["failed"].failure.reason.startswith("RuntimeError: file ~/file ***")
+    for record in records.values():
+        text = (folder / "results" / "adhoc" / f"{record.cell.name}.json").read_text()
+        for place in (folder, Path.home(), ROOT, Path(sys.prefix)):
+            assert f"{place}/" not in text
+
+
+@pytest.mark.slow
+def test_a_cell_is_run_again_from_its_record_alone(folder):
+    """Also: one that would call what this harness's settings don't name is not."""
+    records, study = by_status(folder), folder / "results" / "adhoc"
+    refused = call(folder, "retry", "--failed")
+    assert refused.returncode == 2
+    assert "telltale.build is named in no file of conf/" in refused.stderr
+    call(folder, "rm", records["failed"].cell.name, "--yes")
+
+    first = records["ok"]
+    path = study / f"{first.cell.name}.json"
+    broken = read(path)
+    broken.status, broken.train = "diverged", None
+    write(broken, path)
+    run = call(folder, "retry", "--failed", "--format", "json")
+    assert run.returncode == 0, run.stderr
+    (said,) = json.loads(run.stdout)
+    assert (said["cell"], said["status"]) == (first.cell.name, "ok")
+    again = read(path)
+    assert again.started > first.started
+    assert [p.loss for p in again.train.loss] == [p.loss for p in first.train.loss]
+    assert "No cell failed." in call(folder, "retry", "--failed").stderr
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("+method.load.token=abc", "method.load.token"),
+        ("+data.load.api_key=abc", "data.load.api_key"),
+        ("+method.load.note=hf_abcdefghijklmnopqrstuvwx", "method.load.note"),
+        ("+method.load.note=${oc.env:WANDB_API_KEY}", "method.load.note"),
+        ("model.path='https://user:password@host/model'", "model.path"),
+        ("model.path='user:password@host/model'", "model.path"),
+        ("data_root='https://token@host/data'", "data_root"),
+        ("results_dir='ssh://user:password@host/data'", "results_dir"),
+    ],
+)
+def test_a_setting_that_holds_a_secret_is_refused_unsaid(cell, monkeypatch, override, key):
+    monkeypatch.setenv("WANDB_API_KEY", "planted5wandb")
+    with pytest.raises(UserError, match=f"^{key} holds what looks like a secret") as error:
+        cell(override)
+    for secret in ("abc", "planted", "password", "token@"):
+        assert secret not in str(error.value)
+
+
+def test_ordinary_settings_are_no_secrets(cell, monkeypatch):
+    monkeypatch.setenv("SHORT_TOKEN", "lora")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "everything")
+    for choice in ("gsm8k", "metamath", "facts", "wordmath"):
+        cell(f"data={choice}")
+    cell("data.prompt='Q: {question}@home A:everything'")
+    cell("infer.prompt_tokens=8")
+
+
+def test_the_folder_of_a_model_is_recorded_from_where_one_works(cell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    relative = cell("model.path=models/one")
+    assert relative.settings["model"]["path"] == "models/one"
+    for path in (f"{tmp_path}/models/one", f"{tmp_path}/models/one/", "'~/models/one'"):
+        assert cell(f"model.path={path}").id == relative.id
+    assert not os.path.isabs(cell("model.path=/nowhere/at/all").settings["model"]["path"])
+
+
+def test_another_place_of_this_machine_is_no_setting(cell, tmp_path):
+    with pytest.raises(UserError, match=r"data\.load\.path=.* is a place on this machine.* relative to data_root"):
+        cell("data=gsm8k", f"data.load.path={tmp_path}")
+    cell("data=gsm8k", "data.prompt='/'")
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://user:pw@host/x", "at https://***@host/x"),
+        ("at https://pw@host/x", "at https://***@host/x"),
+        ("user:pw@host", "***@host"),
+        ("hf_abcdefghijklmnopqrstuvwx.", "***."),
+        ("say planted5wandb and planted5wandb/6", "say *** and ***/6"),
+        ("a:b, c@d: e", "a:b, c@d: e"),
+        ("ratio 1:2", "ratio 1:2"),
+    ],
+)
+def test_secrets_are_taken_out_of_text(monkeypatch, text, shown):
+    monkeypatch.setenv("WANDB_API_KEY", "planted5wandb")
+    assert redact.redact(text) == shown
+
+
+def test_a_file_without_secrets_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "planted5wandb")
+    path = tmp_path / "log"
+    path.write_bytes(b"\xff\r\nok")
+    before = path.stat().st_mtime_ns
+    redact.scrub(path)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (b"\xff\r\nok", before)
+    path.write_bytes(b"\xff\r\nplanted5wandb\r\n")
+    redact.scrub(path)
+    assert path.read_bytes() == b"\xff\r\n***\r\n"
+
+
+# Records of others
+
+
+def hostile(cell, **changed):
+    """A failed record of a LoRA cell whose settings were changed, under an id that fits them."""
+    record = make_record("lora", status="failed")
+    settings = json.loads(json.dumps(cell("method=lora").settings))
+    for way, value in changed.items():
+        *folders, name = way.split("__")
+        place = settings
+        for folder in folders:
+            place = place[folder]
+        place[name] = value
+    record.cell = dataclasses.replace(cell("method=lora"), settings=settings, id=cell_id(settings))
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"method__adapt": {"_target_": "os.system", "command": "true"}}, "os.system is named in no file"),
+        ({"method__optim": {"a": [{"_target_": "torch.os.system"}]}}, "torch.os.system is named in no file"),
+        ({"data__load": {"_target_": ["os.system"]}}, "is named in no file"),
+        ({"data__prompt": "${oc.env:HF_TOKEN}"}, "is to be interpolated"),
+        ({"model__trust_remote_code": True}, "to be trusted"),
+        ({"model__use_safetensors": False}, "to be trusted"),
+        ({"eval__unsafe_code": True}, "code that a model writes"),
+        ({"method__load": {"dtype": "float32", "use_kernels": True}}, "use_kernels"),
+        ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code of the hub"),
+    ],
+)
+def test_a_record_does_not_decide_what_is_called(cell, changed, said):
+    assert retry.objection(hostile(cell)) is None
+    assert said in retry.objection(hostile(cell, **changed))
+
+
+def test_settings_that_are_not_those_of_the_id_are_not_run(cell):
+    record = hostile(cell)
+    record.cell.settings["seed"] = 5
+    assert "not those that its id stands for" in retry.objection(record)
+
+
+def test_all_methods_and_data_can_be_run_from_their_records(cell):
+    record = hostile(cell)
+    for group in ("method", "data"):
+        for path in (CONF / group).glob("*.yaml"):
+            if path.stem != "api":
+                # Some can't clip, some are of weights in bf16.
+                record.cell = cell(f"{group}={path.stem}", "train.max_grad_norm=null", "model.dtype=bfloat16")
+                assert retry.objection(record) is None, path
+
+
+def test_a_model_behind_an_api_is_not_asked_from_its_record_alone(cell):
+    """Neither its key's name nor its prices are there."""
+    record = hostile(cell)
+    record.cell = cell("method=api", "model.base_url=http://host/v1", "model.name=any")
+    assert "how its model is asked (key, prices) is no part of it" in retry.objection(record)
