@@ -35,224 +35,220 @@ ADAMW = {
 
 @dataclass
 class Method:
-    """One way to tune. `load`, `adapt`, `init` and `optim` are slots: ``_target_`` nodes for hydra's instantiate.
-
-    lr: the method's own default learning rate; null for an untuned row.
-    adamw: whose AdamW steps it: ``torch``, or bitsandbytes' with moments in 8 bits (``8bit``), in memory that moves to
-        the host where the device's runs short (``paged``), or both (``paged_8bit``); null where it steps otherwise.
-    knobs: axes of the method's own (GaLore's scale), interpolated by its slots and shown in tables.
-    load: keyword arguments of ``from_pretrained`` (dtype, quantization_config).
-    adapt: a peft config, or a function of the model that changes it, or null to leave it as it is.
-    init: how an adapter starts that needs data for it: a function of the model, the peft config and training batches of
-        one sequence each, that returns the adapted model (harness.job.methods.adapter_init); null where its config says all.
-    optim: a factory that takes the model and returns its optimizer; null for an untuned row.
-    incompatible: what the method can't do: a setting as typed (``train.grad_accum=2``), or all but one
-        (``train.grad_accum!=1``) -> the reason.
-    """
+    """How a model is tuned. `load`, `adapt`, `init` and `optim` are slots: nodes with a ``_target_`` for Hydra."""
 
     name: str = MISSING
+    """Name in tables and records."""
     lr: float | None = None
+    """Default learning rate of the method (null for an untuned model)."""
     adamw: str | None = None
+    """AdamW implementation: torch, 8bit (8-bit moments), paged (moments in paged memory) or paged_8bit; all but torch
+    are bitsandbytes'. null: the method does not step by AdamW."""
     knobs: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters of this method alone, such as GaLore's scale. The slots read them; tables show them."""
     load: dict[str, Any] = field(default_factory=dict)
+    """Arguments of from_pretrained: dtype, quantization_config."""
     adapt: dict[str, Any] | None = None
+    """peft config, or function that changes the model (null: the model stays as loaded)."""
     init: dict[str, Any] | None = None
+    """Adapter initialisation that needs training data: a function of the model, the peft config and training batches of
+    one sequence each that returns the adapted model (null: the peft config decides)."""
     optim: dict[str, Any] | None = None
+    """Factory that takes the model and returns its optimizer (null for an untuned model)."""
     incompatible: dict[str, str] = field(default_factory=dict)
+    """Settings that the method refuses: SETTING=VALUE, or SETTING!=VALUE for every other value, and the reason."""
 
 
 @dataclass
 class Price:
-    """Dollars for a million tokens, read and written (null: not known)."""
+    """Price of a model behind an API."""
 
     read: float | None = None
+    """Dollars per million prompt tokens (null: unknown)."""
     written: float | None = None
+    """Dollars per million answer tokens (null: unknown)."""
 
 
 @dataclass
 class Model:
-    """path: a hub id, a local folder, or ``embedded:NAME``; dtype: of the weights that are not quantised.
-
-    gradient_checkpointing: the default of train.gradient_checkpointing: on where a model is too large to do without.
-
-    trust_remote_code: run the code that comes with the model, where it needs some. use_safetensors: false loads pickled
-    weights instead, which can run code too. Both are recorded if asked for.
-
-    upcast: put norms, embeddings, head and biases in fp32, and with them the residual stream, as peft's usual
-    preparation does to quantised models alone; here every method has it or none. It needs train.precision=bf16.
-
-    architecture: the dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no
-    hub; null: ask the model's own config.
-
-    Of a model behind an API (method=api) name is what the endpoint calls it, and none of the above is looked at:
-    base_url: where OpenAI's protocol is spoken, up to and without ``/chat/completions``.
-    tokenizer: a hub id or a local folder: the tasks are asked as completions, with log-probabilities; null: as chat.
-    thinking: tokens that such a model may write before each answer, beyond the task's limit; it is part of a cell.
-    key_env: the environment variable that holds the key (null: none is sent); it and the price are no part of a cell.
-    """
+    """The model that is tuned, or the model behind an API (method=api) that is asked."""
 
     name: str = MISSING
+    """Name in tables and records. Of a model behind an API: the name that the endpoint knows."""
     path: str = MISSING
+    """Hub id, local folder, or embedded:NAME."""
     revision: str | None = None
+    """Commit, tag or branch of the hub repository (null: its main branch)."""
     dtype: str = "bfloat16"
+    """Number format of the weights that are not quantised: bfloat16, float16 or float32."""
     trust_remote_code: bool = False
+    """Runs code that comes with the model. The record says so."""
     use_safetensors: bool = True
+    """false loads pickled weights, which can run code. The record says so."""
     upcast: bool = False
+    """Keeps norms, embeddings, head and biases in fp32, and with them the residual stream. peft's usual preparation
+    does so for quantised models alone; here it applies to every method. Requires bf16 training."""
     gradient_checkpointing: bool = False
+    """Default of train.gradient_checkpointing. true in the files of models with 3B weights or more."""
     architecture: dict[str, Any] | None = None
+    """Dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no hub
+    (null: `plan` reads the model's own config)."""
     base_url: str | None = None
+    """Address of an OpenAI-compatible API, without /chat/completions. Requires method=api."""
     tokenizer: str | None = None
+    """Hub id or folder of the API model's tokenizer: tasks are then asked as completions with log-probabilities
+    (null: as chat)."""
     thinking: int = 0
+    """Tokens that an API model may think before each answer, beyond the task's limit."""
     key_env: str | None = None
+    """Environment variable that holds the API key (null: no key is sent). Never the key itself."""
     price: Price = field(default_factory=Price)
 
 
 @dataclass
 class Data:
-    """load: a ``_target_`` that returns the splits; prompt: the text before the answer, as the evaluation asks it.
-
-    prompt_if_empty: the prompt of a record in which one of the prompt's fields is empty (null: the same).
-    path: of a file of one's own, below data_root or the folder one works in; null where the data is no such file.
-    columns: of such a file (data=local): of each field of the prompt, and of the answer or the messages, the column.
-    limit: items to train on (null: all), the same for every cell. noise: share of their answers that are replaced by
-        wrong ones, the same for every cell; validation keeps the right ones.
-    """
+    """Training and validation data."""
 
     name: str = MISSING
+    """Name in tables and records."""
     path: str | None = None
+    """Your file (data=local): jsonl, json, csv, tsv or parquet, below data_root or the working folder."""
     load: dict[str, Any] = field(default_factory=dict)
+    """Function (_target_) that returns the splits train and validation."""
     prompt: str = "Question: {question}\nAnswer:"
+    """Text before the answer, with the record's fields in braces, as the evaluation asks it."""
     prompt_if_empty: str | None = None
+    """Prompt of records in which a field of the prompt is empty (null: the same prompt)."""
     columns: dict[str, str | None] = field(default_factory=dict)
+    """Column of each prompt field, of the answer, or of the messages, in your file (data=local)."""
     limit: int | None = None
+    """Training items (null: all). Every cell takes the same ones."""
     noise: float = 0.0
+    """Share of training answers that are replaced by wrong ones, from 0 to 1. Every cell has the same wrong answers;
+    validation keeps the right ones."""
 
 
 @dataclass
 class Eval:
-    """tasks: lm-eval tasks or groups; limit: items a task or group, a seeded stratified sample (null: all).
-
-    num_fewshot: null leaves each task its own; seed: of the sample of items, the same for every cell.
-    engine: ``auto`` scores the model where it is, as it was trained; ``vllm`` saves it and has vLLM answer (CUDA).
-    chat_template: put each question as a message, in the tokenizer's own template; fewshot_as_multiturn: each example
-    as a message and its answer, instead of all in one. system_instruction: said before every question.
-    unsafe_code: score tasks that run what the model writes (humaneval), on this machine.
-    """
+    """Scoring by lm-eval."""
 
     tasks: list[str] = field(default_factory=list)
+    """lm-eval tasks or groups ([]: no scoring)."""
     limit: int | None = None
+    """Items per task or group (null: all): a seeded, stratified sample, the same for every cell."""
     num_fewshot: int | None = None
+    """Examples before each question (null: the task's own number)."""
     batch_size: int = 16
+    """Sequences scored at a time."""
     seed: int = 0
+    """Seed of the sample of items, the same for every cell."""
     engine: str = "auto"
+    """auto scores the model in the training process; vllm saves it and has vLLM answer. vllm requires CUDA."""
     chat_template: bool = False
+    """Asks each question as a message in the tokenizer's chat template."""
     fewshot_as_multiturn: bool = False
+    """Puts each few-shot example into a turn of its own. Requires eval.chat_template=true."""
     system_instruction: str | None = None
+    """System prompt before every question (null: none)."""
     unsafe_code: bool = False
+    """Allows tasks that run code written by the model (humaneval) on this machine."""
 
 
 @dataclass
 class Train:
-    """The training loop's settings, the same for every method.
-
-    max_steps: optimizer steps; batch_size: sequences a micro-batch; grad_accum: micro-batches a step.
-    batch_size=auto: the largest micro-batch that fits the device's memory, which does not change a step's global_batch
-        sequences; it is planned, and halved on a shortage. An untuned row takes the default.
-    global_batch: sequences a step of batch_size=auto, which requires it (null: batch_size × grad_accum).
-    max_tokens: raw tokens after which training ends, with the step that reaches them (null: max_steps alone decides).
-    max_length: tokens at which a sequence is cut; warmup_ratio: share of steps with rising learning rate.
-    max_grad_norm: global clipping (null: none). validate_every: steps between validation losses (null: the end).
-    validation_items: held-out answers the validation loss is taken on.
-    precision: ``auto`` is bf16 autocast where the device computes in bf16, else fp32 (as without speedups).
-    bucketing: batches that are drawn together and cut anew by length (1: none are), for every method alike.
-    packing: a micro-batch is batch_size rows of whole sequences, as many in each as have max_length tokens or less, for
-        every method alike; each sequence still attends to itself alone.
-    gradient_checkpointing: keep of each decoder layer its input alone, and compute the rest again in the backward pass:
-        the same losses and gradients in less memory, for about a third more time.
-    save_every: steps between checkpoints, from which a cell that was killed goes on (null: none are made, and one that
-        is there is not looked at). It changes no result, so it is no part of a cell.
-    devices: how many train one cell together, each its share of every micro-batch; an untuned row has no use for more
-        than one. parallel: how they do: ``ddp``, each with the whole model, or ``fsdp``, each with a share of it.
-    activation_offload: keep activations in the host's memory between forward and backward (CUDA): less memory on the
-        device, for the time of the copies.
-    compile: torch.compile each decoder layer for training; validation, inference and scoring run it as it is.
-    """
+    """The training loop, the same for every method."""
 
     max_steps: int = 200
+    """Optimizer steps."""
     batch_size: int | str = 8
+    """Sequences per micro-batch. auto: the largest micro-batch that fits the device's memory; it is predicted, then
+    halved after a shortage. Requires train.global_batch."""
     grad_accum: int = 1
+    """Micro-batches per optimizer step."""
     global_batch: int | None = None
+    """Sequences per optimizer step with train.batch_size=auto (null: batch_size × grad_accum)."""
     max_tokens: int | None = None
+    """Ends training with the step that reaches this number of raw tokens (null: max_steps decides)."""
     max_length: int = 512
+    """Tokens at which a sequence is cut."""
     warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises; after that it falls along a cosine."""
     max_grad_norm: float | None = 1.0
+    """Norm at which the whole gradient is clipped (null: no clipping)."""
     validate_every: int | None = None
+    """Steps between validation losses (null: one, at the end)."""
     validation_items: int = 64
+    """Held-out items behind the validation loss."""
     precision: str = "auto"
+    """Precision of forward and backward passes: bf16 (autocast), fp32, or auto. auto is bf16 where the device gains by
+    it, else fp32; with speedups=off it is fp32."""
     bucketing: int = 1
+    """Batches that are drawn together and regrouped by length (1: none)."""
     packing: bool = False
+    """Fills each of the batch_size rows with whole sequences up to max_length tokens. Each sequence attends to itself
+    alone."""
     gradient_checkpointing: bool = False
+    """Keeps only the input of each decoder layer and recomputes the rest in the backward pass: the same losses and
+    gradients in less memory, for about a third more time."""
     save_every: int | None = None
+    """Steps between checkpoints, from which a killed cell resumes (null: no checkpoints, and existing ones are
+    ignored). Not part of the cell."""
     devices: int = 1
+    """Devices that train one cell together. Each takes its share of every micro-batch."""
     parallel: str = "ddp"
+    """How several devices train: ddp (each holds the whole model) or fsdp (each holds a share of it)."""
     activation_offload: bool = False
+    """Keeps activations in host memory between forward and backward pass: less device memory, but time for the copies.
+    Requires CUDA."""
     compile: bool = False
+    """Compiles each decoder layer with torch.compile for training. Validation, inference and scoring run uncompiled."""
 
 
 @dataclass
 class Infer:
-    """How inference is timed, the same for every cell.
-
-    repeats: timed rounds, after a short one that is discarded (0: inference is not measured); batch_size: sequences at
-        a time.
-    prompt_tokens, new_tokens: of each sequence; one new token is the prefill's, so decoding needs 2 or more.
-    """
+    """The measurement of inference speed, the same for every cell."""
 
     repeats: int = 5
+    """Timed rounds after one discarded round (0: inference is not measured)."""
     batch_size: int = 1
+    """Sequences at a time."""
     prompt_tokens: int = 128
+    """Tokens per prompt."""
     new_tokens: int = 16
+    """Tokens written per sequence, at least 2. The first belongs to prefill, the others to decoding."""
 
 
 @dataclass
 class Retry:
-    """Which recorded cells are run again; the rest are kept.
-
-    statuses: those with one of these, by the next sweep.
-    on_oom: one that ran out of memory in training, at once, with half the micro-batch and twice the accumulation, until
-        it fits or a micro-batch is one sequence. The record says so, and it is no fair comparison of speed or memory.
-        train.batch_size=auto does so in any case.
-    """
+    """Which recorded cells run again. All others are kept."""
 
     statuses: list[str] = field(default_factory=lambda: ["failed"])
+    """The next sweep runs cells with these statuses again: failed, oom, diverged."""
     on_oom: bool = False
+    """Runs a cell that ran out of memory in training again at once, with half the micro-batch and twice the
+    accumulation, until it fits. Its speed and memory are then not comparable, and the record says so.
+    train.batch_size=auto always does this."""
 
 
 @dataclass
 class Api:
-    """How a model behind an API is asked. It changes no answer, so it is no part of a cell.
-
-    concurrency: requests at a time; per_minute: as many are begun in a minute at most (null: no limit).
-    timeout: seconds that a request may take; retries: further tries of one that failed (busy, broken off, no JSON).
-    backoff: seconds before the second try, twice as many before each next one; what the endpoint asks for comes first.
-    """
+    """How a model behind an API is asked. None of this is part of the cell, as it changes no answer."""
 
     concurrency: int = 8
+    """Requests at a time."""
     per_minute: float | None = None
+    """Requests started per minute (null: no limit)."""
     timeout: float = 120
+    """Time limit per request in seconds."""
     retries: int = 6
+    """Further attempts after a request that failed (server busy, connection lost, bad JSON)."""
     backoff: float = 1.0
+    """Seconds before the second attempt, doubled before each further one. The endpoint's Retry-After has priority."""
 
 
 @dataclass
 class Config:
-    """speedups: ``auto`` takes all that leave results as they are; ``off`` is the plain way, to check them against.
-
-    timeout: seconds that a cell may take (null: as long as it does); one that hangs is ended then, and recorded.
-    save: what is kept of tuned weights, beside the record: ``none``, the ``adapter``, or the model with it ``merged``;
-        of a method without adapters either is the whole model. tracker: one of TRACKERS, which is told how training
-        goes (null: none). Both change no result, so they are no part of a cell.
-    """
+    """All settings of a cell, and where its record goes."""
 
     method: Method = field(default_factory=Method)
     model: Model = field(default_factory=Model)
@@ -263,17 +259,31 @@ class Config:
     retry: Retry = field(default_factory=Retry)
     api: Api = field(default_factory=Api)
     rank: int = 16
+    """Rank of adapters and of GaLore's projections."""
     alpha: float = 32
+    """LoRA's alpha: the update is scaled by alpha / rank."""
     lr: float | None = None
+    """Learning rate."""
     lr_scale: float = 1.0
+    """Factor on the method's default learning rate: a sweep over it tries the same number of rates for each method."""
     seed: int = 0
+    """Random seed of training: order of the batches, adapter initialisation."""
     study: str = "adhoc"
+    """Folder below results_dir in which the records lie."""
     results_dir: str = "results"
+    """Folder of all studies."""
     data_root: str | None = None
+    """Folder with local copies of hub data sets under their names, such as openai/gsm8k (null: the hub)."""
     speedups: str = "auto"
+    """auto enables every speed-up that does not change results; off trains and scores without them, to check."""
     timeout: float | None = None
+    """Time limit per cell in seconds (null: none). A cell beyond it is ended and recorded as failed."""
     save: str = "none"
+    """Tuned weights to keep beside the record: none, adapter, or merged (the model with the adapter folded in). Of a
+    method without adapters, both keep the whole model. Not part of the cell."""
     tracker: str | None = None
+    """Experiment tracker that follows the training: tensorboard, mlflow, wandb or trackio (null: none). Not part of the
+    cell."""
 
 
 # What a cell can be run again with in place of what it ran with.

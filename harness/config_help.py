@@ -1,0 +1,86 @@
+"""The settings with their types, defaults and comments, read from harness/config.py: for `run --help` and the docs.
+
+A field's comment is the string below it. Python does not keep it, so it is read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from typing import Any, NamedTuple
+
+from omegaconf import MISSING, OmegaConf
+
+from harness.config import CONF, Config, typed
+
+
+class ConfigField(NamedTuple):
+    """One setting: dotted key, type, default, and what it does.
+
+    default: as one types it, or as conf/config.yaml computes it (``${…}``); None if a file of its group must set it.
+    """
+
+    key: str
+    type: str
+    default: str | None
+    comment: str
+
+
+class ConfigGroup(NamedTuple):
+    """Settings with a common prefix, `key`; that of the top level is empty."""
+
+    key: str
+    comment: str
+    fields: list[ConfigField]
+
+
+def config_groups() -> list[ConfigGroup]:
+    """All settings in the order of harness/config.py, those of the top level first."""
+    composed = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    groups = [ConfigGroup("", inspect.getdoc(Config), _fields(Config, "", composed))]
+    for f in dataclasses.fields(Config):
+        if schema := _schema(f):
+            fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
+            groups.append(ConfigGroup(f.name, inspect.getdoc(schema), fields))
+    return groups
+
+
+def field_comments(schema: type) -> dict[str, str]:
+    """The string below each field of a dataclass, on one line, by the field's name."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    return {
+        before.target.id: " ".join(after.value.value.split())
+        for before, after in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    }
+
+
+def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigField]:
+    """The settings of a dataclass without its groups, but for a group within a group.
+
+    composed: what conf/config.yaml sets in place of the dataclass's defaults.
+    """
+    comments, found = field_comments(schema), []
+    for f in dataclasses.fields(schema):
+        if nested := _schema(f):
+            found += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
+            continue
+        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        default = composed.get(f.name, default)
+        found.append(
+            ConfigField(
+                key=prefix + f.name,
+                type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", f.type)),
+                default=None if default == MISSING else typed(default).replace("'", ""),
+                comment=comments[f.name],
+            )
+        )
+    return found
+
+
+def _schema(f: dataclasses.Field) -> type | None:
+    """The dataclass of a group of settings; None for a setting."""
+    return f.default_factory if dataclasses.is_dataclass(f.default_factory) else None
