@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 from harness import env
 from harness.config import CONF
 from harness.job.measure import device
-from harness.job.measure.meter import LiveBytes, synchronize
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.timing import synchronize
 from harness.job.models import loading
 from harness.record import Cell
 from harness.sweep import app

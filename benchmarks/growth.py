@@ -28,7 +28,7 @@ from harness import units
 from harness.config import ROOT
 from harness.job.data import encoding
 from harness.job.evaluate import scoring as score
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
 from harness.sweep import app
 

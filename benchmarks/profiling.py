@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.config import ROOT
 from harness.job.data import encoding
-from harness.job.measure.meter import LiveBytes, matmul_peak, synchronize
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.timing import matmul_peak, synchronize
 from harness.sweep import app
 
 STEPS = 3

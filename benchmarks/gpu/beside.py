@@ -27,7 +27,7 @@ from benchmarks import plain
 from harness.job import prepared_inputs
 from harness.job.data import encoding
 from harness.job.evaluate import scoring
-from harness.job.measure import device, heap, meter
+from harness.job.measure import device, heap, timing
 from harness.job.models import loading
 from harness.job.training import attention, loop, loss
 from harness.record import Cell
@@ -50,7 +50,7 @@ class Training:
         if settings["speedups"] != "off":
             with self.accelerator.autocast():
                 loss.enable(net)
-            heap.keep(self.accelerator.device)
+            heap.keep(self.accelerator.device.type)
         optimizer = instantiate(settings["method"]["optim"], _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
@@ -72,17 +72,17 @@ def busy(cell: dict[str, Any]) -> dict[str, Any]:
     *before, last_but_one, last = range(len(training.ready.steps))
     for number in before:  # kernels are chosen, and the optimizer's state is made
         training.step(number)
-    meter.synchronize()
-    start = meter.clock()
+    timing.synchronize()
+    start = timing.clock()
     training.step(last_but_one)
     training.step(last)
-    meter.synchronize()
-    wall = meter.clock() - start
+    timing.synchronize()
+    wall = timing.clock() - start
     on_cuda = training.accelerator.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as trace:
         training.step(last_but_one)
         training.step(last)
-        meter.synchronize()
+        timing.synchronize()
     kind = torch.autograd.DeviceType.CUDA if on_cuda else torch.autograd.DeviceType.CPU
     kernels = [e for e in trace.events() if e.device_type == kind and not e.is_user_annotation]
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
@@ -111,11 +111,11 @@ def engine(cell: dict[str, Any]) -> dict[str, Any]:
     for autocast in formats:
         seconds, items = {}, {}
         for ours in (False, True):
-            meter.synchronize()
-            start = meter.clock()
+            timing.synchronize()
+            start = timing.clock()
             _, items[ours] = scoring.score(net, tokenizer, tasks, settings["batch_size"], autocast, speedups=ours)
-            meter.synchronize()
-            seconds[ours] = meter.clock() - start
+            timing.synchronize()
+            seconds[ours] = timing.clock() - start
         theirs, own = (_answers(items[ours]) for ours in (False, True))
         name = str(autocast or net.dtype).removeprefix("torch.")
         found[name] = {
@@ -155,12 +155,12 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            meter.synchronize()
-            moments.append(meter.clock())
+            timing.synchronize()
+            moments.append(timing.clock())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.synchronize()
-            moments.append(meter.clock())
+            timing.synchronize()
+            moments.append(timing.clock())
 
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -122,36 +122,3 @@ def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
     if length % 16:
         mask = functional.pad(mask, (0, -length % 16))[..., :length]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], length)
-
-
-def _rounded(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _flash_backward(tokens: int, rows: int, heads: int, width: int, few: Tensor) -> int:
-    """Bytes that FlashAttention's backward pass takes beside its results (torch's flash_api.cpp, mha_bwd).
-
-    The gradient of the queries is summed up in fp32, beside a number a row; those of keys and values that heads share
-    are made for each head at first. rows: of queries, rounded up. few: the keys, [..., heads] with fewer heads or not.
-    """
-    summed = 4 * rows * heads * (_rounded(width, 32 if width <= 128 else 64) + 1)
-    shared = few.shape[-2] != heads
-    return summed + (2 * tokens * heads * width * few.element_size() if shared else 0)
-
-
-def _batched(gradient: Tensor, query: Tensor, key: Tensor, *_rest: Any, **_keywords: Any) -> int:
-    batch, heads, rows, width = query.shape
-    return _flash_backward(batch * key.shape[2], batch * _rounded(rows, 128), heads, width, key.transpose(1, 2))
-
-
-def _varlen(gradient: Tensor, query: Tensor, key: Tensor, *rest: Any, **_keywords: Any) -> int:
-    rows, heads, width = query.shape
-    bounds = rest[3]
-    return _flash_backward(key.shape[0], rows + 128 * (len(bounds) - 1), heads, width, key)
-
-
-# By operation, bytes that its kernel on CUDA allocates and frees while it runs, beside what it returns.
-WORKSPACES: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_backward: _batched,
-    torch.ops.torch_attn._varlen_attn_backward: _varlen,
-}

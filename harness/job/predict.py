@@ -38,14 +38,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
-from harness.job.cuda_kernels import WORKSPACES, CudaKernels
+from harness.job.cuda_kernels import CudaKernels
 from harness.job.data import encoding
 from harness.job.data.encoding import Batch
-from harness.job.measure import device, probe
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure import device
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.workspaces import WORKSPACES
 from harness.job.models import loading
 from harness.job.models.loading import NeedsValues
-from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loss
+from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loss, probe
 from harness.record import Cell, Probe, device_count, fits_itself, micro_batch
 
 CPU = torch.device("cpu")

@@ -29,9 +29,12 @@ from harness.errors import UserError, about_file
 from harness.job import prepared_inputs, shortage
 from harness.job.api import run_api_cell
 from harness.job.data import chat, columns, encoding
-from harness.job.evaluate import scoring, vllm_engine
-from harness.job.measure import device, disk_size, heap, inference_speed, probe
-from harness.job.measure.meter import LiveBytes, Meter, in_use, largest_free, matmul_peak
+from harness.job.evaluate import decoding, linear_weights, scoring, vllm_engine
+from harness.job.measure import device, disk_size, heap, inference_speed
+from harness.job.measure.device_memory import in_use, largest_free
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.phases import Meter
+from harness.job.measure.timing import matmul_peak
 from harness.job.methods import optimizers
 from harness.job.models import adapter_merge, loading, saved
 from harness.job.tracker import Tracker
@@ -43,6 +46,7 @@ from harness.job.training import (
     gradient_checkpointing,
     loop,
     loss,
+    probe,
 )
 from harness.job.training.checkpoints import Checkpoints, code
 from harness.record import (
@@ -236,7 +240,7 @@ class _Job:
         else:
             with self.accelerator.autocast():
                 self.speedups["fused_loss"] = loss.enable(net)
-            self.speedups["kept_memory"] = heap.keep(self.accelerator.device)
+            self.speedups["kept_memory"] = heap.keep(self.accelerator.device.type)
         held_out, size = self.ready.held_out, self.batch_size
         validation = [layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
@@ -455,9 +459,11 @@ class _Job:
     def _infer(self, phase: str, net: nn.Module, forms: list[str], result: Record) -> None:
         if self.settings["infer"]["repeats"]:
             self._enter(phase)
-            with self.meter.window(phase):
-                dtype = torch.bfloat16 if self.bf16 else None
-                result.inference |= inference_speed.measure(net, forms, self.settings["infer"], self.accelerator, dtype)
+            with self.meter.window(phase), ExitStack() as undone:
+                if self.bf16:  # as a model is served that computes in it
+                    undone.callback(linear_weights.cast(net, torch.bfloat16))
+                asked, accelerator = self.settings["infer"], self.accelerator
+                result.inference |= inference_speed.measure(net, forms, asked, accelerator, decoding.greedy)
 
     def _score(self, net: nn.Module, result: Record) -> None:
         tasks = self.ready.tasks

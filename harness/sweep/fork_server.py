@@ -19,9 +19,6 @@ from typing import IO
 
 from harness.config import ROOT
 
-# For glibc: what was freed is kept and used again. New pages cost more than a decoded token's products do, and whether
-# a job had old ones was a matter of what it had done before: fully tuned models seemed to be served 1.4× as fast.
-HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 # For OpenMP: a thread that waits for the others soon sleeps. If it spins for long, it takes the core from the one it
 # waits for as soon as anything else runs on this machine: `benchmarks/speed.py beside`. libgomp spins for a moment
 # first, as most waits are short, and to wake a thread up costs more.
@@ -38,7 +35,7 @@ def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
-    return HEAP | waiting | segments | os.environ | {"PYTHONPATH": path}
+    return waiting | segments | os.environ | {"PYTHONPATH": path}
 
 
 class Server:

@@ -25,7 +25,7 @@ from torch._subclasses.fake_impls import op_implementations_dict
 from torch.utils._pytree import tree_leaves
 
 from harness.job import predict
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
 from harness.record import Cell
 

@@ -16,7 +16,7 @@ from job_helpers import run_cell, run_tiny, tiny
 
 from harness.errors import UserError
 from harness.job import run_cell as run
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers as optim
 from harness.job.models import embedded
 from harness.record import Record, read

@@ -17,7 +17,7 @@ from job_helpers import tiny
 
 from harness import env
 from harness.config import ROOT
-from harness.sweep.fork_server import HEAP, WAITING, Job, Server, environment
+from harness.sweep.fork_server import WAITING, Job, Server, environment
 
 NOTHING = {"check": [], "data_root": None}
 
@@ -77,11 +77,11 @@ def test_threads_of_a_job_sleep_while_they_wait(server, tmp_path, monkeypatch):
 def test_what_the_user_has_set_is_left(monkeypatch):
     clean(monkeypatch)
     ours = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
-    assert ours == HEAP | WAITING | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert ours == WAITING | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")  # PYTORCH_ALLOC_CONF would go before it
     theirs = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
-    assert theirs == HEAP | {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
+    assert theirs == {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
 
 
 def test_another_environment_is_another_holder(server, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from transformers import EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import record
 from harness.job.api.client import Client, Reply
-from harness.job.measure import device, inference_speed
+from harness.job.evaluate import decoding
+from harness.job.measure import device
 from harness.job.models import loading, saved
 from harness.record import Cell, Record
 
@@ -145,7 +146,7 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | 
         asked = tokenizer(text, return_tensors="pt")
     asked = asked.to(net.device)
     if loading.prompted(net):
-        found = inference_speed.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
+        found = decoding.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
     else:
         found = net.generate(
             **asked,

@@ -25,7 +25,7 @@ from harness.errors import UserError, about_file
 from harness.job import prepared_inputs
 from harness.job.evaluate import scoring, vllm_engine
 from harness.job.measure import device, heap
-from harness.job.measure.meter import Meter
+from harness.job.measure.phases import Meter
 from harness.job.models import loading, saved
 from harness.job.training import attention
 from harness.record import Record, Scoring, model_card
@@ -84,7 +84,7 @@ def _score(
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     meter, speedups = Meter(accelerator.device), {}
     if asked["speedups"] != "off":
-        speedups["kept_memory"] = heap.keep(accelerator.device)
+        speedups["kept_memory"] = heap.keep(accelerator.device.type)
     set_seed(found.cell.seed or 0)
     report({"phase": "load"})
     with meter.window("load"):

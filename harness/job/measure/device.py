@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harness.errors import UserError
-from harness.job.measure import nvml
+from harness.job.measure import nvml, timing
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -32,10 +32,8 @@ def _bf16_pays() -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.cpu._is_avx512_bf16_supported():
         return False
-    from harness.job.measure.meter import matmul_peak  # it brings libraries that set up CUDA, which `busy` must precede
-
     # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
-    bf16, fp32 = (matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
+    bf16, fp32 = (timing.matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
     found = [bf16 > fp32]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found)  # processes that train together do so in one format

@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from torch import nn
 
 from harness.job.data.encoding import IGNORED, Batch
-from harness.job.measure.meter import synchronize
+from harness.job.measure.timing import synchronize
 from harness.job.models.loading import forget_adapters
 from harness.job.training import loop
 from harness.record import Merge

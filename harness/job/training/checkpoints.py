@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from harness import record
-from harness.job.measure.meter import Meter
+from harness.job.measure.phases import Meter
 from harness.job.methods.galore import PROJECTORS
 from harness.record import Phase
 

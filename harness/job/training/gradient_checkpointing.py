@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import nn
 
-from harness.job.measure import meter
+from harness.job.measure import live_memory
 from harness.job.models.loading import inner
 from harness.job.training import attention
 
@@ -38,5 +38,5 @@ def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
 
 @contextmanager
 def _again(row: attention.Row | None) -> Iterator[None]:
-    with attention.over(row), meter.recomputation():
+    with attention.over(row), live_memory.recomputation():
         yield

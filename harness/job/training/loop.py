@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from harness import record
 from harness.job.data.encoding import IGNORED, Batch
-from harness.job.measure.meter import Energy, Stopwatch
+from harness.job.measure.energy import Energy
+from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, distributed
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.loss import at_head

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from harness.job.measure import heap
 
@@ -16,7 +15,7 @@ glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="th
 
 SCRIPT = """
 import resource, sys, torch
-from harness.job import heap
+from harness.job.measure import heap
 
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,7 +28,7 @@ def resident():
 
 faults(1)
 print(faults(10))
-print(heap.keep(torch.device("cpu")))
+print(heap.keep())
 faults(1)
 print(faults(10))
 held = resident()
@@ -49,7 +48,7 @@ def test_kept_memory_is_not_asked_for_again():
 
 
 def test_where_it_can_not_be_it_says_why(monkeypatch):
-    assert heap.keep(torch.device("cuda")) == "off: the device has an allocator of its own"
+    assert heap.keep("cuda") == "off: the device has an allocator of its own"
     monkeypatch.setattr(heap, "_libc", object())
-    assert heap.keep(torch.device("cpu")) == "off: the C library is not glibc"
+    assert heap.keep() == "off: the C library is not glibc"
     heap.give_back()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaConfig
 
-from harness.job.evaluate import engine, prompting
+from harness.job.evaluate import decoding, engine, prompting
 from harness.job.measure import disk_size, inference_speed
 from harness.job.models import adapter_merge
 from harness.job.training import loop
@@ -36,7 +36,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
 def test_what_is_decoded_is_what_generate_decodes(method):
     net = moved(f"method={method}").net.eval()
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
-    tokens, prefill, rest = inference_speed.decode(net, prompts, 6)
+    tokens, prefill, rest = inference_speed.decode(net, prompts, 6, decoding.greedy)
     generated = net.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
@@ -67,9 +67,9 @@ def test_with_tokens_before_a_sequence_it_is_what_a_whole_pass_for_each_token_de
 
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
     expected = whole(prompts)[:, 8:]
-    assert torch.equal(inference_speed.decode(net, prompts, 6)[0], expected)
+    assert torch.equal(inference_speed.decode(net, prompts, 6, decoding.greedy)[0], expected)
     with net.disable_adapter():
-        assert not torch.equal(inference_speed.decode(net, prompts, 6)[0], expected)
+        assert not torch.equal(inference_speed.decode(net, prompts, 6, decoding.greedy)[0], expected)
 
     # Scored, where prompts of unlike lengths are padded on the left, and an answer may stop.
     lm = engine.Engine(pretrained=net, tokenizer=bench.tokenizer, batch_size=3)
@@ -106,7 +106,7 @@ class Clocked(nn.Module):
 def test_a_round_is_a_prompt_and_the_tokens_after_the_first(monkeypatch):
     model, bench = Clocked(), prepared(tiny("method=base"))
     monkeypatch.setattr(inference_speed, "time", SimpleNamespace(perf_counter=lambda: model.now))
-    found = inference_speed.measure(model, ["base"], INFER, bench.accelerator)["base"]
+    found = inference_speed.measure(model, ["base"], INFER, bench.accelerator, decoding.greedy)["base"]
     assert (found.batch_size, found.prompt_tokens, found.new_tokens) == (2, 8, 5)
     assert found.prefill_seconds == [5.0] * 3
     assert found.decode_seconds == [4 * 2.0] * 3
@@ -120,7 +120,9 @@ def test_forms_take_turns_and_the_base_is_without_its_adapter():
     layer = next(m for m in bench.net.modules() if hasattr(m, "lora_A"))
     seen = []
     layer.register_forward_hook(lambda module, *_: seen.append(module.disable_adapters))
-    found = inference_speed.measure(bench.net, ["base", "unmerged"], INFER | {"new_tokens": 2}, bench.accelerator)
+    found = inference_speed.measure(
+        bench.net, ["base", "unmerged"], INFER | {"new_tokens": 2}, bench.accelerator, decoding.greedy
+    )
     assert list(found) == ["base", "unmerged"]
     assert seen == [True, True, False, False] * (1 + 3)  # a prefill and a decode each
     assert not layer.disable_adapters
@@ -131,7 +133,7 @@ def test_every_cell_is_given_the_same_prompts():
     for method in ("base", "lora"):
         bench = prepared(tiny(f"method={method}", "seed=3"))
         bench.net.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
-        inference_speed.measure(bench.net, ["unmerged"], INFER | {"repeats": 1}, bench.accelerator)
+        inference_speed.measure(bench.net, ["unmerged"], INFER | {"repeats": 1}, bench.accelerator, decoding.greedy)
     prompts = [ids for ids in seen if ids.shape[1] == 8]
     assert len(prompts) == 4
     assert all(torch.equal(ids, prompts[0]) for ids in prompts)

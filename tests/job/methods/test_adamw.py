@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness import redact
 from harness.config import ADAMW, CONF
 from harness.errors import UserError
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import adamw, optimizers
 from harness.job.models import loading
 from harness.job.training import loop

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.job import predict
-from harness.job.measure import probe
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.methods.master_weights import stochastic
-from harness.job.training import loop
+from harness.job.training import loop, probe
 
 BF16 = ("model.dtype=bfloat16", "train.max_grad_norm=null", "train.warmup_ratio=0")
 FIVE = ("train.max_steps=5",)

@@ -12,7 +12,7 @@ from job_helpers import prepared, tiny
 from harness.errors import UserError
 from harness.job import predict, run_cell
 from harness.job.measure import device
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.training import activation_offload, loop
 
 OFFLOAD = "train.activation_offload=true"

@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from harness.job.data.encoding import Example
-from harness.job.measure.meter import FLOPS, LiveBytes
+from harness.job.measure.flops import FLOPS
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.training import attention
 from harness.job.training import loop as train
 

@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.job import predict
 from harness.job import run_cell as run
 from harness.job.data import encoding
-from harness.job.measure import device, meter
+from harness.job.measure import device, timing
 from harness.job.models import loading
 from harness.job.training import distributed
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
@@ -305,7 +305,7 @@ def refusing(folder: Path, report: distributed.Report, rank: distributed.Rank) -
 def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
     """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
     torch.cpu._is_avx512_bf16_supported = lambda: True
-    meter.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
+    timing.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
     device._bf16_pays.cache_clear()
     dtype = device.compute_dtype("auto")
     took = rank.number + 1.0

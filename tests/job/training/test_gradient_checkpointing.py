@@ -18,8 +18,9 @@ from harness.errors import UserError
 from harness.job import predict
 from harness.job.data import encoding
 from harness.job.data.encoding import Batch, Example
+from harness.job.evaluate import decoding
 from harness.job.measure import inference_speed
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
 from harness.job.training import attention, gradient_checkpointing, loop
 
@@ -119,8 +120,8 @@ def test_a_model_that_writes_keeps_its_cache():
     prompt = torch.tensor([[5, 9, 3, 7]])
     with torch.inference_mode():
         out = net(input_ids=prompt, use_cache=True)
-        assert out[inference_speed.cache_keyword(net)].get_seq_length() == 4
-        tokens = inference_speed.decode(net, prompt, 3)[0]
+        assert out[decoding.cache_keyword(net)].get_seq_length() == 4
+        tokens = inference_speed.decode(net, prompt, 3, decoding.greedy)[0]
         row = torch.cat([prompt, tokens], dim=1)
         assert torch.equal(net(input_ids=row, use_cache=False).logits[:, 3:-1].argmax(-1), tokens)
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from harness.job.measure import meter
+from harness.job.measure import timing
 from harness.job.models import adapter_merge, embedded
 from harness.job.training import loop
 
@@ -222,7 +222,7 @@ def test_only_the_steps_are_on_the_clock(monkeypatch):
         passes(1000)
         return 1.0
 
-    monkeypatch.setattr(meter, "clock", lambda: now)
+    monkeypatch.setattr(timing, "clock", lambda: now)
     bench.net.register_forward_hook(lambda *_: passes(0.5 if bench.net.training else 0.0))
     bench.optimizer.optimizer.register_step_post_hook(lambda *_: passes(next(durations)))
     raw = [micro[0].raw for micro in bench.steps]

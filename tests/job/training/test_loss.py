@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.training import loop, loss
 
 needs_liger = pytest.mark.skipif(

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from harness.job.data.encoding import Batch
-from harness.job.measure.meter import LiveBytes
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.training import loop
 from harness.record import Probe

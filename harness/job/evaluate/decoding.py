@@ -1,0 +1,44 @@
+"""Greedy decoding by hand, token by token, with a cache of keys and values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import nn
+from transformers import DynamicCache, StoppingCriteria
+
+from harness.job.models.loading import inner, prompted
+
+
+def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The likeliest tokens after `ids` (sequences, tokens), none padded, one a sequence (sequences, 1), without end."""
+    name = cache_keyword(model)
+    # Where the method puts tokens before a sequence, they are in a cache that the first pass makes.
+    cache = {} if prompted(model) else {name: DynamicCache(config=model.config)}
+    while True:
+        out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
+        ids = out.logits.argmax(-1)
+        yield ids
+        if not cache:
+            model, cache = inner(model), {name: out[name]}
+
+
+def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[StoppingCriteria]) -> torch.Tensor:
+    """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` is met, at most `limit`.
+
+    For a model that puts tokens of its own before a sequence: peft 0.21's `generate` loses or doubles them under
+    transformers 5.24.
+    """
+    for token in islice(greedy(model, ids), limit):
+        ids = torch.cat([ids, token], dim=1)
+        if any(bool(end(ids, None)) for end in ends):
+            break
+    return ids
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """What the model calls its cache: transformers renames it within version 5, and drops the old name in 5.40."""
+    return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"

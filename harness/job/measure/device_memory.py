@@ -1,0 +1,46 @@
+"""Memory as the device, its allocator and the kernel report it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.attention.varlen  # defines its operations
+
+
+def in_use(device: torch.device) -> int | None:
+    """Bytes held at this moment: allocated on a CUDA device, else the process's resident set; null off Linux."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def largest_free(device: torch.device) -> int | None:
+    """Bytes of the largest block that CUDA's allocator could hand out, cached or still the device's; null on CPU."""
+    if device.type != "cuda":
+        return None
+    segments = torch.cuda.memory_snapshot()
+    cached = [block["size"] for segment in segments for block in segment["blocks"] if block["state"] == "inactive"]
+    return max([torch.cuda.mem_get_info(device)[0], *cached])
+
+
+def reset_process_peak() -> None:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: then no peak is reported
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def process_peak() -> int | None:
+    """Peak resident set in bytes since the last reset; null where the kernel can't reset it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else None

@@ -1,0 +1,92 @@
+"""FLOPs of matrix products and attention by operation: torch's formulas, and ours where torch has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.attention.varlen  # defines its operations
+from torch.utils.flop_counter import flop_registry
+
+
+def _attention_flops(query, key, value, *args, out_val=None, **kwargs) -> int:
+    """The two products of attention over [batch, heads, length, width], causal or not: torch's convention."""
+    batch, heads, rows, width = query.shape
+    return 2 * batch * heads * rows * key.shape[2] * (width + value.shape[3])
+
+
+def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, **kwargs) -> int:
+    """Five products: the scores again, and the gradients of scores, query, key and value."""
+    batch, heads, rows, width = query.shape
+    return 2 * batch * heads * rows * key.shape[2] * (3 * width + 2 * value.shape[3])
+
+
+def _varlen_flops(query, key, value, bounds, *args, out_val=None, **kwargs) -> int:
+    """As `_attention_flops`, over sequences end to end in [tokens, heads, width] that `bounds` tells apart."""
+    _, heads, width = query.shape
+    return 2 * heads * sum(n * n for n in _lengths(bounds)) * (width + value.shape[2])
+
+
+def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args, out_val=None, **kwargs) -> int:
+    _, heads, width = query.shape
+    return 2 * heads * sum(n * n for n in _lengths(bounds)) * (3 * width + 2 * value.shape[2])
+
+
+def _lengths(bounds: torch.Tensor) -> Sequence[int]:
+    """Of the sequences between `bounds`, which may have no values but those (harness.job.training.attention.bounds_of)."""
+    return bounds.lengths if hasattr(bounds, "lengths") else bounds.diff().tolist()
+
+
+def _nf4_flops(a, b, shape, *args, out_val=None, **kwargs) -> int:
+    """A product of `a` [..., in] with a packed 4-bit matrix of `shape` [out, in]."""
+    return 2 * a.numel() * shape[0]
+
+
+def _int8_flops(a, b, *args, out_val=None, **kwargs) -> int:
+    """A product of `a` [rows, in] with an 8-bit matrix `b` [out, in]."""
+    return 2 * a.numel() * b.shape[0]
+
+
+def _int8_mixed_flops(a, quantised, b, *args, out_val=None, **kwargs) -> int:
+    """As `_int8_flops`; features that are taken in 16 bits are taken in 8 bits, as zeros, too."""
+    return _int8_flops(quantised, b)
+
+
+def _flops() -> dict[Any, Callable[..., int]]:
+    """Torch's formulas by operation, and ours of bitsandbytes' products and of attention.
+
+    Of torch's own for attention, some need the values of bounds, those of 2.11 an equal number of heads, and none is of
+    the CPU's kernel.
+    """
+    import bitsandbytes  # noqa: F401  # defines its operation
+
+    aten = torch.ops.aten
+    ours = {
+        torch.ops.bitsandbytes.gemm_4bit: _nf4_flops,
+        torch.ops.bitsandbytes.int8_scaled_mm: _int8_flops,
+        torch.ops.bitsandbytes.int8_mixed_scaled_mm: _int8_mixed_flops,
+        torch.ops.torch_attn._varlen_attn: _varlen_flops,
+        torch.ops.torch_attn._varlen_attn_backward: _varlen_backward_flops,
+    }
+    for kernel in KERNELS:
+        ours[getattr(aten, kernel)] = _attention_flops
+        ours[getattr(aten, f"{kernel}_backward")] = _attention_backward_flops
+    return flop_registry | ours
+
+
+KERNELS = {
+    "_scaled_dot_product_flash_attention": "flash",
+    "_scaled_dot_product_efficient_attention": "efficient",
+    "_scaled_dot_product_cudnn_attention": "cudnn",
+    "_scaled_dot_product_flash_attention_for_cpu": "flash_for_cpu",
+}
+# Operations of attention by the names that a record gives them. Where torch, or a model, puts it together from others
+# (math, eager) it is told by its softmax, whose dtype is that of the scores.
+ATTENTION = {
+    **{getattr(torch.ops.aten, kernel): name for kernel, name in KERNELS.items()},
+    torch.ops.torch_attn._varlen_attn: "varlen",
+    torch.ops.aten._safe_softmax: "math",
+    torch.ops.aten._softmax: "eager",
+}
+FLOPS = _flops()

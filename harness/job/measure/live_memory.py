@@ -1,0 +1,217 @@
+"""Counts the bytes of live tensors by kind, with the same instrument on every device.
+
+A dispatch mode sees each operation, follows each storage from its first use to its end, and adds up the FLOPs of the
+operations on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.attention.varlen  # defines its operations
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.job.measure.flops import ATTENTION, FLOPS
+from harness.job.measure.workspaces import WORKSPACES
+from harness.record import Kinds
+
+Kind = Literal["weights", "adapters", "gradients", "optimizer", "activations"]
+
+
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
+
+
+@contextlib.contextmanager
+def recomputation() -> Iterator[None]:
+    """A context for operations that were done before, and are done again as their results were not kept."""
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
+
+
+@dataclass
+class Peak:
+    """The most live bytes there were in a window, by kind, and how many storages had been seen by then."""
+
+    total: int = 0
+    kinds: dict[Kind, int] = field(default_factory=dict)
+    seen: int = 0
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts bytes of live tensor storages on `device`, by kind, and the most there were at one moment.
+
+    A storage counts once however many views it has, at its allocated size, from the first operation that takes or
+    gives it until it is freed. It is of the kind that `see` was told, else an activation; told later, it counts as of
+    that kind from its first sight on. What a kernel allocates and frees inside one operation counts as an activation
+    where `workspaces` tells it; else it is not seen.
+
+    Of a sharded tensor the share of this process counts. Storages that are resized count at their size of the moment,
+    once a sharded tensor was seen: to gather weights is to do that.
+
+    windows: the peak in each window that `mark` began, by name; before the first, in "".
+    flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
+        recomputed: of those within `recomputation`, which are no part of them.
+    attention: how often each operation of attention was seen going forward, by its name and its query's dtype, as in
+        ``varlen bfloat16``.
+    instead: by operation, what is called in its place; what that calls is not seen.
+    workspaces: by operation, the bytes that its kernel takes for itself, of its arguments; null for those of CUDA on a
+        CUDA device, and none elsewhere.
+    """
+
+    def __init__(self, device: torch.device, workspaces: dict[Any, Callable[..., int]] | None = None):
+        super().__init__()
+        if workspaces is None:
+            workspaces = WORKSPACES if device.type == "cuda" else {}
+        self._workspaces = workspaces
+        self.instead: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+        self._device = device.type
+        self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._sharded = False
+        self._now: dict[Kind, int] = dict.fromkeys((f.name for f in dataclasses.fields(Kinds)), 0)
+        self._seen = 0
+        self.windows = {"": Peak()}
+        self._window = self.windows[""]
+        self.now = self.flops = self.recomputed = 0
+        self.attention: Counter[str] = Counter()
+
+    @property
+    def now_by_kind(self) -> Kinds:
+        self._measure()
+        return Kinds(**self._now)
+
+    @property
+    def peak(self) -> int:
+        return max(window.total for window in self.windows.values())
+
+    @property
+    def peak_by_kind(self) -> Kinds:
+        highest = max(self.windows.values(), key=lambda window: window.total)
+        return Kinds(**(self._now | highest.kinds))
+
+    def mark(self, window: str) -> None:
+        """From here on peaks are those of `window`, which may be come back to."""
+        self._window = self.windows.setdefault(window, Peak())
+        self._note()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:  # tensors without storage are asked so, four times an operation
+            return args[0].device
+        kwargs = kwargs or {}
+        self.see(args)
+        if kwargs:
+            self.see(list(kwargs.values()))
+        out = self.instead.get(func, func)(*args, **kwargs)
+        self.see(out)
+        if (workspace := self._workspaces.get(func._overloadpacket)) is not None:
+            self._hold_for_a_moment(workspace(*args, **kwargs))
+        formula = FLOPS.get(func._overloadpacket)
+        if formula is not None:
+            count = formula(*args, **kwargs, out_val=out)
+            if _recomputing.get():
+                self.recomputed += count
+            else:
+                self.flops += count
+        name = ATTENTION.get(func._overloadpacket)
+        if name is not None and (args[0].ndim == 4 or name == "varlen"):  # a router's softmax is no attention
+            self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1
+        return out
+
+    def see(self, tree: Any, kind: Kind | None = None) -> None:
+        """Take notice of all tensors in `tree` (lists, tuples and dicts of them), and of what kind they are."""
+        if isinstance(tree, torch.Tensor):
+            if isinstance(tree, DTensor):
+                self._sharded = True
+                tree = tree._local_tensor
+            if tree.layout is torch.sparse_coo:  # its parts have storages, it has none
+                self.see([tree._indices(), tree._values()], kind)
+            elif tree.device.type == self._device:
+                storage = tree.untyped_storage()
+                key = storage._cdata  # the C++ storage: python wrappers of it come and go
+                known = self._live.get(key)
+                if known is not None and self._sharded and known[0] != storage.nbytes():
+                    self._resize(key, storage.nbytes())
+                    self._note()
+                if known is None:
+                    self._begin(key, storage, kind or "activations")
+                elif kind is not None and known[1] != kind:
+                    self._relabel(key, kind)
+        elif isinstance(tree, list | tuple):
+            for part in tree:
+                self.see(part, kind)
+        elif isinstance(tree, dict):
+            for part in tree.values():
+                self.see(part, kind)
+
+    def burst(self, size: int) -> None:
+        """Count `size` bytes that an operation takes and frees in itself, as activations."""
+        self.now += size
+        self._now["activations"] += size
+        self._note()
+        self.now -= size
+        self._now["activations"] -= size
+
+    def _begin(self, key: int, storage: torch.UntypedStorage, kind: Kind) -> None:
+        size = storage.nbytes()
+        self._seen += 1
+        self._live[key] = (size, kind, self._seen)
+        self._storages[key] = weakref.ref(storage)
+        weakref.finalize(storage, self._end, key)
+        self._now[kind] += size
+        self.now += size
+        self._note()
+
+    def _hold_for_a_moment(self, size: int) -> None:
+        self._now["activations"] += size
+        self.now += size
+        self._note()
+        self._now["activations"] -= size
+        self.now -= size
+
+    def _note(self) -> None:
+        if self.now > self._window.total:
+            self._measure()
+        if self.now > self._window.total:
+            self._window.total, self._window.kinds, self._window.seen = self.now, dict(self._now), self._seen
+
+    def _measure(self) -> None:
+        """Take notice of storages that were resized; nothing else tells when one was freed that way."""
+        if self._sharded:
+            for key, (size, _, _) in list(self._live.items()):
+                storage = self._storages[key]()
+                if storage is not None and storage.nbytes() != size:
+                    self._resize(key, storage.nbytes())
+
+    def _resize(self, key: int, size: int) -> None:
+        before, kind, born = self._live[key]
+        self._live[key] = (size, kind, born)
+        self._now[kind] += size - before
+        self.now += size - before
+
+    def _relabel(self, key: int, kind: Kind) -> None:
+        size, before, born = self._live[key]
+        self._live[key] = (size, kind, born)
+        self._now[before] -= size
+        self._now[kind] += size
+        for window in self.windows.values():
+            if born <= window.seen:  # it lives now, so it was there at that peak
+                window.kinds[before] -= size
+                window.kinds[kind] += size
+
+    def _end(self, key: int) -> None:
+        size, kind, _ = self._live.pop(key)
+        del self._storages[key]
+        self._now[kind] -= size
+        self.now -= size

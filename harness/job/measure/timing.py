@@ -1,0 +1,74 @@
+"""Times the training step and the device's peak of matrix products; every reading is synchronised."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.attention.varlen  # defines its operations
+
+clock = time.perf_counter
+
+
+def synchronize() -> None:
+    """Wait until the accelerator, if any, has done all that was asked of it."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+class Stopwatch:
+    """Times a step and its parts, in seconds.
+
+    The step is taken by the host's clock, synchronised on both sides. On CUDA its parts are told apart by events in
+    the stream, so that the host need not wait between them; elsewhere by the host's clock.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_cuda = device.type == "cuda"
+
+    def start(self) -> None:
+        synchronize()
+        self._marks = [("", self._now())]
+        self._start = clock()
+
+    def lap(self, name: str) -> None:
+        """The part `name` ends here; parts of the same name add up."""
+        self._marks.append((name, self._now()))
+
+    def stop(self) -> tuple[float, dict[str, float]]:
+        """Seconds from the start to this moment, and of each part."""
+        synchronize()
+        seconds = clock() - self._start
+        parts: dict[str, float] = {}
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            elapsed = before.elapsed_time(after) / 1000 if self._on_cuda else after - before
+            parts[name] = parts.get(name, 0.0) + elapsed
+        return seconds, parts
+
+    def _now(self) -> Any:
+        if not self._on_cuda:
+            return clock()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of the best of several products of square matrices: what this device reaches at most, as it is now.
+
+    size: of the matrices; null for one that keeps the device busy.
+    """
+    kept_busy = 1024 if torch.get_num_threads() <= 4 else 2048
+    large, times = (8192, 10) if device.type == "cuda" else (kept_busy, 8)
+    size = size or large
+    own = torch.Generator(device).manual_seed(0)  # training draws as if this had not been
+    a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(1 + times):
+        synchronize()
+        start = clock()
+        a @ b
+        synchronize()
+        seconds.append(clock() - start)
+    return 2 * size**3 / min(seconds[1:])
