@@ -29,7 +29,7 @@ from harness.config import CONF
 from harness.job.measure import device
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.timing import synchronize
-from harness.job.models import loading
+from harness.job.models import adapting, loading
 from harness.record import Cell
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, cell: Cell, bf16: bool, on: torch.device):
         torch.manual_seed(0)
         base = loading.load(cell, on)
-        self.net = loading.adapt(base, cell).train()
+        self.net = adapting.adapt(base, cell).train()
         self.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(self.net)
         self.ids = torch.randint(1000, 40_000, (SEQUENCES, LENGTH), device=on)
         self.bf16 = bf16

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from harness import units
 from harness.config import ROOT
 from harness.job.data import encoding
-from harness.job.evaluate import scoring as score
+from harness.job.evaluate import scoring
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
 from harness.sweep import app
@@ -75,16 +75,16 @@ def steps() -> list[dict[str, Any]]:
     return rows
 
 
-def scoring() -> list[dict[str, Any]]:
+def scored() -> list[dict[str, Any]]:
     cell = composed("model=smollm2_135m", "method=base", "data=wordmath_short", "train.precision=fp32")
     net, tokenizer = loading.load(cell, speed.plain.CPU), loading.tokenizer(cell.settings["model"])
     rows = []
     for items in (20, 40, 80, 160):
-        tasks = score.Tasks(cell.settings["eval"] | {"limit": items}, None)
+        tasks = scoring.Tasks(cell.settings["eval"] | {"limit": items}, None)
         size = cell.settings["eval"]["batch_size"]
         row: dict[str, Any] = {"items": items}
         for name, ours in (("stock", False), ("ours", True)):
-            row[name] = timed(lambda t=tasks, o=ours, s=size: score.score(net, tokenizer, t, s, None, speedups=o))
+            row[name] = timed(lambda t=tasks, o=ours, s=size: scoring.score(net, tokenizer, t, s, None, speedups=o))
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     return rows
@@ -127,7 +127,7 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
 PARTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], list[str]]]] = {
     "cells": (cells, _cells),
     "steps": (steps, _steps),
-    "scoring": (scoring, _scoring),
+    "scoring": (scored, _scoring),
 }
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from harness.job.data import encoding
+from harness.job.data import batching, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.measure import device
-from harness.job.models import loading
+from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell
 
@@ -32,7 +32,7 @@ from harness.record import Cell
 def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
     """The cell's model, seeded as ours, and its optimizer."""
     torch.manual_seed(cell.seed or 0)
-    net = loading.adapt(loading.load(cell, device.here()), cell)
+    net = adapting.adapt(loading.load(cell, device.here()), cell)
     slot = cell.settings["method"]["optim"]
     return net, slot and instantiate(slot, _convert_="all")(net)
 
@@ -70,9 +70,9 @@ def main(cell: Cell) -> dict[str, Any]:
     net, optimizer = built(cell)
     tokenizer = loading.tokenizer(cell.settings["model"])
     if optimizer is not None:
-        splits = encoding.splits(cell.settings["data"], None)
+        splits = sources.splits(cell.settings["data"], None)
         prompt = cell.settings["data"]["prompt"]
-        order = encoding.scheduled(
+        order = batching.scheduled(
             splits["train"],
             settings,
             cell.seed,

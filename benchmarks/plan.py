@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from harness import units
 from harness.config import CONF, ROOT
-from harness.job.predict import Planner
+from harness.job.predict.prediction import Predictor
 from harness.record import Record, read_study
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -41,11 +41,11 @@ def ours(folder: Path) -> list[dict[str, Any]]:
     records, problems = read_study(folder)
     if problems or not records:
         raise SystemExit("\n".join(problems) or f"There are no records in {folder}; run the sweep `memory` first.")
-    planner = Planner(None, auto="fp32")
+    planner = Predictor(None, auto="fp32")
     return [_our_row(planner, record) for record in records]
 
 
-def _our_row(planner: Planner, record: Record) -> dict[str, Any]:
+def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     settings = record.cell.settings
     # As the record's device computed, which need not be this one.
     settings = settings | {"train": settings["train"] | {"precision": record.environment["precision"]}}
@@ -76,7 +76,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
     config = hydra.compose("config", ["model=llama_3_2_3b", "train.gradient_checkpointing=false", *overrides, *shape])
     architecture = dict(config.model.architecture)
-    line = Planner(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture, LARGE)
+    line = Predictor(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture, LARGE)
     adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]
     logits = 2 * architecture["vocab_size"] * metrics[-1]["train total tokens"] / train["max_steps"]
     resident = sum(line["resident"].values())
@@ -94,7 +94,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
 def savers() -> list[list[str]]:
     """Predicted peaks on a GPU, a row a method: without gradient checkpointing, and with it."""
     app.register()
-    planner, rows = Planner(None, auto="bf16", kernels="cuda"), []
+    planner, rows = Predictor(None, auto="bf16", kernels="cuda"), []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         for method in ("lora", "qlora", "full"):
             peaks = []

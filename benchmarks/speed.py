@@ -46,7 +46,7 @@ from torch import nn
 
 from harness import env
 from harness.config import CONF, ROOT
-from harness.job.data import encoding
+from harness.job.data import batching, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.measure import device
 from harness.job.models import loading
@@ -159,12 +159,12 @@ class Side:
 
 def examples_for(side: Side, data_root: str | None) -> tuple[list[list[encoding.Example]], list[encoding.Example]]:
     """The batches of the training, and 32 held-out examples."""
-    splits, settings = encoding.splits(side.cell.settings["data"], data_root), side.settings
+    splits, settings = sources.splits(side.cell.settings["data"], data_root), side.settings
 
     def encode(items: list[encoding.Item]) -> list[encoding.Example]:
         return encoding.encode_all(side.tokenizer, items, side.cell.settings["data"]["prompt"], settings["max_length"])
 
-    steps = encoding.scheduled(splits["train"], settings, 0, encode)
+    steps = batching.scheduled(splits["train"], settings, 0, encode)
     return [examples for (examples,) in steps], encode(splits["validation"][:32])
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
 
 HUNGRY = '''
 import torch
-from harness.job import optim
+from harness.job.methods import optimizers
 
 def build(model, limit, **slot):
     """An optimizer's factory whose model needs more memory than there is for more than `limit` sequences at a time."""
@@ -16,5 +16,5 @@ def build(model, limit, **slot):
             torch.empty(2**50)
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
-    return optim.build(model, **slot)
+    return optimizers.build(model, **slot)
 '''

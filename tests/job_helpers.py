@@ -19,9 +19,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 
 from harness.config import CONF, ROOT, Config, register_resolvers
-from harness.job import run_cell as run
-from harness.job.data import encoding
-from harness.job.models import loading
+from harness.job import run_cell
+from harness.job.data import batching, encoding, sources
+from harness.job.models import adapting, loading
 from harness.job.training import attention
 from harness.record import Cell, Record
 from harness.sweep import cells, runner
@@ -34,7 +34,9 @@ TINY = (
     *("infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
 )
 torch.set_num_threads(1)  # for so small a model threads only get into each other's way
-run.matmul_peak = functools.cache(run.matmul_peak)  # of the machine, not of the cell: measured once, it takes seconds
+run_cell.matmul_peak = functools.cache(
+    run_cell.matmul_peak
+)  # of the machine, not of the cell: measured once, it takes seconds
 
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU) is not there")
@@ -44,7 +46,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU)
 def no_peak():
     """Cells of the module that imports this don't measure the device's matmul peak, which takes most of their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "matmul_peak", lambda device, dtype: 1e10)
+        patch.setattr(run_cell, "matmul_peak", lambda device, dtype: 1e10)
         yield
 
 
@@ -75,12 +77,12 @@ def composed(*overrides: str) -> Cell:
 
 def run_tiny(folder: Path, *overrides: str) -> Record:
     """Run such a cell to its record in `folder`."""
-    return run_cell(folder, tiny(*overrides))
+    return run_here(folder, tiny(*overrides))
 
 
-def run_cell(folder: Path, cell: Cell) -> Record:
+def run_here(folder: Path, cell: Cell) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
-    return run.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+    return run_cell.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
 
 
 def run_claimed(cell: Cell, study: Study, *arguments: Any, **keywords: Any) -> Record:
@@ -98,19 +100,19 @@ def prepared(cell: Cell) -> SimpleNamespace:
     accelerator = Accelerator(mixed_precision="no")
     set_seed(cell.seed or 0)
     base, tokenizer = loading.load(cell, accelerator.device), loading.tokenizer(cell.settings["model"])
-    splits = encoding.splits(cell.settings["data"], None)
+    splits = sources.splits(cell.settings["data"], None)
     texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
 
-    def samples(size: int) -> Iterator[encoding.Batch]:
-        padded = encoding.Layout(flat=False, pad=tokenizer.pad_token_id)
+    def samples(size: int) -> Iterator[batching.Batch]:
+        padded = batching.Layout(flat=False, pad=tokenizer.pad_token_id)
         return (padded.batch(texts["train"][i : i + size]) for i in range(0, len(texts["train"]), size))
 
-    net = loading.adapt(base, cell, samples)
+    net = adapting.adapt(base, cell, samples)
     layout, _ = attention.layout(net, cell.settings["speedups"], tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
     accum = settings.get("grad_accum", 1)
-    order = encoding.batches(
+    order = batching.batches(
         len(texts["train"]), settings["batch_size"], settings.get("max_steps", 1) * accum, cell.settings["seed"] or 0
     )
     drawn = [[texts["train"][i] for i in indices] for indices in order]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.job.data.encoding import IGNORED, Batch, Layout
+from harness.job.data.batching import Batch, Layout
+from harness.job.data.encoding import IGNORED
 
 LAYOUTS = {"flat": Layout(flat=True), "padded": Layout(flat=False, pad=1), "plain": Layout(False, every=True, pad=1)}
 

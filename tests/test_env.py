@@ -20,7 +20,7 @@ from harness.config import ROOT
 from harness.errors import UserError
 from harness.job import run_cell
 from harness.job.measure import device
-from harness.job.models import loading
+from harness.job.models import structure
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -83,7 +83,7 @@ def test_a_cuda_device_is_told_with_its_driver():
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_the_model_tells_its_dtypes(method):
     net = prepared(tiny(f"method={method}", "speedups=off")).net
-    told = loading.describe(net)
+    told = structure.describe(net)
     assert set(told["dtypes"]) == ({"float32"} if method == "full" else {"float32", "uint8"})
     assert sum(told["dtypes"].values()) == sum(p.numel() * p.element_size() for p in net.parameters())
 

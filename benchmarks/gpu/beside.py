@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
 from harness.job import prepared_inputs
-from harness.job.data import encoding
+from harness.job.data import batching
 from harness.job.evaluate import scoring
 from harness.job.measure import device, heap, timing
-from harness.job.models import loading
+from harness.job.models import adapting, loading
 from harness.job.training import attention, loop, loss
 from harness.record import Cell
 
@@ -43,7 +43,7 @@ class Training:
         bf16 = device.compute_dtype(settings["train"]["precision"]) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
-        net = loading.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
+        net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
         self.layout, _ = attention.layout(net, settings["speedups"], self.ready.tokenizer.pad_token_id)
         if self.layout.flat:
             attention.enable(net)
@@ -55,8 +55,8 @@ class Training:
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
 
-    def _samples(self, size: int) -> Iterator[encoding.Batch]:
-        padded = encoding.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
+    def _samples(self, size: int) -> Iterator[batching.Batch]:
+        padded = batching.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
         examples = [example for step in self.ready.steps for micro in step for example in micro]
         for i in range(0, len(examples), size):
             yield padded.batch(examples[i : i + size]).to(self.accelerator.device)
@@ -145,7 +145,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     prepared = prepared_inputs.of(asked.settings, None)
     set_seed(asked.seed or 0)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    net = loading.adapt(loading.load(asked, on), asked)
+    net = adapting.adapt(loading.load(asked, on), asked)
     optimizer = instantiate(asked.settings["method"]["optim"], _convert_="all")(net)
     factor = loop.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

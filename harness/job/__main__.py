@@ -50,11 +50,11 @@ def main(request: dict[str, Any]) -> int:
 
             report({"phase": "doctor", "doctor": machine.examine(**request["doctor"])})
         elif "plan" in request:
-            from harness.job import predict
+            from harness.job.predict import workers
 
             planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
             of = {name: request[name] for name in ("data_root", "budget", "beside", "tight", "kernels")}
-            for event in predict.answer(planned, **of):
+            for event in workers.answer(planned, **of):
                 report({"phase": "plan"} | event)
         elif "synthesize" in request:
             from harness.job.data.generators import synthesis

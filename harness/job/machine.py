@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.job.data import synthetic
 from harness.job.measure import device
 from harness.job.models import embedded
-from harness.job.models import hub as reach
+from harness.job.models.hub import answers
 
 PATIENCE = 3.0  # seconds that the hub has to answer
 
@@ -123,7 +123,7 @@ def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing
     if load["_target_"] == "harness.job.data.synthetic.load":
         file = settings.get("path") or synthetic.FILE
         return ("ready", file) if Path(data_root or ".", file).is_file() else ("missing", f"there is no file {file}")
-    if load["_target_"] != "harness.job.data.encoding.hub":
+    if load["_target_"] != "harness.job.data.sources.from_hub":
         return "ready", "generated"
     path = load["path"]
     if data_root is not None:
@@ -156,7 +156,7 @@ def _reach_hub() -> str:
     """reachable, out of reach, or offline (by HF_HUB_OFFLINE)."""
     if constants.HF_HUB_OFFLINE:
         return "offline"
-    return "reachable" if reach.answers(PATIENCE) else "out of reach"
+    return "reachable" if answers(PATIENCE) else "out of reach"
 
 
 def _at_once(questions: dict[str, Callable[[], Standing]]) -> dict[str, Standing]:

@@ -12,8 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from harness.job.data import columns, encoding
-from harness.job.data import contamination as overlap
+from harness.job.data import batching, columns, contamination, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.models import loading
 from harness.record import Overlap
@@ -45,13 +44,13 @@ def of(settings: dict[str, Any], data_root: str | None) -> Ready:
     """What the settings of a cell need; UserError if its model, data or tasks can't be had."""
     parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
     trained = settings["method"]["optim"] is not None
-    root = (data_root, encoding.state_of(settings["data"], data_root))
+    root = (data_root, sources.data_state(settings["data"], data_root))
     return _made(json.dumps(parts), loading.state(settings["model"]), root, trained)
 
 
 def tasks(settings: dict[str, Any], data_root: str | None) -> scoring.Tasks:
     """The tasks of an evaluation; UserError if one can't be had, or is not for `settings`."""
-    return _tasks(json.dumps(settings), (data_root, encoding.state_of({}, data_root)))
+    return _tasks(json.dumps(settings), (data_root, sources.data_state({}, data_root)))
 
 
 @functools.lru_cache(HELD)
@@ -69,21 +68,21 @@ def _made(settings: str, model_state: str, root: Root, trained: bool) -> Ready:
         drawn.update((id(item), item) for item in items)
         return encode(items)
 
-    steps = encoding.scheduled(splits["train"], train, parts["seed"], drawing) if trained else []
+    steps = batching.scheduled(splits["train"], train, parts["seed"], drawing) if trained else []
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
     return Ready(
         tokenizer,
         tasks,
         steps,
         encode(splits["validation"][: train["validation_items"]]),
-        {"data": encoding.fingerprint(splits), "model": _fingerprint(json.dumps(parts["model"]), model_state)},
-        {name: overlap.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
+        {"data": sources.fingerprint(splits), "model": _fingerprint(json.dumps(parts["model"]), model_state)},
+        {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
     )
 
 
 @functools.lru_cache(HELD)
 def _splits(settings: str, root: Root) -> dict[str, list[encoding.Item]]:
-    return encoding.splits(json.loads(settings), root[0])
+    return sources.splits(json.loads(settings), root[0])
 
 
 @functools.lru_cache(HELD)

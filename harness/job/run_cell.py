@@ -28,7 +28,7 @@ from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import prepared_inputs, shortage
 from harness.job.api import run_api_cell
-from harness.job.data import chat, columns, encoding
+from harness.job.data import batching, chat, columns, encoding, sources
 from harness.job.evaluate import decoding, linear_weights, scoring, vllm_engine
 from harness.job.measure import device, disk_size, heap, inference_speed
 from harness.job.measure.device_memory import in_use, largest_free
@@ -36,7 +36,7 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.phases import Meter
 from harness.job.measure.timing import matmul_peak
 from harness.job.methods import optimizers
-from harness.job.models import adapter_merge, loading, saved
+from harness.job.models import adapter_merge, adapting, checks, loading, saved, structure
 from harness.job.tracker import Tracker
 from harness.job.training import (
     activation_offload,
@@ -82,7 +82,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             scoring.Tasks(cell.settings["eval"], data_root)
             tasks.append(cell.settings["eval"])
         if cell.settings["data"] not in splits:
-            found = encoding.splits(cell.settings["data"], data_root)
+            found = sources.splits(cell.settings["data"], data_root)
             if any(columns.CHAT in item for item in found["train"][:1]):
                 chat.require(loading.tokenizer(cell.settings["model"]))
             splits.append(cell.settings["data"])
@@ -91,7 +91,7 @@ def check(cells: list[Cell], data_root: str | None) -> None:
 def _check_here(cell: Cell) -> None:
     """Raise UserError if the model can't be had, or a setting can't be on this machine."""
     device.check_formats(cell.settings)
-    loading.check(cell)
+    checks.check(cell)
     compiled.check(cell.settings)
     activation_offload.check(cell.settings)
     vllm_engine.check(cell.settings)
@@ -201,7 +201,7 @@ class _Job:
         self._report, self._saves, self._save_as = report, (checkpoints, save_every), save
         self.tracker: Tracker | None = None
         self.ready = prepared_inputs.of(self.settings, data_root)
-        loading.check_length(self.settings["model"], self.ready.longest)
+        checks.check_length(self.settings["model"], self.ready.longest)
         asked = smaller.batch_size if smaller else record.micro_batch(self.settings["train"])
         self.batch_size = asked // device_count(self.settings)  # of one device
         self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
@@ -226,7 +226,7 @@ class _Job:
 
         # A model that is to be sharded may be too large for one device.
         net, added = self._load("load", torch.device("cpu") if self.sharded else self.accelerator.device)
-        result.parameters = Parameters(loading.count(net), loading.count(net, trainable=True))
+        result.parameters = Parameters(structure.count(net), structure.count(net, trainable=True))
         if cell.settings["method"]["optim"] is None:
             result.parameters.trainable = 0
 
@@ -234,7 +234,7 @@ class _Job:
         layout, self.speedups = attention.layout(net, self.settings["speedups"], pad)
         if layout.flat:
             attention.enable(net)
-        self.loaded["attention"] = loading.inner(net).config._attn_implementation
+        self.loaded["attention"] = structure.inner(net).config._attn_implementation
         if self.settings["speedups"] == "off":
             self.speedups |= dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
         else:
@@ -261,7 +261,7 @@ class _Job:
             result.validation = [record.ValidationPoint(0, 0, found)]
         else:
             self._enter("probe")
-            steps = encoding.pieces(self.ready.steps, size, train_settings)
+            steps = batching.pieces(self.ready.steps, size, train_settings)
             make = instantiate(self.settings["method"]["optim"], _convert_="all")
 
             def build(net: nn.Module) -> Optimizer:
@@ -281,7 +281,9 @@ class _Job:
             micro = [layout.batch(examples).to(self.accelerator.device) for examples in largest]
             norm = train_settings["max_grad_norm"]
             self._probe(result, lambda live: probe.steps(net, self._added, build, micro, norm, self.accelerator, live))
-            result.parameters.trainable = loading.count(net, trainable=True)  # an optimizer may leave some as they are
+            result.parameters.trainable = structure.count(
+                net, trainable=True
+            )  # an optimizer may leave some as they are
             del micro
 
             self._enter("train")
@@ -340,9 +342,9 @@ class _Job:
             result.environment["device"]["id"] = self.gpus
         result.environment |= self.loaded | {"speedups": self.speedups}
 
-    def _samples(self, size: int) -> Iterator[encoding.Batch]:
+    def _samples(self, size: int) -> Iterator[batching.Batch]:
         """Training examples in their order, padded, `size` a batch."""
-        layout = encoding.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
+        layout = batching.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
         examples = [example for step in self.ready.steps for micro in step for example in micro]
         for i in range(0, len(examples), size):
             yield layout.batch(examples[i : i + size]).to(self.accelerator.device)
@@ -355,9 +357,9 @@ class _Job:
         self._enter(phase)
         with self.meter.window(phase) as memory, self.meter.live(memory) as see:
             base = loading.load(self.cell, on)
-            self.loaded = loading.describe(base)
+            self.loaded = structure.describe(base)
             own = {id(p) for p in base.parameters()}
-            net = loading.adapt(base, self.cell, self._samples)
+            net = adapting.adapt(base, self.cell, self._samples)
             see(list(net.parameters()))  # mapped from the file, not the result of any operation
         self._net, self._added = weakref.ref(net), {id(p) for p in net.parameters()} - own
         return net, {name for name, p in net.named_parameters() if id(p) in self._added}
@@ -384,7 +386,7 @@ class _Job:
         self.accelerator = self._accelerator()
         return weights
 
-    def _whole(self, weights: dict[str, torch.Tensor], layout: encoding.Layout) -> nn.Module:
+    def _whole(self, weights: dict[str, torch.Tensor], layout: batching.Layout) -> nn.Module:
         """The model on one device, with the `weights` that the ranks had, which are used up."""
         gc.collect()
         net, _ = self._load("gather", self.accelerator.device)
@@ -396,8 +398,8 @@ class _Job:
         return net
 
     def _batches(
-        self, steps: list[list[list[encoding.Example]]], layout: encoding.Layout
-    ) -> Iterator[list[encoding.Batch]]:
+        self, steps: list[list[list[encoding.Example]]], layout: batching.Layout
+    ) -> Iterator[list[batching.Batch]]:
         """The micro-batches of one step after another; the step is the job's from when they are asked for."""
         for number, step in enumerate(steps, start=1):
             self.step = number
@@ -431,7 +433,7 @@ class _Job:
             kinds.weights, kinds.adapters, kinds.gradients, kinds.optimizer, rest, allocated, largest_free(on)
         )
 
-    def _merge(self, net: nn.Module, batch: encoding.Batch, result: Record) -> nn.Module:
+    def _merge(self, net: nn.Module, batch: batching.Batch, result: Record) -> nn.Module:
         """The model with its adapter folded in, if it has one; its size and, if it was tuned, its speed are taken.
 
         On the way it is saved, if that was asked for.

@@ -24,9 +24,9 @@ from job_helpers import tiny
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch.utils._pytree import tree_leaves
 
-from harness.job import predict
 from harness.job.measure.live_memory import LiveBytes
-from harness.job.models import loading
+from harness.job.models import adapting, empty_weights, loading
+from harness.job.predict import prediction, shapes
 from harness.record import Cell
 
 GPU = torch.device("cuda:0")
@@ -94,18 +94,18 @@ def with_values(cell: Cell, config: Any) -> tuple[torch.nn.Module, set[str]]:
     dtype = getattr(torch, cell.settings["model"]["dtype"])
     base = loading.AutoModelForCausalLM.from_config(config, dtype=dtype)
     own = {id(p) for p in base.parameters()}
-    net = loading.adapt(base, cell)
+    net = adapting.adapt(base, cell)
     return net, {name for name, p in net.named_parameters() if id(p) not in own}
 
 
 def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, float]]:
     """Peaks by window and kind of two steps (an untuned model: one pass) of `cell`."""
-    planner = predict.Planner(None, "bf16", kernels, on)
-    cell.settings |= predict._decided(cell.settings, "bf16")
+    planner = prediction.Predictor(None, "bf16", kernels, on)
+    cell.settings |= prediction._decided(cell.settings, "bf16")
     config, _ = planner._config(cell, None)
     if cell.method != "adaption_prompt":  # which wants two layers
-        config = loading.with_depth(config, 1)
-    shape = predict.Shape([SEQUENCES], raw=201, padded=201, real=True)
+        config = empty_weights.with_depth(config, 1)
+    shape = shapes.Shape([SEQUENCES], raw=201, padded=201, real=True)
     with torch.autograd.set_multithreading_enabled(False):
         return planner._probe(cell, config, shape, 1, planner._layout(cell, None)).windows
 
@@ -116,10 +116,14 @@ def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
         cell = tiny("model.dtype=bfloat16", "train.precision=bf16", *overrides)
         try:
             try:
-                planned, shell = taken(cell, "cuda", torch.device("cpu")), loading.shell
-            except loading.NeedsValues:
+                planned, shell = taken(cell, "cuda", torch.device("cpu")), empty_weights.shell
+            except empty_weights.NeedsValues:
                 planned, shell = None, with_values
-            with mock.patch.object(predict, "LiveBytes", Watched), mock.patch.object(loading, "shell", shell), values:
+            with (
+                mock.patch.object(prediction, "LiveBytes", Watched),
+                mock.patch.object(empty_weights, "shell", shell),
+                values,
+            ):
                 fake = taken(cell, "cuda", GPU)
             live = Watched.last
             yield {"fake": fake, "planned": planned, "attention": live.attention, "on_cpu": sorted(live.on_cpu)}

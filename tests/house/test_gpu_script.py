@@ -252,10 +252,10 @@ def small(*overrides: str) -> dict:
 
 
 def test_the_trainer_sees_the_same_data(tmp_path):
-    from job_helpers import run_cell
+    from job_helpers import run_here
 
     cell = composed("model=tiny", *bench.SHORT, *bench.LOAD["cpu"], *bench.TRAINING_ALONE, "method=lora", "lr=0.01")
-    ours = [point.loss for point in run_cell(tmp_path, cell).train.loss]
+    ours = [point.loss for point in run_here(tmp_path, cell).train.loss]
     found = beside.trainer(dataclasses.asdict(cell))
     assert found["loss"] == pytest.approx(sum(ours) / len(ours), rel=1e-4)
     assert found["rate"] > 0

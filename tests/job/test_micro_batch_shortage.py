@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from hungry import HUNGRY
-from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import predict
-from harness.job import run_cell as run
-from harness.job.data import encoding
+from harness.job import run_cell
+from harness.job.data import batching
+from harness.job.predict import prediction, shapes
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
 from harness.sweep import app, micro_batch, runner
 from harness.sweep.store import Study
@@ -29,7 +29,7 @@ def hungry(monkeypatch):
     """hungry(when) has every model ask for too much where `when(model, keywords)`, which each forward pass asks."""
 
     def make(when: Callable[[torch.nn.Module, dict], bool]) -> None:
-        adapt = run.model.adapt
+        adapt = run_cell.adapting.adapt
 
         def adapted(base, cell, samples=None):
             def hook(net, arguments, keywords) -> None:
@@ -40,7 +40,7 @@ def hungry(monkeypatch):
             net.register_forward_pre_hook(hook, with_kwargs=True)
             return net
 
-        monkeypatch.setattr(run.model, "adapt", adapted)
+        monkeypatch.setattr(run_cell.adapting, "adapt", adapted)
 
     return make
 
@@ -61,7 +61,7 @@ def test_in_the_probe_all_kinds_are_told(tmp_path, hungry):
         return net.training and len(passes) == 2
 
     hungry(second_step)
-    record = run_cell(tmp_path, tiny(*SHORT, "method=full"))
+    record = run_here(tmp_path, tiny(*SHORT, "method=full"))
     assert (record.status, record.failure.phase, record.failure.step) == ("oom", "probe", None)
     assert "can't allocate memory" in record.failure.reason
     memory = record.failure.memory
@@ -85,7 +85,7 @@ def test_in_training_the_step_is_told_and_what_can_be_counted(tmp_path, hungry):
         return len(passes) == 2 * 2 + 2 * 2 + 2  # two steps of the probe, two of training, half of the third
 
     hungry(fifth)
-    record = run_cell(tmp_path, tiny(*SHORT, "method=lora", "train.grad_accum=2"))
+    record = run_here(tmp_path, tiny(*SHORT, "method=lora", "train.grad_accum=2"))
     assert (record.status, record.failure.phase, record.failure.step) == ("oom", "train", 3)
     memory = record.failure.memory
     assert memory.adapters == 4 * record.parameters.trainable == memory.gradients
@@ -94,7 +94,7 @@ def test_in_training_the_step_is_told_and_what_can_be_counted(tmp_path, hungry):
 
 
 def test_other_failures_have_no_memory(tmp_path):
-    record = run_cell(tmp_path, tiny(*SHORT, "method=full", "method.optim.optimizer._target_=torch.optim.Adamw"))
+    record = run_here(tmp_path, tiny(*SHORT, "method=full", "method.optim.optimizer._target_=torch.optim.Adamw"))
     assert (record.status, record.failure.memory) == ("failed", None)
 
 
@@ -103,9 +103,9 @@ def test_other_failures_have_no_memory(tmp_path):
 
 def test_a_step_is_cut_without_loss_or_disorder():
     step = [["a", "b", "c"], ["d", "e", "f"]]
-    assert encoding.cut(step, 3) == encoding.cut(step, 4) == step
-    assert encoding.cut(step, 2) == [["a", "b"], ["c"], ["d", "e"], ["f"]]
-    assert encoding.cut(step, 1) == [[x] for x in "abcdef"]
+    assert batching.cut(step, 3) == batching.cut(step, 4) == step
+    assert batching.cut(step, 2) == [["a", "b"], ["c"], ["d", "e"], ["f"]]
+    assert batching.cut(step, 1) == [[x] for x in "abcdef"]
 
 
 @pytest.mark.parametrize("size", [3, 4])
@@ -113,9 +113,9 @@ def test_a_step_is_cut_without_loss_or_disorder():
 def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
     settings = ("method=lora", f"train.batch_size={size}", "train.bucketing=2", f"speedups={speedups}")
     cell = tiny(*SHORT, *settings, "train.grad_accum=2")
-    whole = run_cell(tmp_path / "whole", cell)
+    whole = run_here(tmp_path / "whole", cell)
     smaller = SmallerBatches(2, 4, [Failure("train", 1, "no memory")])
-    small = run.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
+    small = run_cell.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
     assert (whole.smaller_batches, small.smaller_batches) == (None, smaller)
     assert small.cell.id == whole.cell.id
     assert small.train.batches == whole.train.batches
@@ -230,14 +230,14 @@ AUTO = ("train.batch_size=auto", "train.global_batch=6")
 
 
 def test_a_step_is_cut_as_evenly_as_can_be():
-    assert predict.even_parts(8, 1) == [8, 4, 3, 2, 1]
-    assert predict.even_parts(6, 2) == [3, 1]  # of two sequences each there would be three, which two can't share
-    assert all(-(-60 // size) % 4 == 0 for size in predict.even_parts(60, 4))
+    assert shapes.even_parts(8, 1) == [8, 4, 3, 2, 1]
+    assert shapes.even_parts(6, 2) == [3, 1]  # of two sequences each there would be three, which two can't share
+    assert all(-(-60 // size) % 4 == 0 for size in shapes.even_parts(60, 4))
 
 
 @pytest.mark.parametrize("more", [(), ("train.packing=true", "train.max_length=256")])
 def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
-    cell, planner = tiny(*SHORT, *AUTO, *more), predict.Planner(None, "fp32")
+    cell, planner = tiny(*SHORT, *AUTO, *more), prediction.Predictor(None, "fp32")
 
     def predicted(budget: int) -> dict:
         return planner.predict(cell, None, budget)
@@ -247,7 +247,7 @@ def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
     between = sum(whole["peak"].values()) - 1
     found = predicted(between)
     assert found["micro_batch"] == 3
-    measured = run.run(
+    measured = run_cell.run(
         cell, "test", tmp_path / "a.json", None, lambda event: None, smaller=micro_batch.planned(cell, found)
     )
     peak = sum(dataclasses.astuple(measured.probe.peak))
@@ -298,7 +298,7 @@ def test_what_was_planned_is_tried_and_halved_and_the_steps_stay_the_same(tmp_pa
 @pytest.mark.faults
 def test_the_job_plans_for_the_memory_of_its_machine(tmp_path, monkeypatch):
     cell = tiny(*SHORT, *AUTO)
-    peak = sum(predict.Planner(None, "fp32").predict(cell, None, 2**40)["peak"].values())
+    peak = sum(prediction.Predictor(None, "fp32").predict(cell, None, 2**40)["peak"].values())
     memory = runner.plan([], None)["budget"]
     monkeypatch.setattr(runner, "TIGHT", 1.0)
     monkeypatch.setattr(runner, "BESIDE", memory - peak + 1)  # so that it all but fits

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from job_helpers import run_cell, run_tiny, tiny
+from job_helpers import run_here, run_tiny, tiny
 
 from harness.errors import UserError
-from harness.job import run_cell as run
+from harness.job import run_cell
 from harness.job.measure.live_memory import LiveBytes
-from harness.job.methods import optimizers as optim
 from harness.job.models import embedded
 from harness.record import Record, read
 
@@ -39,7 +38,7 @@ def lora(tmp_path_factory):
     folder, events = tmp_path_factory.mktemp("lora"), []
     cell = tiny("method=lora", "train.max_steps=4", "train.validate_every=2")
     path = folder / f"{cell.name}.json"
-    run.run(cell, "study", path, None, events.append)
+    run_cell.run(cell, "study", path, None, events.append)
     return folder, read(path), events
 
 
@@ -49,11 +48,11 @@ def lora(tmp_path_factory):
 @pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
 def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
     live, optimizers, held = LiveBytes(torch.device("cpu")), [], {}
-    take_step, enter = run.train.take_step, run._Job._enter
+    take_step, enter = run_cell.loop.take_step, run_cell._Job._enter
 
     def stepped(model, optimizer, *rest):
         told = take_step(model, optimizer, *rest)
-        live.see(optim.state(optimizer), "optimizer")
+        live.see(optimizers.state(optimizer), "optimizer")
         optimizers.append(weakref.ref(optimizer))
         return told
 
@@ -61,8 +60,8 @@ def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatc
         held[phase] = (live.now_by_kind.optimizer, [ref for ref in optimizers if ref() is not None])
         enter(job, phase)
 
-    monkeypatch.setattr(run.train, "take_step", stepped)
-    monkeypatch.setattr(run._Job, "_enter", entered)
+    monkeypatch.setattr(run_cell.loop, "take_step", stepped)
+    monkeypatch.setattr(run_cell._Job, "_enter", entered)
     record = run_tiny(tmp_path, f"method={method}", "train.max_grad_norm=null", "infer.repeats=0", "eval.limit=2")
     assert record.status == "ok", record.failure
     assert live.peak >= record.probe.resident.optimizer > 0
@@ -124,7 +123,7 @@ def test_progress_is_reported(lora):
 
 def test_the_same_cell_gives_the_same_numbers(lora, tmp_path):
     _, first, _ = lora
-    again = run_cell(tmp_path, first.cell)
+    again = run_here(tmp_path, first.cell)
     assert [p.loss for p in again.train.loss] == [p.loss for p in first.train.loss]
     assert again.validation == first.validation
     assert again.scores == first.scores
@@ -223,7 +222,9 @@ def test_breaking_in_merge_keeps_what_was_measured(tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("the adapter\n is   torn")
 
-    monkeypatch.setattr(run.merge, "merge", broken)  # nothing real breaks there once the validation loss is finite
+    monkeypatch.setattr(
+        run_cell.adapter_merge, "merge", broken
+    )  # nothing real breaks there once the validation loss is finite
     record = recorded(tmp_path, "method=lora")
     assert (record.status, record.failure.phase) == ("failed", "merge")
     assert record.failure.reason == "RuntimeError: the adapter"
@@ -236,9 +237,9 @@ def test_breaking_in_score_keeps_what_was_measured(tmp_path, monkeypatch):
     def broken(*args, **keywords):
         raise RuntimeError("The tokenizer can't spell it.")
 
-    monkeypatch.setattr(run.score, "score", broken)
+    monkeypatch.setattr(run_cell.scoring, "score", broken)
     cell = tiny("method=lora")
-    record = run_cell(tmp_path, cell)
+    record = run_here(tmp_path, cell)
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "score", None)
     assert list(record.phases) == PHASES
     assert record.train.steps == 3
@@ -251,7 +252,7 @@ def test_a_quantised_model_that_does_not_fit_expanded_keeps_its_scores(tmp_path,
     def large(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")  # as the allocator says it
 
-    monkeypatch.setattr(run.merge, "merge", large)
+    monkeypatch.setattr(run_cell.adapter_merge, "merge", large)
     record = recorded(tmp_path, "method=qlora")
     assert (record.status, record.failure, record.disk) == ("ok", None, None)
     assert record.scores
@@ -270,9 +271,9 @@ def test_a_quantised_model_that_does_not_fit_expanded_keeps_its_scores(tmp_path,
 def test_bad_input_is_refused_before_anything_is_run(tmp_path, override, said):
     cell = tiny(override)
     with pytest.raises(UserError, match=said):
-        run.check([tiny(), cell], None)
+        run_cell.check([tiny(), cell], None)
     with pytest.raises(UserError, match=said):
-        run_cell(tmp_path, cell)
+        run_here(tmp_path, cell)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +289,7 @@ def test_a_check_looks_at_what_cells_share_once(monkeypatch):
     def counted(name: str, real):
         return lambda *args: looked.append(name) or real(*args)
 
-    monkeypatch.setattr(run.score, "Tasks", counted("Tasks", run.score.Tasks))
-    monkeypatch.setattr(run.data, "splits", counted("splits", run.data.splits))
-    run.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
+    monkeypatch.setattr(run_cell.scoring, "Tasks", counted("Tasks", run_cell.scoring.Tasks))
+    monkeypatch.setattr(run_cell.sources, "splits", counted("splits", run_cell.sources.splits))
+    run_cell.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
     assert sorted(looked) == ["Tasks", "Tasks", "splits"]

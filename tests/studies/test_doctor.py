@@ -156,7 +156,7 @@ def test_the_hub_says_who_may_have_what(tmp_path):
         (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
         for file in files:
             (snapshot / file).write_text("{}")
-    hub_set = {"_target_": "harness.job.data.encoding.hub", "subset": None}
+    hub_set = {"_target_": "harness.job.data.sources.from_hub", "subset": None}
     data = {
         "slow": {"load": hub_set | {"path": "meta-math/MetaMathQA"}},
         "open": {"load": hub_set | {"path": "openai/gsm8k"}},

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from harness.errors import UserError
-from harness.job.data import encoding
+from harness.job.data import sources
 from harness.job.evaluate import scoring
 
 GENERATED = "generate_until"  # lm-eval's word for tasks whose answers are written; those of all others are compared
@@ -26,7 +26,7 @@ class ChatTasks(scoring.Tasks):
 
     def __init__(self, settings: dict[str, Any], data_root: str | None):
         super().__init__(settings, data_root)
-        with encoding.at(data_root):
+        with sources.with_data_root(data_root):
             asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}
         pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}
         self.sample = {pairs[leaf][0]: items for leaf, items in self.sample.items()}

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
-from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.loading.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.loading.utils import postprocess_generated_text
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from harness import redact
 from harness.errors import UserError
 from harness.job.api.client import put, refused, spoken
 from harness.job.api.run_api_cell import Asking, Stopped
-from harness.job.models import loading as models
+from harness.job.models import loading
 
 LATER = {408, 409, 425, 429}  # statuses of requests that may be made again, beside the server's own failures
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
@@ -318,10 +318,10 @@ def engine(settings: dict[str, Any], asking: Asking, told: Callable | None = Non
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:
     """Keywords of lm-eval's classes to take tokens as a model that is here is given them; UserError without one."""
-    found = models.tokenizer({"path": tokenizer, "revision": None})
+    found = loading.tokenizer({"path": tokenizer, "revision": None})
     first = found("x").input_ids[:1]
     return {
-        "tokenizer": models.source({"path": tokenizer}),
+        "tokenizer": loading.source({"path": tokenizer}),
         "tokenizer_backend": "huggingface",
         "tokenized_requests": False,
         "add_bos_token": found.bos_token_id is not None and first == [found.bos_token_id],

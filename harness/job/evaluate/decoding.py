@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StoppingCriteria
 
-from harness.job.models.loading import inner, prompted
+from harness.job.models.structure import inner, prompted
 
 
 def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.evaluate.decoding import cache_keyword, written
 from harness.job.evaluate.kv_cache import Lent, Slots
-from harness.job.models.loading import prompted
+from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED
 

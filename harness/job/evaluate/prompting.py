@@ -23,7 +23,7 @@ from harness import record
 from harness.job.api.client import Client, Reply
 from harness.job.evaluate import decoding
 from harness.job.measure import device
-from harness.job.models import loading, saved
+from harness.job.models import loading, saved, structure
 from harness.record import Cell, Record
 
 JUDGE = """Two answers to the same request are to be compared.
@@ -145,7 +145,7 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | 
         text, begins = put(template, prompt)
         asked = tokenizer(text, return_tensors="pt")
     asked = asked.to(net.device)
-    if loading.prompted(net):
+    if structure.prompted(net):
         found = decoding.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
     else:
         found = net.generate(

@@ -26,7 +26,7 @@ from harness.job import prepared_inputs
 from harness.job.evaluate import scoring, vllm_engine
 from harness.job.measure import device, heap
 from harness.job.measure.phases import Meter
-from harness.job.models import loading, saved
+from harness.job.models import adapting, loading, saved, structure
 from harness.job.training import attention
 from harness.record import Record, Scoring, model_card
 
@@ -89,13 +89,13 @@ def _score(
     report({"phase": "load"})
     with meter.window("load"):
         net = saved.load(found, record.model_folder(path), accelerator.device)
-        loaded = loading.describe(loading.inner(net))
+        loaded = structure.describe(structure.inner(net))
     layout, _ = attention.layout(net, asked["speedups"], tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
     if isinstance(net, PeftModel) and found.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
-        loading.forget_adapters(net)
+        adapting.forget_adapters(net)
     report({"phase": "score"})
     with meter.window("score"):
         scores, items = scoring.score(

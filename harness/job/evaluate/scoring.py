@@ -33,11 +33,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.data import encoding
+from harness.job.data import sources
 from harness.job.evaluate import linear_weights, vllm_engine
 from harness.job.evaluate.engine import Engine
 from harness.job.models import hub
-from harness.job.models.loading import prompted
+from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.record import Score
 
@@ -82,7 +82,7 @@ class Tasks:
                     f"eval.tasks={name} runs code that the model writes, with your rights and on this machine; where "
                     "that can do no harm, eval.unsafe_code=true asks for it."
                 )
-        with encoding.at(data_root):
+        with sources.with_data_root(data_root):
             self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
         self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
         self._settle(settings)
@@ -146,10 +146,10 @@ class Tasks:
         try:
             loaded = manager.load([name])
         except Exception as error:  # whatever a task's own code and the hub raise, the data is not to be had
-            raise encoding.missing(f"The data of the task {name}", error) from error
+            raise sources.missing(f"The data of the task {name}", error) from error
         for task in loaded["tasks"].values():
             if task.config.custom_dataset is None:
-                encoding.require(task.config.dataset_path)
+                sources.require(task.config.dataset_path)
             if not _means(task):
                 raise UserError(
                     f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n "

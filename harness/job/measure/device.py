@@ -33,7 +33,9 @@ def _bf16_pays() -> bool:
     if not torch.cpu._is_avx512_bf16_supported():
         return False
     # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
-    bf16, fp32 = (timing.matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32))
+    bf16, fp32 = (
+        timing.matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32)
+    )
     found = [bf16 > fp32]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found)  # processes that train together do so in one format

@@ -19,7 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from peft.utils.loftq_utils import _SafetensorLoader
 from transformers import PreTrainedModel
 
-from harness.job.models.loading import Samples
+from harness.job.models.adapting import Samples
 from harness.job.training import loop
 
 

@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from harness.job.data.encoding import IGNORED, Batch
+from harness.job.data.batching import Batch
+from harness.job.data.encoding import IGNORED
 from harness.job.measure.timing import synchronize
-from harness.job.models.loading import forget_adapters
+from harness.job.models.adapting import forget_adapters
 from harness.job.training import loop
 from harness.record import Merge
 

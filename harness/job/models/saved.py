@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.models import loading
+from harness.job.models import adapting, loading
 from harness.record import Cell, Record, Saved, hashes
 
 Form = Literal["adapter", "merged", "model"]
@@ -64,4 +64,4 @@ def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
         return loading.load(cell, on)
     if not (folder / ADAPTER[1]).is_file():
         raise UserError(f"{folder} holds no {ADAPTER[1]}; nothing else is loaded, for pickled weights can run code.")
-    return loading.adapt(loading.load(cell, on), cell, saved=folder)
+    return adapting.adapt(loading.load(cell, on), cell, saved=folder)

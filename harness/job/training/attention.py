@@ -25,8 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from harness.job.data.encoding import Layout
-from harness.job.models.loading import inner, prompted
+from harness.job.data.batching import Layout
+from harness.job.models.structure import inner, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"

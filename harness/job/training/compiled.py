@@ -14,7 +14,7 @@ from torch import nn
 
 from harness.errors import UserError
 from harness.job.measure import device
-from harness.job.models import loading
+from harness.job.models import structure
 from harness.job.training import attention
 
 
@@ -31,8 +31,8 @@ def check(settings: dict[str, Any]) -> None:
 
 def enable(net: nn.Module) -> Callable[[], None]:
     """Compile each decoder layer of `net`; returns what undoes it. Raises UserError if it has no list of layers."""
-    inner = loading.inner(net)
-    layers = loading.decoder_layers(inner, inner.config)
+    inner = structure.inner(net)
+    layers = structure.decoder_layers(inner, inner.config)
     if layers is None:
         raise UserError("train.compile=true requires a model with a list of decoder layers.")
     attention.keep_from_compilation(True)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import nn
 
 from harness.job.measure import live_memory
-from harness.job.models.loading import inner
+from harness.job.models.structure import inner
 from harness.job.training import attention
 
 

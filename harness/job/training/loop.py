@@ -26,7 +26,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from harness import record
-from harness.job.data.encoding import IGNORED, Batch
+from harness.job.data.batching import Batch
+from harness.job.data.encoding import IGNORED
 from harness.job.measure.energy import Energy
 from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, distributed

@@ -18,7 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 
 from harness.job.data.encoding import IGNORED
-from harness.job.models.loading import inner
+from harness.job.models.structure import inner
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hidden, targets, bias -> summed loss
 CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chunk in fp32

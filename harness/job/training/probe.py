@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from harness.job.data.encoding import Batch
+from harness.job.data.batching import Batch
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.training import loop

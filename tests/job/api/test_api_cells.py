@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 import scripted
 import torch
-from job_helpers import DATA, composed, needs_data, run_cell
+from job_helpers import DATA, composed, needs_data, run_here
 from serving import NAME, LogProbabilities, Wire, chatty, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import units
 from harness.errors import UserError
-from harness.job import run_cell as run
+from harness.job import run_cell
 from harness.job.api import chat_tasks, lm_eval_model, run_api_cell
 from harness.job.api.lm_eval_model import Answer, Answers
 from harness.job.evaluate import scoring
@@ -67,7 +67,7 @@ def ask(folder: Path, cell, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.name}.json"
     how = asking(folder, cell, **settings)
-    return run.run(cell, "test", path, None, lambda event: None, asking=how)
+    return run_cell.run(cell, "test", path, None, lambda event: None, asking=how)
 
 
 def items(folder: Path, record) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def test_a_chat_is_scored_on_the_items_that_a_model_here_is(whole, tmp_path):
     assert (record.status, record.failure) == ("ok", None)
     assert {score.task for score in record.scores} == {"wordmath_short (chat)"}
     assert {score.n for score in record.scores} == {ITEMS}
-    here = run_cell(tmp_path, composed(*HERE, *TASK))
+    here = run_here(tmp_path, composed(*HERE, *TASK))
     assert record.items == here.items
     assert set(whole.items["hash"]) == set(items(tmp_path, here)["hash"])
 
@@ -238,7 +238,7 @@ COMPARED = ("eval.tasks=[facts,plain_text,wordmath_short]", "eval.limit=4", "dat
 
 def test_completions_measure_what_a_model_here_does(likely, tmp_path):
     """Of the same weights: log-probabilities, bits a byte and greedy texts, item by item."""
-    here = run_cell(tmp_path, composed(*HERE, *COMPARED))
+    here = run_here(tmp_path, composed(*HERE, *COMPARED))
     there = ask(tmp_path, cell(likely.base_url, *COMPARED, "model.tokenizer=embedded:tiny"))
     assert there.status == "ok", there.failure
     assert there.api.kind == "completions"
@@ -311,7 +311,7 @@ def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_p
     right = "The correct answer is C. That is all there is to it."
     with scripted.server(lambda prompt, number: right) as server:
         cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
-        record = run.run(
+        record = run_cell.run(
             cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, asking=asking(tmp_path, cell_)
         )
     found = {score.filter: score.value for score in record.scores}

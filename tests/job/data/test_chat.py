@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from job_helpers import composed, run_cell
+from job_helpers import composed, run_here
 from layouts import LAYOUTS, sequences
 from transformers import AutoTokenizer
 
@@ -146,7 +146,7 @@ def test_a_model_is_trained_on_conversations(tmp_path, monkeypatch):
         "train.precision=fp32",
         "infer.repeats=0",
     )
-    record = run_cell(tmp_path / "out", composed(*of, *small, "method=full", "eval.tasks=[]"))
+    record = run_here(tmp_path / "out", composed(*of, *small, "method=full", "eval.tasks=[]"))
     assert record.status == "ok", record.failure
     each = encoded(tokenizer(CHATML), rows[0]["messages"])
     assert 0 < record.train.tokens.supervised < record.train.tokens.raw

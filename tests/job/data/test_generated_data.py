@@ -16,6 +16,8 @@ import pytest
 import yaml
 
 from harness.job.data.generators import facts, wordmath
+from harness.job.data.generators.wordmath_templates.template import Template
+from harness.job.data.generators.wordmath_templates.words import NAMES
 from harness.job.evaluate import scoring
 
 TASKS = Path(scoring.__file__).parent / "tasks"
@@ -78,7 +80,7 @@ def test_wordmath_arithmetic_follows_from_the_question(problems):
 
 def test_wordmath_answers_name_nobody_else(problems):
     for item in itertools.chain(*problems.values()):
-        named = [set(re.findall(r"[A-Z][a-z]+", item[part])) & set(wordmath.NAMES) for part in ("question", "answer")]
+        named = [set(re.findall(r"[A-Z][a-z]+", item[part])) & set(NAMES) for part in ("question", "answer")]
         assert named[1] <= named[0], item
 
 
@@ -109,14 +111,14 @@ def test_wordmath_steps_are_balanced_in_every_prefix(problems):
 def drawn_keys(monkeypatch, **load) -> dict[str, list[str]]:
     """The keys of the items that `load` returns."""
     keys = []
-    render = wordmath.Template.render
+    render = Template.render
 
     def spy(self, chosen, rng):
         keys.append(self.key(chosen))
         return render(self, chosen, rng)
 
     with monkeypatch.context() as patch:
-        patch.setattr(wordmath.Template, "render", spy)
+        patch.setattr(Template, "render", spy)
         splits = wordmath.load(**load)
     rest = iter(keys)
     return {split: list(itertools.islice(rest, len(items))) for split, items in splits.items()}

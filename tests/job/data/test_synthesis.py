@@ -7,13 +7,13 @@ import re
 from fractions import Fraction
 
 import pytest
-from job_helpers import DATA, composed, needs_data, run_cell
+from job_helpers import DATA, composed, needs_data, run_here
 from scripted import refusal, server
 
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job.api.client import THINKING, Client, host
-from harness.job.data import arithmetic, contamination, encoding, synthetic
+from harness.job.data import arithmetic, batching, contamination, encoding, synthetic
 from harness.job.data.generators import synthesis, wordmath
 
 # Arithmetic
@@ -377,13 +377,13 @@ def test_a_budget_of_tokens_ends_training_with_the_step_that_reaches_it():
         return [encoding.Example([0] * int(item["question"]), 1) for item in some]
 
     train = {"batch_size": 1, "grad_accum": 2, "max_steps": 10, "bucketing": 1}
-    whole = encoding.scheduled(items, train, 0, encode)
+    whole = batching.scheduled(items, train, 0, encode)
     tokens = [sum(len(e.ids) for batch in step for e in batch) for step in whole]
-    cut = encoding.scheduled(items, train | {"max_tokens": 120}, 0, encode)
+    cut = batching.scheduled(items, train | {"max_tokens": 120}, 0, encode)
     assert cut == whole[: len(cut)]
     assert sum(tokens[: len(cut)]) >= 120 > sum(tokens[: len(cut) - 1])
     with pytest.raises(UserError, match="max_tokens"):
-        encoding.scheduled(items, train | {"max_tokens": sum(tokens) + 1}, 0, encode)
+        batching.scheduled(items, train | {"max_tokens": sum(tokens) + 1}, 0, encode)
 
 
 def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
@@ -401,7 +401,7 @@ def test_a_cell_is_trained_on_what_was_made_as_on_real_problems(tmp_path, monkey
     small = ["model=tiny", "rank=4", "train.max_steps=20", "train.max_tokens=400", "train.batch_size=2"]
     small += ["train.precision=fp32", "train.validation_items=4", "eval.tasks=[]", "infer.repeats=0"]
     records = {
-        name: run_cell(tmp_path / name, composed(f"data={name}", *small))
+        name: run_here(tmp_path / name, composed(f"data={name}", *small))
         for name in ("wordmath_short", "synthetic_mixed")
     }
     for record in records.values():

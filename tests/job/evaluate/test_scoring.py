@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.job import run_cell
 from harness.job.evaluate import linear_weights, scoring
 from harness.job.evaluate.scoring import Tasks, stratified
-from harness.job.models import hub as reach
+from harness.job.models import hub
 
 
 def settings(*tasks: str, limit: int | None = None, num_fewshot: int | None = None, seed: int = 0) -> dict:
@@ -41,7 +41,7 @@ def scored(bench):
 def offline(monkeypatch):
     """The hub is out of reach, at once."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(reach, "_looked", None)
+    monkeypatch.setattr(hub, "_looked", None)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
@@ -216,7 +216,7 @@ def test_without_hub_and_data_root_the_remedy_is_said(offline, monkeypatch, tmp_
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def data_sets(tmp_path_factory):
     """A folder that holds a few made-up items in the layout of the hub's data sets of these names."""
     root = tmp_path_factory.mktemp("hub")
 

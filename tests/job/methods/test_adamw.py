@@ -13,7 +13,7 @@ from harness.config import ADAMW, CONF
 from harness.errors import UserError
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import adamw, optimizers
-from harness.job.models import loading
+from harness.job.models import checks
 from harness.job.training import loop
 
 
@@ -88,7 +88,7 @@ def test_what_can_not_be_is_refused(overrides, says):
 def test_paged_memory_requires_a_cuda_device(method):
     name, kind = method
     with pytest.raises(UserError, match=rf"^method\.adamw={kind} requires a CUDA device\.$"):
-        loading.check(tiny(f"method={name}", f"method.adamw={kind}"))
+        checks.check(tiny(f"method={name}", f"method.adamw={kind}"))
 
 
 @pytest.mark.gpu

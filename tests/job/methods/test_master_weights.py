@@ -9,10 +9,10 @@ from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
 from torch import Tensor
 
 from harness.errors import UserError
-from harness.job import predict
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.methods.master_weights import stochastic
+from harness.job.predict import prediction
 from harness.job.training import loop, probe
 
 BF16 = ("model.dtype=bfloat16", "train.max_grad_norm=null", "train.warmup_ratio=0")
@@ -152,7 +152,7 @@ def test_galore_keeps_all_in_bf16():
 
 def test_of_several_devices_gradients_have_the_weights_dtype():
     ddp, fsdp = (
-        predict.Planner(None, "fp32").predict(
+        prediction.Predictor(None, "fp32").predict(
             tiny("method=full", *BF16, "train.devices=2", f"train.parallel={way}"), None, 2**40
         )
         for way in ("ddp", "fsdp")

@@ -25,7 +25,7 @@ from harness.config import CONF, SWEEPS
 from harness.errors import UserError
 from harness.job.data.encoding import IGNORED
 from harness.job.methods import optimizers
-from harness.job.models import adapter_merge, loading
+from harness.job.models import adapter_merge, adapting, checks, loading
 from harness.job.training import attention, loop
 
 pytestmark = [
@@ -142,7 +142,7 @@ def bench_of(method: str, *overrides: str) -> SimpleNamespace:
     set_seed(0)
     quantised = "quantization_config" in cell.settings["method"]["load"]
     base = loading.load(cell, place().device) if quantised else copy.deepcopy(place().base)
-    net = loading.adapt(base, cell, place().samples)
+    net = adapting.adapt(base, cell, place().samples)
     batches = place().samples(2)
     bench = SimpleNamespace(cell=cell, net=net, batch=next(batches), held_out=next(batches))
     bench.accelerator, bench.norm = place().accelerator, cell.settings["train"]["max_grad_norm"]
@@ -309,10 +309,10 @@ def test_parts_of_the_weights_are_all_that_moves(method):
 def test_biases_are_trained_where_there_are_some_and_no_weights_are_refused():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     net.norm = nn.LayerNorm(4)
-    loading.only(net, r"\.bias$|norm[^.]*\.weight$")
+    adapting.only(net, r"\.bias$|norm[^.]*\.weight$")
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {"0.bias", "1.bias", "norm.bias", "norm.weight"}
     with pytest.raises(UserError, match=r"method=bitfit can't be applied to .*no weight's name has nothing"):
-        loading.check(tiny("method=bitfit", "method.adapt.names=nothing"))
+        checks.check(tiny("method=bitfit", "method.adapt.names=nothing"))
 
 
 # Of each matrix (in, out), and of each vector, the bytes that an optimizer keeps.

@@ -17,7 +17,7 @@ from torch.optim import SGD, AdamW
 from harness.config import check
 from harness.errors import UserError
 from harness.job.methods import adalora, galore, optimizers
-from harness.job.models import loading
+from harness.job.models import checks
 from harness.job.training import loop
 
 
@@ -148,9 +148,9 @@ def test_an_optimizer_of_an_extra_says_what_to_install():
 
 def test_an_optimizer_that_can_not_be_made_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"^method=full has no optimizer here: .*momentum"):
-        loading.check(tiny("method=full", "+method.optim.optimizer.momentum=0.9"))
+        checks.check(tiny("method=full", "+method.optim.optimizer.momentum=0.9"))
     with pytest.raises(UserError, match=r"^method=muon has no optimizer here: Muon only supports 2D parameters"):
-        loading.check(tiny("method=muon", "method.optim.matrices=null"))
+        checks.check(tiny("method=muon", "method.optim.matrices=null"))
 
 
 def eight_bits(where: str) -> None:

@@ -17,14 +17,14 @@ from architectures import (
     built,
     cell_of,
 )
-from job_helpers import run_cell
+from job_helpers import run_here
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
-from harness.job import predict
-from harness.job.models import loading
+from harness.job.models import adapting, checks, loading
+from harness.job.predict import prediction
 
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
 PAIRS = [(kind, method) for kind in ARCHITECTURES for method in METHODS if kind not in PADDED or method == "lora"]
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 def record_of(folder, tmp_path_factory):
     """record_of(kind, method): the pair run once, from load to scores."""
     out = tmp_path_factory.mktemp("out")
-    made = functools.cache(lambda kind, method: run_cell(out, cell_of(folder(kind), f"method={method}")))
+    made = functools.cache(lambda kind, method: run_here(out, cell_of(folder(kind), f"method={method}")))
     return made
 
 
@@ -128,17 +128,17 @@ def test_a_tied_head_is_trained_once(record_of, folder, kind):
 @pytest.mark.parametrize("method", NOT_OF_EXPERTS)
 def test_a_method_that_would_pass_over_the_experts_is_refused_before_anything_is_launched(folder, method):
     with pytest.raises(UserError, match=rf"method={method} can't be applied to .*{NOT_OF_EXPERTS[method]}"):
-        loading.check(cell_of(folder("qwen3_moe"), f"method={method}"))
+        checks.check(cell_of(folder("qwen3_moe"), f"method={method}"))
 
 
 def test_the_experts_can_be_left_as_they_are(folder):
     cell = cell_of(folder("qwen3_moe"), "method=dora", "method.adapt.target_modules=[q_proj,v_proj]")
-    loading.check(cell)
+    checks.check(cell)
 
 
 def test_all_experts_are_adapted_and_no_router_is(folder):
     base = loading.load(cell_of(folder("qwen3_moe"), "method=lora"), torch.device("cpu"))
-    net = loading.adapt(base, cell_of(folder("qwen3_moe"), "method=lora"))
+    net = adapting.adapt(base, cell_of(folder("qwen3_moe"), "method=lora"))
     adapted = {
         name.partition(".lora_")[0].rpartition("layers.")[2] for name, p in net.named_parameters() if p.requires_grad
     }
@@ -147,15 +147,15 @@ def test_all_experts_are_adapted_and_no_router_is(folder):
 
 
 def test_a_rank_is_held_against_the_matrix_of_an_expert(folder):
-    loading.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=16"))
+    checks.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=16"))
     with pytest.raises(UserError, match=r"rank=17 is above the size of \S*(experts|[kv]_proj)"):
-        loading.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=17"))
+        checks.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=17"))
 
 
 def test_the_experts_that_all_tokens_share_are_adapted_too(tmp_path):
     shared = {"shared_expert_intermediate_size": 16, "num_key_value_heads": 2}
     cell = cell_of(built(tmp_path, "qwen2_moe", **EXPERTS, **shared), "method=lora", "rank=1")
-    net = loading.adapt(loading.load(cell, torch.device("cpu")), cell)
+    net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
     adapted = {name.split(".")[-4] for name, p in net.named_parameters() if "shared" in name and p.requires_grad}
     assert adapted == {"gate_proj", "up_proj", "down_proj", "shared_expert_gate"}
 
@@ -164,7 +164,7 @@ def test_a_matrix_that_peft_passes_over_is_named(tmp_path):
     """Peft takes the names of this mixture's one plain layer for those of its experts."""
     path = built(tmp_path, "qwen3_moe", **GROUPED, **EXPERTS, mlp_only_layers=[0])
     with pytest.raises(UserError, match=r"peft gives 3 of \d+ matrices no adapter, such as \S*layers\.0\.mlp"):
-        loading.check(cell_of(path, "method=lora"))
+        checks.check(cell_of(path, "method=lora"))
 
 
 # What else an architecture may be
@@ -173,18 +173,18 @@ def test_a_matrix_that_peft_passes_over_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["mamba", "bart"])
 def test_models_of_another_build_are_checked_all_the_same(tmp_path, kind):
     more = {"mamba": {"state_size": 4}, "bart": {"d_model": 32, "decoder_layers": 2}}[kind]
-    loading.check(cell_of(built(tmp_path, kind, **more), "method=full"))
+    checks.check(cell_of(built(tmp_path, kind, **more), "method=full"))
 
 
 def test_a_model_that_multiplies_with_packed_weights_itself_is_refused(tmp_path):
     path = built(tmp_path, "mamba", state_size=4)
     with pytest.raises(UserError, match=r"method=base_nf4 can't be .* multiplies with weights of linear"):
-        loading.check(cell_of(path, "method=base_nf4"))
+        checks.check(cell_of(path, "method=base_nf4"))
 
 
 def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     cells = (cell_of(folder("qwen3_moe"), "method=lora", f"model.dtype={d}") for d in ("bfloat16", "float32"))
-    planner = predict.Planner(None, "bf16")
+    planner = prediction.Predictor(None, "bf16")
     found = planner.predict(next(cells), None, 10**12)
     base = AutoModelForCausalLM.from_pretrained(folder("qwen3_moe"))
     assert found["peak"]["weights"] == pytest.approx(2 * sum(p.numel() for p in base.parameters()), rel=1e-3)

@@ -36,14 +36,15 @@ configs:
 ASKED = """
 import sys
 from harness.errors import UserError
-from harness.job import data, model
+from harness.job.data import sources
+from harness.job.models import loading
 
 for kind, name, *revision in (line.split() for line in sys.argv[1:]):
     try:
         if kind == "model":
-            model.tokenizer({"path": name, "revision": revision[0] if revision else None})
+            loading.tokenizer({"path": name, "revision": revision[0] if revision else None})
         else:
-            data.hub(name, "main", "question", question="question", answer="answer")
+            sources.from_hub(name, "main", "question", question="question", answer="answer")
         print("found")
     except UserError as error:
         print(error)

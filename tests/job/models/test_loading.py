@@ -14,10 +14,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.errors import UserError
-from harness.job.data import encoding
+from harness.job.data import batching, encoding
 from harness.job.measure import device
 from harness.job.methods import optimizers
-from harness.job.models import adapter_merge, embedded, loading
+from harness.job.models import (
+    adapter_merge,
+    adapting,
+    checks,
+    embedded,
+    empty_weights,
+    loading,
+    quantisation,
+    structure,
+)
 from harness.job.training import loop
 from harness.record import read
 
@@ -92,14 +101,14 @@ def test_packed_weights_that_are_shared_out_are_stored_as_the_others_are(dtype):
     cell = tiny("method=qlora", "train.devices=2", "train.parallel=fsdp", f"model.dtype={name}")
     net, (outline, _) = (
         loading.load(cell, torch.device("cpu")),
-        loading.shell(cell, loading.config_of(cell.settings["model"])),
+        empty_weights.shell(cell, loading.config_of(cell.settings["model"])),
     )
     packed, planned = ([p for p in of.parameters() if isinstance(p, Params4bit)] for of in (net, outline))
     assert {p.dtype for p in packed} == {dtype}
     assert [(p.shape, p.dtype) for p in planned] == [(p.shape, p.dtype) for p in packed]
     assert sum(p.nbytes for p in packed) == MATRICES / 2
-    assert loading.count(net) == TOTAL
-    assert loading.describe(net)["dtypes"] == {"uint8": MATRICES / 2, name: (TOTAL - MATRICES) * dtype.itemsize}
+    assert structure.count(net) == TOTAL
+    assert structure.describe(net)["dtypes"] == {"uint8": MATRICES / 2, name: (TOTAL - MATRICES) * dtype.itemsize}
     plain = loading.load(tiny("method=qlora", f"model.dtype={name}"), torch.device("cpu"))
     bits = (
         [p.data.view(torch.uint8).flatten() for p in of.parameters() if isinstance(p, Params4bit)]
@@ -155,7 +164,7 @@ HALF = ("model.dtype=bfloat16", "train.precision=bf16")
 def dtypes(net) -> dict[str, set[torch.dtype]]:
     """Dtypes of the matrices that QLoRA packs, of adapters, and of all other weights."""
     found = {"matrices": set(), "adapters": set(), "others": set()}
-    matrices = {id(weight) for weight in optimizers.matrices_of(loading.inner(net)).values()}
+    matrices = {id(weight) for weight in optimizers.matrices_of(structure.inner(net)).values()}
     for name, p in net.named_parameters():
         kind = "adapters" if "lora_" in name else "matrices" if id(p) in matrices else "others"
         found[kind].add(p.dtype)
@@ -177,7 +186,7 @@ def test_what_is_not_quantised_has_the_same_dtype_in_every_method(upcast):
     # The residual stream, and so what attention is asked in, follows from them.
     seen = []
     for net in (lora, qlora):
-        head = loading.inner(net).get_output_embeddings()
+        head = structure.inner(net).get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             net(input_ids=torch.ones(1, 3, dtype=torch.long))
@@ -202,8 +211,8 @@ def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_traine
     assert set(record.environment["dtypes"]) == {"float32", "uint8"}
     assert record.probe.attention.keys() == {"flash_for_cpu float32"}
     cell = tiny("method=qlora", *HALF, "model.upcast=true")
-    net = loading.adapt(loading.load(cell, torch.device("cpu")), cell)
-    batch = encoding.Layout(flat=False, pad=0).batch([encoding.Example([1, 2, 3, 4], 2)])
+    net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
+    batch = batching.Layout(flat=False, pad=0).batch([encoding.Example([1, 2, 3, 4], 2)])
     merged, _ = adapter_merge.merge(net, batch, Accelerator(mixed_precision="bf16"))
     assert dtypes(merged)["matrices"] == {torch.bfloat16}
     assert dtypes(merged)["others"] == {torch.float32}
@@ -211,7 +220,7 @@ def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_traine
 
 def test_upcast_weights_need_autocast():
     with pytest.raises(UserError, match=r"model\.upcast=true requires train\.precision=bf16"):
-        loading.check(tiny("method=lora", "model.dtype=bfloat16", "model.upcast=true"))
+        checks.check(tiny("method=lora", "model.dtype=bfloat16", "model.upcast=true"))
 
 
 def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
@@ -220,7 +229,7 @@ def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(device, "_bf16_pays", lambda has=has: has)
         assert device.compute_dtype("auto") is dtype
-        assert loading.nf4("auto").bnb_4bit_compute_dtype is dtype
+        assert quantisation.nf4("auto").bnb_4bit_compute_dtype is dtype
 
 
 # Merging, as recorded; test_train.py compares the logits
@@ -290,34 +299,34 @@ def test_inference_can_be_left_out(tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora", "galore"])
 def test_a_rank_above_the_smallest_target_names_it(method):
-    loading.check(tiny(f"method={method}", "rank=32"))
+    checks.check(tiny(f"method={method}", "rank=32"))
     with pytest.raises(UserError, match=r"rank=33 is above the size of \S*[kv]_proj \(32 × 64\).*at most 32"):
-        loading.check(tiny(f"method={method}", "rank=33"))
+        checks.check(tiny(f"method={method}", "rank=33"))
 
 
 def test_rank_is_held_against_its_targets_alone():
-    loading.check(tiny("method=lora", "rank=33", "method.adapt.target_modules=[q_proj]"))
-    loading.check(tiny("method=full", "rank=33"))
+    checks.check(tiny("method=lora", "rank=33", "method.adapt.target_modules=[q_proj]"))
+    checks.check(tiny("method=full", "rank=33"))
 
 
 def test_targets_that_are_not_there_are_named():
     with pytest.raises(UserError, match=r"method=lora can't be applied to .*c_attn"):
-        loading.check(tiny("method=lora", "method.adapt.target_modules=[c_attn]"))
+        checks.check(tiny("method=lora", "method.adapt.target_modules=[c_attn]"))
 
 
 def test_a_keyword_that_peft_does_not_know_is_named():
     with pytest.raises(UserError, match=r"method=lora can't be applied to .*use_dorra"):
-        loading.check(tiny("method=lora", "+method.adapt.use_dorra=true"))
+        checks.check(tiny("method=lora", "+method.adapt.use_dorra=true"))
 
 
 def test_an_unknown_embedded_model_is_named():
     with pytest.raises(UserError, match=r"embedded model=tinny is unknown\. Did you mean tiny"):
-        loading.check(tiny("model.path=embedded:tinny"))
+        checks.check(tiny("model.path=embedded:tinny"))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} holds no model"):
-        loading.check(tiny(f"model.path={tmp_path}"))
+        checks.check(tiny(f"model.path={tmp_path}"))
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
@@ -329,7 +338,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 
 def test_a_path_that_is_no_folder_says_what_to_check(tmp_path):
     with pytest.raises(UserError, match=r"nowhere is not in the hub's cache.*no local folder.*model=smollm2_135m"):
-        loading.check(tiny(f"model.path={tmp_path / 'nowhere'}"))
+        checks.check(tiny(f"model.path={tmp_path / 'nowhere'}"))
 
 
 # Loading

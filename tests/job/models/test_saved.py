@@ -160,7 +160,10 @@ def test_the_card_says_what_the_record_says(kept):
 def test_what_lies_on_the_hub_is_named_and_no_licence_is():
     found = make_record("lora", 16, 32.0, 2e-4)
     found.cell.settings |= {
-        "method": {"load": {"quantization_config": {"_target_": "harness.job.models.loading.nf4"}}, "adapt": {"r": 16}},
+        "method": {
+            "load": {"quantization_config": {"_target_": "harness.job.models.quantisation.nf4"}},
+            "adapt": {"r": 16},
+        },
         "model": {"path": "meta-llama/Llama-3.2-1B", "revision": None},
         "data": {"load": {"path": "openai/gsm8k"}, "prompt": "Q | {question}"},
     }

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from job_helpers import run_cell, tiny
+from job_helpers import run_here, tiny
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
 from harness.errors import UserError
-from harness.job.models import embedded, loading
+from harness.job.models import checks, embedded, loading
 from harness.studies import retry
 
 CODE = """
@@ -41,10 +41,10 @@ def test_code_of_a_model_is_run_only_if_asked_and_then_recorded(folder, tmp_path
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"comes with code of its own; if you trust it, model\.trust_remote_code=true"):
-        loading.check(tiny(f"model.path={folder}"))
+        checks.check(tiny(f"model.path={folder}"))
     assert not mark.exists()
 
-    record = run_cell(tmp_path, tiny(f"model.path={folder}", "model.trust_remote_code=true", "eval.tasks=[]"))
+    record = run_here(tmp_path, tiny(f"model.path={folder}", "model.trust_remote_code=true", "eval.tasks=[]"))
     assert record.status == "ok", record.failure
     assert mark.exists()
     assert record.cell.settings["model"]["trust_remote_code"] is True
@@ -61,7 +61,7 @@ def test_pickled_weights_are_loaded_only_if_asked_and_then_recorded(folder, tmp_
         loading.load(cell, torch.device("cpu"))
 
     asked = tiny("method=base", f"model.path={folder}", "eval.tasks=[]", "model.use_safetensors=false")
-    record = run_cell(tmp_path, asked)
+    record = run_here(tmp_path, asked)
     assert record.status == "ok", record.failure
     assert record.cell.settings["model"]["use_safetensors"] is False
     first = record.fingerprints["model"]

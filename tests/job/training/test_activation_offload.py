@@ -10,9 +10,10 @@ import torch
 from job_helpers import prepared, tiny
 
 from harness.errors import UserError
-from harness.job import predict, run_cell
+from harness.job import run_cell
 from harness.job.measure import device
 from harness.job.measure.live_memory import LiveBytes
+from harness.job.predict import prediction
 from harness.job.training import activation_offload, loop
 
 OFFLOAD = "train.activation_offload=true"
@@ -99,7 +100,7 @@ def test_a_plan_counts_what_stays_on_the_device(monkeypatch):
     monkeypatch.setattr(activation_offload, "LEAST", 0)
     cell = tiny("method=lora", "train.batch_size=4")
     moving = tiny("method=lora", "train.batch_size=4", OFFLOAD)
-    planner = predict.Planner(None, "fp32")  # one, which remembers
+    planner = prediction.Predictor(None, "fp32")  # one, which remembers
     peaks = [planner.predict(each, None, 2**40)["peak"]["activations"] for each in (cell, moving)]
     assert peaks[1] < 0.7 * peaks[0]
 

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from harness.job.data.encoding import Example
 from harness.job.measure.flops import FLOPS
 from harness.job.measure.live_memory import LiveBytes
-from harness.job.training import attention
-from harness.job.training import loop as train
+from harness.job.training import attention, loop
 
 SIZES = {
     "hidden_size": 32,
@@ -61,7 +60,7 @@ def laid(model: torch.nn.Module, speedups: str = "auto") -> tuple[torch.Tensor, 
         attention.enable(model)
     batch = layout.batch(EXAMPLES)
     with torch.no_grad():
-        return train.answer_logits(model, batch)[batch.targets != -100], told
+        return loop.answer_logits(model, batch)[batch.targets != -100], told
 
 
 def alone(model: torch.nn.Module) -> torch.Tensor:
@@ -198,10 +197,10 @@ def test_queries_reach_the_kernel_for_rows_in_the_dtype_of_autocast(dtype, autoc
 
 
 def test_both_kernels_count_the_same_operations():
-    rows, loop = kernel(torch.bfloat16), kernel(torch.bfloat16, bounds=False)
-    assert (rows.attention, loop.attention) == ({"varlen bfloat16": 1}, {"flash_for_cpu bfloat16": 3})
+    rows, sequences = kernel(torch.bfloat16), kernel(torch.bfloat16, bounds=False)
+    assert (rows.attention, sequences.attention) == ({"varlen bfloat16": 1}, {"flash_for_cpu bfloat16": 3})
     products = 2 * 6 * 32 * (9**2 + 3**2 + 5**2)
-    assert rows.flops == loop.flops == (2 + 5) * products
+    assert rows.flops == sequences.flops == (2 + 5) * products
 
 
 def test_the_kernels_flops_can_be_read_from_bounds_that_have_values():
@@ -227,8 +226,8 @@ def test_on_a_gpu_it_is_the_same(dtype):
     layout, _ = attention.layout(model, "auto", pad=0)
     batch = layout.batch(EXAMPLES).to("cuda")
     with torch.no_grad():
-        expected = train.answer_logits(model, batch)  # kept apart by transformers' mask
+        expected = loop.answer_logits(model, batch)  # kept apart by transformers' mask
         attention.enable(model)
-        found = train.answer_logits(model, batch)
+        found = loop.answer_logits(model, batch)
     near = 1e-4 if dtype is torch.float32 else 3e-2
     assert torch.allclose(found, expected, atol=near * float(expected.abs().max()))

@@ -325,7 +325,7 @@ def test_a_failed_cell_keeps_its_checkpoint_to_be_tried_again_from(tmp_path, mon
         raise RuntimeError("the adapter is torn")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_cell.merge, "merge", broken)  # nothing real breaks there
+        patched.setattr(run_cell.adapter_merge, "merge", broken)  # nothing real breaks there
         assert go(tmp_path, cell).status == "failed"
     assert found(tmp_path) == ["step-6"]
     again = go(tmp_path, cell)

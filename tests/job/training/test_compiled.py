@@ -11,7 +11,7 @@ from records import make_record, measured
 from harness.errors import UserError
 from harness.job import run_cell
 from harness.job.measure import device
-from harness.job.models import loading
+from harness.job.models import structure
 from harness.job.training import compiled, loop
 
 COMPILE = "train.compile=true"
@@ -70,7 +70,7 @@ def test_layers_are_compiled_in_training_alone(monkeypatch):
     assert made[0][0] > 0
     assert made[0][1] > 0
     assert made[-1] == made[-2]  # batches of other lengths need no other graphs
-    assert len(graphs) < 4 * len(loading.decoder_layers(bench.net, bench.net.config))
+    assert len(graphs) < 4 * len(structure.decoder_layers(bench.net, bench.net.config))
     undo()
     assert torch.equal(loop.summed_loss(bench.net, bench.steps[0][0]), expected[0])
     assert len(graphs) == made[-1][0]

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_cell, run_claimed, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
 from records import make_record, measured
 
 from harness import config
 from harness.errors import UserError
-from harness.job import predict
-from harness.job import run_cell as run
-from harness.job.data import encoding
+from harness.job import run_cell
+from harness.job.data import batching
 from harness.job.measure import device, timing
-from harness.job.models import loading
+from harness.job.models import adapting, loading
+from harness.job.predict import prediction, workers
 from harness.job.training import distributed
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
@@ -45,7 +45,7 @@ import torch
 from peft.optimizers import create_lorafa_optimizer
 
 import harness.job.run_cell
-from harness.job import optim
+from harness.job.methods import optimizers
 
 harness.job.run_cell.matmul_peak = lambda *_: 1e9  # the look at the device's speed takes longer than all else here
 
@@ -53,7 +53,7 @@ harness.job.run_cell.matmul_peak = lambda *_: 1e9  # the look at the device's sp
 def build(model, harm="none", **slot):
     """An optimizer's factory whose model comes to `harm` in the second rank, in the third step of training."""
     print(f"rank {os.environ.get('RANK')} is process {os.getpid()}", file=sys.stderr)
-    made, passes = optim.build(model, **slot), []
+    made, passes = optimizers.build(model, **slot), []
 
     def hook(model, args, keywords):
         passes.append(model.training)
@@ -106,7 +106,7 @@ def alone(tmp_path_factory, harmful):
 
     def record(*overrides: str) -> Record:
         if overrides not in known:
-            known[overrides] = run_cell(tmp_path_factory.mktemp("alone"), short(*overrides))
+            known[overrides] = run_here(tmp_path_factory.mktemp("alone"), short(*overrides))
         return known[overrides]
 
     return record
@@ -152,7 +152,7 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
     assert (held.weights, held.adapters, held.optimizer) == (here.weights, here.adapters, here.optimizer)
     assert held.gradients == record.probe.gradients == one.probe.gradients > here.gradients  # where they are added up
     assert record.probe.peak.activations < one.probe.peak.activations
-    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
     assert Kinds(**predicted["peak"]) == record.probe.peak
     assert predicted["resident"]["gradients"] == held.gradients
 
@@ -181,7 +181,7 @@ def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
     assert record.probe.gradients == one.probe.gradients / 2
     # Whole are at most the head with the embedding that it shares, and a layer.
     assert held.weights < record.probe.peak.weights < here.weights
-    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
     assert Kinds(**predicted["peak"]) == record.probe.peak
     assert Kinds(**predicted["resident"] | {"activations": 0}) == dataclasses.replace(held, activations=0)
 
@@ -191,8 +191,8 @@ def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
 def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path, harmful):
     lorafa = (*SHORT, "method=lorafa", "method.optim._target_=harm.create_lorafa_optimizer")
     record = run_claimed(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
-    alike(record, run_cell(tmp_path, tiny(*lorafa)))
-    predicted = predict.Planner(None, "fp32").predict(record.cell, None, 2**40)
+    alike(record, run_here(tmp_path, tiny(*lorafa)))
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
     assert Kinds(**predicted["peak"]) == record.probe.peak
 
 
@@ -317,7 +317,7 @@ def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -
 
 def gathering(folder: Path, cell: Cell, report: distributed.Report, rank: distributed.Rank) -> None:
     """Shards a model and gathers it."""
-    net = loading.adapt(loading.load(cell, torch.device("cpu")), cell)
+    net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     accelerator = rank.accelerator(sharded=True, bf16=False)
     found = distributed.whole(accelerator.prepare_model(net), accelerator)
@@ -486,7 +486,7 @@ def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
 
 @on_cpu
 def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
-    found, told = predict.answer([(tiny(*SHORT), None)], None, None, 0, 1.0, None)
+    found, told = workers.answer([(tiny(*SHORT), None)], None, None, 0, 1.0, None)
     assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
     assert found["environment"]["device"]["type"] == "cpu"
     assert told["prediction"]["largest_batch"] > 0
@@ -497,7 +497,7 @@ def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path,
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
     asked = {"cell": cell, "study": "test", "path": path, "data_root": None}
-    assert distributed.run(2, run.run, asked, lambda event: None) == 0
+    assert distributed.run(2, run_cell.run, asked, lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 
@@ -524,7 +524,7 @@ def test_a_micro_batch_is_halved_on_each_device(size, devices, found):
     while (smaller := micro_batch.smaller(record)) is not None:
         record.smaller_batches = smaller
         halved.append((smaller.batch_size, smaller.grad_accum))
-        pieces = encoding.cut([list(range(size))], smaller.batch_size // devices)
+        pieces = batching.cut([list(range(size))], smaller.batch_size // devices)
         assert len(pieces) % devices == 0
     assert halved == found
 

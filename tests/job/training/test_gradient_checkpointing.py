@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from harness.config import CONF
 from harness.errors import UserError
-from harness.job import predict
-from harness.job.data import encoding
-from harness.job.data.encoding import Batch, Example
+from harness.job.data import batching
+from harness.job.data.batching import Batch
+from harness.job.data.encoding import Example
 from harness.job.evaluate import decoding
 from harness.job.measure import inference_speed
 from harness.job.measure.live_memory import LiveBytes
-from harness.job.models import loading
+from harness.job.models import checks, empty_weights, loading
+from harness.job.predict import prediction, shapes
 from harness.job.training import attention, gradient_checkpointing, loop
 
 ON = "train.gradient_checkpointing=true"
@@ -62,7 +63,7 @@ def test_every_architecture_has_the_same_gradients(tmp_path, kind, flat):
     suited = attention.unsuited(net) is None
     if flat and suited:
         attention.enable(net)
-    same(net, encoding.Layout(flat=flat and suited, pad=1).batch(EXAMPLES))
+    same(net, batching.Layout(flat=flat and suited, pad=1).batch(EXAMPLES))
 
 
 @pytest.mark.parametrize(
@@ -132,12 +133,14 @@ def test_a_model_that_writes_keeps_its_cache():
 @pytest.mark.parametrize(("method", "flat"), [("lora", True), ("qlora", False), ("full", True)])
 def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
     cell, config = tiny(f"method={method}", ON), loading.config_of(tiny("method=lora").settings["model"])
-    shape, layout = predict.Shape([[(64, 30), (50, 20)]], 114, 114, True), encoding.Layout(flat=flat)
-    deeper = functools.partial(predict.Planner._line, cell=cell, shape=shape, times=1, layout=layout, architecture=None)
-    monkeypatch.setattr(loading, "config_of", lambda settings: loading.with_depth(copy.deepcopy(config), 4))
-    shallow = deeper(predict.Planner(None, "fp32"))
-    monkeypatch.setattr(loading, "alike", lambda *asked: False)  # then all 4 layers are built
-    deep = deeper(predict.Planner(None, "fp32"))
+    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=flat)
+    deeper = functools.partial(
+        prediction.Predictor._line, cell=cell, shape=shape, times=1, layout=layout, architecture=None
+    )
+    monkeypatch.setattr(loading, "config_of", lambda settings: empty_weights.with_depth(copy.deepcopy(config), 4))
+    shallow = deeper(prediction.Predictor(None, "fp32"))
+    monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all 4 layers are built
+    deep = deeper(prediction.Predictor(None, "fp32"))
     assert deep.others.pop("flops_per_token") == pytest.approx(shallow.others.pop("flops_per_token"))
     assert (shallow.windows, shallow.others) == (deep.windows, deep.others)
 
@@ -147,9 +150,9 @@ def test_eight_billion_weights_fit_with_one_sequence_of_2048_tokens(cell, method
     cell = cell("model=llama_3_1_8b", f"method={method}", "train.batch_size=1")
     assert cell.settings["train"]["gradient_checkpointing"]
     architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
-    planner = predict.Planner(None, auto="bf16")
-    cell.settings = predict._decided(cell.settings, "bf16")
-    shape = predict.Shape([[(2048, 0)]], 2048, 2048, True)
+    planner = prediction.Predictor(None, auto="bf16")
+    cell.settings = prediction._decided(cell.settings, "bf16")
+    shape = shapes.Shape([[(2048, 0)]], 2048, 2048, True)
     line = planner._line(cell, shape, 1, planner._layout(cell, architecture), architecture)
     assert sum(line.peak.values()) < gib * 2**30
 
@@ -201,6 +204,6 @@ def test_compiled_layers_are_refused(cell):
 
 def test_an_architecture_that_can_not_is_refused(tmp_path):
     path = built(tmp_path, "openai-gpt")
-    loading.check(cell_of(path, "method=full"))
+    checks.check(cell_of(path, "method=full"))
     with pytest.raises(UserError, match=r"checkpointing=true requires an .*OpenAIGPTLMHeadModel is none"):
-        loading.check(cell_of(path, "method=full", ON))
+        checks.check(cell_of(path, "method=full", ON))

@@ -21,7 +21,7 @@ from typing import Any
 from harness import record
 from harness.errors import UserError
 from harness.job.api.client import Client, Messages, Reply
-from harness.job.data import arithmetic, contamination, encoding, synthetic
+from harness.job.data import arithmetic, contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
 
@@ -128,7 +128,7 @@ def synthesize(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]
 
 def _seeds(asking: Asking) -> list[Item]:
     if asking.file is None:
-        seeds = encoding.splits(asking.data, asking.data_root)["train"]
+        seeds = sources.splits(asking.data, asking.data_root)["train"]
     else:
         seeds = synthetic.read(Path(asking.file))
     if not seeds:

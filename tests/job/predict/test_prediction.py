@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 
 import pytest
-from job_helpers import composed, run_cell, tiny
+from job_helpers import composed, run_here, tiny
 from omegaconf import OmegaConf
 
 from harness.config import CONF
 from harness.errors import UserError
-from harness.job import predict
-from harness.job.data import encoding
-from harness.job.models import loading
+from harness.job.data import batching
+from harness.job.models import checks, empty_weights, loading
+from harness.job.predict import prediction, shapes, workers
 from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
 from harness.sweep import planner as planning
 from harness.units import parse_size
@@ -31,7 +31,7 @@ NOWHERE = Path("nowhere")
 
 
 def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, auto: str = "fp32") -> dict:
-    return predict.Planner(None, auto).predict(cell, architecture, budget)
+    return prediction.Predictor(None, auto).predict(cell, architecture, budget)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET
 )
 def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
     cell = tiny(f"method={method}", "rank=4", "eval.tasks=[]", "infer.repeats=0", *shape)
-    measured, found = run_cell(tmp_path, cell), predicted(cell)
+    measured, found = run_here(tmp_path, cell), predicted(cell)
     assert measured.status == "ok", measured.failure
     assert Kinds(**found["peak"]) == measured.probe.peak
     resident = dataclasses.replace(measured.probe.resident, activations=0)  # but for the batch
@@ -66,20 +66,20 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
 @pytest.mark.slow
 def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
     asked = ([(tiny("method=lora"), None)], None, BUDGET, 0, 1.0, "cpu")
-    _, forked = predict.answer(*asked)
+    _, forked = workers.answer(*asked)
     begun = []
-    context, submit = predict.get_context, predict.ProcessPoolExecutor.submit
+    context, submit = workers.get_context, workers.ProcessPoolExecutor.submit
 
     def submitted(*arguments):
         begun.append(os.environ["CUDA_VISIBLE_DEVICES"])
         return submit(*arguments)
 
-    monkeypatch.setattr(predict, "get_context", lambda how: begun.append(how) or context(how))
-    monkeypatch.setattr(predict.ProcessPoolExecutor, "submit", submitted)
-    monkeypatch.setattr(predict.device, "here", lambda: predict.CPU)
-    monkeypatch.setattr(predict.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(workers, "get_context", lambda how: begun.append(how) or context(how))
+    monkeypatch.setattr(workers.ProcessPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(workers.device, "here", lambda: prediction.CPU)
+    monkeypatch.setattr(workers.torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    _, anew = predict.answer(*asked)
+    _, anew = workers.answer(*asked)
     assert begun == ["spawn", ""]
     assert anew == forked
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
@@ -88,9 +88,9 @@ def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypat
 @pytest.mark.parametrize("method", ["shira", "frod"])
 def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     cell = tiny(f"method={method}")
-    with pytest.raises(loading.NeedsValues):
+    with pytest.raises(empty_weights.NeedsValues):
         predicted(cell)
-    (found,) = predict._predict(predict.Planner(None, "fp32"), [(cell, None)], BUDGET)
+    (found,) = workers._predict(prediction.Predictor(None, "fp32"), [(cell, None)], BUDGET)
     assert found["unknown"].startswith(f"method={method} looks at values")
     point = planning.Planned(cell.name, cell, found)
     made = planning.Plan([point], 1, {}, "cpu")
@@ -102,17 +102,17 @@ def test_layers_that_a_method_names_are_there():
     cell = tiny("method=adaption_prompt", "method.knobs.layers=2")  # of one layer there is no second to adapt
     assert predicted(cell)["trainable"] == 2 * (100 * 64 + 1)
     with pytest.raises(UserError, match=r"method=adaption_prompt can't be applied to .*'3'"):
-        loading.check(tiny("method=adaption_prompt", "method.knobs.layers=3"))
+        checks.check(tiny("method=adaption_prompt", "method.knobs.layers=3"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["base", "full", "qdora", "galore"])
 def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
     cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
-    shape, layout = predict.Shape([[(64, 30), (50, 20)]], 114, 114, True), encoding.Layout(flat=True)
-    shallow = predict.Planner(None, "fp32")._line(cell, shape, 1, layout, None)
-    monkeypatch.setattr(loading, "alike", lambda *asked: False)  # then all 30 layers are built
-    deep = predict.Planner(None, "fp32")._line(cell, shape, 1, layout, None)
+    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=True)
+    shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, None)
+    monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all 30 layers are built
+    deep = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, None)
     assert deep.others.pop("flops_per_token") == pytest.approx(shallow.others.pop("flops_per_token"))
     assert (shallow.peak, shallow.others) == (deep.peak, deep.others)
 
@@ -122,10 +122,10 @@ def test_layers_that_differ_are_all_built():
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
         return loading.AutoConfig.for_model(**sizes, vocab_size=64, num_hidden_layers=4, **dimensions)
 
-    assert loading.alike(config(model_type="llama"))
-    assert not loading.alike(config(model_type="gemma3_text", head_dim=8, sliding_window_pattern=2))
+    assert empty_weights.alike(config(model_type="llama"))
+    assert not empty_weights.alike(config(model_type="gemma3_text", head_dim=8, sliding_window_pattern=2))
     experts = {"num_experts": 2, "moe_intermediate_size": 8, "mlp_only_layers": [1]}
-    assert not loading.alike(config(model_type="qwen3_moe", **experts))
+    assert not empty_weights.alike(config(model_type="qwen3_moe", **experts))
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
@@ -133,7 +133,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     # The tiny model's batches differ in length; one shape is taken for both ends of the line.
     assert at[1] < at[4]
     cell = tiny("method=lora", "train.batch_size=1", "train.max_steps=1")
-    planner = predict.Planner(None, "fp32")
+    planner = prediction.Predictor(None, "fp32")
     layout = planner._layout(cell, None)
     shape = planner._shape(cell, layout, 1)
     budget = 3 * sum(planner.predict(cell, None, BUDGET)["peak"].values())
@@ -157,9 +157,9 @@ def test_the_largest_batch_is_counted_as_the_setting_is(packing):
 
 def test_points_that_take_the_same_are_worked_out_once(monkeypatch):
     probed = []
-    probe = predict.Planner._probe
-    monkeypatch.setattr(predict.Planner, "_probe", lambda *a: (probed.append(a[1].name), probe(*a))[1])
-    planner = predict.Planner(None, "fp32")
+    probe = prediction.Predictor._probe
+    monkeypatch.setattr(prediction.Predictor, "_probe", lambda *a: (probed.append(a[1].name), probe(*a))[1])
+    planner = prediction.Predictor(None, "fp32")
     cells = [tiny("method=lora", f"lr={lr}", f"alpha={alpha}") for lr in (1e-4, 1e-3) for alpha in (4, 8)]
     found = [planner.predict(cell, None, BUDGET) for cell in cells]
     assert found[0] == found[1] == found[2] == found[3]

@@ -14,7 +14,7 @@ import torch
 
 from harness.config import CONF, ROOT
 
-FAKE = Path(__file__).parents[1] / "fake_cuda"
+FAKE = Path(__file__).parents[2] / "fake_cuda"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "api")
 # What else there is for GPUs, one setting at a time.
 SETTINGS = [
@@ -60,7 +60,7 @@ def answers(tmp_path_factory) -> dict[str, dict]:
     environment = os.environ | {
         "LD_LIBRARY_PATH": str(libraries),
         "LD_PRELOAD": str(hooks),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[2])]),
     }
     asked = [_overrides(cell) for cell in CELLS]
     run = subprocess.run(

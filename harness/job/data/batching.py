@@ -1,0 +1,186 @@
+"""Puts tokenised examples into the micro-batches of each step, in an order equal for every method."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.errors import UserError
+from harness.job.data.columns import Item
+from harness.job.data.encoding import IGNORED, Encoder, Example
+from harness.record import micro_batch
+
+
+def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list[int]]:
+    """`count` batches of indices below `items`: one shuffled pass after another, cut without regard to their seams."""
+    shuffle = random.Random(f"batches {seed}")
+    waiting: list[int] = []
+    for _ in range(count):
+        while len(waiting) < batch_size:
+            waiting += shuffle.sample(range(items), items)
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[list[Example]]:
+    """The same examples in batches of like lengths: each `together` batches are sorted by length, cut and shuffled."""
+    shuffle = random.Random(f"buckets {seed}")
+    out = []
+    for start in range(0, len(batches), together):
+        drawn = batches[start : start + together]
+        by_length = iter(sorted((e for batch in drawn for e in batch), key=lambda e: len(e.ids)))
+        out += shuffle.sample([[next(by_length) for _ in batch] for batch in drawn], len(drawn))
+    return out
+
+
+def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encoder) -> list[list[list[Example]]]:
+    """The examples of each step's micro-batches, by the settings `train`: the same for every method.
+
+    Only what is drawn is encoded: most of a large data set never is. With `max_tokens` there are fewer steps than
+    `max_steps`: the last is the one by which as many raw tokens are reached.
+    """
+    if not items:
+        raise UserError("The data set is empty; there is nothing to train on.")
+    size, accum, count = micro_batch(train), train["grad_accum"], train["max_steps"]
+    if train.get("packing"):
+        passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
+        drawn_as_needed = (example for index in passes for example in encode([items[index]]))
+        packs = itertools.islice(packed(drawn_as_needed, train["max_length"]), size * accum * count)
+        micro = [[e for pack in group for e in pack] for group in iter(lambda: [*itertools.islice(packs, size)], [])]
+    else:
+        order = list(batches(len(items), size, count * accum, seed))
+        drawn = sorted({i for batch in order for i in batch})
+        examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
+        micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
+    steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
+    most = train.get("max_tokens")
+    if most is None:
+        return steps
+    reached = itertools.accumulate(sum(len(e.ids) for batch in step for e in batch) for step in steps)
+    taken = next((i for i, tokens in enumerate(reached, start=1) if tokens >= most), None)
+    if taken is None:
+        raise UserError(f"train.max_tokens={most} is not reached in train.max_steps={count} steps; raise them.")
+    return steps[:taken]
+
+
+def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
+    """The examples in their order, as many at a time as have at most `room` tokens; none of them is cut."""
+    pack: list[Example] = []
+    taken = 0
+    for example in examples:
+        if pack and taken + len(example.ids) > room:
+            yield pack
+            pack, taken = [], 0
+        pack.append(example)
+        taken += len(example.ids)
+    if pack:
+        yield pack
+
+
+def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[list[Example]]:
+    """The examples of a step's micro-batches, in their order, in micro-batches of at most `size`.
+
+    room: tokens that were packed together; then `size` counts packs.
+    """
+    out = []
+    for batch in step:
+        packs = [[example] for example in batch] if room is None else list(packed(batch, room))
+        out += [[e for pack in packs[i : i + size] for e in pack] for i in range(0, len(packs), size)]
+    return out
+
+
+def pieces(steps: list[list[list[Example]]], size: int, train: dict[str, Any]) -> list[list[list[Example]]]:
+    """The micro-batches that a device is given of each of `steps`, which are scheduled by the settings `train`.
+
+    They are of at most `size` sequences, or where they are packed, of at most `size` packs.
+    """
+    room = train["max_length"] if train.get("packing") else None
+    return [cut(step, size, room) for step in steps]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as tensors, and the counts of their tokens.
+
+    Padded, they are rows [sequences, longest] under an attention mask. Flat, they lie end to end in one row [1, tokens]
+    of position ids that begin anew, and `lengths` are theirs: each is to attend to itself alone.
+
+    keep: (k,) positions whose logits the loss needs; targets: (rows, k) the token after each, or IGNORED.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    lengths: tuple[int, ...] | None
+    keep: torch.Tensor
+    targets: torch.Tensor
+    raw: int
+    padded: int
+    supervised: int
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The token ids without padding, one sequence after another: the same in both layouts."""
+        return self.input_ids.flatten() if self.attention_mask is None else self.input_ids[self.attention_mask.bool()]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How examples become a batch: flat, or padded with the token `pad`, which bears neither attention nor loss.
+
+    every: whether logits are taken at every position, as plain loops do, or only where a supervised token follows.
+    All that is counted is counted on the host, so that no step waits for it.
+    """
+
+    flat: bool
+    every: bool = False
+    pad: int = 0
+
+    def tokens(self, examples: list[Example]) -> int:
+        """Tokens of a batch of `examples` that are computed on, padding included."""
+        lengths = [len(e.ids) for e in examples]
+        return sum(lengths) if self.flat else len(lengths) * max(lengths)
+
+    def batch(self, examples: list[Example]) -> Batch:
+        wanted = [e.supervised for e in examples]
+        counts = (sum(len(e.ids) for e in examples), self.tokens(examples), sum(map(len, wanted)))
+        return (self._flat if self.flat else self._padded)(examples, wanted, counts)
+
+    def _flat(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
+        ids, positions, keep, targets = [], [], [], []
+        for e, places in zip(examples, wanted, strict=True):
+            bear = set(places)
+            kept = range(len(e.ids) - 1) if self.every else [with_data_root - 1 for with_data_root in places]
+            keep += [len(ids) + with_data_root for with_data_root in kept]
+            targets += [e.ids[with_data_root + 1] if with_data_root + 1 in bear else IGNORED for with_data_root in kept]
+            ids += e.ids
+            positions += range(len(e.ids))
+        lengths = tuple(len(e.ids) for e in examples)
+        row, with_data_root, kept, told = (torch.tensor(values) for values in ([ids], [positions], keep, [targets]))
+        return Batch(row, None, with_data_root, lengths, kept, told, *counts)
+
+    def _padded(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
+        longest = max(len(e.ids) for e in examples)
+        first = min((with_data_root for places in wanted for with_data_root in places[:1]), default=longest)
+        kept = range(0 if self.every else first - 1, longest - 1)
+        ids, mask, targets = [], [], []
+        for e, places in zip(examples, wanted, strict=True):
+            rest, bear = longest - len(e.ids), set(places)
+            ids.append(e.ids + [self.pad] * rest)
+            mask.append([1] * len(e.ids) + [0] * rest)
+            targets.append(
+                [e.ids[with_data_root + 1] if with_data_root + 1 in bear else IGNORED for with_data_root in kept]
+            )
+        rows, attended, keep, told = (torch.tensor(values) for values in (ids, mask, list(kept), targets))
+        return Batch(rows, attended, None, None, keep, told, *counts)

@@ -1,0 +1,102 @@
+"""A template of generated word problems: wording, numbers and worked steps."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+from harness.job.data.generators.wordmath_templates.words import NAMES
+
+_RESULT = re.compile(r"\[(\w)=(\w)([-+*/])(\w)\]")
+_SENTENCE_START = re.compile(r"(?:^|(?<=[.?] ))[a-z]")
+
+
+def _apply(left: int, operator: str, right: int) -> int:
+    match operator:
+        case "+":
+            return left + right
+        case "-":
+            return left - right
+        case "*":
+            return left * right
+    return left // right  # exact: templates derive every dividend from its divisor and quotient
+
+
+@dataclass(frozen=True)
+class Template:
+    """One kind of problem.
+
+    `numbers` lists, in order, free numbers (`a=2..20`, `q=2|4|5`) and numbers derived from earlier ones (`t=a+b`).
+    Deriving what a subtraction or a division starts from makes every choice of free numbers a valid problem, so the
+    number of keys is a product and nothing has to be thrown away. `questions` are paraphrases, `lines` the worked
+    steps; in a line `[x=a*b]` works out x and shows `3 * 4 = 12`. `words` gives the choices for other fields; `n`,
+    `m` and `o` are three different people.
+    """
+
+    name: str
+    numbers: str
+    questions: tuple[str, ...]
+    lines: tuple[str, ...]
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The number of worked steps."""
+        return len(self.lines)
+
+    @cached_property
+    def free(self) -> dict[str, tuple[int, ...]]:
+        """The values each free number may take."""
+        found = {}
+        for letter, rule in (part.split("=") for part in self.numbers.split()):
+            if ".." in rule:
+                low, high = map(int, rule.split(".."))
+                found[letter] = tuple(range(low, high + 1))
+            elif "|" in rule:
+                found[letter] = tuple(map(int, rule.split("|")))
+        return found
+
+    @cached_property
+    def derived(self) -> tuple[tuple[str, int | str, str, str], ...]:
+        """Numbers worked out in turn from earlier ones: those of the question first, then each step's result."""
+        rules = [part.split("=") for part in self.numbers.split()]
+        given = [
+            (letter, *re.fullmatch(r"(\w+)([-+*/])(\w)", rule).groups())
+            for letter, rule in rules
+            if letter not in self.free
+        ]
+        return tuple(given) + tuple(_RESULT.search(line).groups() for line in self.lines)
+
+    @cached_property
+    def _answer(self) -> str:
+        shown = [_RESULT.sub(r"{\2} \3 {\4} = {\1}", line) for line in self.lines]
+        last = _RESULT.search(self.lines[-1]).group(1)
+        return "\n".join([*shown, f"#### {{{last}}}"])
+
+    @property
+    def size(self) -> int:
+        """The number of distinct keys."""
+        return prod(map(len, self.free.values()))
+
+    def key(self, chosen: tuple[int, ...]) -> str:
+        """What makes a problem the same problem: the template and its free numbers, in the order of `free`."""
+        return f"{self.name}:{','.join(map(str, chosen))}"
+
+    def values(self, chosen: tuple[int, ...]) -> dict[str, int]:
+        """Every number of the problem by its letter, steps' results included."""
+        known = dict(zip(self.free, chosen, strict=True))
+        for letter, left, operator, right in self.derived:
+            known[letter] = _apply(int(left) if left.isdigit() else known[left], operator, known[right])
+        return known
+
+    def render(self, chosen: tuple[int, ...], rng: random.Random) -> dict[str, str]:
+        """One item: these numbers, in words that `rng` chooses."""
+        fields = dict(zip("nmo", rng.sample(NAMES, 3), strict=True))
+        fields |= {slot: rng.choice(choices) for slot, choices in self.words.items()}
+        fields |= self.values(chosen)
+        question = rng.choice(self.questions).format_map(fields)
+        question = _SENTENCE_START.sub(lambda first: first.group().upper(), question)
+        return {"question": question, "answer": self._answer.format_map(fields)}

@@ -1,0 +1,123 @@
+"""Changes a loaded model as its method says: the slots `adapt` and `init`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from hydra.utils import instantiate
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from harness.job.data.batching import Batch
+from harness.job.methods import optimizers
+from harness.job.models.loading import _first_line
+from harness.job.models.structure import count, stacks
+from harness.record import Cell
+
+Samples = Callable[[int], Iterator[Batch]]  # training batches of so many sequences, padded, in the order of training
+
+
+def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
+    """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
+
+    samples: for an adapter whose start (slot `init`) needs data; without them, or without values, it starts as any.
+    saved: the folder of an adapter to be taken as it was saved, with the shapes that training gave it.
+    """
+    slots = cell.settings["method"]
+    if slots["adapt"] is None:
+        return base
+    change = instantiate(slots["adapt"], _convert_="all")
+    if not isinstance(change, peft.PeftConfig):
+        return change(base)
+    everywhere = getattr(change, "target_modules", None) == "all-linear"
+    matrices, experts = optimizers.matrices_of(base), stacks(base)
+    if everywhere and experts and hasattr(change, "target_parameters"):
+        # Peft would go by the model's name, and adapt routers too, which no other method here takes for a matrix.
+        change.target_modules, change.target_parameters = set(matrices), set(experts)
+    try:
+        net = _adapted(base, change, slots.get("init"), samples, saved)
+    except ValueError as error:
+        if not (everywhere and experts):
+            raise
+        others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
+        reason = _first_line(error).rstrip(".")
+        raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves its experts as they are.") from error
+    if everywhere and experts:
+        _check_reach(net, matrices | experts)
+    if base.dtype is torch.float32:
+        for layer in _frozen(net):
+            layer.register_forward_hook(_whole)
+    return net
+
+
+def _adapted(
+    base: PreTrainedModel,
+    config: peft.PeftConfig,
+    init: dict[str, Any] | None,
+    samples: Samples | None,
+    saved: Path | None,
+) -> nn.Module:
+    if saved is not None:
+        return peft.PeftModel.from_pretrained(base, saved)
+    if init is not None and samples is not None:
+        return instantiate(init, _convert_="all")(base, config, samples)
+    plain = init is not None or base.device.type == "meta"
+    return peft.get_peft_model(base, _plain(config) if plain else config)
+
+
+def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
+    """`config` with its weights beginning in no way of their own: where there are no values, nothing comes of them."""
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True
+    return config
+
+
+def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
+    """`model` with all weights frozen but those in whose name the regular expression `names` is found."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(re.search(names, name) is not None)
+    if not count(model, trainable=True):
+        raise ValueError(f"no weight's name has {names}")
+    return model
+
+
+def _check_reach(net: nn.Module, wanted: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError if a weight that `all-linear` means got no adapter."""
+    layers = (module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer))
+    reached = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
+    if missed := [name for name, weight in wanted.items() if id(weight) not in reached]:
+        raise ValueError(
+            f"peft gives {len(missed)} of {len(wanted)} matrices no adapter, such as {missed[0]}; name its targets."
+        )
+
+
+def _whole(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A frozen layer's output in fp32, for what an adapter adds to it.
+
+    Autocast rounds that output to bf16, and what is smaller than half its last place would be lost in the sum: an
+    adapter begins that small. In a model whose other sums are in fp32 it would learn measurably slower for it.
+    """
+    return output.float()
+
+
+def forget_adapters(net: nn.Module) -> None:
+    """Take off what `adapt` put on frozen layers, after their adapters are gone."""
+    for module in net.modules():
+        module._forward_hooks = type(module._forward_hooks)(
+            (key, hook) for key, hook in module._forward_hooks.items() if hook is not _whole
+        )
+
+
+def _frozen(net: nn.Module) -> list[nn.Module]:
+    """The layers to whose outputs adapters add theirs; what is added to a stack's weights adds to no output."""
+    layers = (module for module in net.modules() if isinstance(module, BaseTunerLayer))
+    return [layer.get_base_layer() for layer in layers if not isinstance(layer, ParamWrapper)]

@@ -1,0 +1,142 @@
+"""Builds a cell's model on the device "meta", without storage, to check and predict what its method needs."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import suppress
+
+import torch
+from hydra.errors import InstantiationException
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
+from transformers.quantizers import AutoHfQuantizer
+
+from harness.errors import UserError
+from harness.job.methods import optimizers
+from harness.job.models.adapting import adapt
+from harness.job.models.loading import _first_line, cap_logits, load_slot, trusted, upcast
+from harness.job.models.quantisation import check_packed, pack
+from harness.job.models.structure import count, decoder_layers, stacks
+from harness.record import Cell
+
+
+class NeedsValues(Exception):
+    """A method looks at the weights' values, and so can't be applied to a model that has none."""
+
+
+def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
+    """Whether all decoder layers have the same kind and shapes, so that a few can stand for all."""
+    with torch.device("meta"):
+        layers = decoder_layers(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), config)
+    if layers is None:
+        return False
+    shapes = {tuple((name, p.shape) for name, p in layer.named_parameters()) for layer in layers}
+    return len(shapes) == 1 and len(set(getattr(config.get_text_config(), "layer_types", None) or [])) <= 1
+
+
+def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
+    """`config` with `depth` decoder layers, all alike."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = depth
+    if vars(text).get("layer_types"):  # of some it is a property, that follows
+        text.layer_types = text.layer_types[:1] * depth
+    return config
+
+
+def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
+    """As `shell`, with `depth` layers to stand for all, unless all are alike no more or the method wants more."""
+    if alike(config, trusted(cell.settings["model"])):
+        with suppress(UserError):
+            return shell(cell, with_depth(config, depth))[0]
+    return shell(cell, config)[0]
+
+
+def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
+    """The cell's model on the device "meta", quantised and adapted, and the names of its adapters' parameters.
+
+    Raises UserError if the method can't be applied, or a rank is above the smallest matrix it would apply to, and
+    NeedsValues.
+    """
+    path = cell.settings["model"]["path"]
+    slot = load_slot(cell)
+    dtype = getattr(torch, slot["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"method.load.dtype={slot['dtype']} is none of torch's number formats, such as bfloat16.")
+    keywords = {key: slot[key] for key in ("attn_implementation",) if key in slot}
+    keywords |= {"trust_remote_code": trusted(cell.settings["model"])}
+    try:
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
+            cap_logits(base)
+            if (quantization := slot.get("quantization_config")) is not None:
+                quantizer = AutoHfQuantizer.from_config(quantization)
+                quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
+                quantizer.postprocess_model(base)
+                pack(base, dtype)
+                check_packed(base)
+            if cell.settings["model"].get("upcast"):
+                upcast(base)
+            _check_experts(base, cell)
+            own = {id(p) for p in base.parameters()}
+            net = adapt(base, cell)
+    except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        raise UserError(f"method={cell.method} can't be applied to {path}: {_first_line(cause or error)}") from error
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        raise NeedsValues from error
+    _check_rank(net, cell)
+    return net, {name for name, p in net.named_parameters() if id(p) not in own}
+
+
+def _check_experts(base: nn.Module, cell: Cell) -> None:
+    """Raise ValueError if the method would pass over the experts of a mixture in what gives it its name."""
+    slots, experts = cell.settings["method"], sum(weight.numel() for weight in stacks(base).values())
+    passed_over = {
+        "quantised": slots["load"].get("quantization_config"),
+        "matrices to its optimizer": (slots["optim"] or {}).get("matrices"),
+    }
+    for what, asked in passed_over.items():
+        if experts and asked:
+            share = f"{experts / count(base):.0%} of its weights, those of the experts,"
+            raise ValueError(f"{share} lie in stacks that would not be {what}; take a method that needs it not.")
+
+
+def _check_rank(net: nn.Module, cell: Cell) -> None:
+    if cell.rank is None:
+        return
+    path = cell.settings["model"]["path"]
+    shapes = _ranked(net, cell)
+    if not shapes:
+        raise UserError(f"method={cell.method} applies to no matrix of {path}; check its target_modules.")
+    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
+    if cell.rank > min(shape):
+        raise UserError(
+            f"rank={cell.rank} is above the size of {name} ({shape[0]} × {shape[1]}) in {path}; "
+            f"take a rank of at most {min(shape)}, or other targets."
+        )
+
+
+def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
+    """Shapes by name of the matrices that the cell's rank applies to: adapted ones, or those GaLore projects."""
+    if cell.settings["method"]["adapt"] is None:
+        return {name: tuple(weight.shape) for name, weight in optimizers.matrices_of(model).items()}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    weights = {name: _weight(layer) for name, layer in layers.items()}
+    return {
+        name: tuple(weight.quant_state.shape if hasattr(weight, "quant_state") else weight.shape)[-2:]
+        for name, weight in weights.items()
+        if weight is not None
+    }
+
+
+def _weight(layer: BaseTunerLayer) -> nn.Parameter | None:
+    """The weight that an adapter is of: a matrix, or a stack of them."""
+    return layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)

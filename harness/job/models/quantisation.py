@@ -1,0 +1,98 @@
+"""Quantised weights: what the method's `load` slot names, and their form on tensors without storage."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from bitsandbytes.functional import QuantState
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from torch import nn
+from transformers import (
+    BitsAndBytesConfig,
+)
+
+from harness.job.measure import device
+
+
+def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
+    """NF4 (QLoRA, Dettmers et al. 2023, section 3), its products computed in `compute_dtype`: auto, bf16 or fp32."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quant,
+        bnb_4bit_compute_dtype=device.compute_dtype(compute_dtype),
+    )
+
+
+def int8() -> BitsAndBytesConfig:
+    """LLM.int8() (Dettmers et al. 2022, section 3): rows in 8 bits, columns of features above 6 in 16.
+
+    On a CPU bitsandbytes quantises what comes into a layer while the model answers alone; training computes with the
+    weights expanded.
+    """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of its rounding at every call
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def pack(net: nn.Module, dtype: torch.dtype) -> None:
+    """Give each matrix on "meta" that is to be quantised the form, and scales, that quantising its `dtype` would give.
+
+    Of 8-bit ones no features are taken for outliers: how many there are only values tell.
+    """
+    for module in net.modules():
+        if isinstance(module, Linear8bitLt):
+            shape = (module.out_features, module.in_features)
+            module.weight = Int8Params(torch.empty(shape, dtype=torch.int8, device="meta"), requires_grad=False)
+            module.state.CB, module.state.SCB = module.weight, torch.empty(shape[0], device="meta")
+            module.state.threshold = 0.0
+        if isinstance(module, Linear4bit):
+            weight, shape = module.weight, torch.Size((module.out_features, module.in_features))
+            scales = -(-shape.numel() // weight.blocksize)
+
+            def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+                return torch.empty(size, dtype=dtype, device="meta")
+
+            state = {"shape": shape, "dtype": dtype, "blocksize": weight.blocksize, "code": empty(16)}
+            if weight.compress_statistics:  # double quantisation: QLoRA, section 3
+                nested = QuantState(empty(-(-scales // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
+                state |= {"absmax": empty(scales, dtype=torch.uint8), "offset": empty(), "state2": nested}
+            else:
+                state |= {"absmax": empty(scales)}
+            size = (shape.numel() + 1) // 2 // weight.quant_storage.itemsize
+            module.quant_state = QuantState(quant_type=weight.quant_type, **state)
+            module.weight = Params4bit(
+                empty(size, 1, dtype=weight.quant_storage),
+                requires_grad=False,
+                quant_state=module.quant_state,
+                blocksize=weight.blocksize,
+                compress_statistics=weight.compress_statistics,
+                quant_type=weight.quant_type,
+                quant_storage=weight.quant_storage,
+                bnb_quantized=True,
+                module=module,
+            )
+    never_repack(net)
+
+
+def check_packed(net: nn.Module) -> None:
+    """Raise ValueError if `net`, on "meta", multiplies with a packed matrix itself, past the layer that expands it."""
+    try:
+        with torch.no_grad():
+            net(input_ids=torch.ones(1, 2, dtype=torch.long))
+    except Exception as error:  # of all else that can't be told without values, the job itself will tell
+        if any(name in str(error) for name in ("uint8", "unsigned char", "Byte", "int8", "signed char", "Char")):
+            raise ValueError(
+                "the model multiplies with weights of linear layers itself, which can't be done in 4 or 8 bits; "
+                "take a method that does not quantise them."
+            ) from error
+
+
+def never_repack(net: nn.Module) -> None:
+    """Keep bitsandbytes from repacking its weights in the first evaluation on an AVX-512 CPU with bf16.
+
+    It would round their scales to bf16, and from then on no gradient would flow through them.
+    """
+    for module in net.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

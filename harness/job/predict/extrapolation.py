@@ -1,0 +1,100 @@
+"""Straight lines through the figures of small models, and the windows of a step that they are drawn for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.job.measure.live_memory import LiveBytes
+from harness.record import Probe
+
+
+@dataclass(frozen=True)
+class Line:
+    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and the others by name."""
+
+    windows: dict[str, dict[str, float]]
+    others: dict[str, float]
+
+    def through(self, other: Line, x0: float, x1: float, x: float) -> Line:
+        """The point at `x` of the line through self at `x0` and `other` at `x1`."""
+
+        def at(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+            return {name: a[name] + (b[name] - a[name]) * (x - x0) / (x1 - x0) for name in a}
+
+        windows = {name: at(kinds, other.windows[name]) for name, kinds in self.windows.items()}
+        return Line(windows, at(self.others, other.others))
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """Bytes by kind in the highest window."""
+        return max(self.windows.values(), key=lambda kinds: sum(kinds.values()))
+
+
+def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:
+    """Count gradients as they are held with DDP: always, where they are added up, in `size` bytes; beside that, until
+    the last micro-batch, those of the others.
+
+    There they have the weights' dtype, where one device has those of 16-bit weights with masters in fp32.
+    """
+    share = size / found.gradients
+    found.resident.gradients = found.gradients = size
+    for name, peak in live.windows.items():
+        if peak.kinds:
+            beside = round(share * peak.kinds["gradients"]) if accumulated and name != "optimizer" else 0
+            peak.kinds["gradients"] = size + beside
+
+
+def mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
+    """Begin a window of `live` where the first, the last and the layers between them begin, forward and backward.
+
+    A single layer is first and last: its windows stand for both, see `_windows`.
+    """
+
+    def before(layer: nn.Module, window: str) -> None:
+        layer.register_forward_pre_hook(lambda *_: live.mark(window))
+
+    def backward(layer: nn.Module, window: str) -> None:
+        """Begin `window` as the gradient of the layer's output arrives."""
+
+        def hook(_module, _inputs, output) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: live.mark(window))
+
+        layer.register_forward_hook(hook)
+
+    def at_input(_layer, inputs) -> None:
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(lambda _: live.mark("embedding backward"))
+
+    layers[0].register_forward_pre_hook(at_input)
+    before(layers[0], "first layer forward")
+    if len(layers) > 2:
+        before(layers[1], BETWEEN[0])
+        backward(layers[-2], BETWEEN[1])
+    if len(layers) > 1:
+        before(layers[-1], "last layer forward")
+        backward(layers[0], "first layer backward")
+    backward(layers[-1], "last layer backward")
+    layers[-1].register_forward_hook(lambda *_: live.mark("head"))
+
+
+BETWEEN = ("middle layers forward", "middle layers backward")
+
+
+def peaks_by_window(live: LiveBytes, depth: int, state: int) -> dict[str, dict[str, float]]:
+    """Peaks by window and kind, as in a step that finds `state` bytes of the optimizer's.
+
+    Those of the layers between are left out: a straight line is highest at its ends.
+    """
+    windows = {name: dict(peak.kinds) for name, peak in live.windows.items() if peak.kinds and name not in BETWEEN}
+    for name, kinds in windows.items():
+        if name != "optimizer":
+            kinds["optimizer"] = state
+    if depth == 1:
+        windows["last layer forward"] = windows["first layer forward"]
+        if "last layer backward" in windows:
+            windows["first layer backward"] = windows["last layer backward"]
+    return windows

@@ -1,0 +1,109 @@
+"""Models and optimizer steps in tensors without storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedOperatorException,
+)
+from torch.optim import Optimizer
+
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.models.empty_weights import NeedsValues
+from harness.job.training import probe
+
+NUMBER = torch.ops.aten._local_scalar_dense.default  # a tensor's one value
+
+
+def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], Optimizer]:
+    """Optimizers that take two steps on the same gradients: one that makes their state, one that has it already.
+
+    Numbers that they ask a tensor for (Adafactor the norm of a weight, for the size of its step) are 1: they decide on
+    no memory. The FLOPs are the second's. Forward and backward would be the same a second time, but for that state
+    beside them: see `_windows`.
+    """
+
+    def built(net: nn.Module) -> Optimizer:
+        optimizer = build(net)
+        step = optimizer.step
+
+        def twice() -> None:
+            live.instead[NUMBER] = lambda tensor: 1.0
+            before = live.flops
+            step()
+            live.flops = before
+            step()
+            del live.instead[NUMBER]
+
+        optimizer.step = twice
+        return optimizer
+
+    return built
+
+
+@contextmanager
+def valueless() -> Iterator[None]:
+    """A context in which an operation that needs values, where there are none, raises NeedsValues."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise NeedsValues from error
+    except AssertionError as error:
+        if "FakeTensor" not in str(error):
+            raise
+        raise NeedsValues from error  # a tensor that is neither parameter nor buffer
+
+
+class Params4bit(FakeTensor):
+    """A packed matrix without storage. peft knows bitsandbytes' own class, which can't hold such, by its name."""
+
+
+def materialise(net: nn.Module, on: torch.device) -> None:
+    """Move `net` from "meta" to the device `on`, in tensors that have no storage; ties between parameters stay."""
+    made: dict[int, Any] = {}
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            if (state := getattr(tensor, "quant_state", None)) is not None:
+                new.__class__, new.quant_state = Params4bit, state
+                for level in probe.quant_states(tensor):
+                    vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
+            if isinstance(tensor, Int8Params):
+                new.CB = new.SCB = None  # its layer has them
+            made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
+        return made[id(tensor)][0]
+
+    for module in net.modules():  # of some methods, tensors lie in other dicts of a module than its parameters'
+        others = [value for value in vars(module).values() if type(value) is dict]
+        if isinstance(module, Linear8bitLt):
+            others.append(vars(module.state))
+        for store in [vars(module), *others]:
+            store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
+
+
+def materialise_shares(net: nn.Module, on: torch.device) -> None:
+    """As `materialise`, of a sharded `net`, whose packed matrices are such only while they are whole."""
+
+    def packed(layer: nn.Module, _inputs: Any) -> None:
+        layer.weight.__class__, layer.weight.quant_state = Params4bit, layer.quant_state
+
+    net.to_empty(device=on)
+    for module in net.modules():
+        for level in probe.quant_states(module):
+            vars(level).update(
+                {k: torch.empty_like(v, device=on) for k, v in vars(level).items() if isinstance(v, torch.Tensor)}
+            )
+        if isinstance(module, Linear4bit):
+            module.register_forward_pre_hook(packed)

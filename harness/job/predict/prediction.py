@@ -1,0 +1,333 @@
+"""Predicts what cells would take, without weights: the same steps on the same model, in tensors that have no storage.
+
+A model of one and one of two decoder layers are built from its dimensions alone, changed and quantised as the cell
+asks, and probed exactly as a run probes its real model. All layers being alike, each figure is a straight line in
+their number; so is, in each window of a step, its peak: forward and backward of the first and of the last layer, the
+head between them, the optimizer. What is highest with few layers need not be with many, so a line is drawn for each
+window, and the peak is the highest at the real depth. Lines in the batch size give the largest batch that fits.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from bitsandbytes.nn import Linear4bit
+from hydra.utils import instantiate
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from harness.errors import UserError
+from harness.job.data import batching, encoding, sources
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.workspaces import WORKSPACES
+from harness.job.models import empty_weights, loading, structure
+from harness.job.predict.cuda_kernels import CudaKernels
+from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
+from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
+from harness.job.predict.shapes import Shape, assumed_shape, even_parts
+from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loss, probe
+from harness.record import Cell, device_count, fits_itself, micro_batch
+
+CPU = torch.device("cpu")
+ELSEWHERE = torch.device("meta")  # the memory of the host, which is not counted
+LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
+
+
+class Predictor:
+    """Predictions for cells, remembered: points that differ in learning rate or seed take the same.
+
+    auto: what the precision ``auto`` means on the device that is planned for, bf16 or fp32.
+    kernels: whose kernels compute there, ``cpu`` or ``cuda``.
+    on: where the tensors without storage seem to lie. Tensors that seem to lie on a GPU need a torch that knows one.
+    """
+
+    def __init__(self, data_root: str | None, auto: str, kernels: str = "cpu", on: torch.device = CPU):
+        self._data_root, self._auto, self._kernels, self._on = data_root, auto, kernels, on
+        self._drawn: dict[str, list[list[list[encoding.Example]]] | None] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._lines: dict[str, Line] = {}
+        self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
+        self._layouts: dict[str, batching.Layout] = {}
+
+    def predict(
+        self, cell: Cell, architecture: dict[str, Any] | None, budget: int, safe: int | None = None
+    ) -> dict[str, Any]:
+        """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
+
+        architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
+        batch that fits (null where none does). safe: bytes, for micro_batch: that of train.batch_size=auto (null
+        otherwise), the largest one of even parts of a step within them, or else of one sequence a device. Raises
+        UserError if the cell can't be, and NeedsValues if the method does with the values of weights or gradients what
+        nothing without values can tell of.
+
+        Of several devices it is what the one with the largest share of the batch takes.
+        """
+        cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
+        layout, devices = self._layout(cell, architecture), device_count(cell.settings)
+        chosen = fits_itself(cell)
+        if chosen:
+            sizes = even_parts(micro_batch(cell.settings["train"]), devices)
+            room = budget if safe is None else safe
+
+            def fits(size: int) -> bool:
+                shape = self._shape(cell, layout, size)
+                return sum(self._line(cell, shape, 1, layout, architecture).peak.values()) <= room
+
+            size = sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
+        else:
+            size = cell.settings["train"]["batch_size"] // devices
+        shape = self._shape(cell, layout, size)
+        line = self._line(cell, shape, 1, layout, architecture)
+        return {
+            "peak": {kind: round(value) for kind, value in line.peak.items()},
+            "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
+            "total": round(line.others["total"]),
+            "trainable": round(line.others["trainable"]),
+            "flops": line.others["flops_per_token"] * shape.padded,
+            "shape": {
+                "sequences": shape.sequences,
+                "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
+                "raw": shape.raw,
+                "padded": shape.padded,
+                "real": shape.real,
+            },
+            "precision": cell.settings["train"]["precision"],
+            "micro_batch": size * devices if chosen else None,
+            "largest_batch": None if chosen else self._largest(cell, shape, layout, line, architecture, budget),
+        }
+
+    def _largest(
+        self,
+        cell: Cell,
+        shape: Shape,
+        layout: batching.Layout,
+        line: Line,
+        architecture: dict[str, Any] | None,
+        budget: int,
+    ) -> int | None:
+        """The largest train.batch_size, up to LIMIT, of sequences or packs like these whose peak is within `budget`."""
+        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings["train"]
+        rows = train["batch_size"] // device_count(cell.settings) if train.get("packing") else shape.sequences
+
+        def fits(size: int) -> bool:
+            return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
+
+        if not fits(1):
+            return None
+        low, high = 1, LIMIT
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low * device_count(cell.settings)
+
+    def _line(
+        self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
+    ) -> Line:
+        """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
+        settings = cell.settings
+        taken = [without_rates(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
+        switches = ("activation_offload", "gradient_checkpointing")
+        taken += [_share(settings), *(settings["train"].get(switch, False) for switch in switches)]
+        key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
+        if key not in self._lines:
+            config, alike = self._config(cell, architecture)
+            if alike and (line := self._extended(cell, config, shape, times, layout)) is not None:
+                self._lines[key] = line
+            else:
+                self._lines[key] = self._probe(cell, config, shape, times, layout)
+        return self._lines[key]
+
+    def _extended(
+        self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout
+    ) -> Line | None:
+        """The line through two models of few layers, at the depth of `config`.
+
+        None if that is not deeper, or the method wants more layers.
+        """
+        # Of a sharded model two layers may be whole at a time, so that the first few are no measure of the others.
+        # Where layers are computed again, the last holds more than an only one, whose input may need no gradient.
+        again = cell.settings["train"].get("gradient_checkpointing")
+        few = (3, 4) if _sharded(cell.settings) else (2, 3) if again else (1, 2)
+        if config.num_hidden_layers <= few[0]:
+            return None
+        try:
+            one, two = (self._probe(cell, empty_weights.with_depth(config, n), shape, times, layout) for n in few)
+        except UserError:
+            return None
+        return one.through(two, *few, config.num_hidden_layers)
+
+    def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
+        key = json.dumps([cell.settings["model"], architecture], sort_keys=True)
+        if key not in self._configs:
+            if architecture is not None:
+                dimensions = dict(architecture)
+                config = AutoConfig.for_model(dimensions.pop("model_type"), **dimensions)
+            else:
+                config = loading.config_of(cell.settings["model"])
+            self._configs[key] = (config, empty_weights.alike(config, loading.trusted(cell.settings["model"])))
+        return self._configs[key]
+
+    def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> batching.Layout:
+        key = json.dumps([cell.settings[k] for k in ("method", "model", "speedups")] + [architecture], sort_keys=True)
+        if key not in self._layouts:
+            net = empty_weights.outline(cell, self._config(cell, architecture)[0], 1)
+            self._layouts[key], _ = attention.layout(net, cell.settings["speedups"], pad=0)
+        return self._layouts[key]
+
+    def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout) -> Line:
+        """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
+        settings = cell.settings
+        net, added = empty_weights.shell(cell, config)
+        own = (weight for name, weight in structure.stacks(net).items() if name not in added)
+        if any(experts.dtype is not torch.bfloat16 for experts in own):
+            raise UserError(
+                "Of experts in stacks torch predicts products in bfloat16 alone; plan model.dtype=bfloat16."
+            )
+        if layout.flat:
+            attention.enable(net, self._kernels)
+        trained, chunked = settings["method"]["optim"] is not None, settings["speedups"] != "off"
+        if settings["train"].get("gradient_checkpointing"):
+            gradient_checkpointing.enable(net, stored=False)
+        total = structure.count(net)
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
+        bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
+        live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
+        with distributed.pretended(devices) if sharded else nullcontext() as rank:
+            if sharded:
+                accelerator = rank.accelerator(sharded, bf16, cpu=self._on == CPU)
+                if chunked:
+                    with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
+                        loss.enable(net, self._kernels)  # before it is sharded, as in a run
+                for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
+                    layer.weight.quant_state = None  # accelerate asks for a state_dict, which needs its values
+                net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
+            else:
+                accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
+            seemingly = CudaKernels(bf16 and self._on == CPU) if self._kernels == "cuda" else nullcontext()
+            with FakeTensorMode(allow_non_fake_inputs=sharded), valueless(), seemingly:
+                materialise_shares(net, self._on) if sharded else materialise(net, self._on)
+                if chunked and not sharded:
+                    with accelerator.autocast():
+                        loss.enable(net, self._kernels)
+                micro = [batch.to(self._on) for batch in shape.batches(layout, times)]
+                if (layers := structure.decoder_layers(net, config)) is not None:
+                    mark_layers(layers, live)
+                if trained:
+                    if settings["train"].get("activation_offload"):
+                        activation_offload.enable(net, host=ELSEWHERE)
+                    adapters = {id(p) for name, p in net.named_parameters() if name in added}
+                    slot = settings["method"]["optim"]
+                    build, count = instantiate(slot, _convert_="all"), 2
+                    if not slot.get("per_layer"):  # then steps can be taken without going backward again
+                        build, count = stepping_twice(build, live), 1
+                    if sharded:
+                        micro = [batch for batch in micro for _ in range(devices)]  # as if each had the same
+                    else:
+                        net = accelerator.prepare_model(net, device_placement=False)
+                    norm = settings["train"]["max_grad_norm"]
+                    found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
+                else:
+                    found = probe.forward(net, micro[0], accelerator, live)
+        trainable = structure.count(net, trainable=True) if trained else 0
+        AcceleratorState._reset_state(True)
+        if devices > 1 and not sharded:
+            buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
+            count_buckets(found, buckets, live, len(micro) > 1)
+        flops = found.flops_per_token + found.recomputed_flops_per_token  # all that the device does takes its time
+        resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
+        return Line(
+            peaks_by_window(live, config.num_hidden_layers, found.resident.optimizer),
+            resident | {"total": total, "trainable": trainable, "flops_per_token": flops},
+        )
+
+    def _shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
+        """The largest batch that the cell would train on (an untuned one: validate on), `size` sequences a device.
+
+        Where tokenizer and data are on this machine they are asked; else every sequence is taken to have max_length
+        tokens, with a loss on all of them.
+        """
+        settings = cell.settings
+        asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout), size]
+        key = json.dumps(asked, sort_keys=True)
+        if key not in self._shapes:
+            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(settings, size)
+        return self._shapes[key]
+
+    def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:
+        settings, train = cell.settings, cell.settings["train"]
+        if (steps := self._examples(cell)) is None:
+            return None
+        steps = batching.pieces(steps, size, train)
+        batches = [batch for step in steps for batch in step]
+        largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
+        shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]
+        fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
+        return Shape(
+            [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
+            raw=sum(len(example.ids) for batch in batches for example in batch),
+            padded=sum(layout.tokens(batch) for batch in batches),
+            real=True,
+        )
+
+    def _examples(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
+        """The micro-batches of each step as the cell asks for them; None where they can't be had here."""
+        key = json.dumps([cell.settings[name] for name in ("model", "data", "train")] + [cell.seed])
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(cell)
+        return self._drawn[key]
+
+    def _draw(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
+        settings, train = cell.settings, cell.settings["train"]
+        path = settings["data"]["load"].get("path")
+        if path is not None and self._data_root is None and not os.path.isfile(path):
+            return None  # of the hub
+        try:
+            of = settings["model"]
+            tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
+        except (OSError, ValueError):
+            return None
+        splits = sources.splits(settings["data"], self._data_root)
+        encode = encoding.encoder(tokenizer, settings["data"], train["max_length"])
+        if settings["method"]["optim"] is not None:
+            return batching.scheduled(splits["train"], train, cell.seed, encode)
+        held_out = encode(splits["validation"][: train["validation_items"]])
+        return [[held_out[i : i + train["batch_size"]]] for i in range(0, len(held_out), train["batch_size"])]
+
+
+def _sharded(settings: dict[str, Any]) -> bool:
+    return settings["train"].get("parallel") == "fsdp"
+
+
+def _share(settings: dict[str, Any]) -> list[Any]:
+    """What decides how much of the weights and gradients a device has."""
+    return [device_count(settings) if _sharded(settings) else device_count(settings) > 1, _sharded(settings)]
+
+
+def without_rates(method: Any) -> Any:
+    """The settings `method` without those that no memory depends on, at any depth."""
+    if isinstance(method, dict):
+        return {k: without_rates(v) for k, v in method.items() if k not in ("lr", "lora_alpha", "scale")}
+    return method
+
+
+def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
+    """The cell's settings with `auto` for the precision ``auto``, in the loop and where weights are loaded."""
+
+    def decided(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: decided(v) for k, v in value.items()}
+        return auto if value == "auto" else value
+
+    method = settings["method"] | {"load": decided(settings["method"]["load"])}
+    train = settings["train"] | {"precision": decided(settings["train"]["precision"])}
+    return settings | {"method": method, "train": train}

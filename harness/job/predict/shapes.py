@@ -1,0 +1,52 @@
+"""The shapes of the batches that a cell would train on, from its data or assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.job.data import batching, encoding
+from harness.job.data.batching import Batch
+from harness.record import device_count, micro_batch
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The micro-batches of the largest step: of each sequence its tokens, and how many of them are the prompt's.
+
+    Of several devices, those of the one that has most to take.
+
+    raw: tokens of the whole training without padding, for its time; real: taken from the data, not assumed.
+    """
+
+    micro: list[list[tuple[int, int]]]
+    raw: int
+    padded: int
+    real: bool
+
+    @property
+    def sequences(self) -> int:
+        """How many the largest micro-batch has."""
+        return max(map(len, self.micro))
+
+    def batches(self, layout: batching.Layout, times: int) -> list[Batch]:
+        """Such micro-batches, or ones `times` as large, of tokens 0; of more than two the two largest stand for all."""
+        sized = [[encoding.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
+        if len(sized) > 2:
+            sized = sorted(sized, key=layout.tokens)[-2:]
+        return [layout.batch(examples) for examples in sized]
+
+
+def assumed_shape(settings: dict[str, Any], size: int) -> Shape:
+    train = settings["train"]
+    length, step = train["max_length"], micro_batch(train) * train.get("grad_accum", 1)
+    tokens = step * length * train.get("max_steps", 1)
+    tokens = min(tokens, train.get("max_tokens") or tokens)
+    share = -(-step // (size * device_count(settings)))
+    return Shape([[(length, 0)] * size] * share, raw=tokens, padded=tokens, real=False)
+
+
+def even_parts(step: int, devices: int) -> list[int]:
+    """Sizes of micro-batches, largest first, that cut a step into parts as even as can be, as many for each device."""
+    sizes = {-(-step // (devices * count)) for count in range(1, step // devices + 1)}
+    return sorted((size for size in sizes if -(-step // size) % devices == 0), reverse=True)

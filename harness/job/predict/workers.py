@@ -1,0 +1,84 @@
+"""Predicts many cells at once, in processes that share the work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from harness import env
+from harness.errors import UserError
+from harness.job.measure import device
+from harness.job.models.empty_weights import NeedsValues
+from harness.job.predict.prediction import Predictor, without_rates
+from harness.record import Cell
+
+
+def _group(cell: Cell) -> str:
+    """Equal for cells that take the same memory, if their batches have the same shape."""
+    settings = cell.settings
+    train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
+    return json.dumps([without_rates(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
+
+
+def answer(
+    cells: list[tuple[Cell, dict[str, Any] | None]],
+    data_root: str | None,
+    budget: int | None,
+    beside: int,
+    tight: float,
+    kernels: str | None,
+) -> Iterator[dict[str, Any]]:
+    """First what is planned for (``budget``, ``kernels``, ``environment``), then a ``prediction`` for each cell.
+
+    budget: bytes of a card, which need not be here; null for all the memory of this machine's device.
+    beside: bytes of the budget that tensors don't get; tight: share of it that train.batch_size=auto may take.
+    kernels: whose kernels compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
+    """
+    # Cells that take the same stay together, so that no two processes work out one thing.
+    groups: dict[str, list[int]] = {}
+    for i, (cell, _) in enumerate(cells):
+        groups.setdefault(_group(cell), []).append(i)
+    # Beside an accelerator begun anew: libraries touch it as they are imported, no fork survives that, and a backward
+    # pass sets up threads for every device it sees. Else forked, before this process computes anything in threads.
+    how = "spawn" if torch.accelerator.is_available() else "fork"
+    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context(how)) as pool:
+        if how == "fork":
+            pool.submit(int).result()
+        here = device.here()
+        environment = env.describe() | device.describe(here)
+        kernels = kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
+        elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's cards compute in bf16
+        bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
+        planner = Predictor(data_root, "bf16" if bf16 else "fp32", kernels)
+        budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
+        room = budget - beside, int(tight * budget) - beside
+        with device.seeing(""):  # each would take memory of the GPU
+            asked = [pool.submit(_predict, planner, [cells[i] for i in members], *room) for members in groups.values()]
+        predictions: dict[int, dict[str, Any]] = {}
+        for members, future in zip(groups.values(), asked, strict=True):
+            predictions |= zip(members, future.result(), strict=True)
+    yield {"budget": budget, "kernels": kernels, "environment": environment}
+    for i in range(len(cells)):
+        yield {"prediction": predictions[i]}
+
+
+def _predict(
+    planner: Predictor, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int, safe: int | None = None
+) -> list[dict[str, Any]]:
+    out = []
+    for cell, architecture in cells:
+        try:
+            out.append(planner.predict(cell, architecture, budget, safe))
+        except UserError as error:
+            out.append({"impossible": str(error)})
+        except NeedsValues:
+            out.append(
+                {"unknown": f"method={cell.method} looks at values, which tensors without storage have none of."}
+            )
+    return out
