@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-faults test-oldest check format bench gpu profile clean
+.PHONY: help compare setup test test-faults test-oldest check format pages docs bench gpu profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -71,6 +71,21 @@ format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+pages: $(VENV)/installed ## Renew what README.md and docs/ show of the code and of the committed records
+	$(VENV)/bin/python docs/catalogue.py
+	$(VENV)/bin/python docs/reference.py
+	$(VENV)/bin/python docs/published.py
+
+# In a venv of its own: the site needs nothing of the harness.
+DOCS := .venv-docs
+docs: $(DOCS)/installed ## Build the site of docs/ into site/
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
+$(DOCS)/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --requirement docs/requirements.txt
+	@touch $@
+
 # GSM8K and MMLU are looked for in the folder DATA_ROOT; without it training is timed on word problems, scoring not at all.
 DATA_ROOT ?=
 ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
@@ -89,5 +104,5 @@ METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
-clean: ## Remove .venv, .venv-faults and .venv-oldest; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS) $(OLDEST)
+clean: ## Remove .venv, .venv-faults, .venv-oldest, .venv-docs and site; records and the model cache stay
+	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(DOCS) site

@@ -1,7 +1,7 @@
-"""Writes the catalogue of all methods, `docs/methods.md`, from their files: `python docs/catalogue.py`.
+"""Writes the page of all methods, `docs/methods.md`, from their files: `python docs/catalogue.py`.
 
-What a method is and where it comes from is the comment that opens its file; its settings are those that the file
-composes to; what it trains and keeps is what `plan` counts on a model without weights.
+The comment at the top of a file says what the method is and where it comes from. The settings are those of the composed
+file. What a method trains and keeps is what `plan` counts on a model without weights.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ DTYPE = "model.dtype!=bfloat16"  # of methods that train weights in bf16
 HEAD = f"""\
 # Methods
 
-Made by `python docs/catalogue.py` from `conf/method/`. *Trains* and *keeps* are what `python -m harness plan` counts
-for `model={MODEL} rank={RANK}`, and `model.dtype=bfloat16` where a method requires it: the weights that are trained,
-and the optimizer's state between steps. A new one is [one file](method.md).
+Made from `conf/method/` by `make pages`. *Trains* and *keeps* are what `harness plan` counts for
+`model={MODEL} rank={RANK}` (with `model.dtype=bfloat16` where a method requires it): the weights that are trained,
+and the optimizer's state between steps. A new method is [one file](adding/method.md).
 """
 
 
 @dataclass
 class Entry:
-    """about: the file's opening comment, a line each; settings: the composed config's `method`.
+    """One method.
 
-    cell: or why there is none.
+    about: lines of the comment at the top of its file; settings: `method` of the composed config; cell: its cell, or
+    the reason why it has none.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """All methods by name, as composed for MODEL at RANK."""
+    """All methods by name, composed for MODEL at RANK."""
     app.register()
     found = []
     for path in sorted((CONF / "method").glob("*.yaml")):
-        # Without clipping, which some can't have; it is no part of what is counted.
+        # Some methods refuse clipping, and it does not change the counts.
         asked = [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}", "train.max_grad_norm=null"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose("config", asked)
@@ -67,7 +68,7 @@ def entries() -> list[Entry]:
 
 
 def about(text: str) -> list[str]:
-    """The comment that opens a file, without its #s."""
+    """Lines of the comment at the top of a file, without #."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return [line[1:].strip() for line in lines]
 

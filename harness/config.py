@@ -87,7 +87,7 @@ class Model:
     """false loads pickled weights, which can run code. The record says so."""
     upcast: bool = False
     """Keeps norms, embeddings, head and biases in fp32, and with them the residual stream. peft's usual preparation
-    does so for quantised models alone; here it applies to every method. Requires bf16 training."""
+    does so for quantised models alone; here it applies to every method. Requires train.precision=bf16."""
     gradient_checkpointing: bool = False
     """Default of train.gradient_checkpointing. true in the files of models with 3B weights or more."""
     architecture: dict[str, Any] | None = None

@@ -90,7 +90,9 @@ def test_only_the_entry_and_the_slots_import_hydra():
     assert slots <= models | {"job/data/sources.py", "job/run_cell.py", "job/predict/prediction.py"}
     for path in slots:
         used = {name for name in imports(FILES[path]) if re.match(r"hydra(\.\w+){2}|hydra$", name)}
-        assert "hydra.utils.instantiate" in used or path == "job/models/empty_weights.py", path  # whose slots others fill
+        assert "hydra.utils.instantiate" in used or path == "job/models/empty_weights.py", (
+            path
+        )  # whose slots others fill
         assert used <= {"hydra.utils.instantiate", "hydra.errors.InstantiationException"}, path
 
 

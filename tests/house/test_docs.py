@@ -1,39 +1,52 @@
-"""The pages in docs/: the catalogue has every method as its file says, what is quoted is there, what is linked too."""
+"""The pages of docs/: generated ones are up to date, quoted files exist, links lead somewhere, the site builds."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
 import sys
 
 import pytest
+import yaml
 
 from harness.config import CONF, ROOT
 from harness.sweep import planner
 
 sys.path.append(str(ROOT / "docs"))
 import catalogue
+import reference
 
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-TEXT = catalogue.TARGET.read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md"]
+METHODS = catalogue.TARGET.read_text(encoding="utf-8")
 
 
-def test_the_catalogue_has_every_method_as_its_file_says():
+def test_the_page_of_methods_has_every_method_as_its_file_says():
     files = sorted((CONF / "method").glob("*.yaml"))
-    assert re.findall(r"^## (.+)$", TEXT, re.MULTILINE) == [path.stem for path in files]
+    assert re.findall(r"^## (.+)$", METHODS, re.MULTILINE) == [path.stem for path in files]
     for path in files:
         about = "\n".join(catalogue.about(path.read_text(encoding="utf-8")))
         assert about
-        assert f"## {path.stem}\n\n{about}\n" in TEXT
+        assert f"## {path.stem}\n\n{about}\n" in METHODS
 
 
-def test_the_catalogue_tells_what_plan_counts():
+def test_the_page_of_methods_has_what_plan_counts():
     some = [entry for entry in catalogue.entries() if entry.name in ("lora", "galore", "frod")]
     planned = planner.make([(entry.name, entry.cell) for entry in some], {}, None, None).points
     for entry, point in zip(some, planned, strict=True):
-        assert catalogue.section(entry, point.prediction) in TEXT
+        assert catalogue.section(entry, point.prediction) in METHODS
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_of_methods_begins_as_its_script_says():
+    assert METHODS.startswith(catalogue.HEAD)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    assert reference.SETTINGS.read_text(encoding="utf-8") == reference.settings_page(), "`make pages` renews it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
     for link in links:
@@ -45,6 +58,33 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(page):
+    """Paths in backticks that begin with a folder of the repository; those with a capital NAME in them are examples."""
+    folders = "benchmarks|conf|docs|harness|notebooks|results/reference|sweeps|tests"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8")):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_functions_that_are_named_exist(page):
+    for module, name in re.findall(r"\b(harness(?:\.\w+)+)\.(\w+)", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"), name
+
+
 def test_the_method_that_is_shown_is_a_file():
-    shown = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    shown = re.search(r"```yaml\n(.*?)```", (DOCS / "adding" / "method.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     assert shown == (CONF / "method" / "rslora.yaml").read_text(encoding="utf-8")
+
+
+def test_every_page_is_in_the_navigation():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = re.findall(r"[\w/-]+\.md", str(nav))
+    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="mkdocs-material is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stderr

@@ -1,60 +1,41 @@
-"""The README shows what the committed records say; ``python tests/house/test_readme.py --write`` renews it from them."""
+"""README and docs show what the committed records say; `make pages` renders them anew."""
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-from harness.articles.beyond_lora import claims
+from harness.config import ROOT
 from harness.record import read_study
-from harness.report.best import best, tables
-from harness.report.table import document
 
-ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- (table|best): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = [(found[2], found[3]) for found in BLOCK.finditer(TEXT)]
-MADE = {
-    "table": tables,
-    "best": lambda records, folder: [best(records, folder)],
-    "claims": lambda records, folder: [claims.table(claims.verdicts(records, folder))],
-}
+sys.path.append(str(ROOT / "docs"))
+import published
+
+README, STUDIES = published.PAGES
+BLOCKS = [(page, kind, study) for page in published.PAGES for kind, study in published.blocks(page)]
 
 
-@functools.cache
-def rendered(kind: str, study: str) -> str:
-    folder = ROOT / "results" / study
-    records, problems = read_study(folder)
-    assert records, f"no records of {study}"
-    assert not problems
-    return document(MADE[kind](records, folder), "md")
+@pytest.mark.parametrize(("page", "kind", "study"), BLOCKS, ids=lambda value: getattr(value, "name", value))
+def test_pages_show_the_tables_of_the_records(page, kind, study):
+    text = page.read_text(encoding="utf-8")
+    shown = next(found[0] for found in published.BLOCK.finditer(text) if (found[2], found[3]) == (kind, study))
+    assert shown == f"<!-- {kind}: {study} -->\n{published.rendered(kind, study)}<!-- end -->"
 
 
-def documents() -> list[tuple[Path, str, str]]:
-    """What is committed beside the records: file, kind, study."""
-    studies = dict.fromkeys(study for _, study in BLOCKS)
-    found = [(ROOT / "results" / study / "TABLE.md", "table", study) for study in studies]
-    return [*found, (ROOT / "results" / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
-
-
-@pytest.mark.parametrize(("kind", "study"), BLOCKS)
-def test_readme_shows_the_table_of_the_records(kind, study):
-    shown = next(found[0] for found in BLOCK.finditer(TEXT) if found[3] == study)
-    assert shown == f"<!-- {kind}: {study} -->\n{rendered(kind, study)}<!-- end -->"
-
-
-@pytest.mark.parametrize(("path", "kind", "study"), documents())
+@pytest.mark.parametrize(("path", "kind", "study"), published.documents())
 def test_committed_documents_are_those_of_the_records(path, kind, study):
-    assert path.read_text(encoding="utf-8") == rendered(kind, study)
+    assert path.read_text(encoding="utf-8") == published.rendered(kind, study)
 
 
-def test_readme_has_all_tables():
-    assert BLOCKS == [("table", "reference/quickstart"), ("best", "reference/smollm2"), ("table", "reference/gsm8k")]
+def test_pages_have_all_tables():
+    assert published.blocks(README) == [("compact", "reference/quickstart")]
+    assert published.blocks(STUDIES) == [
+        ("table", "reference/quickstart"),
+        ("best", "reference/smollm2"),
+        ("table", "reference/gsm8k"),
+    ]
 
 
 def test_the_committed_study_is_whole():
@@ -63,8 +44,25 @@ def test_the_committed_study_is_whole():
     assert {record.status for record in records} <= {"ok", "diverged"}
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
-    for path, kind, study in documents():
-        path.write_text(rendered(kind, study), encoding="utf-8")
-    renewed = BLOCK.sub(lambda found: found[1] + rendered(found[2], found[3]) + found[4], TEXT)
-    README.write_text(renewed, encoding="utf-8")
+def drawn(svg: str) -> tuple[list[str], list[float]]:
+    """The texts of a figure, and where its marks are."""
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+    return texts, [
+        float(number) for place in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg) for number in place
+    ]
+
+
+def test_the_figure_shows_the_records():
+    texts, marks = drawn(published.FIGURE.read_text(encoding="utf-8"))
+    expected_texts, expected_marks = drawn(published.pareto())
+    assert "qlora" in texts
+    assert texts == expected_texts
+    assert marks == pytest.approx(expected_marks, abs=1)
+    assert f"({published.FIGURE.relative_to(ROOT)})" in README.read_text(encoding="utf-8")
+
+
+def test_readme_is_short_and_its_table_narrow():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.encode()) <= 12 * 1024
+    table = published.rendered("compact", "reference/quickstart")
+    assert max(len(line) for line in table.splitlines() if line.startswith("|")) <= 100

@@ -1,0 +1,99 @@
+"""Renders what README.md, docs/ and results/reference/ show of the published studies: `python docs/published.py`.
+
+A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
+in results/STUDY. tests/house/test_readme.py holds every page and the figure to the records.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from harness.articles.beyond_lora import claims
+from harness.record import Record, read_study
+from harness.report.best import best, tables
+from harness.report.figures import FIGURES
+from harness.report.table import Table, document
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md"]
+BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIGURE, FIGURE_STUDY = ROOT / "docs" / "figures" / "pareto.svg", "reference/quickstart"
+
+
+def compact(records: list[Record], folder: Path) -> list[Table]:
+    """The best setting of each method in at most 100 columns: without tries, own knobs and intervals of speed.
+
+    Its caption leaves out the last line of `best`, which is about those intervals. Requires a study of one score.
+    """
+    full = best(records, folder)
+    (score,) = [column for column in full.columns if column.endswith("(%)")]
+    short = {
+        "Method": ("Method", lambda text: text),
+        "Setting": ("Setting", lambda text: re.sub(r"(lr=\S+) .*", r"\1", text)),
+        "Peak train memory": ("Peak memory", lambda text: text),
+        "Tokens/s": ("Tokens/s", lambda text: re.sub(r"×, [^)]*", "×", text)),
+        score: ("Score (%)", lambda text: text),
+        "Validation loss": ("Loss", lambda text: text),
+    }
+    places = [full.columns.index(column) for column in short]
+    rows = [[cut(row[i]) for i, (_, cut) in zip(places, short.values(), strict=True)] for row in full.rows]
+    headers = [header for header, _ in short.values()]
+    return [replace(full, columns=headers, rows=rows, caption=full.caption[:-1])]
+
+
+KINDS = {
+    "table": tables,
+    "best": lambda records, folder: [best(records, folder)],
+    "compact": compact,
+    "claims": lambda records, folder: [claims.table(claims.verdicts(records, folder))],
+}
+
+
+@functools.cache
+def records(study: str) -> list[Record]:
+    """The records of a published study; raises if there are none or one is bad."""
+    found, problems = read_study(RESULTS / study)
+    if problems or not found:
+        raise ValueError(f"results/{study} must hold good records, got {problems or 'none'}.")
+    return found
+
+
+@functools.cache
+def rendered(kind: str, study: str) -> str:
+    """Tables of one kind as Markdown."""
+    return document(KINDS[kind](records(study), RESULTS / study), "md")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Kind and study of each table that a page marks."""
+    return [(found[2], found[3]) for found in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def renewed(page: Path) -> str:
+    """The text of a page with its tables rendered anew."""
+    text = page.read_text(encoding="utf-8")
+    return BLOCK.sub(lambda found: found[1] + rendered(found[2], found[3]) + found[4], text)
+
+
+def documents() -> list[tuple[Path, str, str]]:
+    """The tables that are committed beside the records: file, kind, study."""
+    studies = dict.fromkeys(study for page in PAGES for _, study in blocks(page))
+    found = [(RESULTS / study / "TABLE.md", "table", study) for study in studies]
+    return [*found, (RESULTS / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
+
+
+def pareto() -> str:
+    """Score against memory of the quickstart, as SVG."""
+    return FIGURES["accuracy_memory"](records(FIGURE_STUDY), RESULTS / FIGURE_STUDY).svg()
+
+
+if __name__ == "__main__":
+    for path, kind, study in documents():
+        path.write_text(rendered(kind, study), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(renewed(page), encoding="utf-8")
+    FIGURE.write_text(pareto(), encoding="utf-8")
