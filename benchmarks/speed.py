@@ -223,7 +223,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         start = 0 if len(subjects) > 1 else pair * items
         chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
-        _, found = scoring.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
+        _, found, _ = scoring.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
         predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 

@@ -60,6 +60,12 @@ class Redacting:
         return getattr(self._stream, name)
 
 
+def reason(error: Exception) -> str:
+    """The kind of `error` and the first line of its message, cleaned."""
+    lines = clean(str(error)).strip().splitlines()
+    return ": ".join([type(error).__name__, *(" ".join(line.split()) for line in lines[:1])])
+
+
 def scrub(path: Path) -> None:
     """Take secrets out of a file of text, which is left alone if there are none."""
     text = path.read_bytes().decode(errors="surrogateescape")  # bytes, for a progress bar's carriage returns

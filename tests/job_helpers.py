@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 
 from harness.config import CONF, ROOT, Config, register_resolvers
-from harness.job import run_cell
+from harness.job import recording, run_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.models import adapting, loading
 from harness.job.training import attention
@@ -82,7 +82,7 @@ def run_tiny(folder: Path, *overrides: str) -> Record:
 
 def run_here(folder: Path, cell: Cell) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
-    return run_cell.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+    return recording.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
 
 
 def run_claimed(cell: Cell, study: Study, *arguments: Any, **keywords: Any) -> Record:

@@ -18,7 +18,7 @@ from job_helpers import prepared, tiny
 from harness import env
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.measure import device
 from harness.job.models import structure
 
@@ -204,5 +204,5 @@ def test_a_gpu_without_bf16_arithmetic_is_asked_for_none(monkeypatch, setting, o
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(UserError, match=rf"{setting} requires a GPU of compute capability 8\.0 or more, got Tesla T4"):
-        run_cell.check([tiny("method=lora", *overrides)], None)
+        preflight.check([tiny("method=lora", *overrides)], None)
     device.check_formats(tiny("method=lora", "train.precision=auto").settings)  # which computes in fp32 there

@@ -24,12 +24,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
-from harness.job import prepared_inputs
+from harness.job import prepared_inputs, speedups
 from harness.job.data import batching
 from harness.job.evaluate import scoring
-from harness.job.measure import device, heap, timing
+from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
-from harness.job.training import attention, loop, loss
+from harness.job.training import loop
 from harness.record import Cell
 
 
@@ -44,13 +44,8 @@ class Training:
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
         net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
-        self.layout, _ = attention.layout(net, settings["speedups"], self.ready.tokenizer.pad_token_id)
-        if self.layout.flat:
-            attention.enable(net)
-        if settings["speedups"] != "off":
-            with self.accelerator.autocast():
-                loss.enable(net)
-            heap.keep(self.accelerator.device.type)
+        pad = self.ready.tokenizer.pad_token_id
+        self.layout, _ = speedups.enable(net, settings["speedups"], pad, self.accelerator)
         optimizer = instantiate(settings["method"]["optim"], _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
@@ -109,11 +104,12 @@ def engine(cell: dict[str, Any]) -> dict[str, Any]:
     formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
     scoring.score(net, tokenizer, tasks, settings["batch_size"], formats[-1])  # kernels are chosen
     for autocast in formats:
-        seconds, items = {}, {}
+        seconds, items, used = {}, {}, {}
         for ours in (False, True):
             timing.synchronize()
             start = timing.clock()
-            _, items[ours] = scoring.score(net, tokenizer, tasks, settings["batch_size"], autocast, speedups=ours)
+            asked_for = (tasks, settings["batch_size"], autocast)
+            _, items[ours], used[ours] = scoring.score(net, tokenizer, *asked_for, speedups=ours)
             timing.synchronize()
             seconds[ours] = timing.clock() - start
         theirs, own = (_answers(items[ours]) for ours in (False, True))
@@ -123,7 +119,7 @@ def engine(cell: dict[str, Any]) -> dict[str, Any]:
             "ours": seconds[True],
             "answers": len(theirs),
             "same": int((theirs == own.reindex(theirs.index)).sum()),
-            "speedups": items[True].attrs["speedups"],
+            "speedups": used[True],
         }
     return found
 

@@ -41,7 +41,7 @@ def main(request: dict[str, Any]) -> int:
         for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
                 report({"warning": words})
-        from harness.job import run_cell
+        from harness.job import preflight, recording
         from harness.job.api import run_api_cell
         from harness.job.training import distributed
 
@@ -70,7 +70,7 @@ def main(request: dict[str, Any]) -> int:
             )
             report({"phase": "ask", "answers": answers})
         elif "check" in request:
-            run_cell.check(cells, request["data_root"])
+            preflight.check(cells, request["data_root"])
             for cell in cells:
                 if asking := request.get("asking", {}).get(cell.id):
                     found = run_api_cell.estimate(cell, decode(run_api_cell.Asking, asking), request["data_root"])
@@ -98,8 +98,8 @@ def main(request: dict[str, Any]) -> int:
                 "asking": decode(run_api_cell.Asking | None, request.get("asking")),
             }
             if count > 1:
-                return distributed.run(count, run_cell.run, asked, report)
-            run_cell.run(**asked, report=report)
+                return distributed.run(count, recording.run, asked, report)
+            recording.run(**asked, report=report)
     except UserError as error:
         report({"refused": str(error)})
         return 2

@@ -50,7 +50,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
                 return main(json.load(sys.stdin))
-            from harness.job import prepared_inputs, run_cell  # noqa: F401
+            from harness.job import prepared_inputs, recording  # noqa: F401
 
             loaded = True
         request = _request(streams[0], channel)

@@ -1,15 +1,25 @@
-"""Whether an exception says that memory ran out: of the many libraries on a device, each says it in its own words."""
+"""Shortages of memory: which exceptions tell of one, and what the device holds when it happens."""
 
 from __future__ import annotations
 
 import errno
 import re
+import weakref
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
-# Of what raises a RuntimeError. A library that gets no workspace or handle says so by its status; only torch's own
+from harness.job.measure.device_memory import largest_free
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.phases import Meter
+from harness.job.methods import optimizers
+from harness.job.training import probe
+from harness.record import Shortage
+
+# Messages of a RuntimeError. A library that gets no workspace or handle says so by its status; only torch's own
 # caching allocator has a class of exceptions for it.
-SAID = re.compile(
+MESSAGES = re.compile(
     r"can't allocate memory"  # torch's allocator on a CPU
     r"|\b(CUDA|HIP)( driver)? error: out of memory"  # torch, for any call of the runtime or the driver
     r"|\bCUDA (ran )?out of memory"  # within a message of torch.compile; cuDNN, for kernels that it compiles
@@ -21,7 +31,7 @@ SAID = re.compile(
 
 
 def of_memory(error: BaseException) -> bool:
-    """Whether `error`, what it was raised from or while, says that memory ran out, a device's or the machine's."""
+    """Whether `error`, or an exception in its chain, says that memory ran out: a device's or the machine's."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if _says_so(error):
@@ -36,4 +46,43 @@ def _says_so(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM  # a file that can't be mapped, a process that can't be forked
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and SAID.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and MESSAGES.search(str(error)) is not None
+
+
+class Holders:
+    """The model and the optimizer, which hold memory when it runs out.
+
+    The references are weak, so that nothing lives longer for them.
+    """
+
+    def __init__(self) -> None:
+        self._model: weakref.ref[nn.Module] | None = None
+        self._optimizer: weakref.ref[Optimizer] | None = None
+        self._adapters: set[int] = set()
+
+    def set_model(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def set_adapters(self, ids: set[int]) -> None:
+        """ids: of the parameters that are adapters."""
+        self._adapters = ids
+
+    def set_optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer = weakref.ref(optimizer)
+
+    def shortage(self, meter: Meter) -> Shortage:
+        """What the device of `meter` holds. Ask while the exception still holds what was in use."""
+        device, held = meter.device, LiveBytes(meter.device)
+        model, optimizer = (ref and ref() for ref in (self._model, self._optimizer))
+        if model is not None:
+            probe.see_weights(model, self._adapters, held)
+            held.see([p.grad for p in model.parameters()], "gradients")
+        if optimizer is not None:
+            held.see(optimizers.state(optimizer), "optimizer")
+        counter = meter.counter
+        allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else counter and counter.now
+        kinds = held.now_by_kind
+        rest = None if allocated is None else allocated - held.now
+        return Shortage(
+            kinds.weights, kinds.adapters, kinds.gradients, kinds.optimizer, rest, allocated, largest_free(device)
+        )

@@ -9,7 +9,7 @@ import pytest
 from grid import ENVIRONMENT, finish_anyhow, records, start
 from job_helpers import tiny
 
-from harness.job import run_cell
+from harness.job import recording
 from harness.record import read
 
 pytestmark = pytest.mark.faults
@@ -18,30 +18,36 @@ pytestmark = pytest.mark.faults
 BREAKING = """
 import peft
 import torch
-from harness.job import run
+from harness.job import run_cell
+from harness.job.reporter import Reporter
 
-enter, stepped = run._Job._enter, run._Job._stepped
+enter, load, stepped = Reporter.enter, run_cell.Job.load, Reporter.end_step
+loaded = []
 
 def config(phase, **slot):
     def broken(*_, **__):
         raise RuntimeError(f"broken in {phase}")
 
-    def entering(job, name):
-        enter(job, name)
+    def loading(job, result):
+        load(job, result)
+        loaded.append(job.model)
+
+    def entering(reporter, name):
+        enter(reporter, name)
         if name == phase:
             broken()
         if name == "train" and phase == "poison":
             with torch.no_grad():
-                next(p for p in job._net().parameters() if p.requires_grad).fill_(torch.nan)
+                next(p for p in loaded[0].parameters() if p.requires_grad).fill_(torch.nan)
 
-    def stepping(job, event):
-        stepped(job, event)
+    def stepping(reporter, event):
+        stepped(reporter, event)
         if phase == "step" and event["step"] == 2:
             broken()
 
     if phase == "load":
-        run.model.count = broken  # the phase has begun by now
-    run._Job._enter, run._Job._stepped = entering, stepping
+        run_cell.structure.count = broken  # the phase has begun by now
+    Reporter.enter, run_cell.Job.load, Reporter.end_step = entering, loading, stepping
     return peft.LoraConfig(**slot)
 """
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell
@@ -84,7 +90,7 @@ def test_an_untuned_cell_that_breaks_in_its_own_phase(tmp_path):
 
     cell = tiny("method=base")
     path = tmp_path / f"{cell.name}.json"
-    run_cell.run(cell, "test", path, None, report)
+    recording.run(cell, "test", path, None, report)
     record = read(path)
     assert (record.status, record.failure.phase, record.failure.reason) == (
         *("failed", "validate", "RuntimeError: broken in validate"),

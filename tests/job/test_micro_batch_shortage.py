@@ -14,7 +14,7 @@ from hungry import HUNGRY
 from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import run_cell
+from harness.job import recording, run_cell
 from harness.job.data import batching
 from harness.job.predict import prediction, shapes
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
@@ -115,7 +115,7 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
     cell = tiny(*SHORT, *settings, "train.grad_accum=2")
     whole = run_here(tmp_path / "whole", cell)
     smaller = SmallerBatches(2, 4, [Failure("train", 1, "no memory")])
-    small = run_cell.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
+    small = recording.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
     assert (whole.smaller_batches, small.smaller_batches) == (None, smaller)
     assert small.cell.id == whole.cell.id
     assert small.train.batches == whole.train.batches
@@ -247,7 +247,7 @@ def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
     between = sum(whole["peak"].values()) - 1
     found = predicted(between)
     assert found["micro_batch"] == 3
-    measured = run_cell.run(
+    measured = recording.run(
         cell, "test", tmp_path / "a.json", None, lambda event: None, smaller=micro_batch.planned(cell, found)
     )
     peak = sum(dataclasses.astuple(measured.probe.peak))

@@ -15,9 +15,10 @@ import torch
 from job_helpers import run_here, run_tiny, tiny
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight, recording, run_cell
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import embedded
+from harness.job.reporter import Reporter
 from harness.record import Record, read
 
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell
@@ -38,7 +39,7 @@ def lora(tmp_path_factory):
     folder, events = tmp_path_factory.mktemp("lora"), []
     cell = tiny("method=lora", "train.max_steps=4", "train.validate_every=2")
     path = folder / f"{cell.name}.json"
-    run_cell.run(cell, "study", path, None, events.append)
+    recording.run(cell, "study", path, None, events.append)
     return folder, read(path), events
 
 
@@ -48,7 +49,7 @@ def lora(tmp_path_factory):
 @pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
 def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
     live, optimizers, held = LiveBytes(torch.device("cpu")), [], {}
-    take_step, enter = run_cell.loop.take_step, run_cell._Job._enter
+    take_step, enter = run_cell.loop.take_step, Reporter.enter
 
     def stepped(model, optimizer, *rest):
         told = take_step(model, optimizer, *rest)
@@ -56,12 +57,12 @@ def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatc
         optimizers.append(weakref.ref(optimizer))
         return told
 
-    def entered(job, phase):
+    def entered(reporter, phase):
         held[phase] = (live.now_by_kind.optimizer, [ref for ref in optimizers if ref() is not None])
-        enter(job, phase)
+        enter(reporter, phase)
 
     monkeypatch.setattr(run_cell.loop, "take_step", stepped)
-    monkeypatch.setattr(run_cell._Job, "_enter", entered)
+    monkeypatch.setattr(Reporter, "enter", entered)
     record = run_tiny(tmp_path, f"method={method}", "train.max_grad_norm=null", "infer.repeats=0", "eval.limit=2")
     assert record.status == "ok", record.failure
     assert live.peak >= record.probe.resident.optimizer > 0
@@ -271,7 +272,7 @@ def test_a_quantised_model_that_does_not_fit_expanded_keeps_its_scores(tmp_path,
 def test_bad_input_is_refused_before_anything_is_run(tmp_path, override, said):
     cell = tiny(override)
     with pytest.raises(UserError, match=said):
-        run_cell.check([tiny(), cell], None)
+        preflight.check([tiny(), cell], None)
     with pytest.raises(UserError, match=said):
         run_here(tmp_path, cell)
     assert list(tmp_path.iterdir()) == []
@@ -289,7 +290,7 @@ def test_a_check_looks_at_what_cells_share_once(monkeypatch):
     def counted(name: str, real):
         return lambda *args: looked.append(name) or real(*args)
 
-    monkeypatch.setattr(run_cell.scoring, "Tasks", counted("Tasks", run_cell.scoring.Tasks))
-    monkeypatch.setattr(run_cell.sources, "splits", counted("splits", run_cell.sources.splits))
-    run_cell.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
+    monkeypatch.setattr(preflight.scoring, "Tasks", counted("Tasks", preflight.scoring.Tasks))
+    monkeypatch.setattr(preflight.sources, "splits", counted("splits", preflight.sources.splits))
+    preflight.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
     assert sorted(looked) == ["Tasks", "Tasks", "splits"]

@@ -9,7 +9,7 @@ from job_helpers import no_peak, tiny  # noqa: F401
 
 from harness import config
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import recording
 from harness.job.tracker import Tracker
 
 pytest.importorskip("tensorboard")
@@ -26,7 +26,7 @@ def events(folder: Path):
 def test_tensorboard_is_told_what_the_record_says(tmp_path):
     cell = tiny("method=lora", "infer.repeats=0", "train.max_steps=4", "train.validate_every=2")
     path = tmp_path / f"{cell.name}.json"
-    found = run_cell.run(cell, "demo", path, None, lambda event: None, tracker="tensorboard")
+    found = recording.run(cell, "demo", path, None, lambda event: None, tracker="tensorboard")
     told = events(tmp_path / "tensorboard" / cell.name)
     losses = [(point.step, pytest.approx(point.loss, rel=1e-6)) for point in found.train.loss]
     assert told["train/loss"] == losses
@@ -37,7 +37,7 @@ def test_tensorboard_is_told_what_the_record_says(tmp_path):
     (settings,) = (tmp_path / "tensorboard" / cell.name).rglob("hparams.yml")
     assert "method.adapt.r: 8\n" in settings.read_text()
 
-    plain = run_cell.run(cell, "demo", tmp_path / "plain.json", None, lambda event: None)
+    plain = recording.run(cell, "demo", tmp_path / "plain.json", None, lambda event: None)
     assert [p.loss for p in plain.train.loss] == [p.loss for p in found.train.loss]
     assert plain.scores == found.scores
 
@@ -46,7 +46,7 @@ def test_one_that_can_not_start_is_one_sentence_before_anything_is_run(tmp_path)
     (tmp_path / "tensorboard").write_text("a file")
     cell = tiny("method=full", "infer.repeats=0")
     with pytest.raises(UserError, match=r"tracker=tensorboard can't start: .*; set it up, or leave tracker out\."):
-        run_cell.run(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
+        recording.run(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
 
 

@@ -67,7 +67,6 @@ class Job:
     def __init__(self, cell: Cell, asking: Asking, data_root: str | None, report: Callable[[dict], None]):
         self.cell, self.phase, self.step = cell, "start", None
         self.items: pd.DataFrame | None = None
-        self.tracker = None  # there is no training to tell it of
         self._asking, self._data_root, self._report = asking, data_root, report
         self._phases: dict[str, Phase] = {}
 
@@ -89,6 +88,9 @@ class Job:
 
     def shortage(self) -> None:
         return None
+
+    def end(self, result: Record) -> None:
+        """Nothing is left to do: no tracker follows a cell without training."""
 
     def _told(self, done: int, of: int) -> None:
         self._report({"phase": "score", "step": done, "of": of})

@@ -98,7 +98,7 @@ def _score(
         adapting.forget_adapters(net)
     report({"phase": "score"})
     with meter.window("score"):
-        scores, items = scoring.score(
+        scores, items, used = scoring.score(
             net,
             tokenizer,
             tasks,
@@ -108,7 +108,7 @@ def _score(
             engine=settings.get("engine", "auto"),
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
-    environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | items.attrs["speedups"]}
+    environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}
     names = list(tasks.by_name)
     made = Scoring(names, started.isoformat(timespec="seconds"), settings, environment, meter.phases)
     _add(found, path, tasks, scores, items, made)

@@ -229,19 +229,19 @@ def score(
     autocast: torch.dtype | None,
     speedups: bool = True,
     engine: str = "auto",
-) -> tuple[list[Score], pd.DataFrame]:
-    """Scores of `model` on the sample of `tasks`, and the items behind them.
+) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
+    """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
-    index in the test split), hash (of the document), filter, metric, value, prediction, target. Its
-    `attrs["speedups"]` says which of `Engine`'s were on; `speedups=False` is lm-eval's own `HFLM`, and the engine
-    "vllm" is vLLM's. With `autocast` a model that is not peft's is left with its linear layers in that type.
+    index in the test split), hash (of the document), filter, metric, value, prediction, target.
+
+    speedups: False for lm-eval's own `HFLM`. engine: "vllm" for vLLM's. autocast: the dtype of linear layers; a model
+    that is not peft's is left with its linear layers in it.
     """
     model.eval()
     with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
         scores, items = answered(lm, tasks)
-    items.attrs["speedups"] = used
-    return scores, items
+    return scores, items, used
 
 
 def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:

@@ -25,12 +25,13 @@ class Meter:
         self.counter: LiveBytes | None = None  # of the last window, if live tensors were counted in it
 
     @contextlib.contextmanager
-    def window(self, name: str) -> Iterator[Memory]:
+    def window(self, name: str, counter: LiveBytes | None = None) -> Iterator[Memory]:
         """Measure the block as phase `name`, also if it raises; yields the phase's memory.
 
         On CPU `allocated_peak` stays null unless the block sets it (by `live`).
+        counter: counts the live tensors of the block.
         """
-        self.counter = None
+        self.counter = counter
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # else `reserved` would still hold the phase before
         heap.give_back()  # nor should the process

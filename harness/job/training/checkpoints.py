@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from harness import record
+from harness import env, record
+from harness.job.measure.device import describe
 from harness.job.measure.phases import Meter
 from harness.job.methods.galore import PROJECTORS
 from harness.record import Phase
@@ -146,8 +148,18 @@ class Checkpoints:
             raise _Unusable(f"it can't be read ({_first_line(error)})") from None
 
 
+def origin(device: torch.device) -> dict[str, Any]:
+    """The machine and the code that a checkpoint is of, by name as JSON has it: those of the first device, which saves.
+
+    device: that trains here.
+    """
+    machine = [env.describe() | describe(device)]
+    broadcast_object_list(machine)
+    return {name: machine[0][name] for name in ("versions", "cpu", "device", "threads")} | {"harness": code()}
+
+
 def code() -> str:
-    """A hash of the code of jobs, committed or not: another may train otherwise."""
+    """A hash of the code of jobs, committed or not: other code may train differently."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

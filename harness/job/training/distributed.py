@@ -291,20 +291,43 @@ def _largest(memories: list[Memory]) -> Memory:
 
 
 def fullest(probes: list[Probe]) -> Probe:
-    """Of the ranks' probes that with the highest peak."""
+    """The probe of the device with the highest peak."""
     return max(probes, key=lambda probe: sum(vars(probe.peak).values()))
 
 
+def combine(probe: Probe, phases: dict[str, Phase], on: torch.device) -> tuple[Probe, str | None]:
+    """Combine what the devices have measured: `phases`, in place, and the probe, which is returned.
+
+    on: the device of this process. Also returned are the ids of all GPUs, joined by "+"; None of CPUs.
+    """
+    probes, all_phases, devices = zip(*gather_object([(probe, phases, device.describe(on)["device"])]), strict=True)
+    phases.update(largest(all_phases))
+    ids = [each["id"] for each in devices]
+    return fullest(probes), None if ids[0] is None else "+".join(ids)
+
+
 def same(net: nn.Module) -> bool:
-    """Whether all ranks have the same trained weights; to be asked of models that are not sharded."""
+    """Whether all devices have the same trained weights; for models that are not sharded."""
     sums = gather_object([float(sum(p.detach().double().sum() for p in net.parameters() if p.requires_grad))])
     return len(set(sums)) == 1
 
 
-def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """All weights of a sharded model, whole, by name and on the CPU; in the first rank alone.
+def weights(net: nn.Module, accelerator: Accelerator, sharded: bool) -> dict[str, torch.Tensor]:
+    """The trained weights that the devices have together: of a sharded model by name, else none, as each has them all.
 
-    Those that were not trained too: to load and adapt the model anew would draw some of them anew.
+    Raises RuntimeError if each has others.
+    """
+    if sharded:
+        return whole(net, accelerator)
+    if not same(net):
+        raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
+    return {}
+
+
+def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """All weights of a sharded model, whole, by name and on the CPU; in the first process alone.
+
+    Weights that were not trained are among them: loading and adapting the model anew would draw some of them anew.
     """
     for part in net.modules():
         if isinstance(part, FSDPModule):
@@ -315,3 +338,10 @@ def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
         if accelerator.is_main_process:
             kept[name] = gathered.cpu()
     return kept
+
+
+@torch.no_grad()
+def restore(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy `weights`, which are used up, into `net`."""
+    for name, p in net.named_parameters():
+        p.copy_(weights.pop(name))

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import units
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import recording
 from harness.job.api import chat_tasks, lm_eval_model, run_api_cell
 from harness.job.api.lm_eval_model import Answer, Answers
 from harness.job.evaluate import scoring
@@ -67,7 +67,7 @@ def ask(folder: Path, cell, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.name}.json"
     how = asking(folder, cell, **settings)
-    return run_cell.run(cell, "test", path, None, lambda event: None, asking=how)
+    return recording.run(cell, "test", path, None, lambda event: None, asking=how)
 
 
 def items(folder: Path, record) -> pd.DataFrame:
@@ -311,7 +311,7 @@ def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_p
     right = "The correct answer is C. That is all there is to it."
     with scripted.server(lambda prompt, number: right) as server:
         cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
-        record = run_cell.run(
+        record = recording.run(
             cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, asking=asking(tmp_path, cell_)
         )
     found = {score.filter: score.value for score in record.scores}

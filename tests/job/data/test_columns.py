@@ -14,7 +14,7 @@ from job_helpers import composed, run_here
 from transformers import AutoTokenizer
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.data import columns, encoding, sources
 from harness.job.models import embedded
 
@@ -311,4 +311,4 @@ def test_a_sweep_is_refused_before_anything_is_launched():
     ]
     cell = composed("model=tiny", "data=local", f"data.path={write('c.jsonl', rows)}", "data.columns.messages=messages")
     with pytest.raises(UserError, match="tokenizer has no chat template"):
-        run_cell.check([cell], None)
+        preflight.check([cell], None)

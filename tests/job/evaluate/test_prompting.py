@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from transformers.cli.serve import Serve
 
 from harness.__main__ import main
-from harness.job import run_cell
+from harness.job import recording
 from harness.job.evaluate import prompting
 from harness.job.models import embedded, loading
 from harness.record import decode, write
@@ -231,7 +231,7 @@ def results(tmp_path_factory):
     for study, save in (("demo", "adapter"), ("whole", "merged")):
         (folder / study).mkdir()
         path = folder / study / f"{cell.name}.json"
-        record = run_cell.run(cell, study, path, None, lambda event: None, save=save)
+        record = recording.run(cell, study, path, None, lambda event: None, save=save)
     record.cell, record.saved = dataclasses.replace(cell, name="bare", id="0"), None
     write(record, folder / "demo" / "bare.json")
     return SimpleNamespace(folder=folder, where=["--results-dir", str(folder)], cell=cell)

@@ -15,7 +15,7 @@ from records import make_record, sound
 from harness import record
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import recording
 from harness.job.evaluate import rescoring
 from harness.record import CARD, Saved, model_card, model_folder, read, read_study, settle
 from harness.report.pairwise import contests
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     folder.mkdir()
     for method in ("lora", "qlora", "loftq", "adalora", "full", "base"):
         cell = tiny(f"method={method}", "infer.repeats=0", "lr=1e-2", "eval.limit=12")
-        run_cell.run(cell, "demo", folder / f"{cell.name}.json", None, lambda event: None, save="adapter")
+        recording.run(cell, "demo", folder / f"{cell.name}.json", None, lambda event: None, save="adapter")
     return folder
 
 

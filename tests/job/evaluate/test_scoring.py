@@ -15,7 +15,7 @@ from job_helpers import DATA, moved, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.evaluate import linear_weights, scoring
 from harness.job.evaluate.scoring import Tasks, stratified
 from harness.job.models import hub
@@ -34,7 +34,7 @@ def bench():
 def scored(bench):
     """Both generated tasks, scored on some items: the tasks, the scores, the items."""
     tasks = Tasks(settings("facts", "wordmath", limit=40), None)
-    return tasks, *scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
+    return tasks, *scoring.score(bench.net, bench.tokenizer, tasks, 8, None)[:2]
 
 
 @pytest.fixture
@@ -127,13 +127,13 @@ def test_items_survive_parquet(scored, tmp_path):
 
 def test_a_single_item_has_no_standard_error(bench):
     tasks = Tasks(settings("facts", limit=1), None)
-    scores, _ = scoring.score(bench.net, bench.tokenizer, tasks, 1, None)
+    scores, *_ = scoring.score(bench.net, bench.tokenizer, tasks, 1, None)
     assert [(s.n, s.stderr) for s in scores] == [(1, None)] * 2
 
 
 def test_the_batch_size_does_not_change_what_is_answered(bench, scored):
     tasks, _, items = scored
-    _, again = scoring.score(bench.net, bench.tokenizer, tasks, 3, None)
+    _, again, _ = scoring.score(bench.net, bench.tokenizer, tasks, 3, None)
     judged = items.columns.drop("prediction")  # where likelihoods stand, to a digit that rounding moves
     assert items[judged].equals(again[judged])
 
@@ -151,7 +151,7 @@ def test_shots_are_what_was_asked_and_nobody_elses(bench):
     assert [prompt(t).count("Question:") for t in (none, two)] == [1, 3]
     assert prompt(two).count("####") == 2
     assert prompt(Tasks(settings("wordmath"), None)) == prompt(none)  # the index is shared, its tasks are not
-    scores, _ = scoring.score(bench.net, bench.tokenizer, two, 2, None)
+    scores, *_ = scoring.score(bench.net, bench.tokenizer, two, 2, None)
     assert {s.num_fewshot for s in scores} == {2}
 
 
@@ -191,7 +191,7 @@ def test_questions_are_put_as_asked(bench):
 def test_a_tokenizer_without_a_template_is_refused(bench):
     scoring.check_template(settings("facts"), bench.tokenizer)
     with pytest.raises(UserError, match="has no chat template"):
-        run_cell.check([tiny("eval.chat_template=true")], None)
+        preflight.check([tiny("eval.chat_template=true")], None)
 
 
 # Bad input, and stock tasks; reading lm-eval's index takes some seconds, once
@@ -243,7 +243,7 @@ def data_sets(tmp_path_factory):
 def test_any_stock_task_or_group_goes_by_its_name(bench, hub):
     """Metrics that are means over items: lambada's perplexity is none."""
     tasks = Tasks(settings("ai2_arc", "lambada_openai"), str(hub))
-    scores, items = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
+    scores, items, _ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
     found = [(s.task, s.metric, s.n) for s in scores]
     assert found == [("ai2_arc", "acc", 7), ("ai2_arc", "acc_norm", 7), ("lambada_openai", "acc", 3)]
     assert set(items["subject"]) == {"arc_easy", "arc_challenge", "lambada_openai"}
@@ -268,7 +268,7 @@ def test_a_task_that_runs_code_is_refused_unless_that_is_asked_for(name, offline
 def test_stock_gsm8k_through_a_local_folder(bench):
     assert len(Tasks(settings("gsm8k"), str(DATA)).sample["gsm8k"]) == 1319
     tasks = Tasks(settings("gsm8k", limit=4, num_fewshot=1), str(DATA))
-    scores, items = scoring.score(bench.net, bench.tokenizer, tasks, 4, None)
+    scores, items, _ = scoring.score(bench.net, bench.tokenizer, tasks, 4, None)
     found = {(s.metric, s.filter, s.n, s.num_fewshot, s.version) for s in scores}
     assert found == {("exact_match", kind, 4, 1, "3.0") for kind in ("strict-match", "flexible-extract")}
     assert len(items) == 8
@@ -281,7 +281,7 @@ def test_stock_mmlu_through_a_local_folder(bench):
     assert len(tasks.leaves) == 57
     assert sum(len(task.eval_docs) for task in tasks.leaves.values()) == 14042
     assert sum(map(len, tasks.sample.values())) == 57
-    (found,), items = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
+    (found,), items, _ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
     assert (found.task, found.metric, found.n, found.num_fewshot) == ("mmlu", "acc", 57, 0)
     assert set(items["subject"]) == set(tasks.sample)
     assert items.groupby("subject").size().to_dict() == {name: len(v) for name, v in tasks.sample.items()}
@@ -309,7 +309,7 @@ def test_requests_are_built_once_and_answered_anew(bench):
     assert all(len(instance.resps) == 1 for instance in task.instances)
     plain = task.instances[0].args[0]
     tasks.sample = {"facts": [7]}
-    _, other = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
+    _, other, _ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
     assert list(other["item"].unique()) == [7]
     assert task.instances[0].args[0] != plain
 

@@ -10,7 +10,7 @@ from job_helpers import prepared, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.evaluate import scoring, vllm_engine
 
 
@@ -23,7 +23,7 @@ def test_it_is_another_cell_and_the_default_is_not_named():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_it_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"eval\.engine=vllm needs a CUDA device"):
-        run_cell.check([tiny("eval.engine=vllm")], None)
+        preflight.check([tiny("eval.engine=vllm")], None)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_it_scores_about_as_the_model_does_where_it_is():
     settings = {"tasks": ["facts"], "limit": 20, "num_fewshot": 2, "seed": 0, "batch_size": 8}
     bench = prepared(tiny("method=base"))
     tasks = scoring.Tasks(settings, None)
-    ours, _ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
-    theirs, items = scoring.score(bench.net, bench.tokenizer, tasks, 8, None, engine="vllm")
-    assert items.attrs["speedups"] == {"vllm": "on"}
+    ours, *_ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
+    theirs, _, used = scoring.score(bench.net, bench.tokenizer, tasks, 8, None, engine="vllm")
+    assert used == {"vllm": "on"}
     assert [s.value for s in theirs] == pytest.approx([s.value for s in ours], abs=0.15)

@@ -10,7 +10,7 @@ import torch
 from job_helpers import prepared, tiny
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.measure import device
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.predict import prediction
@@ -111,7 +111,7 @@ def test_it_is_part_of_a_cell_and_refused_without_a_gpu(cell, monkeypatch):
     assert asked.id != tiny("method=lora").id
     monkeypatch.setattr(device, "here", lambda: torch.device("cpu"))
     with pytest.raises(UserError, match=r"train\.activation_offload=true requires a CUDA device"):
-        run_cell.check([asked], None)
+        preflight.check([asked], None)
     with pytest.raises(UserError, match=r"can't be combined with train\.parallel=fsdp: weights that are gathered"):
         cell("method=lora", "train.devices=2", "train.parallel=fsdp", OFFLOAD)
 

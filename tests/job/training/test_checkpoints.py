@@ -17,7 +17,7 @@ from job_helpers import no_peak, run_claimed, tiny  # noqa: F401
 from smaller import SMALLER
 
 from harness.config import CONF
-from harness.job import run_cell
+from harness.job import recording, run_cell
 from harness.job.training import checkpoints
 from harness.record import Cell, Memory, Phase, Precautions, Record, Tokens, Train, read
 from harness.sweep import runner
@@ -63,7 +63,7 @@ def go(folder: Path, cell: Cell, every: int | None = 2, report: Callable[[dict],
     """Run `cell`, or go on with it, with its checkpoints in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path, precautions = folder / f"{cell.name}.json", Precautions(save_every=every)
-    return run_cell.run(cell, "test", path, None, report, folder / "checkpoints", precautions)
+    return recording.run(cell, "test", path, None, report, folder / "checkpoints", precautions)
 
 
 def killed(folder: Path, cell: Cell, when: dict, every: int = 2) -> None:

@@ -9,7 +9,7 @@ from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
 from records import make_record, measured
 
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import preflight
 from harness.job.measure import device
 from harness.job.models import structure
 from harness.job.training import compiled, loop
@@ -92,6 +92,6 @@ def test_it_is_part_of_a_cell_and_refused_where_it_can_not_be(cell, monkeypatch)
     monkeypatch.setattr(device, "here", lambda: torch.device("cpu"))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(UserError, match=r"train\.compile=true requires a C\+\+ compiler on a CPU"):
-        run_cell.check([asked], None)
+        preflight.check([asked], None)
     with pytest.raises(UserError, match=r"train\.devices=2 can't be combined with train\.compile=true"):
         cell("method=lora", "train.devices=2", COMPILE)

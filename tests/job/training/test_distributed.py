@@ -23,7 +23,7 @@ from records import make_record, measured
 
 from harness import config
 from harness.errors import UserError
-from harness.job import run_cell
+from harness.job import recording
 from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
@@ -497,7 +497,7 @@ def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path,
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
     asked = {"cell": cell, "study": "test", "path": path, "data_root": None}
-    assert distributed.run(2, run_cell.run, asked, lambda event: None) == 0
+    assert distributed.run(2, recording.run, asked, lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 

@@ -1,0 +1,147 @@
+"""Runs a cell and leaves its record: an exception, a shortage of memory or a divergence becomes one too."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import traceback
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+
+from harness import env, record, redact
+from harness.errors import UserError, about_file
+from harness.job import preflight, run_cell, shortage
+from harness.job.api import run_api_cell
+from harness.job.reporter import Report
+from harness.job.tracker import Tracker
+from harness.job.training import distributed, loop
+from harness.record import Cell, Failure, Precautions, Record, Shortage, SmallerBatches, behind_api, model_card
+
+
+class Job(Protocol):
+    """A running cell, on this machine or behind an API.
+
+    items: what was scored, one row for each item, filter and metric; None before that.
+    """
+
+    phase: str
+    step: int | None
+    items: pd.DataFrame | None
+
+    def run(self, result: Record) -> None:
+        """Run all phases; each puts its part into `result`."""
+
+    def describe(self, result: Record) -> None:
+        """Add the phases, and the environment that only the job knows, to `result`."""
+
+    def shortage(self) -> Shortage | None:
+        """What the device holds. Ask while the exception still holds what was in use."""
+
+    def end(self, result: Record) -> None:
+        """Do what follows on the record."""
+
+
+def run(
+    cell: Cell,
+    study: str,
+    path: Path,
+    data_root: str | None,
+    report: Report,
+    checkpoints: Path | None = None,
+    precautions: Precautions | None = None,
+    smaller: SmallerBatches | None = None,
+    save: str = "none",
+    tracker: str | None = None,
+    rank: distributed.Rank | None = None,
+    asking: run_api_cell.Asking | None = None,
+) -> Record:
+    """Run `cell`, write its record to `path` (its items beside it), and return it.
+
+    `report` is called with phases and with steps of training. Bad input raises UserError and leaves no record; any
+    other failure is recorded with its phase, step and reason. A record that can't be written raises UserError too.
+
+    checkpoints: the cell's own folder of checkpoints. Training saves there, and resumes from there, if the precautions
+        say how often. It is removed with the record, except for a failed cell, which may be retried.
+    smaller: micro-batches that replace those that were asked for.
+    save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
+    asking: how to ask the model, if it is behind an API.
+    rank: this process's part in a cell on several devices. One of them leaves the record.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    report({"phase": "start"})
+    precautions = precautions or Precautions()
+    weights, _ = left = record.beginnings(path)
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    if behind_api(cell):
+        job: Job = run_api_cell.Job(cell, asking, data_root, report)
+    else:
+        preflight.check_machine(cell)
+        first = rank is None or rank.number == 0
+        start_tracker = partial(Tracker, tracker, cell, study, path.parent) if tracker is not None and first else None
+        resumable = (checkpoints, precautions.save_every)
+        job = run_cell.Job(cell, data_root, report, resumable, smaller, (save, weights), rank, start_tracker)
+    result = Record(
+        cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
+    )
+    result.precautions, result.smaller_batches, result.save, result.tracker = precautions, smaller, save, tracker
+    try:
+        job.run(result)
+    except loop.Diverged as error:
+        result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
+    except run_api_cell.Stopped as error:
+        result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
+    except UserError:
+        shutil.rmtree(weights, ignore_errors=True)
+        raise
+    except Exception as error:
+        print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
+        out_of_memory = shortage.of_memory(error)
+        memory = job.shortage() if out_of_memory else None
+        result.status = "oom" if out_of_memory else "failed"
+        result.failure = Failure(job.phase, job.step, redact.reason(error), memory)
+    if rank is not None and not rank.records(result.status):
+        return result
+    result.seconds = time.monotonic() - clock
+    result.environment = env.describe()
+    job.describe(result)
+    _write(result, job.items, path, weights)
+    job.end(result)
+    if checkpoints is not None and result.status != "failed":
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    report({"phase": "recorded"})
+    return result
+
+
+def _write(result: Record, items: pd.DataFrame | None, path: Path, weights: Path) -> None:
+    """Write `result` to `path`, its items and its weights beside it. Raises UserError if a file can't be written.
+
+    weights: the folder that the tuned weights were saved in, if `result` says so; it is gone after this.
+    """
+    if result.status != "ok":
+        result.saved = None
+    try:
+        if items is not None:
+            result.items_sha256 = _write_items(items, path.with_suffix(".items.parquet"))
+        if result.saved is None:
+            shutil.rmtree(record.model_folder(path), ignore_errors=True)  # of an earlier record
+        else:
+            (weights / record.CARD).write_text(model_card.text(result), encoding="utf-8")
+            record.place(weights, record.model_folder(path))
+        record.write(result, path)
+    except OSError as error:
+        raise UserError(about_file(error)) from None
+    finally:
+        shutil.rmtree(weights, ignore_errors=True)
+
+
+def _write_items(items: pd.DataFrame, path: Path) -> str:
+    """Write `items` to `path`, all or nothing; returns the sha256 of the file."""
+    with record.replacing(path) as temporary:
+        items.to_parquet(temporary, index=False)
+    return record.sha256(path)

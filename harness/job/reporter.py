@@ -1,0 +1,53 @@
+"""Tells the sweep, and a tracker, where a running cell stands: its phase, its step, its pace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from harness.job.measure.device_memory import in_use
+from harness.job.measure.phases import Meter
+from harness.job.tracker import Tracker
+
+Report = Callable[[dict], None]
+
+
+class Reporter:
+    """Phase and step of a running cell, reported as they begin.
+
+    meter: its open window leaves out what the tracker takes.
+    """
+
+    def __init__(self, report: Report, meter: Meter, tracker: Tracker | None):
+        self.phase: str = "start"
+        self.step: int | None = None
+        self._report, self._meter, self._tracker = report, meter, tracker
+        self._entered, self._steps_taken = time.monotonic(), 0
+
+    def enter(self, phase: str) -> None:
+        self.phase, self.step = phase, None
+        self._entered, self._steps_taken = time.monotonic(), 0
+        self._report({"phase": phase})
+
+    def begin_step(self, step: int) -> None:
+        self.step = step
+
+    def end_step(self, event: dict) -> None:
+        """Report a training step; `event` as harness.job.training.loop.train reports it."""
+        self.step = event["step"]
+        self._steps_taken += 1  # by this process
+        pace = (time.monotonic() - self._entered) / self._steps_taken
+        live = {"memory_bytes": in_use(self._meter.device), "seconds_left": pace * (event["of"] - event["step"])}
+        self._report({"phase": self.phase} | event | live)
+        values = {f"train/{name}": event[name] for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
+        self.track(values | {"train/memory_bytes": live["memory_bytes"]})
+
+    def track(self, values: dict[str, float | None]) -> None:
+        """Pass `values` to the tracker, if there is one; the phase's seconds and memory leave that out."""
+        if self._tracker is not None:
+            with self._meter.aside():
+                self._tracker.log(values, self.step or 0)
+
+    def end(self, record) -> None:
+        if self._tracker is not None:
+            self._tracker.end(record)
