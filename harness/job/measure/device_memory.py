@@ -1,4 +1,4 @@
-"""Memory as the device, its allocator and the kernel report it."""
+"""Memory as the allocator, the device and the kernel report it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import re
 from pathlib import Path
 
 import torch
-import torch.nn.attention.varlen  # defines its operations
 
 
 def in_use(device: torch.device) -> int | None:
-    """Bytes held at this moment: allocated on a CUDA device, else the process's resident set; null off Linux."""
+    """Bytes in use now: allocated on a CUDA device, else the process's resident set; null off Linux."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
@@ -23,7 +22,7 @@ def in_use(device: torch.device) -> int | None:
 
 
 def largest_free(device: torch.device) -> int | None:
-    """Bytes of the largest block that CUDA's allocator could hand out, cached or still the device's; null on CPU."""
+    """Bytes of the largest block that CUDA's allocator can hand out, cached or free on the device; null on CPU."""
     if device.type != "cuda":
         return None
     segments = torch.cuda.memory_snapshot()
@@ -32,12 +31,13 @@ def largest_free(device: torch.device) -> int | None:
 
 
 def reset_process_peak() -> None:
+    """Measure `process_peak` from now on."""
     with contextlib.suppress(OSError):  # not Linux, or not allowed: then no peak is reported
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def process_peak() -> int | None:
-    """Peak resident set in bytes since the last reset; null where the kernel can't reset it."""
+    """Peak resident set in bytes since the last reset; null off Linux."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""FLOPs of matrix products and attention by operation: torch's formulas, and ours where torch has none."""
+"""FLOPs of matrix products and attention, by operation: torch's formulas, and ours where torch has none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 def _attention_flops(query, key, value, *args, out_val=None, **kwargs) -> int:
-    """The two products of attention over [batch, heads, length, width], causal or not: torch's convention."""
+    """Both products of attention over [batch, heads, length, width], causal or not: torch's convention."""
     batch, heads, rows, width = query.shape
     return 2 * batch * heads * rows * key.shape[2] * (width + value.shape[3])
 
@@ -23,7 +23,7 @@ def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, 
 
 
 def _varlen_flops(query, key, value, bounds, *args, out_val=None, **kwargs) -> int:
-    """As `_attention_flops`, over sequences end to end in [tokens, heads, width] that `bounds` tells apart."""
+    """As `_attention_flops`, for sequences end to end in [tokens, heads, width], separated by `bounds`."""
     _, heads, width = query.shape
     return 2 * heads * sum(n * n for n in _lengths(bounds)) * (width + value.shape[2])
 
@@ -34,7 +34,7 @@ def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args
 
 
 def _lengths(bounds: torch.Tensor) -> Sequence[int]:
-    """Of the sequences between `bounds`, which may have no values but those (harness.job.training.attention.bounds_of)."""
+    """Lengths of the sequences between `bounds`, which may have no values (harness.job.training.attention.bounds_of)."""
     return bounds.lengths if hasattr(bounds, "lengths") else bounds.diff().tolist()
 
 
@@ -49,15 +49,15 @@ def _int8_flops(a, b, *args, out_val=None, **kwargs) -> int:
 
 
 def _int8_mixed_flops(a, quantised, b, *args, out_val=None, **kwargs) -> int:
-    """As `_int8_flops`; features that are taken in 16 bits are taken in 8 bits, as zeros, too."""
+    """As `_int8_flops`; features computed in 16 bits are computed in 8 bits too, as zeros."""
     return _int8_flops(quantised, b)
 
 
 def _flops() -> dict[Any, Callable[..., int]]:
-    """Torch's formulas by operation, and ours of bitsandbytes' products and of attention.
+    """Torch's formulas by operation, and ours for bitsandbytes' products and for attention.
 
-    Of torch's own for attention, some need the values of bounds, those of 2.11 an equal number of heads, and none is of
-    the CPU's kernel.
+    Some of torch's formulas for attention need the values of bounds, those of torch 2.11 need equal numbers of heads,
+    and none covers the CPU's kernel.
     """
     import bitsandbytes  # noqa: F401  # defines its operation
 
@@ -81,8 +81,8 @@ KERNELS = {
     "_scaled_dot_product_cudnn_attention": "cudnn",
     "_scaled_dot_product_flash_attention_for_cpu": "flash_for_cpu",
 }
-# Operations of attention by the names that a record gives them. Where torch, or a model, puts it together from others
-# (math, eager) it is told by its softmax, whose dtype is that of the scores.
+# Attention operations by their names in a record. Where torch (math) or a model (eager) composes attention from other
+# operations, its softmax stands for it; the dtype is that of the scores.
 ATTENTION = {
     **{getattr(torch.ops.aten, kernel): name for kernel, name in KERNELS.items()},
     torch.ops.torch_attn._varlen_attn: "varlen",

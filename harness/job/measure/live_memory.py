@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.attention.varlen  # defines its operations
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +31,7 @@ _recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 
 @contextlib.contextmanager
 def recomputation() -> Iterator[None]:
-    """A context for operations that were done before, and are done again as their results were not kept."""
+    """A context for operations that repeat earlier ones, because their results were not kept."""
     token = _recomputing.set(True)
     try:
         yield
@@ -42,7 +41,7 @@ def recomputation() -> Iterator[None]:
 
 @dataclass
 class Peak:
-    """The most live bytes there were in a window, by kind, and how many storages had been seen by then."""
+    """The peak of a window: live bytes in total and by kind, and how many storages had been seen by then."""
 
     total: int = 0
     kinds: dict[Kind, int] = field(default_factory=dict)
@@ -50,24 +49,22 @@ class Peak:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of live tensor storages on `device`, by kind, and the most there were at one moment.
+    """Counts the bytes of live tensor storages on `device`, by kind, and their peak.
 
-    A storage counts once however many views it has, at its allocated size, from the first operation that takes or
-    gives it until it is freed. It is of the kind that `see` was told, else an activation; told later, it counts as of
-    that kind from its first sight on. What a kernel allocates and frees inside one operation counts as an activation
-    where `workspaces` tells it; else it is not seen.
+    A storage counts once, however many views it has, at its allocated size, from the first operation that uses it until
+    it is freed. Its kind is the one given to `see`, else activations; a kind that is given later applies from the first
+    use. What a kernel allocates and frees inside one operation counts as activations if `workspaces` has it; otherwise
+    it is not seen.
 
-    Of a sharded tensor the share of this process counts. Storages that are resized count at their size of the moment,
-    once a sharded tensor was seen: to gather weights is to do that.
+    Of a sharded tensor this process's share counts. Once a sharded tensor was seen, resized storages count at their
+    current size: gathering weights resizes them.
 
-    windows: the peak in each window that `mark` began, by name; before the first, in "".
-    flops: of all matrix products and attentions seen, by torch's formulas; a multiplication and an addition are two.
-        recomputed: of those within `recomputation`, which are no part of them.
-    attention: how often each operation of attention was seen going forward, by its name and its query's dtype, as in
-        ``varlen bfloat16``.
-    instead: by operation, what is called in its place; what that calls is not seen.
-    workspaces: by operation, the bytes that its kernel takes for itself, of its arguments; null for those of CUDA on a
-        CUDA device, and none elsewhere.
+    windows: the peak of each window that `mark` began, by name; "" before the first.
+    flops: of all matrix products and attentions seen, by torch's formulas; a multiply-add counts as two.
+        recomputed: of those within `recomputation`; `flops` does not include them.
+    attention: number of forward attention operations by name and dtype of the query, as in ``varlen bfloat16``.
+    workspaces: by operation, the bytes that its kernel allocates for itself, from the operation's arguments; null for
+        CUDA's on a CUDA device, and none elsewhere.
     """
 
     def __init__(self, device: torch.device, workspaces: dict[Any, Callable[..., int]] | None = None):
@@ -75,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
         if workspaces is None:
             workspaces = WORKSPACES if device.type == "cuda" else {}
         self._workspaces = workspaces
-        self.instead: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+        self._replaced: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
         self._device = device.type
         self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -102,21 +99,42 @@ class LiveBytes(TorchDispatchMode):
         return Kinds(**(self._now | highest.kinds))
 
     def mark(self, window: str) -> None:
-        """From here on peaks are those of `window`, which may be come back to."""
+        """Begin `window`, or continue it: from here on peaks belong to it."""
         self._window = self.windows.setdefault(window, Peak())
         self._note()
 
+    @contextlib.contextmanager
+    def replacing(self, operation: torch._ops.OpOverload, function: Callable[..., Any]) -> Iterator[None]:
+        """A context in which `function` is called in place of `operation`; what it calls is not seen."""
+        self._replaced[operation] = function
+        try:
+            yield
+        finally:
+            del self._replaced[operation]
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A context whose operations add no FLOPs; their memory counts."""
+        before = self.flops
+        yield
+        self.flops = before
+
+    def reset_operations(self) -> None:
+        """Count FLOPs and attentions from zero."""
+        self.flops = self.recomputed = 0
+        self.attention.clear()
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default:  # tensors without storage are asked so, four times an operation
+        if func is torch.ops.prim.device.default:  # asked of tensors without storage, four times an operation
             return args[0].device
         kwargs = kwargs or {}
         self.see(args)
         if kwargs:
             self.see(list(kwargs.values()))
-        out = self.instead.get(func, func)(*args, **kwargs)
+        out = self._replaced.get(func, func)(*args, **kwargs)
         self.see(out)
         if (workspace := self._workspaces.get(func._overloadpacket)) is not None:
-            self._hold_for_a_moment(workspace(*args, **kwargs))
+            self.burst(workspace(*args, **kwargs))
         formula = FLOPS.get(func._overloadpacket)
         if formula is not None:
             count = formula(*args, **kwargs, out_val=out)
@@ -125,17 +143,17 @@ class LiveBytes(TorchDispatchMode):
             else:
                 self.flops += count
         name = ATTENTION.get(func._overloadpacket)
-        if name is not None and (args[0].ndim == 4 or name == "varlen"):  # a router's softmax is no attention
+        if name is not None and (args[0].ndim == 4 or name == "varlen"):  # not a router's softmax
             self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1
         return out
 
     def see(self, tree: Any, kind: Kind | None = None) -> None:
-        """Take notice of all tensors in `tree` (lists, tuples and dicts of them), and of what kind they are."""
+        """Count all tensors in `tree` (lists, tuples and dicts of them), as `kind` if that is given."""
         if isinstance(tree, torch.Tensor):
             if isinstance(tree, DTensor):
                 self._sharded = True
                 tree = tree._local_tensor
-            if tree.layout is torch.sparse_coo:  # its parts have storages, it has none
+            if tree.layout is torch.sparse_coo:  # its parts have storages, not itself
                 self.see([tree._indices(), tree._values()], kind)
             elif tree.device.type == self._device:
                 storage = tree.untyped_storage()
@@ -156,7 +174,7 @@ class LiveBytes(TorchDispatchMode):
                 self.see(part, kind)
 
     def burst(self, size: int) -> None:
-        """Count `size` bytes that an operation takes and frees in itself, as activations."""
+        """Count `size` bytes that one operation allocates and frees, as activations."""
         self.now += size
         self._now["activations"] += size
         self._note()
@@ -173,13 +191,6 @@ class LiveBytes(TorchDispatchMode):
         self.now += size
         self._note()
 
-    def _hold_for_a_moment(self, size: int) -> None:
-        self._now["activations"] += size
-        self.now += size
-        self._note()
-        self._now["activations"] -= size
-        self.now -= size
-
     def _note(self) -> None:
         if self.now > self._window.total:
             self._measure()
@@ -187,7 +198,7 @@ class LiveBytes(TorchDispatchMode):
             self._window.total, self._window.kinds, self._window.seen = self.now, dict(self._now), self._seen
 
     def _measure(self) -> None:
-        """Take notice of storages that were resized; nothing else tells when one was freed that way."""
+        """Update the sizes of resized storages: nothing else tells when one was freed that way."""
         if self._sharded:
             for key, (size, _, _) in list(self._live.items()):
                 storage = self._storages[key]()
@@ -206,7 +217,7 @@ class LiveBytes(TorchDispatchMode):
         self._now[before] -= size
         self._now[kind] += size
         for window in self.windows.values():
-            if born <= window.seen:  # it lives now, so it was there at that peak
+            if born <= window.seen:  # it lives now, so it lived at that peak
                 window.kinds[before] -= size
                 window.kinds[kind] += size
 

@@ -1,4 +1,4 @@
-"""Measures each phase of a cell in a window of its own: seconds, peak memory."""
+"""Measures each phase of a cell in its own window: seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # defines its operations
 
 from harness.job.measure import heap, nvml
 from harness.job.measure.device_memory import process_peak, reset_process_peak
@@ -17,12 +16,15 @@ from harness.record import Memory, Phase
 
 
 class Meter:
-    """Opens one window a phase, one after another; what each cost is in `phases`, by name."""
+    """Opens one window for each phase. `phases` has the cost of each, by name.
+
+    counter: counts the live tensors of the current or the last window; None if nothing does.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.phases: dict[str, Phase] = {}
-        self.counter: LiveBytes | None = None  # of the last window, if live tensors were counted in it
+        self.counter: LiveBytes | None = None
 
     @contextlib.contextmanager
     def window(self, name: str, counter: LiveBytes | None = None) -> Iterator[Memory]:
@@ -33,8 +35,8 @@ class Meter:
         """
         self.counter = counter
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # else `reserved` would still hold the phase before
-        heap.give_back()  # nor should the process
+            torch.cuda.empty_cache()  # otherwise `reserved` includes the phase before
+        heap.give_back()  # likewise of the process
         self._reset_peaks()
         self._memory, self._earlier = Memory(), 0.0
         synchronize()
@@ -45,7 +47,7 @@ class Meter:
             self.phases[name] = self.so_far()
 
     def so_far(self) -> Phase:
-        """What the window that is open has cost up to now."""
+        """The cost of the open window up to now."""
         synchronize()
         seconds, memory = self._earlier + clock() - self._start, self._memory
         if self.device.type == "cuda":
@@ -56,15 +58,15 @@ class Meter:
         return Phase(seconds, memory)
 
     def go_on_from(self, earlier: Phase) -> None:
-        """Count what the phase that is open had cost in a process before this one as part of it."""
+        """Add what the open phase cost in an earlier process, `earlier`, to its window."""
         self._earlier += earlier.seconds
         for name, value in vars(earlier.memory).items():
             setattr(self._memory, name, _larger(getattr(self._memory, name), value))
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """A block in a window whose seconds and memory are no part of it."""
-        self.so_far()  # its peaks, which are then begun anew
+        """A block whose seconds and memory the open window leaves out."""
+        self.so_far()  # notes the peaks so far, which begin anew after the block
         begin = clock()
         try:
             yield
@@ -82,7 +84,7 @@ class Meter:
     def live(self, memory: Memory) -> Iterator[Callable[[Any], None]]:
         """On CPU, count live tensors in the block into `memory.allocated_peak`.
 
-        Yields a function that is shown tensors which exist without being the result of an operation in the block.
+        Yields a function to call with tensors that exist without being the result of an operation in the block.
         """
         if self.device.type == "cuda":
             yield lambda tree: None

@@ -1,4 +1,4 @@
-"""Times the training step and the device's peak of matrix products; every reading is synchronised."""
+"""Times steps and matrix products. Every reading is synchronised with the device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # defines its operations
 
 clock = time.perf_counter
 
 
 def synchronize() -> None:
-    """Wait until the accelerator, if any, has done all that was asked of it."""
+    """Wait until the accelerator, if there is one, has finished its queued work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
@@ -20,8 +19,8 @@ def synchronize() -> None:
 class Stopwatch:
     """Times a step and its parts, in seconds.
 
-    The step is taken by the host's clock, synchronised on both sides. On CUDA its parts are told apart by events in
-    the stream, so that the host need not wait between them; elsewhere by the host's clock.
+    The step is timed by the host's clock, synchronised on both sides. Its parts are timed by events in the stream on
+    CUDA, so that the host need not wait between them, and by the host's clock elsewhere.
     """
 
     def __init__(self, device: torch.device):
@@ -33,11 +32,11 @@ class Stopwatch:
         self._start = clock()
 
     def lap(self, name: str) -> None:
-        """The part `name` ends here; parts of the same name add up."""
+        """End the part `name`; parts of one name add up."""
         self._marks.append((name, self._now()))
 
     def stop(self) -> tuple[float, dict[str, float]]:
-        """Seconds from the start to this moment, and of each part."""
+        """Seconds since the start, and of each part."""
         synchronize()
         seconds = clock() - self._start
         parts: dict[str, float] = {}
@@ -55,14 +54,14 @@ class Stopwatch:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of the best of several products of square matrices: what this device reaches at most, as it is now.
+    """FLOP/s of the fastest of several products of square matrices: the peak that this device reaches now.
 
-    size: of the matrices; null for one that keeps the device busy.
+    size: rows of the matrices; null for a size that keeps the device busy.
     """
     kept_busy = 1024 if torch.get_num_threads() <= 4 else 2048
     large, times = (8192, 10) if device.type == "cuda" else (kept_busy, 8)
     size = size or large
-    own = torch.Generator(device).manual_seed(0)  # training draws as if this had not been
+    own = torch.Generator(device).manual_seed(0)  # leaves the random numbers of training as they are
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(1 + times):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.attention.varlen  # defines its operations
 from torch import Tensor
 
-from harness.job.predict.cuda_kernels import aten
+aten = torch.ops.aten
 
 
 def _rounded(number: int, multiple: int) -> int:

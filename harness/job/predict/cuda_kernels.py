@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.attention.varlen  # defines its operations
 from bitsandbytes.autograd import _functions as products
 from torch import Tensor
 from torch.nn import functional

@@ -29,7 +29,7 @@ def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> 
 
     Numbers that they ask a tensor for (Adafactor the norm of a weight, for the size of its step) are 1: they decide on
     no memory. The FLOPs are the second's. Forward and backward would be the same a second time, but for that state
-    beside them: see `_windows`.
+    beside them: see `peaks_by_window`.
     """
 
     def built(net: nn.Module) -> Optimizer:
@@ -37,12 +37,10 @@ def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> 
         step = optimizer.step
 
         def twice() -> None:
-            live.instead[NUMBER] = lambda tensor: 1.0
-            before = live.flops
-            step()
-            live.flops = before
-            step()
-            del live.instead[NUMBER]
+            with live.replacing(NUMBER, lambda tensor: 1.0):
+                with live.uncounted():
+                    step()
+                step()
 
         optimizer.step = twice
         return optimizer

@@ -67,12 +67,10 @@ def steps(
             live.mark("optimizer")
 
     model.train()
-    with live:
-        live.instead[SVD] = _Undecomposed(live)
+    with live, live.replacing(SVD, _Undecomposed(live)):
         see_weights(plain, added, live)
         for _ in range(count):
-            live.flops = live.recomputed = 0
-            live.attention.clear()
+            live.reset_operations()
             live.mark("begin")
             loop.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
             live.see(optimizers.state(optimizer), "optimizer")

@@ -110,8 +110,7 @@ def test_galore_decomposes_its_gradients_in_form_alone(monkeypatch):
 
 def test_what_a_decomposition_takes_in_itself_is_counted():
     live, matrix = LiveBytes(CPU), torch.randn(64, 32)
-    with live:
-        live.instead[probe.SVD] = probe._Undecomposed(live)
+    with live, live.replacing(probe.SVD, probe._Undecomposed(live)):
         factors = torch.linalg.svd(matrix, full_matrices=False)
     assert live.now == size([matrix, *factors])
     assert live.peak == size([matrix, matrix, *factors])
@@ -124,8 +123,7 @@ def test_on_cuda_the_workspace_of_a_decomposition_is_measured():
     matrix, live = torch.randn(1024, 512, device="cuda"), LiveBytes(torch.device("cuda"))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with live:
-        live.instead[probe.SVD] = probe._Undecomposed(live)
+    with live, live.replacing(probe.SVD, probe._Undecomposed(live)):
         torch.linalg.svd(matrix, full_matrices=False)
     taken = torch.cuda.max_memory_allocated() - before
     assert taken > size([matrix])
