@@ -183,7 +183,7 @@ def test_breaking_in_load(tmp_path):
 
 
 def test_a_number_format_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"method\.load\.dtype=float99 "):
+    with pytest.raises(UserError, match=r"method\.load\.dtype must be .*, got float99"):
         recorded(tmp_path, "method=full", "method.load.dtype=float99")
 
 

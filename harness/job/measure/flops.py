@@ -34,7 +34,7 @@ def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args
 
 
 def _lengths(bounds: torch.Tensor) -> Sequence[int]:
-    """Lengths of the sequences between `bounds`, which may have no values (harness.job.training.attention.bounds_of)."""
+    """Lengths of the sequences between `bounds`, which may have no values: harness.job.training.attention.bounds_of."""
     return bounds.lengths if hasattr(bounds, "lengths") else bounds.diff().tolist()
 
 

@@ -1,7 +1,7 @@
-"""Folds an adapter into the base weights: before scoring where that is exact, for merged models score faster.
+"""Merges an adapter into the base weights. Scoring a merged model is faster.
 
-A quantised base is scored unmerged, as it was trained: its merged weights would be rounded again, which is another
-model. It can be merged all the same, into its weights expanded to the dtype they were quantised from.
+A quantised base is scored unmerged, as it was trained: quantising merged weights again would give another model. For
+its cost it is merged too, into its weights dequantised to the dtype that they were quantised from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.job.models.adapting import forget_adapters
 from harness.job.training import loop
 from harness.record import Merge
 
-PROMPT = "What is learned are tokens, and no weights take them in."
+PROMPT = "The method learns virtual tokens, which can't be merged into weights."
 
 
 def quantised(model: nn.Module) -> bool:
@@ -29,16 +29,16 @@ def quantised(model: nn.Module) -> bool:
 
 
 def rounding(model: PeftModel) -> str:
-    """Why an adapter is not merged into its quantised base."""
+    """Why an adapter is not merged into its quantised base, as a sentence."""
     bits = 8 if getattr(model.get_base_model(), "is_loaded_in_8bit", False) else 4
     return f"Merging would round the weights to {bits} bits again."
 
 
 def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.Module, Merge]:
-    """The merged model, and what was done; `model` is used up. A quantised base is dequantised first.
+    """The merged model, and a report; `model` is used up. A quantised base is dequantised first.
 
-    An adapter that can't be folded in is left as it is, and why is said. The largest difference of logits where the
-    batch's answers are predicted is taken, and recorded.
+    An adapter that can't be merged stays as it is, and the report has the reason. The report also has the largest
+    difference of logits where the answers of `batch` are predicted.
     """
     if not isinstance(model, PeftModel):
         return model, Merge(False, "The method has no adapter.")
@@ -53,7 +53,7 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     try:
         merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
     except (NotImplementedError, ValueError) as error:
-        if "NaN" in str(error):  # an adapter that is broken, not one that can't be merged
+        if "NaN" in str(error):  # a broken adapter, not one that can't be merged
             raise
         return model, Merge(False, f"peft can't merge it: {str(error).rstrip('.')}.")
     synchronize()
@@ -64,9 +64,9 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
 
 
 def _dequantised(model: PeftModel) -> PeftModel:
-    """The adapter of `model` on its base's weights expanded, in place: matrix by matrix, so that no two copies meet.
+    """The adapter of `model` on its dequantised base, in the dtype that it was quantised from.
 
-    They take the dtype that they were quantised from.
+    It is done in place, matrix by matrix, so that there are never two copies of the model.
     """
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
     expanded = get_peft_model(model.unload().dequantize(), model.active_peft_config)

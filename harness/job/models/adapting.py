@@ -1,4 +1,4 @@
-"""Changes a loaded model as its method says: the slots `adapt` and `init`."""
+"""Adapts a loaded model by the method's slots `adapt` and `init`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from harness.job.models.loading import _first_line
 from harness.job.models.structure import count, stacks
 from harness.record import Cell
 
-Samples = Callable[[int], Iterator[Batch]]  # training batches of so many sequences, padded, in the order of training
+Samples = Callable[[int], Iterator[Batch]]  # padded training batches of a number of sequences, in training order
 
 
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
-    """`base` changed by the method's `adapt` slot: a peft model, or `base` itself.
+    """Adapt `base` by the method's `adapt` slot. Returns a peft model, or `base` itself.
 
-    samples: for an adapter whose start (slot `init`) needs data; without them, or without values, it starts as any.
-    saved: the folder of an adapter to be taken as it was saved, with the shapes that training gave it.
+    samples: training data for an initialiser (slot `init`) that needs it. Without samples, or without values, the
+        adapter gets peft's plain initialisation.
+    saved: the folder of a saved adapter, which is loaded with the shapes that training gave it.
     """
     slots = cell.settings["method"]
     if slots["adapt"] is None:
@@ -41,7 +42,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     everywhere = getattr(change, "target_modules", None) == "all-linear"
     matrices, experts = optimizers.matrices_of(base), stacks(base)
     if everywhere and experts and hasattr(change, "target_parameters"):
-        # Peft would go by the model's name, and adapt routers too, which no other method here takes for a matrix.
+        # peft would choose by the model's name, and adapt routers too, which no other method here does.
         change.target_modules, change.target_parameters = set(matrices), set(experts)
     try:
         net = _adapted(base, change, slots.get("init"), samples, saved)
@@ -50,7 +51,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
             raise
         others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
         reason = _first_line(error).rstrip(".")
-        raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves its experts as they are.") from error
+        raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves out the experts.") from error
     if everywhere and experts:
         _check_reach(net, matrices | experts)
     if base.dtype is torch.float32:
@@ -75,42 +76,43 @@ def _adapted(
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
-    """`config` with its weights beginning in no way of their own: where there are no values, nothing comes of them."""
+    """`config` with peft's plain initialisation; without values no other would have an effect."""
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True
     return config
 
 
 def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
-    """`model` with all weights frozen but those in whose name the regular expression `names` is found."""
+    """Freeze all weights of `model` except those whose name matches the regular expression `names`."""
     for name, p in model.named_parameters():
         p.requires_grad_(re.search(names, name) is not None)
     if not count(model, trainable=True):
-        raise ValueError(f"no weight's name has {names}")
+        raise ValueError(f"no weight's name matches {names}")
     return model
 
 
 def _check_reach(net: nn.Module, wanted: dict[str, nn.Parameter]) -> None:
-    """Raise ValueError if a weight that `all-linear` means got no adapter."""
+    """Raise ValueError if a weight that `all-linear` covers got no adapter."""
     layers = (module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer))
     reached = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
     if missed := [name for name, weight in wanted.items() if id(weight) not in reached]:
         raise ValueError(
-            f"peft gives {len(missed)} of {len(wanted)} matrices no adapter, such as {missed[0]}; name its targets."
+            f"peft adapts only some matrices: {len(missed)} of {len(wanted)} have no adapter, such as {missed[0]}; set "
+            "method.adapt.target_modules."
         )
 
 
 def _whole(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """A frozen layer's output in fp32, for what an adapter adds to it.
+    """Cast a frozen layer's output to fp32 before an adapter adds to it.
 
-    Autocast rounds that output to bf16, and what is smaller than half its last place would be lost in the sum: an
-    adapter begins that small. In a model whose other sums are in fp32 it would learn measurably slower for it.
+    Autocast rounds the output to bf16, and a sum in bf16 loses what is smaller than half its last place. A new adapter
+    adds that little, and would learn measurably slower in a model whose other sums are in fp32.
     """
     return output.float()
 
 
 def forget_adapters(net: nn.Module) -> None:
-    """Take off what `adapt` put on frozen layers, after their adapters are gone."""
+    """Remove what `adapt` added to frozen layers, once their adapters are gone."""
     for module in net.modules():
         module._forward_hooks = type(module._forward_hooks)(
             (key, hook) for key, hook in module._forward_hooks.items() if hook is not _whole
@@ -118,6 +120,6 @@ def forget_adapters(net: nn.Module) -> None:
 
 
 def _frozen(net: nn.Module) -> list[nn.Module]:
-    """The layers to whose outputs adapters add theirs; what is added to a stack's weights adds to no output."""
+    """The layers whose outputs adapters add to. Adapters of a stack add to its weights instead."""
     layers = (module for module in net.modules() if isinstance(module, BaseTunerLayer))
     return [layer.get_base_layer() for layer in layers if not isinstance(layer, ParamWrapper)]

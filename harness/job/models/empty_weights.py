@@ -1,4 +1,4 @@
-"""Builds a cell's model on the device "meta", without storage, to check and predict what its method needs."""
+"""Builds a cell's model without storage, on the device "meta", to check it and to predict its memory."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from harness.record import Cell
 
 
 class NeedsValues(Exception):
-    """A method looks at the weights' values, and so can't be applied to a model that has none."""
+    """A method reads the values of weights, so it can't be applied to a model without storage."""
 
 
 def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
-    """Whether all decoder layers have the same kind and shapes, so that a few can stand for all."""
+    """Whether all decoder layers have the same kind and shapes, so that a few represent all."""
     with torch.device("meta"):
         layers = decoder_layers(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), config)
     if layers is None:
@@ -40,17 +40,17 @@ def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
 
 
 def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
-    """`config` with `depth` decoder layers, all alike."""
+    """`config` with `depth` decoder layers of one kind."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     text.num_hidden_layers = depth
-    if vars(text).get("layer_types"):  # of some it is a property, that follows
+    if vars(text).get("layer_types"):  # in some configs a property, which follows
         text.layer_types = text.layer_types[:1] * depth
     return config
 
 
 def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
-    """As `shell`, with `depth` layers to stand for all, unless all are alike no more or the method wants more."""
+    """As `shell`, with `depth` layers, unless the layers differ or the method needs more."""
     if alike(config, trusted(cell.settings["model"])):
         with suppress(UserError):
             return shell(cell, with_depth(config, depth))[0]
@@ -60,14 +60,13 @@ def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
 def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     """The cell's model on the device "meta", quantised and adapted, and the names of its adapters' parameters.
 
-    Raises UserError if the method can't be applied, or a rank is above the smallest matrix it would apply to, and
-    NeedsValues.
+    Raises UserError if the method can't be applied or the rank is above the size of a matrix, and NeedsValues.
     """
     path = cell.settings["model"]["path"]
     slot = load_slot(cell)
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"method.load.dtype={slot['dtype']} is none of torch's number formats, such as bfloat16.")
+        raise UserError(f"method.load.dtype must be a dtype of torch, such as bfloat16, got {slot['dtype']}.")
     keywords = {key: slot[key] for key in ("attn_implementation",) if key in slot}
     keywords |= {"trust_remote_code": trusted(cell.settings["model"])}
     try:
@@ -97,7 +96,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
 
 
 def _check_experts(base: nn.Module, cell: Cell) -> None:
-    """Raise ValueError if the method would pass over the experts of a mixture in what gives it its name."""
+    """Raise ValueError if the method would leave out the experts of a mixture: most of its weights."""
     slots, experts = cell.settings["method"], sum(weight.numel() for weight in stacks(base).values())
     passed_over = {
         "quantised": slots["load"].get("quantization_config"),
@@ -105,8 +104,8 @@ def _check_experts(base: nn.Module, cell: Cell) -> None:
     }
     for what, asked in passed_over.items():
         if experts and asked:
-            share = f"{experts / count(base):.0%} of its weights, those of the experts,"
-            raise ValueError(f"{share} lie in stacks that would not be {what}; take a method that needs it not.")
+            share = f"{experts / count(base):.0%} of its weights, the experts in stacks,"
+            raise ValueError(f"{share} would not be {what}; use another method.")
 
 
 def _check_rank(net: nn.Module, cell: Cell) -> None:
@@ -119,13 +118,13 @@ def _check_rank(net: nn.Module, cell: Cell) -> None:
     name, shape = min(shapes.items(), key=lambda item: min(item[1]))
     if cell.rank > min(shape):
         raise UserError(
-            f"rank={cell.rank} is above the size of {name} ({shape[0]} × {shape[1]}) in {path}; "
-            f"take a rank of at most {min(shape)}, or other targets."
+            f"rank must be at most {min(shape)}, the size of {name} ({shape[0]} × {shape[1]}) in {path}, got "
+            f"rank={cell.rank}."
         )
 
 
 def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
-    """Shapes by name of the matrices that the cell's rank applies to: adapted ones, or those GaLore projects."""
+    """Shapes by name of the matrices that the cell's rank applies to: the adapted ones, or those GaLore projects."""
     if cell.settings["method"]["adapt"] is None:
         return {name: tuple(weight.shape) for name, weight in optimizers.matrices_of(model).items()}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -138,5 +137,5 @@ def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
 
 
 def _weight(layer: BaseTunerLayer) -> nn.Parameter | None:
-    """The weight that an adapter is of: a matrix, or a stack of them."""
+    """The weight that an adapter belongs to: a matrix, or a stack of matrices."""
     return layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)

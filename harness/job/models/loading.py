@@ -1,4 +1,4 @@
-"""Loads a cell's base weights and tokenizer, and changes the model as its method says (slots `load` and `adapt`)."""
+"""Loads a cell's tokenizer and base weights, by the method's `load` slot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.record import Cell
 
 
 def source(model: dict[str, Any]) -> str:
-    """What ``from_pretrained`` is given for the settings `model`: a folder, or a hub id."""
+    """The folder or hub id that ``from_pretrained`` loads for the settings `model`."""
     kind, _, name = model["path"].partition(":")
     if kind == "embedded":
         return str(embedded.folder(name))
@@ -39,7 +39,7 @@ def source(model: dict[str, Any]) -> str:
 
 
 def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the settings `model`, which pads and ends texts; UserError if it can't, or is out of reach."""
+    """The tokenizer of the settings `model`. Raises UserError if it is out of reach, or has no end-of-text token."""
     path = source(model)
     try:
         found = AutoTokenizer.from_pretrained(path, **which(model))
@@ -47,11 +47,11 @@ def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
         raise _unreachable(path, error) from error
     if found.eos_token_id is None:
         raise UserError(
-            f"The tokenizer of {model['path']} has no end-of-text token, which ends answers and pads where no other "
-            "token does; name one as eos_token in its tokenizer_config.json."
+            f"The tokenizer of {model['path']} must have an end-of-text token, which ends answers; set eos_token in "
+            "its tokenizer_config.json."
         )
     if found.pad_token_id is None:
-        found.pad_token = found.eos_token  # masked wherever it pads, so it can't be learned
+        found.pad_token = found.eos_token  # masked wherever it pads, so padding is not learned
     return found
 
 
@@ -80,16 +80,16 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
 
 
 def cap_logits(net: PreTrainedModel) -> None:
-    """Have `net` cap its attention's logits, if that is its way (Gemma 2): by sdpa transformers 5.17 does not."""
+    """Cap the attention logits of `net` if its config says so (Gemma 2); transformers 5.17 ignores that under sdpa."""
     if getattr(net.config, "attn_logit_softcapping", None) is not None:
         net.set_attn_implementation("eager")
 
 
 def upcast(net: nn.Module) -> None:
-    """Put what `net` has in 16 bits into fp32, but for the matrices that QLoRA packs (and experts in stacks).
+    """Cast the 16-bit weights of `net` to fp32, except the matrices that QLoRA quantises (and stacks of experts).
 
-    It is what ``peft.prepare_model_for_kbit_training`` does to a quantised model (norms, embeddings, head, biases),
-    for any: the residual stream is in fp32 then.
+    ``peft.prepare_model_for_kbit_training`` does the same to a quantised model (norms, embeddings, head, biases). The
+    residual stream is in fp32 then.
     """
     matrices = {id(weight) for weight in (*optimizers.matrices_of(net).values(), *stacks(net).values())}
     for p in net.parameters():
@@ -100,7 +100,7 @@ def upcast(net: nn.Module) -> None:
 def load_slot(cell: Cell) -> dict[str, Any]:
     """Keywords of ``from_pretrained``, by the method's `load` slot.
 
-    Weights that are packed and to be sharded are stored in the number format of the others: FSDP2 takes no integers.
+    Packed weights that are to be sharded are stored in the dtype of the others, as FSDP2 does not shard integers.
     """
     slot = instantiate(cell.settings["method"]["load"], _convert_="all")
     if cell.settings["train"].get("parallel") == "fsdp" and "quantization_config" in slot:
@@ -109,22 +109,22 @@ def load_slot(cell: Cell) -> dict[str, Any]:
 
 
 def which(model: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of ``from_pretrained``: the revision, and whether code that comes with the model may run."""
+    """Keywords of ``from_pretrained``: the revision, and whether the model's own code may run."""
     return {"revision": model["revision"] or "main", "trust_remote_code": trusted(model)}
 
 
 def trusted(model: dict[str, Any]) -> bool:
-    """Whether the code that comes with the model of these settings may run."""
+    """Whether the own code of the model of these settings may run."""
     return model.get("trust_remote_code", False)
 
 
 def _weights(model: dict[str, Any]) -> str:
-    """What the files of the weights that are loaded are called; a record tells only of pickled ones."""
+    """Pattern of the files that weights are loaded from; only pickled ones have a setting."""
     return "*.safetensors" if model.get("use_safetensors", True) else "*.bin"
 
 
 def config_of(model: dict[str, Any]) -> PretrainedConfig:
-    """The architecture of the settings `model`, weights left where they are; UserError if it can't be had."""
+    """The config of the settings `model`, without its weights. Raises UserError if it is out of reach."""
     path = source(model)
     try:
         return AutoConfig.from_pretrained(path, **which(model))
@@ -133,7 +133,7 @@ def config_of(model: dict[str, Any]) -> PretrainedConfig:
 
 
 def fingerprint(model: dict[str, Any]) -> str:
-    """What the weights are: the sha256 of a folder's files of them, or a hub id with its resolved commit."""
+    """Identifies the weights: the sha256 of a folder's files, or a hub id with its resolved commit."""
     path = source(model)
     if Path(path).is_dir():
         digest = hashlib.sha256()
@@ -149,25 +149,27 @@ def fingerprint(model: dict[str, Any]) -> str:
 
 
 def state(model: dict[str, Any]) -> str:
-    """Whether the files behind the settings `model` are still the same: where they are, their sizes and times."""
+    """Changes when the files of the settings `model` change: their folder, names, sizes and times."""
     path = source(model)
     files = sorted(Path(path).glob(_weights(model)))
     return "\0".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
 
 
 def _unreachable(path: str, error: Exception) -> UserError:
-    """The remedy for a model that did not load, in one sentence."""
+    """Why a model did not load, and the remedy, in one sentence."""
     if "trust_remote_code" in str(error):
-        return UserError(f"{path} comes with code of its own; if you trust it, model.trust_remote_code=true runs it.")
+        return UserError(f"{path} has code of its own; if you trust it, set model.trust_remote_code=true.")
     if "model.safetensors" in str(error) and (not Path(path).is_dir() or any(Path(path).glob("*.bin"))):
         return UserError(
-            f"{path} holds no safetensors; pickled weights can run code: if you trust them, "
-            "model.use_safetensors=false loads them."
+            f"{path} has no safetensors, and pickled weights can run code; if you trust them, set "
+            "model.use_safetensors=false."
         )
     if Path(path).is_dir():
         folder = os.path.abspath(path)
-        return UserError(f"The folder {folder} holds no model that transformers can load ({_first_line(error)}).")
-    remedy = "no local folder is called so; check model.path and the connection, or use the embedded model=smollm2_135m"
+        return UserError(f"The folder {folder} has no model that transformers can load ({_first_line(error)}).")
+    remedy = (
+        "there is no such local folder; check model.path and the connection, or use the embedded model=smollm2_135m"
+    )
     return hub.refused(f"The model {path}", error, remedy)
 
 

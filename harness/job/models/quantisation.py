@@ -1,4 +1,4 @@
-"""Quantised weights: what the method's `load` slot names, and their form on tensors without storage."""
+"""Quantised weights: what a `load` slot asks for, and their form in a model without storage."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
 def int8() -> BitsAndBytesConfig:
     """LLM.int8() (Dettmers et al. 2022, section 3): rows in 8 bits, columns of features above 6 in 16.
 
-    On a CPU bitsandbytes quantises what comes into a layer while the model answers alone; training computes with the
-    weights expanded.
+    On a CPU bitsandbytes quantises a layer's inputs only in inference; training computes with dequantised weights.
     """
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # tells of its rounding at every call
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of rounding at every call
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def pack(net: nn.Module, dtype: torch.dtype) -> None:
-    """Give each matrix on "meta" that is to be quantised the form, and scales, that quantising its `dtype` would give.
+    """Give each matrix on "meta" that is to be quantised the shape and scales that quantising `dtype` would give.
 
-    Of 8-bit ones no features are taken for outliers: how many there are only values tell.
+    In 8 bits no feature counts as an outlier: their number depends on values.
     """
     for module in net.modules():
         if isinstance(module, Linear8bitLt):
@@ -76,22 +75,22 @@ def pack(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_packed(net: nn.Module) -> None:
-    """Raise ValueError if `net`, on "meta", multiplies with a packed matrix itself, past the layer that expands it."""
+    """Raise ValueError if `net`, on "meta", multiplies with a packed matrix without the layer that dequantises it."""
     try:
         with torch.no_grad():
             net(input_ids=torch.ones(1, 2, dtype=torch.long))
-    except Exception as error:  # of all else that can't be told without values, the job itself will tell
+    except Exception as error:  # other errors may come from missing values; the job itself will show
         if any(name in str(error) for name in ("uint8", "unsigned char", "Byte", "int8", "signed char", "Char")):
             raise ValueError(
-                "the model multiplies with weights of linear layers itself, which can't be done in 4 or 8 bits; "
-                "take a method that does not quantise them."
+                "the model multiplies with weights of linear layers directly, which does not work in 4 or 8 bits; use "
+                "a method that does not quantise them."
             ) from error
 
 
 def never_repack(net: nn.Module) -> None:
-    """Keep bitsandbytes from repacking its weights in the first evaluation on an AVX-512 CPU with bf16.
+    """Stop bitsandbytes from repacking its weights in the first evaluation on an AVX-512 CPU with bf16.
 
-    It would round their scales to bf16, and from then on no gradient would flow through them.
+    Repacking rounds their scales to bf16, and no gradient flows through repacked weights.
     """
     for module in net.modules():
         if isinstance(module, Linear4bit):

@@ -1,7 +1,7 @@
-"""Tuned weights on disk, in safetensors, as plain peft and transformers read them; and back from there.
+"""Saves tuned weights in safetensors, as plain peft and transformers read them, and loads them again.
 
-An adapter is what peft saves. Whole are saved the model that an adapter was merged into, and that of a method without
-one. Its tokenizer lies beside them. Nothing that is written names a place on this machine.
+An adapter is saved as peft saves it. A merged model, and the model of a method without adapter, are saved whole. The
+tokenizer is saved beside them. No saved file names a path of this machine.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # what peft call
 
 
 def form(asked: str, net: nn.Module) -> Form | None:
-    """What is saved of the tuned `net` where `asked` is the setting `save`; None for nothing."""
+    """The form in which the tuned `net` is saved for `asked`, the setting `save`; None for nothing."""
     if asked == "none":
         return None
     return asked if isinstance(net, PeftModel) else "model"
 
 
 def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
-    """Save `net`, which is in that form, with its tokenizer in `folder`. Raises OSError."""
+    """Save `net`, which has the form `form`, and its tokenizer in `folder`. Raises OSError."""
     folder.mkdir(parents=True)
     if form == "adapter":
         net.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub whether they were resized
@@ -44,7 +44,7 @@ def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: 
 
 
 def _name_base(config: Path, settings: dict[str, Any]) -> None:
-    """Call the base in an adapter's `config` by its setting: where it was loaded from is a place on this machine."""
+    """Name the base in an adapter's `config` by its setting: the path that was loaded from is of this machine."""
     told = json.loads(config.read_text(encoding="utf-8"))
     told |= {"base_model_name_or_path": settings["path"], "revision": settings["revision"]}
     config.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
@@ -53,8 +53,8 @@ def _name_base(config: Path, settings: dict[str, Any]) -> None:
 def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """The model of the record `found` on the device `on`: its base if it is untuned, else as saved in `folder`.
 
-    An adapter is put on the base as it was for training. Raises UserError if the base is out of reach, or if no
-    safetensors are there.
+    An adapter is added to the base as it was for training. Raises UserError if the base is out of reach, or if
+    `folder` has no safetensors.
     """
     cell = found.cell
     if found.saved is not None and found.saved.form != "adapter":
@@ -63,5 +63,5 @@ def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
     if found.saved is None:
         return loading.load(cell, on)
     if not (folder / ADAPTER[1]).is_file():
-        raise UserError(f"{folder} holds no {ADAPTER[1]}; nothing else is loaded, for pickled weights can run code.")
+        raise UserError(f"{folder} has no {ADAPTER[1]}; pickled weights can run code, so they are not loaded.")
     return adapting.adapt(loading.load(cell, on), cell, saved=folder)

@@ -15,7 +15,7 @@ from transformers import (
 
 
 def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights by name that hold a matrix for each expert of a mixture: (experts, rows, columns), in no linear layer."""
+    """Weights by name that stack the matrices of a mixture's experts: (experts, rows, columns), in no linear layer."""
     return {
         f"{name}.{own}": weight
         for name, module in net.named_modules()
@@ -26,26 +26,26 @@ def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def decoder_layers(model: nn.Module, config: PretrainedConfig) -> nn.ModuleList | None:
-    """The layers that `config` says how many there are of; None where a model has no such list."""
+    """The list of decoder layers, as long as `config` says; None if the model has no such list."""
     depth = getattr(config.get_text_config(), "num_hidden_layers", None)
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return next((layers for layers in lists if len(layers) == depth), None)
 
 
 def prompted(net: nn.Module) -> bool:
-    """Whether `net` puts tokens of its own before each sequence."""
+    """Whether `net` prepends virtual tokens to each sequence (prompt learning)."""
     return isinstance(net, peft.PeftModel) and net.active_peft_config.is_prompt_learning
 
 
 def inner(net: nn.Module) -> PreTrainedModel:
-    """The transformers model in `net`, which may be a peft model, and wrapped for several devices."""
+    """The transformers model in `net`, which may be a peft model, and wrapped by DDP."""
     if isinstance(net, DistributedDataParallel):
         net = net.module
     return net.get_base_model() if isinstance(net, peft.PeftModel) else net
 
 
 def count(net: nn.Module, trainable: bool = False) -> int:
-    """Weights of `net`; a 4-bit matrix holds two in a byte and counts both, however the bytes are stored."""
+    """Number of weights of `net`. A packed 4-bit matrix counts two a byte, in whatever dtype it is stored."""
     return sum(
         p.numel() * (2 * p.itemsize if type(p).__name__ == "Params4bit" else 1)
         for p in net.parameters()
@@ -54,7 +54,7 @@ def count(net: nn.Module, trainable: bool = False) -> int:
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
-    """dtypes: bytes of the parameters by dtype (NF4 is uint8, however stored)."""
+    """For the record's environment. dtypes: bytes of the parameters by dtype (NF4 counts as uint8)."""
     dtypes: dict[str, int] = {}
     for parameter in net.parameters():
         packed = type(parameter).__name__ == "Params4bit"

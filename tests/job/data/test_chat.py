@@ -125,7 +125,7 @@ def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):
     shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny")
     file = tmp_path / "tiny" / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "eos_token"}))
-    with pytest.raises(UserError, match="has no end-of-text token"):
+    with pytest.raises(UserError, match="must have an end-of-text token"):
         loading.tokenizer({"path": str(tmp_path / "tiny"), "revision": None})
 
 

@@ -311,7 +311,7 @@ def test_biases_are_trained_where_there_are_some_and_no_weights_are_refused():
     net.norm = nn.LayerNorm(4)
     adapting.only(net, r"\.bias$|norm[^.]*\.weight$")
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {"0.bias", "1.bias", "norm.bias", "norm.weight"}
-    with pytest.raises(UserError, match=r"method=bitfit can't be applied to .*no weight's name has nothing"):
+    with pytest.raises(UserError, match=r"method=bitfit can't be applied to .*no weight's name matches nothing"):
         checks.check(tiny("method=bitfit", "method.adapt.names=nothing"))
 
 

@@ -107,7 +107,7 @@ def test_what_the_hub_refuses_is_one_sentence_on_what_to_do(there):
     lines = ["model org/tiny", f"model org/tiny {hub.COMMIT}", "model org/tiny v9", "model org/gated", "model org/none"]
     found = asked(there, *lines, "data openai/gsm8k", "data org/gated-words", "data org/none")
     gated = "is gated: accept its licence on its page of the hub and set HF_TOKEN to your token."
-    none = "is not on the hub, or is private and HF_TOKEN not set to a token that may read it."
+    none = "is not on the hub, or it is private and HF_TOKEN may not read it."
     assert found == [
         "found",
         "found",
@@ -135,4 +135,4 @@ def test_where_the_hub_does_not_answer_its_cache_will_do(there):
     assert models.startswith("The model org/other is not in the hub's cache, and the hub does not answer; ")
     assert sets.startswith("The data set org/other is not in the hub's cache, and the hub does not answer; ")
     (log,) = there.results.glob("hub/*s1*.log")
-    assert "does not answer; what its cache holds is used." in log.read_text()
+    assert "does not answer; using its cache." in log.read_text()

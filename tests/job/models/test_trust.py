@@ -40,7 +40,7 @@ def test_code_of_a_model_is_run_only_if_asked_and_then_recorded(folder, tmp_path
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"comes with code of its own; if you trust it, model\.trust_remote_code=true"):
+    with pytest.raises(UserError, match=r"has code of its own; if you trust it, set model\.trust_remote_code=true"):
         checks.check(tiny(f"model.path={folder}"))
     assert not mark.exists()
 
@@ -57,7 +57,7 @@ def test_pickled_weights_are_loaded_only_if_asked_and_then_recorded(folder, tmp_
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
     cell = tiny("method=base", f"model.path={folder}", "eval.tasks=[]")
-    with pytest.raises(UserError, match=r"holds no safetensors; .* model\.use_safetensors=false loads them"):
+    with pytest.raises(UserError, match=r"has no safetensors, .* set model\.use_safetensors=false"):
         loading.load(cell, torch.device("cpu"))
 
     asked = tiny("method=base", f"model.path={folder}", "eval.tasks=[]", "model.use_safetensors=false")
