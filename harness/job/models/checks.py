@@ -48,7 +48,8 @@ def check(cell: Cell) -> None:
             except UserError:
                 raise
             except (TypeError, ValueError) as error:
-                raise UserError(f"method={cell.method} gets no optimizer here: {_first_line(error)}") from error
+                reason = _first_line(error)
+                raise UserError(f"The optimizer of method={cell.method} does not work here: {reason}") from error
             except Exception:
                 pass  # perhaps for lack of values; otherwise the cell fails, and its record says why
 

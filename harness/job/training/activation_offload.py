@@ -1,8 +1,8 @@
-"""Keeps activations in the host's memory from the forward pass until the backward pass needs them.
+"""Offloads activations to the host's memory from the forward pass until the backward pass needs them.
 
-What a forward pass saves for its backward pass is copied to pinned memory and freed on the device, and copied back when
-it is asked for. Weights stay, so does what is small. Copies are queued in the stream that computes, so that no tensor
-is freed or used before its copy is done; gradients are the same to the bit.
+Tensors saved for the backward pass are copied to pinned memory, freed on the device, and copied back on demand. Weights
+and small tensors stay. Copies are queued in the computing stream, so no tensor is freed or used before its copy is
+done; gradients are the same to the bit.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.autograd.graph import saved_tensors_hooks
 from harness.errors import UserError
 from harness.job.measure import device
 
-LEAST = 2**20  # bytes of a storage that is worth moving
+LEAST = 2**20  # bytes of the smallest storage that is moved
 HOST = torch.device("cpu")
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise UserError if activations are to be offloaded from a device that computes in the host's memory."""
+    """Raise UserError if activations are to be offloaded, and the device is not a CUDA device."""
     here = device.here().type
     if settings["train"].get("activation_offload") and here != "cuda":
         raise UserError(f"train.activation_offload=true requires a CUDA device; this machine trains on {here}.")
 
 
 def enable(net: nn.Module, host: torch.device = HOST, least: int | None = None) -> Callable[[], None]:
-    """Offload what the forward passes of `net` save to `host`; returns what ends that.
+    """Offload what the forward passes of `net` save to `host`. Returns a function that undoes it.
 
     least: bytes of the smallest storage that is moved (null: LEAST).
     """
@@ -51,7 +51,7 @@ def enable(net: nn.Module, host: torch.device = HOST, least: int | None = None) 
 
 @dataclass
 class _Storage:
-    """A storage as elements in the host's memory; `back` on the device again while some that lay in it are awaited."""
+    """A storage in the host's memory. back: its copy on the device, until all `awaited` tensors in it were read."""
 
     host: Tensor
     device: torch.device
@@ -61,7 +61,7 @@ class _Storage:
 
 @dataclass
 class _Saved:
-    """Where a tensor that was saved lies in its storage."""
+    """A saved tensor: its place in its storage."""
 
     storage: _Storage
     size: torch.Size
@@ -74,7 +74,7 @@ class _Offload:
     def __init__(self, net: nn.Module, host: torch.device, least: int):
         self._net, self._host, self._least = net, host, least
         self._hooks: saved_tensors_hooks | None = None
-        self._moved: dict[tuple[int, int], _Storage] = {}  # by storage and the version of what is in it
+        self._moved: dict[tuple[int, int], _Storage] = {}  # by storage and version of its content
 
     def begin(self, *_: Any) -> None:
         if torch.is_grad_enabled():
@@ -99,7 +99,7 @@ class _Offload:
             pinned = self._device.type == "cuda" and not isinstance(tensor, FakeTensor)
             host = torch.empty_like(whole, device=self._host, pin_memory=pinned).copy_(whole, non_blocking=True)
             self._moved[key] = _Storage(host, tensor.device)
-            weakref.finalize(storage, self._moved.pop, key, None)  # another may come to lie where it lay
+            weakref.finalize(storage, self._moved.pop, key, None)  # another storage may get its address
         moved = self._moved[key]
         moved.awaited += 1
         return _Saved(moved, tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)

@@ -1,12 +1,12 @@
-"""Checkpoints: all that training needs to go on in another process as if nothing had been.
+"""Checkpoints: all that training needs to resume in another process with the same results.
 
     FOLDER/step-50/parameters.pt   the trainable weights
                    state.pt        state of optimizer, schedule and random numbers, and what was measured
-                   about.json               whose it is, and the hashes of the other two
+                   about.json      the cell and machine that it belongs to, and the hashes of the other two
 
-One is written under another name and renamed when it is whole, and the one before removed after that. It holds tensors
-and plain values alone (and GaLore's and APOLLO's projectors), and nothing else is read from it: no code comes in by a
-file.
+A checkpoint is written under another name, and renamed when it is complete; then the one before is removed. It holds
+tensors and plain values (and GaLore's and APOLLO's projectors). Nothing else is read from it, so a file can't bring in
+code.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from harness.job.measure.phases import Meter
 from harness.job.methods.galore import PROJECTORS
 from harness.record import Phase
 
-FORMAT = 2  # of what is written here
+FORMAT = 2  # of the files
 PARAMETERS, STATE, ABOUT = "parameters.pt", "state.pt", "about.json"
 STEP = "step-"
 
 
 class _Unusable(Exception):
-    """Why a checkpoint is not gone on from, as the end of a sentence."""
+    """Why training can't resume from a checkpoint, as the end of a sentence."""
 
 
 @dataclasses.dataclass
 class Checkpoints:
     """The checkpoints of one cell in `folder`, which no other process uses meanwhile.
 
-    every: steps from one to the next. of: what must be the same where one is gone on from, by name (the cell, versions,
-    device), as JSON has it. meter: its open window is counted on, too.
+    every: steps from one to the next. of: what must be the same to resume, by name (the cell, versions, device), as
+    JSON has it. meter: its open window resumes too.
     """
 
     folder: Path
@@ -60,9 +60,9 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]
     ) -> None:
-        """Leave a checkpoint of `step` steps, and only that; `measured` is plain values.
+        """Save a checkpoint of `step` steps and remove older ones; `measured` is plain values.
 
-        Where that can't be, say so and leave the one before: training is worth more than its checkpoint.
+        If that fails, the log says so, the older one stays, and training continues.
         """
         with self.meter.aside():
             parameters = {name: p.detach() for name, p in _trainable(model)}
@@ -80,14 +80,14 @@ class Checkpoints:
                 _sync(self.folder)
             except (OSError, RuntimeError, ValueError, PickleError) as error:
                 _cleared(temporary)
-                _say(f"No checkpoint could be made of step {step} ({_first_line(error)}); training goes on without.")
+                _say(f"The checkpoint of step {step} was not saved ({_first_line(error)}); training continues.")
                 return
             for other in self._found():
                 if other != made:
                     _cleared(other)
 
     def _write(self, folder: Path, parameters: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Make `folder` and write a checkpoint there, down to the disk; ValueError if it could not be read back."""
+        """Write a checkpoint to the new `folder`, synced to disk. Raises ValueError if it could not be read back."""
         _cleared(folder).mkdir(parents=True)
         torch.save(parameters, folder / PARAMETERS)
         torch.save(state, folder / STATE)
@@ -101,10 +101,10 @@ class Checkpoints:
             _sync(path)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
-        """Take all up as the last checkpoint left it, and return what had been measured by then.
+        """Restore the last checkpoint, and return what was measured by then.
 
-        None if there is none that can be gone on from: nothing is changed then, and why is said. One that a killed
-        process had not written to its end is removed.
+        Returns None, and changes nothing, if there is no usable one; the log says why. Unfinished checkpoints of killed
+        processes are removed.
         """
         with self.meter.aside():
             for torn in self.folder.glob(f".{STEP}*.tmp"):
@@ -114,34 +114,34 @@ class Checkpoints:
                     state = self._read(folder)
                     _load_parameters(folder / PARAMETERS, dict(_trainable(model)))
                 except _Unusable as why:
-                    _say(f"The checkpoint {folder.name} is not gone on from: {why}.")
+                    _say(f"The checkpoint {folder.name} is not used: {why}.")
                     continue
                 _load_optimizer(optimizer, state["optimizer"])
                 schedule.load_state_dict(state["schedule"])
                 self.meter.go_on_from(record.decode(Phase, state["phase"]))
                 _load_random(state["random"])
-                _say(f"Training goes on from the checkpoint {folder.name}.")
+                _say(f"Resuming from the checkpoint {folder.name}.")
                 return state["measured"]
         return None
 
     def _found(self) -> list[Path]:
-        """Checkpoints there are, the last step first."""
+        """The checkpoints in the folder, the last step first."""
         found = [p for p in self.folder.glob(f"{STEP}*") if p.name.removeprefix(STEP).isdecimal()]
         return sorted(found, key=lambda path: -int(path.name.removeprefix(STEP)))
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """What `folder` holds beside parameters, after all of it was checked; raises _Unusable."""
+        """The state in `folder`, after all files were checked. Raises _Unusable."""
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
-                raise _Unusable("it is of another version of the harness")
+                raise _Unusable("another version of the harness wrote it")
             was = about["of"]
             other = [name for name in self.of.keys() | was.keys() if self.of.get(name) != was.get(name)]
             if other:
-                raise _Unusable(f"not the same are {', '.join(sorted(other))}")
+                raise _Unusable(f"it differs in {', '.join(sorted(other))}")
             if about["sha256"] != _hashes(folder):
-                raise _Unusable("it is torn")
-            # Each tensor comes back to the device it was on, and as the view that it was.
+                raise _Unusable("its files do not match their hashes")
+            # Each tensor returns to its device, and as the view that it was.
             with torch.serialization.safe_globals(_projectors()):
                 return torch.load(folder / STATE, weights_only=True)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, PickleError) as error:
@@ -167,13 +167,13 @@ def code() -> str:
 
 
 def _projectors() -> list[type]:
-    """What low-rank gradient optimizers keep beside tensors; APOLLO's only where its package, an extra, is in use."""
+    """Classes that low-rank optimizers keep in their state; APOLLO's only if its package, an extra, is loaded."""
     apollo = sys.modules.get("apollo_torch.random_projector")
     return [*PROJECTORS, *([apollo.GradientProjector] if apollo else [])]
 
 
 def _cleared(folder: Path) -> Path:
-    """`folder`, where there is nothing any more."""
+    """`folder`, removed if it existed."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
@@ -184,19 +184,19 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def _load_parameters(path: Path, parameters: dict[str, nn.Parameter]) -> None:
-    """Copy the file's tensors into `parameters`, all or, if they are others, none and raise _Unusable."""
+    """Copy the file's tensors into `parameters`. Raises _Unusable, and copies none, if names or shapes differ."""
     saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     if {name: p.shape for name, p in saved.items()} != {name: p.shape for name, p in parameters.items()}:
-        raise _Unusable("its weights are others")
+        raise _Unusable("its weights have other names or shapes")
     for name, p in parameters.items():
         p.copy_(saved[name])
 
 
 def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """State by parameter, or by a name as some optimizers have it, and settings by group, as the optimizer has them.
+    """The optimizer's state by parameter (some optimizers have state by name too), and its settings by group.
 
-    Not its state_dict, which when it is loaded casts all to the parameters' dtype: 8-bit and fp32 states are to come
-    back as they were.
+    Its state_dict is not used, because loading that casts states to the parameters' dtype; 8-bit and fp32 states must
+    return as they were.
     """
     groups = optimizer.param_groups
     return {
@@ -216,7 +216,7 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _random_state() -> dict[str, Any]:
-    """Of every generator that anything draws from: torch's, those of CUDA devices, python's and numpy's."""
+    """The states of all random number generators: torch's, those of CUDA devices, python's and numpy's."""
     kind, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),

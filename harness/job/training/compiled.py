@@ -1,6 +1,6 @@
-"""torch.compile of a model's decoder layers, each in place, for training alone.
+"""Compiles a model's decoder layers by torch.compile, in place, for training only.
 
-Validation, inference and scoring run the layers as they are. Attention over rows of several sequences is left out.
+Validation, inference and scoring run the layers uncompiled. Attention over rows of several sequences is not compiled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.job.training import attention
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise UserError if layers are to be compiled on a CPU that nothing can compile for."""
+    """Raise UserError if layers are to be compiled on a CPU, and there is no C++ compiler."""
     if settings["train"].get("compile") and device.here().type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -30,13 +30,13 @@ def check(settings: dict[str, Any]) -> None:
 
 
 def enable(net: nn.Module) -> Callable[[], None]:
-    """Compile each decoder layer of `net`; returns what undoes it. Raises UserError if it has no list of layers."""
+    """Compile each decoder layer of `net`. Returns what undoes it. Raises UserError if there are no layers."""
     inner = structure.inner(net)
     layers = structure.decoder_layers(inner, inner.config)
     if layers is None:
         raise UserError("train.compile=true requires a model with a list of decoder layers.")
     attention.keep_from_compilation(True)
-    torch.compiler.config.force_disable_caches = True  # or what compiling takes would depend on the cells before
+    torch.compiler.config.force_disable_caches = True  # otherwise compile time depends on earlier cells
     for layer in layers:
         layer.compile(dynamic=True)
         layer._compiled_call_impl = functools.partial(_called, layer._compiled_call_impl, layer._call_impl)
@@ -52,12 +52,12 @@ def enable(net: nn.Module) -> Callable[[], None]:
 
 
 def seconds() -> float:
-    """Seconds that this process has compiled for so far."""
+    """Seconds that this process has spent compiling."""
     from torch._dynamo.utils import calculate_time_spent
 
     return calculate_time_spent()["total_wall_time"]
 
 
 def _called(compiled: Callable[..., Any], plain: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-    """A layer's call: compiled where gradients are taken."""
+    """Call a layer: compiled if gradients are enabled."""
     return (compiled if torch.is_grad_enabled() else plain)(*args, **keywords)

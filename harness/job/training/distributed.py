@@ -1,11 +1,11 @@
-"""The ranks of a cell: the processes that train it together where it asks for several devices, one a device.
+"""Trains a cell on several devices: one process, a rank, for each device.
 
-The job starts them, and only listens. They train as accelerate has it: each with the whole model, averaging gradients
-(ddp), or each with a share of it (fsdp). After the last step all but the first are done; that one merges, times and
-scores the whole model by itself. Nobody waits for it, so no time-out of a collective can end a long evaluation.
+The job starts the ranks, and only listens. They train by accelerate: each with the whole model, averaging gradients
+(ddp), or each with a share of it (fsdp). After the last step all ranks but the first end; the first merges, times and
+scores the whole model alone. No rank waits for it, so no collective can time out in a long evaluation.
 
-A rank that raises leaves the record, and the others are killed, as they may wait for it forever. If one dies without a
-word, the sweep is told, and leaves the record.
+A rank that raises leaves the record, and the others are killed, as they could wait for it forever. If a rank dies
+without an exception, the sweep is told, and leaves the record.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from harness.job.measure import device, heap
 from harness.record import Memory, Phase, Probe
 
 Report = Callable[[dict], None]
-PATIENCE = timedelta(days=365)  # of a collective: a rank that dies is seen otherwise, and a slow one is waited for
-MOMENT = 0.5  # seconds in which it shows whether a rank raised because another had died
+PATIENCE = timedelta(days=365)  # time-out of collectives: dead ranks are noticed otherwise, slow ones are waited for
+MOMENT = 0.5  # seconds to find out whether a rank raised because another had died
 
 
 # The job's side
 
 
 def run(count: int, job: Callable[..., Any], arguments: dict[str, Any], report: Report) -> int:
-    """Have `count` ranks do ``job(**arguments, report=…, rank=…)``, and pass on what the first reports.
+    """Run ``job(**arguments, report=…, rank=…)`` in `count` ranks, and pass on what the first reports.
 
-    Returns the exit status; UserError if a rank refuses its input, or there are too few devices. However this ends, no
-    rank is left.
+    Returns the exit status. Raises UserError if a rank refuses its input, or if there are too few devices. No rank
+    outlives this call.
     """
     device.check(count)
-    # Not forked where there are accelerators: their libraries may have touched the device, which no fork survives.
+    # Not forked beside an accelerator: its libraries may have used the device, and then forks fail.
     context = get_context("spawn" if torch.accelerator.is_available() else "fork")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     ranks: dict[Connection, BaseProcess] = {}
@@ -79,9 +79,9 @@ def run(count: int, job: Callable[..., Any], arguments: dict[str, Any], report: 
 
 
 def _device(number: int) -> AbstractContextManager[None]:
-    """A process that is started meanwhile sees the GPU `number` alone of those that this one may use.
+    """A context in which started processes see only the GPU `number` of those that this process may use.
 
-    To it that GPU is the first, as to a cell on one device.
+    To them that GPU is the first, as to a cell on one device.
     """
     if not torch.cuda.is_available():
         return nullcontext()
@@ -90,7 +90,7 @@ def _device(number: int) -> AbstractContextManager[None]:
 
 
 def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> int:
-    """Pass on what the rank that is to leave the record reports, until all have ended; the exit status."""
+    """Pass on the reports of the rank that leaves the record, until all have ended. Returns the exit status."""
     numbers = {link: number for number, link in enumerate(ranks)}
     speaker, talking, last = next(iter(ranks)), set(ranks), {"phase": "start"}
     while talking:
@@ -121,11 +121,11 @@ def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> int:
 
 
 def _died(ranks: dict[Connection, BaseProcess], others: set[Connection]) -> Connection | None:
-    """One of `others` that ended badly, or does in a moment; a rank that raises does not end by itself."""
+    """One of `others` that failed, or fails within MOMENT; a rank that raises does not end by itself."""
     ending = wait([ranks[link].sentinel for link in others], MOMENT)
     for link in others:
         if ranks[link].sentinel in ending:
-            ranks[link].join()  # what shows that it ends goes before its exit status is there
+            ranks[link].join()  # its sentinel is ready before its exit status
     return next((link for link in others if ranks[link].exitcode), None)
 
 
@@ -134,7 +134,7 @@ def _died(ranks: dict[Connection, BaseProcess], others: set[Connection]) -> Conn
 
 @dataclass
 class Rank:
-    """One of `of` ranks. link: to the job; threads: of the CPU that the job has for all of them."""
+    """One of `of` ranks. link: to the job. threads: CPU threads that the job has for all ranks."""
 
     number: int
     of: int
@@ -145,9 +145,9 @@ class Rank:
         self.link.send(event)
 
     def records(self, status: str) -> bool:
-        """Whether this rank leaves the record: of a good cell the first, of another the one that broke it.
+        """Whether this rank leaves the record: the first of a cell that ended well, else the one that failed.
 
-        One that only broke because another had is ended in here.
+        A rank that failed because another had is killed in this call.
         """
         if status == "ok":
             return self.number == 0
@@ -155,7 +155,7 @@ class Rank:
         return self.link.recv()
 
     def leave(self) -> None:
-        """Part from the other ranks, after training: what comes is one process's work on one device."""
+        """Leave the other ranks after training: from here on one process works on one device."""
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(True)
@@ -164,7 +164,7 @@ class Rank:
         torch.set_num_threads(self.threads)
 
     def join(self, meeting: Path) -> None:
-        """Meet the other ranks, over the file `meeting`."""
+        """Join the other ranks, through the file `meeting`."""
         AcceleratorState._reset_state(True)  # a fork has its parent's, of one process
         os.environ |= self.environment
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
@@ -178,20 +178,20 @@ class Rank:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What accelerate goes by. Each rank's device is the first that it sees."""
+        """The variables that accelerate reads. Each rank's device is the first that it sees."""
         numbers = {"RANK": self.number, "LOCAL_RANK": 0, "WORLD_SIZE": self.of, "LOCAL_WORLD_SIZE": self.of}
         return {name: str(value) for name, value in numbers.items()}
 
     def accelerator(self, sharded: bool, bf16: bool, cpu: bool = False) -> Accelerator:
-        """accelerate's for this rank, on its CUDA device if there is one, and not `cpu` is asked for."""
+        """The accelerator of this rank, on its CUDA device if there is one and not `cpu`."""
         cpu = cpu or not torch.cuda.is_available()
         made = Sharding(bf16, cpu) if sharded else _replicating(bf16, cpu)
-        torch.set_num_threads(max(1, self.threads // self.of))  # accelerate has taken its own idea of it
+        torch.set_num_threads(max(1, self.threads // self.of))  # accelerate has set another number
         return made
 
 
 def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[..., Any], arguments: dict) -> None:
-    """What the process of a rank does; it dies with the job, however that ends."""
+    """The process of a rank. It dies with the job, however that ends."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     heap.keep()  # a spawned process does not inherit it
@@ -202,14 +202,14 @@ def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[.
     except UserError as error:
         link.send({"refused": str(error)})
     sys.stderr.flush()
-    os._exit(0)  # to take libraries down costs a second, and could fail
+    os._exit(0)  # unloading libraries takes a second, and could fail
 
 
 @contextmanager
 def pretended(of: int) -> Iterator[Rank]:
-    """A context in which this process is the first of `of` ranks, and the others are not there.
+    """A context in which this process is the first of `of` ranks, without the others.
 
-    What they would tell it is made up, so it is for tensors without storage.
+    Collectives return made-up values, so it works for tensors without storage only.
     """
     rank = Rank(0, of, None, torch.get_num_threads())
     os.environ |= rank.environment
@@ -221,7 +221,7 @@ def pretended(of: int) -> Iterator[Rank]:
 
 
 def _replicating(bf16: bool, cpu: bool) -> Accelerator:
-    """DDP. Gradients lie in the buckets that they are added up in, once; buffers are the same in every rank anyway."""
+    """DDP. Gradients are views of the all-reduce buckets; buffers are the same in every rank anyway."""
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=cpu, kwargs_handlers=[ddp])
 
@@ -229,7 +229,7 @@ def _replicating(bf16: bool, cpu: bool) -> Accelerator:
 class Sharding(Accelerator):
     """FSDP2 over the ranks, decoder layer by decoder layer, with the weights and the autocast of one device.
 
-    Under bf16 accelerate would keep trained weights in fp32 and compute without autocast. So it is told of no mixed
+    Under bf16 accelerate would keep trained weights in fp32 and compute without autocast. So accelerate gets no mixed
     precision, and autocast is entered here.
     """
 
@@ -238,7 +238,7 @@ class Sharding(Accelerator):
             fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
         )
         super().__init__(cpu=cpu, fsdp_plugin=plugin)
-        # accelerate takes the plugin on accelerators alone; what it calls shards on a CPU as well
+        # accelerate accepts the plugin on accelerators only, but its functions shard on a CPU as well
         self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
         self._bf16 = bf16
 
@@ -246,11 +246,11 @@ class Sharding(Accelerator):
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Shard `model`; an optimizer over it is to be made after that."""
+        """Shard `model`. Build its optimizer after that."""
         return fsdp2_prepare_model(self, model)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Gradients are added up after every micro-batch: whole ones would take the memory that sharding saves."""
+        """All-reduce gradients after every micro-batch: whole ones would take the memory that sharding saves."""
         return nullcontext()
 
     def clip_grad_norm_(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
@@ -258,15 +258,15 @@ class Sharding(Accelerator):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-# What ranks know together
+# What the ranks measured
 
 
 def slowest(
     seconds: float, parts: dict[str, float], joules: float | None, accelerator: Accelerator
 ) -> tuple[float, dict[str, float], float | None]:
-    """The time of a step and its parts in the rank that took longest, and the joules of all devices.
+    """Seconds of a step and of its parts in the slowest rank, and the joules of all devices.
 
-    The energy of a CPU is the whole machine's already.
+    On a CPU each rank's joules are already the whole machine's.
     """
     if accelerator.num_processes == 1:
         return seconds, parts, joules
@@ -278,7 +278,7 @@ def slowest(
 
 
 def largest(phases: list[dict[str, Phase]]) -> dict[str, Phase]:
-    """The phases of all ranks as one: of each the seconds, and every kind of memory, of the rank that had most."""
+    """Combine the phases of all ranks: for each, the maximum of seconds and of every kind of memory."""
     return {
         name: Phase(max(each[name].seconds for each in phases), _largest([each[name].memory for each in phases]))
         for name in phases[0]

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: a decoder layer's activations are computed again in the backward pass instead of kept.
+"""Gradient checkpointing: a decoder layer's activations are recomputed in the backward pass instead of kept.
 
 Chen et al. 2016, arXiv:1604.06174, with a checkpoint at each decoder layer's input, by transformers and torch's
-non-reentrant form (``torch.utils.checkpoint``). Losses and gradients are the same. Of activations one layer's are held
-at a time, beside every layer's input; a step takes another forward pass.
+non-reentrant form (``torch.utils.checkpoint``). Losses and gradients are the same. Memory holds every layer's input
+and the activations of one layer at a time; a step takes one more forward pass.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from harness.job.training import attention
 
 
 def enable(model: nn.Module, stored: bool = True) -> Callable[[], None]:
-    """Compute the layers of `model`, which is adapted already, again in the backward pass, while it trains; returns
-    what ends that: what is made of the model next, such as a merged one, is to know nothing of it.
+    """Recompute the layers of `model`, which is adapted already, in the backward pass. Returns what undoes it.
 
-    stored: whether its tensors have values; else no random numbers are kept to be drawn again.
+    stored: whether tensors have values; without values the state of the random numbers is not kept.
     """
     net = inner(model)
     keywords = {"use_reentrant": False, "context_fn": _contexts, "preserve_rng_state": stored}
@@ -32,7 +31,7 @@ def enable(model: nn.Module, stored: bool = True) -> Callable[[], None]:
 
 
 def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For a layer's forward pass, and for doing it again, which may be in another thread."""
+    """Contexts of a layer's forward pass and of its repetition, which may run in another thread."""
     return nullcontext(), _again(attention.row())
 
 

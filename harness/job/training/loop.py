@@ -1,10 +1,10 @@
 """The only training loop. It knows a model, an optimizer and batches; it never sees a method's name.
 
 Only the step is timed: first forward to zeroed gradients, synchronised on both sides. Making batches, moving them
-to the device, validation, reporting and saving lie outside. Energy is read around the same steps.
+to the device, validation, reporting and saving are not timed. Energy is read around the same steps.
 
-Several processes (accelerate's, one a device) may take a step together: of its micro-batches each takes every so many.
-They all know the whole step, count its tokens, and come to the same losses.
+Several processes (accelerate's, one for each device) may share a step: each takes its part of the micro-batches. All of
+them know the whole step, count its tokens, and report the same losses.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 
 PARTS = ("forward", "backward", "optimizer")  # of a step
-WARMUP = 3  # first steps that the steady rate leaves out: kernels are chosen and state is allocated in them
+WARMUP = 3  # first steps, which the steady rate leaves out: they choose kernels and allocate state
 
 
 class Diverged(Exception):
-    """The loss or its gradient is not finite any more; training on is pointless."""
+    """The loss or the norm of its gradient is not finite."""
 
     def __init__(self, step: int, what: str, value: float):
         super().__init__(f"The {what} became {value} at step {step}; a lower lr or stronger clipping may help.")
@@ -51,8 +51,8 @@ class Diverged(Exception):
 class SoFar:
     """What the loop has measured by the end of a step; a checkpoint keeps it.
 
-    seconds, laps, raw: of each step; padded, supervised: tokens of all; resumed_at, compiling: as
-    resumed_at and compile_seconds in harness.record.Train.
+    seconds, laps, raw: of each step. padded, supervised: tokens of all steps. resumed_at, compiling: as resumed_at and
+    compile_seconds in harness.record.Train.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -82,12 +82,13 @@ def train(
     checkpoints: Checkpoints | None = None,
     compiled: Callable[[], float] | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
-    """Take one optimizer step for each list of micro-batches in `steps`; raises Diverged.
+    """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
     settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
-    validate: gives the validation loss; called at intervals and after the last step.
-    checkpoints: where training goes on from, and is saved to at their intervals and after the last step.
-    compiled: gives the seconds that were spent compiling so far, if the model is compiled.
+    validate: returns the validation loss; called at intervals and after the last step.
+    report: called with each step's number, loss, learning rate, norm and pace.
+    checkpoints: training resumes from them, and saves at their interval and after the last step.
+    compiled: returns the seconds spent compiling so far, if the model is compiled.
     """
     total = settings["max_steps"]
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
@@ -97,7 +98,7 @@ def train(
         done.resumed_at.append(done.steps)
     before = done.steps
     if len(set(gather_object([before]))) > 1:
-        raise RuntimeError("Not every device could go on from the checkpoint.")
+        raise RuntimeError("Not every device could resume from the checkpoint.")
     order = hashlib.sha256()
     stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
 
@@ -173,25 +174,26 @@ def take_step(
     accelerator: Accelerator,
     lap: Callable[[str], None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One optimizer step over micro-batches on the device; returns its loss and the norm of its gradient, unclipped.
+    """Take one optimizer step over micro-batches on the device. Returns its loss and its gradient's unclipped norm.
 
-    The norm is None where no gradient is left by the end of the backward pass. The loss is the mean over the supervised
-    tokens of the whole step, so that a batch split into micro-batches gives the gradient of the batch. Of several
-    processes each returns a loss whose mean over them is the step's: so their gradients, of which accelerate takes the
-    mean, are the batch's too. lap is told each of PARTS as it ends.
+    The norm is None if no gradient is left after the backward pass. The loss is the mean over the supervised tokens of
+    the whole step, so that micro-batches give the gradient of the batch. With several processes, the mean of their
+    losses is the step's loss, and the mean of their gradients, which accelerate takes, is the batch's gradient.
+
+    lap: called with each of PARTS as it ends.
     """
     supervised = sum(batch.supervised for batch in micro) / accelerator.num_processes
     mine = own(micro, accelerator)
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(mine, start=1):
-        with accelerator.no_sync(model) if number < len(mine) else nullcontext():  # added up once, with the last
+        with accelerator.no_sync(model) if number < len(mine) else nullcontext():  # all-reduced once, with the last
             with accelerator.autocast():
                 loss = summed_loss(model, batch) / supervised
             lap("forward")
             accelerator.backward(loss)
         total += loss.detach()
         lap("backward")
-    # All parameters, not only the trainable: the frozen have no gradient, and this list needs no upkeep.
+    # All parameters: frozen ones have no gradient, and this needs no list of the trainable.
     held = [p for p in model.parameters() if p.grad is not None]
     norm = accelerator.clip_grad_norm_(held, max_grad_norm or math.inf) if held else None
     optimizer.step()
@@ -201,7 +203,7 @@ def take_step(
 
 
 def own(micro: list[Batch], accelerator: Accelerator) -> list[Batch]:
-    """Those of a step's micro-batches that this process takes."""
+    """This process's part of a step's micro-batches."""
     return micro[accelerator.process_index :: accelerator.num_processes]
 
 
@@ -220,7 +222,7 @@ def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
         layout = {"position_ids": batch.position_ids}
     else:
         layout = {"attention_mask": batch.attention_mask}
-    keep = batch.keep - batch.input_ids.shape[1]  # from the end: a method may put tokens of its own before the first
+    keep = batch.keep - batch.input_ids.shape[1]  # from the end: a method may prepend virtual tokens
     with attention.end_to_end(model, batch.lengths):
         return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep, **layout).logits
 
@@ -237,7 +239,7 @@ def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator
 
 
 def warmup_cosine(total: int, ratio: float) -> Callable[[int], float]:
-    """Factor of the learning rate at step i, from 0: linear rise over `ratio` of the steps, then half a cosine to 0."""
+    """Factor of the learning rate at step i, from 0: linear warm-up over `ratio` of the steps, then half a cosine."""
     rise = round(total * ratio)
 
     def factor(i: int) -> float:

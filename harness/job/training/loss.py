@@ -1,7 +1,7 @@
-"""The cross-entropy of a head's products, chunk by chunk: the logits of a batch are never all in memory.
+"""Cross-entropy of the head's logits, chunk by chunk: the logits of a batch are never all in memory.
 
-The loss is taken inside the head's own forward pass, where its weights are whole even if the model is sharded, and its
-gradients are computed beside it: each product is done once, and nothing of a chunk's size waits for the backward pass.
+The loss is computed inside the head's forward pass, where its weights are whole even if the model is sharded. Its
+gradients are computed with it, so each product is done once, and no chunk is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chu
 
 
 def enable(model: nn.Module, kernels: str | None = None) -> str:
-    """Have the loss of `model` taken chunk by chunk; for the record "on: " and by what, or "off: " and why not.
+    """Compute the loss of `model` chunk by chunk. Returns "on: " and the kernel, or "off: " and the reason.
 
-    To be called under the autocast that it will be trained under.
-    kernels: whose chunks are to be planned for, ``cpu`` or ``cuda``, always ours; null to train, in those of the device
-        that computes them, or by Liger.
+    Call it under the autocast that training uses.
+    kernels: for a prediction, the device whose chunk size applies, ``cpu`` or ``cuda``, with our kernel; null to train,
+        with the size of the device, or with Liger.
     """
     if kernels is not None:
         return attach(model, functools.partial(chunked, size=CHUNK[kernels]), "chunked")
@@ -42,7 +42,7 @@ def enable(model: nn.Module, kernels: str | None = None) -> str:
 
 
 def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
-    """As `enable`, by `kernel`: where the logits are nothing but the products of a linear head, as they are."""
+    """As `enable`, with `kernel`, if the logits are the unchanged products of a linear head."""
     net = inner(model)
     head = net.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
@@ -66,9 +66,9 @@ def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
 
 @contextmanager
 def at_head(model: nn.Module, targets: Tensor) -> Iterator[bool]:
-    """A context in which `model` returns, as its logits, their cross-entropy in nats summed over `targets` (rows, k).
+    """A context in which `model` returns as logits their cross-entropy in nats, summed over `targets` (rows, k).
 
-    Yields whether it does: it must have been enabled.
+    Yields whether it does so: only an enabled model does.
     """
     head = inner(model).get_output_embeddings()
     kernel: Kernel | None = getattr(head, "fused_loss", None)
@@ -95,9 +95,8 @@ def _forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[N
 def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
     """Cross-entropy in nats, summed over `targets` (rows,), of the logits ``hidden @ weight.T + bias``.
 
-    weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are multiplied in the dtype of
-    autocast, where it is on, and their softmax is taken in fp32. size: bytes of a chunk's logits in fp32 (null: that of
-    the device).
+    weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are computed in the dtype of
+    autocast, if it is on, and their softmax in fp32. size: bytes of a chunk's logits in fp32 (null: the device's).
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -127,7 +126,7 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
         weight, hidden, bias = (gradient if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients)
-        del ctx.gradients  # a loss that is still held must not hold them too
+        del ctx.gradients  # the loss may outlive them
         return weight, hidden, None, bias, None, None
 
 
@@ -140,7 +139,7 @@ def _walk(
     rows: int,
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss, and its gradients by weight, hidden and bias; None those of the arguments not `wanted`."""
+    """The summed loss, and its gradients by weight, hidden and bias; None for arguments that are not `wanted`."""
     by_weight, by_hidden, _, by_bias, *_ = wanted
     cast, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
     loss = torch.zeros((), device=hidden.device)
@@ -153,7 +152,7 @@ def _walk(
         loss -= logs.gather(1, answers)[:, 0].where(counted, 0.0).sum()
         if not any(wanted):
             continue
-        # By the logits: what each token was given, less 1 for the answer
+        # The gradient by the logits: each token's probability, less 1 for the answer.
         gradient = logs.exp_().scatter_add_(1, answers, torch.full_like(answers, -1, dtype=logs.dtype)).to(dtype)
         del logs
         counted = counted[:, None].to(dtype)
@@ -172,7 +171,7 @@ def _walk(
 
 
 def _added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """The product of `a` and `b` added to the `total` of those before, if any, in fp32."""
+    """`total`, if there is one, plus the product of `a` and `b`; sums are in fp32."""
     if total is None:
         return a @ b
     if a.dtype is torch.float32:

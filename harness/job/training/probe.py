@@ -1,6 +1,6 @@
-"""Two optimizer steps (of an untuned model: one forward pass) for their memory and FLOPs alone, apart from timed ones.
+"""Probes the memory and FLOPs of two optimizer steps (of an untuned model: one forward pass), apart from timed steps.
 
-A run takes them on its real model before it trains; a plan takes the same step on tensors without storage.
+A run probes its real model before it trains; a prediction probes tensors without storage.
 """
 
 from __future__ import annotations
@@ -37,20 +37,19 @@ def steps(
     live: LiveBytes,
     count: int = 2,
 ) -> Probe:
-    """What `count` steps on the micro-batches `micro` take.
+    """Probe `count` steps on the micro-batches `micro`.
 
-    added: ids of the parameters that are adapters. The first step makes the optimizer's state (GaLore decomposes its
-    gradients in it), the second has it from the start; the peak is over both.
+    added: ids of the parameters that are adapters. The first step creates the optimizer's state (GaLore decomposes its
+    gradients in it), the second starts with it; the peak is over both.
 
-    The steps are taken at learning rate 0 with an optimizer of their own: the weights stay as they are to the bit. What
-    is decomposed by singular values is so in form alone, but for the first matrix of each shape on CUDA.
+    The steps have learning rate 0 and an optimizer of their own, so the weights stay the same to the bit. Singular
+    value decompositions only allocate their results, except for the first matrix of each shape on CUDA.
 
-    Of several processes each tells of itself. With the whole model in each, gradients stay in the buckets that they are
-    added up in; of a sharded model, weights that are whole for a layer's time count as weights, and whole gradients on
-    their way to be shared out as activations.
+    Each of several processes probes itself. Under DDP gradients stay in the all-reduce buckets. Of a sharded model,
+    gathered weights count as weights, and whole gradients before they are scattered as activations.
     """
     plain = accelerator.unwrap_model(model)
-    # Before the optimizer is there, for it may use up each gradient as soon as it is there.
+    # Hooks come before the optimizer, which may use up each gradient at once.
     trainable = [p for p in plain.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradients")) for p in trainable]
     hooks += _show_gathered(plain, added, live)
@@ -62,7 +61,7 @@ def steps(
     def after(part: str) -> None:
         nonlocal gradients
         if part == "backward":
-            live.see([p.grad for p in trainable], "gradients")  # where they lie now, if they were brought together
+            live.see([p.grad for p in trainable], "gradients")  # in their present storages, which buckets may share
             gradients = live.now_by_kind.gradients
             live.mark("optimizer")
 
@@ -90,7 +89,7 @@ def steps(
 
 @torch.no_grad()
 def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes) -> Probe:
-    """What one pass without gradients over `batch` takes, its loss included."""
+    """Probe one forward pass without gradients over `batch`, its loss included."""
     model.eval()
     with live:
         see_weights(model, set(), live)
@@ -101,16 +100,16 @@ def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: Live
 
 
 class _Undecomposed:
-    """Gives unit matrices for the factors of a singular value decomposition, which for a large model takes minutes.
+    """Returns unit matrices as the factors of a singular value decomposition, which takes minutes for a large model.
 
-    They take what the factors take, and are orthonormal as those are. What a decomposition takes beside them and frees
-    again is counted by `live`: on CUDA torch's copies and cuSOLVER's workspace, as the allocator's peak tells in one
-    real decomposition of each shape; elsewhere torch's copy of the matrix, but not LAPACK's workspace.
+    They are as large as the factors, and orthonormal. `live` counts what a decomposition allocates and frees beside
+    them: on CUDA torch's copies and cuSOLVER's workspace, measured by the allocator in one real decomposition of each
+    shape; elsewhere torch's copy of the matrix, but not LAPACK's workspace.
     """
 
     def __init__(self, live: LiveBytes):
         self._live = live
-        self._taken: dict[tuple[torch.Size, torch.dtype], int] = {}  # bytes at most in a decomposition
+        self._taken: dict[tuple[torch.Size, torch.dtype], int] = {}  # peak bytes of a decomposition
 
     def __call__(self, matrix: Tensor, *how: Any, **which: Any) -> tuple[Tensor, Tensor, Tensor]:
         factors = SVD(matrix.to("meta"), *how, **which)
@@ -127,9 +126,9 @@ class _Undecomposed:
 
 
 def _allocated_by(operation: Callable[[], Any]) -> int:
-    """The most bytes that CUDA's allocator had handed out in `operation` beyond those before.
+    """Peak bytes that CUDA's allocator handed out in `operation`, above those before.
 
-    0 where it had more at some time before, in this phase: then they are below the phase's peak.
+    0 if the phase had a higher peak before: then the operation does not raise it.
     """
     before, highest = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     operation()
@@ -138,7 +137,7 @@ def _allocated_by(operation: Callable[[], Any]) -> int:
 
 
 def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
-    """Show `live` all parameters and buffers, those of the ids `added` as adapters."""
+    """Count all parameters and buffers in `live`, those of the ids `added` as adapters."""
     for parameter in model.parameters():
         live.see(list(_tensors(parameter)), "adapters" if id(parameter) in added else "weights")
     live.see(list(model.buffers()), "weights")
@@ -146,32 +145,32 @@ def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
         for state in quant_states(module):
             live.see([value for value in vars(state).values() if isinstance(value, Tensor)], "weights")
     states = [module.state for module in model.modules() if isinstance(module, Linear8bitLt)]
-    live.see([state.SCB for state in states if state.SCB is not None], "weights")  # there from the first pass on
+    live.see([state.SCB for state in states if state.SCB is not None], "weights")  # they exist from the first pass on
 
 
 def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[RemovableHandle]:
-    """Have `live` shown the weights of each part of a sharded `model` as they are gathered for it."""
+    """Count in `live` the weights of each part of a sharded `model` as they are gathered."""
     kinds = {name: "adapters" if id(p) in added else "weights" for name, p in model.named_parameters()}
 
     def show(prefix: str, part: nn.Module) -> None:
         for name, p in part.named_parameters(prefix):
-            live.see(p, kinds.get(name, "weights"))  # a tied one has another name
+            live.see(p, kinds.get(name, "weights"))  # a tied parameter has another name
 
     parts = [(name, part) for name, part in model.named_modules() if isinstance(part, FSDPModule)]
     return [part.register_forward_pre_hook(lambda part, _, name=name: show(name, part)) for name, part in parts]
 
 
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
-    """The parameter, and the scales of an 8-bit one."""
+    """The parameter, and its scales if it is in 8 bits."""
     yield parameter
     if (scales := getattr(parameter, "SCB", None)) is not None:
         yield scales
 
 
 def quant_states(of: Tensor | nn.Module) -> Iterator[QuantState]:
-    """What bitsandbytes keeps beside a 4-bit parameter, and with double quantisation what it keeps beside that.
+    """The quantisation state of a 4-bit parameter or layer, and with double quantisation the state of that.
 
-    Its layer keeps the same: of a sharded parameter it alone.
+    Of a sharded parameter only the layer has it.
     """
     state = getattr(of, "quant_state", None)
     while state is not None:

@@ -245,16 +245,16 @@ def intrude(folder: Path) -> None:
 
 
 DAMAGES = {
-    "torn state": (lambda c: os.truncate(c / "state.pt", 1000), "it is torn"),
-    "a flipped bit": (lambda c: flip(c / "parameters.pt"), "it is torn"),
+    "torn state": (lambda c: os.truncate(c / "state.pt", 1000), "its files do not match their hashes"),
+    "a flipped bit": (lambda c: flip(c / "parameters.pt"), "its files do not match their hashes"),
     "a missing file": (lambda c: (c / "parameters.pt").unlink(), "it can't be read"),
     "no words": (lambda c: (c / "about.json").write_text("{"), "it can't be read"),
     "no object": (lambda c: (c / "about.json").write_text("[]"), "it can't be read"),
-    "another version": (lambda c: rehash(c, format=0), "it is of another version of the harness"),
-    "elsewhere": (lambda c: rehash(c, of={"threads": 64}), "not the same are batch_size, cell, cpu, "),
+    "another version": (lambda c: rehash(c, format=0), "another version of the harness wrote it"),
+    "elsewhere": (lambda c: rehash(c, of={"threads": 64}), "it differs in batch_size, cell, cpu, "),
     "other code": (
         lambda c: rehash(c, of=json.loads((c / "about.json").read_text())["of"] | {"harness": "0"}),
-        "not the same are harness.",
+        "it differs in harness.",
     ),
     "code": (intrude, "it can't be read"),
 }
@@ -267,7 +267,7 @@ def test_a_checkpoint_that_is_not_right_is_ignored_with_a_sentence(broken, tmp_p
     shutil.copytree(folder, tmp_path / "broken")
     damage(tmp_path / "broken" / "checkpoints" / "step-2")
     record = go(tmp_path / "broken", whole.cell)
-    assert f"The checkpoint step-2 is not gone on from: {why}" in capfd.readouterr().err
+    assert f"The checkpoint step-2 is not used: {why}" in capfd.readouterr().err
     same(record, whole)
     assert record.train.resumed_at == []
     assert not (tmp_path / "intruded").exists()
@@ -276,7 +276,7 @@ def test_a_checkpoint_that_is_not_right_is_ignored_with_a_sentence(broken, tmp_p
 def test_a_checkpoint_of_other_settings_is_ignored(broken, tmp_path, capfd):
     shutil.copytree(broken[0], tmp_path / "broken")
     record = go(tmp_path / "broken", short("method=lora", "lr=0.02"))
-    assert "step-2 is not gone on from: not the same are cell." in capfd.readouterr().err
+    assert "step-2 is not used: it differs in cell." in capfd.readouterr().err
     assert record.train.resumed_at == []
 
 
@@ -314,7 +314,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on(tmp_path,
             go(tmp_path / "broken", cell, 2, report)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert "No checkpoint could be made of step 4 (" in capfd.readouterr().err
+    assert "The checkpoint of step 4 was not saved (" in capfd.readouterr().err
     same(go(tmp_path / "broken", cell), whole)
 
 
@@ -337,7 +337,7 @@ def test_an_optimizer_whose_state_is_code_is_not_saved(tmp_path, monkeypatch, ca
     monkeypatch.setattr(checkpoints, "PROJECTORS", [])  # as if GaLore's were not known
     record = go(tmp_path, short("method=galore"))
     assert record.status == "ok"
-    assert "GaLoreProjector, which can't be read back safely); training goes on" in capfd.readouterr().err
+    assert "GaLoreProjector, which can't be read back safely); training continues" in capfd.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
 
 
