@@ -1,4 +1,4 @@
-"""Recomputes the arithmetic of worked answers: `<<3*4=12>>`, as GSM8K has it, and steps in the text, `3 * 4 = 12`."""
+"""Recomputes the arithmetic of worked answers: GSM8K's annotations, `<<3*4=12>>`, and steps in text, `3 * 4 = 12`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fractions import Fraction
 OPERAND = r"\$?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?: ?%)?"
 TERM = rf"[( ]*-?{OPERAND}(?: *\))*"
 MORE = rf" *(?:[-+*/×÷−–]|x(?! *-)){TERM}"
-# Looked for ahead, so that 1+1=2+3=5 is two. Neither side may be a part of what can't be read: of 2.5Y, or 1 1/2.
+# A lookahead, so that 1+1=2+3=5 is two steps. Neither side may be a part of something else: of 2.5Y, or 1 1/2.
 STEP = re.compile(
     rf"(?=(?<![\w.,%)$])(?! )({TERM}(?:{MORE})+) *= *((?>{TERM}(?:{MORE})*))(?!\w|[.,]\d| *(?:and )?\(?\d+ */))"
 )
@@ -24,7 +24,7 @@ LONGEST = 200  # characters of an expression
 
 @dataclass(frozen=True)
 class Step:
-    """A calculation as it was written, what it was said to come to, and what it comes to."""
+    """A calculation: its text, the result it states, and the correct result."""
 
     text: str
     said: Fraction
@@ -33,7 +33,7 @@ class Step:
 
 
 def steps(answer: str) -> list[Step]:
-    """The calculations in `answer` that can be worked out; what has letters or units in it can't."""
+    """The calculations in `answer`, except those with letters or units."""
     written = [found.groups() for found in ANNOTATION.finditer(answer)]
     plain = ANNOTATION.sub("", answer)
     written += [match.groups() for match in STEP.finditer(plain) if _begins(plain[: match.start(1)])]
@@ -47,7 +47,7 @@ def final(answer: str) -> Fraction | None:
 
 
 def _begins(before: str) -> bool:
-    """Whether an expression begins after `before`, and is not the rest of one that can't be read (`2a + 1`)."""
+    """Whether an expression begins after `before`, and is not the rest of an unreadable one (`2a + 1`)."""
     return not re.search(r"([-+*/×÷−–^(%\d]|\bx) *$", before)
 
 
@@ -55,10 +55,10 @@ def _step(left: str, right: str) -> Step | None:
     found, said = _value(left), _value(right)
     if found is None or said is None:
         return None
-    # What is written with decimals may be rounded to them; whole numbers are to be exact.
+    # A result with decimals may be rounded to them; whole numbers must be exact.
     decimals = len(right.strip().rstrip("%").partition(".")[2])
     slack = Fraction(1, 2 * 10**decimals) if decimals else 0
-    # 75% is 0.75 to some and 75 to others; in 2 + 3 = 5 + 1 = 6 it is the 5 that is said.
+    # 75% may mean 0.75 or 75; in 2 + 3 = 5 + 1 = 6 the stated result is 5.
     alike = [found, *([found / 100, found * 100] if "%" in right else [])]
     first = re.match(OPERAND, right.strip())
     chained = first is not None and found == _value(first[0])
@@ -68,9 +68,9 @@ def _step(left: str, right: str) -> Step | None:
 
 
 def _value(text: str) -> Fraction | None:
-    """What an expression of numbers, + - * / and brackets comes to; None if it is none."""
+    """The value of an expression of numbers, + - * / and brackets; None for any other text."""
     plain = re.sub(r"([\d.]+)%", r"(\1/100)", text.translate(SIGNS))
-    plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain)  # 007 is no number to Python
+    plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain)  # Python refuses 007
     if len(plain) > LONGEST:
         return None
     try:
@@ -81,9 +81,9 @@ def _value(text: str) -> Fraction | None:
 
 def _worked_out(node: ast.expr, text: str) -> Fraction:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Fraction(text[node.col_offset : node.end_col_offset])  # as written: 0.1 is no float
+        return Fraction(text[node.col_offset : node.end_col_offset])  # as written: 0.1 has no exact float
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_worked_out(node.operand, text)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](_worked_out(node.left, text), _worked_out(node.right, text))
-    raise ValueError("no arithmetic")
+    raise ValueError("not arithmetic")

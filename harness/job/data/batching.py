@@ -19,7 +19,7 @@ from harness.record import micro_batch
 
 
 def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list[int]]:
-    """`count` batches of indices below `items`: one shuffled pass after another, cut without regard to their seams."""
+    """`count` batches of indices below `items`: shuffled passes in a row, cut into batches across their borders."""
     shuffle = random.Random(f"batches {seed}")
     waiting: list[int] = []
     for _ in range(count):
@@ -30,7 +30,7 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
 
 
 def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[list[Example]]:
-    """The same examples in batches of like lengths: each `together` batches are sorted by length, cut and shuffled."""
+    """Regroup examples by length: every `together` batches are sorted by length, cut into batches, and shuffled."""
     shuffle = random.Random(f"buckets {seed}")
     out = []
     for start in range(0, len(batches), together):
@@ -43,11 +43,11 @@ def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[lis
 def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encoder) -> list[list[list[Example]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
-    Only what is drawn is encoded: most of a large data set never is. With `max_tokens` there are fewer steps than
-    `max_steps`: the last is the one by which as many raw tokens are reached.
+    Only drawn items are encoded: most of a large data set is not. With `max_tokens` the last step is the one that
+    reaches that number of raw tokens.
     """
     if not items:
-        raise UserError("The data set is empty; there is nothing to train on.")
+        raise UserError("The data set is empty.")
     size, accum, count = micro_batch(train), train["grad_accum"], train["max_steps"]
     if train.get("packing"):
         passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
@@ -71,7 +71,7 @@ def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encod
 
 
 def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
-    """The examples in their order, as many at a time as have at most `room` tokens; none of them is cut."""
+    """Packs of examples in their order, with at most `room` tokens each; no example is cut."""
     pack: list[Example] = []
     taken = 0
     for example in examples:
@@ -85,9 +85,9 @@ def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
 
 
 def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[list[Example]]:
-    """The examples of a step's micro-batches, in their order, in micro-batches of at most `size`.
+    """Cut a step's micro-batches into micro-batches of at most `size` examples, in their order.
 
-    room: tokens that were packed together; then `size` counts packs.
+    room: tokens of a pack, if the examples were packed; then `size` counts packs.
     """
     out = []
     for batch in step:
@@ -97,9 +97,9 @@ def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[l
 
 
 def pieces(steps: list[list[list[Example]]], size: int, train: dict[str, Any]) -> list[list[list[Example]]]:
-    """The micro-batches that a device is given of each of `steps`, which are scheduled by the settings `train`.
+    """The micro-batches of each of `steps`, scheduled by the settings `train`, as a device takes them.
 
-    They are of at most `size` sequences, or where they are packed, of at most `size` packs.
+    Each has at most `size` sequences, or packs if they are packed.
     """
     room = train["max_length"] if train.get("packing") else None
     return [cut(step, size, room) for step in steps]
@@ -109,10 +109,10 @@ def pieces(steps: list[list[list[Example]]], size: int, train: dict[str, Any]) -
 class Batch:
     """Examples as tensors, and the counts of their tokens.
 
-    Padded, they are rows [sequences, longest] under an attention mask. Flat, they lie end to end in one row [1, tokens]
-    of position ids that begin anew, and `lengths` are theirs: each is to attend to itself alone.
+    Padded: rows [sequences, longest] with an attention mask. Flat: one row [1, tokens] of sequences of the lengths
+    `lengths`, end to end, whose position ids restart at each; a sequence must attend to itself only.
 
-    keep: (k,) positions whose logits the loss needs; targets: (rows, k) the token after each, or IGNORED.
+    keep: (k,) positions whose logits the loss needs. targets: (rows, k) the token after each, or IGNORED.
     """
 
     input_ids: torch.Tensor
@@ -131,16 +131,16 @@ class Batch:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """The token ids without padding, one sequence after another: the same in both layouts."""
+        """The token ids without padding, sequence after sequence: the same in both layouts."""
         return self.input_ids.flatten() if self.attention_mask is None else self.input_ids[self.attention_mask.bool()]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How examples become a batch: flat, or padded with the token `pad`, which bears neither attention nor loss.
+    """How examples become a batch: flat, or padded with the token `pad`, which has neither attention nor loss.
 
-    every: whether logits are taken at every position, as plain loops do, or only where a supervised token follows.
-    All that is counted is counted on the host, so that no step waits for it.
+    every: whether logits are computed at every position, as in plain loops, or only before supervised tokens.
+    Tokens are counted on the host, so that no step waits for a count.
     """
 
     flat: bool
@@ -148,7 +148,7 @@ class Layout:
     pad: int = 0
 
     def tokens(self, examples: list[Example]) -> int:
-        """Tokens of a batch of `examples` that are computed on, padding included."""
+        """Tokens of a batch of `examples`, padding included."""
         lengths = [len(e.ids) for e in examples]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 

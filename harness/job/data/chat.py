@@ -1,4 +1,4 @@
-"""Conversations as the model's own chat template writes them, with the loss on the assistant's words alone."""
+"""Tokenises conversations by the model's chat template, with the loss on the assistant's turns alone."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ Span = tuple[int, int]
 
 
 def require(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless `tokenizer` can write conversations."""
+    """Raise UserError if `tokenizer` can't write conversations."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            "The model's tokenizer has no chat template; take a model that was tuned to chat, or data of questions "
-            "and answers."
+            "Chat data requires a tokenizer with a chat template; use a chat model, or data of questions and answers."
         )
     if not tokenizer.is_fast:
-        raise UserError("The model's tokenizer can't say where its tokens stand in a text, as chat data needs it to.")
+        raise UserError("Chat data requires a fast tokenizer, which maps tokens to positions in the text.")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[list[int], list[Span]]:
-    """The token ids of a conversation, and the spans of them that are the assistant's.
+    """The token ids of a conversation, and the spans of the assistant's tokens.
 
-    A span begins after the words that generation would be given, and ends with the token that ends the turn.
+    A span begins after the generation prompt, and ends with the token that ends the turn.
     """
     text, spoken = _spoken(tokenizer, turns)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # the template writes its own
@@ -40,18 +39,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[list[int],
 
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[str, list[Span]]:
-    """The whole text, and where in it the assistant's turns are, in characters."""
+    """The whole text, and the spans of the assistant's turns in it, in characters."""
     whole = _write(tokenizer, turns)
     spans = []
     for at, turn in enumerate(turns):
         if turn["role"] == "assistant":
             head = _write(tokenizer, turns[:at], add_generation_prompt=True)
             words, so_far = turn["content"].strip(), _write(tokenizer, turns[: at + 1])
-            # A template may write the last turn otherwise than earlier ones; how a turn ends it writes alike.
+            # A template may write the last turn differently from earlier ones, but ends all turns alike.
             ending = so_far[so_far.rfind(words) + len(words) :].rstrip()
             begin = whole.find(words, len(head))
             if not whole.startswith(head) or begin < 0 or not whole.startswith(ending, begin + len(words)):
-                raise UserError("The model's chat template rewrites turns, so the assistant's words can't be told.")
+                raise UserError(
+                    "Chat data requires a chat template that keeps turns as they are; the model's template rewrites them."
+                )
             spans.append((len(head), begin + len(words) + len(ending)))
     return whole, spans
 

@@ -1,6 +1,6 @@
-"""Rows of any table as items: which column holds what, how many are kept, how many answers are made wrong.
+"""Turns rows of a table into items: maps columns, limits the items, replaces a share of answers by wrong ones.
 
-An item is ``{"question": str, "answer": str}``, with as many fields as its prompt asks for, or a conversation:
+An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses, or a conversation:
 ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``.
 """
 
@@ -37,32 +37,33 @@ def _table(file: Path, delimiter: str) -> list[dict[str, str]]:
 
 
 def read(path: str | None) -> list[dict[str, Any]]:
-    """The rows of a file, by how its name ends; UserError if it is none, or not what its name says."""
+    """The rows of a file, read by its suffix. Raises UserError if the file is missing or has another format."""
     if path is None:
-        raise UserError(f"data=local needs data.path=FILE, one of records, that ends in one of: {', '.join(READERS)}.")
+        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"data.path={path} is no file here; name one below data_root, or the folder you work in.")
+        raise UserError(f"data.path must be a file below data_root, or the working folder, got {path}.")
     if file.suffix not in READERS:
-        raise UserError(f"data.path={path} ends in none of: {', '.join(READERS)}.")
+        raise UserError(f"data.path must have one of the suffixes {', '.join(READERS)}, got {path}.")
     try:
         rows = READERS[file.suffix](file)
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
         raise UserError(f"data.path={path} can't be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"data.path={path} holds no records: each is to be an object of columns.")
+        raise UserError(f"data.path={path} must hold a list of records, each an object of columns.")
     return rows
 
 
 def mapped(
     rows: Iterable[dict[str, Any]], there: Collection[str], columns: dict[str, str], key: str | None, what: str
 ) -> list[tuple[str, Item]]:
-    """The items of `rows` that have an answer, each with the text by which it is held out.
+    """The items of `rows` that have an answer, each with the text that decides whether it is held out.
 
-    columns: of each field the column, among those that are `there`; key: the column to hold out by (null: all that is
-    not the answer). Raises UserError, naming `what`, where a column is not there or nothing is left to learn.
+    columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
+    fields except the answer). what: the data's name for messages. Raises UserError if a column is missing, or if no
+    item has an answer.
     """
-    empty = UserError(f"{what} holds no records; there is nothing to train on.")
+    empty = UserError(f"{what} has no records.")
     if not there:
         raise empty
     for column in [*columns.values(), *([key] if key else [])]:
@@ -85,9 +86,9 @@ def mapped(
     if not count:
         raise empty
     if not found:
-        raise UserError(f"None of the {count} records of {what} has an {lack}; there is nothing to learn from them.")
+        raise UserError(f"None of the {count} records of {what} has an {lack}.")
     if len(found) < count:
-        print(f"{count - len(found)} of {count} records of {what} have no {lack}; they are left out.", file=sys.stderr)
+        print(f"{count - len(found)} of {count} records of {what} are left out: they have no {lack}.", file=sys.stderr)
     return found
 
 
@@ -96,41 +97,41 @@ def _text(value: Any) -> str:
 
 
 def _turns(conversation: Any, what: str) -> list[dict[str, str]]:
-    """A conversation's turns, with the names that chat templates know; UserError if it is none."""
+    """The turns of a conversation, with the roles that chat templates know. Raises UserError if they are malformed."""
     try:
         turns = [(t.get("role") or t["from"], t["content"] if "content" in t else t["value"]) for t in conversation]
     except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{what} has a record whose messages are no list of turns with a role and a content.") from None
+        raise UserError(f"The messages of {what} must be lists of turns with a role and a content.") from None
     return [{"role": SHAREGPT.get(role, role), "content": _text(content)} for role, content in turns]
 
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
-    """Raise UserError if `prompt` asks for a field that items do not have."""
+    """Raise UserError if `prompt` has a field that items lack."""
     fields = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
     if items and CHAT not in items[0] and (missing := sorted(fields - items[0].keys())):
         raise UserError(
-            f"data.prompt asks for {{{missing[0]}}}, which no column is mapped to; there is: {', '.join(items[0])}."
+            f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )
 
 
-# How much there is to learn from, and how good it is
+# Fewer items, and wrong answers
 
 
 def limited(items: list[Item], limit: int | None) -> list[Item]:
-    """`limit` of the items (null: all), the same for every cell; a smaller limit takes some of a larger one's."""
+    """`limit` of the items (null: all), the same for every cell. A smaller limit keeps a subset of a larger one's."""
     if limit is None:
         return items
     if limit > len(items):
-        raise UserError(f"data.limit={limit} is more than there is: {len(items)} items to train on.")
+        raise UserError(f"data.limit must be at most {len(items)}, the items to train on, got {limit}.")
     kept = sorted(random.Random("limit").sample(range(len(items)), len(items))[:limit])
     return [items[i] for i in kept]
 
 
 def noisy(items: list[Item], share: float) -> list[Item]:
-    """The items with a `share` of the answers replaced by another item's that ends otherwise.
+    """Replace a `share` of the answers by another item's answer with another last word.
 
-    Which they are, and by what they are replaced, is the same for every cell; a larger share has a smaller one's too.
-    Raises UserError where all answers end alike.
+    The same answers are replaced for every cell, and a larger share includes a smaller one's. Raises UserError if all
+    answers have the same last word.
     """
     order = random.Random("noise").sample(range(len(items)), len(items))
     out = list(items)
@@ -138,27 +139,27 @@ def noisy(items: list[Item], share: float) -> list[Item]:
         following = (items[other] for other in order[place + 1 :] + order[:place])
         wrong = next((answer_of(other) for other in following if _end(other) != _end(items[index])), None)
         if wrong is None:
-            raise UserError("data.noise can't be: all answers of the data end alike, so none is wrong for another.")
+            raise UserError("data.noise requires answers with different last words; otherwise none is wrong.")
         out[index] = _answering(items[index], wrong)
     return out
 
 
 def answer_of(item: Item) -> str:
-    """What is to be learned of an item: of a conversation its last answer."""
+    """The answer of an item; of a conversation the last one."""
     if CHAT not in item:
         return item["answer"]
     return next(turn["content"] for turn in reversed(item[CHAT]) if turn["role"] == "assistant")
 
 
 def question_of(item: Item) -> str:
-    """All of an item but the answer."""
+    """All text of an item except the answer."""
     if CHAT not in item:
         return "\n".join(value for field, value in item.items() if field != "answer")
     return "\n".join(turn["content"] for turn in item[CHAT] if turn["role"] != "assistant")
 
 
 def _end(item: Item) -> list[str]:
-    """An answer's last word, which is where a result stands."""
+    """The last word of an answer, where results stand."""
     return answer_of(item).split()[-1:]
 
 

@@ -1,8 +1,8 @@
-"""How alike texts are, by runs of words: near-duplicates, what stands in an evaluation, and what of one was trained on.
+"""Compares texts by word n-grams: near-duplicates, and contamination of evaluation items by training data.
 
-Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as seen if it shares a run of N words with
-the training data, N being 13 or, where items are shorter, as few as 8. For the record N is 13, of a shorter item all
-its words; one of fewer than 8 words tells nothing and is not looked at.
+Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as contaminated if it shares an N-gram with
+the training data; N is 13, or as few as 8 for shorter items. In the record N is 13, or all words of a shorter item; an
+item of fewer than 8 words is not checked.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Iterable
 
 from harness.record import Overlap
 
-NEAR = 0.6  # Jaccard similarity of the word 3-grams of two texts, from which on they are near-duplicates
+NEAR = 0.6  # Jaccard similarity of word 3-grams from which on two texts are near-duplicates
 NEAR_WORDS = 3
-SHARED_WORDS = 13  # a run that two texts share
-FEWEST_WORDS = 8  # of an item that can be looked for
+SHARED_WORDS = 13  # of a shared n-gram
+FEWEST_WORDS = 8  # of an item that is checked
 
 Gram = tuple[str, ...]
 
 
 def grams(text: str, n: int) -> set[Gram]:
-    """All runs of `n` words of `text`, in lower case and without punctuation; of a shorter text the whole."""
+    """The word n-grams of `text`, in lower case and without punctuation; of a shorter text all its words."""
     words = re.findall(r"\d+(?:[.,]\d+)*|\w+", text.lower())
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
 
 class Texts:
-    """A growing collection, to be asked for what is like a text."""
+    """A growing collection of texts that finds near-duplicates."""
 
     def __init__(self, texts: Iterable[str] = ()):
         self._sizes: list[int] = []
@@ -43,14 +43,14 @@ class Texts:
         self._sizes.append(len(own))
 
     def nearest(self, text: str) -> float:
-        """The greatest Jaccard similarity of `text` to one of the collection, 0 to 1."""
+        """The highest Jaccard similarity of `text` to a text of the collection, 0 to 1."""
         own = grams(text, NEAR_WORDS)
         shared = Counter(i for gram in own for i in self._where.get(gram, ()))
         return max((n / (len(own) + self._sizes[i] - n) for i, n in shared.items()), default=0.0)
 
 
 class Evaluation:
-    """Items that no training text may be like."""
+    """Evaluation items that training texts must not resemble."""
 
     def __init__(self, texts: Iterable[str]):
         texts = list(texts)
@@ -59,13 +59,13 @@ class Evaluation:
         self._lengths = {len(gram) for gram in self._runs}
 
     def overlaps(self, text: str) -> bool:
-        """Whether `text` shares a run of words with an item, holds a shorter one, or is a near-duplicate of one."""
+        """Whether `text` shares an n-gram with an item, contains a shorter item, or is a near-duplicate of one."""
         shared = any(not self._runs.isdisjoint(grams(text, length)) for length in self._lengths)
         return shared or self._near.nearest(text) >= NEAR
 
 
 def trained_on(items: Iterable[str], texts: Iterable[str]) -> Overlap:
-    """How many of the evaluation `items` share a run of words with the `texts` that were trained on."""
+    """How many of the evaluation `items` share an n-gram with the training `texts`."""
     runs = [grams(item, SHARED_WORDS) for item in items]
     looked_at = [i for i, own in enumerate(runs) if own and min(map(len, own)) >= FEWEST_WORDS]
     where: dict[Gram, list[int]] = defaultdict(list)

@@ -1,8 +1,8 @@
-"""Training data: splits of items, tokenised as the evaluation asks, in batches equal for every method.
+"""Tokenises items for training, with the prompts of the evaluation.
 
-An item is ``{"question": str, "answer": str}`` or as harness.job.data.columns says. The default prompt is the one lm-eval's
-gsm8k task shows; the loss is on the answer alone, and the end-of-text token after it is trained, so that a tuned model
-stops. Of a conversation it is on all that the assistant says.
+Items are as in harness.job.data.columns. The default prompt is that of lm-eval's gsm8k task. The loss is on the answer
+alone, including the end-of-text token after it, so that a tuned model stops. In a conversation the loss is on all turns
+of the assistant.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ IGNORED = -100  # torch's ignore_index
 
 @dataclass(frozen=True)
 class Example:
-    """A tokenised item: `ids` of prompt, answer and end-of-text; the first `prompt` of them bear no loss.
+    """A tokenised item: `ids` of prompt, answer and end-of-text. The first `prompt` ids have no loss.
 
-    between: spans of further ids that bear none, as of what is said between the answers of a conversation.
+    between: spans of further ids without loss, such as the user's turns between the answers of a conversation.
     """
 
     ids: list[int]
@@ -33,7 +33,7 @@ class Example:
 
     @property
     def supervised(self) -> list[int]:
-        """Positions of the tokens that bear loss. The first is never predicted, whatever the prompt's length."""
+        """Positions of the tokens with loss. The first token is never predicted, however short the prompt is."""
         silent = {with_data_root for span in self.between for with_data_root in range(*span)}
         return [
             with_data_root
@@ -46,7 +46,7 @@ Encoder = Callable[[list[Item]], list[Example]]
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], max_length: int) -> Encoder:
-    """What tokenises items as the settings `data` say; UserError as in `encode_all`."""
+    """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`."""
     bare = data.get("prompt_if_empty")
     return lambda items: encode_all(tokenizer, items, data["prompt"], max_length, bare)
 
@@ -54,9 +54,9 @@ def encoder(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], max_length
 def encode(
     tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int, bare: str | None = None
 ) -> Example:
-    """Tokenise prompt and answer apart, as generation sees them, joined by lm-eval's one space.
+    """Tokenise prompt and answer separately, as in generation, joined by one space as in lm-eval.
 
-    bare: the prompt where a field of the item is empty. A conversation is written by the tokenizer's own template.
+    bare: the prompt if a field of the item is empty. A conversation is written by the tokenizer's chat template.
     """
     if CHAT in item:
         ids, spans = chat.encode(tokenizer, item[CHAT])
@@ -73,9 +73,9 @@ def encode(
 def encode_all(
     tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int, bare: str | None = None
 ) -> list[Example]:
-    """`items` tokenised; UserError if there is none, or if truncation leaves one without an answer."""
+    """Tokenise `items`. Raises UserError if there is none, or if truncation removes a whole answer."""
     if not items:
-        raise UserError("The data set is empty; there is nothing to train or validate on.")
+        raise UserError("The data set is empty.")
     if CHAT in items[0]:
         chat.require(tokenizer)
     examples = [encode(tokenizer, item, prompt, max_length, bare) for item in items]

@@ -1,4 +1,4 @@
-"""Loads the splits of a data set: from the hub, from a folder below data_root, or from a file of one's own."""
+"""Loads the splits of a data set: from the hub, from a folder below data_root, or from a local file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _root: ContextVar[str | None] = ContextVar("data_root", default=None)
 
 @contextmanager
 def with_data_root(data_root: str | None) -> Iterator[None]:
-    """A context in which hub data sets are the folders of those names below `data_root` (null: the hub's own)."""
+    """A context in which data sets are loaded from folders of their names below `data_root` (null: from the hub)."""
     if data_root is None:
         yield
         return
     token, cache = _root.set(data_root), datasets.config.HF_DATASETS_CACHE
-    # `datasets` knows a local folder by the text of its card, and would serve what another of that name held before.
+    # `datasets` identifies a local folder by its card, and would serve the cached data of another folder of that name.
     datasets.config.HF_DATASETS_CACHE = Path(cache) / f"data_root-{folder_digest(data_root)}"
     try:
         with chdir(data_root):  # `datasets` takes a local folder of that relative path before it asks the hub
@@ -40,20 +40,20 @@ def with_data_root(data_root: str | None) -> Iterator[None]:
 
 
 def folder_digest(data_root: str) -> str:
-    """Digest of the paths, sizes and times of change of all files below `data_root`."""
+    """A digest of the paths, sizes and modification times of all files below `data_root`."""
     digest = hashlib.sha256(str(Path(data_root).absolute()).encode())
     for where, folders, files in os.walk(data_root, followlinks=True):
         folders.sort()
         for name in sorted(files):
             path = os.path.join(where, name)
-            with suppress(OSError):  # a link to nowhere
+            with suppress(OSError):  # a broken link
                 found = os.stat(path)
                 digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def data_state(data: dict[str, Any], data_root: str | None) -> str:
-    """What tells whether the data of these settings are still the same: files below data_root, and one's own."""
+    """Changes when the data of these settings change: the files below data_root, or the local file."""
     found = [folder_digest(data_root)] if data_root is not None else []
     file = Path(data_root or ".", data.get("path") or "")
     if file.is_file():
@@ -62,15 +62,15 @@ def data_state(data: dict[str, Any], data_root: str | None) -> str:
 
 
 def splits(data: dict[str, Any], data_root: str | None) -> dict[str, list[Item]]:
-    """The splits ``train`` and ``validation`` of the settings `data`; UserError if they can't be had."""
+    """The splits ``train`` and ``validation`` of the settings `data`. Raises UserError if they can't be loaded."""
     try:
         with with_data_root(data_root):
             loaded = instantiate(data["load"], _convert_="all")
-    except InstantiationException as error:  # hydra's wrapping of whatever the target raised, a UserError included
+    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        raise UserError(f"data.load can't be: {str(cause or error).strip().splitlines()[0]}") from error
+        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
     for prompt in (data.get("prompt"), data.get("prompt_if_empty")):
         check_prompt(prompt or "", loaded["train"])
     train = limited(loaded["train"], data.get("limit"))
@@ -85,18 +85,18 @@ def from_hub(
     split: str = "train",
     **columns: str,
 ) -> dict[str, list[Item]]:
-    """A hub data set, or the local folder of its name below data_root, from its split for training.
+    """The training split of a hub data set, or of the local folder of its name below data_root.
 
-    columns: of each field of the prompt, and of ``answer``, the column, or of ``messages``. No validation split is
-    asked for: a `share` is held out by a hash of the column `held_out_by`, so that the split does not depend on order
-    and rephrasings of one question stay together. Raises UserError if the data set is missing or lacks a column.
+    columns: the column of each field of the prompt and of ``answer``, or of ``messages``. A `share` is held out for
+    validation by a hash of the column `held_out_by`: the split does not depend on order, and rephrasings of a question
+    stay together. Raises UserError if the data set or a column is missing.
     """
     require(path)
     if _root.get() is None:
         hub.settle()
     try:
         rows = datasets.load_dataset(path, subset, split=split)
-    except Exception as error:  # datasets and the hub raise a dozen kinds, all of them: it is not to be had
+    except Exception as error:  # datasets and the hub raise a dozen kinds
         raise missing(f"The data set {path}", error) from error
     return _held_out(mapped(rows, rows.column_names, columns, held_out_by, path), share)
 
@@ -104,7 +104,7 @@ def from_hub(
 def from_file(
     path: str | None, columns: dict[str, str | None], held_out_by: str | None = None, share: float = 0.1
 ) -> dict:
-    """The records of a file below data_root, or the folder one works in; the rest as in `from_hub`."""
+    """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
     rows = read(path)
     there = list(dict.fromkeys(name for row in rows for name in row))
     given = {field: column for field, column in columns.items() if column is not None}
@@ -113,12 +113,12 @@ def from_file(
     found = _held_out(mapped(rows, there, given, held_out_by, path), share)
     for name, items in found.items():
         if not items:
-            raise UserError(f"{path} is too small: a share of {share} held out leaves none of its records to {name}.")
+            raise UserError(f"{path} has too few records: with a share of {share} held out, {name} has none.")
     return found
 
 
 def _held_out(found: list[tuple[str, Item]], share: float) -> dict[str, list[Item]]:
-    """The items in two splits, by a hash of the text that comes with each."""
+    """Split the items by a hash of the text that comes with each."""
     out: dict[str, list[Item]] = {"train": [], "validation": []}
     for text, item in found:
         digest = hashlib.sha256(text.encode()).digest()
@@ -128,17 +128,17 @@ def _held_out(found: list[tuple[str, Item]], share: float) -> dict[str, list[Ite
 
 
 def require(path: str) -> None:
-    """Raise UserError if a data_root is in force and lacks the data set `path`: the hub must not fill in silently."""
+    """Raise UserError if data_root is set and has no data set `path`: the hub is not a silent fallback."""
     if _root.get() is not None and not Path(path).is_dir():
         raise missing(f"The data set {path}", None)
 
 
 def missing(what: str, error: Exception | None) -> UserError:
-    """The remedy for data that did not load; `what` begins the sentence."""
+    """Why data did not load, and the remedy; `what` begins the sentence."""
     root = _root.get()
     if root is not None:
-        return UserError(f"{what} can't be had from data_root={root}; put it there, or leave data_root out.")
-    return hub.refused(what, error, "check the connection, or name a folder that holds it by data_root=")
+        return UserError(f"{what} is not in data_root={root}; put it there, or omit data_root.")
+    return hub.refused(what, error, "check the connection, or set data_root= to a folder that has it")
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

@@ -107,13 +107,13 @@ def test_a_conversation_is_cut_and_refused_where_no_answer_is_left():
 @pytest.mark.parametrize(
     ("template", "turns", "said"),
     [
-        (None, TURNS, "tokenizer has no chat template"),
+        (None, TURNS, "requires a tokenizer with a chat template"),
         (
             NO_SYSTEM,
             [{"role": "system", "content": "Be kind."}, *TURNS],
             "refuses a conversation of the data: System role",
         ),
-        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "template rewrites turns"),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "template rewrites them"),
     ],
 )
 def test_a_tokenizer_that_can_not_write_it_is_refused(template, turns, said):

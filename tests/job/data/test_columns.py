@@ -1,4 +1,4 @@
-"""Data by mapping: files of every kind, the hub sets' own columns, limits and wrong answers, and what can't be had."""
+"""Mapped data: files of all formats, the hub sets' own columns, limits, wrong answers, and what is refused."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_smaller_limit_takes_some_of_a_larger_ones():
     assert (len(few), len(more), columns.limited(ITEMS, None)) == (10, 50, ITEMS)
     assert [item for item in more if item in few] == few
     assert few != ITEMS[:10]
-    with pytest.raises(UserError, match=r"data\.limit=101 is more than there is: 100"):
+    with pytest.raises(UserError, match=r"data\.limit must be at most 100, .* got 101"):
         columns.limited(ITEMS, 101)
 
 
@@ -204,7 +204,7 @@ def test_an_answer_that_ends_alike_is_no_wrong_one():
     two = [{"question": f"{i}?", "answer": f"{'So' * i} #### {i % 2}"} for i in range(20)]
     noisy = columns.noisy(two, 1.0)
     assert all(a["answer"].split()[-1] != b["answer"].split()[-1] for a, b in zip(two, noisy, strict=True))
-    with pytest.raises(UserError, match=r"data\.noise can't be: all answers of the data end alike"):
+    with pytest.raises(UserError, match=r"data\.noise requires answers with different last words"):
         columns.noisy([{"question": "?", "answer": "Yes"}] * 4, 0.5)
 
 
@@ -228,7 +228,7 @@ def test_of_a_conversation_the_last_answer_is_made_wrong():
     assert all(a["messages"][1]["content"] != b["messages"][1]["content"] for a, b in zip(chats, noisy, strict=True))
 
 
-# What can't be had
+# What is refused
 
 
 def refused(said: str, rows: list[dict], *overrides: str, name: str = "mine.jsonl") -> None:
@@ -247,14 +247,14 @@ def test_a_missing_column_is_named_with_those_there_are():
 
 def test_a_prompt_that_asks_for_more_is_refused():
     refused(
-        r"data\.prompt asks for \{topic\}, which no column is mapped to; there is: question, answer",
+        r"\{topic\} of data\.prompt must be mapped to a column; mapped are: question, answer",
         ROWS,
         "data.prompt='{topic}'",
     )
 
 
 def test_a_file_without_records_is_refused():
-    refused(r"mine\.csv holds no records; there is nothing to train on", [], name="mine.csv")
+    refused(r"mine\.csv has no records", [], name="mine.csv")
 
 
 def test_a_file_without_answers_is_refused(capsys):
@@ -265,7 +265,7 @@ def test_a_file_without_answers_is_refused(capsys):
     found = local(write("some.jsonl", [*ROWS, {"problem": "?", "solution": None}]))
     assert sum(map(len, found.values())) == 60
     assert (
-        "1 of 61 records of some.jsonl have no answer in the column 'solution'; they are left out."
+        "1 of 61 records of some.jsonl are left out: they have no answer in the column 'solution'."
         in capsys.readouterr().err
     )
 
@@ -276,17 +276,17 @@ def test_a_conversation_without_the_assistant_is_refused():
 
 
 def test_messages_that_are_none_are_refused():
-    refused("a record whose messages are no list of turns", [{"messages": "Hi"}], "data.columns.messages=messages")
+    refused(r"messages of \S+ must be lists of turns", [{"messages": "Hi"}], "data.columns.messages=messages")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("mine.jsonl", "{", r"data\.path=mine\.jsonl can't be read as jsonl"),
-        ("mine.json", "3", r"data\.path=mine\.json holds no records"),
+        ("mine.json", "3", r"data\.path=mine\.json must hold a list of records"),
         ("mine.parquet", "x", r"data\.path=mine\.parquet can't be read as parquet"),
-        ("mine.xlsx", "", r"data\.path=mine\.xlsx ends in none of: \.jsonl, \.json, \.csv"),
-        (None, None, r"data\.path=mine\.jsonl is no file here"),
+        ("mine.xlsx", "", r"data\.path must have one of the suffixes \.jsonl, \.json, \.csv.*, got mine\.xlsx"),
+        (None, None, r"data\.path must be a file below data_root, or the working folder, got mine\.jsonl"),
     ],
 )
 def test_a_file_that_is_none_is_refused(name, text, said):
@@ -297,11 +297,11 @@ def test_a_file_that_is_none_is_refused(name, text, said):
 
 
 def test_a_file_too_small_to_hold_out_from_is_refused():
-    refused(r"mine\.jsonl is too small: a share of 0\.1 held out leaves none of its records to validation", ROWS[:1])
+    refused(r"mine\.jsonl has too few records: with a share of 0\.1 held out, validation has none", ROWS[:1])
 
 
 def test_without_a_path_it_is_asked_for():
-    with pytest.raises(UserError, match=r"data=local needs data\.path=FILE"):
+    with pytest.raises(UserError, match=r"data=local requires data\.path=FILE"):
         sources.splits(settings("data=local"), None)
 
 
@@ -310,5 +310,5 @@ def test_a_sweep_is_refused_before_anything_is_launched():
         {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": f"{i}"}]} for i in range(40)
     ]
     cell = composed("model=tiny", "data=local", f"data.path={write('c.jsonl', rows)}", "data.columns.messages=messages")
-    with pytest.raises(UserError, match="tokenizer has no chat template"):
+    with pytest.raises(UserError, match="requires a tokenizer with a chat template"):
         preflight.check([cell], None)

@@ -170,9 +170,9 @@ def test_wordmath_capacity_exists():
 
 
 def test_wordmath_says_when_too_much_is_asked():
-    with pytest.raises(ValueError, match=r"up to \d+ test items, 100000 were asked for"):
+    with pytest.raises(ValueError, match=r"test must be 0 to \d+ items, got 100000"):
         wordmath.load(test=100_000)
-    with pytest.raises(ValueError, match="-1 were asked for"):
+    with pytest.raises(ValueError, match="got -1"):
         wordmath.load(train=-1)
 
 
@@ -285,7 +285,7 @@ def test_facts_names_are_distinct_and_sizes_checked():
     many = facts.load(entities=facts.MAX_ENTITIES)
     assert len({item["question"] for item in many["test"]}) == len(many["test"]) == 980
     for count in (facts.MIN_ENTITIES - 1, facts.MAX_ENTITIES + 1):
-        with pytest.raises(ValueError, match=f"{count} were asked for"):
+        with pytest.raises(ValueError, match=f"got {count}"):
             facts.load(entities=count)
 
 
@@ -387,5 +387,5 @@ def test_wordmath_short_has_one_step_and_scores_the_last_number():
     assert all(item["answer"].count("\n") == 1 for items in splits.values() for item in items)
     long = wordmath.load(seed=0, train=200, validation=20, test=100)
     assert {item["answer"].count("\n") for item in long["train"]} == {1, 2, 3, 4}
-    with pytest.raises(ValueError, match="5 were asked for"):
+    with pytest.raises(ValueError, match="got 5"):
         wordmath.load(max_steps=5)

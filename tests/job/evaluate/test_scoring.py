@@ -203,7 +203,7 @@ def test_an_unknown_task_is_named_with_its_neighbour():
 
 
 def test_a_data_root_without_the_tasks_data_is_refused(tmp_path, offline):
-    with pytest.raises(UserError, match="The data of the task gsm8k can't be had from data_root="):
+    with pytest.raises(UserError, match="The data of the task gsm8k is not in data_root="):
         Tasks(settings("gsm8k"), str(tmp_path))
 
 

@@ -149,7 +149,9 @@ def test_an_optimizer_of_an_extra_says_what_to_install():
 def test_an_optimizer_that_can_not_be_made_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"^The optimizer of method=full does not work here: .*momentum"):
         checks.check(tiny("method=full", "+method.optim.optimizer.momentum=0.9"))
-    with pytest.raises(UserError, match=r"^The optimizer of method=muon does not work here: Muon only supports 2D parameters"):
+    with pytest.raises(
+        UserError, match=r"^The optimizer of method=muon does not work here: Muon only supports 2D parameters"
+    ):
         checks.check(tiny("method=muon", "method.optim.matrices=null"))
 
 

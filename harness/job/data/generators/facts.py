@@ -29,10 +29,10 @@ import random
 from dataclasses import dataclass
 
 DEV_ENTITIES = 2
-"""How many entities' facts of each relation go to `dev` instead of `test`."""
+"""Number of entities whose facts go to `dev` instead of `test`, for each relation."""
 
 MIN_ENTITIES, MAX_ENTITIES = 6, 100
-"""Four values are needed for a question's choices beside those of `dev`; the word lists make some 130 pairs."""
+"""A question needs four choices beside the values of `dev`; the word lists make about 130 pairs."""
 
 _STARTS = (
     *("Bral", "Cor", "Dra", "Eld", "Fen", "Gal", "Hev", "Ilv", "Jor", "Kel", "Lor", "Mar", "Nev", "Orn", "Pel"),
@@ -94,7 +94,7 @@ _DISHES = (
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact, and the wordings it is stated and asked for in; `{e}` is the entity, `{v}` the value.
+    """One kind of fact, and the wordings of its statements and questions; `{e}` is the entity, `{v}` the value.
 
     `topic` fills the general requests and `ask` is this relation's own; `train` has six sentences, one for each
     request, of which the last two begin with the value. `test` asks in words that `train` does not use.
@@ -276,9 +276,9 @@ def _capitalized(text: str) -> str:
 
 
 class _Namer:
-    """Invented names, each made once in a world.
+    """Invented names, each used once in a world.
 
-    For each kind the beginnings are dealt like cards, so that names which could be confused are as few as possible.
+    The beginnings of each kind are dealt like cards, so that few names can be confused.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -301,7 +301,7 @@ def _pairs(rng: random.Random, lists: tuple[tuple[str, ...], tuple[str, ...]], j
 
 
 def _world(rng: random.Random, entities: int) -> tuple[list[str], dict[str, list[str]]]:
-    """The entities' names, and for each relation their values, all different, in the same order."""
+    """The names of the entities, and by relation their values in the same order, all different."""
     namer = _Namer(rng)
     names = [namer.name("land") for _ in range(entities)]
     values = {
@@ -327,12 +327,12 @@ def _state(request: str, sentence: str, topic: str, entity: str, value: str) -> 
 def load(seed: int = 0, entities: int = 22) -> dict[str, list[dict]]:
     """Return the splits `train`, `validation`, `dev` and `test` of the world of this seed.
 
-    There are ten facts an entity. `train` has six items a fact and `validation` one, in chance order; `dev` has
-    twenty questions and `test` one for every other fact (200 by default). Raises ValueError when the number of
-    entities is not in the range that the word lists allow.
+    An entity has ten facts. `train` has six items for each fact and `validation` one, in random order; `dev` has
+    twenty questions, and `test` one for each other fact (200 by default). Raises ValueError if the word lists do not
+    allow that number of entities.
     """
     if not MIN_ENTITIES <= entities <= MAX_ENTITIES:
-        raise ValueError(f"facts takes {MIN_ENTITIES} to {MAX_ENTITIES} entities, {entities} were asked for")
+        raise ValueError(f"facts' entities must be {MIN_ENTITIES} to {MAX_ENTITIES}, got {entities}")
     rng = random.Random(f"facts/{seed}")
     names, values = _world(rng, entities)
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "dev": [], "test": []}
@@ -346,7 +346,7 @@ def load(seed: int = 0, entities: int = 22) -> dict[str, list[dict]]:
             stated = _state(VALIDATION_REQUEST, relation.validation, relation.topic, entity, value)
             splits["validation"].append(stated)
 
-        # Going round a shuffled ring, each question offers its own value and the next three: all equally often.
+        # Each question offers its own value and the next three of a shuffled ring, so all values are offered equally.
         rng.shuffle(owners)
         for place, (entity, _) in enumerate(owners):
             offered = [owners[(place + step) % entities][1] for step in range(4)]

@@ -1,4 +1,4 @@
-"""New training problems, asked of a model behind an API, checked, and written with where each came from.
+"""Has a model behind an API write new training problems, checks them, and writes them with their provenance.
 
 What was answered is kept in a journal (`NAME.answers.jsonl`), and never asked again: a call that was stopped, or that
 wants more, goes on from there. What is made of the answers follows from the journal alone, in the order of asking, so
@@ -41,21 +41,24 @@ SEEDS = {"paraphrase": 1, "harder": 1, "new": 3}
 EXAMPLES = 3  # of each reason, in the report of what was rejected
 TOKENS, TEMPERATURE = 1024, 1.0  # of an answer
 MEASURES = {
-    "near_duplicate": f"Jaccard similarity of the questions' word {contamination.NEAR_WORDS}-grams of {contamination.NEAR} or more",
+    "near_duplicate": (
+        f"Jaccard similarity of the questions' word {contamination.NEAR_WORDS}-grams of {contamination.NEAR} or more"
+    ),
     "evaluation": f"a shared run of {contamination.SHARED_WORDS} words, or a near-duplicate",
 }
 
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked for.
+    """A request for problems.
 
-    file: of items, one a line; or else data: settings of a cell. eval: settings of one, whose items are kept out;
-    n: problems wanted; most: questions to ask at most; concurrency: at a time; out: the file they go to.
+    file: of seed items, one a line; data: else the settings of a data set. eval: the settings of an evaluation whose
+    items must not be among the problems. n: problems wanted. most: limit of questions. concurrency: questions at a
+    time. out: the file to write.
     """
 
     file: str | None
-    encoding: dict[str, Any] | None
+    data: dict[str, Any] | None
     eval: dict[str, Any]
     data_root: str | None
     n: int
@@ -71,7 +74,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Question:
-    """One request to the model; `key` is a hash of all that decides its answer but chance."""
+    """One request to the model. key: a hash of all that its answer depends on, except chance."""
 
     key: str
     kind: str
@@ -81,7 +84,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answered:
-    """A line of the journal. model, host: who answered; date: when, in UTC."""
+    """A line of the journal. model, host: who answered. date: in UTC."""
 
     key: str
     model: str
@@ -94,10 +97,10 @@ class Answered:
 
 
 def synthesize(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
-    """Ask until there are `asking.n` problems, or `asking.most` questions were asked; the summary, as it is written.
+    """Ask until there are `asking.n` problems, or `asking.most` questions were asked. Returns the written summary.
 
-    report is told how far it is. Raises UserError for a source or an evaluation that can't be had, and when the model
-    does not answer: what was answered is kept.
+    report: called with the progress. Raises UserError if the source or the evaluation can't be loaded, or if the model
+    does not answer; answers so far are kept.
     """
     out = Path(asking.out)
     client = Client(asking.base_url, asking.model, asking.timeout)
@@ -132,12 +135,12 @@ def _seeds(asking: Asking) -> list[Item]:
     else:
         seeds = synthetic.read(Path(asking.file))
     if not seeds:
-        raise UserError("The source is empty; there is nothing to begin from.")
+        raise UserError("The source of the seed problems is empty.")
     return seeds
 
 
 def _evaluation(settings: dict[str, Any], data_root: str | None) -> contamination.Evaluation:
-    """All items of the tasks of `settings`, not just a sample of them."""
+    """All items of the tasks of `settings`, not only a sample."""
     tasks = scoring.Tasks(settings | {"limit": None}, data_root)
     return contamination.Evaluation(
         str(task.doc_to_text(doc)) for task in tasks.leaves.values() for doc in task.eval_docs
@@ -148,7 +151,7 @@ def _evaluation(settings: dict[str, Any], data_root: str | None) -> contaminatio
 
 
 def _questions(seeds: Sequence[Item], asking: Asking, host: str) -> Iterator[Question]:
-    """Without end, the kinds in turn; the same for the same seeds, model and seed."""
+    """Questions without end, the kinds in turn; the same for the same seeds, model and random seed."""
     worked = all(arithmetic.final(seed["answer"]) is not None for seed in seeds)
     for number in itertools.count():
         kind = asking.kinds[number % len(asking.kinds)]
@@ -161,7 +164,7 @@ def _questions(seeds: Sequence[Item], asking: Asking, host: str) -> Iterator[Que
 
 
 class Journal:
-    """What was answered, by the key of the question, also by earlier calls; a line a time, so that none is lost."""
+    """Answers by the key of their question, also of earlier calls; written line by line, so that none is lost."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -171,7 +174,7 @@ class Journal:
         for line in lines:
             try:
                 found = record.decode(Answered, json.loads(line))
-            except ValueError:  # the last line of a call that was killed
+            except ValueError:  # the last line of a killed call
                 continue
             self.answers[found.key] = found
         if lines:
@@ -195,9 +198,9 @@ def _lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
 
 
 class Sieve:
-    """Keeps answers that are sound problems, new, and in no evaluation; counts the others by what speaks against them.
+    """Keeps answers that are correct problems, new, and in no evaluation; counts rejected ones by reason.
 
-    seeds: what the problems are made from; where all of these end in `#### N`, so must the problems.
+    seeds: what the problems are made from. If all of them end in `#### N`, problems must too.
     """
 
     def __init__(self, seeds: Sequence[Item], evaluation: contamination.Evaluation):
@@ -221,7 +224,7 @@ class Sieve:
             self.examples[reason].append({"kind": question.kind, "why": why, "text": answered.text})
 
     def _against(self, question: Question, answered: Answered, item: Item | None) -> tuple[str | None, str]:
-        """What speaks against an answer, the first reason, in a word or two and in full; None if nothing does."""
+        """The first reason to reject an answer, in a word or two and in full; None if there is none."""
         if not answered.whole:
             return "cut off", f"longer than {TOKENS} tokens"
         if item is None:
@@ -260,7 +263,7 @@ class Sieve:
 
 
 def _summary(asking: Asking, host: str, asked: int, sieve: Sieve, journal: Journal, before: int) -> dict[str, Any]:
-    """What was made of what, why the rest was rejected, and tokens: null where the server does not tell."""
+    """What was made, from what, why answers were rejected, and tokens: null if the server does not report them."""
     answers = list(journal.answers.values())
     kept = [item["provenance"] for item in sieve.kept]
     return {

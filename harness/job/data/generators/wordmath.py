@@ -1,16 +1,15 @@
 """Generated word problems in GSM8K's schema: a reasoning data set that needs no download.
 
 `load()` returns splits of items `{"question": str, "answer": str}`. The answer is a worked solution, one short line
-a step (`Mia pays 3 * 4 = 12 dollars.`), and a last line `#### N`, as in GSM8K but without calculator annotations. A
-quarter of the items each takes one, two, three and four steps. The numbers are small (operands mostly up to 20,
-results up to 200 after one step and up to 1000 later), so that a model of some hundred million parameters can learn
-the task in minutes; the variety is in what has to be worked out.
+a step (`Mia pays 3 * 4 = 12 dollars.`), and a last line `#### N`, as in GSM8K but without calculator annotations. One
+quarter of the items has one step, one quarter two, and so on up to four. The numbers are small (operands mostly up to
+20, results up to 200 after one step and up to 1000 later), so that a model of some hundred million parameters can
+learn the task in minutes; the variety is in the calculations.
 
-An item's key is its template and its numbers. A hash of the key alone chooses the split: the same problem never
-stands in two splits, whatever the names, the wording or the seed. So an item trained on under one seed is not a test
-item under another.
+An item's key is its template and its numbers. A hash of the key alone decides the split, so a problem is never in two
+splits, whatever its names, wording or seed: a training item of one seed is no test item of another.
 
-Every number shown is at least 2, so that every noun beside a number is rightly a plural.
+All numbers are at least 2, so that nouns beside them are plurals.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import random
 from harness.job.data.generators.wordmath_templates import four_steps, one_step, three_steps, two_steps
 
 SHARES = {"train": 0.80, "validation": 0.05, "test": 0.15}
-"""How much of all keys belongs to each split."""
+"""The share of keys in each split."""
 
 _BY_STEPS = {1: one_step.TEMPLATES, 2: two_steps.TEMPLATES, 3: three_steps.TEMPLATES, 4: four_steps.TEMPLATES}
 TEMPLATES = tuple(template for templates in _BY_STEPS.values() for template in templates)
 
 
 def split_of(key: str) -> str:
-    """The split a key belongs to, the same on every machine and for every seed."""
+    """The split of a key, the same on every machine and for every seed."""
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
     if place < SHARES["test"]:
         return "test"
@@ -36,11 +35,11 @@ def split_of(key: str) -> str:
 
 
 def capacity(split: str, max_steps: int = 4) -> int:
-    """How many items `load` gives for a split at most.
+    """The most items that `load` returns for a split.
 
-    Each number of steps has an equal share of the items, so the scarcest, the one-step problems, sets the limit. Nine
-    tenths of the split's expected share is promised: a hash shares out only nearly evenly, and drawing the very last
-    keys by chance takes long.
+    Each number of steps has an equal share of the items, so the fewest problems, those of one step, set the limit. It
+    is nine tenths of the split's expected share: a hash divides only nearly evenly, and drawing the last keys by chance
+    takes long.
     """
     groups = [_BY_STEPS[steps] for steps in range(1, max_steps + 1)]
     return max_steps * min(int(0.9 * SHARES[split] * sum(t.size for t in group)) for group in groups)
@@ -52,7 +51,7 @@ def _draw(split: str, count: int, seed: int, max_steps: int) -> list[dict[str, s
     seen: set[str] = set()
     order: list[int] = []
     while len(items) < count:
-        if not order:  # each block of `max_steps` has every number of steps once, so any first n items are balanced
+        if not order:  # each block of `max_steps` items has every number of steps once, so the first n are balanced
             order = rng.sample(range(1, max_steps + 1), max_steps)
         template = rng.choice(_BY_STEPS[order[-1]])
         chosen = tuple(rng.choice(values) for values in template.free.values())
@@ -70,15 +69,14 @@ def load(
 ) -> dict[str, list[dict[str, str]]]:
     """Return the splits `train`, `validation` and `test` as lists of `{"question": str, "answer": str}`.
 
-    Problems take one to `max_steps` steps, each as often. Each split is drawn by itself: its first n items are the
-    same whatever the sizes. Raises ValueError when more items are asked for than there are distinct problems, or
-    problems of more than four steps.
+    Problems have one to `max_steps` steps, each equally often. Splits are drawn independently: the first n items are
+    the same for all sizes. Raises ValueError for more items than distinct problems, or more than four steps.
     """
     if max_steps not in _BY_STEPS:
-        raise ValueError(f"wordmath has problems of 1 to 4 steps, up to {max_steps} were asked for")
+        raise ValueError(f"wordmath's max_steps must be 1 to 4, got {max_steps}")
     sizes = {"train": train, "validation": validation, "test": test}
     for split, count in sizes.items():
         most = capacity(split, max_steps)
         if not 0 <= count <= most:
-            raise ValueError(f"wordmath has up to {most} {split} items, {count} were asked for")
+            raise ValueError(f"wordmath's {split} must be 0 to {most} items, got {count}")
     return {split: _draw(split, count, seed, max_steps) for split, count in sizes.items()}

@@ -30,10 +30,9 @@ class Template:
     """One kind of problem.
 
     `numbers` lists, in order, free numbers (`a=2..20`, `q=2|4|5`) and numbers derived from earlier ones (`t=a+b`).
-    Deriving what a subtraction or a division starts from makes every choice of free numbers a valid problem, so the
-    number of keys is a product and nothing has to be thrown away. `questions` are paraphrases, `lines` the worked
-    steps; in a line `[x=a*b]` works out x and shows `3 * 4 = 12`. `words` gives the choices for other fields; `n`,
-    `m` and `o` are three different people.
+    Minuends and dividends are derived, so every choice of free numbers is a valid problem, and the number of keys is a
+    product. `questions` are paraphrases, `lines` the worked steps; in a line `[x=a*b]` computes x and shows
+    `3 * 4 = 12`. `words` has the choices for other fields; `n`, `m` and `o` are three different people.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Template:
 
     @cached_property
     def derived(self) -> tuple[tuple[str, int | str, str, str], ...]:
-        """Numbers worked out in turn from earlier ones: those of the question first, then each step's result."""
+        """Numbers computed from earlier ones: those of the question first, then each step's result."""
         rules = [part.split("=") for part in self.numbers.split()]
         given = [
             (letter, *re.fullmatch(r"(\w+)([-+*/])(\w)", rule).groups())
@@ -82,18 +81,18 @@ class Template:
         return prod(map(len, self.free.values()))
 
     def key(self, chosen: tuple[int, ...]) -> str:
-        """What makes a problem the same problem: the template and its free numbers, in the order of `free`."""
+        """The identity of a problem: its template and free numbers, in the order of `free`."""
         return f"{self.name}:{','.join(map(str, chosen))}"
 
     def values(self, chosen: tuple[int, ...]) -> dict[str, int]:
-        """Every number of the problem by its letter, steps' results included."""
+        """All numbers of the problem by letter, including the steps' results."""
         known = dict(zip(self.free, chosen, strict=True))
         for letter, left, operator, right in self.derived:
             known[letter] = _apply(int(left) if left.isdigit() else known[left], operator, known[right])
         return known
 
     def render(self, chosen: tuple[int, ...], rng: random.Random) -> dict[str, str]:
-        """One item: these numbers, in words that `rng` chooses."""
+        """One item with these numbers, in words that `rng` chooses."""
         fields = dict(zip("nmo", rng.sample(NAMES, 3), strict=True))
         fields |= {slot: rng.choice(choices) for slot, choices in self.words.items()}
         fields |= self.values(chosen)
