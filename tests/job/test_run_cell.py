@@ -17,6 +17,7 @@ from job_helpers import run_here, run_tiny, tiny
 from harness.errors import UserError
 from harness.job import preflight, recording, run_cell
 from harness.job.measure.live_memory import LiveBytes
+from harness.job.methods import optimizers
 from harness.job.models import embedded
 from harness.job.reporter import Reporter
 from harness.record import Record, read
@@ -48,17 +49,17 @@ def lora(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
 def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
-    live, optimizers, held = LiveBytes(torch.device("cpu")), [], {}
+    live, references, held = LiveBytes(torch.device("cpu")), [], {}
     take_step, enter = run_cell.loop.take_step, Reporter.enter
 
     def stepped(model, optimizer, *rest):
         told = take_step(model, optimizer, *rest)
         live.see(optimizers.state(optimizer), "optimizer")
-        optimizers.append(weakref.ref(optimizer))
+        references.append(weakref.ref(optimizer))
         return told
 
     def entered(reporter, phase):
-        held[phase] = (live.now_by_kind.optimizer, [ref for ref in optimizers if ref() is not None])
+        held[phase] = (live.now_by_kind.optimizer, [ref for ref in references if ref() is not None])
         enter(reporter, phase)
 
     monkeypatch.setattr(run_cell.loop, "take_step", stepped)

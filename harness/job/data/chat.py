@@ -51,7 +51,7 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[str, list
             begin = whole.find(words, len(head))
             if not whole.startswith(head) or begin < 0 or not whole.startswith(ending, begin + len(words)):
                 raise UserError(
-                    "Chat data requires a chat template that keeps turns as they are; the model's template rewrites them."
+                    "Chat data requires a chat template that keeps turns; the template of the model rewrites them."
                 )
             spans.append((len(head), begin + len(words) + len(ending)))
     return whole, spans

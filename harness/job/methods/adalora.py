@@ -1,4 +1,4 @@
-"""AdaLoRA's share of a training step, beside gradients: hooks of its optimizer (`optim.build`)."""
+"""AdaLoRA's part of a training step beside gradients: hooks of its optimizer (`optimizers.build`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from peft import PeftModel
 from torch import nn
 from torch.optim import Optimizer
 
-KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of each weight: its sensitivity, the mean of that, and its uncertainty
+KEPT = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of each weight: sensitivity, its mean, and its uncertainty
 
 
 def orthogonal(model: PeftModel, _optimizer: Optimizer) -> None:
     """Add the gradient of the regulariser that keeps A's rows and B's columns orthonormal (arXiv:2303.10512, eq. 4).
 
-    peft adds it to a loss that the model itself returns; here it comes after clipping.
+    peft adds it to the loss that the model returns; here it is added after clipping.
     """
     found = [(name, p) for name, p in _adapters(model) if "lora_E" not in name]
     weight = model.active_peft_config.orth_reg_weight / len(found)
@@ -27,10 +27,10 @@ def orthogonal(model: PeftModel, _optimizer: Optimizer) -> None:
 
 
 def allocate(model: PeftModel, optimizer: Optimizer) -> None:
-    """Measure how much each rank-one part of the adapters matters, and take those out that the budget has no room for.
+    """Measure the importance of each rank-one part of the adapters, and prune those above the budget.
 
-    What that needs from step to step is kept with the optimizer's state, and so comes and goes with it. A step at rate
-    0 measures alone: it is to change no weight.
+    Measurements are kept in the optimizer's state, so that checkpoints have them. A step at learning rate 0 only
+    measures, as it must not change weights.
     """
     tuner, first = model.base_model, optimizer.param_groups[0]
     allocator, config, adapters = tuner.rankallocator, model.active_peft_config, dict(_adapters(model))
@@ -45,7 +45,7 @@ def allocate(model: PeftModel, optimizer: Optimizer) -> None:
         tuner.update_and_allocate(first["taken"])
         first["rank_pattern"] = config.rank_pattern
     for kind in KEPT:
-        measured = getattr(allocator, kind)  # nothing, once the budget is spent
+        measured = getattr(allocator, kind)  # empty once the budget is reached
         for name, p in adapters.items():
             optimizer.state[p].pop(kind, None)
             optimizer.state[p] |= {kind: measured[name]} if name in measured else {}
@@ -53,5 +53,5 @@ def allocate(model: PeftModel, optimizer: Optimizer) -> None:
 
 
 def _adapters(model: PeftModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by the names that peft's allocator has for them."""
+    """Parameters by their names in peft's allocator."""
     return ((name, p) for name, p in model.base_model.model.named_parameters() if "lora_" in name and p.requires_grad)

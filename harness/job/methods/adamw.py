@@ -1,11 +1,12 @@
 """bitsandbytes' AdamW in place of torch's: moments in 8 bits, in paged memory, or both (setting `method.adamw`).
 
-8-bit moments are blocks of 256 values with a scale each (Dettmers et al. 2021, arXiv:2110.02861); those of weights with
-fewer than 4,096 values stay in fp32. Paged moments lie in memory that CUDA moves between device and host as needed
-(Dettmers et al. 2023, arXiv:2305.14314, section 3); those of weights with fewer than 100,000 values stay on the device.
+8-bit moments are blocks of 256 values with a scale each (Dettmers et al. 2021, arXiv:2110.02861); weights with fewer
+than 4,096 values have fp32 moments. Paged moments are in memory that CUDA moves between device and host as needed
+(Dettmers et al. 2023, arXiv:2305.14314, section 3); weights with fewer than 100,000 values have theirs on the device.
 Both limits are bitsandbytes'.
 
-Paged memory is the host's here: neither torch's allocator nor the count of live tensors has it, and so no plan has.
+Paged memory counts as the host's: neither torch's allocator, nor the count of live tensors, nor a prediction includes
+it.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ LEAST_PAGED = 100_000  # values of a weight
 
 
 class Bitsandbytes(Optimizer2State):
-    """bitsandbytes' AdamW, which also steps tensors without storage, waits for nothing and frees its paged memory."""
+    """bitsandbytes' AdamW that also steps tensors without storage, never waits for CUDA, and frees paged memory."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """As bitsandbytes steps, which waits for CUDA after each weight; the order of its stream is enough."""
+        """As in bitsandbytes, which also waits for CUDA after each weight; the order of the stream is enough."""
         for number, group in enumerate(self.param_groups):
             for index, p in enumerate(group["params"]):
                 if p.grad is not None:
                     self._step(group, p, number, index)
 
     def _step(self, group: dict[str, Any], p: Tensor, number: int, index: int) -> None:
-        """Step `p`, of this `index` in the group of this `number`."""
+        """Step `p`, parameter `index` of group `number`."""
         if "state1" not in self.state[p]:
             self.init_state(group, p, number, index)
         self.prefetch_state(p)
         self.update_step(group, p, number, index)
 
     def fill_qmap(self) -> None:
-        """The two tables of 256 values that 8-bit moments are indices into; they are sorted, which takes values."""
+        """Create the two tables of 256 values that 8-bit moments index. Sorting them needs values."""
         p = self.param_groups[0]["params"][0]
         if isinstance(p, FakeTensor):
             self.name2qmap |= {name: torch.empty(256, device=p.device) for name in ("dynamic", "udynamic")}
@@ -54,11 +55,11 @@ class Bitsandbytes(Optimizer2State):
         if not self.is_paged or p.numel() < LEAST_PAGED:
             return torch.zeros_like(p, dtype=dtype)
         if isinstance(p, FakeTensor):
-            buffer = torch.zeros_like(p, dtype=dtype, device="meta")  # on no device that anything is counted on
+            buffer = torch.zeros_like(p, dtype=dtype, device="meta")  # a device without counted memory
             buffer.is_paged = True
             return buffer
         buffer = super().get_state_buffer(p, dtype)
-        # bitsandbytes never frees it, and keeps a list of all.
+        # bitsandbytes never frees it, and keeps a list of all buffers.
         self.page_mng.paged_tensors.pop()
         weakref.finalize(self, functional.lib.cudaFree, ctypes.c_void_p(buffer.data_ptr())).atexit = False
         return buffer
@@ -69,24 +70,24 @@ class Bitsandbytes(Optimizer2State):
 
 
 class EightBitAdamW(Bitsandbytes):
-    """Its moments take 2 bytes a weight instead of 8."""
+    """Moments take 2 bytes a weight instead of 8."""
 
     def __init__(self, params: Any, fused: bool = True, **keywords: Any):
-        """fused: of torch's AdamW alone."""
+        """fused: ignored, for torch's AdamW only."""
         super().__init__("adam", params, optim_bits=8, **keywords)
 
 
 class PagedAdamW(Bitsandbytes):
-    """Its moments are in fp32, and leave the device where memory runs short."""
+    """Moments are in fp32, and leave the device when memory runs short."""
 
     def __init__(self, params: Any, fused: bool = True, **keywords: Any):
-        """fused: of torch's AdamW alone."""
+        """fused: ignored, for torch's AdamW only."""
         super().__init__("adam", params, optim_bits=32, is_paged=True, **keywords)
 
 
 class PagedEightBitAdamW(Bitsandbytes):
-    """Its moments take 2 bytes a weight, and leave the device where memory runs short."""
+    """Moments take 2 bytes a weight, and leave the device when memory runs short."""
 
     def __init__(self, params: Any, fused: bool = True, **keywords: Any):
-        """fused: of torch's AdamW alone."""
+        """fused: ignored, for torch's AdamW only."""
         super().__init__("adam", params, optim_bits=8, is_paged=True, **keywords)

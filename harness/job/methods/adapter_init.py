@@ -1,7 +1,7 @@
-"""How an adapter starts that needs training data, or the weights' own files, for it: what a method's slot `init` names.
+"""Adapter initialisers that need training data or the weights' files: the functions of a method's slot `init`.
 
-Each function takes the base model, the adapter's config and training batches (`model.Samples`), and returns the adapted
-model. What it takes, in seconds and memory, is of the phase `load`.
+Each function takes the base model, the adapter's config and training batches (`adapting.Samples`), and returns the
+adapted model. Its seconds and memory count in the phase `load`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from harness.job.training import loop
 def eva(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int) -> peft.PeftModel:
     """A: leading right singular vectors of each layer's inputs (Paischer et al. 2024, arXiv:2410.07170); B: zeros.
 
-    batch: sequences at a time, which together need more tokens than the rank; batches: as many are gone through, again
-    and again, until the vectors stay.
+    batch: sequences of a batch, which needs more tokens than the rank. batches: repeated until the vectors converge.
     """
     net = peft.get_peft_model(base, config)
     inputs = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in islice(samples(batch), batches)]
@@ -36,7 +35,7 @@ def eva(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch:
 
 
 def corda(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, sequences: int) -> peft.PeftModel:
-    """A and B: of the weights, what matters most for the inputs of `sequences` examples (arXiv:2406.05223)."""
+    """A and B: the components of the weights that matter most to `sequences` examples (arXiv:2406.05223)."""
     config = _maybe_include_all_linear_layers(config, base)
 
     def run() -> None:
@@ -52,7 +51,7 @@ def lora_ga(
 ) -> peft.PeftModel:
     """A and B: leading singular vectors of the weights' gradients (Wang et al. 2024, arXiv:2407.05000).
 
-    The gradients are the mean over `batches` of `batch` sequences; for a moment they are held for all targets at once.
+    Gradients are the mean over `batches` of `batch` sequences, and are held for all targets at once for a moment.
     """
     config = _maybe_include_all_linear_layers(config, base)
 
@@ -65,10 +64,10 @@ def lora_ga(
 
 
 def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:
-    """A and B: the leading part of what quantising the weights has lost (Li et al. 2023, arXiv:2310.08659), one step.
+    """A and B: the leading part of the weights' quantisation error (Li et al. 2023, arXiv:2310.08659), one step.
 
-    The weights as they were are read from the model's own safetensors, matrix by matrix. peft's function for this is
-    right for alpha = r alone, and asks for CUDA.
+    The original weights are read from the model's safetensors, matrix by matrix. peft's function for this is correct
+    for alpha = r only, and requires CUDA.
     """
     net = peft.get_peft_model(base, config)
     where = base.config._name_or_path

@@ -1,4 +1,4 @@
-"""DoRA as peft computes it, in less time and memory: row norms block by block, and one tensor kept of each output."""
+"""DoRA with peft's results in less time and memory: row norms block by block, and one saved tensor for each output."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-BLOCK = 2**22  # elements, 16 MiB of fp32: stays in the last cache of a server CPU or a GPU
-TINY = 1e-20  # stands for a magnitude of zero, by which nothing can be divided
+BLOCK = 2**22  # elements, 16 MiB of fp32: fits in the last-level cache of a server CPU or a GPU
+TINY = 1e-20  # replaces a magnitude of zero, which would divide by zero
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 
     weight: (out, in), a: (r, in), b: (out, r).
 
-    The sum is made a block of rows at a time. Its squares also factor, ‖W_i‖² + s b_i · (2 W A^T + s b A A^T)_i, where
-    no sum is made; but that takes as many products, more time on a CPU, and loses all digits where W and B A cancel.
+    The sum is computed for a block of rows at a time. Its squares also factor without a sum, ‖W_i‖² + s b_i · (2 W A^T
+    + s b A A^T)_i, but that takes as many products, more time on a CPU, and loses all digits where W and B A cancel.
     """
     exact = torch.promote_types(weight.dtype, torch.float32)
     a, b = a.to(exact), b.to(exact)
@@ -43,8 +43,8 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 class Rescaled(torch.autograd.Function):
     """`direction` (tokens, out) times `magnitude` / `norms` (out,), in place.
 
-    The norms are a constant, as in the article's section 4.3. The magnitude's gradient is taken from the result,
-    Σ g y / m: of an MLP's inner layers the next operation keeps that anyway.
+    The norms are constants, as in the article's section 4.3. The magnitude's gradient is computed from the result,
+    Σ g y / m, which the next operation saves anyway in an MLP's inner layers.
     """
 
     @staticmethod
@@ -65,9 +65,9 @@ class Rescaled(torch.autograd.Function):
 
 
 class FastDoraVariant(DoraLinearVariant):
-    """peft's DoRA but for the forward pass: y = m (W x + s B A x) / ‖W + s B A‖ + bias (arXiv:2402.09353, eq. 5).
+    """peft's DoRA with another forward pass: y = m (W x + s B A x) / ‖W + s B A‖ + bias (arXiv:2402.09353, eq. 5).
 
-    It reads the weights of A and B where peft calls their modules, so it is not for parameters in shards (FSDP).
+    It reads the weights of A and B, while peft calls their modules, so it does not work with sharded parameters (FSDP).
     """
 
     @staticmethod
@@ -91,9 +91,9 @@ class FastDoraVariant(DoraLinearVariant):
 
 
 def _added(plain: Tensor, low: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """`plain` (tokens, out) + `scaling` · `low` (tokens, r) @ `b`^T, in the finer dtype of the two.
+    """`plain` (tokens, out) + `scaling` · `low` (tokens, r) @ `b`^T, in the finer dtype of both.
 
-    Autocast would round all to bf16, and what an adapter adds at first is smaller than half the last place of that.
+    Autocast would round to bf16, and a new adapter adds less than half of bf16's last place.
     """
     dtype = torch.promote_types(plain.dtype, low.dtype)
     with torch.autocast(plain.device.type, enabled=False):
@@ -106,7 +106,7 @@ def _norms(dora: DoraLinearLayer, *matrices: Any, adapter_name: str) -> Tensor:
 
 
 class FastDora:
-    """Before one of peft's adapted layers: takes FastDoraVariant where that takes DoRA."""
+    """Mixin for peft's adapted layers that uses FastDoraVariant in place of DoRA."""
 
     def resolve_lora_variant(self, **keywords: Any) -> LoraVariant | None:
         found = super().resolve_lora_variant(**keywords)
@@ -122,7 +122,7 @@ class FastDoraLinear4bit(FastDora, lora.Linear4bit):
 
 
 def _layer(target: nn.Module, adapter_name: str, config: peft.LoraConfig, **keywords: Any) -> nn.Module | None:
-    """The fast layer for `target`; None where there is none, and peft takes its own."""
+    """The fast layer for `target`; None if there is none, and peft uses its own."""
     if type(target) is Linear4bit:
         return FastDoraLinear4bit(target, adapter_name, config, **keywords)
     if type(target) in (nn.Linear, Conv1D):
@@ -132,7 +132,7 @@ def _layer(target: nn.Module, adapter_name: str, config: peft.LoraConfig, **keyw
 
 
 class FastDoraConfig(peft.LoraConfig):
-    """peft's LoraConfig; with `use_dora` its linear layers are fast ones. Saved, it is a LoraConfig again."""
+    """peft's LoraConfig with fast linear layers for `use_dora`. It is saved as a LoraConfig."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

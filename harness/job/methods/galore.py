@@ -1,4 +1,4 @@
-"""GaLore whose projections come from a randomised decomposition, many times faster than the whole one."""
+"""GaLore variants: projections from a randomised decomposition, many times faster than the full one; 8-bit moments."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from galore_torch.galore_projector import GaLoreProjector
 
 from harness.job.methods.adamw import Bitsandbytes
 
-OVERSAMPLE = 10  # columns beyond the rank, and
-POWERS = 2  # iterations: what Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6) find to be enough
+# Enough by Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6).
+OVERSAMPLE = 10  # columns beyond the rank
+POWERS = 2  # power iterations
 
 
 class RandomisedProjector(GaLoreProjector):
-    """galore-torch's projector, its singular vectors found by Halko et al.'s randomised subspace iteration.
+    """galore-torch's projector with singular vectors from Halko et al.'s randomised subspace iteration.
 
-    It keeps the r vectors alone, where the whole decomposition keeps all of them alive behind its first r.
+    It keeps only r vectors; the full decomposition keeps all of them alive behind its first r.
     """
 
     def get_orthogonal_matrix(self, weights: torch.Tensor, rank: int, type: str) -> Any:
@@ -28,7 +29,7 @@ class RandomisedProjector(GaLoreProjector):
             return right[:, :rank].T.contiguous().to(weights.dtype)
         if type == "left":
             return left[:, :rank].contiguous().to(weights.dtype)
-        raise ValueError(f"A randomised projection is right or left, not {type!r}; take proj_type=std.")
+        raise ValueError(f"A randomised projection must be right or left, got {type!r}; use proj_type=std.")
 
 
 class RandomisedGaLoreAdamW(GaLoreAdamW):
@@ -43,23 +44,23 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
                     self.state[parameter]["projector"] = RandomisedProjector(**{name: group[name] for name in names})
 
 
-PROJECTORS = [GaLoreProjector, RandomisedProjector]  # what such optimizers keep in their state beside tensors
+PROJECTORS = [GaLoreProjector, RandomisedProjector]  # classes in the optimizer's state beside tensors
 
 
 class EightBitGaLoreAdamW(Bitsandbytes):
-    """galore-torch's GaLoreAdamW8bit: the same steps by today's bitsandbytes, in which the weights stay where they are.
+    """galore-torch's GaLoreAdamW8bit with today's bitsandbytes: the same steps, with weights that stay in place.
 
-    Its own class puts a small tensor in the place of each weight for the time of its step, and waits for CUDA after
-    each; and it hands over arguments by their place, which have other meanings now: a limit on each update's size in
-    proportion to the weights', which are zeros when GaLore has them updated, stopped all matrices but large ones.
+    galore-torch's class replaces each weight by a small tensor during its step, and waits for CUDA after each. It also
+    passes arguments by position, which have other meanings now: a limit on each update relative to the weights, which
+    are zeros in GaLore's update, stopped all but large matrices.
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float, no_deprecation_warning: bool):
-        """no_deprecation_warning: of GaLoreAdamW alone."""
+        """no_deprecation_warning: ignored, for GaLoreAdamW only."""
         super().__init__("adam", params, lr=lr, weight_decay=weight_decay, optim_bits=8)
 
     def _step(self, group: dict[str, Any], p: torch.Tensor, number: int, index: int) -> None:
-        """Step `p`, a matrix by what AdamW does to zeros with the projected gradient."""
+        """Step `p`: a matrix by AdamW's update of zeros with the projected gradient."""
         if "rank" not in group:
             super()._step(group, p, number, index)
             return

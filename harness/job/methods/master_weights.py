@@ -1,17 +1,17 @@
-"""Training weights that are stored in 16 bits, by optimizers that see them, and their gradients, in fp32.
+"""Trains weights that are stored in 16 bits; their optimizers see weights and gradients in fp32.
 
-A step at a usual rate is smaller than half the last place of most bf16 weights (8 bits of precision), so that rounding
-to the nearest loses it. Three ways to keep it, at bytes a weight beside the weight's own 2 and Adam's moments:
+A step at a usual learning rate is smaller than half the last place of most bf16 weights (8 bits of precision), so
+rounding to nearest loses it. There are three ways to keep it. Bytes a weight beside its own 2 and Adam's moments:
 
-    masters     4: the weight in fp32, which is stepped; the model computes with it rounded (Micikevicius et al. 2018,
-                arXiv:1710.03740, section 3.1). Moments in fp32.
-    stochastic  0: what a step gives is rounded up or down with the probability that makes the mean right (Gupta et al.
-                2015, arXiv:1502.02551, section 3).
-    kahan       2: what rounding took from the weight is kept, in bf16, and added to it in the next step (Zamirai et al.
-                2020, arXiv:2010.06192, section 3).
+    masters     4: an fp32 copy of the weight is stepped; the model computes with it rounded (Micikevicius et al. 2018,
+                arXiv:1710.03740, section 3.1). Moments are in fp32.
+    stochastic  0: the stepped weight is rounded up or down with the probability that keeps its mean (Gupta et al. 2015,
+                arXiv:1502.02551, section 3).
+    kahan       2: the rounding error is kept in bf16, and added in the next step (Zamirai et al. 2020,
+                arXiv:2010.06192, section 3).
 
-The last two keep all in bf16, moments too; these are rounded stochastically, as Adam's second moment moves by 0.1% a
-step at most, which rounding to the nearest loses as well.
+The last two keep moments in bf16 too. Moments are rounded stochastically: Adam's second moment changes by at most 0.1%
+a step, which rounding to nearest would lose.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Keeping = Literal["masters", "stochastic", "kahan"]
 
 
 class InFp32(Optimizer):
-    """`inner`, whose steps take each 16-bit weight and its gradient in fp32; fp32 weights it steps as they are.
+    """Runs `inner` on fp32 copies of 16-bit weights and their gradients; fp32 weights are stepped directly.
 
-    Groups are of the model's weights, and so is the state: of a 16-bit weight what `inner` keeps, and what is kept
-    beside it. So hooks, schedules and checkpoints need not know. Masters are made in the first step, of the weights as
-    they are then.
+    Groups and state are keyed by the model's weights; the state of a 16-bit weight has the state of `inner`, and what
+    is kept beside it. So hooks, schedules and checkpoints work unchanged. Masters are created in the first step, from
+    the weights at that time.
     """
 
     def __init__(self, inner: Optimizer, keeping: Keeping):
         super().__init__(inner.param_groups, {})
         self._inner, self._keeping = inner, keeping
-        for p, state in inner.state.items():  # some optimizers have one from the start
+        for p, state in inner.state.items():  # some optimizers create it at once
             self.state[p] = state if _wide(p) else {"inner": state}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             held = [p for p in group["params"] if p.grad is not None]
-            # One at a time where fp32 copies are made for it, so that no two of them are there at once.
+            # One weight at a time if it needs fp32 copies, so that no two copies exist at once.
             copied = self._keeping != "masters" or not all(_wide(p.grad) for p in held)
             for weights in [[p] for p in held] if copied or not held else [held]:
                 self._step(group, weights)
@@ -63,7 +63,7 @@ class InFp32(Optimizer):
                 self._narrow(p, wide, state)
 
     def _widened(self, p: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """`p` in fp32 with its gradient, and its state, as the inner optimizer takes them."""
+        """`p` in fp32 with its gradient, and its state, for the inner optimizer."""
         kept = self.state[p]
         if _wide(p):
             return p, kept
@@ -80,7 +80,7 @@ class InFp32(Optimizer):
         return wide, state
 
     def _narrow(self, p: Tensor, wide: Tensor, state: dict[str, Any]) -> None:
-        """Keep in 16 bits what the inner optimizer made of `p` and its state."""
+        """Store the stepped `p` and its state in 16 bits."""
         kept = self.state[p]
         if self._keeping == "stochastic":
             p.copy_(stochastic(wide))
@@ -93,7 +93,7 @@ class InFp32(Optimizer):
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` with its bf16 tensors in fp32; objects in it (GaLore's projectors) are copied, and so are theirs."""
+    """`state` with bf16 tensors cast to fp32; objects in it (GaLore's projectors) are copied likewise."""
     copied = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
@@ -107,9 +107,9 @@ def _copy(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(kept: dict[str, Any], state: dict[str, Any], shape: torch.Size) -> None:
-    """Put into `kept` what `state` has, moments of a weight of `shape` (and projections) in bf16.
+    """Store `state` in `kept`, with the moments of a weight of `shape` (and projections) in bf16.
 
-    No counters, nor the scales and tables of 8-bit moments, which have one dimension.
+    Counters, and the scales and tables of 8-bit moments, which have one dimension, stay as they are.
     """
     for key, value in state.items():
         if isinstance(value, Tensor):
@@ -122,7 +122,7 @@ def _keep(kept: dict[str, Any], state: dict[str, Any], shape: torch.Size) -> Non
 
 
 def _put(kept: dict[str, Any], key: str, value: Tensor) -> None:
-    """Put `value` in the place of the tensor that is there, if it fits in."""
+    """Store `value` under `key`, in place if the tensor there has its shape and dtype."""
     there = kept.get(key)
     if isinstance(there, Tensor) and (there.shape, there.dtype) == (value.shape, value.dtype):
         there.copy_(value)
@@ -135,10 +135,10 @@ def _wide(tensor: Tensor) -> bool:
 
 
 def stochastic(wide: Tensor) -> Tensor:
-    """fp32 `wide` in bf16, each value rounded up or down with the probability that keeps its mean.
+    """Round fp32 `wide` to bf16, up or down with the probability that keeps the mean.
 
-    A bf16 number is the upper half of an fp32 number: 16 random bits that are added to the lower half carry into the
-    upper as often as the lower half is large. What bf16 has already stays as it is.
+    A bf16 number is the upper half of an fp32 number. Adding 16 random bits to the lower half carries into the upper
+    half in proportion to the lower half. Numbers that bf16 can represent do not change.
     """
     rounded = wide.clone()
     bits = (rounded._local_tensor if isinstance(rounded, DTensor) else rounded).view(torch.int32)

@@ -1,4 +1,4 @@
-"""Builds the optimizer that a method's `optim` slot names, over whatever the method left trainable."""
+"""Builds the optimizer of a method's `optim` slot over the trainable weights."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def build(
 ) -> Optimizer:
     """`optimizer` over the trainable weights of `model`.
 
-    matrices: keys for a parameter group of its own that holds the attention and MLP matrices, as low-rank
-        gradient optimizers want it (GaLore's rank, update_proj_gap, scale, proj_type); the rest (embeddings,
-        head, norms, biases) stays a plain group, or has the optimizer `rest`.
-    before, after: called with the model and the optimizer before and after each step, while gradients are there.
+    matrices: settings of a separate parameter group for the attention and MLP matrices, as low-rank gradient
+        optimizers need it (GaLore's rank, update_proj_gap, scale, proj_type). Other weights (embeddings, head, norms,
+        biases) are in a plain group, or have the optimizer `rest`.
+    before, after: called with the model and the optimizer before and after each step, while gradients exist.
     per_layer: see `in_backward`.
-    keeping: how steps of weights in 16 bits are kept (harness.job.methods.master_weights); weights in fp32 need nothing.
+    keeping: how steps of 16-bit weights are kept: harness.job.methods.master_weights.
     """
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
     if any(p.dtype is not torch.float32 for p in trainable.values()):
         optimizer, rest = (make and _in_fp32(make, keeping) for make in (optimizer, rest))
     if keeping == "masters" and not torch.distributed.is_initialized():
-        # Gradients add up in fp32; those of several devices in the weights' dtype, as DDP's buckets have it.
+        # Gradients are summed in fp32; on several devices in the weights' dtype, as in DDP's buckets.
         for p in trainable.values():
             p.grad_dtype = torch.float32
     if matrices is None:
@@ -66,7 +66,7 @@ def _in_fp32(make: Make, keeping: Keeping) -> Make:
 
 
 class Together(Optimizer):
-    """Several optimizers as one, which steps each on its own parameters."""
+    """Several optimizers as one; each steps its own parameters."""
 
     def __init__(self, *parts: Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -74,22 +74,22 @@ class Together(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        groups = iter(self.param_groups)  # a schedule sets their rates, and whoever loads a state makes them anew
+        groups = iter(self.param_groups)  # a schedule sets their rates, and loading a state replaces them
         for part in self.parts:
             part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
             part.step()
 
 
 def in_backward(optimizer: Optimizer) -> Optimizer:
-    """`optimizer`, which steps each parameter in the backward pass, as soon as its gradient is there, and frees that.
+    """Have `optimizer` step each parameter in the backward pass, as soon as its gradient exists, and free the gradient.
 
-    No two gradients are held at once ("per-layer weight updates", GaLore, section 4.3). So none can be accumulated over
-    micro-batches, nor clipped by the norm of all; and that norm is not known.
+    No two gradients are held at once ("per-layer weight updates", GaLore, section 4.3). So gradients can't be
+    accumulated over micro-batches, and their norm is unknown and can't be clipped.
     """
     stepping = weakref.ref(optimizer)
 
     def step(parameter: nn.Parameter) -> None:
-        stepping().step()  # of all its parameters, this one alone has a gradient
+        stepping().step()  # only this parameter has a gradient
         parameter.grad = None
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -99,19 +99,19 @@ def in_backward(optimizer: Optimizer) -> Optimizer:
 
 
 def packaged(params: list, *, name: str, extra: str, **keywords: Any) -> Optimizer:
-    """The optimizer `name` of a package that comes with one of the project's extras; UserError if it is not there."""
+    """The optimizer `name` of a package from one of the project's extras. Raises UserError if it is not installed."""
     module, _, kind = name.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), kind)
     except ImportError:
         raise UserError(
-            f"{name} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
+            f"{name} requires the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
         ) from None
     return made(params, **keywords)
 
 
 def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights by module name of all linear layers but the head, which may share its weight with the embedding."""
+    """Weights by module name of all linear layers except the head, which may share its weight with the embedding."""
     head = model.get_output_embeddings()
     return {
         name: module.weight
@@ -121,7 +121,7 @@ def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def state(optimizer: Optimizer) -> list[Any]:
-    """What the optimizer keeps between steps, objects of its own (GaLore's projectors) opened."""
+    """The optimizer's state between steps; its own objects (GaLore's projectors) as dicts."""
     return [_opened(kept) for kept in optimizer.state.values()]
 
 

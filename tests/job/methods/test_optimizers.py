@@ -142,7 +142,7 @@ def test_what_steps_in_the_backward_pass_can_not_accumulate_nor_clip(compose, me
 
 
 def test_an_optimizer_of_an_extra_says_what_to_install():
-    with pytest.raises(UserError, match=r"^no_such\.Thing needs the extra `apollo`: pip install -e '\.\[apollo\]'"):
+    with pytest.raises(UserError, match=r"^no_such\.Thing requires the extra `apollo`: pip install -e '\.\[apollo\]'"):
         optimizers.packaged([], name="no_such.Thing", extra="apollo")
 
 

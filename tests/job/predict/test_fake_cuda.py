@@ -28,8 +28,8 @@ SETTINGS = [
 CELLS = METHODS + SETTINGS
 # Methods whose step can't be taken here, and what says so.
 NOT_HERE = {
-    "apollo": "needs the extra `apollo`",
-    "apollo_mini": "needs the extra `apollo`",
+    "apollo": "requires the extra `apollo`",
+    "apollo_mini": "requires the extra `apollo`",
     "frod": "Could not run",  # sparse products, of which there are none without storage
     "shira": "Could not run",
     "waveft": "nonzero",  # how many there are is a matter of values

@@ -186,9 +186,9 @@ def test_a_hub_model_needs_its_dimensions_alone():
 
 
 def test_a_rank_above_a_matrix_is_refused():
-    with pytest.raises(UserError, match="rank must be at most .*, got rank=65"):
+    with pytest.raises(UserError, match=r"rank must be at most .*, got rank=65"):
         predicted(tiny("method=lora", "rank=65"))
-    with pytest.raises(UserError, match="rank must be at most .*, got rank=65"):
+    with pytest.raises(UserError, match=r"rank must be at most .*, got rank=65"):
         predicted(tiny("method=qlora", "rank=65"))
 
 
