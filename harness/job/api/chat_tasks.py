@@ -77,5 +77,5 @@ def _have_letters_read(task: Any, other: Any) -> None:
 
 def _alike(task: Any, other: Any) -> bool:
     """Whether both have the same items, in the same order."""
-    sources = [(t.config.dataset_path, t.config.dataset_name, t.config.test_split) for t in (task, other)]
-    return other.OUTPUT_TYPE == GENERATED and sources[0] == sources[1] and len(task.eval_docs) == len(other.eval_docs)
+    origins = [(t.config.dataset_path, t.config.dataset_name, t.config.test_split) for t in (task, other)]
+    return other.OUTPUT_TYPE == GENERATED and origins[0] == origins[1] and len(task.eval_docs) == len(other.eval_docs)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
-from lm_eval.loading.openai_completions import LocalChatCompletion, LocalCompletionsAPI
-from lm_eval.loading.utils import postprocess_generated_text
+from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.models.utils import postprocess_generated_text
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from harness import redact
