@@ -1,10 +1,10 @@
-"""Holds what jobs have in common, and forks a job for each request: the other side of harness/sweep/fork_server.py.
+"""Loads what jobs share, and forks a job for each request: the other side of harness/sweep/fork_server.py.
 
-Held are the libraries, and what harness/job/prepared_inputs.py makes of data, tokenizer and tasks: a sweep's cells mostly share
-them.
+Shared are the libraries, and the inputs of harness/job/prepared_inputs.py (data, tokenizer, tasks): the cells of a
+sweep mostly use the same.
 
-On a machine with an accelerator nothing is forked: its libraries may have touched the device, which no fork survives.
-There this process serves one request itself and ends, and the sweep starts another.
+With an accelerator nothing is forked, because its libraries may have used the device, and then forks fail. There this
+process serves one request itself and ends, and the sweep starts another.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-PATIENCE = 5.0  # seconds that a job gets to end in order
-GLANCE = 0.02  # seconds between looks at the job and at the sweep
+PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
+GLANCE = 0.02  # seconds between checks of the job and of the sweep
 
 
 def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
     """Run `main` in a job for each request on the socket `descriptor`, until its other end is closed.
 
-    With a request come the job's standard input, where it is written as JSON, output and error; the job's exit status
-    is answered. Returns 0, or where nothing is forked what `main` does.
+    A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
+    status. Returns 0, or what `main` returns if nothing is forked.
     """
     channel = socket.socket(fileno=descriptor)
-    tqdm.monitor_interval = 0  # else a thread watches bars, and a lock that it has at a fork stays shut in the job
+    tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds at a fork stays locked in the job
     loaded = False
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
         if not message:
             return 0
-        os.dup2(streams[2], 2)  # if the imports fail, or what comes before the job, its log says why
+        os.dup2(streams[2], 2)  # so that the log has failed imports, and errors before the job
         if not loaded:
             import torch
 
@@ -57,13 +57,13 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
         if request is None:
             return 0
         if "cell" in request:
-            with suppress(Exception):  # the job meets it too, and tells it where it is heard
+            with suppress(Exception):  # the job meets the same error, and reports it
                 prepared_inputs.of(request["cell"]["settings"], request["data_root"])
         if "tasks" in request:
             with suppress(Exception):
                 prepared_inputs.tasks(request["tasks"], request["data_root"])
         gc.collect()
-        gc.freeze()  # a collection in the job would touch, and so copy, all that is held here
+        gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()
         job = os.fork()
         if job == 0:
@@ -82,9 +82,9 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
 
 
 def _request(stream: int, channel: socket.socket) -> dict[str, Any] | None:
-    """What is written to `stream`; None if the sweep went away before it had written all."""
+    """The request written to `stream`; None if the sweep ended before all was written."""
     parts = []
-    while not select.select([channel], [], [], 0)[0]:  # between a request and its answer nothing but the end comes
+    while not select.select([channel], [], [], 0)[0]:  # between a request and its answer only the end arrives
         if select.select([stream, channel], [], [])[0] == [stream]:
             part = os.read(stream, 2**16)
             if not part:
@@ -96,7 +96,7 @@ def _request(stream: int, channel: socket.socket) -> dict[str, Any] | None:
 
 
 def _end(main: Callable[[dict[str, Any]], int], request: dict[str, Any]) -> None:
-    """Run `main` on `request` and end the process with its status at once: to take libraries down costs a second."""
+    """Run `main` on `request`, and exit with its status at once: unloading libraries takes a second."""
     code = 1
     try:
         code = main(request)
@@ -114,23 +114,23 @@ def _become(streams: list[int]) -> None:
 
 
 def _end_without_holder(watch: int) -> None:
-    """End this job when the process that holds it was killed: its cell may be another's by then."""
-    os.read(watch, 1)  # nothing is written there
+    """End this job if its holder was killed: another sweep may have its cell by then."""
+    os.read(watch, 1)  # nothing is ever written
     os._exit(1)
 
 
 def _end_with(channel: socket.socket) -> None:
-    channel.recv(1)  # nothing is sent there: the sweep went away
+    channel.recv(1)  # nothing is ever sent: the sweep has ended
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(job: int, channel: socket.socket) -> int | None:
-    """The exit status of the process `job`; None if the sweep went away meanwhile, and the job was ended."""
+    """The exit status of the process `job`; None if the sweep ended meanwhile, and the job was stopped."""
     while True:
         ended, status = os.waitpid(job, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        if select.select([channel], [], [], GLANCE)[0]:  # between a request and its answer nothing but the end comes
+        if select.select([channel], [], [], GLANCE)[0]:  # between a request and its answer only the end arrives
             break
     os.kill(job, signal.SIGTERM)
     until = time.monotonic() + PATIENCE
