@@ -27,6 +27,7 @@ from tabulate import tabulate
 from harness.config import CONF, SWEEPS
 from harness.record import Cell
 from harness.sweep import app
+from harness.sweep.app.grid import points
 from harness.sweep.cells import from_config
 
 WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
@@ -86,7 +87,7 @@ def _product(name: str, overrides: list[str]) -> Iterator[Cell]:
     """The cells of all combinations of the values that `overrides` give their keys, equal points each time."""
     axes: dict[str, list[tuple[str, object]]] = {}
     for override in OverridesParser.create().parse_overrides(overrides):
-        texts = app.points([override.input_line])
+        texts = points([override.input_line])
         values = [o.value() for (text,) in texts for o in OverridesParser.create().parse_overrides([text])]
         axes[override.key_or_group] = list(zip((text for (text,) in texts), values, strict=True))
     groups = [key for key in axes if (CONF / key).is_dir()]

@@ -18,7 +18,7 @@ from harness.config import ROOT
 from harness.record import Kinds, read_study, write
 from harness.report.statistics import Interval
 from harness.report.table import render
-from harness.sweep import app
+from harness.sweep.app.grid import points
 
 N = 400
 RATES = {"full": 2e-5, "galore": 2e-5}
@@ -491,9 +491,9 @@ def test_what_decides_a_claim_composes(compose, cell, tmp_path, run):
     _, *arguments = shlex.split(run.replace("DIR", str(tmp_path)))
     name = arguments.pop(0) if "=" not in arguments[0] else "config"
     params = compose("hydra/sweeper=grid", config=name, return_hydra_config=True).hydra.sweeper.params or {}
-    points = app.points([*(f"{key}={values}" for key, values in params.items()), *arguments])
-    assert cell(*points[0], config=name).id
-    assert cell(*points[-1], config=name).id
+    composed = points([*(f"{key}={values}" for key, values in params.items()), *arguments])
+    assert cell(*composed[0], config=name).id
+    assert cell(*composed[-1], config=name).id
 
 
 def test_claims_of_several_data_sets_stand_where_they_are_decided(study):

@@ -18,7 +18,8 @@ from harness.job import recording, run_cell
 from harness.job.data import batching
 from harness.job.predict import prediction, shapes
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
-from harness.sweep import app, micro_batch, runner
+from harness.sweep import micro_batch, runner
+from harness.sweep.app.pending import to_run
 from harness.sweep.store import Study
 
 SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
@@ -168,10 +169,10 @@ def test_it_is_halved_only_where_that_helps():
 
 def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
     plain, asked = compose(), compose("retry.on_oom=true")
-    assert not app._to_run(out_of_memory(8), plain)
-    assert app._to_run(out_of_memory(8), asked)
-    assert not app._to_run(out_of_memory(1), asked)
-    assert not app._to_run(make_record("lora"), asked)
+    assert not to_run(out_of_memory(8), plain)
+    assert to_run(out_of_memory(8), asked)
+    assert not to_run(out_of_memory(1), asked)
+    assert not to_run(make_record("lora"), asked)
 
 
 # Through the sweep
@@ -272,7 +273,7 @@ def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose)
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}})
     record.cell.settings["train"] = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
     record.failure, record.smaller_batches = Failure("probe", None, "no memory"), SmallerBatches(12, 2, [], 12)
-    assert app._to_run(record, compose())
+    assert to_run(record, compose())
     assert halvings(record) == [(6, 4), (3, 8), (2, 12), (1, 24)][: len(record.smaller_batches.after)]
     assert record.smaller_batches.planned == 12
 

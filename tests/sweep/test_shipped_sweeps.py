@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from harness.config import ROOT, SWEEPS
 from harness.record import read_study
-from harness.sweep import app
+from harness.sweep.app.grid import grid, points
+from harness.sweep.app.session import Outcome
 
 sys.path.append(str(ROOT / "benchmarks"))
 import sweeps
@@ -41,7 +42,7 @@ def test_a_header_says_what_is_answered_how_many_cells_there_are_and_what_they_c
     assert_near(said, "2 cores", sum(seconds(cell, CORES) for cell in found))
     if overrides := on_h100(name):
         # As many of each axis, so as many cells; of those with one seed the mean is near that of all.
-        lengths = {o.partition("=")[0]: len(app.points([o])) for o in overrides}
+        lengths = {o.partition("=")[0]: len(points([o])) for o in overrides}
         assert all(lengths.get(key, len(own)) == len(own) for key, own in axes(name).items())
         some = cells(name, *overrides, *(["seed=0"] if "seed" in axes(name) else []))
         assert_near(said, "one H100", sum(seconds(cell, H100) for cell in some) * len(found) / len(some))
@@ -49,7 +50,7 @@ def test_a_header_says_what_is_answered_how_many_cells_there_are_and_what_they_c
 
 def axes(name):
     params = OmegaConf.load(SWEEPS / f"{name}.yaml").hydra.sweeper.get("params", {})
-    return {key: app.points([f"{key}={values}"]) for key, values in params.items()}
+    return {key: points([f"{key}={values}"]) for key, values in params.items()}
 
 
 def assert_near(said, where, expected):
@@ -68,10 +69,10 @@ def test_points_are_the_cells_that_a_sweep_composes(compose, cell, name):
     """The first and the last point, composed as `sweep` does, are the first and the last cell of the shorter way."""
     config = compose("hydra/sweeper=grid", config=name, return_hydra_config=True)
     assert config.study == name, "a named sweep has a study of its own"
-    points = app.grid(config.hydra.sweeper.params, config.hydra.sweeper.candidates, [])
+    overrides = grid(config.hydra.sweeper.params, config.hydra.sweeper.candidates, [])
     found = [made.id for made in cells(name)]
-    assert cell(*points[0], config=name).id == found[0]
-    assert cell(*points[-1], config=name).id == found[-1]
+    assert cell(*overrides[0], config=name).id == found[0]
+    assert cell(*overrides[-1], config=name).id == found[-1]
 
 
 def test_the_tasks_of_the_whole_are_those_of_its_data():
@@ -130,6 +131,6 @@ def test_trials_minimise_the_validation_loss_and_go_on_where_they_stopped(harnes
 
 
 def test_a_cell_without_a_loss_is_no_trial_that_was_won():
-    assert float(app.Outcome("ok", 1.25)) == 1.25
+    assert float(Outcome("ok", 1.25)) == 1.25
     with pytest.raises(ValueError, match="diverged"):
-        float(app.Outcome("diverged", None))
+        float(Outcome("diverged", None))

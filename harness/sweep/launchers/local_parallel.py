@@ -171,7 +171,7 @@ def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
         raise UserError(f"hydra.launcher.cells={cells} can't be: it must be a whole number, 1 or more.")
     found = gpus()
     if found:
-        enough(devices)
+        require_gpus(devices)
         together = [",".join(found[i : i + devices]) for i in range(0, len(found) - devices + 1, devices)]
         if cells is not None and cells > len(together):
             each = "" if devices == 1 else f", {devices} of them to a cell (train.devices)"
@@ -186,7 +186,7 @@ def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": threads} for _ in range(cells)]
 
 
-def enough(devices: int) -> None:
+def require_gpus(devices: int) -> None:
     """Raise UserError if there are GPUs on this machine, but not so many."""
     found = gpus()
     if found and devices > len(found):

@@ -1,0 +1,35 @@
+"""The grid of a sweep: every combination of the values of its axes, as lists of Hydra overrides."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from harness.errors import UserError
+
+
+def grid(params: dict[str, Any] | None, candidates: list[str] | None, arguments: Sequence[str]) -> list[list[str]]:
+    """All points of the axes `params`, once for each candidate; `arguments` take precedence over both.
+
+    candidates: overrides that belong together, such as ``method=base model=tiny``.
+    """
+    axes = [f"{key}={values}" for key, values in (params or {}).items()]
+    return [point for line in candidates or [""] for point in points([*shlex.split(line), *axes, *arguments])]
+
+
+def points(overrides: list[str]) -> list[list[str]]:
+    """All combinations of the values that `overrides` give their keys; a later override of a key replaces it."""
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"A grid requires key=a,b,c, got {override.input_line}.")
+    return [list(point) for point in itertools.product(*axes.values())]

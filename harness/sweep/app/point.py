@@ -1,0 +1,113 @@
+"""The task function that Hydra calls with each composed grid point, here or in a launcher's worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import config as settings_of
+from harness.errors import UserError, about_file
+from harness.record import Cell, Record, RecordError
+from harness.sweep import api_cost, runner
+from harness.sweep import cells as cells_of
+from harness.sweep.app import messages
+from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
+from harness.sweep.app.session import Outcome, Session
+from harness.sweep.lease import Claim, Held
+from harness.sweep.progress import Progress
+from harness.sweep.store import Study
+
+
+class RunPoint:
+    """Runs a grid point and returns its outcome, or the error that refused it.
+
+    An error is returned, not raised: Hydra would print lines of its own and end the sweep. Pickled for a worker, it
+    leaves its session behind: a worker knows only its own cell.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+
+    def __reduce__(self):
+        return RunPoint, ()
+
+    def __call__(self, config: DictConfig) -> Outcome | UserError:
+        settings_of.register_resolvers()
+        try:
+            os.chdir(HydraConfig.get().runtime.cwd)  # a worker may have been started in another folder
+            return self._run(config)
+        except Held as error:
+            refusal: UserError = Held(str(error))
+        except (UserError, RecordError) as error:
+            refusal = UserError(str(error))
+        except OmegaConfBaseException as error:
+            refusal = UserError(messages.sentence(error))
+        except OSError as error:
+            if error.filename is None:
+                raise  # not about a file of the user's
+            refusal = UserError(about_file(error))
+        if self.session.progress is None:
+            self.session.outcomes.append(refusal)
+        return refusal
+
+    def _run(self, config: DictConfig) -> Outcome:
+        cell, study = cells_of.from_config(config), study_of(config)
+        recorded, progress = self.session.recorded, self.session.progress
+        # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
+        known = recorded[cell.id] if cell.id in recorded else study.recorded(cell)
+        if to_run(known, config):
+            with study.claim(cell) as claim:
+                found = study.recorded(cell)
+                if found is None or found == known:
+                    return Outcome.of(self._launch(cell, study, claim, config))
+        else:
+            found = known
+        print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
+        if lacks_weights(found, study, config.save):
+            warn_of_missing_weights([found], study, config.save)
+        if progress is None:
+            self.session.outcomes.append(Outcome.of(found))
+        else:
+            progress.skip()
+        return Outcome.of(found)
+
+    def _launch(self, cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Record:
+        planned = self.session.progress is not None
+        asking = api_cost.asking(cell, config, study)
+        if asking is not None and not planned:
+            counts = runner.check([cell], config.data_root, {cell.id: asking})
+            api_cost.told(api_cost.estimates([cell], {cell.id: asking}, counts), self.session.options.dollars)
+        progress = self.session.progress or Progress(1)
+        progress.start(cell)
+        try:
+            found = runner.run(
+                cell,
+                study,
+                claim,
+                config.data_root,
+                progress.update,
+                settings_of.precautions(config),
+                warn=not planned,  # a planned sweep has warned when it checked its cells
+                save=config.save,
+                tracker=config.tracker,
+                asking=asking,
+            )
+        finally:
+            progress.clear()
+        progress.end(found)
+        if not planned:
+            progress.close()
+            self.session.outcomes.append(Outcome.of(found))
+            _print_scores(found)
+        return found
+
+
+def _print_scores(found: Record) -> None:
+    for score in found.scores:
+        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        name = f"{score.task} {score.metric} ({score.filter})"
+        print(f"{name}: {score.value:.4f}{error}, n = {score.n}, {score.num_fewshot} shots")

@@ -1,0 +1,58 @@
+"""The state of one `run`, `sweep` or `plan`: what was asked for, and what became of its cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.sweep.progress import Progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command line asks for besides Hydra's settings.
+
+    plan: predict, and launch nothing. fit: skip cells that are predicted not to fit into memory.
+    memory: budget in bytes (null: the memory of this machine's device). dollars: budget for models behind an API
+    (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a GPU's).
+    throughput: raw tokens/s of every cell (null: taken from records).
+    """
+
+    plan: bool = False
+    fit: bool = False
+    memory: int | None = None
+    dollars: float | None = None
+    device: str | None = None
+    throughput: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: its record's status, and its last validation loss, which tuning sweepers minimise."""
+
+    status: str
+    loss: float | None
+
+    @classmethod
+    def of(cls, record: Record) -> Outcome:
+        return cls(record.status, record.validation[-1].loss if record.status == "ok" and record.validation else None)
+
+    def __float__(self) -> float:
+        if self.loss is None:
+            raise ValueError(f"a cell that ended as {self.status} has no validation loss")
+        return self.loss
+
+
+@dataclass
+class Session:
+    """The state that the sweeper and the grid points of one command line share in this process.
+
+    progress: of a planned sweep; null for a single cell and in a launcher's worker. outcomes: one for each cell, or
+    the error that refused it. recorded: by cell id, the record that was there when the sweep was planned.
+    """
+
+    options: Options = field(default_factory=Options)
+    progress: Progress | None = None
+    outcomes: list[Outcome | UserError] = field(default_factory=list)
+    recorded: dict[str, Record | None] = field(default_factory=dict)

@@ -1,0 +1,250 @@
+"""Hydra's sweeper of a grid: composes and checks every point, skips what is recorded, launches the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from harness import record
+from harness.errors import UserError
+from harness.record import Cell, Failure, Record, behind_api, device_count
+from harness.sweep import api_cost, planner, runner
+from harness.sweep import cells as cells_of
+from harness.sweep.app import messages
+from harness.sweep.app.grid import grid
+from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
+from harness.sweep.app.session import Options, Outcome
+from harness.sweep.launchers import lost_workers
+from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus
+from harness.sweep.launchers.lost_workers import Lost
+from harness.sweep.lease import Held
+from harness.sweep.progress import Progress, following
+from harness.sweep.store import Study
+
+
+@dataclass(frozen=True)
+class Point:
+    """A composed grid point: its cell, and the overrides that a launcher composes it from again.
+
+    architecture: the dimensions that the model's file ships (null: read from the model's own config).
+    asking: how a model behind an API is asked (null: the model is not behind an API).
+    """
+
+    cell: Cell
+    overrides: list[str]
+    architecture: dict[str, Any] | None
+    asking: dict[str, Any] | None
+
+
+class GridSweeper(Sweeper):
+    """Plans the product of all axes, then hands the points that still have to run to the launcher."""
+
+    __module__ = "hydra_plugins.harness"  # Hydra instantiates no sweeper from elsewhere
+
+    # `plan` replaces any other sweeper by this one, so it accepts their parameters.
+    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
+        self._params, self._candidates = params, candidates
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        self.config, self._loader = config, hydra_context.config_loader
+        self._session = task_function.session
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list:
+        requested = grid(self._params, self._candidates, arguments)
+        if self._session.options.plan:
+            self._predict(requested)
+            return []
+        study, pending = self._plan(requested)
+        if not pending:
+            return []
+        self._session.progress = Progress(len(pending))
+        returns = self._run_all(study, pending)
+        outcomes = [job.return_value for job in returns]
+        self._session.outcomes.extend(outcomes)
+        statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
+        counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
+        print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
+        return returns
+
+    def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point]]:
+        """The study and its points that still have to run: equal ones once, recorded ones not at all.
+
+        Raises UserError if a point can't work.
+        """
+        for key in ("study", "results_dir", "data_root"):
+            if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
+                raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
+        unique: dict[str, Point] = {}
+        for overrides in requested:
+            composed = self._compose(overrides)
+            point = _point(composed, overrides)
+            unique.setdefault(point.cell.id, point)
+        study = study_of(composed)
+        pending, without_weights = [], []
+        for point in unique.values():
+            found = study.recorded(point.cell)
+            if to_run(found, composed):
+                pending.append(point)
+                self._session.recorded[point.cell.id] = found
+            elif found.status == "ok":
+                # The job removes its checkpoints, unless it was killed at that moment.
+                shutil.rmtree(study.checkpoints(point.cell), ignore_errors=True)
+                without_weights += [found] if lacks_weights(found, study, composed.save) else []
+        _announce(study, len(requested), len(unique), len(pending))
+        warn_of_missing_weights(without_weights, study, composed.save)
+        if pending:
+            if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
+                require_gpus(max(device_count(point.cell.settings) for point in pending))
+            check(pending, composed.data_root, self._session.options)
+            study.plan(point.cell for point in unique.values())
+            if self._session.options.fit:
+                pending = self._fitting(pending, study, composed.data_root)
+        return study, pending
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        composed = self._loader.load_sweep_config(self.config, overrides)
+        with flag_override(composed, ["struct", "readonly"], False):
+            del composed["hydra"]  # it has values that only a launched job fills in
+        return composed
+
+    def _fitting(self, pending: list[Point], study: Study, data_root: str | None) -> list[Point]:
+        """The points that are predicted to fit into memory; the others are recorded as unfit."""
+        fitting = [point for point in pending if behind_api(point.cell)]  # which take no memory here
+        local = [point for point in pending if not behind_api(point.cell)]
+        if not local:
+            return fitting
+        options = self._session.options
+        plan = planner.make(
+            [(point.cell.name, point.cell) for point in local],
+            _architectures(local),
+            data_root,
+            options.memory,
+            options.device,
+        )
+        for prediction, point in zip(plan.points, local, strict=True):
+            if plan.fits(prediction):
+                fitting.append(point)
+                continue
+            reason = planner.refusal(plan, prediction)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            unfit = Record(point.cell, study.name, "unfit", now, 0.0, plan.environment, Failure("plan", None, reason))
+            with contextlib.suppress(Held), study.claim(point.cell):  # another sweep may have a larger budget for it
+                if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
+                    record.write(unfit, study.path(point.cell))
+            print(f"{point.cell.name} is skipped. {reason}", file=sys.stderr)
+        return fitting
+
+    def _predict(self, requested: list[list[str]]) -> None:
+        """Print what the points would take; an impossible point is a line with its reason."""
+        planned: dict[str, tuple[str, Cell | str]] = {}
+        local: list[Point] = []
+        remote: dict[str, Point] = {}
+        for overrides in requested:
+            composed = self._compose(overrides)
+            try:
+                point = _point(composed, overrides)
+            except UserError as error:
+                planned.setdefault(str(error), (" ".join(overrides), str(error)))
+                continue
+            if point.asking is not None:
+                remote[point.cell.id] = point
+            else:
+                local.append(point)
+                planned.setdefault(point.cell.id, (point.cell.name, point.cell))
+        options = self._session.options
+        if remote:
+            check(list(remote.values()), composed.data_root, options)
+        if planned:
+            predicted = list(planned.values())
+            plan = planner.make(predicted, _architectures(local), composed.data_root, options.memory, options.device)
+            results = Path(composed.results_dir).expanduser()
+            print("\n".join(planner.lines(plan, results, options.throughput)))
+
+    def _run_all(self, study: Study, pending: list[Point]) -> list[JobReturn]:
+        """Run all points: first those that no other sweep runs, then those that other sweeps leave unfinished."""
+        returns: list[JobReturn] = []
+        held: list[Point] = []
+        while pending:
+            jobs = self._launch(study, pending, len(returns))
+            held += [point for point, job in zip(pending, jobs, strict=True) if isinstance(job.return_value, Held)]
+            returns += [job for job in jobs if not isinstance(job.return_value, Held)]
+            if not held:
+                break
+            cells = [point.cell for point in held]
+            print(f"Waiting for other sweeps to finish {', '.join(c.name for c in cells)}.", file=sys.stderr)
+            free = study.wait(cells)
+            pending, held = [p for p in held if p.cell in free], [p for p in held if p.cell not in free]
+        return returns
+
+    def _launch(self, study: Study, pending: list[Point], first: int) -> Sequence[JobReturn]:
+        """What the launcher returns for `pending`; UserError if it can't run them (without Slurm or Ray, for example).
+
+        first: the number of the first of them among all points of this sweep.
+        """
+        points = [point.overrides for point in pending]
+        if type(self._launcher).__name__ == "BasicLauncher":  # Hydra's scan for plugins makes its class anew
+            return self._launcher.launch(points, initial_job_idx=first)
+        cells = [point.cell for point in pending]
+        try:
+            with following(study, cells, self._session.progress), lost_workers.heard_of(self._launcher):
+                jobs = self._launcher.launch(points, initial_job_idx=first)
+        except KeyboardInterrupt:
+            if type(self._launcher).__name__ == "SlurmLauncher":
+                name = self.config.hydra.launcher.name
+                print(f"What Slurm holds goes on there; `scancel --name={name}` ends it.", file=sys.stderr)
+            raise
+        except Exception as error:
+            if isinstance(self._launcher, LocalParallel):
+                raise
+            raise UserError(f"{type(self._launcher).__name__} broke off: {messages.first_line(error)}") from error
+        for cell, job in zip(cells, jobs, strict=True):
+            if isinstance(job.return_value, Lost):
+                why = job.return_value.why
+                print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
+                job.return_value = Outcome("lost", None)
+        return jobs
+
+
+def check(points: Sequence[Point], data_root: str | None, options: Options) -> None:
+    """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget."""
+    cells = [point.cell for point in points]
+    asking = {point.cell.id: point.asking for point in points if point.asking is not None}
+    counts = runner.check(cells, data_root, asking)
+    api_cost.told(api_cost.estimates(cells, asking, counts), options.dollars)
+
+
+def _point(config: DictConfig, overrides: list[str]) -> Point:
+    cell = cells_of.from_config(config)
+    return Point(cell, overrides, _architecture(config, overrides), api_cost.asking(cell, config, study_of(config)))
+
+
+def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
+    """The dimensions that the model's file ships; null where the point names another model by its path."""
+    given = {override.partition("=")[0] for override in overrides}
+    if config.model.architecture is None or ("model.path" in given and "model.architecture" not in given):
+        return None
+    return OmegaConf.to_container(config.model.architecture, resolve=True)
+
+
+def _architectures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """By model name."""
+    return {point.cell.model: point.architecture for point in points if point.architecture is not None}
+
+
+def _announce(study: Study, points: int, cells: int, pending: int) -> None:
+    same = "" if cells == points else f" ({points} points of the grid, equal ones run once)"
+    print(f"{study.name}: {cells} cells{same}, {cells - pending} recorded, {pending} to run.", file=sys.stderr)
