@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness import redact
+from harness.config_folders import CONF as CONF
+from harness.config_folders import ROOT as ROOT
+from harness.config_folders import SWEEPS as SWEEPS
 from harness.errors import UserError, one_of
 from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName, bits
 
-ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
-SWEEPS = ROOT / "sweeps"
 ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
 TRACKERS = get_args(TrackerName)
 ADAMW = {

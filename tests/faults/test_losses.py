@@ -43,7 +43,7 @@ def test_local_parallel_stops_cleanly(tmp_path):
     sweep.send_signal(signal.SIGINT)
     status, err = finish(sweep)
     assert status == 130
-    assert err.endswith("Stopped. What was finished is recorded; the same command goes on from there.\n")
+    assert err.endswith("Interrupted. Finished cells are saved; rerun the same command to resume.\n")
     assert not Path(f"/proc/{marker['pid']}").exists()
     assert not list((tmp_path / "results" / "lossy" / ".harness" / "running").iterdir())
     assert finished(tmp_path) == []

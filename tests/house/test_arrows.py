@@ -43,7 +43,7 @@ def within(room):
 
 
 LEAVES = {"errors", "units", "redact"}
-BELOW = {"record", "config", "config_help", "env"} | LEAVES
+BELOW = {"record", "config", "config_folders", "config_help", "env"} | LEAVES
 ARROWS = {  # of each room, the rooms and files it may import
     "record": LEAVES,
     "sweep": BELOW,

@@ -235,7 +235,7 @@ def test_torn_and_foreign_files_are_one_sentence(tmp_path, capsys, project, cont
         (["peft", "."], "There is no *.json in ."),
         (["lm-eval", "."], "There is no results_*.json in ."),
         (["wandb", "."], "invalid choice: 'wandb'"),
-        (["peft", ".", "--study", "../x"], "--study ../x can't name a folder"),
+        (["peft", ".", "--study", "../x"], "--study must name a folder"),
         (["peft"], "required: PATH"),
     ],
 )
@@ -265,7 +265,7 @@ def test_of_the_same_settings_the_latest_result_stands_whatever_the_order(publis
         for name in order:
             assert run("peft", folder / f"{name}.json", "--results-dir", tmp_path, "--study", place) == 0
     assert run("peft", folder, "--results-dir", tmp_path, "--study", "c") == 0
-    assert f"{folder / 'old.json'} was left out: there is a later result" in capsys.readouterr().out
+    assert f"{folder / 'old.json'} was skipped: there is a later result" in capsys.readouterr().out
     for place in "abc":
         (record,), problems = read_study(tmp_path / place)
         assert (record.seconds, record.source.file, problems) == (7.0, "new.json", [])

@@ -139,7 +139,7 @@ SWEEP += "launched.slow, [['seed=0'], ['seed=1'], ['seed=2']], cells=2)"
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_sweep_in_order(tmp_path, sent):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
     sweep = subprocess.Popen(
         [sys.executable, "-c", SWEEP, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -151,7 +151,7 @@ def test_kill_and_interrupt(tmp_path):
         sweep.send_signal(signal.SIGINT)
         status, err = finish(sweep)
         assert status == 130
-        assert err.splitlines()[-1].startswith("Stopped.")
+        assert err.splitlines()[-1].startswith("Interrupted.")
         assert "Traceback" not in err
         assert [r.cell.name for r in read_study(study)[0]] == [first]
         assert list((study / ".harness" / "running").iterdir()) == []

@@ -53,7 +53,7 @@ def test_a_cell_of_another_sweep_is_left_for_later_and_taken_over(tmp_path):
         for line in second.stderr:
             if line.startswith("Waiting"):
                 break
-        assert line == f"Waiting for other sweeps to end {long}.\n"
+        assert line == f"Waiting for other sweeps to finish {long}.\n"
         (short,), _ = read_study(study)
         assert (short.status, short.train.steps) == ("ok", 1)
 
@@ -99,7 +99,7 @@ def test_a_sweep_that_slept_too_long_stops_its_job_and_waits_in_turn(tmp_path, m
             for line in sweep.stderr:
                 if line.startswith("Waiting"):
                     break
-            assert line == f"Waiting for other sweeps to end {name}.\n"
+            assert line == f"Waiting for other sweeps to finish {name}.\n"
             assert jobs_of(sweep) == []
             assert not ours.lost
             assert study.recorded(cell) is None

@@ -8,57 +8,68 @@ tunes (Optuna's) minimises each cell's validation loss.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import units
-from harness.config import CONF, SWEEPS
+from harness.config_folders import CONF, named_sweeps, require_own_names
 from harness.errors import UserError, one_of
 from harness.sweep.app import messages
 from harness.sweep.app.plugins import register
 from harness.sweep.app.point import RunPoint
 from harness.sweep.app.session import Options, Session
 
-NOT_A_LAUNCH = {"--cfg", "-c", "--help", "-h", "--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--version"}
+NOT_A_LAUNCH = {"--cfg", "-c", "--hydra-help", "--info", "-i"}
 
 
-def main(command: str, arguments: list[str]) -> int:
-    """Run ``run``, ``sweep`` or ``plan`` with Hydra's arguments; returns the exit status (1 if a cell failed).
+@dataclass(frozen=True)
+class Arguments:
+    """What is typed for Hydra.
+
+    command: ``run``, ``sweep`` or ``plan``. settings: overrides; the first may be the name of a sweep instead.
+    hydra: options of Hydra's, as typed. config_dir: a further folder of configs (null: none).
+    """
+
+    command: str
+    settings: list[str]
+    hydra: list[str]
+    config_dir: str | None
+
+
+def main(arguments: Arguments, options: Options) -> int:
+    """Run ``run``, ``sweep`` or ``plan``; returns the exit status (1 if a cell failed).
 
     Raises UserError for bad input, KeyboardInterrupt when stopped.
     """
     register()
-    name = "config"
-    options, arguments = _ours(command, arguments)
-    session = Session(options)
-    ours = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}  # else an app.log appears in the user's folder
-    if command in ("sweep", "plan"):
-        if arguments and "=" not in arguments[0] and not arguments[0].startswith(("-", "+", "~")):
-            name, *arguments = arguments
-            one_of("sweep", name, sorted(path.stem for path in SWEEPS.glob("*.yaml")))
-        if command == "plan":
-            ours["hydra/sweeper"] = "grid"
-        if not any(a.partition("=")[0] in NOT_A_LAUNCH for a in arguments):
-            arguments = [*arguments, "--multirun"]
-    overrides, hydra_options = _split(command, arguments)
+    require_own_names()
+    conf = _primary_folder(arguments.config_dir)
+    name, overrides = _named_sweep(arguments)
+    # Without these, Hydra would leave an app.log in the user's folder.
+    defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}
+    if options.plan:
+        defaults["hydra/sweeper"] = "grid"
     given = {o.partition("=")[0] for o in overrides}
-    overrides += [f"{group}={choice}" for group, choice in ours.items() if group not in given]
-    sys.argv = [f"python -m harness {command}", *overrides, *hydra_options]
+    overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in given]
+    hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
+    if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
+        hydra_options.append("--multirun")
+    sys.argv = [f"python -m harness {arguments.command}", *overrides, *hydra_options]
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
+    session = Session(options)
     # Hydra prints a traceback, or several lines, and exits; the user gets one sentence from us instead.
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(RunPoint(session))()
+        hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
@@ -87,47 +98,20 @@ def composed(*overrides: str) -> DictConfig:
         raise UserError(messages.sentence(error)) from None
 
 
-def _ours(command: str, arguments: list[str]) -> tuple[Options, list[str]]:
-    """The options that are ours, and the arguments left for Hydra; UserError for a bad one."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-
-    def refuse(message: str):
-        raise UserError(f"{message}; `python -m harness --help` shows the options of {command}.")
-
-    parser.error = refuse
-    if command == "plan":
-        parser.add_argument("--throughput", type=float)
-    if command == "sweep":
-        parser.add_argument("--fit", action="store_true")
-    parser.add_argument("--budget", type=units.parse_budget)
-    parser.add_argument("--device")
-    found, rest = parser.parse_known_args(arguments)
-    plan, fit = command == "plan", getattr(found, "fit", False)
-    memory, dollars = found.budget, None
-    if isinstance(memory, units.Dollars):
-        memory, dollars = None, memory
-    if memory is not None and not plan and not fit:
-        raise UserError(
-            "--budget in bytes is for `plan` and `sweep --fit`; add --fit to skip cells that do not fit, or name a "
-            "sum of money, as 5USD, for what models behind an API may cost."
-        )
-    if found.device is not None:
-        one_of("--device", found.device, ["cpu", "cuda"])
-        if not plan and not fit:
-            raise UserError("--device is for `plan` and `sweep --fit`; cells run on the device that is here.")
-    throughput = getattr(found, "throughput", None)
-    if throughput is not None and not throughput > 0:
-        raise UserError(f"--throughput must be positive, got {throughput}.")
-    return Options(plan, fit, memory, dollars, found.device, throughput), rest
+def _primary_folder(config_dir: str | None) -> Path:
+    """The folder of config.yaml; UserError if there is none."""
+    for folder in (CONF, *([Path(config_dir).absolute()] if config_dir else [])):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"There is no {CONF}/config.yaml; name the folder that holds it with --config-dir.")
 
 
-def _split(command: str, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The overrides and the options among `arguments`; UserError where Hydra's parser would exit with its usage."""
-
-    def refuse(message: str):
-        raise UserError(f"{message}; `python -m harness {command} --hydra-help` lists the options.")
-
-    parser = get_args_parser()
-    parser.error = refuse
-    overrides = parser.parse_intermixed_args(arguments).overrides
-    return overrides, [a for a in arguments if a not in overrides]
+def _named_sweep(arguments: Arguments) -> tuple[str, list[str]]:
+    """The name of the config that is composed, and its overrides."""
+    settings = arguments.settings
+    if arguments.command == "run" or not settings or "=" in settings[0] or settings[0].startswith(("+", "~")):
+        return "config", [*settings]
+    name, *overrides = settings
+    own = [path.stem for path in Path(arguments.config_dir).glob("*.yaml")] if arguments.config_dir else []
+    one_of("sweep", name, sorted({*named_sweeps(), *own}))
+    return name, overrides

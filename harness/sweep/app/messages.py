@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import CONF, Config
+from harness.config import Config
+from harness.config_folders import group_files
 from harness.errors import UserError, one_of
 
 # The extra that installs the plugin behind a choice of a config group.
@@ -53,8 +54,8 @@ def require_choices(overrides: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         named = override.is_sweep_override() or isinstance(override.value(), str | list | None)
         group = override.key_or_group
-        if (CONF / group).is_dir() and not named:
-            one_of(group, override.get_value_element_as_str(), sorted(p.stem for p in (CONF / group).glob("*.yaml")))
+        if (choices := group_files(group)) and not named:
+            one_of(group, override.get_value_element_as_str(), choices)
 
 
 def first_line(error: BaseException) -> str:

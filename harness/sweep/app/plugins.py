@@ -14,21 +14,25 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from harness import config as settings_of
-from harness.config import SWEEPS, Config
+from harness.config import Config
+from harness.config_folders import conf_folders, sweep_folders
 from harness.sweep.app.sweeper import GridSweeper
 from harness.sweep.launchers.local_parallel import LocalParallel
 
 
-class SweepsOnSearchPath(SearchPathPlugin):
+class ConfigFolders(SearchPathPlugin):
+    """Searches for configs in all folders of config files. The first, conf/, is Hydra's own."""
+
     def manipulate_search_path(self, search_path) -> None:
-        search_path.append("sweeps", f"file://{SWEEPS}")
+        for folder in (*sweep_folders(), *conf_folders()[1:]):
+            search_path.append("harness", f"file://{folder}")
 
 
 def register() -> None:
     """Register all of it; calling it again changes nothing."""
     settings_of.register_resolvers()
     ConfigStore.instance().store(name="schema", node=Config)
-    for plugin in (GridSweeper, LocalParallel, SweepsOnSearchPath):
+    for plugin in (GridSweeper, LocalParallel, ConfigFolders):
         Plugins.instance().register(plugin)
     # The package exists only where a plugin is installed.
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:

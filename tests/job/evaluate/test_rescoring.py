@@ -251,7 +251,7 @@ def test_merged_weights_of_a_model_that_was_scored_unmerged_are_not_scored(study
     [
         ("nobody --tasks facts", "There is no cell nobody in demo"),
         ("demo", "--tasks"),
-        ("demo --tasks facts --limit 0", "0 can't be: it must be a whole number, 1 or more"),
+        ("demo --tasks facts --limit 0", "must be a positive number, got 0"),
         ("demo --tasks facts --fewshot-as-multiturn", "add --chat-template"),
     ],
 )
@@ -283,7 +283,7 @@ def test_the_command_scores_in_processes_of_its_own(tmp_path, capsys):
     assert main([*command, "--tasks", "facts_short"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == []
-    assert err.startswith("Scored already, --replace scores them again: base-")
+    assert err.startswith("Scored already (--replace scores again): base-")
     before = {path: path.read_bytes() for path in study.folder.iterdir() if path.is_file()}
     assert main([*command, "--tasks", "factz"]) == 2
     assert "lm-eval has no such task" in capsys.readouterr().err

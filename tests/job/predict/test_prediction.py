@@ -321,7 +321,7 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     (unfit,) = (r for r in records if r.status == "unfit")
     assert unfit.failure.phase == "plan"
     assert "exceeds the budget" in unfit.failure.reason
-    assert "is left out" in done.stderr
+    assert "is skipped" in done.stderr
     table = inside("table", "--study", "fit")
     assert "unfit" in table.stdout
     again = inside("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs

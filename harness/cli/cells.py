@@ -1,0 +1,261 @@
+"""Commands on the cells of studies: watch them, run them again, score, check, merge, upload and remove them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, study_names
+from harness.cli.parser import (
+    CommandLine,
+    add_cells,
+    add_data_root,
+    add_json,
+    add_study,
+    comma_separated,
+    positive,
+)
+from harness.errors import UserError
+
+
+def add(command_line: CommandLine) -> None:
+    group = command_line.group("watch and repeat")
+
+    parser = group.add(status, "status", "Show which cells are done, running, failed and left.", "--watch")
+    add_study(parser)
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="redraw every 2 s until all cells are done or Ctrl-C; without a terminal, print a line for each change",
+    )
+    add_json(parser)
+
+    parser = group.add(logs, "logs", "Print everything that a cell and its libraries printed.", "lora-r16 --follow")
+    add_cells(parser, "cell")
+    parser.add_argument("--follow", action="store_true", help="print new lines as long as the cell runs")
+    add_json(parser)
+
+    parser = group.add(
+        retry,
+        "retry",
+        "Run failed, diverged and out-of-memory cells again. Their records hold all settings.",
+        "--failed timeout=7200",
+    )
+    add_study(parser)
+    parser.add_argument("--failed", action="store_true", help="which cells to run; required")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="timeout, train.save_every or retry.on_oom, if it should differ from the recorded one",
+    )
+    add_data_root(parser)
+    add_json(parser)
+
+    parser = group.add(
+        score,
+        "score",
+        "Score cells on further tasks by their saved weights. The untuned base is scored with them.",
+        "quickstart --tasks arc_easy,hellaswag --limit 500",
+    )
+    add_study(parser)
+    parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
+    parser.add_argument("--tasks", required=True, type=comma_separated, metavar="NAMES", help="lm-eval tasks")
+    parser.add_argument("--limit", type=positive, metavar="N", help="seeded sample of N items a task (default: all)")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="(default: the one the cell was scored with)")
+    parser.add_argument("--chat-template", action="store_true", help="put questions in the tokenizer's chat template")
+    parser.add_argument("--fewshot-as-multiturn", action="store_true", help="each example as a message of its own")
+    parser.add_argument("--system-instruction", metavar="TEXT", help="system message before every question")
+    parser.add_argument(
+        "--unsafe-code", action="store_true", help="run code that a model writes, where a task asks for it"
+    )
+    parser.add_argument("--replace", action="store_true", help="score again what a cell was scored on already")
+    add_data_root(parser)
+    add_json(parser)
+
+    group = command_line.group("keep and share")
+
+    parser = group.add(merge, "merge", "Unite the result folders of several machines.", "server/results --newer")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder that holds studies")
+    parser.add_argument("--into", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
+    parser.add_argument("--newer", action="store_true", help="of unequal records of a cell keep the latest")
+    add_json(parser)
+
+    parser = group.add(
+        verify,
+        "verify",
+        "Check every record, its items and their hash. Exit status 1 if anything is wrong.",
+        "--study quickstart",
+    )
+    add_study(parser)
+    add_json(parser)
+
+    parser = group.add(push, "push", "Upload a cell's saved weights and their card to the hub.", "lora-r16 me/my-lora")
+    add_cells(parser, "cell")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; created, as a private one, if it does not exist")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    add_json(parser)
+
+    parser = group.add(rm, "rm", "Remove a cell and all its files, so that a sweep runs it again.", "lora-r16")
+    add_cells(parser, "cell")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_json(parser)
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print which cells of one study or all are done, running, failed and left."""
+    if options.watch and options.format == "json":
+        raise UserError("--watch can't be combined with --format json.")
+
+    from harness.studies.status import Reader, lines, look
+
+    reader = Reader()
+
+    def standings():
+        return [look(options.results_dir, name, reader) for name in begun_study_names(options)]
+
+    if options.watch:
+        from harness.studies.watch import watch
+
+        found = watch(standings)
+    elif options.format == "json":
+        found = standings()
+        print_json([standing.to_json() for standing in found])
+    else:
+        found = standings()
+        print("\n".join(line for standing in found for line in lines(standing)))
+    problems = [problem for standing in found for problem in standing.problems]
+    print_errors(problems)
+    return int(bool(problems))
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Print the log of a cell; with --follow, also the lines that are added to it."""
+    if options.follow and options.format == "json":
+        raise UserError("--follow can't be combined with --format json.")
+
+    from harness.studies import logs
+
+    found = find_cell(options, options.cell)
+    if not found.log.is_file():
+        raise UserError(f"{found} has no log: it has not run, or not on this machine.")
+    if options.format == "json":
+        text = found.log.read_text(encoding="utf-8", errors="replace")
+        print_json({"study": found.study.name, "cell": found.name, "log": text})
+    elif options.follow:
+        for line in logs.follow(found):
+            print(logs.shown(line), flush=True)
+    else:
+        for line in found.log.read_text(encoding="utf-8", errors="replace").split("\n"):
+            print(logs.shown(line))
+    return 0
+
+
+def retry(options: argparse.Namespace) -> int:
+    """Run the failed cells of one study or all again; 1 if one did not end as ok."""
+    if not options.failed:
+        raise UserError("`retry` requires --failed: the cells that failed, diverged or ran out of memory.")
+
+    from harness.studies.retry import changes, failed
+    from harness.studies.retry import retry as run_again
+    from harness.sweep.store import Study
+
+    changed = changes(options.overrides)
+    studies = [Study(options.results_dir, name) for name in study_names(options)]
+    requested = {study: broken for study in studies if (broken := failed(study))}
+    if not requested:
+        print("No cell failed.", file=sys.stderr)
+    done = []
+    for study, broken in requested.items():
+        done += run_again(study, broken, options.data_root, changed)
+    if options.format == "json":
+        print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
+    return int(len(done) < sum(map(len, requested.values())) or any(record.status != "ok" for record in done))
+
+
+def score(options: argparse.Namespace) -> int:
+    """Score recorded cells and their untuned base on further tasks; 1 if one was refused."""
+    if options.fewshot_as_multiturn and not options.chat_template:
+        raise UserError("--fewshot-as-multiturn requires --chat-template.")
+    settings = {"limit": options.limit, "num_fewshot": options.num_fewshot}
+    given = ("batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction", "unsafe_code")
+    settings |= {name: value for name in given if (value := getattr(options, name))}
+
+    from harness.studies import rescore
+
+    names = study_names(options)
+    planned = rescore.plan(options.results_dir, names, options.cells, options.tasks, options.replace)
+    if planned.known:
+        print(f"Scored already (--replace scores again): {', '.join(planned.known)}.", file=sys.stderr)
+    text = options.format == "text"
+    done = rescore.score(planned, settings, options.data_root, print if text else lambda line: None)
+    if not text:
+        print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in done])
+    print_errors(planned.refused)
+    return int(bool(planned.refused))
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Unite result folders; 1 if records contradict each other or are bad, and then nothing is written."""
+    from harness.studies import unite
+
+    plan = unite.plan(options.folders, options.into, options.newer)
+    written = not plan.conflicts and not plan.problems
+    if written:
+        unite.write(plan, options.into)
+    if options.format == "json":
+        print_json(unite.facts(plan, options.into, written))
+    else:
+        print("\n".join(unite.lines(plan, options.into, written)))
+    print_errors(plan.problems)
+    return int(not written)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check the records of one study or all, and the files beside them; 1 if anything is wrong."""
+    from harness.studies import verify
+
+    found = {name: verify.study(options.results_dir, name) for name in study_names(options)}
+    if options.format == "json":
+        print_json({name: {"records": n, "problems": bad} for name, (n, bad) in found.items()})
+    else:
+        for name, (n, bad) in found.items():
+            print(f"{name}: {n} records, {len(bad) or 'no'} problem{'s' if len(bad) != 1 else ''}")
+    print_errors([problem for _, bad in found.values() for problem in bad])
+    return int(any(bad for _, bad in found.values()))
+
+
+def push(options: argparse.Namespace) -> int:
+    """Upload the saved weights of a cell to the hub."""
+    from harness.studies.push import push as upload
+
+    found = find_cell(options, options.cell)
+    url = upload(found, options.repo, options.public)
+    if options.format == "json":
+        print_json({"study": found.study.name, "cell": found.name, "url": url})
+    else:
+        print(url)
+    return 0
+
+
+def rm(options: argparse.Namespace) -> int:
+    """Remove a cell: its record, items and log, and its place in the plan; 1 if the user declines."""
+    found = find_cell(options, options.cell)
+    names = [path.name for path in found.study.files(found.name)]
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise UserError(f"{found} is not removed: without a terminal to ask at, `rm` requires --yes.")
+        question = f"Remove {found} ({', '.join(names) or 'planned, not run'})? [y/N] "
+        print(question, end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 1
+    if found.name in found.study.running():
+        raise UserError(f"{found} is running; stop its sweep first.")
+    gone = [path.name for path in found.study.remove(found.name)]
+    if options.format == "json":
+        print_json({"study": found.study.name, "cell": found.name, "removed": gone})
+    else:
+        print(f"{found} is removed: {', '.join(gone) or 'it was planned, not run'}.")
+    return 0

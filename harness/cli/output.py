@@ -1,0 +1,78 @@
+"""What commands share besides parsing: the studies and cells that options name, and where output goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.record import STUDY_NAME, studies
+
+if TYPE_CHECKING:
+    from harness.studies.find import Found
+
+
+def study_names(options: argparse.Namespace) -> list[str]:
+    """The studies that the options ask for and that have records; UserError if there is none."""
+    _require_results(options)
+    return _requested(options, studies(options.results_dir))
+
+
+def begun_study_names(options: argparse.Namespace) -> list[str]:
+    """As `study_names`, and studies that have no record yet but a plan or a running cell."""
+    _require_results(options)
+    from harness.sweep import store
+
+    return _requested(options, store.begun(options.results_dir))
+
+
+def find_cell(options: argparse.Namespace, cell: str) -> Found:
+    from harness.studies.find import find
+
+    return find(options.results_dir, begun_study_names(options), cell)
+
+
+def require_study_name(name: str, results: Path) -> None:
+    if not STUDY_NAME.fullmatch(name):
+        raise UserError(f"--study must name a folder below {results}, got {name}.")
+
+
+def write(text: str, out: Path | None) -> None:
+    """Write `text` to the file `out`, or to standard output."""
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def print_errors(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+
+
+def _require_results(options: argparse.Namespace) -> None:
+    if options.study is not None:
+        require_study_name(options.study, options.results_dir)
+    if not options.results_dir.is_dir():
+        raise UserError(
+            f"There is no results folder {options.results_dir}; run a sweep first, or name one with --results-dir."
+        )
+
+
+def _requested(options: argparse.Namespace, names: list[str]) -> list[str]:
+    results, name = options.results_dir, options.study
+    if name is None and not names:
+        raise UserError(f"There are no records in {results}; run a sweep first.")
+    if name is not None and not (results / name).is_dir():
+        there = f"there is: {', '.join(names)}" if names else "there is none yet"
+        raise UserError(f"There is no study {name} in {results}; {there}.")
+    return names if name is None else [name]

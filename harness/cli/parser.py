@@ -1,0 +1,146 @@
+"""The parsers of all commands: their options in common, one form of error, and the help that groups them.
+
+Building them imports nothing but the standard library, so that help and completion come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad input as one sentence, where argparse would print its usage and exit.
+
+    appendix: gives more text for the help, at its end.
+    """
+
+    def __init__(self, *, appendix: Callable[[], str] | None = None, **keywords: Any):
+        super().__init__(**keywords)
+        self._appendix = appendix
+
+    def format_help(self) -> str:
+        return super().format_help() + ("" if self._appendix is None else self._appendix())
+
+    def error(self, message: str):
+        raise UserError(f"{message}; `{self.prog} --help` lists the options.")
+
+
+class Group:
+    """Commands under one heading of the help."""
+
+    def __init__(self, title: str, prog: str, subparsers: argparse._SubParsersAction):
+        self.title, self.names = title, []
+        self._prog, self._subparsers = prog, subparsers
+
+    def add(
+        self,
+        run: Callable[[argparse.Namespace], int],
+        name: str,
+        summary: str,
+        example: str,
+        appendix: Callable[[], str] | None = None,
+    ) -> Parser:
+        """The parser of a new command. `run` takes its options and returns the exit status.
+
+        summary: what it does; the first sentence is its line among all commands. example: arguments that work.
+        """
+        parser = self._subparsers.add_parser(
+            name,
+            help=summary.partition(".")[0],
+            description=summary,
+            epilog=f"example:\n  {self._prog} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            appendix=appendix,
+        )
+        parser.add_argument("--help", "-h", action="help", help="show this help")
+        parser.set_defaults(run=run)
+        self.names.append(name)
+        return parser
+
+
+class CommandLine(Parser):
+    """The parser above all commands."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, description="Comparative benchmarking of LLM fine-tuning on your model and GPU.")
+        self._subparsers_action = self.add_subparsers(parser_class=Parser, metavar="COMMAND")
+        self._groups: list[Group] = []
+
+    def group(self, title: str) -> Group:
+        self._groups.append(Group(title, self.prog, self._subparsers_action))
+        return self._groups[-1]
+
+    def command(self, name: str) -> Parser:
+        """The parser of a command; UserError if there is none of this name."""
+        parsers = self._subparsers_action.choices
+        if name not in parsers:
+            near = difflib.get_close_matches(name, parsers, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"There is no command {name!r}.{hint} `{self.prog} --help` lists them.")
+        return parsers[name]
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage("%(prog)s COMMAND [...]", [], [])
+        formatter.add_text(self.description)
+        summaries = {action.dest: action for action in self._subparsers_action._get_subactions()}
+        for group in self._groups:
+            formatter.start_section(group.title)
+            for name in group.names:
+                formatter.add_argument(summaries[name])
+            formatter.end_section()
+        formatter.add_text(f"`{self.prog} COMMAND --help` shows a command's options and an example.")
+        return formatter.format_help()
+
+
+def comma_separated(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return int(text)
+
+
+def add_study(parser: Parser, summary: str = "study below the results folder (default: all)") -> None:
+    parser.add_argument("--study", metavar="NAME", help=summary)
+    add_results_dir(parser)
+
+
+def add_results_dir(parser: Parser) -> None:
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
+
+
+def add_cells(parser: Parser, *names: str) -> None:
+    """The positional arguments `names`, a cell each, and the options that tell where cells are looked for."""
+    for name in names:
+        parser.add_argument(name, metavar="CELL", help="cell: a name, an id, the beginning of either, or STUDY/CELL")
+    add_study(parser)
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--format", default="text", choices=["text", "json"], help="(default: text)")
+
+
+def add_tables(parser: Parser, *formats: str) -> None:
+    """The options of a command that renders tables. formats: what it renders besides those of every table."""
+    add_study(parser)
+    choices = ["md", "csv", "html", "latex", *formats]
+    parser.add_argument("--format", default="md", choices=choices, help="(default: md)")
+    add_out(parser)
+
+
+def add_out(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of standard output")
+
+
+def add_data_root(parser: Parser) -> None:
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds hub data sets by name")

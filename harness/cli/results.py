@@ -1,0 +1,280 @@
+"""Commands on the records of studies: tables, reports, figures and what they rest on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli.output import find_cell, print_errors, print_json, study_names, write
+from harness.cli.parser import (
+    CommandLine,
+    add_cells,
+    add_json,
+    add_out,
+    add_study,
+    add_tables,
+    comma_separated,
+)
+from harness.errors import UserError
+from harness.record import Record, read, read_study
+
+if TYPE_CHECKING:
+    from harness.report.table import Table
+
+
+def add(command_line: CommandLine) -> None:
+    group = command_line.group("compare")
+
+    parser = group.add(table, "table", "Render the comparison from the records.", "--study quickstart --format latex")
+    add_tables(parser)
+    parser.add_argument(
+        "--columns",
+        type=comma_separated,
+        metavar="IDS",
+        help="columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a value, an "
+        "unknown one lists them",
+    )
+    parser.add_argument("--article", action="store_true", help="the article's table, measured")
+
+    parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
+    add_study(parser, "study to report on (default: the only one)")
+    add_out(parser)
+
+    parser = group.add(figures, "figures", "Draw the comparison, each figure as PNG and as SVG.", "--study quickstart")
+    add_study(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/STUDY (default: the study's figures/)")
+
+    parser = group.add(claims, "claims", "Show the verdicts of the records on the article's claims.", "--study article")
+    add_tables(parser)
+
+    parser = group.add(
+        forgetting,
+        "forgetting",
+        "Show the items that tuning lost and won against the base model.",
+        "quickstart --figure lost.png",
+    )
+    add_tables(parser, "json")
+    parser.add_argument("name", nargs="?", metavar="STUDY", help="the same as --study STUDY")
+    parser.add_argument("--cells", action="store_true", help="every cell, not each method's chosen setting")
+    parser.add_argument("--items", type=int, default=3, metavar="N", help="items shown of each method (default: 3)")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it too, as PNG or SVG by the name's ending")
+
+    parser = group.add(
+        power,
+        "power",
+        "Show how many items and seeds tell two methods apart.",
+        "--effect 0.02 --seeds 3",
+    )
+    add_study(parser, "study to measure the noise on (default: assumptions)")
+    parser.add_argument("--effect", type=float, required=True, metavar="SHARE", help="0.02 is 2 points of accuracy")
+    parser.add_argument("--seeds", type=int, required=True, metavar="N")
+
+    parser = group.add(
+        lint,
+        "lint",
+        "Show what makes the cells of a study hard to compare. Exit status 1 if anything does.",
+        "--study quickstart",
+    )
+    add_study(parser)
+
+    parser = group.add(diff, "diff", "Show what differs between two cells.", "lora-r8 lora-r16")
+    add_cells(parser, "a", "b")
+    add_json(parser)
+
+
+def table(options: argparse.Namespace) -> int:
+    """Render the tables of one study or of all. Bad records are named; the good ones are rendered."""
+    if options.columns and options.article:
+        raise UserError("--columns can't be combined with --article, which has the article's columns.")
+    if options.columns and options.format == "csv":
+        raise UserError("--columns can't be combined with --format csv, which has every number.")
+
+    if options.article:
+        from harness.articles.beyond_lora.table import article
+
+        return _render(options, lambda records, folder: [article(records, folder)])
+
+    from harness.report.best import tables
+
+    return _render(options, lambda records, folder: tables(records, folder, options.columns))
+
+
+def claims(options: argparse.Namespace) -> int:
+    """Render the verdicts of one study or of all on the article's claims."""
+    from harness.articles.beyond_lora.claims import table, verdicts
+
+    return _render(options, lambda records, folder: [table(verdicts(records, folder))])
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the report of a study. Bad records are named, also on the page; the good ones are reported on."""
+    name = _only(study_names(options), "A report")
+
+    from harness import env
+    from harness.report import page
+
+    folder = options.results_dir / name
+    records, problems = read_study(folder)
+    print_errors(problems)
+    if not records:
+        raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
+    where = ["--study", name]
+    if options.results_dir != Path("results"):
+        where += ["--results-dir", str(options.results_dir)]
+    typed = shlex.join(["python", "-m", "harness", "report", *options.arguments])
+    write(page.render(records, folder, problems, shlex.join(where), typed, env.made_with()), options.out)
+    return int(bool(problems))
+
+
+def figures(options: argparse.Namespace) -> int:
+    """Draw what there is to draw of one study or all."""
+    from harness.report.figures import FIGURES, save
+
+    problems: list[str] = []
+    for name in study_names(options):
+        folder = options.results_dir / name
+        records, bad = read_study(folder)
+        problems += bad
+        out = options.out / name if options.out else folder / "figures"
+        drawn = save(records, folder, out) if records else []
+        without = [figure for figure in FIGURES if figure not in drawn]
+        print(f"{out}: {', '.join(drawn) or 'nothing'}" + (f"; no records for {', '.join(without)}" if without else ""))
+    print_errors(problems)
+    return int(bool(problems))
+
+
+def power(options: argparse.Namespace) -> int:
+    """Print how many items and seeds a difference takes, by assumptions or by the noise of a study."""
+    if not 0 < options.effect < 1:
+        raise UserError(f"--effect must lie between 0 and 1 (0.02 is 2 points), got {options.effect:g}.")
+    if options.seeds < 1:
+        raise UserError(f"--seeds must be positive, got {options.seeds}.")
+
+    from harness.report.power import Assumptions, assumptions, describe
+
+    given, said, problems = Assumptions(), [], []
+    if options.study:
+        (name,) = study_names(options)
+        records, problems = read_study(options.results_dir / name)
+        given, said = assumptions(records, options.results_dir / name)
+    sys.stdout.write(describe(options.effect, options.seeds, given, said))
+    print_errors(problems)
+    return int(bool(problems))
+
+
+def forgetting(options: argparse.Namespace) -> int:
+    """Compare the tuned cells of one study or of all with the untuned base, item by item."""
+    options.study = options.name or options.study
+    if options.items < 0:
+        raise UserError(f"--items must be 0 or more, got {options.items}.")
+    if options.figure and options.figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure must end in .png or .svg, got {options.figure}.")
+    names = study_names(options)
+    if options.figure:
+        _only(names, "A figure")
+
+    from harness.report import forgetting as compare
+
+    comparisons, problems = {}, []
+    for name in names:
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        if records:
+            comparisons[name] = compare.forgetting(records, options.results_dir / name, options.cells)
+    print_errors(problems)
+    if not comparisons:
+        raise UserError(f"There are no records to compare in {options.results_dir}; run a sweep first.")
+    if options.format == "json":
+        by_study = {name: compare.to_json(comparison) for name, comparison in comparisons.items()}
+        write(json.dumps(by_study, indent=1) + "\n", options.out)
+    else:
+        from harness.report.table import document
+
+        tables = [
+            table
+            for name, comparison in comparisons.items()
+            for table in compare.tables(comparison, name, options.items)
+        ]
+        write(document(tables, options.format), options.out)
+    if options.figure:
+        from harness.report.figures import lost_won
+
+        (comparison,) = comparisons.values()
+        drawn = lost_won(comparison)
+        if drawn is None:
+            raise UserError("There is nothing to draw: no cell could be compared with its base.")
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
+        options.figure.write_bytes(drawn.png() if options.figure.suffix == ".png" else drawn.svg().encode())
+    return int(bool(problems))
+
+
+def lint(options: argparse.Namespace) -> int:
+    """Print the linter's findings on one study or all; 1 if there are any, or a record is bad."""
+    from harness.report.lint import findings
+
+    problems: list[str] = []
+    total = 0
+    for name in study_names(options):
+        records, bad = read_study(options.results_dir / name)
+        problems += bad
+        found = findings(records)
+        total += len(found)
+        if records:
+            print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {len(records)} cells")
+        for finding in found:
+            print(f"- {finding.sentence}")
+    print_errors(problems)
+    return int(bool(total or problems))
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Print what differs between two cells."""
+    from harness.report.diff import difference, text
+
+    cells = [find_cell(options, options.a), find_cell(options, options.b)]
+    for found in cells:
+        if not found.record.is_file():
+            raise UserError(f"{found} has no record yet; there is nothing to compare.")
+    a, b = (read(found.record) for found in cells)
+    differs = difference(a, b, (str(cells[0]), str(cells[1])))
+    if options.format == "json":
+        print_json(dataclasses.asdict(differs))
+    else:
+        sys.stdout.write(text(differs))
+    return 0
+
+
+def _only(names: Sequence[str], what: str) -> str:
+    if len(names) > 1:
+        raise UserError(f"{what} is of one study; name it with --study. There are {', '.join(names)}.")
+    return names[0]
+
+
+def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
+    """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
+    from harness.report.table import document
+
+    found, problems = [], []
+    gc.disable()  # all that is read is kept to the end: collecting garbage would take a third of the time
+    try:
+        for name in study_names(options):
+            folder = options.results_dir / name
+            records, bad = read_study(folder)
+            problems += bad
+            if records:
+                found += tables(records, folder)
+    finally:
+        gc.enable()
+    print_errors(problems)
+    if not found:
+        raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
+    write(document(found, options.format), options.out)
+    return int(bool(problems))

@@ -1,0 +1,141 @@
+"""Commands that run cells, or predict what running them takes: Hydra apps with options of their own."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+from harness import units
+from harness.cli.parser import CommandLine, Parser
+from harness.errors import UserError
+
+
+def add(command_line: CommandLine) -> None:
+    group = command_line.group("run")
+
+    parser = group.add(run, "run", "Run one cell.", "method=dora rank=16 lr=1e-4", _settings)
+    _add_settings(parser, "KEY=VALUE")
+    _add_budget(parser, "5USD: refuse what models behind an API would cost beyond that")
+    _add_hydra(parser)
+
+    parser = group.add(
+        sweep,
+        "sweep",
+        "Run a grid: a named one, or the product of KEY=A,B,C.",
+        "method=lora,dora rank=8,16 study=mine",
+        _settings,
+    )
+    _add_settings(parser, "NAME|KEY=A,B,C")
+    parser.add_argument("--fit", action="store_true", help="skip cells that are predicted not to fit into memory")
+    _add_budget(parser, "24GB: memory for --fit (default: this machine's); 5USD: limit for models behind an API")
+    _add_device(parser)
+    _add_hydra(parser)
+
+    parser = group.add(
+        plan,
+        "plan",
+        "Predict memory, FLOPs and time of a grid. Launches and downloads nothing.",
+        "model=llama_3_1_8b method=lora,qlora --budget 24GiB",
+        _settings,
+    )
+    _add_settings(parser, "NAME|KEY=A,B,C")
+    _add_budget(parser, "24GB: memory that cells should fit into (default: this machine's)")
+    _add_device(parser)
+    parser.add_argument("--throughput", type=float, metavar="N", help="tokens/s of every cell (default: from records)")
+    _add_hydra(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one cell; 1 if it did not end as ok."""
+    return _launch("run", options)
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Run the cells of a grid; 1 if one did not end as ok."""
+    return _launch("sweep", options, fit=options.fit, device=options.device)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print what a grid would take."""
+    if options.throughput is not None and not options.throughput > 0:
+        raise UserError(f"--throughput must be positive, got {options.throughput:g}.")
+    return _launch("plan", options, plan=True, device=options.device, throughput=options.throughput)
+
+
+def _launch(command: str, options: argparse.Namespace, **more) -> int:
+    budget = options.budget
+    in_bytes = budget is not None and not isinstance(budget, units.Dollars)
+    predicts = more.get("plan") or more.get("fit")
+    if in_bytes and not predicts:
+        raise UserError("--budget in bytes requires `plan` or `sweep --fit`; a sum of money, as 5USD, does not.")
+    if more.get("device") and not predicts:
+        raise UserError("--device requires `plan` or `sweep --fit`; cells run on the device that is here.")
+
+    from harness.sweep import app
+
+    asked = app.Options(memory=budget if in_bytes else None, dollars=None if in_bytes else budget, **more)
+    return app.main(app.Arguments(command, options.settings, options.hydra, options.config_dir), asked)
+
+
+class PassOn(argparse.Action):
+    """Keeps an option of Hydra's as it was typed."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), option_string, *([values] if values else [])])
+
+
+def _add_settings(parser: Parser, metavar: str) -> None:
+    parser.add_argument("settings", nargs="*", metavar=metavar, help="settings; --help lists them below")
+
+
+def _add_budget(parser: Parser, summary: str) -> None:
+    parser.add_argument("--budget", type=units.parse_budget, metavar="SIZE|MONEY", help=summary)
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="whose kernels are predicted (default: CUDA's for a GPU's budget)"
+    )
+
+
+def _add_hydra(parser: Parser) -> None:
+    group = parser.add_argument_group("Hydra's options")
+    kept = {"dest": "hydra", "default": [], "action": PassOn}
+    group.add_argument(
+        "--cfg", "-c", choices=["job", "hydra", "all"], help="print the resolved config, and stop", **kept
+    )
+    group.add_argument("--resolve", nargs=0, help="with --cfg: resolve interpolations", **kept)
+    group.add_argument("--package", "-p", metavar="KEY", help="with --cfg: print this part only", **kept)
+    group.add_argument(
+        "--info", "-i", nargs="?", metavar="KIND", help="print how the config is composed, and stop", **kept
+    )
+    group.add_argument("--hydra-help", nargs=0, help="print Hydra's own help, and stop", **kept)
+    group.add_argument("--config-name", "-cn", metavar="NAME", help="another config than conf/config.yaml", **kept)
+    group.add_argument("--config-dir", "-cd", metavar="DIR", help="another folder of config groups and named sweeps")
+
+
+def _settings() -> str:
+    """The help on config groups, named sweeps and settings."""
+    from harness.config_folders import group_files, named_sweeps
+    from harness.config_help import config_groups
+
+    lines = ["", "config groups (GROUP=NAME):"]
+    for group in ("method", "model", "data", "eval", "hydra/launcher"):
+        lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
+    lines += ["", "named sweeps (sweep NAME):"]
+    for name, path in named_sweeps().items():
+        question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
+        lines += _wrapped(question, f"  {name:16}", " " * 18)
+    lines += ["", "settings (KEY=VALUE):"]
+    for group in config_groups():
+        if group.key:
+            lines += ["", *_wrapped(f"{group.key}: {' '.join(group.comment.split())}", "  ", "  ")]
+        for setting in group.fields:
+            default = "" if setting.default is None else f"={setting.default}"
+            lines.append(f"  {setting.key}{default}  ({setting.type})")
+            lines += _wrapped(setting.comment, " " * 6, " " * 6)
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=others)

@@ -1,0 +1,78 @@
+"""Commands around the harness: what this machine can run, others' results, shell completion."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.cli.output import require_study_name
+from harness.cli.parser import CommandLine, add_data_root, add_results_dir
+from harness.errors import UserError
+
+
+def add(command_line: CommandLine) -> None:
+    group = command_line.group("tools")
+
+    parser = group.add(
+        doctor,
+        "doctor",
+        "Show what this machine can run, and what is missing. Downloads nothing.",
+        "--data-root ~/data",
+    )
+    add_data_root(parser)
+    add_results_dir(parser)
+
+    parser = group.add(
+        import_results,
+        "import",
+        "Turn result files of peft or lm-eval into records of a study.",
+        "lm-eval results_2025.json --study theirs",
+    )
+    parser.add_argument("project", choices=["peft", "lm-eval"], help="whose files they are")
+    parser.add_argument("path", type=Path, metavar="PATH", help="result file, or folder of result files")
+    parser.add_argument("--study", metavar="NAME", help="study for the records (default: the project's name)")
+    add_results_dir(parser)
+
+    parser = group.add(
+        completion,
+        "completion",
+        "Print a shell script that completes commands and options.",
+        "bash > ~/.local/share/bash-completion/completions/harness",
+    )
+    parser.add_argument("shell", choices=["bash", "zsh"])
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what this machine can run; 1 if not even the embedded default model can."""
+    from harness.studies import doctor as machine
+
+    facts = machine.examine(options.results_dir, options.data_root)
+    print("\n".join(machine.lines(facts)))
+    return int(machine.obstacle(facts) is not None)
+
+
+def import_results(options: argparse.Namespace) -> int:
+    """Make records of another project's result files: of all of them, or of none if one is bad."""
+    name = options.study or options.project
+    require_study_name(name, options.results_dir)
+
+    from harness.report import importers
+
+    summary = importers.store(importers.collect(options.project, options.path, name), options.results_dir / name)
+    counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
+    print(f"{options.results_dir / name}: {', '.join(f'{len(names)} {of}' for of, names in counts.items())} records.")
+    for path in summary.older:
+        print(f"{path} was skipped: there is a later result of the same settings.")
+    return 0
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print the completion script of the command `harness` for a shell."""
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("`completion` requires shtab: pip install shtab.") from None
+    from harness.cli.commands import command_line
+
+    print(shtab.complete(command_line("harness"), options.shell))
+    return 0
