@@ -36,7 +36,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
     status. Returns 0, or what `main` returns if nothing is forked.
     """
     channel = socket.socket(fileno=descriptor)
-    tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds at a fork stays locked in the job
+    tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds stays locked in the fork
     loaded = False
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)

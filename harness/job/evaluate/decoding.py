@@ -1,4 +1,4 @@
-"""Greedy decoding by hand, token by token, with a cache of keys and values."""
+"""Greedy decoding, token by token, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.job.models.structure import inner, prompted
 
 
 def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The likeliest tokens after `ids` (sequences, tokens), none padded, one a sequence (sequences, 1), without end."""
+    """The likeliest tokens after unpadded `ids` (sequences, tokens), one at a time (sequences, 1), without end."""
     name = cache_keyword(model)
-    # Where the method puts tokens before a sequence, they are in a cache that the first pass makes.
+    # Virtual tokens of a method are in the cache that the first pass returns.
     cache = {} if prompted(model) else {name: DynamicCache(config=model.config)}
     while True:
         out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
@@ -27,10 +27,9 @@ def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[StoppingCriteria]) -> torch.Tensor:
-    """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` is met, at most `limit`.
+    """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` applies, at most `limit`.
 
-    For a model that puts tokens of its own before a sequence: peft 0.21's `generate` loses or doubles them under
-    transformers 5.24.
+    For methods with virtual tokens: peft 0.21's `generate` loses or doubles them under transformers 5.24.
     """
     for token in islice(greedy(model, ids), limit):
         ids = torch.cat([ids, token], dim=1)
@@ -40,5 +39,5 @@ def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[Stopping
 
 
 def cache_keyword(model: nn.Module) -> str:
-    """What the model calls its cache: transformers renames it within version 5, and drops the old name in 5.40."""
+    """The model's keyword for its cache: transformers renames it within version 5, and drops the old name in 5.40."""
     return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"

@@ -1,9 +1,9 @@
-"""An lm-eval model with `HFLM`'s answers in less time: what prompts have in common is read once, no slot stays idle.
+"""An lm-eval model with `HFLM`'s answers in less time: shared prefixes are computed once, and no slot stays idle.
 
-Requests that begin alike (a subject's few-shot examples, a question before its choices) form a group. Its prefix goes
-through the model once; the remainders follow in rows, many in one sequence without padding, each of which attends to
-the prefix and to itself. Greedy answers are written in slots of one cache; a slot is taken anew as soon as its answer
-ends. Where this would not give the same numbers, `HFLM` does the work, and `Engine.used` says why.
+Requests with a common prefix (a subject's few-shot examples, a question before its choices) form a group. Its prefix
+goes through the model once. The remainders follow in rows, many in one sequence without padding, each attending to the
+prefix and to itself. Greedy answers are written in slots of one cache, and a slot is reused as soon as its answer ends.
+If the numbers would differ, `HFLM` does the work, and `Engine.used` has the reason.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED
 
-ROW = {"cpu": 512, "cuda": 4096}  # tokens a row: with fewer the device idles, with more it computes what is masked
-CALL = 32  # tokens that cost about what one more call does
-CHECKED = 320  # first tokens of the longest request, computed both ways
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean nats between the two, by rounding
-PLAIN = [("do_sample", False), ("temperature", 0.0)]  # what a task may ask for, and
+ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
+CALL = 32  # tokens that cost about as much as one more call
+CHECKED = 320  # first tokens of the longest request, which are computed both ways
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
+# Generation settings that keep the likeliest token: of a task, and in a model's config.
+PLAIN = [("do_sample", False), ("temperature", 0.0)]
 HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
@@ -52,7 +53,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 class Segment:
     """Tokens of a row that attend to the cached prefix, to segment `parent` of the row, and to themselves.
 
-    start: position of the first one in its sequence; wanted: how many of the last ones' logits are asked for.
+    start: position of the first token in its sequence. wanted: number of last tokens whose logits are needed.
     """
 
     tokens: Tokens
@@ -62,15 +63,15 @@ class Segment:
 
 
 def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
-    """Groups of `stems`: how many first tokens they share, and their indices; the longest first, also in a group.
+    """Group `stems` by common prefixes. Returns the prefix length and the indices of each group, longest stems first.
 
-    A group stays whole where reading its prefix once saves more tokens than all groups do that it could be split into.
+    A group is not split if sharing its prefix saves more tokens than all groups that it could be split into.
     """
 
     def divided(members: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
         if len(members) == 1:
             return 0, [(0, members)]
-        first, last = stems[members[0]], stems[members[-1]]  # in their order these two differ the most
+        first, last = stems[members[0]], stems[members[-1]]  # sorted, so these two differ the most
         depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
         whole = depth * (len(members) - 1) - CALL, [(depth, members)]
         parts = [list(part) for _, part in itertools.groupby(members, lambda m: stems[m][depth : depth + 1])]
@@ -85,10 +86,10 @@ def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
 
 
 class Engine(HFLM):
-    """`HFLM` that shares prefixes and refills slots where that gives the same numbers.
+    """`HFLM` that shares prefixes and refills slots if that gives the same numbers.
 
-    used: after scoring, for "shared_prefix" (log-likelihoods) and "continuous_batching" (greedy answers), whichever
-    was asked for, "on" or "off: " and the reason.
+    used: after scoring, "on", or "off: " and the reason, for "shared_prefix" (log-likelihoods) and
+    "continuous_batching" (greedy answers), if such requests came.
     """
 
     def __init__(self, *args, **kwargs):
@@ -102,13 +103,13 @@ class Engine(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Sums of log-probabilities in nats, and whether greedy decoding would write the same."""
-        asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token alone are one
+        """Sums of log-probabilities in nats, and whether greedy decoding gives the same text."""
+        asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token only are one
         for index, (_, context, continuation) in enumerate(requests):
             asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
         if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
             logger.warning(
-                f"{cut} requests lose their beginning, the model reads no more than {self.max_length} tokens."
+                f"{cut} requests were truncated on the left to {self.max_length} tokens, the model's maximum."
             )
         if not self._permitted("shared_prefix", self._obstacle(asked)):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
@@ -125,14 +126,14 @@ class Engine(HFLM):
                     last = slice(-len(continuation), None)
                     total = rows[last].gather(1, torch.tensor(continuation, device=rows.device)[:, None]).sum()
                     answers[index] = (float(total), greedy[last] == continuation)
-                    if text is not None:  # windows of a rolling request have none
+                    if text is not None:  # None for windows of a rolling request
                         self.cache_hook.add_partial("loglikelihood", text, answers[index])
                     pbar.update(1)
         pbar.close()
         return answers
 
     def _scored(self, sequences: list[Tokens], wanted: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Indices of the sequences in a row, and their wanted logits one after another: (positions, vocabulary)."""
+        """Indices of the sequences in a row, and their wanted logits in that order: (positions, vocabulary)."""
         members: list[int] = []
         row: list[Segment] = []
 
@@ -165,7 +166,7 @@ class Engine(HFLM):
     # Greedy answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What greedy decoding writes after each context, up to its stop sequences."""
+        """Greedy answers to each context, up to its stop sequences."""
         kinds: dict[str, list[int]] = defaultdict(list)  # by generation settings
         for index, request in enumerate(requests):
             kinds[repr(request.args[1])].append(index)
@@ -175,7 +176,7 @@ class Engine(HFLM):
         return [answers[index] for index in range(len(requests))]
 
     def _generate(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
-        """Answers to requests that have the same generation settings."""
+        """Answers to requests with the same generation settings."""
         kwargs = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         until = handle_stop_sequences(kwargs.pop("until", None), self.tok_decode(self.eot_token_id, False))
         limit = kwargs.pop("max_gen_toks")
@@ -197,10 +198,10 @@ class Engine(HFLM):
         return answers
 
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
-        """Index of each prompt and the tokens written after it, as they are finished."""
+        """Index of each prompt and the tokens of its answer, as answers end."""
         eos = self.model.generation_config.eos_token_id
         last = set(eos) if isinstance(eos, list) else {eos}
-        # As lm-eval does, for a text may be made of other tokens than it is encoded as.
+        # As in lm-eval: generated tokens of a text may differ from its encoding.
         looked_at = 2 + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in until)
         waiting = deque((prompts[m][:n], m) for n, group in grouped([p[:-1] for p in prompts]) for m in group)
         slots = Slots(self.batch_size, self.device)
@@ -214,7 +215,7 @@ class Engine(HFLM):
             return any(text in end for text in until)
 
         def appended(logits: torch.Tensor) -> Iterator[tuple[int, list[int]]]:
-            """The likeliest token to each of the last answers; those that it ends are given, and leave their slots."""
+            """Append the likeliest token to the last answers; yields answers that end, and frees their slots."""
             tokens = logits.argmax(dim=-1).tolist()
             for slot in reversed(range(len(writing) - len(tokens), len(writing))):
                 index, answer = writing[slot]
@@ -249,11 +250,11 @@ class Engine(HFLM):
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> torch.Tensor:
-        """As `HFLM`, but where a model puts tokens before each sequence answers are written one by one, greedily."""
+        """As in `HFLM`, except that a model with virtual tokens answers one by one, greedily."""
         if not prompted(self.model):
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
         if generation_kwargs.get("do_sample"):
-            raise UserError(f"A task that samples its answers can't be asked of a model where {PROMPTED}.")
+            raise UserError(f"A task with do_sample=true requires another method: {PROMPTED}.")
         answers, dtype = [], self.mixed_precision_dtype
         for row, attended in zip(context, generation_kwargs["attention_mask"], strict=True):
             ids = row[attended.bool()][None]
@@ -270,7 +271,7 @@ class Engine(HFLM):
         return self._forward([Segment(prefix, 0, 0)], None)[1]
 
     def _forward(self, row: list[Segment], prefix: DynamicCache | None) -> tuple[torch.Tensor, DynamicCache]:
-        """Logits at the wanted positions (positions, vocabulary), and the cache of what is new."""
+        """Logits at the wanted positions (positions, vocabulary), and the cache of the new tokens."""
         lengths = [len(segment.tokens) for segment in row]
         ids = torch.tensor([token for segment in row for token in segment.tokens])
         positions = torch.cat([torch.arange(len(segment.tokens)) + segment.start for segment in row])
@@ -298,7 +299,7 @@ class Engine(HFLM):
     ) -> torch.Tensor:
         """Logits at the indices `keep` of each row of `ids`: (rows, indices, vocabulary).
 
-        mask: which key a query sees (rows, 1, queries, keys); None is causal.
+        mask: which keys each query attends to (rows, 1, queries, keys); None: causal.
         """
         if mask is not None:
             mask = mask.to(self.device)
@@ -315,14 +316,14 @@ class Engine(HFLM):
                 **{cache_keyword(self.model): cache},
             ).logits
 
-    # Where it would be wrong
+    # When the numbers would differ
 
     def _permitted(self, name: str, obstacle: str | None) -> bool:
         self.used[name] = f"off: {obstacle}" if obstacle else "on"
         return obstacle is None
 
     def _not_plain(self, kwargs: dict[str, Any], limit: int) -> str | None:
-        """Why these generation settings mean more than the likeliest token, if they do."""
+        """Why these generation settings do not mean the likeliest token; None if they do."""
         unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
         unusual |= self.model.generation_config.to_diff_dict().keys() - HARMLESS
         if unusual:
@@ -332,7 +333,7 @@ class Engine(HFLM):
         return None if limit < self.max_length else f"answers of {limit} tokens leave no room for a prompt"
 
     def _obstacle(self, sequences: Collection[Tokens], more: int = 0) -> str | None:
-        """Why prefixes of `sequences` and of `more` tokens after them can't be shared, if they can't."""
+        """Why prefixes of `sequences`, with `more` tokens after them, can't be shared; None if they can."""
         if self.backend != "causal":
             return "the model has an encoder"
         if getattr(self.model, "_is_stateful", False):
@@ -356,9 +357,9 @@ class Engine(HFLM):
         return self._disagreement(longest[:CHECKED], in_row=not more)
 
     def _disagreement(self, tokens: Tokens, in_row: bool = True) -> str | None:
-        """What two remainders of `tokens` beside each other behind a shared prefix get wrong, if anything.
+        """How two remainders of `tokens` after a shared prefix differ from a plain pass; None if they agree.
 
-        in_row: whether to look also at a prefix in their own row, as none is where answers are written.
+        in_row: whether to check a prefix in the same row too, which generation does not use.
         """
         head, tail = tokens[:-CALL], tokens[-CALL:]
         row = [Segment(tail, len(head), 1)] * 2
@@ -367,11 +368,11 @@ class Engine(HFLM):
             if head and in_row:
                 inside = [dataclasses.replace(segment, parent=0) for segment in row]
                 ways.append(self._forward([Segment(head, 0, 0), *inside], None)[0])
-        except Exception as error:  # whatever a model raises that takes no such mask, positions or cache
+        except Exception as error:  # a model may refuse such masks, positions or caches in many ways
             return f"the model raises {type(error).__name__} on shared prefixes"
         plain = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]
         *shared, alone = (functional.log_softmax(x.float(), dim=-1) for x in (*(way[1] for way in ways), plain))
-        # By how likely each token is: of the least likely of a vocabulary rounding alone can move one by half a nat.
+        # Weighted by probability: rounding alone can move an unlikely token by half a nat.
         difference = max(float((alone.exp() * (each - alone).abs()).sum()) for each in shared)
         if difference <= TOLERANCE[plain.dtype]:
             return None

@@ -1,4 +1,4 @@
-"""Caches of keys and values beyond transformers': a prefix that many read, and slots that answers take in turn."""
+"""Caches of keys and values: a prefix shared by many sequences, and slots reused by answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-BLOCK = 64  # tokens by which slots grow
+BLOCK = 64  # tokens by which the slots grow
 
 
 class Lent(DynamicCache):
-    """The cache of a prefix, lent to one forward pass, which leaves it as it is. The layers hold what is new."""
+    """The cache of a prefix for one forward pass, which does not change it. The layers hold the new tokens."""
 
     def __init__(self, prefix: DynamicCache):
         super().__init__()
@@ -24,11 +24,11 @@ class Lent(DynamicCache):
 
 
 class Slots(DynamicCache):
-    """Keys and values of the sequences that are being written, one in each slot, from its left end on.
+    """Keys and values of the sequences being generated, one in each slot, from its left end.
 
-    lengths: tokens in each slot in use. The tensors (slots, heads, tokens, channels) grow with the longest. Their
-    dtypes are those that came first: under autocast keys and values may differ, and transformers' own cache, in which
-    sequences begin, may store both in the finer one (5.17 does).
+    lengths: tokens in each used slot. The tensors (slots, heads, tokens, channels) grow with the longest. They have the
+    dtypes that came first: under autocast keys and values may differ, and transformers' own cache, in which sequences
+    begin, may store both in the finer dtype (5.17 does).
     """
 
     def __init__(self, size: int, device: torch.device):
@@ -36,7 +36,7 @@ class Slots(DynamicCache):
         self.size, self.device, self.lengths = size, device, []
 
     def fill(self, prefix: DynamicCache | None, new: DynamicCache, lengths: list[int]) -> None:
-        """Use further slots, each for `prefix` and its share of `new`, which holds `lengths` tokens of each."""
+        """Fill further slots with `prefix` and their part of `new`, which holds `lengths` tokens for each."""
         begin = prefix.get_seq_length() if prefix else 0
         first, self.lengths = len(self.lengths), self.lengths + [begin + length for length in lengths]
         for index, layer in enumerate(new.layers):
@@ -47,7 +47,7 @@ class Slots(DynamicCache):
                     room[slot, :, begin : self.lengths[slot]] = part
 
     def drop(self, slot: int) -> None:
-        """Free `slot`; the last one in use moves there, so that those in use stay side by side."""
+        """Free `slot`. The last used slot moves there, so that used slots stay contiguous."""
         for layer in self.layers:
             layer.keys[slot], layer.values[slot] = (
                 layer.keys[len(self.lengths) - 1],
@@ -57,7 +57,7 @@ class Slots(DynamicCache):
         self.lengths.pop()
 
     def extend(self) -> torch.Tensor:
-        """Count one more token in each slot in use, which `update` will write, and give its positions: (slots, 1)."""
+        """Add a token to each used slot, which `update` will write. Returns its positions: (slots, 1)."""
         self.at = torch.arange(len(self.lengths), device=self.device), torch.tensor(self.lengths, device=self.device)
         self.lengths = [length + 1 for length in self.lengths]
         return self.at[1][:, None]
@@ -69,7 +69,7 @@ class Slots(DynamicCache):
         return [room[: len(self.lengths), :, : max(self.lengths)] for room in rooms]
 
     def _rooms(self, index: int, *like: torch.Tensor) -> list[torch.Tensor]:
-        """Keys and values of a layer, with room for the longest sequence."""
+        """Keys and values of a layer, large enough for the longest sequence."""
         if index == len(self.layers):
             self.layers.append(DynamicLayer())
             empty = [tensor.new_zeros(self.size, tensor.shape[1], 0, tensor.shape[3]) for tensor in like]

@@ -1,6 +1,6 @@
-"""Linear layers with their weights as products take them, while a model answers: cast once, and expanded once.
+"""Casts or dequantises the weights of linear layers once, instead of at every call, while a model generates.
 
-A token that is written reads every weight, so that what is made of the weights anew at each call is most of its time.
+Each generated token reads every weight, so converting weights at every call takes most of the time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.nn import functional
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Give linear layers the weights that autocast to `dtype` would make of them at every call; returns what undoes it.
+    """Cast the weights of linear layers to `dtype`, as autocast does at every call. Returns a function that undoes it.
 
-    An embedding tied to the head stays as it is: autocast leaves it alone.
+    An embedding tied to the head is not cast, as autocast leaves it too.
     """
     before = []
     for module in model.modules():
@@ -41,7 +41,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def only_multiplied(model: nn.Module) -> bool:
-    """Whether all weights of linear layers are read for their products alone; of adapters that is known of LoRA's."""
+    """Whether weights of linear layers are used in products only; of adapters only plain LoRA is known to do so."""
     if not isinstance(model, PeftModel):
         return True
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -50,11 +50,11 @@ def only_multiplied(model: nn.Module) -> bool:
 
 @contextmanager
 def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
-    """A context in which a 4-bit model on a CPU computes with its weights dequantised once instead of at every call.
+    """A context in which a 4-bit model on a CPU has its weights dequantised once instead of at every call.
 
-    The results are the same, to the bit. An adapter stays apart from the weights; DoRA, which reads them for its norms,
-    does that once (peft's DoraCaching).
-    Yields for the record whether it was done, or why not, under "expanded"; nothing of a model that isn't in 4 bits.
+    The results are the same to the bit. Adapters stay unmerged; DoRA, which reads the weights for its norms, computes
+    them once (peft's DoraCaching).
+    Yields for the record "expanded": "on", or "off: " and the reason; nothing for a model that is not in 4 bits.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
     if not layers:
@@ -68,7 +68,7 @@ def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
         yield {"expanded": f"off: {size / 2**30:.1f} GiB of weights would be most of the memory that is free"}
         return
     dora = any(isinstance(module, DoraLinearLayer) for module in model.modules())
-    for name, layer in layers.items():  # norms are of the weights as they are, products of what they are rounded to
+    for name, layer in layers.items():  # norms need unrounded weights, products rounded ones
         model.set_submodule(name, _Expanded(layer, layer.weight.quant_state.dtype if dora else layer.compute_dtype))
     try:
         with DoraCaching():
@@ -79,7 +79,7 @@ def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
 
 
 class _Expanded(nn.Linear):
-    """The layer of 4 bits with its weights in `dtype`, hooks included."""
+    """A 4-bit layer with dequantised weights in `dtype`, hooks included."""
 
     def __init__(self, layer: Linear4bit, dtype: torch.dtype):
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")

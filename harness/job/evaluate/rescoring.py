@@ -1,7 +1,7 @@
-"""Scores a recorded cell on further tasks, by the weights that were saved of it, and adds that to its record.
+"""Scores a recorded cell on further tasks, with its saved weights, and adds the scores to its record.
 
-The model is made as it was when the cell was scored first: an adapter on the same base, merged if it was then, in the
-same precision and with the same speed-ups. Scores and items are added together or not at all.
+The model is the one that was scored first: an adapter on the same base, merged if it was merged then, in the same
+precision and with the same speed-ups. Scores and items are added together or not at all.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from harness.record import Record, Scoring, model_card
 
 
 def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report: Callable[[dict], None]) -> None:
-    """Score the cell of the record at `path` by `settings`, as `eval` of a cell; what it had on these tasks goes.
+    """Score the cell of the record at `path` by `settings` (as `eval` of a cell), replacing its scores on these tasks.
 
-    Raises UserError where that can't be; the record is as it was then.
+    Raises UserError if that fails; the record stays unchanged then.
     """
     report({"phase": "start"})
     found = record.read(path)
@@ -44,7 +44,7 @@ def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report:
     tokenizer = loading.tokenizer(found.cell.settings["model"])
     scoring.check_template(settings, tokenizer)
     if loading.fingerprint(found.cell.settings["model"]) != found.fingerprints.get("model"):
-        raise UserError(f"{found.cell.name} is not scored: its base model is not the one that it was made of.")
+        raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
     try:
         _score(found, path, tasks, tokenizer, settings, report)
     except UserError:
@@ -59,14 +59,14 @@ def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report:
 
 
 def _refuse_twice(found: Record, tasks: scoring.Tasks) -> None:
-    """Raise UserError if the record has items of the same leaf tasks under another name: one of a group, say."""
+    """Raise UserError if the record has items of the same leaf tasks under another name, such as a group's."""
     again = tasks.sample.keys() & found.items.keys() - _leaves(found, tasks)
     if again:
-        raise UserError(f"{found.cell.name} was scored on {min(again)} already, as a part of another task.")
+        raise UserError(f"{found.cell.name} was already scored on {min(again)}, as part of another task.")
 
 
 def _leaves(found: Record, tasks: scoring.Tasks) -> set[str]:
-    """The leaf tasks that are scored anew, since their task is."""
+    """The leaf tasks of tasks that are scored again."""
     known = {score.task for score in found.scores}
     return {leaf for name, loaded in tasks.by_name.items() if name in known for leaf in loaded["tasks"]}
 
@@ -122,9 +122,9 @@ def _add(
     items: pd.DataFrame,
     made: Scoring,
 ) -> None:
-    """Put the record and its items, with what is new in them, into place: both, or neither."""
+    """Write the record and its items with the new scores: both, or neither."""
     cards = record.model_folder(path) / record.CARD
-    plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(found)  # nobody has edited it
+    plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(found)  # not edited by hand
     again, beside = set(made.tasks), path.with_suffix(".items.parquet")
     leaves = _leaves(found, tasks)
     found.scores = [s for s in found.scores if s.task not in again] + scores

@@ -1,7 +1,7 @@
-"""Scores the live model by lm-eval: stock tasks unchanged, and our generated ones. Only it and the engines import that.
+"""Scores the live model by lm-eval: unchanged stock tasks, and our generated ones.
 
-Scores are computed from the items that lm-eval returns, so that each comes with its n and standard error also where
-a stratified sample leaves a subject a single item. A test holds them against lm-eval's own aggregates.
+Scores are computed from the items that lm-eval returns, so that each has its n and standard error, also if a stratified
+sample has a single item of a subject. A test compares them with lm-eval's own aggregates.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.record import Score
 
-FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are shown, where a task draws them
+FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
 
 
 @functools.cache
 def _manager(stock: bool) -> TaskManager:
-    """lm-eval's index of our tasks, with its stock ones or without: reading their thousands of files takes seconds."""
+    """lm-eval's index of our tasks, with or without stock tasks, whose thousands of files take seconds to read."""
     return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=stock)
 
 
@@ -58,10 +58,10 @@ def stock() -> TaskManager:
 class Tasks:
     """The tasks and groups of an evaluation, loaded, each with its sample of items.
 
-    settings: `eval` of the cell. Raises UserError for an unknown name, data that can't be had, a task without a value
-    of each item, and one that runs code if that was not asked for.
+    settings: `eval` of the cell. Raises UserError for an unknown task, missing data, a task without a value for each
+    item, and a task that runs code without eval.unsafe_code=true.
 
-    put: keywords of lm-eval on how a question is put, and whether code may run.
+    put: lm-eval's keywords for the prompt's form, and for running code.
     """
 
     def __init__(self, settings: dict[str, Any], data_root: str | None):
@@ -74,13 +74,13 @@ class Tasks:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise UserError(f"eval.tasks={name}: lm-eval has no such task.{hint}")
+                raise UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
             if settings.get("unsafe_code"):
-                os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what such a task's metric asks for when it is loaded
+                os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
             elif _runs_code(manager.task_index, name):
                 raise UserError(
-                    f"eval.tasks={name} runs code that the model writes, with your rights and on this machine; where "
-                    "that can do no harm, eval.unsafe_code=true asks for it."
+                    f"eval.tasks={name} requires eval.unsafe_code=true: it runs code that the model writes, with your "
+                    "rights and on this machine."
                 )
         with sources.with_data_root(data_root):
             self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
@@ -91,11 +91,11 @@ class Tasks:
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
-                raise UserError(f"eval.tasks={name} asks for {twice[0]} again, which another of the tasks has in it.")
+                raise UserError(f"eval.tasks must not overlap: {name} contains {twice[0]}, as does an earlier task.")
             self.sample |= stratified(sizes, settings["limit"], settings["seed"])
 
     def _settle(self, settings: dict[str, Any]) -> None:
-        """Give the tasks the number and the seed of their few-shot examples, and `put` what it says."""
+        """Set number and seed of the tasks' few-shot examples, and `put`."""
         for task in self.leaves.values():
             if settings["num_fewshot"] is not None:
                 task.set_config(key="num_fewshot", value=settings["num_fewshot"])
@@ -111,9 +111,9 @@ class Tasks:
         }
 
     def build(self) -> None:
-        """Build the requests of the sample for all who score it: few-shot contexts take milliseconds an item.
+        """Build the requests of the sample once for all cells: few-shot contexts take milliseconds an item.
 
-        Not in a chat's template, which the model's tokenizer fills in.
+        Requests in a chat template are not built, as they depend on the model's tokenizer.
         """
         if self.put["apply_chat_template"]:
             return
@@ -121,7 +121,7 @@ class Tasks:
             self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
 
     def texts(self) -> dict[str, list[str]]:
-        """By task the sampled items as they are asked, without the examples before them."""
+        """The sampled items' questions by task, without few-shot examples."""
         return {
             name: [
                 _asked(task, task.eval_docs[item])
@@ -132,48 +132,48 @@ class Tasks:
         }
 
     def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
-        """lm-eval's `build_all_requests`, which does not build again what was asked before."""
-        # The tokenizer is named where its template is filled in; all else that could differ are settings of ours.
+        """lm-eval's `build_all_requests`, except that it reuses requests that were built before."""
+        # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
             type(task).build_all_requests(task, samples=samples, **asked)
             self._requests[key] = task.instances
-        # Answers are kept in them.
+        # Copies, as answers are stored in them.
         task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
 
     @staticmethod
     def _load(manager: TaskManager, name: str) -> dict[str, Any]:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # whatever a task's own code and the hub raise, the data is not to be had
+        except Exception as error:  # a task's own code and the hub raise many kinds
             raise sources.missing(f"The data of the task {name}", error) from error
         for task in loaded["tasks"].values():
             if task.config.custom_dataset is None:
                 sources.require(task.config.dataset_path)
             if not _means(task):
                 raise UserError(
-                    f"eval.tasks={name} measures a corpus, not items: it has no standard error and no n "
-                    f"({', '.join(task.aggregation())}); eval.tasks=[plain_text] has a loss of each passage."
+                    f"eval.tasks={name} measures a corpus, not items, and so has no standard error "
+                    f"({', '.join(task.aggregation())}); use eval.tasks=[plain_text], which has a loss of each passage."
                 )
         return loaded
 
 
 def filtered_too(task: Task, name: str, pattern: str) -> None:
-    """Have the answers to `task` scored also by what the regular expression `pattern` finds first in them."""
+    """Also score answers to `task` by their first match of the regular expression `pattern`."""
     task._filters.append(build_filter_ensemble(name, [("regex", {"regex_pattern": pattern}), ("take_first", None)]))
 
 
 def _means(task: Task) -> set[str]:
-    """The metrics of `task` that are means over its items; others (a perplexity, F1, BLEU) are of all at once."""
+    """The metrics of `task` that are means over items; others (perplexity, F1, BLEU) are of all items at once."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return set()
     return {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
 
 
 def _runs_code(index: dict[str, Entry], member: Any) -> bool:
-    """Whether a task, or any of a group or tag, runs what a model writes. Told by the files: nothing is loaded for it.
+    """Whether a task, or a task of a group or tag, runs code that the model writes. It is read from the task's files.
 
-    member: a name, or what stands in a group's list for one.
+    member: a name, or an entry of a group's list.
     """
     if isinstance(member, dict):
         parts, config = [member.get("task")], member
@@ -189,22 +189,22 @@ def _runs_code(index: dict[str, Entry], member: Any) -> bool:
 
 
 def check_template(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError if `eval` of a cell asks for a chat template and `tokenizer` has none."""
+    """Raise UserError if the settings `eval` need a chat template and `tokenizer` has none."""
     if settings.get("chat_template") and tokenizer.chat_template is None:
-        raise UserError("eval.chat_template=true can't be: the model's tokenizer has no chat template; leave it out.")
+        raise UserError("eval.chat_template=true requires a tokenizer with a chat template.")
 
 
 def _asked(task: Task, doc: dict[str, Any]) -> str:
-    """An item's question; where it is one of the choices that comes before the rest, all of them."""
+    """An item's question; all choices, if the text begins with a choice."""
     text = task.doc_to_text(doc)
     return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
 
 
 def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
-    """`limit` items (null: all) of strata with `sizes`, as sorted indices a stratum.
+    """Sample `limit` items (null: all) from strata of `sizes`. Returns sorted indices by stratum.
 
-    Shares are proportional, by largest remainders; a stratum without an item is left out. Depends on nothing but
-    the arguments, so every cell of a study is asked the same questions.
+    Shares are proportional, by largest remainders; strata without an item are left out. The sample depends on the
+    arguments only, so every cell of a study gets the same questions.
     """
     total = sum(sizes.values())
     if limit is None or limit >= total:
@@ -245,7 +245,7 @@ def score(
 
 
 def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
-    """`score` of whatever answers lm-eval's requests."""
+    """Scores and items, as in `score`, of `lm`, which answers lm-eval's requests."""
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
     result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
     rows = []
@@ -271,7 +271,7 @@ def _engine(
     speedups: bool,
     engine: str,
 ) -> Iterator[tuple[LM, dict[str, str]]]:
-    """What answers lm-eval's requests, and which of its speed-ups were on, to be read after that."""
+    """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
     if engine == "vllm":
         with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
             yield lm, {"vllm": "on"}
@@ -284,9 +284,8 @@ def _engine(
         lm = Engine(**asked)
         lm.used |= used
         if autocast is not None and linear_weights.only_multiplied(model):
-            undo = linear_weights.cast(
-                model, autocast
-            )  # after lm-eval's class, which ties the head to the embedding again
+            # After lm-eval's class was made, which ties the head to the embedding again.
+            undo = linear_weights.cast(model, autocast)
             if isinstance(model, PeftModel):
                 stack.callback(undo)
         yield lm, lm.used

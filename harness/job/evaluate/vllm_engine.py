@@ -1,7 +1,7 @@
-"""Scoring by vLLM on a CUDA device, through lm-eval's own model class for it (`eval.engine=vllm`).
+"""Scoring by vLLM on a CUDA device, through lm-eval's model class for it (`eval.engine=vllm`).
 
-vLLM computes with kernels of its own: its scores are another measurement than those of `auto`, and a study should take
-one of the two for all its cells. It needs a model that stands on disk, so the tuned one is saved for it, merged.
+vLLM has its own kernels, so its scores differ from those of `auto`, and a study should use one engine for all cells.
+vLLM loads models from disk, so the tuned model is merged and saved for it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 
-SHARE = 0.8  # of the device's memory: the rest is for what the job still holds there
+SHARE = 0.8  # of the device's memory; the job holds part of the rest
 
 
 def check(settings: dict[str, Any]) -> None:
-    """Raise UserError if a cell's `settings` ask for vLLM and it can't be had here."""
+    """Raise UserError if `settings` ask for vLLM, and it does not work here."""
     if settings["eval"].get("engine", "auto") != "vllm":
         return
     if not torch.cuda.is_available():
-        raise UserError("eval.engine=vllm needs a CUDA device, and there is none here; eval.engine=auto does without.")
+        raise UserError("eval.engine=vllm requires a CUDA device; eval.engine=auto does not.")
     if find_spec("vllm") is None:
-        raise UserError("eval.engine=vllm needs the package vllm: pip install 'lm-eval[vllm]', or eval.engine=auto.")
+        raise UserError("eval.engine=vllm requires the package vllm: pip install 'lm-eval[vllm]'.")
     if "quantization_config" in settings["method"]["load"]:
         raise UserError(
-            "eval.engine=vllm can't score a quantised model: merged, it would be another one; use eval.engine=auto."
+            "eval.engine=vllm requires a model that is not quantised: merging would change it; use eval.engine=auto."
         )
 
 
 @contextlib.contextmanager
 def engine(model: nn.Module, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Iterator[LM]:
-    """lm-eval's vLLM over `model`, which has no adapter any more and leaves the device for the host's memory."""
+    """lm-eval's vLLM model for `model`, which has no adapter and moves to the host's memory."""
     with tempfile.TemporaryDirectory() as folder:
         save(model, tokenizer, folder, dtype)
         model.to("cpu")
@@ -52,7 +52,7 @@ def engine(model: nn.Module, tokenizer: PreTrainedTokenizerBase, dtype: torch.dt
 
 
 def save(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str, dtype: torch.dtype) -> None:
-    """Write `model` to `folder` in `dtype`, as transformers and vLLM read it."""
+    """Save `model` to `folder` in `dtype`, as transformers and vLLM read it."""
     weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

@@ -286,5 +286,5 @@ def test_the_command_scores_in_processes_of_its_own(tmp_path, capsys):
     assert err.startswith("Scored already (--replace scores again): base-")
     before = {path: path.read_bytes() for path in study.folder.iterdir() if path.is_file()}
     assert main([*command, "--tasks", "factz"]) == 2
-    assert "lm-eval has no such task" in capsys.readouterr().err
+    assert "is unknown to lm-eval" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in study.folder.iterdir() if path.is_file()}

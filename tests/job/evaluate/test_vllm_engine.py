@@ -22,13 +22,17 @@ def test_it_is_another_cell_and_the_default_is_not_named():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_it_is_refused_before_anything_runs():
-    with pytest.raises(UserError, match=r"eval\.engine=vllm needs a CUDA device"):
+    with pytest.raises(UserError, match=r"eval\.engine=vllm requires a CUDA device"):
         preflight.check([tiny("eval.engine=vllm")], None)
 
 
 @pytest.mark.parametrize(
     ("method", "installed", "words"),
-    [("lora", False, "needs the package vllm"), ("qlora", True, "can't score a quantised model"), ("lora", True, None)],
+    [
+        ("lora", False, "requires the package vllm"),
+        ("qlora", True, "requires a model that is not quantised"),
+        ("lora", True, None),
+    ],
 )
 def test_it_is_refused_without_the_package_and_for_a_quantised_model(monkeypatch, method, installed, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
