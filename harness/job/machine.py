@@ -1,6 +1,6 @@
-"""What there is on this machine as the libraries see it: the device, and which models and data sets can be had.
+"""Examines this machine through the libraries: the device, and the models and data sets that can be loaded.
 
-Nothing is downloaded, and nothing waits long for a hub that is out of reach.
+Nothing is downloaded, and nothing waits long for an unreachable hub.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from harness.job.measure import device
 from harness.job.models import embedded
 from harness.job.models.hub import answers
 
-PATIENCE = 3.0  # seconds that the hub has to answer
+PATIENCE = 3.0  # seconds to wait for the hub
 
-# How a model or data set stands: a word (ready, download, gated, missing), and what there is to say of it.
+# State of a model or data set: a word (ready, download, gated, missing), and a detail.
 Standing = tuple[str, str]
 
 
 def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
     """The facts that ``python -m harness doctor`` shows.
 
-    models: their settings by name, of which path and revision count; data: theirs, of which load and path count.
+    models: settings by name, of which path and revision are used. data: likewise, of which load and path are used.
     """
     hub = _reach_hub()
     return {
@@ -49,7 +49,7 @@ def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | Non
 
 
 def _compute() -> dict[str, Any]:
-    """The device as a record has it, with its free memory in bytes, and how each number format fares on it."""
+    """The device as in a record, with its free memory in bytes, and the number formats that work on it."""
     on = device.here()
     found = device.describe(on)
     found["device"]["free_bytes"] = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
@@ -61,7 +61,7 @@ def _compute() -> dict[str, Any]:
 
 
 def _formats(on: torch.device) -> dict[str, str]:
-    """By number format: yes, "slower than fp32", or why not. Each is tried in a small product, forward and backward."""
+    """By number format: yes, "slower than fp32", or why not, by a small product forward and backward."""
 
     def product(dtype: torch.dtype) -> None:
         x = torch.ones(64, 64, device=on, dtype=dtype, requires_grad=True)
@@ -83,7 +83,7 @@ def _formats(on: torch.device) -> dict[str, str]:
         try:
             attempt()
             found[name] = "yes"
-        except Exception as error:  # whatever a library says where its kernel is missing
+        except Exception as error:  # a library without a kernel may raise anything
             found[name] = f"no: {type(error).__name__}"
     if found["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
         found["bf16"] = "slower than fp32"
@@ -98,7 +98,7 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
         try:
             embedded.wheel()
         except UserError as error:
-            if name != "tiny":  # which is made from nothing
+            if name != "tiny":  # which needs no wheel
                 return "missing", str(error)
         return "ready", "embedded, built at first use"
     if Path(path).is_dir():
@@ -107,7 +107,7 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
 
 
 def _model_is_cached(path: str, revision: str | None) -> bool:
-    """Whether the hub's cache holds all weights of the model, not just its config."""
+    """Whether the hub's cache has all weights of the model, not only its config."""
     try:
         weights = {"allow_patterns": "*.safetensors*", "local_files_only": True}
         folder = Path(snapshot_download(path, revision=revision, **weights))
@@ -129,7 +129,7 @@ def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing
     if data_root is not None:
         there = (Path(data_root) / path).is_dir()
         return ("ready", f"{path} below data_root") if there else ("missing", f"{path} is not below data_root")
-    # Where `datasets` itself looks when the hub is out of reach.
+    # Where `datasets` looks when the hub is unreachable.
     *owner, name = path.split("/")
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(name)])
     cached = any(folder.glob(f"{load['subset'] or '*'}/*/*/*.arrow"))
@@ -137,7 +137,7 @@ def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing
 
 
 def _at_hub(path: str, repo_type: str, hub: str) -> Standing:
-    """What the hub says of a model or data set that is not on this machine."""
+    """The state of a model or data set that is not on this machine, by asking the hub."""
     if hub != "reachable":
         return "missing", f"{path} is not cached"
     try:
@@ -147,7 +147,7 @@ def _at_hub(path: str, repo_type: str, hub: str) -> Standing:
         return "gated", f"{path}: {remedy}"
     except RepositoryNotFoundError:
         return "missing", f"{path}: the hub has none of that name, or it is private and HF_TOKEN is not set"
-    except Exception as error:  # it answered the first time; what it says now is only worth a word
+    except Exception as error:  # the hub answered before, so this is rare
         return "missing", f"{path}: the hub answers {type(error).__name__}"
     return "download", f"{path}, downloaded at first use"
 
@@ -160,9 +160,9 @@ def _reach_hub() -> str:
 
 
 def _at_once(questions: dict[str, Callable[[], Standing]]) -> dict[str, Standing]:
-    """The answers to `questions`, asked side by side; "missing" for those that take longer than PATIENCE.
+    """Answer `questions` in parallel; "missing" for those that take longer than PATIENCE.
 
-    A timeout of the connection alone would leave out the look-up of the hub's name, which can hang as long.
+    A connection's time-out does not cover looking up the hub's name, which can hang too.
     """
     answers: dict[str, Standing] = dict.fromkeys(questions, ("missing", "no answer in time"))
 

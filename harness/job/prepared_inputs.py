@@ -1,6 +1,6 @@
-"""What cells have in common and need no device for: splits, tokenizer, tokenised examples, tasks, fingerprints.
+"""Prepares what cells share, without a device: splits, tokenizer, tokenised examples, tasks, fingerprints.
 
-Made once for cells that ask for the same, as long as the files behind it stay as they are.
+Inputs are cached for cells with the same settings, until the files behind them change.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from harness.job.evaluate import scoring
 from harness.job.models import loading
 from harness.record import Overlap
 
-Root = tuple[str | None, str]  # data_root, and what tells of a change in the data
-HELD = 8  # settings of a sweep that are remembered at a time
+Root = tuple[str | None, str]  # data_root, and a text that changes with the data
+HELD = 8  # settings that are cached at a time
 
 
 @dataclass(frozen=True)
 class Ready:
-    """steps: of each optimizer step the examples of its micro-batches (none for an untuned model); held_out: examples
-    for the validation loss; fingerprints: of data and model; contamination: by task, of what the steps train on."""
+    """The inputs of a cell.
+
+    steps: the examples of each optimizer step's micro-batches; none for an untuned model. held_out: examples for the
+    validation loss. fingerprints: of data and model. contamination: of each task by the training examples.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     tasks: scoring.Tasks
@@ -41,7 +44,7 @@ class Ready:
 
 
 def of(settings: dict[str, Any], data_root: str | None) -> Ready:
-    """What the settings of a cell need; UserError if its model, data or tasks can't be had."""
+    """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded."""
     parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
     trained = settings["method"]["optim"] is not None
     root = (data_root, sources.data_state(settings["data"], data_root))
@@ -49,7 +52,7 @@ def of(settings: dict[str, Any], data_root: str | None) -> Ready:
 
 
 def tasks(settings: dict[str, Any], data_root: str | None) -> scoring.Tasks:
-    """The tasks of an evaluation; UserError if one can't be had, or is not for `settings`."""
+    """The tasks of an evaluation. Raises UserError if one can't be loaded, or does not work with `settings`."""
     return _tasks(json.dumps(settings), (data_root, sources.data_state({}, data_root)))
 
 
@@ -62,7 +65,7 @@ def _made(settings: str, model_state: str, root: Root, trained: bool) -> Ready:
     scoring.check_template(parts["eval"], tokenizer)
     tasks = _tasks(json.dumps(parts["eval"]), root)
     encode = encoding.encoder(tokenizer, parts["data"], train["max_length"])
-    drawn: dict[int, encoding.Item] = {}  # by identity: passes repeat
+    drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
     def drawing(items: list[encoding.Item]) -> list[encoding.Example]:
         drawn.update((id(item), item) for item in items)

@@ -1,8 +1,7 @@
-"""What a cell tells a tracker while it runs, through accelerate's classes for TensorBoard, MLflow, W&B and trackio.
+"""Logs a running cell to a tracker, through accelerate's classes for TensorBoard, MLflow, W&B and trackio.
 
-It is for looking on; the record is what was measured. All is told between steps, outside of what is timed, and a
-tracker that breaks off ends no training. Where a tracker is and who may write there is its own affair: it is asked for
-in its own environment variables.
+Trackers are for watching; measurements are in the record. Values are logged between steps, outside of timings, and a
+failing tracker does not end training. A tracker's address and credentials are set by its own environment variables.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from harness.record import Cell, Record
 
 
 class Tracker:
-    """The tracker `name` of one run of `cell`; `folder` is its study's. Raises UserError where it can't start."""
+    """The tracker `name` of one run of `cell`. folder: of the study. Raises UserError if the tracker can't start."""
 
     def __init__(self, name: str, cell: Cell, study: str, folder: Path):
         self._name = name
@@ -29,18 +28,18 @@ class Tracker:
             tracker = LOGGER_TYPE_TO_CLASS[name](**_place(name, cell.name, study.replace("/", "-"), folder))
             tracker.start()
             tracker.store_init_configuration(_flat(redact.hide(cell.settings)))
-        except Exception as error:  # whatever it raises without a network, an account, a server
+        except Exception as error:  # without a network, an account or a server it may raise anything
             why = _first_line(error)
-            raise UserError(f"tracker={name} can't start: {why}; set it up, or leave tracker out.") from error
+            raise UserError(f"tracker={name} can't start: {why}; set it up, or omit tracker.") from error
         self._tracker = tracker
 
     def log(self, values: dict[str, float | None], step: int) -> None:
-        """Tell `values`, those that there are, as they are after `step` steps."""
+        """Log those of `values` that are not None, after `step` steps."""
         known = {name: value for name, value in values.items() if value is not None}
         self._call(lambda tracker: tracker.log(known, step=step))
 
     def end(self, found: Record) -> None:
-        """Tell what the record adds to what was told on the way, and end."""
+        """Log what the record adds, and finish."""
         values = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in found.scores}
         if found.train is not None:
             values["train/tokens_per_second_steady"] = found.train.tokens_per_second_steady
@@ -53,12 +52,12 @@ class Tracker:
         try:
             what(self._tracker)
         except Exception as error:  # a server that went away, a full disk
-            print(f"{self._name} is told no more ({_first_line(error)}); the cell goes on.", file=sys.stderr)
+            print(f"{self._name} failed ({_first_line(error)}); the cell continues without it.", file=sys.stderr)
             self._tracker = None
 
 
 def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
-    """What the class is called with so that the run has its cell's name, among those of its study."""
+    """Arguments of the tracker's class: the run has the cell's name, in a group of its study."""
     return {
         "tensorboard": {"run_name": run, "logging_dir": folder / "tensorboard"},
         "mlflow": {"experiment_name": study, "run_name": run},
@@ -68,7 +67,7 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Dotted names and values that any tracker takes."""
+    """Dotted names, and values that any tracker accepts."""
     flat: dict[str, list[Any]] = {}
     for key, value in redact.leaves(settings):
         flat.setdefault(key, []).append(value)

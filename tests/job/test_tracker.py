@@ -45,7 +45,7 @@ def test_tensorboard_is_told_what_the_record_says(tmp_path):
 def test_one_that_can_not_start_is_one_sentence_before_anything_is_run(tmp_path):
     (tmp_path / "tensorboard").write_text("a file")
     cell = tiny("method=full", "infer.repeats=0")
-    with pytest.raises(UserError, match=r"tracker=tensorboard can't start: .*; set it up, or leave tracker out\."):
+    with pytest.raises(UserError, match=r"tracker=tensorboard can't start: .*; set it up, or omit tracker\."):
         recording.run(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
 
@@ -55,7 +55,7 @@ def test_one_that_breaks_off_is_told_no_more(tmp_path, capsys):
     tracker.log({"loss": 1.0, "absent": None}, 1)
     tracker.log({"loss": Broken(2.0)}, 2)
     tracker.log({"loss": 3.0}, 3)
-    assert capsys.readouterr().err == "tensorboard is told no more (the number is gone); the cell goes on.\n"
+    assert capsys.readouterr().err == "tensorboard failed (the number is gone); the cell continues without it.\n"
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert events(folder)["loss"] == [(1, 1.0)]
 

@@ -1,4 +1,4 @@
-"""Which number format the device computes in, and what a record says of the device."""
+"""The device: its number format, and its description in the record."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harness.job.measure import nvml, timing
 def compute_dtype(precision: str) -> torch.dtype:
     """The dtype that matrices are multiplied in for ``train.precision``.
 
-    ``auto`` is bfloat16 where that pays, else float32: emulated bf16 is several times slower, and so is that of
-    some processors which do have instructions for it.
+    ``auto`` is bfloat16 if that is faster, else float32. Emulated bf16 is several times slower, and so are some
+    processors with bf16 instructions.
     """
     if precision == "auto":
         precision = "bf16" if _bf16_pays() else "fp32"
@@ -32,25 +32,27 @@ def _bf16_pays() -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.cpu._is_avx512_bf16_supported():
         return False
-    # Such processors are about twice as fast in bf16 or half as fast, so a short look tells, the same each time.
+    # Such processors are about twice or half as fast in bf16, so a short measurement decides, always the same.
     bf16, fp32 = (
         timing.matmul_peak(torch.device("cpu"), dtype, size=1024) for dtype in (torch.bfloat16, torch.float32)
     )
     found = [bf16 > fp32]
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(found)  # processes that train together do so in one format
+        torch.distributed.broadcast_object_list(found)  # all ranks use one format
     return found[0]
 
 
 def here() -> torch.device:
-    """The accelerator of this machine, else its CPU. A build of torch names its kind of accelerator everywhere, so
-    whether there is one has to be asked."""
+    """The accelerator of this machine, else its CPU.
+
+    A build of torch names its kind of accelerator on any machine, so its availability is checked.
+    """
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 @contextmanager
 def seeing(gpus: str) -> Iterator[None]:
-    """A context in which processes are begun that see these CUDA devices alone, named as in CUDA_VISIBLE_DEVICES."""
+    """A context in which started processes see only these CUDA devices, named as in CUDA_VISIBLE_DEVICES."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     try:
@@ -62,11 +64,10 @@ def seeing(gpus: str) -> Iterator[None]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The device, and the threads that compute on the CPU.
+    """The device, and the number of CPU threads, for the record's environment.
 
-    Of the device: type, name, id, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the
-    type are null on CPU, which the record describes anyway. The id tells the GPUs of a machine apart, and nothing else:
-    it is a hash of the UUID.
+    device: type, name, id, memory in bytes, compute capability, versions of driver, CUDA and cuDNN; all but the type
+    are null on a CPU, which the record describes elsewhere. The id, a hash of the UUID, tells a machine's GPUs apart.
     """
     name = id = memory = capability = driver = cuda = cudnn = None
     if device.type == "cuda":
@@ -92,18 +93,20 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def check(count: int) -> None:
-    """Raise UserError if no cell can train on `count` devices here; those of a CPU are processes that share it."""
+    """Raise UserError if a cell can't train on `count` devices here. On a CPU a device is a process."""
     kind = here().type
     if count == 1 or kind == "cpu":
         return
     if kind != "cuda":
-        raise UserError(f"train.devices={count} can't be on {kind}: it takes CUDA devices, or a CPU.")
+        raise UserError(f"train.devices={count} requires CUDA devices, or a CPU, got {kind}.")
     if count > torch.cuda.device_count():
-        raise UserError(f"train.devices={count} can't be: there are {torch.cuda.device_count()} CUDA devices here.")
+        raise UserError(
+            f"train.devices must be at most {torch.cuda.device_count()}, the CUDA devices here, got {count}."
+        )
 
 
 def check_formats(settings: dict[str, Any]) -> None:
-    """Raise UserError if the GPU here has no bf16 arithmetic and a cell of these settings would compute in it."""
+    """Raise UserError if the settings need bf16, and the GPU here has no bf16 arithmetic."""
     if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
         return
     major, minor = torch.cuda.get_device_capability()
@@ -115,15 +118,14 @@ def check_formats(settings: dict[str, Any]) -> None:
         if applies:
             raise UserError(
                 f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
-                f"({major}.{minor}); it computes with train.precision=fp32 model.dtype=float32."
+                f"({major}.{minor}); use train.precision=fp32 model.dtype=float32."
             )
 
 
 def busy(number: int = 0) -> str | None:
-    """A sentence if others use the CUDA device that a cell would run on; null if not, or if NVML can't tell.
+    """A warning if others use the CUDA device `number`; null if not, or if NVML can't tell.
 
-    To be asked before this process uses CUDA: NVML's process ids may be those outside a container, where ours is
-    not known.
+    Call it before this process uses CUDA: in a container NVML's process ids may be the host's, and not match ours.
     """
     if not torch.cuda.is_available():
         return None
@@ -133,9 +135,9 @@ def busy(number: int = 0) -> str | None:
 
 
 def say_busy(name: str, processes: dict[int, int | None], used: int, percent: int) -> str | None:
-    """The sentence on a device that holds `used` bytes and was busy for `percent` of the last moment.
+    """The warning for a device with `used` bytes and `percent` utilisation; null for the little that a desktop uses.
 
-    processes: bytes (null: not told) by process id. A desktop's few hundred MiB and few percent disturb nobody.
+    processes: bytes by process id; null if unknown.
     """
     if not processes and used <= 2**30 and percent <= 10:
         return None

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of a CUDA device; None wherever it is absent or does not tell."""
+"""Queries NVIDIA's management library about a CUDA device; None if it is absent or has no answer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def process_bytes(device: torch.device) -> int | None:
-    """Bytes of the device's memory that this process holds, its context included."""
+    """Bytes of the device's memory that this process holds, including its context."""
 
     def ask(pynvml, handle) -> int | None:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        # In a container the ids that NVML gives may be the host's, which are none of ours.
+        # In a container NVML's process ids may be the host's, and not match ours.
         return next((p.usedGpuMemory for p in found if p.pid == os.getpid()), None)
 
     return _ask(device, ask)
 
 
 def joules(device: torch.device) -> float | None:
-    """Energy that the device has used since its driver was loaded."""
+    """Energy of the device in joules since its driver was loaded."""
     return _ask(device, lambda pynvml, handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
 
 
@@ -31,9 +31,9 @@ def driver(device: torch.device) -> str | None:
 
 
 def load(device: torch.device) -> tuple[dict[int, int | None], int, int] | None:
-    """Bytes (None: not told) by process id, bytes used of the whole device, utilisation of the last moment in percent.
+    """Bytes by process id (None if unknown), used bytes of the device, and its present utilisation in percent.
 
-    What the driver keeps for itself counts as free.
+    The driver's own memory counts as free.
     """
 
     def ask(pynvml, handle) -> tuple[dict[int, int | None], int, int]:
@@ -51,7 +51,7 @@ def _ask(device: torch.device, question: Callable[[Any, Any], Any]) -> Any:
         return None
     try:
         pynvml.nvmlInit()
-        # By its id: CUDA_VISIBLE_DEVICES renumbers what CUDA sees, and not what NVML does.
+        # By UUID: CUDA_VISIBLE_DEVICES renumbers devices for CUDA, but not for NVML.
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         return question(pynvml, handle)
     except pynvml.NVMLError:

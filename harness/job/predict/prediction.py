@@ -1,10 +1,10 @@
-"""Predicts what cells would take, without weights: the same steps on the same model, in tensors that have no storage.
+"""Predicts the memory and FLOPs of cells without weights: the same steps on the same model, in tensors without storage.
 
-A model of one and one of two decoder layers are built from its dimensions alone, changed and quantised as the cell
-asks, and probed exactly as a run probes its real model. All layers being alike, each figure is a straight line in
-their number; so is, in each window of a step, its peak: forward and backward of the first and of the last layer, the
-head between them, the optimizer. What is highest with few layers need not be with many, so a line is drawn for each
-window, and the peak is the highest at the real depth. Lines in the batch size give the largest batch that fits.
+Models of one and of two decoder layers are built from the model's dimensions, quantised and adapted as the cell asks,
+and probed exactly as a run probes its real model. If all layers are alike, each figure is linear in their number. So is
+the peak of each window of a step: forward and backward of the first and of the last layer, the head between them, the
+optimizer. The window with the highest peak may change with depth, so each window is extrapolated, and the peak is the
+highest at the real depth. Extrapolation in the batch size gives the largest batch that fits.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from harness.job.training import activation_offload, attention, distributed, gra
 from harness.record import Cell, device_count, fits_itself, micro_batch
 
 CPU = torch.device("cpu")
-ELSEWHERE = torch.device("meta")  # the memory of the host, which is not counted
-LIMIT = 4096  # sequences (or packs) a micro-batch, beyond which nobody asks how many more would fit
+ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
+LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
 
 
 class Predictor:
-    """Predictions for cells, remembered: points that differ in learning rate or seed take the same.
+    """Predicts cells, and caches results: cells that differ in learning rate or seed take the same.
 
-    auto: what the precision ``auto`` means on the device that is planned for, bf16 or fp32.
+    auto: the precision that ``auto`` means on the predicted device, bf16 or fp32.
     kernels: whose kernels compute there, ``cpu`` or ``cuda``.
-    on: where the tensors without storage seem to lie. Tensors that seem to lie on a GPU need a torch that knows one.
+    on: device of the tensors without storage. For a GPU torch must be built with CUDA.
     """
 
     def __init__(self, data_root: str | None, auto: str, kernels: str = "cpu", on: torch.device = CPU):
@@ -62,15 +62,14 @@ class Predictor:
     def predict(
         self, cell: Cell, architecture: dict[str, Any] | None, budget: int, safe: int | None = None
     ) -> dict[str, Any]:
-        """What `cell` would take, in bytes by kind (peak, resident), weights, FLOPs and tokens; JSON.
+        """What `cell` takes: bytes by kind (peak, resident), weights, FLOPs and tokens, as JSON.
 
-        architecture: the model's dimensions, where its own config is not to be asked. budget: bytes, for the largest
-        batch that fits (null where none does). safe: bytes, for micro_batch: that of train.batch_size=auto (null
-        otherwise), the largest one of even parts of a step within them, or else of one sequence a device. Raises
-        UserError if the cell can't be, and NeedsValues if the method does with the values of weights or gradients what
-        nothing without values can tell of.
+        architecture: the model's dimensions, in place of its own config. budget: bytes, for the largest batch that fits
+        (null if none does). safe: bytes, for the micro_batch of train.batch_size=auto (null otherwise): the largest
+        even part of a step that fits, or else one sequence a device. Raises UserError if the cell does not work, and
+        NeedsValues if the method depends on values of weights or gradients.
 
-        Of several devices it is what the one with the largest share of the batch takes.
+        With several devices the figures are of the one with the largest share of the batch.
         """
         cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
         layout, devices = self._layout(cell, architecture), device_count(cell.settings)
@@ -115,7 +114,7 @@ class Predictor:
         architecture: dict[str, Any] | None,
         budget: int,
     ) -> int | None:
-        """The largest train.batch_size, up to LIMIT, of sequences or packs like these whose peak is within `budget`."""
+        """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
         twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings["train"]
         rows = train["batch_size"] // device_count(cell.settings) if train.get("packing") else shape.sequences
 
@@ -133,7 +132,7 @@ class Predictor:
     def _line(
         self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
     ) -> Line:
-        """The figures at the model's own depth, for micro-batches `times` as large as that of `shape`."""
+        """The figures at the model's depth, for micro-batches `times` as large as those of `shape`."""
         settings = cell.settings
         taken = [without_rates(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
         switches = ("activation_offload", "gradient_checkpointing")
@@ -150,12 +149,12 @@ class Predictor:
     def _extended(
         self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout
     ) -> Line | None:
-        """The line through two models of few layers, at the depth of `config`.
+        """Extrapolate from two models of few layers to the depth of `config`.
 
-        None if that is not deeper, or the method wants more layers.
+        Returns None if the model is not deeper, or if the method needs more layers.
         """
-        # Of a sharded model two layers may be whole at a time, so that the first few are no measure of the others.
-        # Where layers are computed again, the last holds more than an only one, whose input may need no gradient.
+        # Of a sharded model two layers may be whole at a time, so the first few layers are not representative.
+        # With recomputation the last of two layers holds more than a single one, whose input may need no gradient.
         again = cell.settings["train"].get("gradient_checkpointing")
         few = (3, 4) if _sharded(cell.settings) else (2, 3) if again else (1, 2)
         if config.num_hidden_layers <= few[0]:
@@ -191,7 +190,7 @@ class Predictor:
         own = (weight for name, weight in structure.stacks(net).items() if name not in added)
         if any(experts.dtype is not torch.bfloat16 for experts in own):
             raise UserError(
-                "Of experts in stacks torch predicts products in bfloat16 alone; plan model.dtype=bfloat16."
+                "Experts in stacks require model.dtype=bfloat16: torch predicts their products in bfloat16 only."
             )
         if layout.flat:
             attention.enable(net, self._kernels)
@@ -199,7 +198,7 @@ class Predictor:
         if settings["train"].get("gradient_checkpointing"):
             gradient_checkpointing.enable(net, stored=False)
         total = structure.count(net)
-        AcceleratorState._reset_state(True)  # accelerate keeps one precision a process
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
         bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
         live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
         with distributed.pretended(devices) if sharded else nullcontext() as rank:
@@ -209,8 +208,8 @@ class Predictor:
                     with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                         loss.enable(net, self._kernels)  # before it is sharded, as in a run
                 for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
-                    layer.weight.quant_state = None  # accelerate asks for a state_dict, which needs its values
-                net = accelerator.prepare_model(net)  # while it is on "meta": who has which share must be a number
+                    layer.weight.quant_state = None  # accelerate needs a state_dict, which needs its values
+                net = accelerator.prepare_model(net)  # on "meta", as the ranks' shares must be numbers
             else:
                 accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
             seemingly = CudaKernels(bf16 and self._on == CPU) if self._kernels == "cuda" else nullcontext()
@@ -228,10 +227,10 @@ class Predictor:
                     adapters = {id(p) for name, p in net.named_parameters() if name in added}
                     slot = settings["method"]["optim"]
                     build, count = instantiate(slot, _convert_="all"), 2
-                    if not slot.get("per_layer"):  # then steps can be taken without going backward again
+                    if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
                         build, count = stepping_twice(build, live), 1
                     if sharded:
-                        micro = [batch for batch in micro for _ in range(devices)]  # as if each had the same
+                        micro = [batch for batch in micro for _ in range(devices)]  # as if all devices had the same
                     else:
                         net = accelerator.prepare_model(net, device_placement=False)
                     norm = settings["train"]["max_grad_norm"]
@@ -243,7 +242,7 @@ class Predictor:
         if devices > 1 and not sharded:
             buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
             count_buckets(found, buckets, live, len(micro) > 1)
-        flops = found.flops_per_token + found.recomputed_flops_per_token  # all that the device does takes its time
+        flops = found.flops_per_token + found.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
         return Line(
             peaks_by_window(live, config.num_hidden_layers, found.resident.optimizer),
@@ -251,10 +250,10 @@ class Predictor:
         )
 
     def _shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
-        """The largest batch that the cell would train on (an untuned one: validate on), `size` sequences a device.
+        """The largest batch that the cell trains on (an untuned cell: validates on), `size` sequences a device.
 
-        Where tokenizer and data are on this machine they are asked; else every sequence is taken to have max_length
-        tokens, with a loss on all of them.
+        It is taken from the data if tokenizer and data are on this machine. Otherwise every sequence is assumed to have
+        max_length tokens, all with loss.
         """
         settings = cell.settings
         asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout), size]
@@ -280,7 +279,7 @@ class Predictor:
         )
 
     def _examples(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
-        """The micro-batches of each step as the cell asks for them; None where they can't be had here."""
+        """The micro-batches of each step, as the cell asks for them; None if the data is not on this machine."""
         key = json.dumps([cell.settings[name] for name in ("model", "data", "train")] + [cell.seed])
         if key not in self._drawn:
             self._drawn[key] = self._draw(cell)
@@ -290,7 +289,7 @@ class Predictor:
         settings, train = cell.settings, cell.settings["train"]
         path = settings["data"]["load"].get("path")
         if path is not None and self._data_root is None and not os.path.isfile(path):
-            return None  # of the hub
+            return None  # a hub data set
         try:
             of = settings["model"]
             tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
@@ -309,19 +308,19 @@ def _sharded(settings: dict[str, Any]) -> bool:
 
 
 def _share(settings: dict[str, Any]) -> list[Any]:
-    """What decides how much of the weights and gradients a device has."""
+    """What decides the share of weights and gradients of a device."""
     return [device_count(settings) if _sharded(settings) else device_count(settings) > 1, _sharded(settings)]
 
 
 def without_rates(method: Any) -> Any:
-    """The settings `method` without those that no memory depends on, at any depth."""
+    """The settings `method` without those that memory does not depend on, at any depth."""
     if isinstance(method, dict):
         return {k: without_rates(v) for k, v in method.items() if k not in ("lr", "lora_alpha", "scale")}
     return method
 
 
 def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
-    """The cell's settings with `auto` for the precision ``auto``, in the loop and where weights are loaded."""
+    """The cell's settings with the precision ``auto`` replaced by `auto`, for training and for loading weights."""
 
     def decided(value: Any) -> Any:
         if isinstance(value, dict):

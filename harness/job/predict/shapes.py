@@ -1,4 +1,4 @@
-"""The shapes of the batches that a cell would train on, from its data or assumed."""
+"""The shapes of a cell's largest batches, from its data or assumed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness.record import device_count, micro_batch
 
 @dataclass(frozen=True)
 class Shape:
-    """The micro-batches of the largest step: of each sequence its tokens, and how many of them are the prompt's.
+    """The micro-batches of the largest step: of each sequence the number of its tokens, and of its prompt's tokens.
 
-    Of several devices, those of the one that has most to take.
+    With several devices, those of the device with the largest share.
 
-    raw: tokens of the whole training without padding, for its time; real: taken from the data, not assumed.
+    raw: tokens of the whole training without padding, for its time. real: from the data, not assumed.
     """
 
     micro: list[list[tuple[int, int]]]
@@ -26,11 +26,11 @@ class Shape:
 
     @property
     def sequences(self) -> int:
-        """How many the largest micro-batch has."""
+        """Sequences of the largest micro-batch."""
         return max(map(len, self.micro))
 
     def batches(self, layout: batching.Layout, times: int) -> list[Batch]:
-        """Such micro-batches, or ones `times` as large, of tokens 0; of more than two the two largest stand for all."""
+        """Micro-batches of this shape, `times` as large, of tokens 0; of more than two only the two largest."""
         sized = [[encoding.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
         if len(sized) > 2:
             sized = sorted(sized, key=layout.tokens)[-2:]
@@ -47,6 +47,6 @@ def assumed_shape(settings: dict[str, Any], size: int) -> Shape:
 
 
 def even_parts(step: int, devices: int) -> list[int]:
-    """Sizes of micro-batches, largest first, that cut a step into parts as even as can be, as many for each device."""
+    """Sizes of micro-batches, largest first, that split a step evenly, with as many for each device."""
     sizes = {-(-step // (devices * count)) for count in range(1, step // devices + 1)}
     return sorted((size for size in sizes if -(-step // size) % devices == 0), reverse=True)

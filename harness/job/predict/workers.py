@@ -1,4 +1,4 @@
-"""Predicts many cells at once, in processes that share the work."""
+"""Predicts many cells in parallel processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.record import Cell
 
 
 def _group(cell: Cell) -> str:
-    """Equal for cells that take the same memory, if their batches have the same shape."""
+    """A key that is equal for cells with the same memory, if their batches have the same shape."""
     settings = cell.settings
     train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
     return json.dumps([without_rates(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
@@ -34,18 +34,18 @@ def answer(
     tight: float,
     kernels: str | None,
 ) -> Iterator[dict[str, Any]]:
-    """First what is planned for (``budget``, ``kernels``, ``environment``), then a ``prediction`` for each cell.
+    """Yields ``budget``, ``kernels`` and ``environment``, then a ``prediction`` for each cell.
 
-    budget: bytes of a card, which need not be here; null for all the memory of this machine's device.
-    beside: bytes of the budget that tensors don't get; tight: share of it that train.batch_size=auto may take.
+    budget: bytes of a device, which need not be here; null for the memory of this machine's device.
+    beside: bytes of the budget that are not for tensors. tight: share of the budget that train.batch_size=auto may use.
     kernels: whose kernels compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
     """
-    # Cells that take the same stay together, so that no two processes work out one thing.
+    # Cells that take the same are one task, so that no two processes compute the same.
     groups: dict[str, list[int]] = {}
     for i, (cell, _) in enumerate(cells):
         groups.setdefault(_group(cell), []).append(i)
-    # Beside an accelerator begun anew: libraries touch it as they are imported, no fork survives that, and a backward
-    # pass sets up threads for every device it sees. Else forked, before this process computes anything in threads.
+    # Spawned beside an accelerator: importing libraries uses it, after which forks fail, and a backward pass starts
+    # threads for every device. Otherwise forked, before this process computes in threads.
     how = "spawn" if torch.accelerator.is_available() else "fork"
     with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context(how)) as pool:
         if how == "fork":
@@ -53,13 +53,15 @@ def answer(
         here = device.here()
         environment = env.describe() | device.describe(here)
         kernels = kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
-        elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's cards compute in bf16
+        elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's GPUs compute in bf16
         bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
-        planner = Predictor(data_root, "bf16" if bf16 else "fp32", kernels)
+        predictor = Predictor(data_root, "bf16" if bf16 else "fp32", kernels)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         room = budget - beside, int(tight * budget) - beside
-        with device.seeing(""):  # each would take memory of the GPU
-            asked = [pool.submit(_predict, planner, [cells[i] for i in members], *room) for members in groups.values()]
+        with device.seeing(""):  # each would use memory of the GPU
+            asked = [
+                pool.submit(_predict, predictor, [cells[i] for i in members], *room) for members in groups.values()
+            ]
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
             predictions |= zip(members, future.result(), strict=True)
@@ -69,16 +71,16 @@ def answer(
 
 
 def _predict(
-    planner: Predictor, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int, safe: int | None = None
+    predictor: Predictor, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int, safe: int | None = None
 ) -> list[dict[str, Any]]:
     out = []
     for cell, architecture in cells:
         try:
-            out.append(planner.predict(cell, architecture, budget, safe))
+            out.append(predictor.predict(cell, architecture, budget, safe))
         except UserError as error:
             out.append({"impossible": str(error)})
         except NeedsValues:
             out.append(
-                {"unknown": f"method={cell.method} looks at values, which tensors without storage have none of."}
+                {"unknown": f"method={cell.method} depends on values of weights, so its memory can't be predicted."}
             )
     return out

@@ -1,9 +1,9 @@
-"""Attention over sequences laid end to end in one row: each attends to itself alone, without padding and masks.
+"""Attention over sequences end to end in one row: each attends to itself only, without padding and masks.
 
-Transformers itself keeps such sequences apart, by a mask of the row against itself that their position ids imply
-("packing without cross-contamination"). Here each sequence is its own causal attention instead: the same result
-without the products across sequences. On a CPU sequences beside each other of the same length are one batch, and they
-may all attend to a cached prefix too; on CUDA it is one kernel for all.
+Transformers separates such sequences by a mask over the row, which their position ids imply ("packing without
+cross-contamination"). Here each sequence has its own causal attention: the same result without products across
+sequences. On a CPU neighbouring sequences of one length form a batch, and all may attend to a cached prefix; on CUDA
+one kernel computes all.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from harness.job.models.structure import inner, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
-NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # of the implementations, as transformers is asked for them
-# Torch 2.11 has no such argument, and asks for no equal number of heads either.
+NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # names of the implementations in transformers
+# Torch 2.11 has no such argument, and does not require equal numbers of heads.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sequences of these lengths behind a prefix of so many tokens, and on CUDA their bounds in the row, which has no
-    prefix then: (sequences + 1,) as int32."""
+    """The lengths of a row's sequences, and the tokens of the prefix before them.
+
+    bounds: on CUDA, where there is no prefix, the begin and end of the sequences: (sequences + 1,) as int32.
+    """
 
     lengths: tuple[int, ...]
     prefix: int
@@ -49,7 +51,7 @@ _row: ContextVar[Row | None] = ContextVar("row", default=None)
 
 
 def layout(model: nn.Module, speedups: str, pad: int) -> tuple[Layout, dict[str, str]]:
-    """How batches of `model` are laid by the setting `speedups`, and the switches that stands for, for the record."""
+    """The layout of batches of `model` under the setting `speedups`, and the state of its speed-ups for the record."""
     if speedups == "off":
         return Layout(flat=False, every=True, pad=pad), dict.fromkeys(("padding_free", "answer_logits"), OFF)
     why = unsuited(model)
@@ -57,9 +59,9 @@ def layout(model: nn.Module, speedups: str, pad: int) -> tuple[Layout, dict[str,
 
 
 def unsuited(model: nn.Module) -> str | None:
-    """Why the sequences of a row could not be kept apart in `model`; None where they can.
+    """Why `model` can't separate the sequences of a row; None if it can.
 
-    All that mixes positions must be attention that transformers dispatches, told where each sequence begins.
+    Only attention that transformers dispatches may mix positions.
     """
     if prompted(model):
         return PROMPTED
@@ -73,9 +75,9 @@ def unsuited(model: nn.Module) -> str | None:
 
 
 def enable(model: nn.Module, kernels: str | None = None) -> None:
-    """Let `model` attend as above inside `end_to_end`, and elsewhere by sdpa as before.
+    """Have `model` use this attention inside `end_to_end`, and sdpa elsewhere.
 
-    kernels: whose are taken, ``cpu`` or ``cuda``; null for those of the device that the model is on.
+    kernels: ``cpu`` or ``cuda``; null for those of the model's device.
     """
     kernels = kernels or inner(model).device.type
     inner(model).set_attn_implementation(ON_CUDA if kernels == "cuda" else NAME)
@@ -83,7 +85,7 @@ def enable(model: nn.Module, kernels: str | None = None) -> None:
 
 @contextmanager
 def enabled(model: nn.Module) -> Iterator[None]:
-    """A context in which `model` attends as above if it is suited to."""
+    """A context in which `model` uses this attention, if it can."""
     net = inner(model)
     before = net.config._attn_implementation
     if unsuited(model) is None and before == "sdpa":
@@ -96,7 +98,7 @@ def enabled(model: nn.Module) -> Iterator[None]:
 
 
 def keep_from_compilation(on: bool) -> None:
-    """Whether torch.compile is to leave attention as above to itself: its shapes are the batch's."""
+    """Set whether torch.compile skips this attention, whose shapes change with the batch."""
     AttentionInterface.register(NAME, torch.compiler.disable(_attend) if on else _attend)
 
 
@@ -104,8 +106,8 @@ def keep_from_compilation(on: bool) -> None:
 def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 0) -> Iterator[bool]:
     """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).
 
-    prefix: tokens before the row's own in the cache that the model is given; on CUDA none.
-    Where one is longer than the model's sliding window, attention is left to a mask. Yields whether it is not.
+    prefix: tokens in the model's cache before the row; 0 on CUDA.
+    Yields whether this attention applies: a sequence longer than the model's sliding window needs a mask.
     """
     net = inner(model)
     window = getattr(net.config.get_text_config(), "sliding_window", None)
@@ -121,7 +123,7 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
 
 @contextmanager
 def over(row: Row | None) -> Iterator[None]:
-    """A context in which attention is over `row` (None: over a padded batch)."""
+    """A context in which attention is over `row` (None: a padded batch)."""
     token = _row.set(row)
     try:
         yield
@@ -130,15 +132,15 @@ def over(row: Row | None) -> Iterator[None]:
 
 
 def row() -> Row | None:
-    """What attention is over at this moment."""
+    """The row that attention is over now."""
     return _row.get()
 
 
 def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where sequences of `lengths` begin and end in a row: (sequences + 1,) as int32.
+    """The begins and ends of sequences of `lengths` in a row: (sequences + 1,) as int32.
 
-    It knows the lengths by the name ``lengths``, as the meter counts FLOPs by them: to read them from the device would
-    make it wait, and a tensor without storage has none.
+    The tensor has the attribute ``lengths``, which FLOPs are counted from: reading values from the device would make it
+    wait, and a tensor without storage has none.
     """
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     bounds.lengths = lengths
@@ -170,7 +172,7 @@ def _attend(
         query, key, value = _as_autocast(query, key, value)
         if not dropout and query.dtype in (torch.float16, torch.bfloat16):
             return _flash(row, query, key, value, scaling), None
-    elif query.device.type == "cpu":  # whose backward pass takes up to three times as long in the bf16 of autocast
+    elif query.device.type == "cpu":  # its backward pass is up to three times slower in autocast's bf16
         query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)
     runs = [(length, len(list(run))) for length, run in groupby(row.lengths)]
@@ -186,14 +188,13 @@ def _attend(
 
 
 def _batch(part: Tensor, run: tuple[int, int]) -> Tensor:
-    """A part of a row [1, heads, tokens, width] that is a run, its length and how many, as [sequences, heads, length,
-    width]."""
+    """Reshape a run of a row [1, heads, tokens, width] to [sequences, heads, length, width]. run: length, sequences."""
     length, count = run
     return part[0].unflatten(1, (count, length)).transpose(0, 1)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, prefix: list[Tensor], **keywords: Any) -> Tensor:
-    """Attention of each token to the `prefix`, its keys and values [1, heads, tokens, width], and to those up to it."""
+    """Attention of each token to the `prefix` (keys, values: [1, heads, tokens, width]) and to tokens up to itself."""
     before, own = prefix[0].shape[2], query.shape[2]
     if not before:
         return scaled_dot_product_attention(query, key, value, is_causal=True, **keywords)
@@ -204,19 +205,19 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, prefix: list[Tensor], **k
 
 
 def _is_plain(mask: Tensor | None, dropout: float, keywords: dict[str, Any]) -> bool:
-    """Whether `mask` alone says what is attended to, for all heads alike."""
+    """Whether attention depends on `mask` alone, the same for all heads."""
     apart = dropout or keywords.get("softcap") is not None or keywords.get("position_bias") is not None
     return not apart and mask is not None and mask.dtype is torch.bool and mask.shape[1] == 1
 
 
 def _of_one(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float | None) -> Tensor:
-    """Attention of one token in each of many sequences, for which torch's CPU kernel takes half as long again.
+    """Attention of one token in each of many sequences; torch's CPU kernel takes 1.5 times as long.
 
-    seen: which keys it attends to, at least one: (sequences, 1, 1, tokens).
+    seen: the keys that it attends to, at least one: (sequences, 1, 1, tokens).
     """
     query, key, value = _finest(query, key, value)
     sequences, _, _, width = query.shape
-    heads = query.view(sequences, key.shape[1], -1, width)  # those that share keys and values
+    heads = query.view(sequences, key.shape[1], -1, width)  # grouped by shared keys and values
     with torch.autocast("cpu", enabled=False):
         scores = heads * (width**-0.5 if scaling is None else scaling) @ key.transpose(2, 3)
         return (scores.masked_fill_(~seen, -torch.inf).softmax(-1) @ value).view(sequences, 1, query.shape[1], -1)
@@ -228,7 +229,7 @@ def _finest(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """`tensors` in autocast's dtype, if it is on: as it casts what it hands to torch's own attention."""
+    """`tensors` in autocast's dtype, if it is on, as it casts inputs of torch's attention."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
@@ -236,7 +237,7 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """One kernel for all sequences. It takes fewer heads of keys and values than of queries as they are."""
+    """Attention by one kernel for all sequences. Keys and values may have fewer heads than queries."""
     flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
     longest = max(row.lengths)
     return varlen_attn(

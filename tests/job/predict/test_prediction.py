@@ -91,7 +91,7 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     with pytest.raises(empty_weights.NeedsValues):
         predicted(cell)
     (found,) = workers._predict(prediction.Predictor(None, "fp32"), [(cell, None)], BUDGET)
-    assert found["unknown"].startswith(f"method={method} looks at values")
+    assert found["unknown"].startswith(f"method={method} depends on values")
     point = planning.Planned(cell.name, cell, found)
     made = planning.Plan([point], 1, {}, "cpu")
     assert made.fits(point)
