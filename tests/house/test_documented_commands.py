@@ -1,0 +1,69 @@
+"""Every command in README and docs works as far as its arguments go: targets, options and settings exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+
+import pytest
+
+from harness.cli.commands import command_line
+from harness.config import CONF, ROOT, SWEEPS
+from harness.sweep.app.grid import points
+
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+PAGES.append(ROOT / "results" / "README.md")
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each line in the ```sh blocks of a page; a line that ends in a backslash continues."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+FOUND = sorted({(words[0], *words[1:]) for text in TEXTS.values() for words in commands(text)})
+HARNESS = [words[1:] for words in FOUND if words[0] == "harness"]
+MAKE = [words[1] for words in FOUND if words[0] == "make"]
+
+
+def test_commands_are_found():
+    assert {"run", "sweep", "plan", "table", "report", "doctor"} <= {words[0] for words in HARNESS}
+    assert "python -m harness" not in "".join(TEXTS.values()), "pages say `harness`"
+
+
+@pytest.mark.parametrize("target", sorted(set(MAKE)))
+def test_targets_exist(target):
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", HARNESS, ids=" ".join)
+def test_arguments_are_those_of_the_command(words, compose):
+    name, *arguments = words
+    options = command_line("harness").command(name).parse_intermixed_args(arguments, argparse.Namespace())
+    if name not in ("run", "sweep", "plan"):
+        return
+    config, settings = "config", options.settings
+    if settings and "=" not in settings[0]:
+        config, *settings = settings
+        assert (SWEEPS / f"{config}.yaml").is_file()
+    if config == "tune":
+        return  # it composes where Optuna is installed
+    # Hydra's own settings are those of plugins that may be missing.
+    compose(*points([setting for setting in settings if not setting.startswith("hydra")])[0], config=config)
+
+
+@pytest.mark.parametrize(
+    ("page", "folder"),
+    [
+        ("docs/your-model.md", CONF / "method"),
+        ("docs/sweeps.md", SWEEPS),
+        ("docs/your-model.md", CONF / "model"),
+        ("docs/your-data.md", CONF / "data"),
+    ],
+)
+def test_a_page_names_every_choice(page, folder):
+    for path in folder.glob("*.yaml"):
+        assert re.search(rf"[`=]{path.stem}`", TEXTS[page]), path.stem
