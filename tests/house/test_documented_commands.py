@@ -18,10 +18,11 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each line in the ```sh blocks of a page; a line that ends in a backslash continues."""
+    """The words of each command in the ```sh blocks of a page, up to a redirection."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    words = [shlex.split(line.partition(" > ")[0], comments=True) for line in lines]
+    return [line for line in words if line]
 
 
 FOUND = sorted({(words[0], *words[1:]) for text in TEXTS.values() for words in commands(text)})
