@@ -77,6 +77,10 @@ class CommandLine(Parser):
         self._groups.append(Group(title, self.prog, self._subparsers_action))
         return self._groups[-1]
 
+    def names(self) -> list[str]:
+        """All commands, in the order of the help."""
+        return [name for group in self._groups for name in group.names]
+
     def command(self, name: str) -> Parser:
         """The parser of a command; UserError if there is none of this name."""
         parsers = self._subparsers_action.choices

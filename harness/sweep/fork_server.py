@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from harness.config import ROOT
+from harness.config_folders import ROOT, SHIPPED
 
 # For OpenMP: a thread that waits for the others soon sleeps. If it spins for long, it takes the core from the one it
 # waits for as soon as anything else runs on this machine: `benchmarks/speed.py beside`. libgomp spins for a moment
@@ -32,10 +32,15 @@ def environment() -> dict[str, str]:
 
     Libraries read it as they are loaded, so it is the holder's from its start.
     """
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
-    return waiting | segments | os.environ | {"PYTHONPATH": path}
+    return waiting | segments | os.environ | {"PYTHONPATH": import_path()}
+
+
+def import_path() -> str:
+    """PYTHONPATH of a process that imports this package: its checkout, if it is no wheel's, and what is set already."""
+    checkout = str(ROOT) if SHIPPED == ROOT else None
+    return os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
 
 
 class Server:

@@ -29,8 +29,8 @@ from omegaconf import open_dict
 from tqdm import tqdm
 
 from harness import config as settings_of
-from harness.config import ROOT
 from harness.errors import UserError
+from harness.sweep.fork_server import import_path
 from harness.sweep.launchers.lost_workers import Lost, died
 
 PATIENCE = 20  # seconds that a worker gets to end its cell in order
@@ -140,7 +140,6 @@ class Worker:
 
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         with theirs, open(self._log, "ab") as log:
             # -P and a session of its own: as for the holder of jobs in server.py.
             self._process = subprocess.Popen(
@@ -149,7 +148,7 @@ class Worker:
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | self._place | {"PYTHONPATH": path},
+                env=os.environ | self._place | {"PYTHONPATH": import_path()},
                 start_new_session=True,
             )
 

@@ -1,0 +1,99 @@
+"""Installed as a wheel, the command `harness` works in any folder, with its own configs and those of the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from command_line import assert_refused
+
+from harness.config_folders import CONF, ROOT, SWEEPS
+from harness.record import read_study
+
+pytestmark = pytest.mark.slow
+
+TINY = ["model=tiny", "data=facts", "train.max_steps=1", "train.batch_size=2", "train.validation_items=2"]
+TINY += ["eval.tasks=[]", "infer.repeats=0"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """An environment with the wheel of this checkout, and the libraries of the running one."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("installed")
+    for name in ("harness", "conf", "sweeps"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source"]
+    subprocess.run(build, check=True)
+    shutil.rmtree(folder / "source")
+    venv.create(folder / "venv", symlinks=True)
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (wheel,) = folder.glob("*.whl")
+    install = [*pip, "--python", folder / "venv" / "bin" / "python", "install", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True)
+    return folder / "venv"
+
+
+@pytest.fixture
+def harness(installed, tmp_path):
+    """harness(*arguments) runs the installed command in an empty folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [str(installed / "bin" / "harness"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def test_a_cell_is_planned_and_run(harness, tmp_path):
+    plan = harness("plan", *TINY, "method=lora,full")
+    assert (plan.returncode, plan.stderr) == (0, "")
+    assert "full" in plan.stdout
+    run = harness("run", *TINY, "method=lora", "study=here")
+    assert run.returncode == 0, run.stderr
+    (record,), problems = read_study(tmp_path / "results" / "here")
+    assert (record.status, problems) == ("ok", [])
+
+
+def test_shipped_sweeps_are_offered(harness):
+    assert_refused(harness("sweep", "nope").stderr, *(path.stem for path in SWEEPS.glob("*.yaml")))
+    assert "usage: harness table" in harness("table", "--help").stdout
+
+
+def test_configs_of_the_working_folder_are_found(harness, tmp_path):
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "sweeps").mkdir()
+    own = (CONF / "method" / "lora.yaml").read_text().replace("name: lora", "name: mine")
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(own)
+    (tmp_path / "sweeps" / "own.yaml").write_text("defaults: [config, override method: mine, _self_]\nstudy: own\n")
+    shown = harness("sweep", "own", "--cfg", "job")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "name: mine" in shown.stdout
+    assert "study: own" in shown.stdout
+    assert_refused(harness("run", "method=none").stderr, "mine")
+
+    (tmp_path / "conf" / "method" / "lora.yaml").write_text(own)
+    assert_refused(harness("run", "method=lora").stderr, "conf/method/lora.yaml", "another name")
+
+
+def test_without_configs_one_says_where_they_are(installed, harness):
+    (shipped,) = installed.glob("lib/python*/site-packages/harness/shipped")
+    shipped.rename(shipped.with_name("hidden"))
+    try:
+        assert_refused(harness("run").stderr, "config.yaml", "--config-dir")
+        shown = harness("run", "--cfg", "job", "--config-dir", str(CONF))
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert "name: lora" in shown.stdout
+    finally:
+        shipped.with_name("hidden").rename(shipped)
