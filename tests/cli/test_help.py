@@ -11,11 +11,9 @@ import pytest
 
 from harness.__main__ import main
 from harness.cli.commands import command_line
-from harness.config_folders import ROOT
 
 ROOT_PARSER = command_line("python -m harness")
 NAMES = ROOT_PARSER.names()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def parse(line: str) -> argparse.Namespace:
@@ -38,13 +36,6 @@ def test_each_command_is_one_line_of_the_help():
     for name in NAMES:
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert len(line) <= 80
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_command_lines_of_the_documents_are_accepted(page):
-    text = re.sub(r"\\\n", " ", page.read_text(encoding="utf-8"))
-    for line in re.findall(r"^\s*(python -m harness [a-z]\S*(?: .*)?)$", text, re.MULTILINE):
-        assert parse(line), line
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
