@@ -11,8 +11,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from harness.articles.beyond_lora import claims
 from harness.record import Record, read_study
+from harness.report.articles import find
 from harness.report.best import best, tables
 from harness.report.figures import FIGURES
 from harness.report.table import Table, document
@@ -45,11 +45,16 @@ def compact(records: list[Record], folder: Path) -> list[Table]:
     return [replace(full, columns=headers, rows=rows, caption=full.caption[:-1])]
 
 
+def claims(records: list[Record], folder: Path) -> list[Table]:
+    article = find("beyond_lora")
+    return [article.verdict_table(article.verdicts(records, folder))]
+
+
 KINDS = {
     "table": tables,
     "best": lambda records, folder: [best(records, folder)],
     "compact": compact,
-    "claims": lambda records, folder: [claims.table(claims.verdicts(records, folder))],
+    "claims": claims,
 }
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from harness.report.table import Table
 
 
+ARTICLE = "beyond_lora"  # the default of --article
+
+
 def add(command_line: CommandLine) -> None:
     group = command_line.group("compare")
 
@@ -41,7 +44,13 @@ def add(command_line: CommandLine) -> None:
         help="columns in this order, such as method,setting,kinds,decode; `all` shows every one that has a value, an "
         "unknown one lists them",
     )
-    parser.add_argument("--article", action="store_true", help="the article's table, measured")
+    parser.add_argument(
+        "--article",
+        nargs="?",
+        const=ARTICLE,
+        metavar="NAME",
+        help=f"the table of an article, measured (default: {ARTICLE})",
+    )
 
     parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
     add_study(parser, "study to report on (default: the only one)")
@@ -51,8 +60,11 @@ def add(command_line: CommandLine) -> None:
     add_study(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/STUDY (default: the study's figures/)")
 
-    parser = group.add(claims, "claims", "Show the verdicts of the records on the article's claims.", "--study article")
+    parser = group.add(claims, "claims", "Show the verdicts of the records on an article's claims.", "--study article")
     add_tables(parser)
+    parser.add_argument(
+        "--article", default=ARTICLE, metavar="NAME", help=f"article whose claims are judged (default: {ARTICLE})"
+    )
 
     parser = group.add(
         forgetting,
@@ -98,9 +110,12 @@ def table(options: argparse.Namespace) -> int:
         raise UserError("--columns can't be combined with --format csv, which has every number.")
 
     if options.article:
-        from harness.articles.beyond_lora.table import article
+        from harness.report import articles
 
-        return _render(options, lambda records, folder: [article(records, folder)])
+        article = articles.find(options.article)
+        if article.table is None:
+            raise UserError(f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts.")
+        return _render(options, lambda records, folder: [article.table(records, folder)])
 
     from harness.report.best import tables
 
@@ -108,10 +123,11 @@ def table(options: argparse.Namespace) -> int:
 
 
 def claims(options: argparse.Namespace) -> int:
-    """Render the verdicts of one study or of all on the article's claims."""
-    from harness.articles.beyond_lora.claims import table, verdicts
+    """Render the verdicts of one study or of all on an article's claims."""
+    from harness.report import articles
 
-    return _render(options, lambda records, folder: [table(verdicts(records, folder))])
+    article = articles.find(options.article)
+    return _render(options, lambda records, folder: [article.verdict_table(article.verdicts(records, folder))])
 
 
 def report(options: argparse.Namespace) -> int:

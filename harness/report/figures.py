@@ -27,11 +27,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from harness.articles.beyond_lora import claims
 from harness.record import Record, Score, short
+from harness.report import articles
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
 from harness.report.columns import ABSENT, METHODS, Row, group, score_style
 from harness.report.forgetting import Comparison, Forgetting, named
 from harness.report.frame import KINDS, score_name
+from harness.report.headline import FORGOTTEN, LEARNED
 from harness.report.pairwise import Contest, Standing, contests, items
 from harness.report.select import Choice, select
 from harness.report.statistics import Interval, mean_intervals, seeds_interval, summary_interval
@@ -205,14 +207,13 @@ class Study:
     def headline(self, place: Place) -> Score | None:
         """The score that tells what was learned: that of the data's own task, else the first."""
         scores = self.scores(place)
-        aside = (claims.MMLU, claims.PLAIN_TEXT)
-        order = [claims.TASKS.get(place[2]), *(name for name in scores if name not in aside), *scores]
+        order = [LEARNED.get(place[2]), *(name for name in scores if name not in FORGOTTEN), *scores]
         return next((scores[name] for name in order if name in scores), None)
 
     def aside(self, place: Place, gained: Score | None) -> Score | None:
         """The score of another task that tells best what was forgotten."""
         scores = {name: s for name, s in self.scores(place).items() if gained and s.task != gained.task}
-        return next((scores[name] for name in (claims.MMLU, claims.PLAIN_TEXT, *scores) if name in scores), None)
+        return next((scores[name] for name in (*FORGOTTEN, *scores) if name in scores), None)
 
     def values(self, place: Place, score: Score) -> list[float]:
         contest = self.contests.get((place, score_name(score)))
@@ -785,31 +786,40 @@ def forgetting(study: Study) -> Drawn | None:
 
 @figure
 def verdicts(study: Study) -> Drawn | None:
-    """What the records make of the article's claims."""
-    found = claims.verdicts(study.rows.records, study.folder)
-    if not any(verdict.finding.records for verdict in found):
+    """The verdicts on the claims of each article that the records say something about."""
+    judged = {}
+    for article in articles.every():
+        found = article.verdicts(study.rows.records, study.folder)
+        if any(verdict.judgement.records for verdict in found):
+            judged[article.title] = found
+    if not judged:
         return None
-    shown = claims.table(found)
-    effects = [row[shown.columns.index("Effect")] for row in shown.rows]
+    heights = [0.9 + 0.22 * len(found) for found in judged.values()]
+    made = Figure(figsize=(7.4, sum(heights)))
+    panels = made.subplots(len(judged), height_ratios=heights, squeeze=False)[:, 0]
+    for found, axes in zip(judged.values(), panels, strict=True):
+        _verdicts(axes, found)
+    tallies = "; ".join(f"“{title}”: {articles.tally(found)}" for title, found in judged.items())
+    return Drawn(made, f"Verdicts on the claims of {tallies}. Beside each is its effect with a 95% interval.")
+
+
+def _verdicts(axes: Axes, found: Sequence[Verdict]) -> None:
     titles = _titles([verdict.place for verdict in found])
-    made = Figure(figsize=(7.4, 0.9 + 0.22 * len(found)))
-    axes = made.subplots()
-    for i, (verdict, effect) in enumerate(zip(found, effects, strict=True)):
-        marker, fill = DECISIONS[verdict.finding.decision]
-        x = list(DECISIONS).index(verdict.finding.decision)
+    for i, verdict in enumerate(found):
+        marker, fill = DECISIONS[verdict.judgement.decision]
+        x = list(DECISIONS).index(verdict.judgement.decision)
         axes.plot(x, i, marker=marker, markersize=8, mfc=fill, mec="black", linestyle="")
-        axes.text(len(DECISIONS) - 0.4, i, effect.strip(ABSENT), va="center", fontsize=8)
+        effect = articles.effect_text(verdict).strip(ABSENT)
+        axes.text(len(DECISIONS) - 0.4, i, effect, va="center", fontsize=8)
     axes.text(len(DECISIONS) - 0.4, -1.35, "effect (95% interval)")
     axes.set_xticks(range(len(DECISIONS)), labels=list(DECISIONS))
     axes.xaxis.tick_top()
     labels = [v.claim.name + (f" ({title})" if title else "") for v, title in zip(found, titles, strict=True)]
     axes.set_yticks(range(len(found)), labels=list(map(plain, labels)))
     axes.set(xlim=(-0.5, 5.6), ylim=(len(found) - 0.5, -0.5))
-    counts = [f"{sum(verdict.finding.decision == d for verdict in found)} {d}" for d in DECISIONS]
-    return Drawn(made, f"Verdicts on the article's claims and the effects they rest on: {', '.join(counts)}.")
 
 
-DECISIONS = {claims.SUPPORTED: ("o", "#0072B2"), claims.REFUTED: ("X", "#D55E00"), claims.OPEN: ("o", "white")}
+DECISIONS = {SUPPORTED: ("o", "#0072B2"), REFUTED: ("X", "#D55E00"), OPEN: ("o", "white")}
 
 
 # Of what `harness forgetting` compares

@@ -14,7 +14,7 @@ import re
 import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +22,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness import units
-from harness.articles.beyond_lora import claims
-from harness.articles.beyond_lora.claims import OPEN, REFUTED, SUPPORTED, Verdict
-from harness.articles.beyond_lora.table import article
 from harness.record import Record
-from harness.report import figures
+from harness.report import articles, figures
+from harness.report.articles import Article
 from harness.report.best import ahead, best_of
+from harness.report.claims import OPEN, Verdict
 from harness.report.columns import ABSENT, Row, Rows, group, rate
 from harness.report.lint import Finding, findings, ran_with
 from harness.report.pairwise import Contest, contests
 from harness.report.table import Table, comparison_of, html_grid, one_line
 
 HERE = Path(__file__).parent
-PARTS = ("table", "table --article", "claims", "lint", "figures")
 
 
 def render(
@@ -52,7 +50,8 @@ def render(
     made_with: what made it, versions by name.
     """
     rows = group(records)
-    found = claims.verdicts(records, folder)
+    judged = [(article, found) for article in articles.every() if (found := article.verdicts(records, folder))]
+    judged = [(article, found) for article, found in judged if any(v.judgement.records for v in found)]
     told = findings(records)
     study = ", ".join(dict.fromkeys(record.study for record in records))
     script = _asset("page.js")
@@ -69,19 +68,20 @@ def render(
         style=Markup(_asset("page.css")),
         script=Markup(script),
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        summary=list(_summary(rows, contests(rows.records, folder, rows.choices), found, told)),
+        summary=list(_summary(rows, contests(rows.records, folder, rows.choices), judged, told)),
         problems=problems,
         best=best_of(rows, folder),
         settings=comparison_of(rows),
-        article=article(records, folder),
-        verdicts=_verdicts(found),
+        articles=[_section(article, found, records, folder) for article, found in judged],
         figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg(records, folder).items()},
         findings={kind: [f.sentence for f in told if f.kind == kind] for kind in ("unequal", "incomplete")},
         origin=_origin(records),
         files=_files(folder),
         made_with=made_with or {},
         command=command,
-        parts=[f"python -m harness {part} {where}" for part in PARTS] if where else [],
+        parts=[f"python -m harness {part} {where}" for part in _parts(article for article, _ in judged)]
+        if where
+        else [],
         runs=[line for record in records if (line := run_command(record))],
         grid=lambda table: Markup("\n".join(html_grid(table))),
     )
@@ -104,7 +104,9 @@ def _shown(value: object) -> object:
 # What it comes to, in sentences
 
 
-def _summary(rows: Rows, held: Sequence[Contest], found: Sequence[Verdict], told: Sequence[Finding]) -> Iterator[str]:
+def _summary(
+    rows: Rows, held: Sequence[Contest], judged: Sequence[tuple[Article, list[Verdict]]], told: Sequence[Finding]
+) -> Iterator[str]:
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
@@ -119,8 +121,8 @@ def _summary(rows: Rows, held: Sequence[Contest], found: Sequence[Verdict], told
     for place in places:
         of = f" of {place[1]} on {place[2]}" if len(places) > 1 else ""
         yield from _extremes([row for row in chosen if row.place == place], of)
-    counts = Counter(verdict.finding.decision for verdict in found)
-    yield "Verdicts on the article's claims: " + ", ".join(f"{counts[d]} {d}" for d in (SUPPORTED, REFUTED, OPEN)) + "."
+    for article, found in judged:
+        yield f"Verdicts on the claims of “{article.title}”: {articles.tally(found)}."
     unequal = sum(finding.kind == "unequal" for finding in told)
     things = _many(unequal, "thing") if unequal else "nothing"
     yield f"The linter found {things} unequal between the cells beside what makes their methods."
@@ -154,22 +156,40 @@ def _many(n: int, what: str) -> str:
 # Tables
 
 
-def _verdicts(found: Sequence[Verdict]) -> Table:
-    """`claims.table` with the claims' texts beside their names, and what is left to run beside the verdicts."""
-    table = claims.table(found)
+def _section(
+    article: Article, found: Sequence[Verdict], records: Sequence[Record], folder: Path
+) -> dict[str, str | Table | None]:
+    """What the template shows of an article."""
+    table = article.table(records, folder) if article.table else None
+    return {"name": article.name, "title": article.title, "table": table, "verdicts": _verdicts(article, found)}
+
+
+def _verdicts(article: Article, found: Sequence[Verdict]) -> Table:
+    """`Article.verdict_table` with the claims' texts, and the remark or the command to run beside each verdict."""
+    table = article.verdict_table(found)
     at = table.columns.index("Claim") + 1
-    columns = [*table.columns[:at], "What it says", *table.columns[at:], "What is left to say or to run"]
+    columns = [*table.columns[:at], "What it says", *table.columns[at:], "Remark or next run"]
     rows = [
-        [*row[:at], verdict.claim.text, *row[at:], _left(verdict)]
+        [*row[:at], verdict.claim.text, *row[at:], _remark(verdict)]
         for row, verdict in zip(table.rows, found, strict=True)
     ]
-    return replace(table, columns=columns, rows=rows, caption=claims.CAPTION)
+    return replace(table, columns=columns, rows=rows, caption=[f"Source: {article.source}.", *article.caption])
 
 
-def _left(verdict: Verdict) -> str:
-    why = f"{verdict.finding.why}." if verdict.finding.why else ""
-    run = f"python -m harness {verdict.claim.run}" if verdict.finding.decision == OPEN else ""
+def _remark(verdict: Verdict) -> str:
+    why = f"{verdict.judgement.why}." if verdict.judgement.why else ""
+    run = articles.command(verdict.claim) if verdict.judgement.decision == OPEN else ""
     return " ".join(filter(None, (why, run))) or ABSENT
+
+
+def _parts(shown: Iterable[Article]) -> Iterator[str]:
+    """The commands that make the parts of the page."""
+    yield "table"
+    for article in shown:
+        if article.table:
+            yield f"table --article {article.name}"
+        yield f"claims --article {article.name}"
+    yield from ("lint", "figures")
 
 
 def _origin(records: Sequence[Record]) -> Table:

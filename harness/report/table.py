@@ -21,17 +21,17 @@ from harness.record import Record, behind_api, device_count, fits_itself
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings, inference_text, micro_batches_text, ran_with
 
-TEXT_COLUMNS = ["Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"]
-TEXT_COLUMNS += ["Trainable parameters", "Memory usage", "Convergence", "Complexity", "Best for"]
-TEXT_COLUMNS += ["Score", "Subject", "Target", "Base", "Tuned"]
-TEXT_COLUMNS += ["What is left to say or to run", "What", "Value", "File", "SHA-256"]
+TEXT_COLUMNS = ("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict")
+TEXT_COLUMNS += ("Score", "Subject", "Target", "Base", "Tuned")
+TEXT_COLUMNS += ("Remark or next run", "What", "Value", "File", "SHA-256")
 
 
 @dataclass
 class Table:
     """A table as text cells, its caption line by line, and the numbers behind it.
 
-    data: `frame`'s, one row a record, and `chosen`, whether `select` took its setting; None of a table without any.
+    data: `frame`'s columns and `chosen` (whether `select` took the record's setting), one row a record; None if the
+    table has no numbers of its own. text_columns: names of columns that are aligned left.
     """
 
     title: str
@@ -39,6 +39,7 @@ class Table:
     rows: list[list[str]]
     caption: list[str]
     data: pd.DataFrame | None = field(repr=False)
+    text_columns: Sequence[str] = field(default=TEXT_COLUMNS, repr=False)
 
 
 def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) -> Table:
@@ -270,7 +271,7 @@ def _markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    align = ["left" if column in TEXT_COLUMNS else "right" for column in table.columns]
+    align = ["left" if column in table.text_columns else "right" for column in table.columns]
     table = _escaped(table, lambda text: re.sub(r"([\\|<`\[])", r"\\\1", text))
     grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     return "\n".join([f"**{table.title}**", "", grid, "", *(f"- {text}" for text in table.caption)])
@@ -306,7 +307,7 @@ def _html_table(table: Table) -> list[str]:
 
 def html_grid(table: Table) -> list[str]:
     """`thead` and `tbody` of the table, line by line, every text escaped."""
-    kinds = [' class="text"' if column in TEXT_COLUMNS else "" for column in table.columns]
+    kinds = [' class="text"' if column in table.text_columns else "" for column in table.columns]
     head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
     table = _escaped(table, html.escape)
     lines = ["<thead>", "<tr>"]
@@ -353,7 +354,7 @@ def _latex(tables: Sequence[Table]) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    align = "".join("l" if column in TEXT_COLUMNS else "r" for column in table.columns)
+    align = "".join("l" if column in table.text_columns else "r" for column in table.columns)
     table = _escaped(table, _latex_text)
     lines = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{table.title}}}\medskip"]
     lines.append(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")  # shrinks, never enlarges

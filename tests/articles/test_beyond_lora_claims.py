@@ -9,72 +9,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from records import MIB, make_record, make_score, measured
+from judged_study import JudgedStudy, N
+from records import MIB, make_record, measured
 
 from harness.__main__ import main
-from harness.articles.beyond_lora import claims
-from harness.articles.beyond_lora.claims import CLAIMS, OPEN, REFUTED, SUPPORTED, TUNED, Evidence, table, verdicts
+from harness.articles.beyond_lora import ARTICLE
+from harness.articles.beyond_lora.methods import TUNED
+from harness.articles.rules import better
 from harness.config import ROOT
 from harness.record import Kinds, read_study, write
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, judge
 from harness.report.statistics import Interval
 from harness.report.table import render
 from harness.sweep.app.grid import points
 
-N = 400
-RATES = {"full": 2e-5, "galore": 2e-5}
-SCORES = {
-    "gsm8k": ("gsm8k", "exact_match", "flexible-extract"),
-    "facts": ("facts", "acc", "none"),
-    "facts_short": ("facts_short", "acc", "none"),
-    "mmlu": ("mmlu", "acc", "none"),
-    "plain_text": ("plain_text", "bits_per_byte", "none"),
-}
+CLAIMS = ARTICLE.claims
 
 
 @pytest.fixture
 def study(tmp_path):
-    return Study(tmp_path)
-
-
-class Study:
-    """Records with items, written where the rules look for them."""
-
-    def __init__(self, folder):
-        self.folder, self.records = folder, []
-
-    def add(self, method, rank=None, seed=0, *, loss=1.0, data="gsm8k", settings=None, lr=None, alpha=None, **scores):
-        """One record; scores: by task the mean, of N items that share their difficulty over all records."""
-        untuned = method.startswith("base")
-        ranked = None if untuned or method == "full" else rank or 16
-        alpha = None if ranked is None or method == "galore" else alpha or 2 * ranked
-        lr = None if untuned else lr or RATES.get(method, 2e-4)
-        found = [
-            make_score(value, task=SCORES[task][0], metric=SCORES[task][1], filter=SCORES[task][2], n=N)
-            for task, value in scores.items()
-        ]
-        record = make_record(method, ranked, alpha, lr, seed, data=data, scores=found, settings=settings)
-        record.validation[-1].loss = loss
-        self.records.append(record)
-        rows = []
-        for task, value in scores.items():
-            names = dict(zip(("task", "metric", "filter"), SCORES[task], strict=True))
-            rows += [{**names, "subject": task, "item": i, "value": v} for i, v in enumerate(self._items(value, seed))]
-        pd.DataFrame(rows).to_parquet(self.folder / f"{record.cell.name}.items.parquet") if rows else None
-        return record
-
-    def _items(self, value, seed):
-        """Right where an item is easy enough; a few answers are other ones with each seed."""
-        if value > 1:
-            return value + np.random.default_rng(7).normal(size=N) + np.random.default_rng(seed).normal(size=N) / 50
-        ease = np.random.default_rng(7).permutation(N) / N
-        return (ease + np.random.default_rng(seed).normal(size=N) / 200 < value).astype(float)
-
-    def seeds(self, method, rank=None, seeds=3, **fields):
-        for seed in range(seeds):
-            self.add(method, rank, seed, **fields)
-
-    def finding(self, name):
-        return CLAIMS[name].rule(Evidence(self.records, self.folder))
+    return JudgedStudy(tmp_path, CLAIMS)
 
 
 def memory(record, mib, states=100):
@@ -95,26 +49,26 @@ def memories(study, **mib):
     [((0.2, 0.1, 0.3), SUPPORTED), ((0.2, -0.1, 0.3), OPEN), ((-0.2, -0.3, -0.1), REFUTED), ((0, -1, 1), OPEN)],
 )
 def test_a_verdict_takes_the_whole_interval(interval, expected):
-    assert claims.judge(Interval(*interval), low=0) == expected
-    assert claims.judge(Interval(*(-np.array(interval)[[0, 2, 1]])), high=0) == expected
+    assert judge(Interval(*interval), low=0) == expected
+    assert judge(Interval(*(-np.array(interval)[[0, 2, 1]])), high=0) == expected
 
 
 def test_between_two_bounds():
-    assert claims.judge(Interval(1, 0.95, 1.05), 0.9, 1.1) == SUPPORTED
-    assert claims.judge(Interval(1.3, 1.2, 1.4), 0.9, 1.1) == REFUTED
-    assert claims.judge(Interval(0.5, 0.4, 0.6), 0.9, 1.1) == REFUTED
-    assert claims.judge(Interval(1, 0.85, 1.05), 0.9, 1.1) == OPEN
+    assert judge(Interval(1, 0.95, 1.05), 0.9, 1.1) == SUPPORTED
+    assert judge(Interval(1.3, 1.2, 1.4), 0.9, 1.1) == REFUTED
+    assert judge(Interval(0.5, 0.4, 0.6), 0.9, 1.1) == REFUTED
+    assert judge(Interval(1, 0.85, 1.05), 0.9, 1.1) == OPEN
 
 
 def test_a_gain_that_is_surely_below_a_point_is_none():
-    assert claims.better(Interval(0.002, 0.001, 0.003)) == SUPPORTED
-    assert claims.better(Interval(0, -0.009, 0.009)) == REFUTED
-    assert claims.better(Interval(0.02, -0.01, 0.05)) == OPEN
-    assert claims.better(Interval(-0.02, -0.03, -0.01)) == REFUTED
+    assert better(Interval(0.002, 0.001, 0.003)) == SUPPORTED
+    assert better(Interval(0, -0.009, 0.009)) == REFUTED
+    assert better(Interval(0.02, -0.01, 0.05)) == OPEN
+    assert better(Interval(-0.02, -0.03, -0.01)) == REFUTED
 
 
 def test_an_unknown_end_decides_nothing():
-    assert claims.judge(Interval(5, np.nan, np.nan), 0, 1) == OPEN
+    assert judge(Interval(5, np.nan, np.nan), 0, 1) == OPEN
 
 
 # Exact: counts and bytes
@@ -137,7 +91,7 @@ def adapter(rank, targets):
 def test_lora_parameters(study, rank, targets, trainable, expected):
     record = study.add("lora", rank, settings=adapter(rank, targets))
     record.parameters = replace(record.parameters, total=134_500_000 + trainable, trainable=trainable)
-    found = study.finding("lora-parameters")
+    found = study.judgement("lora-parameters")
     assert found.decision == expected
     assert found.effect.value == 134_500_000 / trainable
 
@@ -167,7 +121,7 @@ MEMORY = [
 @pytest.mark.parametrize(("name", "mib", "expected", "effect"), MEMORY)
 def test_memory(study, name, mib, expected, effect):
     memories(study, **mib)
-    found = study.finding(name)
+    found = study.judgement(name)
     assert found.decision == expected
     if name != "memory-order":
         assert (found.effect and found.effect.value) == (effect and pytest.approx(effect))
@@ -179,9 +133,9 @@ def test_memory(study, name, mib, expected, effect):
 def test_galore_states(study, states, expected):
     memory(study.add("full"), 1000, 500)
     memory(study.add("galore"), 1000, states)
-    assert study.finding("galore-states").decision == expected
+    assert study.judgement("galore-states").decision == expected
     study.records.pop()
-    assert study.finding("galore-states").decision == OPEN
+    assert study.judgement("galore-states").decision == OPEN
 
 
 def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
@@ -189,7 +143,7 @@ def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
         settings = {"train": {"batch_size": size}}
         memory(study.add("lora", settings=settings), mib)
         memory(study.add("full", settings=settings), 1000)
-    found = study.finding("lora-memory")
+    found = study.judgement("lora-memory")
     assert found.decision == OPEN
     assert found.why == "supported at r=16, train.batch_size=2; refuted at r=16, train.batch_size=8"
     assert found.effect.value == pytest.approx(0.7)
@@ -198,13 +152,13 @@ def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
 def test_settings_by_other_hands_are_compared_as_they_are(study):
     for method, mib in (("lora", 300), ("full", 1000)):
         memory(study.add(method, settings={"train": "as usual"}), mib)
-    assert study.finding("lora-memory").decision == SUPPORTED
+    assert study.judgement("lora-memory").decision == SUPPORTED
 
 
 def test_adapters_of_other_layers_are_not_compared(study):
     study.add("lora", settings=adapter(16, ["q_proj"]))
     study.add("dora", settings=adapter(16, ["q_proj", "v_proj"]))
-    assert study.finding("dora-parameters").effect is None
+    assert study.judgement("dora-parameters").effect is None
 
 
 @pytest.mark.parametrize(("trainable", "expected"), [(5_000_000, SUPPORTED), (8_000_000, REFUTED), (None, OPEN)])
@@ -213,7 +167,7 @@ def test_dora_parameters(study, trainable, expected):
     if trainable:
         record = study.add("dora")
         record.parameters = replace(record.parameters, trainable=trainable)
-    assert study.finding("dora-parameters").decision == expected
+    assert study.judgement("dora-parameters").decision == expected
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, SUPPORTED), (0.9, REFUTED), (None, OPEN)])
@@ -222,7 +176,7 @@ def test_galore_weights(study, share, expected):
     if share:
         record = study.add("galore")
         record.parameters = replace(full.parameters, trainable=int(share * full.parameters.trainable))
-    assert study.finding("galore-weights").decision == expected
+    assert study.judgement("galore-weights").decision == expected
 
 
 # Speed
@@ -236,7 +190,7 @@ def test_dora_training(study, slowdown, runs, expected):
         for method, seconds in (("lora", 0.1), ("dora", 0.1 * slowdown)):
             record = study.add(method, seed=seed)
             record.train.step_seconds = [seconds * (1 + seed / 100)] * 50
-    found = study.finding("dora-training")
+    found = study.judgement("dora-training")
     assert (found.decision, found.seeds) == (expected, runs)
     assert found.effect.value == pytest.approx(slowdown)
 
@@ -250,7 +204,7 @@ def test_dora_serving(study, slowdown, runs, expected):
         dora = study.add("dora", seed=seed)
         if slowdown:
             measured(dora, slowdown * (1 + seed / 200))
-    found = study.finding("dora-serving")
+    found = study.judgement("dora-serving")
     assert found.decision == expected
     if slowdown:
         assert found.effect.value == pytest.approx(1 / slowdown)
@@ -269,7 +223,7 @@ def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expecte
         study.seeds("lora", rank, seeds, **{task: 0.5})
         study.seeds("dora", rank, seeds, **{task: dora})
     study.seeds("dora", 64, seeds, **{task: 0.1})  # has no LoRA to be compared with
-    found = study.finding(name)
+    found = study.judgement(name)
     assert (found.decision, found.seeds, found.items) == (expected, seeds, N)
     assert found.effect.value == pytest.approx(dora - 0.5, abs=0.02)
     assert len(found.records) == 4 * seeds
@@ -279,14 +233,14 @@ def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expecte
 def test_a_tie_within_a_point_refutes_a_gain(study):
     study.seeds("lora", 16, gsm8k=0.5)
     study.seeds("dora", 16, gsm8k=0.5)
-    assert study.finding("dora-task").decision == REFUTED
+    assert study.judgement("dora-task").decision == REFUTED
 
 
 def test_the_better_rate_is_compared_and_test_scores_do_not_choose_it(study):
     study.seeds("lora", 16, gsm8k=0.5)
     study.seeds("dora", 16, gsm8k=0.6, lr=2e-4, loss=0.9)
     study.seeds("dora", 16, gsm8k=0.9, lr=1e-3, loss=1.1)
-    found = study.finding("dora-task")
+    found = study.judgement("dora-task")
     assert found.effect.value == pytest.approx(0.1, abs=0.02)
     assert all("lr0.0002" in name for name in found.records)
 
@@ -296,9 +250,9 @@ def test_without_items_scores_are_not_compared(study):
     study.seeds("dora", 16, gsm8k=0.6)
     for path in study.folder.glob("dora*.parquet"):
         path.unlink()
-    found = study.finding("dora-task")
+    found = study.judgement("dora-task")
     assert (found.decision, found.why) == (OPEN, "No gsm8k scores of the same items")
-    assert all(v.finding.items is None for v in verdicts(study.records, None))
+    assert all(v.judgement.items is None for v in ARTICLE.verdicts(study.records, None))
 
 
 @pytest.mark.parametrize(("dora", "expected"), [(0.5, SUPPORTED), (0.4, REFUTED), (None, OPEN)])
@@ -306,7 +260,7 @@ def test_dora_full(study, dora, expected):
     study.seeds("full", gsm8k=0.5)
     if dora:
         study.seeds("dora", gsm8k=dora)
-    assert study.finding("dora-full").decision == expected
+    assert study.judgement("dora-full").decision == expected
 
 
 @pytest.mark.parametrize("data", ["facts", "facts_short"])
@@ -314,7 +268,7 @@ def test_dora_full(study, dora, expected):
 def test_galore_facts(study, galore, expected, data):
     for method, value in {"full": 0.7, "lora": 0.5, "qlora": 0.4, "dora": 0.5, "galore": galore}.items():
         study.seeds(method, data=data, **{data: value})
-    found = study.finding("galore-facts")
+    found = study.judgement("galore-facts")
     assert found.decision == expected
     assert found.effect.value == pytest.approx(galore - 0.7, abs=0.02)
     assert len(found.records) == 15
@@ -322,10 +276,10 @@ def test_galore_facts(study, galore, expected, data):
 
 def test_galore_facts_wants_all_methods_and_facts(study):
     study.seeds("galore", data="facts", facts=0.8)
-    assert study.finding("galore-facts").why == "No finished full and lora and qlora and dora"
+    assert study.judgement("galore-facts").why == "No finished full and lora and qlora and dora"
     study.records.clear()
     study.seeds("galore", gsm8k=0.8)
-    assert study.finding("galore-facts").decision == OPEN
+    assert study.judgement("galore-facts").decision == OPEN
 
 
 @pytest.mark.parametrize(("high", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.5, 3, REFUTED), (0.6, 1, OPEN)])
@@ -333,7 +287,7 @@ def test_rank_capacity(study, high, seeds, expected):
     for rank, value in {8: 0.5, 16: 0.5, 64: high, 128: high}.items():
         study.seeds("lora", rank, seeds, gsm8k=value)
     study.seeds("dora", 64, seeds, gsm8k=0.1)  # without a low rank
-    found = study.finding("rank-capacity")
+    found = study.judgement("rank-capacity")
     assert found.decision == expected
     assert len(found.records) == 4 * seeds
 
@@ -341,7 +295,7 @@ def test_rank_capacity(study, high, seeds, expected):
 def test_one_step_problems_say_nothing_of_capacity(study):
     study.seeds("lora", 8, data="wordmath_short")
     study.seeds("lora", 64, data="wordmath_short")
-    assert study.finding("rank-capacity").decision == OPEN
+    assert study.judgement("rank-capacity").decision == OPEN
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("alpha-r", 16), ("alpha-4r", 64)])
@@ -349,9 +303,9 @@ def test_one_step_problems_say_nothing_of_capacity(study):
 def test_alpha(study, name, alpha, value, seeds, expected):
     study.seeds("lora", 16, seeds, alpha=32, gsm8k=0.5)
     study.seeds("lora", 16, seeds, alpha=alpha, gsm8k=value)
-    assert study.finding(name).decision == expected
+    assert study.judgement(name).decision == expected
     other = "alpha-r" if name == "alpha-4r" else "alpha-4r"
-    assert study.finding(other).effect is None
+    assert study.judgement(other).effect is None
 
 
 # Seeds, divergence, learning rates
@@ -366,7 +320,7 @@ def spreads(study, low, high, seeds=10):
 @pytest.mark.parametrize(("low", "seeds", "expected"), [(0.1, 10, SUPPORTED), (0.005, 10, REFUTED), (0.02, 3, OPEN)])
 def test_low_rank_spread(study, low, seeds, expected):
     spreads(study, low, 0.01, seeds)
-    found = study.finding("low-rank-spread")
+    found = study.judgement("low-rank-spread")
     assert (found.decision, found.seeds) == (expected, seeds)
     assert found.effect.value == pytest.approx(low / 0.01)
 
@@ -374,14 +328,14 @@ def test_low_rank_spread(study, low, seeds, expected):
 def test_low_rank_spread_interval_is_that_of_two_variances(study):
     """At 9 and 9 degrees of freedom F's 97.5% quantile is 4.026 (any table)."""
     spreads(study, 0.02, 0.02)
-    found = study.finding("low-rank-spread")
+    found = study.judgement("low-rank-spread")
     assert found.effect == pytest.approx((1, 4.026**-0.5, 4.026**0.5), rel=1e-3)
 
 
 def test_without_a_second_seed_there_is_no_spread(study):
     study.add("lora", 2)
     study.add("lora", 16)
-    assert study.finding("low-rank-spread").why == "No spread over seeds to compare"
+    assert study.judgement("low-rank-spread").why == "No spread over seeds to compare"
 
 
 @pytest.mark.parametrize(
@@ -396,7 +350,7 @@ def test_low_rank_divergence(study, diverged, runs, expected):
                 study.records[-1].status = "diverged"
     study.add("lora", 4, 99, lr=1.0)  # at a rate that the others did not try
     study.records[-1].status = "diverged"
-    found = study.finding("low-rank-divergence")
+    found = study.judgement("low-rank-divergence")
     assert found.decision == expected
     if diverged is not None:
         assert found.effect.value == pytest.approx(diverged / runs)
@@ -409,7 +363,7 @@ def test_low_rank_divergence_interval(study):
             study.add("lora", rank, seed)
             if seed < diverged:
                 study.records[-1].status = "diverged"
-    assert study.finding("low-rank-divergence").effect == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert study.judgement("low-rank-divergence").effect == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
 
 
 def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
@@ -426,37 +380,37 @@ def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
 )
 def test_best_rates(study, name, methods, claimed):
     rates(study, methods, claimed)
-    found = study.finding(name)
+    found = study.judgement(name)
     assert (found.decision, found.seeds) == (SUPPORTED, 2)
     assert found.effect == pytest.approx((claimed, claimed / 2.5**0.5, claimed * 2.5**0.5))
     study.records.clear()
     rates(study, methods, 10 * claimed)
-    assert study.finding(name).decision == REFUTED
+    assert study.judgement(name).decision == REFUTED
     study.records.clear()
     rates(study, methods, 3 * claimed)
-    assert study.finding(name).why == "The interval holds both"
+    assert study.judgement(name).why == "The interval holds both"
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
-    assert (study.finding(name).decision, study.finding(name).why) == (OPEN, "One seed")
+    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "One seed")
 
 
 def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
     rates(study, ["full"], 2e-5, grid=(1, 2.5, 6.25))
-    assert study.finding("lr-full").why == "full's best rate is at an end of those tried"
+    assert study.judgement("lr-full").why == "full's best rate is at an end of those tried"
 
 
 @pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (25, OPEN)])
 def test_lr_ratio(study, times, expected):
     rates(study, ["full"], 2e-5)
     rates(study, ["lora", "qlora", "dora"], times * 2e-5)
-    found = study.finding("lr-ratio")
+    found = study.judgement("lr-ratio")
     assert found.decision == expected
     assert found.effect == pytest.approx((times, times / 2.5, times * 2.5))
 
 
 def test_lr_ratio_without_full(study):
     rates(study, ["lora", "qlora", "dora"], 2e-4)
-    assert study.finding("lr-ratio").why == "No finished full"
+    assert study.judgement("lr-ratio").why == "No finished full"
 
 
 # Forgetting
@@ -469,13 +423,13 @@ def test_lr_ratio_without_full(study):
 def test_forgetting(study, name, task, base, lost, kept):
     study.add("base", **{task: base})
     study.seeds("lora", **{task: kept})
-    assert study.finding(name).decision == REFUTED
+    assert study.judgement(name).decision == REFUTED
     study.seeds("full", **{task: lost})
-    found = study.finding(name)
+    found = study.judgement(name)
     assert (found.decision, found.why) == (SUPPORTED, "full most")
     assert found.effect.value == pytest.approx(abs(lost - base), abs=0.01)
     study.records = [record for record in study.records if record.cell.method != "base"]
-    assert (study.finding(name).decision, study.finding(name).why) == (OPEN, "No finished base and tuned method")
+    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "No finished base and tuned method")
 
 
 # All of them
@@ -500,28 +454,28 @@ def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
     for data in ("gsm8k", "facts"):
         memory(study.add("lora", data=data), 400)
         memory(study.add("full", data=data), 1000)
-    found = [v for v in verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
+    found = [v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
     assert [v.place[2] for v in found] == ["facts", "gsm8k"]
-    assert verdicts(study.records[::-1], study.folder) == verdicts(study.records, study.folder)
-    shown = table(verdicts(study.records, study.folder))
+    assert ARTICLE.verdicts(study.records[::-1], study.folder) == ARTICLE.verdicts(study.records, study.folder)
+    shown = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
     assert shown.columns[:2] == ["Data", "Claim"]
     assert len(shown.data) == len(CLAIMS) + sum(shown.data["decision"] != OPEN) / 2
 
 
 def test_records_without_anything_decide_nothing():
-    assert verdicts([], None) == []
+    assert ARTICLE.verdicts([], None) == []
     failed = [make_record(method, 16, 32.0, 2e-4, status="failed") for method in ("lora", "dora", "full")]
-    found = verdicts(failed, None)
-    assert {v.finding.decision for v in found} == {OPEN}
-    assert all(v.finding.why for v in found)
-    assert len(render(table(found), "md").splitlines()) > len(CLAIMS)
+    found = ARTICLE.verdicts(failed, None)
+    assert {v.judgement.decision for v in found} == {OPEN}
+    assert all(v.judgement.why for v in found)
+    assert len(render(ARTICLE.verdict_table(found), "md").splitlines()) > len(CLAIMS)
 
 
 def test_imported_records_may_know_no_axes():
     bare = [make_record(method, settings={"train": {}}) for method in TUNED]
     for record in bare:
         record.validation, record.probe, record.train = [], None, None
-    assert {v.finding.decision for v in verdicts(bare, None) if "weights" in v.claim.name} == {SUPPORTED}
+    assert {v.judgement.decision for v in ARTICLE.verdicts(bare, None) if "weights" in v.claim.name} == {SUPPORTED}
 
 
 def test_the_command_renders_the_committed_studies(capsys):
@@ -533,7 +487,7 @@ def test_the_command_renders_the_committed_studies(capsys):
 
 def test_the_verdicts_of_the_committed_quickstart():
     folder = ROOT / "results" / "reference" / "quickstart"
-    found = {v.claim.name: v.finding.decision for v in verdicts(read_study(folder)[0], folder)}
+    found = {v.claim.name: v.judgement.decision for v in ARTICLE.verdicts(read_study(folder)[0], folder)}
     assert {name for name, decision in found.items() if decision == SUPPORTED} == {
         *("dora-parameters", "qlora-memory", "galore-states", "galore-weights")
     }

@@ -6,7 +6,8 @@ import pytest
 from records import make_record, make_study, measured
 
 from harness.__main__ import main
-from harness.articles.beyond_lora.table import WORDS, article, convergence
+from harness.articles.beyond_lora.table import WORDS, convergence
+from harness.articles.beyond_lora.table import table as article
 from harness.config import ROOT
 from harness.record import ValidationPoint, read_study, write
 from harness.report.columns import group

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from records import METHODS, MIB, make_record, make_score, make_study, measured
 
-from harness.articles.beyond_lora import claims
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import figures, statistics
+from harness.report.articles import find
 from harness.report.figures import (
     FIGURES,
     HATCHES,
@@ -322,13 +322,14 @@ def test_verdicts_are_those_of_the_claims():
         if record.cell.method == "qlora" and record.status == "ok":
             record.phases["train"].memory.allocated_peak = 4096 * MIB
     panel = draw("verdicts", records)[0]
-    found = claims.verdicts(records, None)
+    article = find("beyond_lora")
+    found = article.verdicts(records, None)
     assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in found]
     order = ["supported", "refuted", "not decided"]
     assert [tick.get_text() for tick in panel.get_xticklabels()] == order
-    assert [order[int(line.get_xdata()[0])] for line in panel.lines] == [v.finding.decision for v in found]
-    assert {v.finding.decision for v in found} == set(order)  # or the test would hold little
-    decided = claims.table(found)
+    assert [order[int(line.get_xdata()[0])] for line in panel.lines] == [v.judgement.decision for v in found]
+    assert {v.judgement.decision for v in found} == set(order)  # or the test would hold little
+    decided = article.verdict_table(found)
     effects = [row[decided.columns.index("Effect")].strip("–") for row in decided.rows]
     assert [text.get_text() for text in panel.texts][:-1] == effects
 

@@ -1,6 +1,6 @@
-"""The article's table with measurements in it: what each method trains, takes, learns from, asks for, and is best for.
+"""The article's table with measurements: parameters, memory, convergence, complexity and best use of each method.
 
-The article is "Beyond LoRA"; its words, as this project's introduction gives them, stand in quotes beside the figures.
+The article's own words, as this project's introduction quotes them, stand in quotes beside the measurements.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from harness import units
-from harness.articles.beyond_lora.claims import TASKS
 from harness.record import Record, bits
 from harness.report.columns import ABSENT, Row, group
+from harness.report.headline import LEARNED
 from harness.report.pairwise import contests
 from harness.report.statistics import Interval, seeds_interval
-from harness.report.table import Table, title
+from harness.report.table import TEXT_COLUMNS, Table, title
 
 WORDS = {
     ("lora", "Trainable parameters"): "cuts trainable parameters by up to 10,000×",
@@ -37,26 +37,27 @@ WORDS = {
 }
 
 CAPTION = [
-    "In quotes are the words of the article “Beyond LoRA”, as this project's introduction gives them; the rest is "
-    "measured, each method in its setting of least validation loss, means over seeds.",
-    "Trainable parameters: their number, and their share of all.",
-    "Memory usage: the peak of live tensors in a training step; × is its ratio to full's.",
-    "Convergence: raw tokens until the validation loss is down to the target, the lowest one that every seed of every "
-    "method gets to; linear between two validations, in brackets its 95% interval over seeds. Then the mean "
-    "validation loss over the training (the area under its curve, over its tokens), lower being faster.",
-    "Complexity: the settings that a method asks for beyond full fine-tuning's, and the time of a median step as a "
-    "multiple of full's and LoRA's. What a method can't be combined with stands in its file in conf/method.",
-    "Best for: the columns in which no tuned method is better: least memory, shortest step, fewest tokens to the "
-    "target, and the score of the data's own task, by itself or tied with others that can't be told from it; not the "
-    "score where the untuned base can't be told from the best either.",
+    "Quotes are the words of the article “Beyond LoRA”, as this project's introduction gives them. The rest is "
+    "measured: each method in its setting with the least validation loss, means over seeds.",
+    "Trainable parameters: number and share of all parameters.",
+    "Memory usage: peak of live tensors in a training step; × is the ratio to full.",
+    "Convergence: raw tokens until the validation loss reaches the target, with a 95% interval over seeds. The target "
+    "is the lowest loss that every seed of every method reaches; between validations the loss is interpolated. Then "
+    "the mean validation loss over training (area under the curve / tokens): lower means faster.",
+    "Complexity: settings that the method adds to those of full fine-tuning, and the median step time relative to full "
+    "and LoRA. The method's file in conf/method lists what it can't be combined with.",
+    "Best for: where no other tuned method is better in least memory, shortest step, fewest tokens to the target, or "
+    "the score of the data's task (alone, or tied with others). The score is left out if the untuned base is tied "
+    "with the best.",
 ]
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """tokens: raw ones to the target, with an interval over seeds, which is a point for one seed.
+    """How fast a method learned.
 
-    mean: validation loss over the training. within: the target was reached by the first validation; tokens is its.
+    tokens: raw tokens to the target, with an interval over seeds (a point for one seed). mean: of the validation loss
+    over training, nats per token. within: the first validation already reached the target, so `tokens` is a bound.
     """
 
     tokens: Interval
@@ -64,10 +65,10 @@ class Convergence:
     within: bool
 
 
-def article(records: Sequence[Record], folder: Path | None) -> Table:
-    """The tuned methods of `records`, a row each; `data` has the numbers.
+def table(records: Sequence[Record], folder: Path | None) -> Table:
+    """A row for each tuned method of `records`; `data` has the numbers.
 
-    folder: of the records' study, where the items lie; without it no score is told.
+    folder: of the records' study, where the items are; None compares no scores.
     """
     rows = group(records)
     of = [row for row in rows for _ in row.records]
@@ -91,16 +92,17 @@ def article(records: Sequence[Record], folder: Path | None) -> Table:
         quoted = [WORDS.get((row.method, name)) for row in tuned]
         columns[name] = [f"{text}; “{words}”" if words else text for text, words in zip(texts, quoted, strict=True)]
     caption = list(CAPTION)
-    if wanting := [row.method for row in tuned if id(row) not in speeds]:
+    if missing := [row.method for row in tuned if id(row) not in speeds]:
         caption.append(
-            f"No convergence of {', '.join(dict.fromkeys(wanting))}: it takes two validations on the way and more "
-            "(train.validate_every)."
+            f"No convergence of {', '.join(dict.fromkeys(missing))}: it requires at least two validations during "
+            "training (train.validate_every)."
         )
     return Table(
-        title=f"{title(rows)}: the article's table, measured",
+        title=f"{title(rows)}: the table of “Beyond LoRA”, measured",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
         caption=caption,
+        text_columns=(*TEXT_COLUMNS, *measured),
         data=pd.DataFrame([_numbers(row, tuned, speeds.get(id(row)), best[id(row)]) for row in tuned]),
     )
 
@@ -109,12 +111,12 @@ def article(records: Sequence[Record], folder: Path | None) -> Table:
 
 
 def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Convergence]:
-    """By the id of a row how fast it converged, for those of `rows` with two validations a seed and more.
+    """How fast each row converged, by the id of the row; rows with fewer than two validations per seed are left out.
 
-    all_rows: where the base rows are; if each method has its own (quantised where its weights are), curves begin with
-    the base's loss at no tokens.
+    all_rows: include the base rows. If every method has a base with its kind of weights (quantised or not), curves
+    start at that base's loss with 0 tokens.
     """
-    found = {}
+    converged = {}
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place and min(len(r.validation) for r in row.measured) > 1]
         if not here:
@@ -128,12 +130,12 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
             within = any(losses[0] <= target for _, losses in curves)
             mean = fmean(float(np.trapezoid(losses, tokens) / (tokens[-1] - tokens[0])) for tokens, losses in curves)
             point = Interval(*[fmean(reached)] * 3)
-            found[id(row)] = Convergence(seeds_interval(reached) or point, mean, within)
-    return found
+            converged[id(row)] = Convergence(seeds_interval(reached) or point, mean, within)
+    return converged
 
 
 def _start(row: Row, rows: Sequence[Row]) -> float | None:
-    """The loss before training: that of the base in the same place, as the row's method loads it."""
+    """The loss before training: that of the base in the same place, with weights quantised as the row's are."""
     method = row.records[0].cell.settings.get("method")
     load = method.get("load", {}) if isinstance(method, dict) else {}
     base = {None: "base", 4: "base_nf4", 8: "base_int8"}[bits(load)]
@@ -148,7 +150,7 @@ def _curve(record: Record, start: float | None) -> tuple[np.ndarray, np.ndarray]
 
 
 def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """The tokens at which the line through the points first comes down to `target`."""
+    """The tokens at which the interpolated curve first reaches `target`."""
     i = np.flatnonzero(losses <= target)[0]
     if i == 0:
         return float(tokens[0])
@@ -170,22 +172,22 @@ def _memory(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _over(row: Row, rows: Sequence[Row], method: str, measure: str) -> float | None:
-    """The row's measure as a multiple of that of `method` in the same place."""
+    """The row's measure over that of `method` in the same place."""
     own = row.mean(measure)
     others = [other.mean(measure) for other in rows if (other.place, other.method) == (row.place, method)]
     return own / others[0] if own is not None and others and others[0] else None
 
 
-def _convergence(found: Convergence | None) -> str:
-    if found is None:
+def _convergence(speed: Convergence | None) -> str:
+    if speed is None:
         return ABSENT
-    value, low, high = found.tokens
+    value, low, high = speed.tokens
     ends = f" ({units.count(max(low, 0))}–{units.count(high)})" if low < high else ""
-    return f"{'≤ ' if found.within else ''}{units.count(value)} tokens{ends}, mean loss {units.significant(found.mean)}"
+    return f"{'≤ ' if speed.within else ''}{units.count(value)} tokens{ends}, mean loss {units.significant(speed.mean)}"
 
 
 def _settings(row: Row) -> list[str]:
-    """What the method asks for beyond the learning rate."""
+    """The settings of the method beyond the learning rate."""
     cell = row.records[0].cell
     return [name for name in ("rank", "alpha") if getattr(cell, name) is not None] + list(cell.knobs)
 
@@ -202,17 +204,14 @@ def _complexity(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path | None) -> dict[tuple, list[str]]:
-    """By place the methods that can't be told from the best by the score of the data's own task.
-
-    None where the base is one of them.
-    """
-    found = {}
+    """By place, the methods tied for the best score of the data's task; none if the base is among them."""
+    tied = {}
     for contest in contests(records, folder, choices):
-        if contest.score == TASKS.get(contest.place[2]) and contest.standings and contest.standings[0].letters:
+        if contest.score == LEARNED.get(contest.place[2]) and contest.standings and contest.standings[0].letters:
             first = contest.standings[0].letters
             methods = [s.choice.method for s in contest.standings if set(s.letters or "") & set(first)]
-            found[contest.place] = [] if "base" in methods else methods
-    return found
+            tied[contest.place] = [] if "base" in methods else methods
+    return tied
 
 
 def _best_for(
@@ -234,20 +233,20 @@ def _best_for(
         first = by_score.get(place, [])
         for row in here:
             if row.method in first:
-                task = TASKS[place[2]].partition("/")[0]
+                task = LEARNED[place[2]].partition("/")[0]
                 best[id(row)].append(task + (f" (tied with {len(first) - 1})" if len(first) > 1 else ""))
     return best
 
 
-def _numbers(row: Row, rows: Sequence[Row], found: Convergence | None, best: list[str]) -> dict:
+def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: list[str]) -> dict:
     study, model, data = row.place
-    tokens = found.tokens if found else Interval(np.nan, np.nan, np.nan)
+    tokens = speed.tokens if speed else Interval(np.nan, np.nan, np.nan)
     return {
         **{"study": study, "model": model, "data": data, "method": row.method, "setting": row.setting},
         **{name: row.mean(name) for name in ("trainable", "trainable_share", "train_allocated_peak")},
         "memory_over_full": _over(row, rows, "full", "train_allocated_peak"),
         **{"tokens_to_target": tokens.value, "tokens_low": tokens.low, "tokens_high": tokens.high},
-        "mean_validation_loss": found.mean if found else np.nan,
+        "mean_validation_loss": speed.mean if speed else np.nan,
         "settings": len(_settings(row)),
         "step_over_full": _over(row, rows, "full", "step_seconds_median"),
         "step_over_lora": _over(row, rows, "lora", "step_seconds_median"),

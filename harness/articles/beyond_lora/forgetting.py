@@ -1,0 +1,66 @@
+"""Claims on what tuning forgets."""
+
+from __future__ import annotations
+
+from harness.articles.beyond_lora.methods import TUNED
+from harness.articles.rules import gain
+from harness.report import statistics
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, names, points
+from harness.report.evidence import Evidence
+from harness.report.headline import MMLU, PLAIN_TEXT
+from harness.report.statistics import ALPHA
+
+CLAIMS = Claims()
+
+
+def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) -> Judgement:
+    """The judgement on the claim that the method which loses most against the base loses at least `least`.
+
+    Supported if one method does (p corrected by Holm over the methods); refuted if every method loses less.
+    """
+    chosen = at.choices()
+    methods = [method for method in TUNED if (method,) in chosen]
+    if ("base",) not in chosen or not methods:
+        return lacking("base", "tuned method")
+    losses, ps = {}, []
+    for method in methods:
+        sides = [[chosen["base",]], [chosen[method,]]]
+        if lower_is_better:
+            sides.reverse()
+        judgement = gain(at, *sides, score, lambda effect: judge(effect, low=least))
+        if judgement.effect is None:
+            return judgement
+        losses[method] = judgement
+        ps.append(statistics.differences([at.sample(side, score)[0] for side in sides])[0, 1].p)
+    corrected = dict(zip(methods, statistics.holm(ps), strict=True))
+    worst = max(losses, key=lambda method: losses[method].effect.value)
+    decision = OPEN
+    if any(loss.decision == SUPPORTED and corrected[method] < ALPHA for method, loss in losses.items()):
+        decision = SUPPORTED
+    elif all(loss.decision == REFUTED for loss in losses.values()):
+        decision = REFUTED
+    shown = losses[worst]
+    why = f"{worst} loses most" if decision != OPEN else shown.why or f"{worst}: not significant after correction"
+    seeds = min(loss.seeds for loss in losses.values())
+    return Judgement(decision, shown.effect, seeds, shown.items, names([*losses.values()]), why)
+
+
+@CLAIMS.claim(
+    "forgetting-mmlu",
+    "Tuning forgets catastrophically (the method that forgets most loses at least 2 points of the base's MMLU)",
+    "sweep forgetting data_root=DIR",
+    points,
+)
+def forgetting_mmlu(at: Evidence) -> Judgement:
+    return _forgotten(at, MMLU, 0.02, lower_is_better=False)
+
+
+@CLAIMS.claim(
+    "forgetting-text",
+    "Tuning forgets catastrophically (the method that forgets most needs at least 0.05 bits per byte more on plain "
+    "English text)",
+    "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
+    lambda value: f"{round(value, 3) + 0.0:+.3f} bits per byte".replace("-", "−"),
+)
+def forgetting_text(at: Evidence) -> Judgement:
+    return _forgotten(at, PLAIN_TEXT, 0.05, lower_is_better=True)

@@ -1,0 +1,152 @@
+"""Articles whose claims are judged on recorded studies: plug-ins found by folder, none known by name.
+
+An article is a package `harness/articles/NAME` whose attribute `ARTICLE` is an `Article`.
+
+    article = find("beyond_lora")
+    print(render(article.verdict_table(article.verdicts(records, folder)), "md"))
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.errors import one_of
+from harness.record import Record
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
+from harness.report.columns import ABSENT
+from harness.report.evidence import Evidence
+from harness.report.statistics import Interval
+from harness.report.table import Table
+
+FOLDER = Path(__file__).resolve().parents[1] / "articles"
+PLACE = ("Study", "Model", "Data")
+
+
+@dataclass(frozen=True)
+class Article:
+    """An article's claims, and optionally its comparison table filled with measurements.
+
+    name: of its folder. title, source: what to call it, and who published it where. caption: sentences below its
+    verdicts. table: makes its table from records and the folder of their study (None: no scores are compared).
+    """
+
+    name: str
+    title: str
+    source: str
+    claims: Mapping[str, Claim]
+    caption: Sequence[str]
+    table: Callable[[Sequence[Record], Path | None], Table] | None = None
+
+    def verdicts(self, records: Sequence[Record], folder: Path | None) -> list[Verdict]:
+        """The verdicts on each claim: one for each place that decides it, else the one with the most evidence.
+
+        records: usually of one study, in any order. folder: of the study, where the items are; None compares no scores.
+        """
+        places = defaultdict(list)
+        for record in records:
+            places[record.study, record.cell.model, record.cell.data].append(record)
+        evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
+        verdicts = []
+        for claim in self.claims.values():
+            each = [Verdict(claim, place, claim.rule(at)) for place, at in evidence.items()]
+            decided = [verdict for verdict in each if verdict.judgement.decision != OPEN]
+            verdicts += decided or sorted(each, key=_lack)[:1]
+        return verdicts
+
+    def verdict_table(self, verdicts: Sequence[Verdict]) -> Table:
+        """The verdicts as a table; `data` has a row each with unrounded numbers and the names of the records."""
+        places = {name: [verdict.place[i] for verdict in verdicts] for i, name in enumerate(PLACE)}
+        columns = {name: texts for name, texts in places.items() if len(set(texts)) > 1}
+        columns |= {
+            "Claim": [verdict.claim.name for verdict in verdicts],
+            "Verdict": [verdict.judgement.decision for verdict in verdicts],
+            "Effect": [effect_text(verdict) for verdict in verdicts],
+            "n": [_size(verdict.judgement) for verdict in verdicts],
+            "Records": [str(len(verdict.judgement.records)) for verdict in verdicts],
+        }
+        studies = ", ".join(sorted(set(places["Study"])))
+        remarks = [v for v in verdicts if v.judgement.why and v.judgement.decision != OPEN]
+        open_ = [v for v in verdicts if v.judgement.decision == OPEN]
+        return Table(
+            title=f"{studies}: claims of “{self.title}”: {tally(verdicts)}",
+            columns=list(columns),
+            rows=[list(row) for row in zip(*columns.values(), strict=True)],
+            caption=[
+                *(f"{claim.name}: {claim.text}." for claim in dict.fromkeys(v.claim for v in verdicts)),
+                *(f"{_where(v, columns)}: {v.judgement.why}." for v in remarks),
+                *(f"To decide {_where(v, columns)}, run {command(v.claim)} ({v.judgement.why})." for v in open_),
+                f"Source: {self.source}.",
+                *self.caption,
+                "--format csv names the records.",
+            ],
+            data=pd.DataFrame([_data(verdict) for verdict in verdicts]),
+        )
+
+
+def names() -> list[str]:
+    """The names of all articles: the packages in `harness/articles`."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
+
+
+def find(name: str) -> Article:
+    """The article of the folder `name`; UserError for an unknown one."""
+    one_of("article", name, names())
+    return importlib.import_module(f"harness.articles.{name}").ARTICLE
+
+
+def every() -> list[Article]:
+    """All articles, sorted by name."""
+    return [find(name) for name in names()]
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """How many claims are supported, refuted and not decided."""
+    decisions = [verdict.judgement.decision for verdict in verdicts]
+    return ", ".join(f"{decisions.count(decision)} {decision}" for decision in (SUPPORTED, REFUTED, OPEN))
+
+
+def command(claim: Claim) -> str:
+    """The command that runs the cells which decide `claim`."""
+    return f"python -m harness {claim.run}"
+
+
+def effect_text(verdict: Verdict) -> str:
+    """The effect, with its 95% interval if it is known."""
+    effect, shown = verdict.judgement.effect, verdict.claim.shown
+    if effect is None:
+        return ABSENT
+    if math.isnan(effect.low) or effect.low == effect.high:
+        return shown(effect.value)
+    return f"{shown(effect.value)} ({shown(effect.low)} to {shown(effect.high)})"
+
+
+def _lack(verdict: Verdict) -> tuple[bool, bool]:
+    return verdict.judgement.effect is None, not verdict.judgement.records
+
+
+def _size(judgement: Judgement) -> str:
+    parts = [] if judgement.seeds is None else [f"{judgement.seeds}"]
+    return " × ".join(parts + ([] if judgement.items is None else [f"{judgement.items:,} items"])) or ABSENT
+
+
+def _where(verdict: Verdict, columns: Mapping[str, list[str]]) -> str:
+    """The claim's name, with its place if the table has several."""
+    shown = [name for name, column in zip(verdict.place, PLACE, strict=True) if column in columns]
+    return " ".join([verdict.claim.name, *(["of"] if shown else []), *shown])
+
+
+def _data(verdict: Verdict) -> dict:
+    study, model, data = verdict.place
+    values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
+    effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
+    del values["effect"]
+    place = {"study": study, "model": model, "data": data}
+    claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
+    return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values

@@ -1,0 +1,109 @@
+"""Claims about methods: the rule that judges a claim, and what the rule concludes.
+
+A rule is a function of the records of one place (study, model, data). It estimates an effect with a 95% interval. The
+claim is supported if the whole interval agrees with it, refuted if the whole interval contradicts it, and not decided
+otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from harness import units
+from harness.report.evidence import Evidence
+from harness.report.statistics import Interval
+
+Decision = Literal["supported", "refuted", "not decided"]
+SUPPORTED, REFUTED, OPEN = "supported", "refuted", "not decided"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a rule concludes.
+
+    effect: in the claim's unit; low and high are nan if the interval is unknown. seeds: of the smaller side (for speed
+    and memory: runs). items: evaluation items per model. records: names of the records used. why: the reason that
+    nothing is decided, or a remark on the verdict; may be empty.
+    """
+
+    decision: Decision
+    effect: Interval | None = None
+    seeds: int | None = None
+    items: int | None = None
+    records: tuple[str, ...] = ()
+    why: str = ""
+
+
+Rule = Callable[[Evidence], Judgement]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and its rule.
+
+    text: the claim, with vague words made exact in brackets. run: the arguments of `python -m harness` that run the
+    cells which decide it. shown: formats an effect.
+    """
+
+    name: str
+    text: str
+    run: str
+    shown: Callable[[float], str]
+    rule: Rule
+
+
+class Claims(dict[str, Claim]):
+    """The claims of a module by name, in order of definition."""
+
+    def claim(self, name: str, text: str, run: str, shown: Callable[[float], str]) -> Callable[[Rule], Rule]:
+        """Decorator: adds a claim with the decorated rule."""
+
+        def add(rule: Rule) -> Rule:
+            self[name] = Claim(name, text, run, shown, rule)
+            return rule
+
+        return add
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement on a claim in one place: study, model and data."""
+
+    claim: Claim
+    place: tuple[str, str, str]
+    judgement: Judgement
+
+
+def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> Decision:
+    """The decision on the claim that the effect lies between `low` and `high`."""
+    if low < effect.low and effect.high < high:
+        return SUPPORTED
+    return REFUTED if effect.high < low or effect.low > high else OPEN
+
+
+def lacking(*what: str) -> Judgement:
+    """The judgement if no finished cell of `what` is in the study."""
+    return Judgement(OPEN, why=f"No finished {' and '.join(what)}")
+
+
+def names(judgements: Sequence[Judgement]) -> tuple[str, ...]:
+    """The records of all judgements, each once."""
+    return tuple(dict.fromkeys(name for judgement in judgements for name in judgement.records))
+
+
+# Formats of effects
+
+
+def times(value: float) -> str:
+    return f"{value:,.0f}×" if value >= 100 else f"{units.significant(value, 3)}×"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.1f} points".replace("-", "−")
+
+
+def rate(value: float) -> str:
+    return f"{value:.1e}"
