@@ -14,7 +14,7 @@ from harness import units
 from harness.errors import one_of
 from harness.record import Record, Score
 from harness.report.frame import FORMS, KINDS, decoded_tokens, frame, measures, score_name, setting_texts
-from harness.report.lint import attention_text
+from harness.report.lint.training import attention_text
 from harness.report.select import Choice, select
 from harness.report.statistics import speed_ratio
 

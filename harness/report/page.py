@@ -28,7 +28,8 @@ from harness.report.articles import Article
 from harness.report.best import ahead, best_of
 from harness.report.claims import OPEN, Verdict
 from harness.report.columns import ABSENT, Row, Rows, group, rate
-from harness.report.lint import Finding, findings, ran_with
+from harness.report.lint import Finding, findings
+from harness.report.lint.environment import ran_with
 from harness.report.pairwise import Contest, contests
 from harness.report.table import Table, comparison_of, html_grid, one_line
 

@@ -1,7 +1,7 @@
-"""Answers of several models side by side: as text for a terminal and as an HTML page, with what differs from the first.
+"""Answers of several models side by side, as text for a terminal and as an HTML page; differences are marked.
 
-Answers come as ``harness/job/evaluate/prompting.py`` gives them. They are whatever a model wrote: control characters are taken out,
-and the page escapes all of it, loads nothing and runs nothing.
+`harness.job.evaluate.prompting` returns the answers. They are untrusted text of models: control characters are removed,
+and the page escapes everything, loads nothing and runs nothing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,10 @@ from tabulate import tabulate
 
 from harness.record import Record, behind_api, device_count, fits_itself
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
-from harness.report.lint import Finding, findings, inference_text, micro_batches_text, ran_with
+from harness.report.lint import Finding, findings
+from harness.report.lint.environment import ran_with
+from harness.report.lint.evaluation import inference_text
+from harness.report.lint.training import micro_batches_text
 
 TEXT_COLUMNS = ("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict")
 TEXT_COLUMNS += ("Score", "Subject", "Target", "Base", "Tuned")

@@ -10,7 +10,8 @@ from records import ENVIRONMENT, make_answered, make_record, make_score, make_st
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Failure, Scoring, SmallerBatches, Source, read_study, write
-from harness.report.lint import RULES, SWITCHES, findings
+from harness.report.lint import RULES, findings
+from harness.report.lint.training import SWITCHES
 from harness.report.table import comparison
 
 REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
@@ -87,7 +88,7 @@ def test_what_goes_along_with_a_methods_settings_is_no_axis():
     settings(records, train__batch_size=4)
     assert told(records) == []
     settings([record for record in records if record.cell.rank == 8], train__batch_size=8)
-    assert told(records, "batch").startswith("Effective batches differ: 4 sequences a step in full-")
+    assert told(records, "batch").startswith("Effective batches differ: 4 sequences per step in full-")
 
 
 def test_seeds_that_draw_other_batches_are_no_finding():
@@ -123,7 +124,7 @@ def test_unequal_token_budgets():
     sentence = told(records, "tokens")
     assert sentence == (
         "Token budgets differ: 50 steps over 20,000 raw tokens in full, lora, qlora and galore; "
-        "50 steps over 40,000 raw tokens in dora. Likewise in 1 more group of cells that should be alike."
+        "50 steps over 40,000 raw tokens in dora. The same holds for 1 more group of matching cells."
     )
     assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "dora"))
 
@@ -151,7 +152,7 @@ def test_another_order_of_data():
     records = study(seeds=(0,)) + study(seeds=(1,))[1:]
     of(records, "lora")[1].train.batches = "sha256:0123456789abcdef"
     assert told(records, "order") == (
-        "Cells of one seed saw different batches, or in another order: "
+        "Cells with the same seed saw different batches, or the same in another order: "
         "hash bbbbbbbb in full, qlora, dora and galore; hash 01234567 in lora."
     )
 
@@ -162,8 +163,10 @@ def test_unequal_effective_batches(name):
     settings(records, train__batch_size=4, train__grad_accum=2)
     settings(of(records, "galore"), **{f"train__{name}": 8})
     sentence = told(records, "batch")
-    assert "8 sequences a step in full (2 cells)" in sentence
-    assert sentence.endswith({"batch_size": "16", "grad_accum": "32"}[name] + " sequences a step in galore (2 cells).")
+    assert "8 sequences per step in full (2 cells)" in sentence
+    assert sentence.endswith(
+        {"batch_size": "16", "grad_accum": "32"}[name] + " sequences per step in galore (2 cells)."
+    )
 
 
 def test_equal_effective_batches_of_another_shape_are_no_finding():
@@ -195,7 +198,7 @@ def test_unequal_targets_of_adapters():
     for record in of(records, "dora"):
         adapted(record, target_modules="all-linear", exclude_modules=["lm_head"])
     assert told(records, "targets") == (
-        "Targets of adapters differ: q_proj, v_proj in lora (2 cells) and qlora (2 cells); "
+        "Target modules of adapters differ: q_proj, v_proj in lora (2 cells) and qlora (2 cells); "
         "all-linear; exclude_modules lm_head in dora (2 cells)."
     )
 
@@ -213,7 +216,7 @@ def test_weights_of_another_format():
         nf4 = {"quantization_config": {"_target_": "nf4"}} if record.cell.method == "qlora" else {}
         dtype = "float32" if record.cell.method == "full" else "bfloat16"
         record.cell.settings["method"] = {"load": {"dtype": dtype} | nf4}
-    assert told(records, "precision").endswith("bf16 over float32 weights in full (2 cells).")
+    assert told(records, "precision").endswith("bf16 with float32 weights in full (2 cells).")
     for record in of(records, "full"):
         record.cell.settings["method"]["load"]["dtype"] = "bfloat16"
     assert told(records) == []  # NF4 is what the method is
@@ -225,7 +228,7 @@ def test_weights_that_are_upcast_in_some_methods_alone():
         record.environment["precision"] = "bf16"
         upcast = {"upcast": True} if record.cell.method == "dora" else {}
         record.cell.settings |= {"method": {"load": {"dtype": "bfloat16"}}, "model": upcast}
-    text = "bf16 over bfloat16 weights, but for matrices upcast to float32 in dora (2 cells)."
+    text = "bf16 with bfloat16 weights, matrices upcast to float32 in dora (2 cells)."
     assert told(records, "precision").endswith(text)
 
 
@@ -246,7 +249,7 @@ def test_unequal_numbers_of_tries():
     records = study() + [make_record("lora", lr=lr, seed=s, status="oom") for lr in (1e-4, 1e-3) for s in (0, 1)]
     assert told(records)[0] == (
         "tries",
-        "Methods were tried in unequal numbers of settings: 1 of full, qlora, dora and galore; 3 of lora.",
+        "The number of settings tried differs between methods: 1 for full, qlora, dora and galore; 3 for lora.",
     )
 
 
@@ -265,7 +268,7 @@ def test_another_evaluation(score, text):
     sentence = told(records, "evaluation")
     assert sentence.startswith("Cells were scored differently on gsm8k: on 200 items, 5-shot, task version 3.0 in full")
     assert text in sentence
-    assert sentence.endswith("in base. Δ is given where they match.")
+    assert sentence.endswith("in base. Δ is shown only where they match.")
 
 
 def test_as_many_items_but_others():
@@ -282,7 +285,7 @@ def test_a_cell_that_was_not_scored_on_all_tasks():
     records = study()
     for record in records[1:]:
         record.scores.append(make_score(task="mmlu"))
-    assert told(records, "evaluation").endswith("not at all in base. Δ is given where they match.")
+    assert told(records, "evaluation").endswith("not at all in base. Δ is shown only where they match.")
 
 
 def test_other_settings_of_the_evaluation():
@@ -310,7 +313,7 @@ def test_inference_measured_in_other_shapes():
     records = [measured(record) for record in study()]
     for record in of(records, "lora"):
         record.inference["merged"].batch_size = 1
-    assert "1 sequences at a time" in told(records, "inference")
+    assert "batch size 1" in told(records, "inference")
 
 
 def environment(records, **changes):
@@ -382,7 +385,7 @@ def test_measurements_of_others_among_our_own():
     records = study()
     for record in of(records, "lora"):
         record.source = Source("peft", "lora.json", "0" * 64, [])
-    assert "those of peft in lora (2 cells)" in told(records, "source")
+    assert "peft in lora (2 cells)" in told(records, "source")
 
 
 # Another cell on the machine
@@ -400,7 +403,9 @@ def test_cells_that_ran_at_the_same_time(facts):
     records = machine(study(), **facts)
     assert told(records) == []
     records[3].started = records[2].started.replace(":00:00", ":01:58")  # 2 s before the other's 120 s are over
-    assert "Memory and speed were measured while another cell ran on the machine, in full" in told(records, "overlap")
+    assert "Other cells ran on the machine at the same time, which affects speed and memory, in full" in told(
+        records, "overlap"
+    )
     assert findings(records)[0].cells == (records[2].cell.name, records[3].cell.name)
 
 
@@ -501,8 +506,8 @@ def per_layer(name, **optim):
 def test_low_rank_per_layer_wants_a_row_of_plain_adamw_per_layer():
     galore = per_layer("galore_layer", matrices={"rank": 16})
     sentence = told(study() + galore, "per layer")
-    assert "Updates of one layer at a time save memory by themselves" in sentence
-    assert "what low rank saves in galore_layer (2 cells) can't be told from it." in sentence
+    assert "Per-layer updates save memory by themselves" in sentence
+    assert "the saving of low rank in galore_layer (2 cells) can't be separated from it." in sentence
     assert told(study() + galore + per_layer("full_layer")) == []
     assert told(study() + per_layer("full_layer")) == []
 
@@ -521,7 +526,7 @@ def test_the_shipped_methods_per_layer_are_known_by_their_settings(cell):
 
 
 def test_no_base():
-    assert told(study("lora", "full")) == [("base", "No finished base row: Δ can't be shown.")]
+    assert told(study("lora", "full")) == [("base", "No finished base row: Δ is not shown.")]
     assert told(study("lora", "base", data="a") + study("lora", data="b")) == []
     unscored = study("lora", "full")
     for record in unscored:
@@ -530,13 +535,13 @@ def test_no_base():
 
 
 def test_one_seed():
-    assert told(study(seeds=(0,)), "seeds") == "One seed: how results vary from seed to seed is not in the errors."
+    assert told(study(seeds=(0,)), "seeds") == "Single seed: error bars exclude seed-to-seed variance."
     assert told(study("base")) == []
 
 
 def test_unequal_numbers_of_seeds():
     records = [r for r in study(seeds=(0, 1, 2)) if (r.cell.method, r.cell.seed) not in (("dora", 1), ("dora", 2))]
-    assert told(records, "seeds").endswith("; 1 seeds in dora.")
+    assert told(records, "seeds").endswith("; 1 seed in dora.")
 
 
 def test_failed_cells_are_named_with_their_reasons():
@@ -579,7 +584,7 @@ def test_resumed_training():
     dora = of(records, "dora")[0].cell.name
     short = dora.removesuffix(f"-{of(records, 'dora')[0].cell.id[:6]}")
     assert sentence == (
-        f"Training broke off and was resumed from a checkpoint in {short}: its speed is that of several processes."
+        f"Training was interrupted and resumed from a checkpoint in {short}: its speed is that of several processes."
     )
     assert findings(records)[0].cells == (dora,)
     assert f"Warning: {sentence[0].lower()}{sentence[1:]}" in comparison(records).caption
@@ -596,7 +601,9 @@ def test_tasks_that_were_scored_later_by_other_means():
     later[0].environment["precision"] = "fp32"
     later[1].settings["chat_template"] = True
     sentence = told(records, "rescored")
-    assert sentence.startswith("arc_easy was scored by unequal means: precision bf16, chat_template not set in base, ")
+    assert sentence.startswith(
+        "arc_easy was scored in different environments: precision bf16, chat_template not set in base, "
+    )
     assert "; precision fp32, chat_template not set in dora-lr0.0002-s0;" in sentence
     assert sentence.endswith("precision bf16, chat_template true in dora-lr0.0002-s1.")
     for record in of(records, "dora"):
@@ -612,11 +619,11 @@ def test_smaller_micro_batches_than_asked_for():
         record.smaller_batches = SmallerBatches(4, 2, after)
     sentence = told(records, "smaller batches")
     assert sentence == (
-        "Out of memory as they were asked for, full (2 cells) ran in smaller micro-batches (4 × 2 in place of 8 × 1): "
-        "speed and memory are not comparable."
+        "After running out of memory, full (2 cells) ran with smaller micro-batches (4 × 2 instead of 8 × 1): speed "
+        "and memory are not comparable."
     )
     of(records, "dora")[0].smaller_batches = SmallerBatches(1, 8, 3 * after)
-    assert "(4 × 2 in place of 8 × 1 and 1 × 8 in place of 8 × 1)" in told(records, "smaller batches")
+    assert "(4 × 2 instead of 8 × 1 and 1 × 8 instead of 8 × 1)" in told(records, "smaller batches")
     assert any("smaller micro-batches" in line for line in comparison(records).caption)
 
 
@@ -631,12 +638,12 @@ def test_micro_batches_that_were_chosen_for_the_device():
     for record in of(records, "full"):
         record.smaller_batches = SmallerBatches(1, 8, [Failure("probe", None, "no memory")], 2)
     sentence = told(records, "chosen batches")
-    assert sentence.startswith("The micro-batches that fit differ, so speed and memory are not comparable: ")
+    assert sentence.startswith("Automatic micro-batches differ, so speed and memory are not comparable: ")
     assert "1 × 8 in full (2 cells)" in sentence
     for record in of(records, "full"):
         record.smaller_batches = SmallerBatches(4, 2, [], 4)
     settings(of(records, "lora"), train__global_batch=16)
-    assert "16 sequences a step in lora (2 cells)" in told(records, "batch")
+    assert "16 sequences per step in lora (2 cells)" in told(records, "batch")
 
 
 def test_studies_are_looked_at_one_by_one():
@@ -681,7 +688,7 @@ def test_the_command_tells_findings_by_its_exit_status(tmp_path, capsys):
     assert main(["lint", "--results-dir", str(tmp_path), "--study", "fair"]) == 0
     assert capsys.readouterr().out == "fair: no findings on 11 cells\n"
     assert main(["lint", "--results-dir", str(tmp_path)]) == 1
-    told = "fair: no findings on 11 cells\nunfair: 1 finding on 4 cells\n- No finished base row: Δ can't be shown.\n"
+    told = "fair: no findings on 11 cells\nunfair: 1 finding on 4 cells\n- No finished base row: Δ is not shown.\n"
     assert capsys.readouterr().out == told
 
 
@@ -719,13 +726,13 @@ def test_answers_that_were_cut_off_and_such_as_are_drawn_at_random():
             found[finding.rule].append((finding.sentence, finding.cells))
     assert found["cut off"] == [
         (
-            "Of 200 answers of thinks, 11 were cut off at their limit of tokens; a model that thinks before it answers "
-            "needs room for that: model.thinking=8192.",
+            "11 of 200 answers of thinks were cut off at the token limit. Give a model that thinks before it answers "
+            "more tokens: model.thinking=8192.",
             (thinks,),
         )
     ]
     assert found["drawn"] == [
-        ("thinks takes no temperature: its answers are drawn at random, and would be others another time.", (thinks,))
+        ("thinks accepts no temperature: its answers are sampled and differ from run to run.", (thinks,))
     ]
 
 
@@ -733,6 +740,6 @@ def test_models_that_were_asked_in_different_ways():
     records = [*study("base"), make_answered("completions", "sure"), make_answered("chat", "chatty")]
     sure, chatty = (record.cell.name for record in records[1:])
     assert told(records, "asked by") == (
-        f"Models were asked in different ways: with log-probabilities in base and {sure}; by chat in {chatty}. "
-        "Scores by chat are compared with no others."
+        f"Models were queried in different ways: log-probabilities in base and {sure}; chat in {chatty}. "
+        "Chat scores are not compared with others."
     )

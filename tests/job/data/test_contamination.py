@@ -70,7 +70,7 @@ def test_the_linter_tells_which_cells_trained_on_how_many():
         record.contamination = {"gsm8k": Overlap(13, 200, 190, shared)}
     (finding,) = [found for found in lint.findings(records) if found.rule == "contamination"]
     assert finding.sentence == (
-        "2 to 3 of 200 items of gsm8k share 13 words in a row with what was trained on, in lora and dora: they "
-        "may be remembered, or both be of one template."
+        "2 to 3 of 200 items of gsm8k share a 13-gram with the training data, in lora and dora: possible "
+        "contamination, or a common template."
     )
     assert finding.cells == tuple(record.cell.name for record in records[:2])

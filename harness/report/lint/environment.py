@@ -1,0 +1,141 @@
+"""Rules on where cells ran: library versions, devices, code, speed-ups, overlapping runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from datetime import datetime
+
+from harness.record import Record
+from harness.report.lint.differences import (
+    Sentences,
+    differ,
+    environment_part,
+    finished,
+    named,
+    places,
+    setting_text,
+    tuned,
+)
+
+
+def ran_with(record: Record) -> dict[str, str]:
+    """The device, precision, threads, library versions and commit of a cell, as far as its record has them."""
+    device, cpu, versions, git = (environment_part(record, name) for name in ("device", "cpu", "versions", "git"))
+    on_cpu = device.get("type") == "cpu"
+    values = {
+        "device type": device.get("type"),
+        "device": f"{cpu.get('cores')} cores of {cpu.get('name')}" if on_cpu and cpu else device.get("name"),
+        "precision": record.environment.get("precision"),
+        "threads": record.environment.get("threads"),
+        **{package: versions.get(package) for package in ("torch", "transformers", "peft", "lm_eval")},
+    }
+    if commit := git.get("commit"):
+        values["harness commit"] = f"{str(commit)[:12]}{' with uncommitted changes' if git.get('dirty') else ''}"
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def same_environment(
+    subject: str, facts: Callable[[Record], dict[str, str]]
+) -> Callable[[Sequence[Record]], Sentences]:
+    """The rule that `facts` of the environment are equal; its sentence names only those that differ."""
+
+    def rule(records: Sequence[Record]) -> Sentences:
+        # a failed cell may have recorded fewer facts than the others
+        known_of = {
+            id(r): defaultdict(lambda ok=r.status == "ok": "unknown" if ok else None, facts(r)) for r in records
+        }
+        names = dict.fromkeys(name for known in known_of.values() for name in known)
+        differing = [name for name in names if len({known[name] for known in known_of.values()} - {None}) > 1]
+
+        def value(record: Record) -> str | None:
+            known = known_of[id(record)]
+            return ", ".join(f"{name} {known[name]}" for name in differing if known[name] is not None) or None
+
+        yield from differ(subject, records, value)
+
+    return rule
+
+
+def versions(record: Record) -> dict[str, str]:
+    return {name: str(version) for name, version in environment_part(record, "versions").items() if version is not None}
+
+
+def device(record: Record) -> dict[str, str]:
+    """The device, and the facts about it that change speed or memory."""
+    hardware, ran = environment_part(record, "device"), ran_with(record)
+    known = {name: ran.get(name) for name in ("device type", "device", "threads")}
+    known |= {name: hardware.get(name) for name in ("driver", "cuda", "cudnn")}
+    known |= {"allocator": setting_text(environment_part(record, "allocator") or None)}
+    return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def code(records: Sequence[Record]) -> Sentences:
+    commits = same_environment("The harness's code differs", _commit)
+    sentences = list(commits(records))
+    dirty = [record for record in records if environment_part(record, "git").get("dirty")]
+    if dirty and not sentences:
+        names = tuple(record.cell.name for record in dirty)
+        changed = f"The harness had uncommitted changes in {named(dirty, records)}: the exact code is unknown."
+        sentences = [(changed, names)]
+    yield from sentences
+
+
+def _commit(record: Record) -> dict[str, str]:
+    return {name: value for name, value in ran_with(record).items() if name == "harness commit"}
+
+
+def speedups(records: Sequence[Record]) -> Sentences:
+    """A cell that records other speed-ups but not this one has no use for it (as untuned rows have none for some)."""
+    for where, members in places(records):
+        known = [record for record in members if environment_part(record, "speedups")]
+        unknown = [r for r in finished(tuned(members)) if known and not environment_part(r, "speedups")]
+        for name in dict.fromkeys(name for record in known for name in environment_part(record, "speedups")):
+
+            def value(record: Record, name: str = name) -> str | None:
+                states = environment_part(record, "speedups")
+                return states.get(name) if states else "not recorded"
+
+            yield from differ(f"The speed-up {name} differs{where}", known + unknown, value)
+
+
+def sources(records: Sequence[Record]) -> Sentences:
+    yield from differ(
+        "The study mixes measurements of different projects",
+        records,
+        lambda record: record.source.project if record.source else "this harness",
+    )
+
+
+def overlap(records: Sequence[Record]) -> Sentences:
+    """Cells that ran at the same time on one GPU. Starts are in whole seconds: overlaps below a second are ignored."""
+    together: dict[int, Record] = {}
+    on = defaultdict(list)
+    for record in records:
+        for gpu in _gpus(record) if record.seconds else ():
+            on[gpu].append(record)
+    for members in on.values():
+        running: Record | None = None  # the one of those seen so far that ends last
+        for record in sorted(members, key=_start):
+            if running is not None and _start(record) + 1 < _start(running) + running.seconds:
+                together |= {id(running): running, id(record): record}
+            if running is None or _start(record) + record.seconds > _start(running) + running.seconds:
+                running = record
+    if together:
+        cells = [record for record in records if id(record) in together]
+        yield (
+            f"Other cells ran on the machine at the same time, which affects speed and memory, in "
+            f"{named(cells, records)}.",
+            tuple(record.cell.name for record in cells),
+        )
+
+
+def _start(record: Record) -> float:
+    return datetime.fromisoformat(record.started).timestamp()
+
+
+def _gpus(record: Record) -> list[Hashable]:
+    """Each GPU with the boot of its machine; without a recorded boot, the CPU and its memory identify the machine."""
+    cpu = environment_part(record, "cpu")
+    boot = record.environment.get("boot") or (cpu.get("memory_bytes") and (cpu.get("name"), cpu.get("memory_bytes")))
+    return [(boot, gpu) for gpu in str(environment_part(record, "device").get("id")).split("+")] if boot else []

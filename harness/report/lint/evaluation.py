@@ -1,0 +1,175 @@
+"""Rules on evaluation and inference: tasks, items, contamination, prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.record import Inference, Record
+from harness.report.lint.differences import (
+    Sentences,
+    confounded,
+    differ,
+    finished,
+    first_of,
+    group_by,
+    hashable,
+    method_of,
+    named,
+    places,
+    setting,
+    setting_text,
+)
+from harness.report.lint.environment import ran_with, same_environment
+
+CUT = 0.05  # the share of truncated answers above which there is a finding
+
+
+def evaluation(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        unequal = []
+        for name in ("tasks", "limit", "num_fewshot", "seed", "engine", *CHAT):
+            subject = f"The setting eval.{name} differs{where}"
+            unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
+        yield from unequal or _scored(members, where)
+
+
+def asked_by(records: Sequence[Record]) -> Sentences:
+    """Chat answers are a different measurement; completions have log-probabilities, as local models do."""
+    if any(record.api for record in records):
+        scored = [record for record in records if record.scores]
+        yield from differ(
+            "Models were queried in different ways",
+            scored,
+            lambda r: "chat" if r.api and r.api.kind == "chat" else "log-probabilities",
+            " Chat scores are not compared with others.",
+        )
+
+
+def cut_off(records: Sequence[Record]) -> Sentences:
+    """Truncated answers are mostly wrong; a model that thinks first may be cut off before its answer starts."""
+    for record in records:
+        if record.api and (record.api.cut or 0) > CUT * record.api.requests:
+            yield (
+                f"{record.api.cut:,} of {record.api.requests:,} answers of {record.cell.model} were cut off at the "
+                "token limit. Give a model that thinks before it answers more tokens: model.thinking=8192.",
+                (record.cell.name,),
+            )
+
+
+def drawn(records: Sequence[Record]) -> Sentences:
+    for record in records:
+        if record.api and "temperature" in record.api.left_out:
+            yield (
+                f"{record.cell.model} accepts no temperature: its answers are sampled and differ from run to run.",
+                (record.cell.name,),
+            )
+
+
+CHAT = ("chat_template", "fewshot_as_multiturn", "system_instruction")  # how questions are formatted
+
+
+def _eval_setting(record: Record, name: str) -> str | None:
+    settings = setting(record, "eval")
+    if not isinstance(settings, dict):
+        return None
+    return setting_text(settings.get(name)) or ("auto" if name == "engine" else "not set")
+
+
+def _scored(members: Sequence[Record], where: str) -> Sentences:
+    """Whether cells with the same settings were asked the same items."""
+    scored = [record for record in finished(members) if record.scores]
+    groups = list(group_by(scored, lambda record: hashable(setting(record, "eval"))).values())
+    unequal = []
+    for task in dict.fromkeys(score.task for record in scored for score in record.scores):
+        subject = f"Cells were scored differently on {task}{where}"
+        unequal += first_of(groups, lambda g, s=subject, t=task: differ(s, g, lambda r: _asked(r, t), DELTA))
+    samples: dict[int, str | None] = {}  # thousands of records may share one list of items
+
+    def sample(record: Record) -> str | None:
+        if id(record.items) not in samples:
+            samples[id(record.items)] = _sample(record)
+        return samples[id(record.items)]
+
+    yield from unequal or first_of(
+        groups, lambda group: differ(f"Cells were scored on different items{where}", group, sample)
+    )
+
+
+DELTA = " Δ is shown only where they match."
+
+
+def _asked(record: Record, task: str) -> str:
+    score = next((score for score in record.scores if score.task == task), None)
+    if score is None:
+        return "not at all"
+    return f"on {score.n:,} items, {score.num_fewshot}-shot, task version {score.version}"
+
+
+def _sample(record: Record) -> str | None:
+    return f"hash {hashlib.sha256(hashable(record.items).encode()).hexdigest()[:8]}" if record.items else None
+
+
+def fingerprints(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        for name in dict.fromkeys(name for record in members for name in record.fingerprints):
+            subject = f"Fingerprints of the {name} differ{where}"
+            yield from confounded(subject, members, lambda r, name=name: _fingerprint(r, name), method_of)
+
+
+def _fingerprint(record: Record, name: str) -> str | None:
+    digest = record.fingerprints.get(name)
+    return digest[7:19] if digest and digest.startswith("sha256:") else digest
+
+
+def contaminated(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        for task in dict.fromkeys(task for record in members for task in record.contamination):
+            cells = [r for r in members if task in r.contamination and r.contamination[task].shared]
+            if cells:
+                shared = [record.contamination[task] for record in cells]
+                counts = [f"{count:,}" for count in sorted({overlap.shared for overlap in shared})]
+                many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+                yield (
+                    f"{many} of {shared[0].items:,} items of {task} share a {shared[0].words}-gram with the training "
+                    f"data{where}, in {named(cells, members)}: possible contamination, or a common template.",
+                    tuple(record.cell.name for record in cells),
+                )
+
+
+def inference(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        subject = f"Inference was measured differently{where}"
+        yield from confounded(subject, [r for r in finished(members) if r.inference], _inferred, method_of)
+
+
+def _inferred(record: Record) -> str:
+    return "; ".join(dict.fromkeys(inference_text(speed) for speed in record.inference.values()))
+
+
+def inference_text(speed: Inference) -> str:
+    """The shape of an inference measurement."""
+    return f"{speed.prompt_tokens} prompt tokens, {speed.new_tokens} new tokens, batch size {speed.batch_size}"
+
+
+def rescored(records: Sequence[Record]) -> Sentences:
+    """Tasks that cells were scored on later, if the environment or the prompts differed."""
+    for where, members in places(records):
+        for task in dict.fromkeys(task for record in members for later in record.rescored for task in later.tasks):
+            scored = [record for record in members if any(score.task == task for score in record.scores)]
+            rule = same_environment(
+                f"{task} was scored in different environments{where}", lambda r, task=task: _means(r, task)
+            )
+            yield from rule(scored)
+
+
+def _means(record: Record, task: str) -> dict[str, str]:
+    """The environment and the prompt settings that produced the scores of a task."""
+    later = next((later for later in record.rescored if task in later.tasks), None)
+    settings = (later.settings if later else setting(record, "eval")) or {}
+    facts = ran_with(replace(record, environment=later.environment) if later else record)
+    means = {name: facts.get(name) for name in ("device", "precision", "torch", "transformers", "peft", "lm_eval")}
+    means |= {"engine": settings.get("engine", "auto")}
+    means |= {name: setting_text(settings.get(name)) or "not set" for name in CHAT}
+    return {name: value for name, value in means.items() if value is not None}

@@ -1,0 +1,215 @@
+"""Rules on training: token budgets, batches, settings, adapter targets, precision, number of tries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from harness.record import Probe, Record, device_count, fits_itself, micro_batches
+from harness.report.lint.differences import (
+    PARTS,
+    VALUES,
+    Sentences,
+    confounded,
+    differ,
+    finished,
+    first_of,
+    group_by,
+    hashable,
+    listed,
+    method_of,
+    named,
+    places,
+    point,
+    setting,
+    setting_text,
+    tuned,
+)
+
+# Settings of an adapter that select the modules it changes
+TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
+# Settings of training that another rule checks, or that do not change results
+APART = {"max_steps", "batch_size", "global_batch", "grad_accum", "precision", "validate_every"}
+SWITCHES = ("packing", "activation_offload", "compile", "gradient_checkpointing")  # absent if off
+SHARED = ("devices", "parallel")  # how a step is distributed; changes neither its batch nor its result
+
+
+def token_budgets(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        trained, subject = tuned(members), f"Token budgets differ{where}"
+        planned = list(confounded(subject, trained, lambda r: _steps(setting(r, "train", "max_steps"))))
+        yield from planned or first_of(_same_batches(trained), lambda group, s=subject: differ(s, group, _budget))
+
+
+def _steps(n: Any) -> str | None:
+    return None if n is None else f"{n:,} steps"
+
+
+def _budget(record: Record) -> str | None:
+    train = record.train
+    return f"{train.steps:,} steps over {train.tokens.raw:,} raw tokens" if train else None
+
+
+def _same_batches(records: Sequence[Record]) -> list[list[Record]]:
+    """Groups of finished cells that should have the same batches: equal seed, data and training settings."""
+
+    def key(record: Record) -> tuple[Hashable, ...]:
+        train = {name: value for name, value in (setting(record, "train") or {}).items() if name not in SHARED}
+        return record.cell.seed, hashable(train), record.fingerprints.get("data")
+
+    return list(group_by([record for record in finished(records) if record.train], key).values())
+
+
+def batch_order(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        groups = [same for group in _same_batches(tuned(members)) for same in group_by(group, _budget).values()]
+        subject = f"Cells with the same seed saw different batches, or the same in another order{where}"
+        yield from first_of(groups, lambda group, subject=subject: differ(subject, group, _batches))
+
+
+def _batches(record: Record) -> str | None:
+    return f"hash {record.train.batches.removeprefix('sha256:')[:8]}" if record.train.batches else None
+
+
+def effective_batches(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        yield from confounded(f"Effective batches differ{where}", tuned(members), _effective)
+
+
+def _effective(record: Record) -> str | None:
+    name = "global_batch" if fits_itself(record.cell) else "batch_size"
+    size, accum = setting(record, "train", name), setting(record, "train", "grad_accum")
+    return f"{size * (accum or 1)} sequences per step" if size else None
+
+
+def training_settings(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        trained = tuned(members)
+        names = dict.fromkeys(
+            name for record in trained for name in setting(record, "train") or {} if name not in APART
+        )
+        for name in names:
+            if name != "seed":
+                subject = f"The setting train.{name} differs{where}"
+                yield from confounded(subject, trained, lambda r, name=name: _trained(r, name))
+
+
+def _trained(record: Record, name: str) -> str | None:
+    if name == "devices":
+        return str(device_count(record.cell.settings))
+    settings = setting(record, "train") or {}
+    return setting_text(settings.get(name, False if name in SWITCHES and settings else None))
+
+
+def adapter_targets(records: Sequence[Record]) -> Sentences:
+    """Only for adapters that name modules: what full fine-tuning or a prompt changes is part of the method."""
+    for where, members in places(records):
+        yield from confounded(f"Target modules of adapters differ{where}", members, _target)
+
+
+def _target(record: Record) -> str | None:
+    adapter = setting(record, "method", "adapt")
+    if not isinstance(adapter, dict) or adapter.get("target_modules") is None:
+        return None
+    texts = {name: setting_text(adapter.get(name)) for name in TARGETS}
+    others = [f"{name} {text}" for name, text in texts.items() if text is not None and name != "target_modules"]
+    return "; ".join([str(texts["target_modules"]), *others])
+
+
+def precision(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        known = [record for record in members if record.status == "ok" or record.environment.get("precision")]
+        yield from confounded(f"Precisions differ{where}", known, _precise, method_of)
+
+
+def _precise(record: Record) -> str:
+    dtype = setting(record, "method", "load", "dtype")  # of unquantised weights
+    computed = record.environment.get("precision") or "unknown precision"
+    upcast = ", matrices upcast to float32" if setting(record, "model", "upcast") else ""
+    return f"{computed} with {dtype} weights{upcast}" if dtype else str(computed)
+
+
+def attention(records: Sequence[Record]) -> Sentences:
+    for where, members in places(records):
+        yield from confounded(f"Attention implementations differ{where}", members, _attended, method_of)
+
+
+def _attended(record: Record) -> str | None:
+    return attention_text(record.probe) if record.probe else None
+
+
+def attention_text(probe: Probe) -> str | None:
+    """The attention operations that the probe saw, with their dtypes; None if it saw none."""
+    return ", ".join(sorted(probe.attention)) or None
+
+
+def tries(records: Sequence[Record]) -> Sentences:
+    """How many settings of each method were tried; failed ones count too."""
+    for where, members in places(records):
+        methods = group_by(tuned(members), method_of)
+        counts = {method: len({point(record) for record in cells}) for method, cells in methods.items()}
+        numbers = sorted(set(counts.values()))
+        if len(numbers) < 2:
+            continue
+        parts = []
+        for n in numbers:
+            equal = [method for method, count in counts.items() if count == n]
+            more = [f"{len(equal) - PARTS} more methods"] if len(equal) > PARTS else []
+            parts.append(f"{n} for {listed([*equal[:PARTS], *more])}")
+        fewer = [r.cell.name for method, cells in methods.items() if counts[method] < numbers[-1] for r in cells]
+        yield f"The number of settings tried differs between methods{where}: {'; '.join(parts)}.", tuple(fewer)
+
+
+def per_layer(records: Sequence[Record]) -> Sentences:
+    """Methods that update each layer during the backward pass have ``per_layer: true`` in their optim slot."""
+    for where, members in places(records):
+        stepped = [record for record in members if setting(record, "method", "optim", "per_layer")]
+        projected = [record for record in stepped if setting(record, "method", "optim", "matrices")]
+        if projected and len(projected) == len(stepped):
+            yield (
+                f"Per-layer updates save memory by themselves, since only one layer's gradients are held at a time. "
+                f"Without a row of plain per-layer AdamW{where}, the saving of low rank in "
+                f"{named(projected, members)} can't be separated from it.",
+                tuple(record.cell.name for record in projected),
+            )
+
+
+def resumed(records: Sequence[Record]) -> Sentences:
+    """Cells that were resumed with steps left to take; others were timed as a whole."""
+    cells = [r for r in records if r.train and any(step < r.train.steps for step in r.train.resumed_at)]
+    if cells:
+        yield (
+            f"Training was interrupted and resumed from a checkpoint in {named(cells, records)}: its speed is that of "
+            "several processes.",
+            tuple(record.cell.name for record in cells),
+        )
+
+
+def smaller_batches(records: Sequence[Record]) -> Sentences:
+    cells = [record for record in records if record.smaller_batches and not fits_itself(record.cell)]
+    if cells:
+        shapes = listed(list(dict.fromkeys(map(_shapes, cells)))[:VALUES])
+        yield (
+            f"After running out of memory, {named(cells, records)} ran with smaller micro-batches ({shapes}): speed "
+            "and memory are not comparable.",
+            tuple(record.cell.name for record in cells),
+        )
+
+
+def fitting_batches(records: Sequence[Record]) -> Sentences:
+    """Micro-batches of train.batch_size=auto depend on the method's memory; fixed ones are compared with them too."""
+    for where, members in places(records):
+        if any(fits_itself(record.cell) for record in members):
+            subject = f"Automatic micro-batches differ, so speed and memory are not comparable{where}"
+            yield from confounded(subject, tuned(members), micro_batches_text)
+
+
+def micro_batches_text(record: Record) -> str | None:
+    """The micro-batches of a step as size × number, such as ``8 × 4``; None if unknown."""
+    ran = micro_batches(record)
+    return ran and f"{ran[0]} × {ran[1]}"
+
+
+def _shapes(record: Record) -> str:
+    ran, (size, accum) = record.smaller_batches, (setting(record, "train", k) for k in ("batch_size", "grad_accum"))
+    return f"{ran.batch_size} × {ran.grad_accum} instead of {size} × {accum or 1}"
