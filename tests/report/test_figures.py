@@ -14,17 +14,10 @@ from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import figures, statistics
 from harness.report.articles import find
-from harness.report.figures import (
-    FIGURES,
-    HATCHES,
-    KIND_COLOURS,
-    MARKERS,
-    drawings,
-    looks,
-    pareto,
-    save,
-    svg,
-)
+from harness.report.figures import FIGURES, drawings, save, svg
+from harness.report.figures.accuracy import pareto
+from harness.report.figures.cost import KIND_COLOURS
+from harness.report.figures.style import HATCHES, MARKERS, looks
 from harness.report.importers import collect
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"

@@ -1,0 +1,81 @@
+"""Records in, figures out, in one style: for each question of the comparison a drawing and its caption.
+
+    FIGURES["accuracy_memory"](records, folder).figure
+
+Colours are those of Okabe & Ito (Color Universal Design, 2008), which any colour vision distinguishes; markers,
+lines and hatches carry the same information in grey. A method looks the same in every figure. Drawings use no global
+state (no pyplot): the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+
+from harness.record import Record
+from harness.report.figures.accuracy import accuracy_memory
+from harness.report.figures.cost import memory, throughput
+from harness.report.figures.curves import loss
+from harness.report.figures.forgetting import forgetting
+from harness.report.figures.study import Study
+from harness.report.figures.style import STYLE, Drawn
+from harness.report.figures.tuning import lr_methods, rank_sweep
+from harness.report.figures.verdicts import verdicts
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure to draw: called with the records of a study and its folder, where the items are (None: no items).
+
+    Without items, intervals of scores cover less. Returns None if the records hold nothing to draw.
+    """
+
+    draw: Callable[[Study], Drawn | None]
+
+    def __call__(self, records: Sequence[Record], folder: Path | None = None) -> Drawn | None:
+        return self.of(Study(records, folder))
+
+    def of(self, study: Study) -> Drawn | None:
+        with mpl.rc_context(STYLE):
+            return self.draw(study)
+
+
+FIGURES = {
+    draw.__name__: Plot(draw)
+    for draw in (accuracy_memory, rank_sweep, lr_methods, loss, memory, throughput, forgetting, verdicts)
+}
+
+
+def drawings(records: Sequence[Record], folder: Path | None) -> dict[str, Drawn]:
+    """Every figure that `records` have data for, by its name in `FIGURES`."""
+    study = Study(records, folder)
+    found = {name: plot.of(study) for name, plot in FIGURES.items()}
+    return {name: drawn for name, drawn in found.items() if drawn}
+
+
+def svg(records: Sequence[Record], folder: Path | None) -> dict[str, tuple[str, str]]:
+    """SVG text and caption of every figure by name; ids are unique, so that one HTML page can hold them all."""
+    return {
+        name: (_with_own_ids(drawn.svg(), name), drawn.caption) for name, drawn in drawings(records, folder).items()
+    }
+
+
+def save(records: Sequence[Record], folder: Path | None, out: Path) -> list[str]:
+    """Write NAME.svg and NAME.png of every figure to `out`; returns the names."""
+    found = drawings(records, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, drawn in found.items():
+        (out / f"{name}.svg").write_text(drawn.svg(), encoding="utf-8")
+        (out / f"{name}.png").write_bytes(drawn.png())
+    return list(found)
+
+
+def _with_own_ids(text: str, name: str) -> str:
+    def own(tag: re.Match) -> str:
+        return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
+
+    return re.sub(r"<[^>]*>", own, text)  # texts are not matched: their angle brackets are escaped

@@ -1,0 +1,102 @@
+"""Score against memory, with the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from harness.record import Score
+from harness.report.columns import Row
+from harness.report.figures.study import Study, untuned
+from harness.report.figures.style import (
+    LEGEND,
+    Drawn,
+    Look,
+    add_legend,
+    add_point,
+    axis_scale,
+    label,
+    left_out,
+    looks,
+    place_panels,
+)
+from harness.report.frame import score_name
+
+
+def accuracy_memory(study: Study) -> Drawn | None:
+    """Score of each setting against its training memory, with the Pareto front of the chosen settings."""
+    measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
+    if measure is None:
+        return None
+    found = {}
+    for place in study.places:
+        if score := study.headline(place):
+            tuned = [row for row in study.finished(place) if row.mean(measure) and score_name(score) in row.scores]
+            found |= {place: (tuned, score)} if tuned else {}
+    if not found:
+        return None
+    made, panels = place_panels(list(found))
+    for (tuned, score), axes in zip(found.values(), panels, strict=False):
+        _accuracy_memory(study, axes, tuned, score, measure)
+        axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
+    return Drawn(
+        made,
+        f"Score against {MEMORY[measure]}. Bars: 95% intervals. Small hollow markers: settings that were not chosen. "
+        "Line: Pareto front (no other chosen setting is better in both). Dashed: untuned model." + left_out(found),
+    )
+
+
+HOLLOW = {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
+MEMORY = {
+    "train_allocated_peak": "peak train memory",
+    "train_reserved_p99": "memory reserved in 99% of training steps",
+}
+
+
+def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
+    name = score_name(score)
+    untuned = [row for row in study.finished(rows[0].place) if untuned(row) and name in row.scores]
+    title, scale = axis_scale(score, [row.scores[name].value for row in [*rows, *untuned]])
+    look = looks(study.methods)
+    points = [(row.mean(measure) / 2**30, row.scores[name].value) for row in rows]
+    # only chosen settings: another would be on the front because of its test score alone
+    judged = {id(row) for row in study.shown(rows[0].place)}
+    shown = [i for i, row in enumerate(rows) if id(row) in judged]
+    front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
+    distinguishable = len({row.method for row in rows}) <= LEGEND
+    handles = {}
+    for i, row in enumerate(rows):
+        if distinguishable:
+            of, style = look[row.method], {} if i in shown else HOLLOW
+        else:
+            of, style = (Look("black", "o", "-"), {}) if i in front else (Look("0.6", ".", "-"), {"elinewidth": 0.8})
+        drawn = add_point(axes, *points[i], study.interval(row, name), scale, of, **style)
+        if i in shown or row.method not in handles:
+            handles[row.method] = drawn
+    steps = [(points[i][0], scale * points[i][1]) for i in front]
+    line = axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color="0.4", linewidth=1, zorder=1)[0]
+    if not distinguishable:
+        handles = {}
+        for number, i in enumerate(front, 1):
+            side = {"xytext": (6, 0), "ha": "left"} if i == front[-1] else {"xytext": (-6, 0), "ha": "right"}
+            axes.annotate(str(number), steps[number - 1], textcoords="offset points", va="center", **side)
+            handles[f"{number}  {label(rows[i], rows)}"] = Line2D([], [], color="black", marker="o", linestyle="")
+        handles["others"] = Line2D([], [], color="0.6", marker=".", linestyle="")
+    for row in untuned:
+        style = {"color": look[row.method].colour, "linestyle": look[row.method].line}
+        handles[row.method] = axes.axhline(scale * row.scores[name].value, **style)
+    axes.set_ylabel(title)
+    axes.margins(x=0.12, y=0.1)
+    add_legend(axes, [line, *handles.values()], ["Pareto front", *handles])
+
+
+def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
+    """The indices of the points (cost, score) that no other point beats in both, cheapest first."""
+    sign = 1 if higher_is_better else -1
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
+        if not front or sign * points[i][1] > sign * points[front[-1]][1]:
+            front.append(i)
+    return front

@@ -1,0 +1,82 @@
+"""The cost of training and inference: memory by kind, tokens per second."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.report.figures.study import Study, untuned
+from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_panels, label, label_bars, left_out
+from harness.report.frame import KINDS
+from harness.report.statistics import Interval, seeds_interval
+
+
+def memory(study: Study) -> Drawn | None:
+    """Peak memory of a training step by kind of tensor."""
+    found = study.alike("peak_weights")
+    if not found:
+        return None
+    made, panels = bar_panels(found, per_bar=0.28)
+    for rows, axes in zip(found.values(), panels, strict=False):
+        left = np.zeros(len(rows))
+        handles = []
+        for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
+            sizes = np.array([row.mean(f"peak_{kind}") / 2**30 for row in rows])
+            style = {"color": colour, "hatch": hatch, **EDGE}
+            handles.append(axes.barh(range(len(rows)), sizes, left=left, **style))
+            left += sizes
+        label_bars(axes, [label(row, rows) + (" (forward pass)" if untuned(row) else "") for row in rows])
+        axes.set_xlabel("live tensors at the peak (GiB)")
+        add_legend(axes, handles, KINDS)
+    return Drawn(
+        made,
+        "Live tensors at the peak of a training step, by kind. Gradients may be freed before the peak; an untuned "
+        "model only has a forward pass." + left_out(found),
+    )
+
+
+KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
+
+
+def throughput(study: Study) -> Drawn | None:
+    """Tokens per second of each method in training and in decoding."""
+    found = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
+    if not found:
+        return None
+    titles = {title for title, _ in found}
+    named = {part if len(titles) == 1 else f"{title}: {part}": rows for (title, part), rows in found.items()}
+    made, panels = bar_panels(named, per_bar=0.4)
+    for ((_, part), rows), axes in zip(found.items(), panels, strict=False):
+        present = {name: said for name, said in RATES[part].items() if any(row.values(name) for row in rows)}
+        handles = []
+        for i, (measure, (colour, hatch)) in enumerate(zip(present, RATE_LOOKS, strict=False)):
+            thick = 0.8 / len(present)
+            at = [(j + (i - (len(present) - 1) / 2) * thick, row.values(measure)) for j, row in enumerate(rows)]
+            at = [(y, values) for y, values in at if values]
+            means = [float(np.mean(values)) for _, values in at]
+            spans = [
+                seeds_interval(values) or Interval(mean, mean, mean)
+                for (_, values), mean in zip(at, means, strict=True)
+            ]
+            style = {"color": colour, "hatch": hatch, **EDGE}
+            if any(span.low < span.high for span in spans):
+                style["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
+            handles.append(axes.barh([y for y, _ in at], means, thick, **style))
+        label_bars(axes, [label(row, rows) for row in rows])
+        axes.set_xlabel("tokens/s")
+        add_legend(axes, handles, list(present.values()))
+    return Drawn(
+        made,
+        "Raw tokens per second in training (median step, and over all steps) and tokens per second in decoding. Bars: "
+        "95% intervals over seeds, if there are several." + left_out(found),
+    )
+
+
+RATES = {
+    "training": {"tokens_per_second_steady": "median step", "tokens_per_second_amortised": "all steps"},
+    "decoding": {
+        "base_decode_tokens_per_second": "without adapter",
+        "unmerged_decode_tokens_per_second": "unmerged",
+        "merged_decode_tokens_per_second": "merged",
+    },
+}
+RATE_LOOKS = [("#0072B2", ""), ("#F0E442", "///"), ("#FFFFFF", "..")]

@@ -1,0 +1,84 @@
+"""Loss against tokens and time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from harness.report.columns import Row
+from harness.report.figures.study import Study
+from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_panels
+from harness.units import count
+
+
+class Curve(NamedTuple):
+    tokens: np.ndarray
+    seconds: np.ndarray
+    losses: np.ndarray
+
+
+def loss(study: Study) -> Drawn | None:
+    """Loss against tokens and against time, each method in its chosen setting."""
+    kind = next((kind for kind, curve in LOSSES.items() if any(curve(row) for row in study.rows if row.finished)), None)
+    if kind is None:
+        return None
+    curves = {place: [(row, of) for row in study.shown(place) if (of := LOSSES[kind](row))] for place in study.places}
+    found = [place for place, drawn in curves.items() if drawn]
+    made, panels = place_panels([place for place in found for _ in range(2)], width=4.6, height=3.6)
+    look = looks(study.methods)
+    for place, by_tokens, by_time in zip(found, panels[::2], panels[1::2], strict=False):
+        handles = []
+        for i, (row, (tokens, seconds, losses)) in enumerate(curves[place]):
+            of = look[row.method]
+            every = (i % 5, 5) if len(losses) > 10 else 1
+            style = {"color": of.colour, "linestyle": of.line, "marker": of.marker, "markevery": every, "markersize": 5}
+            handles += by_tokens.plot(tokens, losses, **style)
+            by_time.plot(seconds, losses, **style)
+        by_tokens.xaxis.set_major_locator(MaxNLocator(5))
+        by_tokens.xaxis.set_major_formatter(lambda tokens, _: count(tokens))
+        by_tokens.set(xlabel="raw tokens", ylabel=f"{kind} loss (nats per token)")
+        by_time.set(xlabel="seconds of training steps")
+        rows = [row for row, _ in curves[place]]
+        add_legend(by_time, handles, [label(row, rows) for row in rows])
+    return Drawn(
+        made,
+        f"{kind.capitalize()} loss, mean over seeds, against training tokens and training time. "
+        f"{'It is that of held-out answers' if kind == 'validation' else 'Each point is the mean over several steps'}."
+        + left_out(panels),
+    )
+
+
+def validation_curve(row: Row) -> Curve | None:
+    """Tokens, seconds and mean loss over seeds at each validation; None for fewer than three validations."""
+    records = [record for record in row.measured if record.train and len(record.validation) > 2]
+    records = [r for r in records if len(r.train.step_seconds) >= r.validation[-1].step]
+    if not records:
+        return None
+    steps = [point.step for point in records[0].validation]
+    records = [record for record in records if [point.step for point in record.validation] == steps]
+    seconds = [np.concatenate([[0.0], np.cumsum(record.train.step_seconds)])[steps] for record in records]
+    tokens, losses = ([[getattr(p, of) for p in r.validation] for r in records] for of in ("tokens", "loss"))
+    return Curve(*(np.mean(values, axis=0) for values in (tokens, seconds, losses)))
+
+
+def training_curve(row: Row, parts: int = 20) -> Curve | None:
+    """Tokens and seconds at the end of each of up to `parts` stretches of steps, and their mean loss, over seeds.
+
+    None if no seed has losses by step. Seeds with fewer steps than the others are left out.
+    """
+    trains = [record.train for record in row.measured if record.train and len(record.train.loss) > 1]
+    steps = max((len(train.loss) for train in trains), default=0)
+    trains = [train for train in trains if len(train.loss) == len(train.step_seconds) == steps]
+    if not trains:
+        return None
+    stretches = np.array_split(np.arange(steps), min(parts, steps))
+    ends = [stretch[-1] for stretch in stretches]
+    tokens = np.mean([[train.loss[i].tokens for i in ends] for train in trains], axis=0)
+    seconds = np.mean([np.cumsum(train.step_seconds)[ends] for train in trains], axis=0)
+    losses = np.mean([[point.loss for point in train.loss] for train in trains], axis=0)
+    return Curve(tokens, seconds, np.array([losses[stretch].mean() for stretch in stretches]))
+
+
+LOSSES = {"validation": validation_curve, "training": training_curve}

@@ -1,0 +1,100 @@
+"""What tuning gained on its task and lost on others."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+from harness.report.figures.study import Study, untuned
+from harness.report.figures.style import (
+    EDGE,
+    PERCENT,
+    STYLE,
+    Drawn,
+    add_legend,
+    axis_scale,
+    bar_panels,
+    error_bar,
+    label_bars,
+    left_out,
+    looks,
+    place_panels,
+    place_titles,
+)
+from harness.report.forgetting import Comparison, Forgetting, named
+
+
+def forgetting(study: Study) -> Drawn | None:
+    """Change on another task against change on the trained task, for each method."""
+    found = {}
+    for place in study.places:
+        gained = study.headline(place)
+        kept = study.aside(place, gained)
+        tuned = list(dict.fromkeys(row.method for row in study.finished(place) if not untuned(row)))
+        changes = {
+            method: both
+            for method in tuned
+            if kept and None not in (both := tuple(study.change(place, score, method) for score in (gained, kept)))
+        }
+        found |= {place: (gained, kept, changes)} if changes else {}
+    if not found:
+        return None
+    made, panels = place_panels(list(found))
+    look = looks(study.methods)
+    for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
+        names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
+        handles = []
+        for method, (x, y) in changes.items():
+            of = look[method]
+            style = {"color": of.colour, "marker": of.marker, "mfc": "none", "ms": 8, "elinewidth": 0.8, "alpha": 0.9}
+            errors = {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
+            handles.append(axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **errors, **style))
+        axes.axhline(0, color="0.4", linewidth=0.8)
+        axes.axvline(0, color="0.4", linewidth=0.8)
+        x_name, y_name = (name.replace("(%)", "(points)") for name in names)
+        axes.set(xlabel=f"change of {x_name}", ylabel=f"change of {y_name}")
+        if not gained.higher_is_better:
+            axes.invert_xaxis()
+        if not kept.higher_is_better:
+            axes.invert_yaxis()
+        add_legend(axes, handles, list(changes))
+    return Drawn(
+        made,
+        "Change from the untuned base. Right: gained on the trained task. Down: forgotten on another. Bars: 95% "
+        "intervals, paired by item." + left_out(found),
+    )
+
+
+def lost_won(found: Forgetting) -> Drawn | None:
+    """The share of items that each method lost and won against the base; None without comparisons."""
+    scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
+    if not scores:
+        return None
+    wheres = place_titles([place for place, _ in scores])
+    titles = [f"{where}: {named(of)}" if where else named(of) for where, (_, of) in zip(wheres, scores, strict=True)]
+    grouped = [[c for c in found.comparisons if (c.place, c.score) == of] for of in scores]
+    with mpl.rc_context(STYLE):
+        made, panels = bar_panels(dict(zip(titles, grouped, strict=True)), per_bar=0.3)
+        for of_it, axes in zip(grouped, panels, strict=False):
+            _lost_won(axes, of_it)
+    return Drawn(
+        made,
+        "Lost: items that the untuned base answers correctly and the tuned model does not. Won: the reverse. Change: "
+        "won minus lost, with its 95% interval, paired by item." + left_out(scores),
+    )
+
+
+def _lost_won(axes: Axes, compared: list[Comparison]) -> None:
+    at, shares = range(len(compared)), [PERCENT / c.total.items for c in compared]
+    lost = [-c.total.lost * share for c, share in zip(compared, shares, strict=True)]
+    won = [c.total.won * share for c, share in zip(compared, shares, strict=True)]
+    handles = [axes.barh(at, lost, color="#D55E00", **EDGE), axes.barh(at, won, color="#56B4E9", hatch="..", **EDGE)]
+    style = {"marker": "D", "color": "black", "mfc": "white", "ms": 4, "linestyle": ""}
+    for y, change in enumerate(c.total.change for c in compared):
+        if change:
+            value, *ends = (PERCENT * end for end in change[:3])
+            handles[2:] = [axes.errorbar(value, y, xerr=[[abs(value - end)] for end in ends], **style)]
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    label_bars(axes, [c.label for c in compared])
+    axes.set_xlabel("% of the items")
+    add_legend(axes, handles, ["lost", "won", "change"])

@@ -1,0 +1,165 @@
+"""What the figures need from records, computed once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from harness.record import Record, Score
+from harness.report.columns import Row, group
+from harness.report.figures.style import Place, place_titles
+from harness.report.frame import score_name
+from harness.report.headline import FORGOTTEN, LEARNED
+from harness.report.pairwise import Contest, Standing, contests, items
+from harness.report.select import Choice
+from harness.report.statistics import Interval, mean_intervals, seeds_interval, summary_interval
+
+BARS = 40
+Estimated = tuple[float, Interval | None]
+
+
+class Study:
+    """The records of a study, with the results that several figures share."""
+
+    def __init__(self, records: Sequence[Record], folder: Path | None):
+        self.rows, self.folder = group(records), folder
+
+    @cached_property
+    def places(self) -> list[Place]:
+        return list(dict.fromkeys(row.place for row in self.rows))
+
+    @cached_property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+    @cached_property
+    def contests(self) -> dict[tuple[Place, str], Contest]:
+        """By place and score."""
+        held = contests(self.rows.records, self.folder, self.rows.choices)
+        return {(contest.place, contest.score): contest for contest in held}
+
+    @cached_property
+    def chosen(self) -> dict[int, Row]:
+        """By the id of the row, the rows chosen for their methods."""
+        row_of = [row for row in self.rows for _ in row.records]
+        rows = [row_of[choice.index[0]] for choice in self.rows.choices if choice.index]
+        return {id(row): row for row in rows}
+
+    def finished(self, place: Place) -> list[Row]:
+        return [row for row in self.rows if row.place == place and row.finished]
+
+    def shown(self, place: Place) -> list[Row]:
+        """Each method's chosen row, or all of its finished rows if none could be chosen."""
+        settled = {row.method for row in self.chosen.values() if row.place == place}
+        return [row for row in self.finished(place) if id(row) in self.chosen or row.method not in settled]
+
+    def alike(self, *measures: str) -> dict[str, list[Row]]:
+        """By title, the finished rows that have any of `measures`, grouped by the training settings that were swept.
+
+        Settings that cost memory or time, such as the batch size, must be equal within a group. A method is represented
+        by its chosen row, or by the first row of each rank if its chosen row is in another group.
+        """
+        found = {}
+        for place in self.places:
+            rows = [row for row in self.finished(place) if any(row.values(name) for name in measures)]
+            tuned = [row for row in rows if not untuned(row)] or rows
+            swept = _swept([(row.method, _train_settings(row)) for row in tuned])
+            settings = {
+                id(row): {name: of for name, of in _train_settings(row).items() if name in swept} for row in rows
+            }
+            for setup in sorted({tuple(sorted(settings[id(row)].items())) for row in tuned}):
+                # an untuned model has fewer settings, and belongs to every group that agrees with them
+                found[place, setup] = [row for row in rows if settings[id(row)].items() <= dict(setup).items()]
+        titles = place_titles([place for place, _ in found])
+        return {
+            ", ".join(filter(None, [title, *(f"train.{name}={of}" for name, of in setup)])): self._one_each(rows)[:BARS]
+            for title, ((_, setup), rows) in zip(titles, found.items(), strict=True)
+        }
+
+    def _one_each(self, rows: list[Row]) -> list[Row]:
+        chosen = {row.method: row for row in rows if id(row) in self.chosen}
+        first = {(row.method, row.rank): row for row in reversed(rows) if row.method not in chosen}
+        kept = {id(row) for row in (*chosen.values(), *first.values())}
+        return [row for row in rows if id(row) in kept]
+
+    def scores(self, place: Place) -> dict[str, Score]:
+        """One score of each name, from finished rows."""
+        return {score_name(s): s for row in self.finished(place) for record in row.measured for s in record.scores}
+
+    def headline(self, place: Place) -> Score | None:
+        """The score that shows what was learned: that of the data's own task, else the first."""
+        scores = self.scores(place)
+        order = [LEARNED.get(place[2]), *(name for name in scores if name not in FORGOTTEN), *scores]
+        return next((scores[name] for name in order if name in scores), None)
+
+    def aside(self, place: Place, gained: Score | None) -> Score | None:
+        """The score of another task that best shows what was forgotten."""
+        scores = {name: s for name, s in self.scores(place).items() if gained and s.task != gained.task}
+        return next((scores[name] for name in (*FORGOTTEN, *scores) if name in scores), None)
+
+    def values(self, place: Place, score: Score) -> list[float]:
+        contest = self.contests.get((place, score_name(score)))
+        return [standing.value for standing in contest.standings] if contest else []
+
+    def change(self, place: Place, score: Score, method: str) -> Interval | None:
+        """The score of `method` minus that of base; ends are nan if not paired, None if one lacks the score."""
+        contest = self.contests.get((place, score_name(score)))
+        values = {standing.choice.label: standing.value for standing in contest.standings} if contest else {}
+        if method not in values or "base" not in values:
+            return None
+        if gap := contest.differences.get((method, "base")):
+            return Interval(gap.value, gap.low, gap.high)
+        if gap := contest.differences.get(("base", method)):
+            return Interval(-gap.value, -gap.high, -gap.low)
+        return Interval(values[method] - values["base"], np.nan, np.nan)
+
+    def standing(self, row: Row, name: str) -> Standing | None:
+        contest = self.contests.get((row.place, name))
+        return next((s for s in contest.standings if s.choice.label == row.method), None) if contest else None
+
+    def interval(self, row: Row, name: str) -> Interval | None:
+        """The interval of a row's score: for chosen rows as in the table, for others without the items."""
+        if id(row) in self.chosen and (standing := self.standing(row, name)):
+            return standing.interval
+        scores = [score for record in row.measured for score in record.scores if score_name(score) == name]
+        return summary_interval([score.value for score in scores], [score.stderr for score in scores])
+
+    def estimate(self, choice: Choice, score: Score | None) -> Estimated | None:
+        """The choice's `score` (None: its validation loss) with its interval; None if a seed lacks it."""
+        records = [self.rows.records[i] for i in choice.index]
+        if score is None:
+            losses = [record.validation[-1].loss for record in records if record.validation]
+            return (choice.loss, seeds_interval(losses)) if choice.loss is not None else None
+        name = score_name(score)
+        scores = [s for record in records for s in record.scores if score_name(s) == name]
+        if len(scores) < len(records):
+            return None
+        if self.folder and (found := items(self.folder, records, name)):
+            interval = mean_intervals([found[0]])[0]
+        else:
+            interval = summary_interval([s.value for s in scores], [s.stderr for s in scores])
+        return float(np.mean([s.value for s in scores])), interval
+
+
+def untuned(row: Row) -> bool:
+    parameters = row.measured[0].parameters
+    return parameters is not None and parameters.trainable == 0
+
+
+def _swept(tries: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
+    """The settings that some method was tried with in several values."""
+    values = defaultdict(set)
+    for method, settings in tries:
+        for name, value in settings.items():
+            values[name, method].add(value)
+    return sorted({name for (name, _), of in values.items() if len(of) > 1})
+
+
+def _train_settings(row: Row) -> dict[str, str]:
+    """The training settings but the seed, as text."""
+    train = row.records[0].cell.settings.get("train")  # imported records may lack them
+    return {name: str(of) for name, of in train.items() if name != "seed"} if isinstance(train, dict) else {}

@@ -1,0 +1,146 @@
+"""Scores by rank and losses by learning rate."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+
+from harness.record import short
+from harness.report.figures.study import Estimated, Study
+from harness.report.figures.style import (
+    Drawn,
+    Look,
+    add_legend,
+    add_point,
+    axis_scale,
+    left_out,
+    looks,
+    place_panels,
+    plain,
+)
+from harness.report.select import Choice, select
+from harness.units import significant
+
+
+def rank_sweep(study: Study) -> Drawn | None:
+    """Score of each method by rank, each rank at its chosen learning rate."""
+    ranked = defaultdict(list)
+    for choice in select(study.rows.data, ("method", "rank")):
+        imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, not a sweep
+        if choice.rank is not None and not imported:
+            ranked[choice.place, choice.method].append(choice)
+    found = defaultdict(dict)
+    for (place, method), choices in ranked.items():
+        score = study.headline(place)
+        points = {choice.rank: of for choice in choices if (of := study.estimate(choice, score))}
+        if len(points) > 1:
+            found[place][method] = points
+    if not found:
+        return None
+    made, panels = place_panels(list(found))
+    look = looks(study.methods)
+    for (place, curves), axes in zip(found.items(), panels, strict=False):
+        score = study.headline(place)
+        levels = {
+            choice.method: of[0]
+            for choice in study.rows.choices
+            if choice.place == place and choice.method in UNRANKED and (of := study.estimate(choice, score))
+        }
+        title, scale = "validation loss (nats per token)", 1.0
+        if score:
+            values = [value for points in curves.values() for value, _ in points.values()]
+            title, scale = axis_scale(score, [*values, *levels.values()])
+        handles = _curves(axes, curves, scale, look)
+        for method, value in levels.items():
+            style = {"color": look[method].colour, "linestyle": look[method].line, "linewidth": 1}
+            handles[method] = axes.axhline(scale * value, **style)
+        axes.set(xlabel="rank", ylabel=title)
+        add_legend(axes, list(handles.values()), list(handles))
+    return Drawn(
+        made,
+        "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level lines: "
+        "methods without a rank." + left_out(found),
+    )
+
+
+UNRANKED = ("base", "full")
+
+
+def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
+    """Draws values by rank; returns the legend handle of each method."""
+    handles = {}
+    for i, (method, points) in enumerate(curves.items()):
+        aside = 2 ** (0.06 * (i - (len(curves) - 1) / 2))  # so that intervals do not hide each other
+        points = sorted(points.items())
+        x, y = [aside * rank for rank, _ in points], [scale * value for _, (value, _) in points]
+        axes.plot(x, y, color=look[method].colour, linestyle=look[method].line)
+        for rank, (value, interval) in points:
+            handles[method] = add_point(axes, aside * rank, value, interval, scale, look[method])
+    ranks = sorted({rank for points in curves.values() for rank in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ranks, labels=[str(rank) for rank in ranks])
+    axes.minorticks_off()
+    return handles
+
+
+def lr_methods(study: Study) -> Drawn | None:
+    """Validation loss of each method by learning rate, at its best rank for that rate."""
+    tried = defaultdict(list)
+    for choice in select(study.rows.data, ("method", "lr")):
+        if choice.key[1] is not None:
+            tried[choice.place].append(choice)
+    found = {
+        place: choices
+        for place, choices in tried.items()
+        if len(choices) > len({choice.method for choice in choices}) and any(c.loss is not None for c in choices)
+    }
+    if not found:
+        return None
+    made, panels = place_panels(list(found))
+    for choices, axes in zip(found.values(), panels, strict=False):
+        _lr_methods(axes, choices, study.rows.choices)
+    return Drawn(
+        made,
+        "Validation loss (nats per token, mean over seeds) by method and learning rate; darker is lower. Frame: the rate "
+        "chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
+    )
+
+
+def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> None:
+    methods = list(dict.fromkeys(choice.method for choice in choices))
+    rates = sorted({choice.key[1] for choice in choices})
+    losses = np.full((len(methods), len(rates)), np.nan)
+    for choice in choices:
+        losses[methods.index(choice.method), rates.index(choice.key[1])] = (
+            np.nan if choice.loss is None else choice.loss
+        )
+    known = losses[~np.isnan(losses)]
+    # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
+    norm = Normalize(known.min(), max(np.quantile(known, 0.75), known.min() + 1e-9))
+    axes.imshow(losses, cmap="cividis", norm=norm, aspect="auto")
+    framed = {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
+    for choice in choices:
+        x, y = rates.index(choice.key[1]), methods.index(choice.method)
+        style: dict[str, Any] = {"color": "black"}
+        if choice.loss is None:
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.95", edgecolor="0.6", hatch="////"))
+            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        elif norm(choice.loss) < 0.5:
+            style["color"] = "white"
+        if (choice.method, choice.key[1]) in framed:
+            style["fontweight"] = "bold"
+            for colour, width in (("black", 4), ("white", 1.5)):  # visible on dark and on light
+                frame = {"fill": False, "edgecolor": colour, "linewidth": width}
+                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+        text = ", ".join(choice.lost) if choice.loss is None else significant(choice.loss)
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, **style)
+    axes.set_xticks(range(len(rates)), labels=[short(value) for value in rates])
+    axes.set_yticks(range(len(methods)), labels=list(map(plain, methods)))
+    axes.set_xlabel("learning rate")
+    axes.grid(False)
