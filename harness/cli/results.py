@@ -221,7 +221,7 @@ def forgetting(options: argparse.Namespace) -> int:
         ]
         write(document(tables, options.format), options.out)
     if options.figure:
-        from harness.report.figures import lost_won
+        from harness.report.figures.forgetting import lost_won
 
         (comparison,) = comparisons.values()
         drawn = lost_won(comparison)

@@ -12,12 +12,12 @@ from records import METHODS, MIB, make_record, make_score, make_study, measured
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
-from harness.report import figures, statistics
+from harness.report import statistics
 from harness.report.articles import find
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
-from harness.report.figures.style import HATCHES, MARKERS, looks
+from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
 from harness.report.importers import collect
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
@@ -406,7 +406,7 @@ def test_several_models_have_panels_of_their_own():
     records = [make_record("lora", 16, 32.0, 2e-4, model=f"model{i}") for i in range(8)]
     drawn = FIGURES["accuracy_memory"](records, None)
     assert [panel.get_title() for panel in drawn.figure.axes] == [f"model{i}" for i in range(6)]
-    assert "Of 8 panels the first 6" in drawn.caption
+    assert "the first 6 of 8 panels" in drawn.caption
 
 
 def test_intervals_of_committed_records_are_those_over_their_items():
@@ -442,5 +442,5 @@ def test_the_command_says_what_it_drew_and_what_not(inside, tmp_path):
 
 def test_the_interval_of_a_share_ends_where_shares_do():
     wide = statistics.Interval(0.4, -0.3, 1.1)
-    assert figures._error(0.4, wide, figures.PERCENT) == [[pytest.approx(40)], [pytest.approx(60)]]
-    assert figures._error(0.4, wide, 1.0) == [[pytest.approx(0.7)], [pytest.approx(0.7)]]
+    assert error_bar(0.4, wide, PERCENT) == [[pytest.approx(40)], [pytest.approx(60)]]
+    assert error_bar(0.4, wide, 1.0) == [[pytest.approx(0.7)], [pytest.approx(0.7)]]

@@ -135,9 +135,8 @@ def error_bar(value: float, interval: Interval, scale: float) -> list[list[float
     """The distances to the interval's ends in matplotlib's form; None if the ends are unknown."""
     if np.isnan(interval.low):
         return None
-    least, most = (
-        (0.0, 1.0) if scale == PERCENT else (-np.inf, np.inf)
-    )  # Student's t may exceed the range of a proportion
+    # Student's t may exceed the range of a proportion
+    least, most = (0.0, 1.0) if scale == PERCENT else (-np.inf, np.inf)
     ends = (value - max(least, interval.low), min(most, interval.high) - value)
     return [[scale * max(0.0, end)] for end in ends]  # rounding may make it negative
 

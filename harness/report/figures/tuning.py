@@ -64,8 +64,8 @@ def rank_sweep(study: Study) -> Drawn | None:
         add_legend(axes, list(handles.values()), list(handles))
     return Drawn(
         made,
-        "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level lines: "
-        "methods without a rank." + left_out(found),
+        "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level "
+        "lines: methods without a rank." + left_out(found),
     )
 
 
@@ -107,8 +107,8 @@ def lr_methods(study: Study) -> Drawn | None:
         _lr_methods(axes, choices, study.rows.choices)
     return Drawn(
         made,
-        "Validation loss (nats per token, mean over seeds) by method and learning rate; darker is lower. Frame: the rate "
-        "chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
+        "Validation loss (nats per token, mean over seeds) by method and learning rate; darker is lower. Frame: the "
+        "rate chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
     )
 
 
