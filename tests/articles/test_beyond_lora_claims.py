@@ -335,7 +335,7 @@ def test_low_rank_spread_interval_is_that_of_two_variances(study):
 def test_without_a_second_seed_there_is_no_spread(study):
     study.add("lora", 2)
     study.add("lora", 16)
-    assert study.judgement("low-rank-spread").why == "No spread over seeds to compare"
+    assert study.judgement("low-rank-spread").why == "No variation between seeds to compare"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_best_rates(study, name, methods, claimed):
     assert study.judgement(name).decision == REFUTED
     study.records.clear()
     rates(study, methods, 3 * claimed)
-    assert study.judgement(name).why == "The interval holds both"
+    assert study.judgement(name).why == "The interval includes both outcomes"
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
     assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "One seed")
@@ -396,7 +396,7 @@ def test_best_rates(study, name, methods, claimed):
 
 def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
     rates(study, ["full"], 2e-5, grid=(1, 2.5, 6.25))
-    assert study.judgement("lr-full").why == "full's best rate is at an end of those tried"
+    assert study.judgement("lr-full").why == "full's best rate is at an end of the rates tried"
 
 
 @pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (25, OPEN)])
@@ -426,7 +426,7 @@ def test_forgetting(study, name, task, base, lost, kept):
     assert study.judgement(name).decision == REFUTED
     study.seeds("full", **{task: lost})
     found = study.judgement(name)
-    assert (found.decision, found.why) == (SUPPORTED, "full most")
+    assert (found.decision, found.why) == (SUPPORTED, "full loses most")
     assert found.effect.value == pytest.approx(abs(lost - base), abs=0.01)
     study.records = [record for record in study.records if record.cell.method != "base"]
     assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "No finished base and tuned method")

@@ -314,7 +314,7 @@ def evaluated(tmp_path_factory):
     bench.tokenizer.save_pretrained(folder / "tiny-model")
     tasks = folder / "tasks"
     tasks.mkdir()
-    ours = ROOT / "harness" / "job" / "tasks"
+    ours = ROOT / "harness" / "job" / "evaluate" / "tasks"
     for name in ("one", "two"):
         (tasks / f"facts_{name}.yaml").write_text(f"include: {ours / 'facts.yaml'}\ntask: facts_{name}\n")
     (tasks / "world.yaml").write_text(

@@ -155,7 +155,7 @@ def test_the_summary_says_who_is_ahead_and_what_is_lacking(reference):
     assert "mmlu acc: base_nf4 scores highest, but no other can be told apart from it." in summary
     assert "Training takes least memory with qlora (1.75 GiB) and most with dora (3.23 GiB)." in summary
     assert "4 supported, 5 refuted, 17 not decided" in summary
-    assert "One seed" in summary
+    assert "Single seed" in summary
 
 
 def test_files_are_named_with_their_hashes(reference):
@@ -259,7 +259,7 @@ def test_the_command_writes_the_page_and_names_what_is_no_record(tmp_path, capsy
     assert "broken.json is not complete JSON" in text
     assert "demo: fine-tuning methods compared" in text
     assert f"python -m harness {shlex.join(arguments)}" in text
-    assert f"python -m harness claims --study demo --results-dir {tmp_path / 'results'}" in text
+    assert f"python -m harness claims --article beyond_lora --study demo --results-dir {tmp_path / 'results'}" in text
     assert re.search(r"made with python 3[^<]* numpy [^<]* scipy [^<]* matplotlib ", text)
 
 
@@ -385,10 +385,10 @@ def test_a_filter_hides_and_shows_rows_of_its_table_alone(shown, reference):
 
     def wanted(text):
         page.ask(
-            "(() => { const input = document.getElementById('verdicts-table-filter');"
+            "(() => { const input = document.getElementById('beyond_lora-verdicts-filter');"
             f"input.value = '{text}'; input.dispatchEvent(new Event('input')); }})()"
         )
-        return column(page, "verdicts-table", "Verdict")
+        return column(page, "beyond_lora-verdicts", "Verdict")
 
     assert wanted("refuted") == ["refuted"] * 5
     assert wanted("REFUTED dora-memory") == ["refuted"]

@@ -125,7 +125,7 @@ def test_models_are_compared_within_themselves():
     assert found["big", "lora"]["Peak train memory"] == "1.00 GiB (0.25×)"
     assert found["small", "lora"]["Peak train memory"] == "1.00 GiB (0.50×)"
     assert found["small", "lora"][EXACT_MATCH] == "23.0 ± 3.0"
-    assert "No finished base row for small: Δ can't be shown." in caption(table)
+    assert "No finished base row for small: Δ is not shown." in caption(table)
 
 
 def test_the_base_of_other_data_is_the_same_model():
@@ -171,7 +171,7 @@ def test_what_a_cell_cost_in_detail():
     assert comparison([measured(make_record("base"))], ["decode"]).rows == [["800"]]
     assert (full["Merge time"], full["Size on disk"]) == ("–", "– / 257 MiB")
     text = caption(table)
-    assert "Inference was measured with 128 tokens read and 65 written, 8 sequences at a time, greedily." in text
+    assert "Inference was measured with 128 prompt tokens, 65 new tokens, batch size 8, greedily." in text
     assert "Utilisation is the counted operations of median steps" in text
     assert "Tokens/s counts" not in text
     assert "Scores:" not in text
@@ -261,8 +261,8 @@ def test_inference_measured_differently_is_warned_of():
     lora, dora = measured(make_record("lora")), measured(make_record("dora"))
     dora.inference["merged"].batch_size = 1
     text = caption(comparison([lora, dora]))
-    assert "Warning: inference was measured differently: 128 tokens read" in text
-    assert "sequences at a time, greedily" not in text
+    assert "Warning: inference was measured differently: 128 prompt tokens" in text
+    assert "batch size 8, greedily" not in text
 
 
 def test_an_unknown_column_is_named_with_the_nearest():
@@ -342,14 +342,14 @@ def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
     assert row(table, "full")["Status"] == "unfit"
     assert set(row(table, "full").values()) == {"full", "unfit", "–"}
     assert re.fullmatch(
-        r"Cells that were not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1]
+        r"Cells not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1]
     )
     assert "Failed cells" not in caption(table)
 
 
 def test_missing_references_are_named():
     text = caption(comparison([make_record("dora")]))
-    assert "No finished base row: Δ can't be shown." in text
+    assert "No finished base row: Δ is not shown." in text
     assert "No finished full row: memory ratios can't be shown." in text
     assert "No finished lora row: tokens/s ratios can't be shown." in text
 
@@ -369,10 +369,10 @@ def test_the_caption_says_what_was_measured_and_where():
     text = caption(comparison(make_study()))
     assert "gsm8k on 200 items, 5-shot, task version 3.0." in text
     assert "Every trained cell took 50 steps over 20,000 raw tokens." in text
-    assert "One seed:" in text
+    assert "Single seed:" in text
     assert "All cells ran with device type cuda, device NVIDIA H100, precision bf16, threads 2, torch 2.11.0" in text
     assert [line for line in text.splitlines() if line.startswith("Warning")] == [
-        "Warning: methods were tried in unequal numbers of settings: 1 of full, lora, dora and galore; 2 of qlora."
+        "Warning: the number of settings tried differs between methods: 1 for full, lora, dora and galore; 2 for qlora."
     ]
 
 

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from harness.record import Score
 from harness.report.columns import Row
-from harness.report.figures.study import Study, untuned
+from harness.report.figures.study import Study, is_untuned
 from harness.report.figures.style import (
     LEGEND,
     Drawn,
@@ -57,7 +57,7 @@ MEMORY = {
 
 def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
     name = score_name(score)
-    untuned = [row for row in study.finished(rows[0].place) if untuned(row) and name in row.scores]
+    untuned = [row for row in study.finished(rows[0].place) if is_untuned(row) and name in row.scores]
     title, scale = axis_scale(score, [row.scores[name].value for row in [*rows, *untuned]])
     look = looks(study.methods)
     points = [(row.mean(measure) / 2**30, row.scores[name].value) for row in rows]

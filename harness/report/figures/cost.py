@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.report.figures.study import Study, untuned
+from harness.report.figures.study import Study, is_untuned
 from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_panels, label, label_bars, left_out
 from harness.report.frame import KINDS
 from harness.report.statistics import Interval, seeds_interval
@@ -24,7 +24,7 @@ def memory(study: Study) -> Drawn | None:
             style = {"color": colour, "hatch": hatch, **EDGE}
             handles.append(axes.barh(range(len(rows)), sizes, left=left, **style))
             left += sizes
-        label_bars(axes, [label(row, rows) + (" (forward pass)" if untuned(row) else "") for row in rows])
+        label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
         axes.set_xlabel("live tensors at the peak (GiB)")
         add_legend(axes, handles, KINDS)
     return Drawn(

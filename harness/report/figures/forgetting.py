@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from harness.report.figures.study import Study, untuned
+from harness.report.figures.study import Study, is_untuned
 from harness.report.figures.style import (
     EDGE,
     PERCENT,
@@ -30,7 +30,7 @@ def forgetting(study: Study) -> Drawn | None:
     for place in study.places:
         gained = study.headline(place)
         kept = study.aside(place, gained)
-        tuned = list(dict.fromkeys(row.method for row in study.finished(place) if not untuned(row)))
+        tuned = list(dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)))
         changes = {
             method: both
             for method in tuned

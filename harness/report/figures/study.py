@@ -66,7 +66,7 @@ class Study:
         found = {}
         for place in self.places:
             rows = [row for row in self.finished(place) if any(row.values(name) for name in measures)]
-            tuned = [row for row in rows if not untuned(row)] or rows
+            tuned = [row for row in rows if not is_untuned(row)] or rows
             swept = _swept([(row.method, _train_settings(row)) for row in tuned])
             settings = {
                 id(row): {name: of for name, of in _train_settings(row).items() if name in swept} for row in rows
@@ -145,7 +145,7 @@ class Study:
         return float(np.mean([s.value for s in scores])), interval
 
 
-def untuned(row: Row) -> bool:
+def is_untuned(row: Row) -> bool:
     parameters = row.measured[0].parameters
     return parameters is not None and parameters.trainable == 0
 
