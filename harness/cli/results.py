@@ -114,7 +114,9 @@ def table(options: argparse.Namespace) -> int:
 
         article = articles.find(options.article)
         if article.table is None:
-            raise UserError(f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts.")
+            raise UserError(
+                f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts."
+            )
         return _render(options, lambda records, folder: [article.table(records, folder)])
 
     from harness.report.best import tables

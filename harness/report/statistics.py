@@ -1,10 +1,10 @@
 """Interval estimates, tests and ties: samples in, numbers out; nothing here knows what was measured.
 
-What is uncertain has two levels: which seed a model was trained with, and which items it was asked. A hierarchical
-bootstrap that redraws both covers too seldom where seeds differ and there are three: three values hold no more than ten
-samples of themselves. So each level is taken by what is right for it, items by a bootstrap and seeds by Student's t,
-and both are put together; `mean_intervals` says how. tests/report/test_statistics.py holds coverage, error rates and power against
-known truth, and shows that the plain bootstrap fails there.
+Uncertainty has two levels: the seed of a model, and the evaluation items. A hierarchical bootstrap that resamples both
+has too little coverage with three seeds that differ, since three values have only ten distinct resamples. So items are
+resampled by a bootstrap, seeds are handled by Student's t, and both are combined: see `mean_intervals`.
+tests/report/test_statistics.py checks coverage, error rates and power against known truth, and shows that the plain
+bootstrap fails.
 """
 
 from __future__ import annotations

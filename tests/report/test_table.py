@@ -341,9 +341,7 @@ def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
     table = comparison([make_record("full", status="unfit"), make_record("lora")])
     assert row(table, "full")["Status"] == "unfit"
     assert set(row(table, "full").values()) == {"full", "unfit", "–"}
-    assert re.fullmatch(
-        r"Cells not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1]
-    )
+    assert re.fullmatch(r"Cells not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1])
     assert "Failed cells" not in caption(table)
 
 
