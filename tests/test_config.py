@@ -195,7 +195,7 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
         ),
         (
             ("train.batch_size=auto", "train.global_batch=8", "method=adamw_layer", UNCLIPPED),
-            r"method=adamw_layer can't be combined with train\.batch_size=auto: .*no gradients can be summed",
+            r"method=adamw_layer can't be combined with train\.batch_size=auto: .*gradients cannot accumulate",
         ),
     ],
 )

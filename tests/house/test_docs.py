@@ -67,9 +67,11 @@ def test_files_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_functions_that_are_named_exist(page):
+def test_modules_and_functions_that_are_named_exist(page):
     for module, name in re.findall(r"\b(harness(?:\.\w+)+)\.(\w+)", page.read_text(encoding="utf-8")):
-        assert f"def {name}(" in (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"), name
+        path = ROOT / module.replace(".", "/")
+        if name != "NAME" and not (path / f"{name}.py").is_file():
+            assert f"def {name}(" in path.with_suffix(".py").read_text(encoding="utf-8"), name
 
 
 def test_the_method_that_is_shown_is_a_file():
