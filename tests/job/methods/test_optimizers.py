@@ -133,7 +133,7 @@ def test_an_optimizer_that_is_gone_steps_no_more():
 def test_what_steps_in_the_backward_pass_can_not_accumulate_nor_clip(compose, method):
     with pytest.raises(UserError, match=r"train\.max_grad_norm=1\.0: it steps while .* train\.max_grad_norm=null"):
         check(compose(f"method={method}"))
-    with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*no gradients can be summed"):
+    with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*gradients cannot accumulate"):
         check(compose(f"method={method}", "train.max_grad_norm=null", "train.grad_accum=2"))
     check(compose(f"method={method}", "train.max_grad_norm=null"))
 
