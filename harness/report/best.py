@@ -1,4 +1,4 @@
-"""The table to read first: each method in its best setting, how sure its scores are, and what can't be told apart."""
+"""The first table of a study: each method in its best setting, with intervals, and letters that show ties."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def survey_of(rows: Rows) -> Table:
 def best(records: Sequence[Record], folder: Path | None) -> Table:
     """Each method of `records` in the setting that `select` chose for it, and how it stands by each score.
 
-    In brackets are 95% intervals; methods that share a letter can't be told apart (`standings.contests`). The caption
-    says what can't be concluded. `Table.data` is None: the numbers are those of `comparison`.
+    Brackets hold 95% intervals. Methods that share a letter do not differ significantly (`pairwise.contests`). The
+    caption states the limits of the study. `Table.data` is None: the numbers are those of `comparison`.
     """
     return best_of(group(records), folder)
 
@@ -180,31 +180,31 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
     if held:
         yield from _score_caption(records, choices, held)
     else:
-        yield "No setting that was chosen has a score: nothing can be said of how the methods answer."
+        yield "No chosen setting has a score."
     yield from _selection_caption(choices)
     yield (
-        "Memory is the peak of live tensors in a training step, × its ratio to full; tokens/s counts raw tokens, × is "
-        "the ratio to lora; with a 95% interval over seeds, or for one seed over its steps."
+        "Memory is the peak of live tensors in a training step; × is its ratio to full. Tokens/s counts raw tokens; × "
+        "is its ratio to lora. Ratios have 95% intervals over seeds; for a single seed, over steps."
     )
 
 
 def ahead(contest: Contest, several: bool) -> str:
-    """Who is ahead by one score, and of whom that can't be said."""
+    """One sentence on a score: the best method, and those that do not differ significantly from it."""
     where = f" ({'/'.join(contest.place[1:])})" if several else ""
     name = contest.score.removesuffix("/none").replace("/", " ") + where
     first, *others = contest.standings
     label = first.choice.label
     end = "highest" if contest.higher_is_better else "lowest"
     if not others:
-        return f"{name}: there is only {label}, and nothing to compare it with."
+        return f"{name}: only {label} has this score."
     if first.letters is None:
-        return f"{name}: {label} scores {end}; whether by more than chance can't be said without its items."
+        return f"{name}: {label} scores {end}. Its items are missing, so no difference from it is tested."
     tied = [other for (one, other), p in contest.corrected.items() if one == label and p >= ALPHA]
     if not tied:
-        return f"{name}: {label} scores {end}, and differs from every other that it could be compared with."
+        return f"{name}: {label} scores {end}, and differs significantly from all methods with the same items."
     if len(tied) == len(others):
-        return f"{name}: {label} scores {end}, but no other can be told apart from it."
-    return f"{name}: {label} scores {end}; not told apart from it: {_listed(tied)}."
+        return f"{name}: {label} scores {end}, but no method differs significantly from it."
+    return f"{name}: {label} scores {end}. Not significantly different from it: {_listed(tied)}."
 
 
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
@@ -213,37 +213,33 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     pairs = sum(len(contest.differences) for contest in held)
     over = "items" if len(singles) == len(trained) else "seeds and items"
     tests = "McNemar's exact test" if over == "items" else "paired by item; Student's t over seeds"
-    yield f"In brackets are 95% intervals over {over}." + (
-        f" Methods that share a letter can't be told apart (p ≥ 0.05, {tests}, by Holm for {pairs} differences)."
-        if pairs
-        else ""
+    corrected = f"p ≥ 0.05, {tests}, Holm's correction for {pairs} pairs"
+    yield f"Brackets: 95% intervals over {over}." + (
+        f" Methods that share a letter do not differ significantly ({corrected})." if pairs else ""
     )
     if singles:
-        who = "One seed" if len(singles) == len(trained) else f"One seed of {_listed(singles)}"
-        yield (
-            f"{who}: letters and intervals are of the models that were trained; whether the methods differ, with "
-            "other seeds, can't be said."
-        )
+        who = "Single seed" if len(singles) == len(trained) else f"Single seed of {_listed(singles)}"
+        yield f"{who}: intervals and letters exclude seed-to-seed variance. They hold for the trained models only."
     if any(len(choice.index) == 2 for choice in trained):
-        yield "Two seeds say little of how seeds differ: intervals are wide, and few differences can be found."
+        yield "Two seeds: intervals are wide, so few differences are significant."
     alone = dict.fromkeys(
         s.choice.label for c in held for s in c.standings if s.letters is None and len(c.standings) > 1
     )
     if alone:
-        yield f"No letter where items are missing, or are not those of the others: {_listed(alone)}."
+        yield f"No letter, as items are missing or differ from those of other methods: {_listed(alone)}."
 
 
 def _selection_caption(choices: list[Choice]) -> Iterator[str]:
     if any(choice.tries > 1 for choice in choices):
         yield (
-            "Each setting is the one of its method's tries with the least validation loss, mean over seeds, among "
-            "those that finished with every seed; test scores take no part."
+            "Each setting has the least validation loss, mean over seeds, of its method's settings that finished with "
+            "every seed. Test scores take no part."
         )
     elif choices:
-        yield "Every method was tried in one setting: whether another would have served it better can't be said."
+        yield "Each method had one setting; another one may suit it better."
     edges = [f"{choice.label} {edge}" for choice in choices for edge in choice.edges]
     if edges:
-        yield f"{EDGE} At the edge of its grid, widen it: {'; '.join(edges)}."
+        yield f"{EDGE} Best value at the edge of its grid; a wider grid may be better: {'; '.join(edges)}."
     for choice in choices:
         if choice.reason:
             yield f"{choice.label}: no setting chosen, {choice.reason}."

@@ -131,7 +131,7 @@ def test_other_items_are_not_compared(folder, study):
     assert standing.letters is None
     assert standing.interval.low < standing.value < standing.interval.high
     assert not any("qlora" in pair for pair in contest.differences)
-    assert "No letter where items are missing, or are not those of the others: qlora." in caption(
+    assert "No letter, as items are missing or differ from those of other methods: qlora." in caption(
         best([*study, other], folder)
     )
 
@@ -169,12 +169,14 @@ def test_each_method_stands_in_its_best_setting(folder, study):
 
 def test_the_caption_tells_what_can_be_said(folder, study):
     text = caption(best(study, folder))
-    assert "gsm8k exact_match strict-match: dora scores highest; not told apart from it: lora." in text
+    assert "gsm8k exact_match strict-match: dora scores highest. Not significantly different from it: lora." in text
     assert "95% intervals over seeds and items" in text
-    assert "by Holm for 6 differences" in text
-    assert "with the least validation loss, mean over seeds" in text
-    assert "† At the edge of its grid, widen it: full lr=0.0002 is the highest of 2 tried; lora" in text
-    assert "One seed" not in text
+    assert "Holm's correction for 6 pairs" in text
+    assert "has the least validation loss, mean over seeds" in text
+    assert (
+        "† Best value at the edge of its grid; a wider grid may be better: full lr=0.0002 is the highest of 2" in text
+    )
+    assert "Single seed" not in text
 
 
 def test_two_seeds_are_said_to_be_few(folder, study):
@@ -187,7 +189,7 @@ def test_one_seed_says_nothing_of_methods(folder, study):
     text = caption(best(records, folder))
     assert "95% intervals over items" in text
     assert "McNemar's exact test" in text
-    assert "One seed: letters and intervals are of the models that were trained" in text
+    assert "Single seed: intervals and letters exclude seed-to-seed variance." in text
 
 
 def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):
@@ -196,9 +198,9 @@ def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):
     table = best([record], folder)
     assert len(table.rows) == 1
     text = caption(table)
-    assert "there is only lora, and nothing to compare it with" in text
-    assert "whether another would have served it better can't be said" in text
-    assert "One seed" in text
+    assert "only lora has this score" in text
+    assert "Each method had one setting; another one may suit it better." in text
+    assert "Single seed" in text
     assert "No finished base row" in "\n".join(line for shown in tables([record], folder) for line in shown.caption)
 
 
@@ -209,14 +211,14 @@ def test_without_validation_nothing_is_chosen(folder):
     table = best(records, folder)
     assert row(table, "lora")["Setting"] == "–"
     assert "lora: no setting chosen, settings without a validation loss can't be chosen from." in caption(table)
-    assert "No setting that was chosen has a score" in caption(table)
+    assert "No chosen setting has a score" in caption(table)
 
 
 def test_failed_tries_are_told():
     table = best(make_study(), None)
     assert row(table, "qlora")["Tries"] == "2 (1 oom)"
     assert row(table, "qlora")["Setting"] == "r=16 α=32 lr=2e-4 †"  # the lower of two ranks
-    assert "whether by more than chance can't be said without its items" in caption(table)
+    assert "Its items are missing, so no difference from it is tested" in caption(table)
     assert row(table, "lora")[HEADER] == "23.0 (17.1–28.9)"  # 1.96 · 3.0
 
 
