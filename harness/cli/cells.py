@@ -109,24 +109,24 @@ def status(options: argparse.Namespace) -> int:
     if options.watch and options.format == "json":
         raise UserError("--watch can't be combined with --format json.")
 
-    from harness.studies.status import Reader, lines, look
+    from harness.studies.status import RecordCache, lines, study_status
 
-    reader = Reader()
+    cache = RecordCache()
 
-    def standings():
-        return [look(options.results_dir, name, reader) for name in begun_study_names(options)]
+    def read():
+        return [study_status(options.results_dir, name, cache) for name in begun_study_names(options)]
 
     if options.watch:
         from harness.studies.watch import watch
 
-        found = watch(standings)
+        studies = watch(read)
     elif options.format == "json":
-        found = standings()
-        print_json([standing.to_json() for standing in found])
+        studies = read()
+        print_json([study.to_json() for study in studies])
     else:
-        found = standings()
-        print("\n".join(line for standing in found for line in lines(standing)))
-    problems = [problem for standing in found for problem in standing.problems]
+        studies = read()
+        print("\n".join(line for study in studies for line in lines(study)))
+    problems = [problem for study in studies for problem in study.problems]
     print_errors(problems)
     return int(bool(problems))
 
@@ -201,7 +201,7 @@ def merge(options: argparse.Namespace) -> int:
     """Unite result folders; 1 if records contradict each other or are bad, and then nothing is written."""
     from harness.studies import unite
 
-    plan = unite.plan(options.folders, options.into, options.newer)
+    plan = unite.plan_merge(options.folders, options.into, options.newer)
     written = not plan.conflicts and not plan.problems
     if written:
         unite.write(plan, options.into)

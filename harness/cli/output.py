@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.record import STUDY_NAME, studies
 
 if TYPE_CHECKING:
-    from harness.studies.find import Found
+    from harness.studies.find import CellRef
 
 
 def study_names(options: argparse.Namespace) -> list[str]:
@@ -30,7 +30,7 @@ def begun_study_names(options: argparse.Namespace) -> list[str]:
     return _requested(options, store.begun(options.results_dir))
 
 
-def find_cell(options: argparse.Namespace, cell: str) -> Found:
+def find_cell(options: argparse.Namespace, cell: str) -> CellRef:
     from harness.studies.find import find
 
     return find(options.results_dir, begun_study_names(options), cell)

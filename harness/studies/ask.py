@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.record import Record, read, read_study
-from harness.studies.find import Found, find
+from harness.studies.find import CellRef, find
 from harness.sweep import runner
 from harness.sweep.store import Study
 
@@ -42,11 +42,11 @@ def _prompt(file: Path, number: int, line: str) -> str:
     return text
 
 
-def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[Found]:
+def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[CellRef]:
     """The cells that are named, or else all of the studies that left weights; UserError if one named left none."""
     if not cells:
         records = [(Study(results, name), record) for name in studies for record in read_study(results / name)[0]]
-        return [Found(study, record.cell.name) for study, record in records if record.saved]
+        return [CellRef(study, record.cell.name) for study, record in records if record.saved]
     found = [find(results, studies, cell) for cell in cells]
     for of_it in found:
         if not of_it.record.is_file():
@@ -57,7 +57,7 @@ def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[F
     return found
 
 
-def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None], **asking: Any) -> dict[str, Any]:
+def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], None], **asking: Any) -> dict[str, Any]:
     """The answers of the untuned models of `cells`, of `cells`, and of the models that `asking` names.
 
     as_typed: whether prompts are put as they are; else as the cell's data puts its questions. asking: the other fields
@@ -79,7 +79,7 @@ def ask(cells: Sequence[Found], as_typed: bool, on_event: Callable[[dict], None]
     return runner.ask({"local": local, **asking}, on_event)
 
 
-def _local(label: str, found: Found, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
+def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
     prompt = AS_TYPED if as_typed else _template(record.cell.settings["data"])
     return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
 

@@ -1,7 +1,7 @@
-"""What a user has, and what to do about what is missing: the facts behind ``python -m harness doctor`` as lines.
+"""What this machine can run, and what to do about what is missing: ``python -m harness doctor``.
 
-What only the libraries know is looked at by a job; versions, launchers and disks are looked at here, so that a
-broken library is told of too.
+A job reports what only the libraries know. Versions, launchers and disks are read here, so that a broken library is
+reported too.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 from harness import env
-from harness.config import CONF
+from harness.config_folders import group_files
 from harness.errors import UserError
 from harness.sweep import runner
 
-US = "finetune-harness"
+OWN_PACKAGE = "finetune-harness"
 DEFAULT_MODEL = "smollm2_135m"
-BUILT_BYTES = 600e6  # of the default model, once it is dequantised into its cache
-PACKAGES = (US, *env.PACKAGES, "nvidia-ml-py")
+CACHE_BYTES = 600e6  # of the default model, dequantised
+PACKAGES = (OWN_PACKAGE, *env.PACKAGES, "nvidia-ml-py")
 LAUNCHERS = {
     "joblib": "cells side by side on this machine",
     "submitit": "cells as jobs of a Slurm cluster",
     "ray": "cells on a Ray cluster",
 }
-# hydra-ray-launcher wants cloudpickle below 3, joblib from 1.6 on wants 3: the newer joblib must give in.
+# hydra-ray-launcher requires cloudpickle below 3, joblib from 1.6 on requires 3: an older joblib fits both.
 REMEDIES = {"cloudpickle": 'pip install "joblib<1.6" "cloudpickle<3"'}
 MOVE = {"results": "results_dir=", "embedded": "HARNESS_CACHE", "hub": "HF_HOME"}
 
@@ -38,12 +38,12 @@ Row = tuple[str, ...]
 
 
 def examine(results_dir: Path, data_root: str | None) -> dict[str, Any]:
-    """All facts. What a job says stands under "job"; where none can start, it is null and "broken" says why.
+    """All facts about this machine. "job" is the report of a job; if none can start, it is null and "broken" says why.
 
-    Raises UserError if `data_root` is no folder.
+    Raises UserError if `data_root` is not a folder.
     """
     if data_root is not None and not Path(data_root).expanduser().is_dir():
-        raise UserError(f"--data-root {data_root} is not a folder; name the one that holds openai/gsm8k and the like.")
+        raise UserError(f"--data-root must be a folder that holds data sets such as openai/gsm8k, got {data_root}.")
     job, broken, folders = None, None, {"results": results_dir.expanduser()}
     try:
         job = runner.doctor(_settings("model"), _settings("data"), data_root)
@@ -69,9 +69,9 @@ def unmet(
     requires: Callable[[str], list[str]] | None = None,
     version: Callable[[str], str | None] = env.version_of,
 ) -> list[tuple[str, Requirement, str | None]]:
-    """The requirements of `packages` that do not hold: whose it is, the requirement, and the version that is here.
+    """The unmet requirements of `packages`: the package, the requirement, and the installed version.
 
-    The harness's own are those of pyproject.toml, as installed; `requires` and `version` are importlib.metadata's.
+    `requires` and `version` default to importlib.metadata's.
     """
     found = []
     for package in packages:
@@ -86,20 +86,20 @@ def unmet(
 
 
 def obstacle(facts: dict[str, Any]) -> str | None:
-    """Why the embedded default can't run on this machine; null if it can."""
+    """Why the embedded default model can't run on this machine; null if it can."""
     if facts["job"] is None:
         return facts["broken"]
     state, how = facts["job"]["models"][DEFAULT_MODEL]
     if state != "ready":
         return how
     _, free = facts["disk"]["embedded"]
-    if "cached" not in how and free < BUILT_BYTES:
-        return f"Its cache needs {_gib(BUILT_BYTES)} GiB; make room or set HARNESS_CACHE to a folder elsewhere."
+    if "cached" not in how and free < CACHE_BYTES:
+        return f"Its cache needs {_gib(CACHE_BYTES)} GiB; make room or set HARNESS_CACHE to another folder."
     return None
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """The facts as a screen: what there is by section, with what to do where something is not."""
+    """The facts by section, with a remedy for each thing that is missing."""
     job = facts["job"]
     sections = {"device": _device(facts), "versions": _versions(facts["versions"]), "conflicts": _conflicts(facts)}
     if job is not None:
@@ -110,8 +110,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
         }
     sections |= {
         "launchers": [
-            ("basic", "ready", "one cell after the other"),
-            ("local_parallel", "ready", "one cell on each GPU of this machine"),
+            ("basic", "ready", "one cell at a time"),
+            ("local_parallel", "ready", "one cell per GPU of this machine"),
             *_launchers(facts["launchers"]),
         ],
         "disk": [_disk(name, folder, free) for name, (folder, free) in facts["disk"].items()],
@@ -122,7 +122,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _section(title: str, rows: list[Row]) -> list[str]:
-    """`rows` in aligned columns, the first with the title before it."""
+    """`rows` in aligned columns, with the title before the first."""
     widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
     texts = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
     return [f"{title if i == 0 else '':11}{text}".rstrip() for i, text in enumerate(texts)]
@@ -133,7 +133,7 @@ def _device(facts: dict[str, Any]) -> list[Row]:
     memory = "" if cpu["memory_bytes"] is None else f", {_gib(cpu['memory_bytes'])} GiB"
     about = f"{cpu['name']}, {cpu['cores']} cores{memory}"
     if job is None:
-        return [("CPU", about), ("unknown", "what the libraries would say: none of them can be asked")]
+        return [("CPU", about), ("unknown", "the libraries can't be loaded")]
     compute = job["compute"]
     formats = ", ".join(name if how == "yes" else f"{name} ({how})" for name, how in compute["formats"].items())
     return [
@@ -151,14 +151,14 @@ def _gpu(compute: dict[str, Any], nvidia: bool, torch: str | None) -> str:
             f"capability {device['capability']}, driver {device['driver'] or 'unknown'}, CUDA {device['cuda']}"
         )
     if nvidia and compute["torch_cuda"] is None:
-        return f"NVIDIA's tools are here, but torch {torch} is built for CPU; install a CUDA build (pytorch.org)"
+        return f"nvidia-smi is installed, but torch {torch} is built for CPU; install a CUDA build (pytorch.org)"
     if nvidia:
-        return f"torch {torch} can't use the NVIDIA device; look at its driver and CUDA_VISIBLE_DEVICES"
+        return f"torch {torch} can't use the NVIDIA device; check its driver and CUDA_VISIBLE_DEVICES"
     return "none" if device["type"] == "cpu" else device["type"]
 
 
 def _versions(versions: dict[str, str | None], columns: int = 4) -> list[Row]:
-    """`columns` of them a row, so that all stay on the screen."""
+    """`columns` versions a row, so that all fit on the screen."""
     texts = [f"{name} {version or '-'}" for name, version in versions.items()]
     return [tuple(texts[i : i + columns]) for i in range(0, len(texts), columns)]
 
@@ -169,8 +169,8 @@ def _conflicts(facts: dict[str, Any]) -> list[Row]:
         needed = str(requirement).partition(";")[0].strip()
         remedy = REMEDIES.get(requirement.name, f'pip install "{needed}"')
         rows.append((f"{package} needs {needed}, {here or 'none'} is here:", remedy))
-    if facts["versions"][US] is None:
-        rows.append((f"{US} is not installed:", "pip install -e . (in its folder)"))
+    if facts["versions"][OWN_PACKAGE] is None:
+        rows.append((f"{OWN_PACKAGE} is not installed:", "pip install -e . (in its folder)"))
     return rows or [("none",)]
 
 
@@ -178,10 +178,10 @@ def _hub(hub: dict[str, Any]) -> list[Row]:
     folders = "or name folders by model.path=, data_root="
     reached = {
         "reachable": f"yes, {hub['endpoint']}",
-        "offline": f"not asked: HF_HUB_OFFLINE is set; unset it, {folders}",
+        "offline": f"no: HF_HUB_OFFLINE is set; unset it, {folders}",
         "out of reach": f"no: check the connection, {folders}",
     }[hub["state"]]
-    return [("reached", reached), ("token", "yes" if hub["token"] else "none: gated models want HF_TOKEN")]
+    return [("reached", reached), ("token", "yes" if hub["token"] else "none: gated models require HF_TOKEN")]
 
 
 def _launchers(versions: dict[str, str | None]) -> list[Row]:
@@ -199,8 +199,8 @@ def _disk(name: str, folder: str, free: int) -> Row:
 
 
 def _settings(group: str) -> dict[str, dict]:
-    """The files of ``conf/GROUP`` by name, their interpolations left as they are."""
-    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF / group).glob("*.yaml"))}
+    """The files of a config group by choice, unresolved."""
+    return {choice: OmegaConf.to_container(OmegaConf.load(path)) for choice, path in group_files(group).items()}
 
 
 def _requires(package: str) -> list[str]:
@@ -211,7 +211,7 @@ def _requires(package: str) -> list[str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the disk that `folder` lies on, or would lie on."""
+    """Free bytes of the disk that `folder` lies on, or would lie on."""
     return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
 
 

@@ -1,4 +1,4 @@
-"""Which cell a command line means: by its name, an id, or the beginning of either; STUDY/CELL says of which study."""
+"""Finds the cell that a command line names: by name or id, the beginning of either, or STUDY/CELL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.errors import UserError
 from harness.record import STUDY_NAME, read_study
 from harness.sweep.store import Study
 
-SHOWN = 4  # of the cells that a text may mean
+SHOWN = 4  # cells that an ambiguous text may mean
 
 
 @dataclass(frozen=True)
-class Found:
-    """A cell of a study, which may have a record, a log, or as yet no more than a place in the plan."""
+class CellRef:
+    """A cell of a study. It may have a record or a log, or so far only a place in the plan."""
 
     study: Study
     name: str
@@ -34,10 +34,10 @@ class Found:
         return self.study.folder / f"{self.name}.log"
 
 
-def find(results: Path, names: Sequence[str], text: str) -> Found:
-    """The one cell that `text` means among those of the studies `names`; UserError if there is none, or several.
+def find(results: Path, names: Sequence[str], text: str) -> CellRef:
+    """The one cell that `text` names in the studies `names`; UserError if there is none, or several.
 
-    A name is looked for first, then an id, so that a cell with a damaged record is found as well.
+    Names are compared first, then ids, so a cell with a damaged record is found too.
     """
     where, _, cell = text.rpartition("/")
     if where:
@@ -49,30 +49,30 @@ def find(results: Path, names: Sequence[str], text: str) -> Found:
     matches = _matching(named, cell) or _matching({key: i for study in studies for key, i in _ids(study)}, cell)
     if not matches:
         near = difflib.get_close_matches(cell, set(named.values()), n=1)
-        hint = f" Did you mean {near[0]}?" if near else " `python -m harness status` shows those that are not done."
+        hint = f" Did you mean {near[0]}?" if near else " `python -m harness status` lists the cells that are not done."
         raise UserError(f"There is no cell {text} in {', '.join(names)}.{hint}")
     if len(matches) > 1:
         shown = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)
-        raise UserError(f"{text} may be any of {len(matches)} cells; type more of one: {', '.join(shown)}.")
+        raise UserError(f"{text} matches {len(matches)} cells; type more of one: {', '.join(shown)}.")
     return matches[0]
 
 
-def _matching(texts: dict[tuple[Study, str], str], text: str) -> list[Found]:
-    """The cells whose text is `text`, or else begins with it."""
+def _matching(texts: dict[tuple[Study, str], str], text: str) -> list[CellRef]:
+    """The cells whose name or id is `text`, or else begins with it."""
     exact = [key for key, value in texts.items() if value == text]
-    return [Found(*key) for key in exact or [key for key, value in texts.items() if text and value.startswith(text)]]
+    return [CellRef(*key) for key in exact or [key for key, value in texts.items() if text and value.startswith(text)]]
 
 
 def _names(study: Study) -> list[str]:
-    """Of all cells that left a record or a log, run, or are planned."""
+    """The names of all cells that have a record or a log, are running, or are planned."""
     left = {path.stem for ending in ("json", "log") for path in study.folder.glob(f"*.{ending}")}
-    with contextlib.suppress(UserError):  # a damaged plan is no reason not to find what is recorded
+    with contextlib.suppress(UserError):  # with a damaged plan, recorded cells are still found
         left |= {cell.name for cell in study.planned()}
     return sorted(left | set(study.running()))
 
 
 def _ids(study: Study) -> list[tuple[tuple[Study, str], str]]:
-    """Each recorded or planned cell with its id."""
+    """The id of each recorded or planned cell."""
     cells = [record.cell for record in read_study(study.folder)[0]]
     with contextlib.suppress(UserError):
         cells += study.planned()

@@ -1,4 +1,4 @@
-"""What of a study is done, running, failed and left, and how long that will take, from its folder alone."""
+"""Which cells of a study are done, running, failed and left, and the time left, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -18,19 +18,30 @@ from harness.record import Cell, Record, RecordError
 from harness.studies import logs
 from harness.sweep.store import Study
 
-LAST = 3  # lines of a failed cell's log
-TOLD = {"phase": str} | dict.fromkeys(("step", "of", "memory_bytes"), int)  # by a running cell
-TOLD |= dict.fromkeys(("loss", "tokens_per_second", "seconds_left"), float)
-HEADER = ["state", "cell", "at", "to go", "loss", "tokens/s", "memory", "time", "host"]  # narrow terminals cut the end
+LOG_LINES = 3  # shown of a failed cell's log
+# The progress that a running cell reports, with types.
+PROGRESS = {"phase": str} | dict.fromkeys(("step", "of", "memory_bytes"), int)
+PROGRESS |= dict.fromkeys(("loss", "tokens_per_second", "seconds_left"), float)
+HEADER = [
+    "state",
+    "cell",
+    "at",
+    "to go",
+    "loss",
+    "tokens/s",
+    "memory",
+    "time",
+    "host",
+]  # narrow terminals cut the end
 
 
 @dataclass
-class State:
-    """How one cell stands; null is what is not known, or not of a cell in this state.
+class CellStatus:
+    """The status of one cell; null where a value is unknown or does not apply.
 
-    state: the status of its record, or ``running``, or ``left``. phase, step, of, loss, tokens_per_second: what a
-    running cell told last, or where it failed. memory_bytes: on a CUDA device, else its process's resident set.
-    seconds: so far, or in all; seconds_left: of a running cell. log: the last lines of one that failed.
+    state: the status of its record, ``running`` or ``left``. phase, step, of, loss, tokens_per_second: the last
+    progress of a running cell, or where it failed. memory_bytes: of the CUDA device, else the process's resident set.
+    seconds: so far, or in total. seconds_left: of a running cell. log: the last lines of a failed cell's log.
     """
 
     cell: str
@@ -51,24 +62,24 @@ class State:
 
 
 @dataclass
-class Standing:
-    """How a study stands: all its cells, the seconds left (null: unknown), and a sentence for each bad file."""
+class StudyStatus:
+    """The status of a study: all its cells, the seconds left (null: unknown), and one sentence per bad file."""
 
     study: str
-    cells: list[State]
+    cells: list[CellStatus]
     seconds_left: float | None
     problems: list[str]
 
-    def having(self, *states: str) -> list[State]:
+    def having(self, *states: str) -> list[CellStatus]:
         return [cell for cell in self.cells if cell.state in states]
 
     @property
-    def failed(self) -> list[State]:
+    def failed(self) -> list[CellStatus]:
         return [cell for cell in self.cells if cell.state not in ("ok", "running", "left")]
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing is left."""
+        """Whether no cell is running or left."""
         return not self.having("running", "left")
 
     @property
@@ -80,14 +91,14 @@ class Standing:
         return {"study": self.study, **self.counts, **dataclasses.asdict(self)}
 
 
-class Reader:
-    """Reads studies' records, and at a later look those alone that have changed: a watch must not disturb timings."""
+class RecordCache:
+    """Reads the records of studies, and reads a file again only if it changed: a watch must not disturb timings."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, int], Record | str]] = {}
 
     def read(self, folder: Path) -> tuple[list[Record], list[str]]:
-        """As `record.read_study`."""
+        """The same as `record.read_study`."""
         found = [self._record(path) for path in sorted(folder.glob("*.json"))]
         return [f for f in found if isinstance(f, Record)], [f for f in found if isinstance(f, str)]
 
@@ -105,15 +116,14 @@ class Reader:
         return self._known[path][1]
 
 
-def look(results: Path, name: str, reader: Reader | None = None) -> Standing:
-    """How the study `name` below `results` stands.
+def study_status(results: Path, name: str, cache: RecordCache | None = None) -> StudyStatus:
+    """The status of the study `name` below `results`.
 
-    The time left assumes that a cell takes as long as the recorded ones of its method did on average (of any method,
-    where there is none), that a training cell keeps its pace, and that cells go on running as many at a time as now, at
-    least one.
+    The time left assumes that a cell takes the mean time of the recorded cells of its method (of all cells, if there
+    are none), that a training cell keeps its pace, and that as many cells run at a time as now, at least one.
     """
     study = Study(results, name)
-    records, problems = (reader or Reader()).read(study.folder)
+    records, problems = (cache or RecordCache()).read(study.folder)
     try:
         planned = study.planned()
     except UserError as error:
@@ -121,18 +131,18 @@ def look(results: Path, name: str, reader: Reader | None = None) -> Standing:
     running, recorded = study.running(), {r.cell.id for r in records}
     left = [c for c in planned if c.id not in recorded]
     cells = {c.name: c for c in [*(r.cell for r in records), *left]}
-    past = Past(records)
+    durations = Durations(records)
 
-    states = [_running(name, marker, cells.get(name), past) for name, marker in running.items()]
+    states = [_running(name, marker, cells.get(name), durations) for name, marker in running.items()]
     states += [_recorded(r, study) for r in records if r.cell.name not in running]
-    states += [State(c.name, "left", c.id, c.method) for c in left if c.name not in running]
-    to_go = [past.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states]
+    states += [CellStatus(c.name, "left", c.id, c.method) for c in left if c.name not in running]
+    to_go = [durations.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states]
     total = None if None in to_go else sum(to_go) / max(1, len(running))
-    return Standing(name, states, total, problems)
+    return StudyStatus(name, states, total, problems)
 
 
-class Past:
-    """How long cells took that are done, by method; in seconds."""
+class Durations:
+    """How long recorded cells took, by method, in seconds."""
 
     def __init__(self, records: Sequence[Record]):
         self._done = [r for r in records if r.status == "ok"]
@@ -141,8 +151,8 @@ class Past:
         found = [r.seconds for r in self._done if r.cell.method == method]
         return mean(found) if found else None
 
-    def to_go(self, state: State, cell: Cell) -> float | None:
-        """What a cell still takes: by its pace, by others of its method, or else by all others."""
+    def to_go(self, state: CellStatus, cell: Cell) -> float | None:
+        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells."""
         if state.state not in ("running", "left"):
             return 0.0
         if state.seconds_left is not None or not self._done:
@@ -151,7 +161,7 @@ class Past:
         return max(0.0, expected - (state.seconds or 0.0))
 
     def after_training(self, method: str) -> float:
-        """Of the phases that come after training; 0 where no cell of the method tells."""
+        """Mean seconds of the phases after training; 0 if there is no recorded cell of the method."""
         found = []
         for r in self._done:
             names = list(r.phases)
@@ -160,46 +170,46 @@ class Past:
         return mean(found) if found else 0.0
 
 
-def _running(name: str, marker: dict[str, Any], cell: Cell | None, past: Past) -> State:
-    found = State(
+def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Durations) -> CellStatus:
+    found = CellStatus(
         name, "running", host=marker["host"], seconds=max(0.0, time.time() - marker["started"]), phase="start"
     )
     progress = marker["progress"] if isinstance(marker["progress"], dict) else {}
-    for key, kind in TOLD.items():
+    for key, kind in PROGRESS.items():
         if isinstance(progress.get(key), kind):
             setattr(found, key, progress[key])
-    if cell is None:  # `run` plans nothing
+    if cell is None:  # of `run`, which plans nothing
         return found
     found.id, found.method = cell.id, cell.method
     if found.seconds_left is not None:
-        found.seconds_left += past.after_training(cell.method)
-    elif (expected := past.of_method(cell.method)) is not None:
+        found.seconds_left += durations.after_training(cell.method)
+    elif (expected := durations.of_method(cell.method)) is not None:
         found.seconds_left = max(0.0, expected - found.seconds)
     return found
 
 
-def _recorded(found: Record, study: Study) -> State:
-    state = State(found.cell.name, found.status, found.cell.id, found.cell.method, seconds=found.seconds)
+def _recorded(found: Record, study: Study) -> CellStatus:
+    state = CellStatus(found.cell.name, found.status, found.cell.id, found.cell.method, seconds=found.seconds)
     if found.failure is not None:
         state.phase, state.step, state.reason = found.failure.phase, found.failure.step, found.failure.reason
     if found.status != "ok":
-        state.log = logs.tail(study.log(found.cell), LAST)
+        state.log = logs.tail(study.log(found.cell), LOG_LINES)
     return state
 
 
-def lines(standing: Standing) -> list[str]:
-    """What a terminal shows of a study: its counts, a row for each cell that is not done, and why cells failed."""
-    rows = [_row(cell) for cell in (*standing.having("running"), *standing.failed, *standing.having("left"))]
-    out = [f"{standing.study}: {', '.join(f'{n} {state}' for state, n in standing.counts.items())}{_to_go(standing)}"]
+def lines(status: StudyStatus) -> list[str]:
+    """The status for a terminal: counts, a row for each cell that is not done, and why cells failed."""
+    rows = [_row(cell) for cell in (*status.having("running"), *status.failed, *status.having("left"))]
+    out = [f"{status.study}: {', '.join(f'{n} {state}' for state, n in status.counts.items())}{_to_go(status)}"]
     if rows:
         out += ["  " + line for line in tabulate(rows, HEADER, "plain", disable_numparse=True).splitlines()]
-    for cell in standing.failed:
-        out.append(f"  {cell.cell} {cell.state}: {logs.shown(cell.reason or 'no reason is recorded')}")
+    for cell in status.failed:
+        out.append(f"  {cell.cell} {cell.state}: {logs.shown(cell.reason or 'no reason recorded')}")
         out += [f"    | {line}" for line in cell.log]
     return out
 
 
-def _row(cell: State) -> list[str]:
+def _row(cell: CellStatus) -> list[str]:
     at = cell.phase or ""
     if cell.step is not None:
         at += f" {cell.step}" + (f"/{cell.of}" if cell.of is not None else "")
@@ -216,12 +226,12 @@ def _row(cell: State) -> list[str]:
     ]
 
 
-def _to_go(standing: Standing) -> str:
-    if standing.over:
+def _to_go(status: StudyStatus) -> str:
+    if status.over:
         return ""
-    if standing.seconds_left is None:
+    if status.seconds_left is None:
         return ", time left unknown until a cell is done"
-    return f", about {duration(standing.seconds_left)} to go"
+    return f", about {duration(status.seconds_left)} to go"
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
-"""Shows how studies stand as that changes, until nothing runs and nothing is left.
+"""Shows the status of studies as it changes, until no cell is running or left.
 
-A terminal has the table drawn anew in its place; elsewhere (a file, a pipe) each change of a cell's state is a line.
+On a terminal the table is redrawn in place; elsewhere (a file, a pipe) each change of a cell's state is a line.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from harness.studies.status import Standing, lines
+from harness.studies.status import StudyStatus, lines
 
-SECONDS = 2.0  # between two looks
+SECONDS = 2.0  # between two reads
 
 
-def watch(look: Callable[[], list[Standing]], seconds: float = SECONDS) -> list[Standing]:
-    """Show what `look` sees, every `seconds`, on standard output; returns what it saw last. Ctrl-C ends it in order."""
+def watch(read: Callable[[], list[StudyStatus]], seconds: float = SECONDS) -> list[StudyStatus]:
+    """Print what `read` returns, every `seconds`; returns the last status. Ctrl-C ends it in order."""
     show = Screen() if sys.stdout.isatty() else Changes()
-    standings = look()
+    studies = read()
     try:
-        show(standings)
-        while not all(standing.over for standing in standings):
+        show(studies)
+        while not all(study.over for study in studies):
             time.sleep(seconds)
-            standings = look()
-            show(standings)
+            studies = read()
+            show(studies)
     except KeyboardInterrupt:
         pass
-    return standings
+    return studies
 
 
 class Screen:
-    """Draws all of it over what it drew before, as far as the terminal has room."""
+    """Redraws everything in place, as far as the terminal has room."""
 
     def __init__(self) -> None:
         self._drawn = 0
 
-    def __call__(self, standings: Sequence[Standing]) -> None:
+    def __call__(self, studies: Sequence[StudyStatus]) -> None:
         width, height = shutil.get_terminal_size()
-        text = [line for standing in standings for line in lines(standing)]
+        text = [line for study in studies for line in lines(study)]
         if len(text) >= height:
             hidden = len(text) - height + 2
-            text = [*text[: height - 2], f"… and {hidden} more lines: without --watch all are shown"]
+            text = [*text[: height - 2], f"… and {hidden} more lines; without --watch all are shown"]
         up = f"\x1b[{self._drawn}F" if self._drawn else ""  # to the start of the first line that was drawn
         sys.stdout.write(up + "\x1b[J" + "".join(f"{line[:width]}\n" for line in text))
         sys.stdout.flush()
@@ -49,15 +49,15 @@ class Screen:
 
 
 class Changes:
-    """Prints all of it once, then a line for each cell whose state is another."""
+    """Prints everything once, then a line for each cell whose state has changed."""
 
     def __init__(self) -> None:
         self._states: dict[tuple[str, str], str] | None = None
 
-    def __call__(self, standings: Sequence[Standing]) -> None:
-        cells = {(standing.study, cell.cell): cell for standing in standings for cell in standing.cells}
+    def __call__(self, studies: Sequence[StudyStatus]) -> None:
+        cells = {(study.study, cell.cell): cell for study in studies for cell in study.cells}
         if self._states is None:
-            text = [line for standing in standings for line in lines(standing)]
+            text = [line for study in studies for line in lines(study)]
         else:
             changed = {key: cell for key, cell in cells.items() if self._states.get(key) != cell.state}
             clock = time.strftime("%H:%M:%S")

@@ -83,7 +83,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "culprits"),
     [
-        ("doctor --data-root /not/there", ["--data-root /not/there", "openai/gsm8k"]),
+        ("doctor --data-root /not/there", ["--data-root must be a folder", "openai/gsm8k", "/not/there"]),
         ("doctor --bogus", ["--bogus", "--help"]),
     ],
 )

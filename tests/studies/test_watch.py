@@ -20,7 +20,7 @@ from harness.config import ROOT
 from harness.record import names_a_file, read, write
 from harness.studies import logs
 from harness.studies.find import find
-from harness.studies.status import Reader, lines, look
+from harness.studies.status import RecordCache, lines, study_status
 from harness.sweep.store import Study, begun
 
 
@@ -49,7 +49,7 @@ def ask(study, capsys, *line):
 
 
 def state_of(study, name):
-    (found,) = [cell for cell in look(study.folder.parent, study.name).cells if cell.cell == name]
+    (found,) = [cell for cell in study_status(study.folder.parent, study.name).cells if cell.cell == name]
     return found
 
 
@@ -64,7 +64,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
         note(told)
         found = state_of(study, cell.name)
         assert {key: getattr(found, key) for key in told} == told
-        (row,) = [line for line in lines(look(study.folder.parent, "demo")) if cell.name in line]
+        (row,) = [line for line in lines(study_status(study.folder.parent, "demo")) if cell.name in line]
         assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "0", "s"]
 
 
@@ -84,17 +84,17 @@ def test_what_a_marker_says_is_not_trusted(study, progress):
     with study.claim(cell) as note:
         note(progress)
         assert state_of(study, cell.name).phase == "start"
-        assert any(cell.name in line for line in lines(look(study.folder.parent, "demo")))
+        assert any(cell.name in line for line in lines(study_status(study.folder.parent, "demo")))
 
 
 def test_a_cell_that_is_run_again_is_running_and_not_failed(study):
     name = name_of(study, "lora-r16-a32-lr0.0002-s1")
     with study.claim(read(study.folder / f"{name}.json").cell):
-        assert look(study.folder.parent, "demo").counts == {"done": 1, "running": 1, "failed": 0, "left": 1}
+        assert study_status(study.folder.parent, "demo").counts == {"done": 1, "running": 1, "failed": 0, "left": 1}
 
 
 def test_the_last_lines_of_a_failed_cells_log_are_shown(study):
-    shown = lines(look(study.folder.parent, "demo"))
+    shown = lines(study_status(study.folder.parent, "demo"))
     assert shown[-3:] == ["    | another", "    | red", "    | last"]
 
 
@@ -119,18 +119,18 @@ def test_a_study_that_has_no_record_yet_is_seen(study, tmp_path, capsys):
 
 
 def test_records_are_read_again_only_when_they_changed(study, monkeypatch):
-    reader, folder = Reader(), study.folder
-    first = reader.read(folder)
+    cache, folder = RecordCache(), study.folder
+    first = cache.read(folder)
     monkeypatch.setattr("harness.record.read", lambda path: pytest.fail(f"{path} was read again"))
-    assert reader.read(folder) == first
+    assert cache.read(folder) == first
     monkeypatch.undo()
     path = study.folder / f"{name_of(study, 'lora-r16-a32-lr0.0002-s1')}.json"
     path.write_text("{")
-    records, problems = reader.read(folder)
+    records, problems = cache.read(folder)
     assert len(records) == 1
     assert "is not complete JSON" in problems[0]
     path.unlink()
-    assert reader.read(folder) == (records, [])
+    assert cache.read(folder) == (records, [])
 
 
 # Live
@@ -224,7 +224,7 @@ def test_a_cell_with_a_damaged_record_is_found(study):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lora", "lora may be any of 2 cells; type more of one: demo/lora-"),
+        ("lora", "lora matches 2 cells; type more of one: demo/lora-"),
         ("dorra-r16", "There is no cell dorra-r16 in demo."),
         ("", "There is no cell  in demo."),
         ("nope/lora", "There is no study nope"),
