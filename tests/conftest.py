@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -28,6 +29,12 @@ def pytest_fixture_setup() -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Iterator[None]:
     return (yield from nameless())
+
+
+def pytest_collection_finish() -> None:
+    """Exempts imported libraries from garbage collection, as the holder of jobs does: every cell collects twice."""
+    gc.collect()
+    gc.freeze()
 
 
 def nameless() -> Iterator[None]:
