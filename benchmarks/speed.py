@@ -281,7 +281,7 @@ def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 
 def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
-    """Seconds of a step by how threads wait; `plain` is OpenMP's way. Three pairs at most, as that may take minutes."""
+    """Seconds of a step by how threads wait; `plain` is OpenMP's way, which takes minutes a cell beside a busy core."""
     ways = ({"GOMP_SPINCOUNT": "300000"}, {})  # what libgomp spins for where nothing is set
 
     def step(way: dict[str, str], folder: Path) -> float:
@@ -293,11 +293,11 @@ def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
         return median(record.train.step_seconds[1:])
 
     rows = {}
-    for name, others in (("alone", 0), ("beside one busy core", 1)):
+    for name, others, most in (("alone", 0, 3), ("beside one busy core", 1, 1)):
         seconds: tuple[list[float], list[float]] = ([], [])
         busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
         try:
-            for pair in range(min(pairs, 3)):
+            for pair in range(min(pairs, most)):
                 for at in (0, 1) if pair % 2 else (1, 0):
                     with tempfile.TemporaryDirectory() as folder:
                         seconds[at].append(step(ways[at], Path(folder)))
