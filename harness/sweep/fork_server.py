@@ -1,8 +1,8 @@
-"""Job processes for a sweep: forked from one that holds the libraries, so that a cell need not import them again.
+"""Job processes of a sweep, forked from one process that has imported the libraries: the fork server.
 
-The holder is started at the first request and runs ``python -m harness.job``; its side is harness/job/serve.py.
-Each job is a fresh process all the same: nothing but imported code is shared. When the sweep is gone, however it went,
-the holder ends its job and itself.
+The server starts with the first request and runs ``python -m harness.job``; its side is harness/job/serve.py. Each job
+is a fresh process: it shares nothing but imported code. When the sweep ends, in whatever way, the server stops its job
+and exits.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import IO
 
 from harness.config_folders import ROOT, SHIPPED
 
-# For OpenMP: a thread that waits for the others soon sleeps. If it spins for long, it takes the core from the one it
-# waits for as soon as anything else runs on this machine: `benchmarks/speed.py beside`. libgomp spins for a moment
-# first, as most waits are short, and to wake a thread up costs more.
+# OpenMP: a waiting thread soon sleeps. A thread that spins takes the core from the one it waits for as soon as anything
+# else runs on this machine (`benchmarks/speed.py beside`). libgomp spins for a moment first, because most waits are
+# short and waking a thread costs more.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
-# For CUDA: segments of memory grow. Steps vary in shape, and of fixed segments more and more would lie idle in pieces.
+# CUDA: memory segments grow. Steps vary in shape, which would fragment fixed segments more and more.
 SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def environment() -> dict[str, str]:
-    """What jobs are started with: this process's environment, and what of the above it does not set itself.
+    """The environment of jobs: that of this process, and the variables above that it does not set.
 
-    Libraries read it as they are loaded, so it is the holder's from its start.
+    Libraries read it when they are loaded, so the server has it from its start.
     """
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 
 
 def import_path() -> str:
-    """PYTHONPATH of a process that imports this package: its checkout, if it is no wheel's, and what is set already."""
+    """PYTHONPATH of a child process: the checkout of this package, unless a wheel is installed, and what is set."""
     checkout = str(ROOT) if SHIPPED == ROOT else None
     return os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
 
@@ -52,13 +52,13 @@ class Server:
         self._environment: dict[str, str] = {}
 
     def start(self, stderr: IO[bytes]) -> Job:
-        """A new job whose messages go to `stderr`; it waits for its request."""
+        """A new job, which waits for its request; its output goes to `stderr`."""
         if self._holder is None or self._holder.poll() is not None or self._environment != os.environ:
             self.stop()
             self._launch()
         theirs, request = os.pipe()
         events, ours = os.pipe()
-        with contextlib.suppress(BrokenPipeError, ConnectionError):  # a holder that died: its exit status tells
+        with contextlib.suppress(BrokenPipeError, ConnectionError):  # the server died; its exit status says how
             socket.send_fds(self._channel, [b"\0"], [theirs, ours, stderr.fileno()])
         os.close(theirs)
         os.close(ours)
@@ -89,7 +89,7 @@ class Server:
 
 @dataclass
 class Job:
-    """A running job: where its request is written, what it reports, and how it ended."""
+    """A running job: the pipe for its request, the pipe of its events, and its end."""
 
     request: IO[str]
     events: IO[str]
@@ -102,20 +102,20 @@ class Job:
 
     @property
     def holder(self) -> int:
-        """The process that holds it; it ends the job, and itself, when the sweep is gone."""
+        """Process id of the server, which stops the job and exits when the sweep ends."""
         return self._holder.pid
 
     def wait(self) -> int:
-        """Its exit status, negative for the signal that killed it; the holder's own, if that ended with it."""
+        """The exit status, negative for a signal; the server's own, if it ended too."""
         code = b""
-        with contextlib.suppress(ConnectionError):  # a holder that died without having read all
+        with contextlib.suppress(ConnectionError):  # the server died before it read everything
             code = self._channel.recv(16)
         return int(code) if code else self._holder.wait()
 
     def stop(self) -> None:
-        """End the job in order, or by force when that takes more than 5 seconds."""
-        with contextlib.suppress(OSError):  # it died itself
-            self._channel.shutdown(socket.SHUT_WR)  # the holder takes this for our end
+        """Stop the job in order; kill the server if it has not exited after 10 seconds."""
+        with contextlib.suppress(OSError):  # it has died
+            self._channel.shutdown(socket.SHUT_WR)  # the server takes this as the end of the sweep
         try:
             self._holder.wait(10)
         except subprocess.TimeoutExpired:

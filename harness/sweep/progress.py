@@ -1,6 +1,6 @@
-"""Two bars on a terminal: the sweep's (cell k of n, time left) and the running cell's (step, loss, tokens/s).
+"""Progress of a sweep: two bars on a terminal, for the sweep (cell k of n) and the running cell (step, loss, tokens/s).
 
-Elsewhere (a file, a cluster's log) there are no bars: one line as a cell starts and one as it ends.
+Elsewhere (a file, a cluster's log) each start and each end of a cell is a line.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Progress:
         self._cell = tqdm(desc="start", unit="step", position=1, leave=False, disable=not self._live, file=sys.stderr)
 
     def say_started(self, cell: Cell) -> None:
-        """As `start`, for one of several cells at a time: it has no bar."""
+        """The same as `start`, without a bar: for several cells at a time."""
         self.started += 1
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
     def update(self, event: dict) -> None:
-        """Show one event of the job: its phase and, while it trains, step, of, loss, tokens_per_second."""
+        """Show one event of the job: its phase and, in training, step, of, loss, tokens_per_second."""
         bar = self._cell
         if bar is None or bar.disable:
             return
@@ -57,7 +57,7 @@ class Progress:
         self._sweep.update()
 
     def skip(self) -> None:
-        """Count a cell that another sweep has run meanwhile."""
+        """Count a cell that another sweep has run in the meantime."""
         self.done += 1
         self._sweep.update()
 
@@ -76,9 +76,9 @@ class Progress:
 
 @contextlib.contextmanager
 def following(study: Study, cells: list[Cell], progress: Progress, seconds: float = 1.0) -> Iterator[None]:
-    """Have `progress` show `cells` while other processes run them, wherever: what the study's folder tells of them.
+    """Show the progress of `cells` that other processes run, read from the study's folder every `seconds`.
 
-    A cell has started once it is claimed, and ended once there is a record that was not there before.
+    A cell has started once a process holds its lease, and ended once it has a new record.
     """
     left = {cell.name: cell for cell in cells}
     before = {name: _written(study.path(cell)) for name, cell in left.items()}
@@ -97,7 +97,7 @@ def following(study: Study, cells: list[Cell], progress: Progress, seconds: floa
 
     def keep_looking() -> None:
         while not over.wait(seconds):
-            with contextlib.suppress(OSError, RecordError):  # a shared disk may stumble; the next look sees it all
+            with contextlib.suppress(OSError, RecordError):  # a shared disk may fail for a moment
                 look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)
@@ -112,7 +112,7 @@ def following(study: Study, cells: list[Cell], progress: Progress, seconds: floa
 
 
 def _written(path: Path) -> int | None:
-    """When the file was written, in ns; None if there is none."""
+    """The time the file was written, in ns; None if there is no file."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:

@@ -1,14 +1,14 @@
-"""A study's folder: where records lie, what was planned, what is running now.
+"""A study's folder: its records, its plan, its running cells.
 
 results_dir/study/NAME.json            the record
-                  NAME.items.parquet   what was scored, item by item
-                  NAME.log             all that the cell's process printed
-                  NAME/                the tuned weights, if they were to be saved: harness/job/models/saved.py
-                  tensorboard/NAME/    what a tracker wrote: harness/job/tracker.py
-                  .harness/plan.json   the cells that sweeps asked for
-                  .harness/running/    one claim a running cell (harness/sweep/lease.py)
-                  .harness/checkpoints/NAME/   from which a cell that was killed goes on: harness/job/training/checkpoints.py
-                  .harness/answers/NAME.jsonl  what a model behind an API answered: harness/job/api/lm_eval_model.py
+                  NAME.items.parquet   scores, item by item
+                  NAME.log             output of the cell's process
+                  NAME/                tuned weights, with save=: harness/job/models/saved.py
+                  tensorboard/NAME/    what the tracker wrote: harness/job/tracker.py
+                  .harness/plan.json   cells that sweeps requested
+                  .harness/running/    one lease per running cell: harness/sweep/lease.py
+                  .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
+                  .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness.sweep.lease import Claim
 
 
 class Study:
-    """The folder of the study `name` below `results`; it is made when something is first written."""
+    """The folder of the study `name` below `results`; the first write creates it."""
 
     def __init__(self, results: Path, name: str):
         self.name, self._results = name, results
@@ -44,7 +44,7 @@ class Study:
         return self.folder / f"{name}.json"
 
     def weights(self, found: Record) -> Path | None:
-        """The folder of the weights that were saved with this record; None if there are none, or none any more."""
+        """The folder of the saved weights of a record; None if none were saved or they are gone."""
         folder = record.model_folder(self.path(found.cell))
         return folder if found.saved is not None and folder.is_dir() else None
 
@@ -64,7 +64,7 @@ class Study:
         return self._state / "checkpoints" / name
 
     def recorded(self, cell: Cell) -> Record | None:
-        """The record of `cell`, or None; RecordError if a file of its name can't be read as one."""
+        """The record of `cell`, or None; RecordError if its file is no valid record."""
         path = self.path(cell)
         if not path.exists():
             return None
@@ -74,19 +74,19 @@ class Study:
         return found
 
     def settle(self) -> None:
-        """End what was left by processes that died while they added scores to a record."""
+        """Complete the writes of processes that died while they added scores to a record."""
         running = self.running()
         for path in sorted(self.folder.glob("*.json")):
             if path.stem not in running:
                 record.settle(path)
 
     def anew(self, found: Record) -> str:
-        """How the cell of a record is trained once more, as the beginning of a clause."""
+        """The commands that train the cell of a record again."""
         where = "" if self._results == Path("results") else f" --results-dir {self._results}"
         return f"`python -m harness rm {self.name}/{found.cell.name}{where}`, then its sweep's command"
 
     def planned(self) -> list[Cell]:
-        """The cells that sweeps into this study asked for, in that order."""
+        """The cells that sweeps of this study requested, in order."""
         try:
             found = record.decode(list[Cell], json.loads(self._plan.read_text()))
         except FileNotFoundError:
@@ -94,11 +94,11 @@ class Study:
         except ValueError:
             found = None
         if found is None or not all(record.names_a_file(cell.name) for cell in found):
-            raise UserError(f"{self._plan} is damaged; delete it, the records don't need it.")
+            raise UserError(f"{self._plan} is damaged; delete it, records do not need it.")
         return found
 
     def plan(self, cells: Iterable[Cell]) -> None:
-        """Add `cells` to what was planned, one sweep after another where several do; tidy up after dead ones."""
+        """Add `cells` to the plan, under a lease, and remove what dead processes left behind."""
         cells = list(cells)
         with lease.hold(self._state / "planning", "The plan", patiently=True) as held:
             for path in self.left_behind(held.path.stat().st_mtime):
@@ -107,15 +107,15 @@ class Study:
             record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
 
     def left_behind(self, now: float | None = None) -> list[Path]:
-        """What dead processes had begun to write here, or to claim.
+        """Temporary files and leases of dead processes.
 
-        now: by the clock of the folder's file system; null for this machine's.
+        now: the time by the clock of the folder's file system (null: this machine's clock).
         """
         folders = (self.folder, self._state, self._state / "running")
         return lease.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
-        """Remove all that there is of the cell `name`, the plan included; returns what is gone, as `files` names it."""
+        """Remove the cell `name` with all its files and its place in the plan; returns the removed `files`."""
         gone, path = self.files(name), self._record(name)
         begun = [found for found in self.left_behind() if found.name.startswith(f".{name}.")]
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
@@ -133,26 +133,26 @@ class Study:
         return gone
 
     def files(self, name: str) -> list[Path]:
-        """What the cell `name` has left: record, items, log, the folder of its weights, those that are there."""
+        """The files of the cell `name`: record, items, log and the folder of its weights, if they exist."""
         paths = [self.folder / f"{name}{ending}" for ending in (".json", ".items.parquet", ".log")]
         found = [path for path in paths if path.is_file()]
         weights = record.model_folder(self._record(name))
         return [*found, weights] if weights.is_dir() else found
 
     def running(self) -> dict[str, dict]:
-        """Owners of running cells by name, each with host, pid, started and the last progress; dead ones left out."""
+        """The live owners of running cells by name, each with host, pid, started and progress."""
         found = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
         return {name: owner for name, owner in found.items() if owner is not None}
 
     def claim(self, cell: Cell) -> AbstractContextManager[Claim]:
-        """Hold `cell` while it runs. Raises Held if another process has it, unless that is known to have ended.
+        """Hold the lease of `cell` while it runs. Raises Held if a live process has it.
 
-        Its record is to be looked for once more after this: another process may just have written it.
+        Read the record again afterwards: another process may just have written it.
         """
         return lease.hold(self._claim(cell), cell.name)
 
     def wait(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those of `cells`, which others hold, that are free, as soon as some are."""
+        """Wait until some of `cells`, which other processes hold, are free; returns those."""
         by_claim = {self._claim(cell): cell for cell in cells}
         return [by_claim[free] for free in lease.wait(list(by_claim))]
 
@@ -161,7 +161,7 @@ class Study:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -169,6 +169,6 @@ def discard(path: Path) -> None:
 
 
 def begun(results: Path) -> list[str]:
-    """Names of the studies below `results`, with those that have no record yet, but a plan or a running cell."""
+    """The studies below `results`, including those without a record that have a plan or a running cell."""
     folders = [path.parent.relative_to(results).as_posix() for path in results.rglob(".harness") if path.is_dir()]
     return sorted({*record.studies(results), *filter(record.STUDY_NAME.fullmatch, folders)})

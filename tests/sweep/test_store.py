@@ -10,7 +10,7 @@ from records import make_record
 
 from harness.errors import UserError
 from harness.record import RecordError, write
-from harness.studies.status import lines, look
+from harness.studies.status import lines, study_status
 from harness.sweep.store import Study
 
 
@@ -74,7 +74,7 @@ def test_status_counts_and_names_cells(study, tmp_path):
     study.plan(r.cell for r in (done, failed, running, left))
     with study.claim(running.cell) as note:
         note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4})
-        standing = look(tmp_path, "demo")
+        standing = study_status(tmp_path, "demo")
     # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
     head, header, *rows, reason = lines(standing)
     assert head == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
@@ -97,17 +97,17 @@ def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
         write(record, study.path(record.cell))
     left = [make_record("full", seed=seed).cell for seed in (1, 2)] + [make_record("lora", 16, seed=1).cell]
     study.plan([fast.cell, slow.cell, *left])
-    assert lines(look(tmp_path, "demo"))[0].endswith("3 left, about 34 min to go")  # 2,010 s
+    assert lines(study_status(tmp_path, "demo"))[0].endswith("3 left, about 34 min to go")  # 2,010 s
     with study.claim(left[0]), study.claim(left[1]):
-        assert lines(look(tmp_path, "demo"))[0].endswith("about 17 min to go")
+        assert lines(study_status(tmp_path, "demo"))[0].endswith("about 17 min to go")
     study.plan([make_record("dora", 16).cell])  # of no method yet seen: the mean of all, 505 s
-    assert lines(look(tmp_path, "demo"))[0].endswith("about 42 min to go")
+    assert lines(study_status(tmp_path, "demo"))[0].endswith("about 42 min to go")
 
 
 def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lora):
     study.plan([lora])
     assert (
-        lines(look(tmp_path, "demo"))[0]
+        lines(study_status(tmp_path, "demo"))[0]
         == "demo: 0 done, 0 running, 0 failed, 1 left, time left unknown until a cell is done"
     )
 
@@ -115,13 +115,13 @@ def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lor
 def test_a_cell_that_no_sweep_has_planned_takes_time_too(study, tmp_path, lora):
     """`run` plans nothing; without its pace nobody knows how long its cell takes."""
     with study.claim(lora) as note:
-        assert lines(look(tmp_path, "demo"))[0].endswith("0 left, time left unknown until a cell is done")
+        assert lines(study_status(tmp_path, "demo"))[0].endswith("0 left, time left unknown until a cell is done")
         note({"phase": "train", "step": 3, "of": 50, "seconds_left": 47.0})
-        assert lines(look(tmp_path, "demo"))[0].endswith("0 left, about 47 s to go")
+        assert lines(study_status(tmp_path, "demo"))[0].endswith("0 left, about 47 s to go")
 
 
 def test_nothing_left_takes_no_time(study, tmp_path):
     record = make_record("lora", 16)
     write(record, study.path(record.cell))
     study.plan([record.cell])
-    assert lines(look(tmp_path, "demo")) == ["demo: 1 done, 0 running, 0 failed, 0 left"]
+    assert lines(study_status(tmp_path, "demo")) == ["demo: 1 done, 0 running, 0 failed, 0 left"]

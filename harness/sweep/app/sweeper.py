@@ -200,7 +200,7 @@ class GridSweeper(Sweeper):
             return self._launcher.launch(points, initial_job_idx=first)
         cells = [point.cell for point in pending]
         try:
-            with following(study, cells, self._session.progress), lost_workers.heard_of(self._launcher):
+            with following(study, cells, self._session.progress), lost_workers.lost_jobs_answer(self._launcher):
                 jobs = self._launcher.launch(points, initial_job_idx=first)
         except KeyboardInterrupt:
             if type(self._launcher).__name__ == "SlurmLauncher":

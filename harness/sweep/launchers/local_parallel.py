@@ -1,10 +1,10 @@
-"""Several cells at a time on this machine: Hydra's launcher `local_parallel`, a cell on each GPU, or on several.
+"""Runs several cells at a time on this machine: Hydra's launcher `local_parallel`, with one or more GPUs per cell.
 
     python -m harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
-Each place, as many GPUs as a cell asks for (train.devices) or a share of the CPU's cores, has a worker: a process
-(``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one after another, as a sweep without this
-launcher would. When the sweep is gone, however it went, its workers end their cells in order, and themselves.
+Each place has a worker. A place is as many GPUs as a cell asks for (train.devices), or a share of the CPU's cores. A
+worker is a process (``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one by one.
+When the sweep ends, in whatever way, its workers stop their cells in order and exit.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from harness.errors import UserError
 from harness.sweep.fork_server import import_path
 from harness.sweep.launchers.lost_workers import Lost, died
 
-PATIENCE = 20  # seconds that a worker gets to end its cell in order
+STOP_SECONDS = 20  # for a worker to stop its cell in order
 
 
 class LocalParallel(Launcher):
-    """Sends each of its places the next cell as soon as it has answered for the last one.
+    """Sends each worker its next cell as soon as the last one is done.
 
-    cells: how many at a time; null for one a GPU, or on a CPU for one.
+    cells: cells at a time (null: one per place of GPUs; on a CPU, one).
     """
 
     __module__ = "hydra_plugins.harness"  # Hydra instantiates no launcher from elsewhere
@@ -56,13 +56,13 @@ class LocalParallel(Launcher):
         jobs = dict(enumerate(self._composed(job_overrides, initial_job_idx)))
         devices = {number: settings_of.device_count(config) for number, (_, _, config) in jobs.items()}
         answers: dict[int, JobReturn] = {}
-        for count in sorted(set(devices.values()), reverse=True):  # GPUs are dealt out anew
+        for count in sorted(set(devices.values()), reverse=True):  # cells of one device count share a set of places
             some = {number: job for number, job in jobs.items() if devices[number] == count}
             answers |= self._all_run(some, places(self._cells, count))
         return [answers[number] for number in sorted(answers)]
 
     def _all_run(self, jobs: dict[int, tuple[Any, ...]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
-        """What came of `jobs`, each run in one of `places`."""
+        """The returns of `jobs`, by number, each run in one of `places`."""
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
@@ -88,7 +88,7 @@ class LocalParallel(Launcher):
         return answers
 
     def _composed(self, points: Sequence[Sequence[str]], first: int) -> list[tuple[Any, ...]]:
-        """What a worker needs to run each of `points`: Hydra's context, the task, the configuration."""
+        """What a worker needs for each of `points`: Hydra's context, the task function, the configuration."""
         jobs = []
         for number, point in enumerate(points, first):
             config = self._context.config_loader.load_sweep_config(self._config, list(point))
@@ -99,7 +99,7 @@ class LocalParallel(Launcher):
 
 
 class Worker:
-    """A process that runs cells in `place`, started when it is first sent one; what it prints is added to `log`."""
+    """A process that runs cells in `place`. It starts with its first cell; its output is appended to `log`."""
 
     connection: Connection
 
@@ -110,29 +110,29 @@ class Worker:
     def send(self, job: tuple[Any, ...]) -> None:
         if self._process is None or self._process.poll() is not None:
             self._start()
-        with contextlib.suppress(BrokenPipeError):  # it died this moment, as its answer will tell
+        with contextlib.suppress(BrokenPipeError):  # it died just now; `answer` reports it
             self.connection.send(job)
 
     def answer(self) -> JobReturn:
-        """What came of the last job; `Lost` is the value of one that the worker did not live to answer for."""
+        """The return of the last job; its value is `Lost` if the worker died first."""
         try:
             return self.connection.recv()
-        except (EOFError, OSError):  # between two answers, or within one
+        except (EOFError, OSError):  # before an answer, or within one
             self.connection.close()
-            why = f"{died(self._process.wait())}; its last words are in {self._log.name}"
+            why = f"{died(self._process.wait())}; its output is in {self._log.name}"
             return Lost(why).answer()
 
     def close(self) -> None:
-        """Tell the process that no more will come: it ends its cell, if there is one, and itself."""
+        """Tell the process to stop its cell, if there is one, and exit."""
         if self._process is not None:
             self._process.stdin.close()
 
     def end(self) -> None:
-        """Wait for the process to end, and end it by force when that takes too long."""
+        """Wait for the process to exit, and kill it after STOP_SECONDS."""
         if self._process is None:
             return
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -141,7 +141,7 @@ class Worker:
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         with theirs, open(self._log, "ab") as log:
-            # -P and a session of its own: as for the holder of jobs in server.py.
+            # -P and a session of its own: see fork_server.py.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.sweep.launchers.local_parallel", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
@@ -162,21 +162,21 @@ def stop(workers: list[Worker]) -> None:
 
 
 def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
-    """What sets each place apart from the others: variables of its environment; one cell at a time runs in each.
+    """The environment variables of each place; one cell at a time runs in each.
 
-    Raises UserError if there can't be `cells` of them, of `devices` GPUs each.
+    Raises UserError if this machine has no room for `cells` places of `devices` GPUs each.
     """
     if cells is not None and (not isinstance(cells, int) or cells < 1):
-        raise UserError(f"hydra.launcher.cells={cells} can't be: it must be a whole number, 1 or more.")
+        raise UserError(f"hydra.launcher.cells must be a positive number, got {cells}.")
     found = gpus()
     if found:
         require_gpus(devices)
         together = [",".join(found[i : i + devices]) for i in range(0, len(found) - devices + 1, devices)]
         if cells is not None and cells > len(together):
-            each = "" if devices == 1 else f", {devices} of them to a cell (train.devices)"
+            each = "" if devices == 1 else f", {devices} of them for a cell (train.devices)"
             raise UserError(
-                f"hydra.launcher.cells={cells} can't be: a GPU runs one cell at a time, and there are "
-                f"{len(found)}{each}."
+                f"hydra.launcher.cells must be at most {len(together)}, got {cells}: a GPU runs one cell at a time, "
+                f"and there are {len(found)}{each}."
             )
         return [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in together[:cells]]
     if cells in (None, 1):
@@ -186,10 +186,10 @@ def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
 
 
 def require_gpus(devices: int) -> None:
-    """Raise UserError if there are GPUs on this machine, but not so many."""
+    """Raise UserError if this machine has GPUs, but fewer than `devices`."""
     found = gpus()
     if found and devices > len(found):
-        raise UserError(f"train.devices={devices} can't be: there are {len(found)} GPUs here.")
+        raise UserError(f"train.devices must be at most {len(found)}, the GPUs of this machine, got {devices}.")
 
 
 def gpus() -> list[str]:
@@ -210,7 +210,7 @@ def _cores() -> int:
 
 
 def main(descriptor: int) -> None:
-    """A worker's side: run what is sent over `descriptor` and answer, until the sweep closes our standard input."""
+    """The worker: run what comes over `descriptor` and answer, until the sweep closes the standard input."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     setup_globals()
@@ -230,7 +230,7 @@ def main(descriptor: int) -> None:
 
 
 def _end_with_the_sweep() -> None:
-    os.read(0, 1)  # nothing is written there: the sweep closed it, or went away
+    os.read(0, 1)  # nothing is written there; it returns when the sweep closes it or dies
     os.kill(os.getpid(), signal.SIGTERM)
 
 

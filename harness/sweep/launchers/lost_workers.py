@@ -1,7 +1,7 @@
-"""Workers that are lost: a process or its machine goes away, and never answers for the cell that it was given.
+"""Lost workers: a process or its machine ends without an answer for its cell.
 
-A launcher hands `Lost` over as what came of that cell, and waits for the others. A lost cell's claim is void, so the
-same command runs it again.
+The launcher returns `Lost` for that cell and waits for the others. A lost cell's lease is void, so the same command
+runs it again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
-GLANCE = 10  # seconds between looks into Slurm's queue
-GRACE = 10  # seconds that a shared disk may take to show the answer of a job that left the queue
+QUEUE_SECONDS = 10  # between two reads of Slurm's queue
+GRACE_SECONDS = 10  # for a shared disk to show the answer of a job that left the queue
 
 
 @dataclass(frozen=True)
 class Lost:
-    """why: how the worker ended, as the end of a sentence that begins with it."""
+    """The result of a cell whose worker was lost.
+
+    why: how the worker ended, a predicate such as ``was killed by SIGKILL``.
+    """
 
     why: str
 
@@ -32,16 +35,17 @@ class Lost:
 
 
 def died(code: int) -> str:
-    """How a process with the exit status `code`, negative for a signal's, ended."""
+    """How a process ended; `code` is its exit status, negative for a signal."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
 
 
 @contextlib.contextmanager
-def heard_of(launcher: Launcher) -> Iterator[None]:
-    """While it lasts, a job of submitit that is lost answers with `Lost`.
+def lost_jobs_answer(launcher: Launcher) -> Iterator[None]:
+    """Within this context a lost job of submitit answers with `Lost`. Ray reruns a lost task by itself.
 
-    Otherwise submitit's launcher would give up on all jobs at the first lost one; and on a cluster that keeps no
-    accounts it would wait for that one forever. Ray gives a lost worker's task to another worker by itself.
+    Hydra's launcher keeps its jobs to itself and calls `Job.results` on each, so submitit's public interface
+    (`Job.done`, `Job.exception`) is out of reach from here, and the method is replaced. Without that, the launcher
+    gives up on all jobs at the first lost one; on a cluster without accounting it waits for that one forever.
     """
     if not type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher"):
         yield
@@ -67,20 +71,20 @@ def heard_of(launcher: Launcher) -> Iterator[None]:
 
 
 def _ended(job: Any) -> bool:
-    """Wait for `job`; whether submitit knows how it ended. If not, it is in Slurm's queue no more."""
+    """Wait for `job`. True if submitit knows how it ended; False if it left Slurm's queue without an answer."""
     looked = time.monotonic()
     while not job.done():
         time.sleep(1)
-        if job._cancel_command == "scancel" and time.monotonic() - looked > GLANCE:
+        if job._cancel_command == "scancel" and time.monotonic() - looked > QUEUE_SECONDS:
             looked = time.monotonic()
             if not _queued(job.job_id):
-                time.sleep(GRACE)
+                time.sleep(GRACE_SECONDS)
                 return job.done()
     return True
 
 
 def _queued(job_id: str) -> bool:
-    """Whether Slurm's queue holds the job still; also if Slurm can't be asked at the moment."""
+    """Whether Slurm's queue still holds the job; True if Slurm does not answer."""
     asked = subprocess.run(["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True)
     if asked.returncode:
         return "Invalid job id" not in asked.stderr
