@@ -168,7 +168,7 @@ def test_a_gpu_that_another_process_holds_memory_of_is_busy():
     holding = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         holding.stdout.readline()
-        ask = "from harness.job import device; print(device.busy())"
+        ask = "from harness.job.measure import device; print(device.busy())"
         words = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     finally:
         holding.kill()

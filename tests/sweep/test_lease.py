@@ -51,13 +51,13 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def process():
-    """process(script, *arguments) starts Python on a script that knows `claim`, `Path` and `arguments`."""
+    """process(script, *arguments) starts Python on a script that knows `lease`, `Path` and `arguments`."""
     started = []
 
     def start(script: str, *arguments, elsewhere: bool = False) -> subprocess.Popen:
-        lines = ["import os, signal, sys, time", "from pathlib import Path", "from harness.sweep import claim"]
-        lines += [f"claim.{name} = {seconds}" for name, seconds in QUICK.items()]
-        lines += ["claim._machine = lambda: 'elsewhere'"] * elsewhere
+        lines = ["import os, signal, sys, time", "from pathlib import Path", "from harness.sweep import lease"]
+        lines += [f"lease.{name} = {seconds}" for name, seconds in QUICK.items()]
+        lines += ["lease._machine = lambda: 'elsewhere'"] * elsewhere
         command = [sys.executable, "-c", "\n".join([*lines, script]), *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
@@ -70,7 +70,7 @@ def process():
 
 
 HOLDER = """
-with claim.hold(Path(sys.argv[1]), "cell") as held:
+with lease.hold(Path(sys.argv[1]), "cell") as held:
     held.works(os.getpid(), lambda: print("lost", flush=True))
     print("held", flush=True)
     while not held.lost:
@@ -274,7 +274,7 @@ claims, counters = Path(sys.argv[1]), Path(sys.argv[2])
 while not (counters / "go").exists():
     time.sleep(0.001)
 for i in range(int(sys.argv[3])):
-    with claim.hold(claims / str(i), "cell", patiently=True):
+    with lease.hold(claims / str(i), "cell", patiently=True):
         counter = counters / str(i)
         count = int(counter.read_text()) if counter.exists() else 0
         time.sleep(0.001)

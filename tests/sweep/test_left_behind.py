@@ -30,9 +30,9 @@ with record.replacing(Path(sys.argv[1]) / "lora.json") as made:
 CLAIMING = """
 import os, signal, sys
 from pathlib import Path
-from harness.sweep import claim
+from harness.sweep import lease
 os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-with claim.hold(Path(sys.argv[1]) / ".harness" / "running" / "lora", "lora"):
+with lease.hold(Path(sys.argv[1]) / ".harness" / "running" / "lora", "lora"):
     pass
 """
 

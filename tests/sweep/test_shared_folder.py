@@ -75,9 +75,9 @@ def test_a_cell_of_another_sweep_is_left_for_later_and_taken_over(tmp_path):
 ELSEWHERE = """
 import sys
 from harness.__main__ import main
-from harness.sweep import claim
-claim._machine = lambda: "elsewhere"
-claim.HEARTBEAT = 0.2
+from harness.sweep import lease
+lease._machine = lambda: "elsewhere"
+lease.HEARTBEAT = 0.2
 sys.exit(main(sys.argv[1:]))
 """
 
