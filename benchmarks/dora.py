@@ -46,7 +46,7 @@ class Bench:
         torch.manual_seed(0)
         base = loading.load(cell, on)
         self.net = adapting.adapt(base, cell).train()
-        self.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(self.net)
+        self.optimizer = instantiate(cell.settings.method.optim, _convert_="all")(self.net)
         self.ids = torch.randint(1000, 40_000, (SEQUENCES, LENGTH), device=on)
         self.bf16 = bf16
 

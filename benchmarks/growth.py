@@ -11,6 +11,7 @@ scoring   word problems answered by SmolLM2-135M, by stock HFLM and by ours
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -77,11 +78,11 @@ def steps() -> list[dict[str, Any]]:
 
 def scored() -> list[dict[str, Any]]:
     cell = composed("model=smollm2_135m", "method=base", "data=wordmath_short", "train.precision=fp32")
-    net, tokenizer = loading.load(cell, speed.plain.CPU), loading.tokenizer(cell.settings["model"])
+    net, tokenizer = loading.load(cell, speed.plain.CPU), loading.tokenizer(cell.settings.model)
     rows = []
     for items in (20, 40, 80, 160):
-        tasks = scoring.Tasks(cell.settings["eval"] | {"limit": items}, None)
-        size = cell.settings["eval"]["batch_size"]
+        tasks = scoring.Tasks(dataclasses.replace(cell.settings.eval, limit=items), None)
+        size = cell.settings.eval.batch_size
         row: dict[str, Any] = {"items": items}
         for name, ours in (("stock", False), ("ours", True)):
             row[name] = timed(lambda t=tasks, o=ours, s=size: scoring.score(net, tokenizer, t, s, None, speedups=o))

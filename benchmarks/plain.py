@@ -26,14 +26,14 @@ from harness.job.evaluate import scoring
 from harness.job.measure import device
 from harness.job.models import adapting, loading
 from harness.job.training import loop
-from harness.record import Cell
+from harness.record import Cell, decode
 
 
 def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
     """The cell's model, seeded as ours, and its optimizer."""
     torch.manual_seed(cell.seed or 0)
     net = adapting.adapt(loading.load(cell, device.here()), cell)
-    slot = cell.settings["method"]["optim"]
+    slot = cell.settings.method.optim
     return net, slot and instantiate(slot, _convert_="all")(net)
 
 
@@ -66,31 +66,31 @@ def step(net: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], max_gra
 
 def main(cell: Cell) -> dict[str, Any]:
     """Train and score; the losses of the steps, and the score of each task by metric and filter."""
-    settings, losses = cell.settings["train"], []
+    settings, losses = cell.settings.train, []
     net, optimizer = built(cell)
-    tokenizer = loading.tokenizer(cell.settings["model"])
+    tokenizer = loading.tokenizer(cell.settings.model)
     if optimizer is not None:
-        splits = sources.splits(cell.settings["data"], None)
-        prompt = cell.settings["data"]["prompt"]
+        splits = sources.splits(cell.settings.data, None)
+        prompt = cell.settings.data.prompt
         order = batching.scheduled(
             splits["train"],
             settings,
             cell.seed,
-            lambda items: encoding.encode_all(tokenizer, items, prompt, settings["max_length"]),
+            lambda items: encoding.encode_all(tokenizer, items, prompt, settings.max_length),
         )
-        factor = loop.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+        factor = loop.warmup_cosine(settings.max_steps, settings.warmup_ratio)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         net.train()
         for (examples,) in order:
             batch = {k: v.to(net.device) for k, v in padded(examples, tokenizer.pad_token_id).items()}
-            losses.append(step(net, optimizer, batch, settings["max_grad_norm"]))
+            losses.append(step(net, optimizer, batch, settings.max_grad_norm))
             schedule.step()
     net.eval()
-    asked = cell.settings["eval"]
+    asked = cell.settings.eval
     result = lm_eval.simple_evaluate(
-        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=asked["batch_size"]),
-        tasks=asked["tasks"],
-        num_fewshot=asked["num_fewshot"] or 0,
+        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=asked.batch_size),
+        tasks=asked.tasks,
+        num_fewshot=asked.num_fewshot or 0,
         samples=scoring.Tasks(asked, None).sample,
         task_manager=lm_eval.tasks.TaskManager(include_path=str(Path(scoring.__file__).parent / "tasks")),
     )
@@ -99,4 +99,4 @@ def main(cell: Cell) -> dict[str, Any]:
 
 if __name__ == "__main__":
     source, target = map(Path, sys.argv[1:])
-    target.write_text(json.dumps(main(Cell(**json.loads(source.read_text()))), default=str), encoding="utf-8")
+    target.write_text(json.dumps(main(decode(Cell, json.loads(source.read_text()))), default=str), encoding="utf-8")

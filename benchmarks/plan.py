@@ -48,8 +48,8 @@ def ours(folder: Path) -> list[dict[str, Any]]:
 def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     settings = record.cell.settings
     # As the record's device computed, which need not be this one.
-    settings = settings | {"train": settings["train"] | {"precision": record.environment["precision"]}}
-    cell = dataclasses.replace(record.cell, settings=settings)
+    train = dataclasses.replace(settings.train, precision=record.environment["precision"])
+    cell = dataclasses.replace(record.cell, settings=dataclasses.replace(settings, train=train))
     predicted = planner.predict(cell, None, LARGE)
     return {
         "method": record.cell.method,

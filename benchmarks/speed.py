@@ -118,22 +118,22 @@ class Side:
     def __init__(self, method: str, text: str, plainly: bool, *more: str):
         speedups = "speedups=off" if plainly else "speedups=auto"
         self.cell = composed(*TRAINING, f"data={text}", f"train.max_steps={STEPS}", f"method={method}", speedups, *more)
-        self.settings = self.cell.settings["train"]
-        bf16 = device.compute_dtype(self.settings["precision"]) is torch.bfloat16
+        self.settings = self.cell.settings.train
+        bf16 = device.compute_dtype(self.settings.precision) is torch.bfloat16
         self.accelerator = None if plainly else Accelerator(mixed_precision="bf16" if bf16 else "no")
         self.net, self.optimizer = plain.built(self.cell)
-        self.tokenizer = loading.tokenizer(self.cell.settings["model"])
-        self.layout, _ = attention.layout(self.net, self.cell.settings["speedups"], self.tokenizer.pad_token_id)
+        self.tokenizer = loading.tokenizer(self.cell.settings.model)
+        self.layout, _ = attention.layout(self.net, self.cell.settings.speedups, self.tokenizer.pad_token_id)
         if self.layout.flat:
             attention.enable(self.net)
         if self.accelerator:
             self.net, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
-        factor = loop.warmup_cosine(self.settings["max_steps"], self.settings["warmup_ratio"])
+        factor = loop.warmup_cosine(self.settings.max_steps, self.settings.warmup_ratio)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
 
     def step(self, examples: list[encoding.Example]) -> None:
-        norm = self.settings["max_grad_norm"]
+        norm = self.settings.max_grad_norm
         if self.accelerator is None:
             plain.step(self.net, self.optimizer, plain.padded(examples, self.tokenizer.pad_token_id), norm)
         else:
@@ -159,10 +159,10 @@ class Side:
 
 def examples_for(side: Side, data_root: str | None) -> tuple[list[list[encoding.Example]], list[encoding.Example]]:
     """The batches of the training, and 32 held-out examples."""
-    splits, settings = sources.splits(side.cell.settings["data"], data_root), side.settings
+    splits, settings = sources.splits(side.cell.settings.data, data_root), side.settings
 
     def encode(items: list[encoding.Item]) -> list[encoding.Example]:
-        return encoding.encode_all(side.tokenizer, items, side.cell.settings["data"]["prompt"], settings["max_length"])
+        return encoding.encode_all(side.tokenizer, items, side.cell.settings.data.prompt, settings.max_length)
 
     steps = batching.scheduled(splits["train"], settings, 0, encode)
     return [examples for (examples,) in steps], encode(splits["validation"][:32])
@@ -212,8 +212,8 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
     if data_root is None:
         raise SystemExit(f"{name} needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
-    net, tokenizer = loading.load(cell, plain.CPU), loading.tokenizer(cell.settings["model"])
-    asked = cell.settings["eval"] | {"tasks": [name], "num_fewshot": 5, "limit": None, "batch_size": 16}
+    net, tokenizer = loading.load(cell, plain.CPU), loading.tokenizer(cell.settings.model)
+    asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=16)
     tasks = scoring.Tasks(asked, data_root)
     subjects = sorted(tasks.leaves)
     spread = subjects[:: max(1, len(subjects) // (2 * pairs))]
@@ -223,7 +223,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         start = 0 if len(subjects) > 1 else pair * items
         chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
-        _, found, _ = scoring.score(net, tokenizer, tasks, asked["batch_size"], None, speedups=ours)
+        _, found, _ = scoring.score(net, tokenizer, tasks, asked.batch_size, None, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
         predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 

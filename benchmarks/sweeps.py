@@ -108,18 +108,17 @@ def _composed(name: str, overrides: list[str], **keywords) -> DictConfig:
 
 def seconds(cell: Cell, machine: Machine) -> float:
     """What `cell` takes on `machine`, by the rule."""
-    train, asked = cell.settings["train"], cell.settings["eval"]
-    each = 2 * WEIGHTS[cell.model] * TOKENS[cell.settings["data"]["name"]] / machine.flops  # an example, forward
-    steps = train.get("max_steps", 0)
-    trained = steps * train["batch_size"] * train.get("grad_accum", 1)
-    if most := train.get("max_tokens"):
+    train, asked = cell.settings.train, cell.settings.eval
+    each = 2 * WEIGHTS[cell.model] * TOKENS[cell.settings.data.name] / machine.flops  # an example, forward
+    steps = train.max_steps or 0
+    trained = steps * train.batch_size * (train.grad_accum or 1)
+    if most := train.max_tokens:
         trained = min(trained, most / TOKENS[cell.data])
-    validated = train["validation_items"] * (1 + steps // (train.get("validate_every") or steps + 1))
-    infer = cell.settings.get("infer", {"repeats": 0})  # the first records had no inference
-    written = infer["repeats"] * infer.get("new_tokens", 0)
+    validated = train.validation_items * (1 + steps // (train.validate_every or steps + 1))
+    written = cell.settings.infer.repeats * (cell.settings.infer.new_tokens or 0)
     total = machine.beside + machine.inference * written / (5 * 16)
     total += each * (3 * trained + validated)
-    return total + sum(min(asked["limit"] or ITEMS[task], ITEMS[task]) * machine.items[task] for task in asked["tasks"])
+    return total + sum(min(asked.limit or ITEMS[task], ITEMS[task]) * machine.items[task] for task in asked.tasks)
 
 
 def header(name: str) -> str:

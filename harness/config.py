@@ -21,7 +21,8 @@ from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
 from harness.errors import UserError, one_of
-from harness.record import AUTO, STUDY_NAME, Precautions, TrackerName, bits
+from harness.record import STUDY_NAME, Precautions, TrackerName
+from harness.settings import AUTO, quantised_bits
 
 ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
 TRACKERS = get_args(TrackerName)
@@ -455,7 +456,8 @@ def _check_devices(config: DictConfig) -> None:
     }
     if train.parallel == "fsdp":
         refused |= {
-            f"{method} and train.parallel=fsdp: weights in 8 bits can't be sharded; {ddp}": bits(slots.load) == 8,
+            f"{method} and train.parallel=fsdp: weights in 8 bits can't be sharded; {ddp}": quantised_bits(slots.load)
+            == 8,
             f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
             f"{ddp}": slots.optim.get("matrices"),
             f"{method} and train.parallel=fsdp: its init, before or after takes whole weights, and each device has a "

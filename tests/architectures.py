@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,6 +80,6 @@ def composed(*overrides: str) -> Cell:
 
 
 def cell_of(path: Path, *overrides: str) -> Cell:
-    cell = copy.deepcopy(composed(*overrides))
-    cell.settings["model"]["path"] = str(path)
-    return cell
+    cell = composed(*overrides)
+    model = replace(cell.settings.model, path=str(path))
+    return replace(cell, settings=replace(cell.settings, model=model))

@@ -96,24 +96,24 @@ def prepared(cell: Cell) -> SimpleNamespace:
 
     examples: of each micro-batch, of each of its sequences the token ids and how many are the prompt's.
     """
-    settings = cell.settings["train"]
+    settings = cell.settings.train
     accelerator = Accelerator(mixed_precision="no")
     set_seed(cell.seed or 0)
-    base, tokenizer = loading.load(cell, accelerator.device), loading.tokenizer(cell.settings["model"])
-    splits = sources.splits(cell.settings["data"], None)
-    texts = {k: encoded(tokenizer, items, settings["max_length"]) for k, items in splits.items()}
+    base, tokenizer = loading.load(cell, accelerator.device), loading.tokenizer(cell.settings.model)
+    splits = sources.splits(cell.settings.data, None)
+    texts = {k: encoded(tokenizer, items, settings.max_length) for k, items in splits.items()}
 
     def samples(size: int) -> Iterator[batching.Batch]:
         padded = batching.Layout(flat=False, pad=tokenizer.pad_token_id)
         return (padded.batch(texts["train"][i : i + size]) for i in range(0, len(texts["train"]), size))
 
     net = adapting.adapt(base, cell, samples)
-    layout, _ = attention.layout(net, cell.settings["speedups"], tokenizer.pad_token_id)
+    layout, _ = attention.layout(net, cell.settings.speedups, tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
-    accum = settings.get("grad_accum", 1)
+    accum = settings.grad_accum or 1
     order = batching.batches(
-        len(texts["train"]), settings["batch_size"], settings.get("max_steps", 1) * accum, cell.settings["seed"] or 0
+        len(texts["train"]), settings.batch_size, (settings.max_steps or 1) * accum, cell.settings.seed or 0
     )
     drawn = [[texts["train"][i] for i in indices] for indices in order]
     micro = [layout.batch(examples) for examples in drawn]
@@ -126,11 +126,11 @@ def prepared(cell: Cell) -> SimpleNamespace:
         "samples": samples,
         "examples": [[(e.ids, e.prompt) for e in examples] for examples in drawn],
         "steps": [micro[i : i + accum] for i in range(0, len(micro), accum)],
-        "held_out": [layout.batch(texts["validation"][: settings["validation_items"]])],
+        "held_out": [layout.batch(texts["validation"][: settings.validation_items])],
         "optimizer": None,
     }
-    if cell.settings["method"]["optim"] is not None:
-        optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(net)
+    if cell.settings.method.optim is not None:
+        optimizer = instantiate(cell.settings.method.optim, _convert_="all")(net)
         bench["net"], bench["optimizer"] = accelerator.prepare(net, optimizer)
     return SimpleNamespace(**bench)
 

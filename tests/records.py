@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from harness.record import (
     Tokens,
     Train,
     ValidationPoint,
-    cell_id,
     cell_name,
     sha256,
     write,
 )
+from harness.settings import Settings, cell_id
 
 MIB = 2**20
 SEEN = {"flash_for_cpu float32": 30}  # of attention, in a step
@@ -89,9 +88,11 @@ def make_record(
     trained = method not in UNTRAINED
     if not trained:
         seed = None
-    resolved = {"method": method, "model": model, "data": data, "rank": rank, "alpha": alpha, "lr": lr}
-    resolved |= {"seed": seed, "train": {"max_steps": 50, "seed": seed}} | (knobs or {}) | (settings or {})
-    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:6]
+    usual = {"model": {"name": model}, "data": {"name": data}, "train": {"max_steps": 50}}
+    usual |= {"axes": {"rank": rank, "alpha": alpha, "lr": lr} | (knobs or {})} | (settings or {})
+    resolved = changed(Settings(seed=seed), **usual)
+    resolved = changed(resolved, method={"name": method}) if resolved.method.name is None else resolved
+    key = cell_id(resolved)[:6]
     parts = {"r": rank, "a": alpha, "lr": lr, "s": seed}
     name = "-".join([method, *(f"{k}{v:g}" for k, v in parts.items() if v is not None), key])
     record = Record(
@@ -163,6 +164,27 @@ def measured(record: Record, slowdown: float = 1.0) -> Record:
     record.merge = Merge(True, None, 0.001, seconds=0.125) if adapter else None
     record.disk = Disk(18 * MIB if adapter else None, 257 * MIB)
     return record
+
+
+def changed(settings: Settings, **groups: Any) -> Settings:
+    """`settings` with other fields, as `changed(settings, train={"batch_size": 4})`; what is no field is in `other`."""
+    for name, value in groups.items():
+        if name not in vars(settings):
+            settings = replace(settings, other=settings.other | {name: value})
+        elif isinstance(value, dict):
+            part = getattr(settings, name)
+            known = {field: value[field] for field in value.keys() & vars(part).keys()}
+            settings = replace(settings, **{name: replace(part, **known)})
+            if rest := {field: of for field, of in value.items() if field not in known}:
+                settings = replace(settings, other=settings.other | {name: settings.other.get(name, {}) | rest})
+        else:
+            settings = replace(settings, **{name: value})
+    return settings
+
+
+def change(record: Record, **groups: Any) -> None:
+    """Give the cell of `record` other settings, as `changed`."""
+    record.cell.settings = changed(record.cell.settings, **groups)
 
 
 def _kinds(*mib: int) -> Kinds:

@@ -72,8 +72,8 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
             config.model.dtype = "bfloat16"
         made = from_config(config)
         assert (made.method, made.data) == (method, place.data.name)
-        assert made.settings["model"]["base_url" if method == "api" else "path"]
-        assert made.settings["eval"]["tasks"]
+        assert made.settings.model["base_url" if method == "api" else "path"]
+        assert made.settings.eval.tasks
 
 
 def test_a_method_in_a_composed_configuration_is_as_if_composed_with_it(cell, methods, places):

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 from planted_secrets import SECRETS, TELLTALE, TINY
-from records import make_record
+from records import change, changed, make_record
 
 from harness import redact
 from harness.__main__ import main
 from harness.config import CONF, ROOT
 from harness.errors import UserError
-from harness.record import cell_id, read, read_study, write
+from harness.record import read, read_study, write
+from harness.settings import cell_id
 from harness.studies import retry
 
 TINY += ["train.validation_items=2", "infer.repeats=0"]
@@ -151,10 +152,10 @@ def test_the_folder_of_a_model_is_recorded_from_where_one_works(cell, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     relative = cell("model.path=models/one")
-    assert relative.settings["model"]["path"] == "models/one"
+    assert relative.settings.model.path == "models/one"
     for path in (f"{tmp_path}/models/one", f"{tmp_path}/models/one/", "'~/models/one'"):
         assert cell(f"model.path={path}").id == relative.id
-    assert not os.path.isabs(cell("model.path=/nowhere/at/all").settings["model"]["path"])
+    assert not os.path.isabs(cell("model.path=/nowhere/at/all").settings.model.path)
 
 
 def test_another_place_of_this_machine_is_no_setting(cell, tmp_path):
@@ -198,22 +199,19 @@ def test_a_file_without_secrets_is_left_alone(tmp_path, monkeypatch):
 # Records of others
 
 
-def hostile(cell, **changed):
+def hostile(cell, **changes):
     """A failed record of a LoRA cell whose settings were changed, under an id that fits them."""
     record = make_record("lora", status="failed")
-    settings = json.loads(json.dumps(cell("method=lora").settings))
-    for way, value in changed.items():
-        *folders, name = way.split("__")
-        place = settings
-        for folder in folders:
-            place = place[folder]
-        place[name] = value
+    settings = cell("method=lora").settings
+    for way, value in changes.items():
+        group, name = way.split("__")
+        settings = changed(settings, **{group: {name: value}})
     record.cell = dataclasses.replace(cell("method=lora"), settings=settings, id=cell_id(settings))
     return record
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changes", "said"),
     [
         ({"method__adapt": {"_target_": "os.system", "command": "true"}}, "os.system is named in no file"),
         ({"method__optim": {"a": [{"_target_": "torch.os.system"}]}}, "torch.os.system is named in no file"),
@@ -226,14 +224,14 @@ def hostile(cell, **changed):
         ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code of the hub"),
     ],
 )
-def test_a_record_does_not_decide_what_is_called(cell, changed, said):
+def test_a_record_does_not_decide_what_is_called(cell, changes, said):
     assert retry.objection(hostile(cell)) is None
-    assert said in retry.objection(hostile(cell, **changed))
+    assert said in retry.objection(hostile(cell, **changes))
 
 
 def test_settings_that_are_not_those_of_the_id_are_not_run(cell):
     record = hostile(cell)
-    record.cell.settings["seed"] = 5
+    change(record, seed=5)
     assert "not those that its id stands for" in retry.objection(record)
 
 

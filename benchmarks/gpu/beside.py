@@ -30,7 +30,8 @@ from harness.job.evaluate import scoring
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.training import loop
-from harness.record import Cell
+from harness.record import Cell, decode
+from harness.settings import TrainSettings
 
 
 class Training:
@@ -39,14 +40,14 @@ class Training:
     def __init__(self, cell: Cell):
         settings = cell.settings
         self.ready = prepared_inputs.of(settings, None)
-        self.norm = settings["train"]["max_grad_norm"]
-        bf16 = device.compute_dtype(settings["train"]["precision"]) is torch.bfloat16
+        self.norm = settings.train.max_grad_norm
+        bf16 = device.compute_dtype(settings.train.precision) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
         net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
         pad = self.ready.tokenizer.pad_token_id
-        self.layout, _ = speedups.enable(net, settings["speedups"], pad, self.accelerator)
-        optimizer = instantiate(settings["method"]["optim"], _convert_="all")(net)
+        self.layout, _ = speedups.enable(net, settings.speedups, pad, self.accelerator)
+        optimizer = instantiate(settings.method.optim, _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
 
@@ -63,7 +64,7 @@ class Training:
 
 def busy(cell: dict[str, Any]) -> dict[str, Any]:
     """Of two steps: seconds of wall time unobserved, seconds in which kernels run, and kernels a step."""
-    training = Training(Cell(**cell))
+    training = Training(decode(Cell, cell))
     *before, last_but_one, last = range(len(training.ready.steps))
     for number in before:  # kernels are chosen, and the optimizer's state is made
         training.step(number)
@@ -95,20 +96,20 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 def engine(cell: dict[str, Any]) -> dict[str, Any]:
     """By precision: seconds of lm-eval's own class and of ours, items of each metric, and how many came out alike."""
-    found, asked = {}, Cell(**cell)
+    found, asked = {}, decode(Cell, cell)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    net, tokenizer = loading.load(asked, on), loading.tokenizer(asked.settings["model"])
-    settings = asked.settings["eval"]
+    net, tokenizer = loading.load(asked, on), loading.tokenizer(asked.settings.model)
+    settings = asked.settings.eval
     tasks = scoring.Tasks(settings, None)
     tasks.build()
     formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
-    scoring.score(net, tokenizer, tasks, settings["batch_size"], formats[-1])  # kernels are chosen
+    scoring.score(net, tokenizer, tasks, settings.batch_size, formats[-1])  # kernels are chosen
     for autocast in formats:
         seconds, items, used = {}, {}, {}
         for ours in (False, True):
             timing.synchronize()
             start = timing.clock()
-            asked_for = (tasks, settings["batch_size"], autocast)
+            asked_for = (tasks, settings.batch_size, autocast)
             _, items[ours], used[ours] = scoring.score(net, tokenizer, *asked_for, speedups=ours)
             timing.synchronize()
             seconds[ours] = timing.clock() - start
@@ -136,14 +137,14 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
     from transformers import TrainerCallback
 
-    asked = Cell(**cell)
-    settings, on_cuda = asked.settings["train"], torch.cuda.is_available()
+    asked = decode(Cell, cell)
+    settings, on_cuda = asked.settings.train, torch.cuda.is_available()
     prepared = prepared_inputs.of(asked.settings, None)
     set_seed(asked.seed or 0)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     net = adapting.adapt(loading.load(asked, on), asked)
-    optimizer = instantiate(asked.settings["method"]["optim"], _convert_="all")(net)
-    factor = loop.warmup_cosine(settings["max_steps"], settings["warmup_ratio"])
+    optimizer = instantiate(asked.settings.method.optim, _convert_="all")(net)
+    factor = loop.warmup_cosine(settings.max_steps, settings.warmup_ratio)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     steps = [examples for (examples,) in prepared.steps]
     batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]
@@ -174,7 +175,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
 
 def _trainer(
-    trl: bool, folder: str, net: nn.Module, tokenizer: Any, batches: list, settings: dict, on_cuda: bool
+    trl: bool, folder: str, net: nn.Module, tokenizer: Any, batches: list, settings: TrainSettings, on_cuda: bool
 ) -> Any:
     """The trainer over ready batches in their order, which logs once, at the end."""
     if trl:
@@ -191,16 +192,16 @@ def _trainer(
     arguments = {
         "output_dir": folder,
         "max_steps": len(batches),
-        "per_device_train_batch_size": settings["batch_size"],
+        "per_device_train_batch_size": settings.batch_size,
         "bf16": on_cuda,
         "use_cpu": not on_cuda,
-        "max_grad_norm": settings["max_grad_norm"] or 0.0,
+        "max_grad_norm": settings.max_grad_norm or 0.0,
         "logging_steps": len(batches),
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
     }
-    wanted = settings.get("gradient_checkpointing", False)  # which TRL has on by itself
+    wanted = settings.gradient_checkpointing  # which TRL has on by itself
     names = {field.name for field in dataclasses.fields(Arguments)}
     arguments |= {name: wanted for name in ("gradient_checkpointing", "activation_checkpointing") if name in names}
     if not trl:

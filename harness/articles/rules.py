@@ -81,15 +81,13 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
 
 
 def train_settings(record: Record) -> dict[str, Any]:
-    """The settings of the training loop; empty if an imported record has none."""
-    train = record.cell.settings.get("train")
-    return train if isinstance(train, dict) else {}
+    """The settings of the training loop."""
+    return record.cell.settings.train_dict()
 
 
 def adapt_settings(record: Record) -> dict[str, Any]:
-    """The settings of the adapter; empty if there is none, or if an imported record has none."""
-    method = record.cell.settings.get("method")
-    return (method.get("adapt") or {}) if isinstance(method, dict) else {}
+    """The settings of the adapter; empty if there is none."""
+    return record.cell.settings.method.adapt or {}
 
 
 def ratio(at: Evidence, one: str, other: str, measure: str, low: float, high: float, exact: bool = False) -> Judgement:

@@ -15,7 +15,8 @@ from typing import Any
 
 from harness import redact
 from harness.errors import UserError
-from harness.record import Cell, Precautions, SmallerBatches, decode, device_count
+from harness.record import Cell, Precautions, SmallerBatches, decode
+from harness.settings import EvalSettings
 
 
 def main(request: dict[str, Any]) -> int:
@@ -35,8 +36,8 @@ def main(request: dict[str, Any]) -> int:
 
         from harness.job.measure import device
 
-        cells = [Cell(**cell) for cell in request.get("check", [request["cell"]] if "cell" in request else [])]
-        count = max((device_count(cell.settings) for cell in cells), default=1)
+        cells = [decode(Cell, cell) for cell in request.get("check", [request["cell"]] if "cell" in request else [])]
+        count = max((cell.settings.train.devices for cell in cells), default=1)
         # Before libraries that may set up CUDA come in: what they hold would look like another's.
         for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
             if words := device.busy(number):
@@ -52,7 +53,7 @@ def main(request: dict[str, Any]) -> int:
         elif "plan" in request:
             from harness.job.predict import workers
 
-            planned = [(Cell(**asked["cell"]), asked["architecture"]) for asked in request["plan"]]
+            planned = [(decode(Cell, asked["cell"]), asked["architecture"]) for asked in request["plan"]]
             of = {name: request[name] for name in ("data_root", "budget", "beside", "tight", "kernels")}
             for event in workers.answer(planned, **of):
                 report({"phase": "plan"} | event)
@@ -79,10 +80,11 @@ def main(request: dict[str, Any]) -> int:
             from harness.job import prepared_inputs
             from harness.job.evaluate import rescoring
 
+            settings = decode(EvalSettings, request["tasks"])
             if "path" in request:
-                rescoring.rescore(Path(request["path"]), request["tasks"], request["data_root"], report)
+                rescoring.rescore(Path(request["path"]), settings, request["data_root"], report)
             else:
-                prepared_inputs.tasks(request["tasks"], request["data_root"])
+                prepared_inputs.tasks(settings, request["data_root"])
         else:
             checkpoints = request.get("checkpoints")
             asked = {

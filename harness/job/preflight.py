@@ -8,27 +8,27 @@ from harness.job.evaluate import scoring, vllm_engine
 from harness.job.measure import device
 from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
-from harness.record import Cell, behind_api
+from harness.record import Cell
 
 
 def check(cells: list[Cell], data_root: str | None) -> None:
     """Raise UserError if the model, the data, a task or the rank of a cell does not work here."""
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        if behind_api(cell):
+        if cell.settings.behind_api:
             run_api_cell.check(cell, data_root)
             continue
         check_machine(cell)
-        if cell.settings["eval"].get("chat_template"):
-            scoring.check_template(cell.settings["eval"], loading.tokenizer(cell.settings["model"]))
-        if cell.settings["eval"] not in tasks:
-            scoring.Tasks(cell.settings["eval"], data_root)
-            tasks.append(cell.settings["eval"])
-        if cell.settings["data"] not in splits:
-            loaded = sources.splits(cell.settings["data"], data_root)
+        if cell.settings.eval.chat_template:
+            scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
+        if cell.settings.eval not in tasks:
+            scoring.Tasks(cell.settings.eval, data_root)
+            tasks.append(cell.settings.eval)
+        if cell.settings.data not in splits:
+            loaded = sources.splits(cell.settings.data, data_root)
             if any(columns.CHAT in item for item in loaded["train"][:1]):
-                chat.require(loading.tokenizer(cell.settings["model"]))
-            splits.append(cell.settings["data"])
+                chat.require(loading.tokenizer(cell.settings.model))
+            splits.append(cell.settings.data)
 
 
 def check_machine(cell: Cell) -> None:

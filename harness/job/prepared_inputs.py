@@ -6,9 +6,7 @@ Inputs are cached for cells with the same settings, until the files behind them 
 from __future__ import annotations
 
 import functools
-import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +14,7 @@ from harness.job.data import batching, columns, contamination, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.models import loading
 from harness.record import Overlap
+from harness.settings import DataSettings, EvalSettings, InferSettings, MethodSettings, ModelSettings, Settings
 
 Root = tuple[str | None, str]  # data_root, and a text that changes with the data
 HELD = 8  # settings that are cached at a time
@@ -43,58 +42,56 @@ class Ready:
         return max(len(example.ids) for example in (*trained, *self.held_out))
 
 
-def of(settings: dict[str, Any], data_root: str | None) -> Ready:
+def of(settings: Settings, data_root: str | None) -> Ready:
     """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded."""
-    parts = {name: settings[name] for name in ("model", "data", "eval", "train", "seed")}
-    trained = settings["method"]["optim"] is not None
-    root = (data_root, sources.data_state(settings["data"], data_root))
-    return _made(json.dumps(parts), loading.state(settings["model"]), root, trained)
+    root = (data_root, sources.data_state(settings.data, data_root))
+    key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
+    return _made(key, loading.state(settings.model), root, settings.method.tuned)
 
 
-def tasks(settings: dict[str, Any], data_root: str | None) -> scoring.Tasks:
+def tasks(settings: EvalSettings, data_root: str | None) -> scoring.Tasks:
     """The tasks of an evaluation. Raises UserError if one can't be loaded, or does not work with `settings`."""
-    return _tasks(json.dumps(settings), (data_root, sources.data_state({}, data_root)))
+    return _tasks(settings, (data_root, sources.data_state(DataSettings(), data_root)))
 
 
 @functools.lru_cache(HELD)
-def _made(settings: str, model_state: str, root: Root, trained: bool) -> Ready:
-    parts = json.loads(settings)
-    train = parts["train"]
-    splits = _splits(json.dumps(parts["data"]), root)
-    tokenizer = loading.tokenizer(parts["model"])
-    scoring.check_template(parts["eval"], tokenizer)
-    tasks = _tasks(json.dumps(parts["eval"]), root)
-    encode = encoding.encoder(tokenizer, parts["data"], train["max_length"])
+def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> Ready:
+    train = settings.train
+    splits = _splits(settings.data, root)
+    tokenizer = loading.tokenizer(settings.model)
+    scoring.check_template(settings.eval, tokenizer)
+    tasks = _tasks(settings.eval, root)
+    encode = encoding.encoder(tokenizer, settings.data, train.max_length)
     drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
     def drawing(items: list[encoding.Item]) -> list[encoding.Example]:
         drawn.update((id(item), item) for item in items)
         return encode(items)
 
-    steps = batching.scheduled(splits["train"], train, parts["seed"], drawing) if trained else []
+    steps = batching.scheduled(splits["train"], train, settings.seed, drawing) if trained else []
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
     return Ready(
         tokenizer,
         tasks,
         steps,
-        encode(splits["validation"][: train["validation_items"]]),
-        {"data": sources.fingerprint(splits), "model": _fingerprint(json.dumps(parts["model"]), model_state)},
+        encode(splits["validation"][: train.validation_items]),
+        {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
         {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
     )
 
 
 @functools.lru_cache(HELD)
-def _splits(settings: str, root: Root) -> dict[str, list[encoding.Item]]:
-    return sources.splits(json.loads(settings), root[0])
+def _splits(settings: DataSettings, root: Root) -> dict[str, list[encoding.Item]]:
+    return sources.splits(settings, root[0])
 
 
 @functools.lru_cache(HELD)
-def _tasks(settings: str, root: Root) -> scoring.Tasks:
-    tasks = scoring.Tasks(json.loads(settings), root[0])
+def _tasks(settings: EvalSettings, root: Root) -> scoring.Tasks:
+    tasks = scoring.Tasks(settings, root[0])
     tasks.build()
     return tasks
 
 
 @functools.lru_cache(HELD)
-def _fingerprint(settings: str, state: str) -> str:
-    return loading.fingerprint(json.loads(settings))
+def _fingerprint(settings: ModelSettings, state: str) -> str:
+    return loading.fingerprint(settings)

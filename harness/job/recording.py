@@ -20,7 +20,7 @@ from harness.job.api import run_api_cell
 from harness.job.reporter import Report
 from harness.job.tracker import Tracker
 from harness.job.training import distributed, loop
-from harness.record import Cell, Failure, Precautions, Record, Shortage, SmallerBatches, behind_api, model_card
+from harness.record import Cell, Failure, Precautions, Record, Shortage, SmallerBatches, model_card
 
 
 class Job(Protocol):
@@ -78,7 +78,7 @@ def run(
     weights, _ = left = record.beginnings(path)
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
-    if behind_api(cell):
+    if cell.settings.behind_api:
         job: Job = run_api_cell.Job(cell, asking, data_root, report)
     else:
         preflight.check_machine(cell)

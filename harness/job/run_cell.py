@@ -9,6 +9,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ from harness.record import (
     Record,
     Shortage,
     SmallerBatches,
-    device_count,
 )
 
 
@@ -78,12 +78,12 @@ class Job:
         self.cell, self.settings, self.rank = cell, cell.settings, rank
         self._resumable, (self._save, self._weights) = resumable, save
         self.inputs = prepared_inputs.of(self.settings, data_root)
-        checks.check_length(self.settings["model"], self.inputs.longest)
-        self.tuned = self.settings["method"]["optim"] is not None
-        asked = smaller.batch_size if smaller else record.micro_batch(self.settings["train"])
-        self.batch_size = asked // device_count(self.settings)  # of one device
-        self.bf16 = device.compute_dtype(self.settings["train"]["precision"]) is torch.bfloat16
-        self.sharded = rank is not None and self.settings["train"]["parallel"] == "fsdp"
+        checks.check_length(self.settings.model, self.inputs.longest)
+        self.tuned = self.settings.method.tuned
+        asked = smaller.batch_size if smaller else self.settings.train.micro_batch
+        self.batch_size = asked // self.settings.train.devices  # of one device
+        self.bf16 = device.compute_dtype(self.settings.train.precision) is torch.bfloat16
+        self.sharded = rank is not None and self.settings.train.sharded
         self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)
         self.meter = Meter(self.accelerator.device)
         self.reporter = Reporter(report, self.meter, start_tracker and start_tracker())
@@ -135,7 +135,7 @@ class Job:
         if not self.tuned:
             result.parameters.trainable = 0
         pad = self.inputs.tokenizer.pad_token_id
-        self.layout, self._speedups = speedups.enable(self.model, self.settings["speedups"], pad, self.accelerator)
+        self.layout, self._speedups = speedups.enable(self.model, self.settings.speedups, pad, self.accelerator)
         self._loaded["attention"] = structure.inner(self.model).config._attn_implementation
         held_out, size = self.inputs.held_out, self.batch_size
         self.validation = [self.layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
@@ -173,12 +173,12 @@ class Job:
 
     def probe_training(self, result: Record) -> None:
         self.reporter.enter("probe")
-        train = self.settings["train"]
+        train = self.settings.train
         self.steps = batching.pieces(self.inputs.steps, self.batch_size, train)
-        self.make_optimizer = instantiate(self.settings["method"]["optim"], _convert_="all")
-        if train.get("gradient_checkpointing"):
+        self.make_optimizer = instantiate(self.settings.method.optim, _convert_="all")
+        if train.gradient_checkpointing:
             self._training_only.callback(gradient_checkpointing.enable(self.model))
-        if train.get("activation_offload"):
+        if train.activation_offload:
             self._training_only.callback(activation_offload.enable(self.model))
         if self.rank is not None:
             # An optimizer may leave some weights as they are, and DDP would wait for their gradients.
@@ -188,7 +188,7 @@ class Job:
         largest = max(self.steps, key=lambda step: max(map(self.layout.tokens, step)))
         micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in largest]
         measure = partial(
-            probe.steps, self.model, self.adapters, self._optimizer, micro, train["max_grad_norm"], self.accelerator
+            probe.steps, self.model, self.adapters, self._optimizer, micro, train.max_grad_norm, self.accelerator
         )
         self._probe(result, measure)
         # An optimizer may leave some weights as they are.
@@ -213,17 +213,17 @@ class Job:
 
     def train(self, result: Record) -> None:
         self.reporter.enter("train")
-        train = self.settings["train"]
+        train = self.settings.train
         optimizer = self._optimizer(self.accelerator.unwrap_model(self.model))
         optimizer = self.accelerator.prepare_optimizer(optimizer)
-        if compiles := train.get("compile"):
+        if compiles := train.compile:
             self._training_only.callback(compiled.enable(self.model))
         with self.meter.window("train"):
             result.train, result.validation = loop.train(
                 self.model,
                 optimizer,
                 self._batches(),
-                train | {"max_steps": len(self.steps)},  # fewer where max_tokens ends them
+                replace(train, max_steps=len(self.steps)),  # fewer where max_tokens ends them
                 self.accelerator,
                 self._validate,
                 self.reporter.end_step,
@@ -295,8 +295,8 @@ class Job:
             self._time_decoding("infer", ["base"], result)
 
     def _time_decoding(self, phase: str, forms: list[str], result: Record) -> None:
-        asked = self.settings["infer"]
-        if not asked["repeats"]:
+        asked = self.settings.infer
+        if not asked.repeats:
             return
         self.reporter.enter(phase)
         with self.meter.window(phase), ExitStack() as undone:
@@ -340,7 +340,7 @@ class Job:
     # score
 
     def score(self, result: Record) -> None:
-        tasks, asked = self.inputs.tasks, self.settings["eval"]
+        tasks, asked = self.inputs.tasks, self.settings.eval
         if not tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
         self.reporter.enter("score")
@@ -350,10 +350,10 @@ class Job:
                 self.model,
                 self.inputs.tokenizer,
                 tasks,
-                asked["batch_size"],
+                asked.batch_size,
                 torch.bfloat16 if self.bf16 else None,
-                speedups=self.settings["speedups"] != "off",
-                engine=asked.get("engine", "auto"),
+                speedups=self.settings.fast,
+                engine=asked.engine,
             )
         self._speedups |= used
 

@@ -25,6 +25,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness.record import decode
+from harness.settings import EvalSettings, Settings
+
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
 
@@ -58,10 +61,10 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
             return 0
         if "cell" in request:
             with suppress(Exception):  # the job meets the same error, and reports it
-                prepared_inputs.of(request["cell"]["settings"], request["data_root"])
+                prepared_inputs.of(decode(Settings, request["cell"]["settings"]), request["data_root"])
         if "tasks" in request:
             with suppress(Exception):
-                prepared_inputs.tasks(request["tasks"], request["data_root"])
+                prepared_inputs.tasks(decode(EvalSettings, request["tasks"]), request["data_root"])
         gc.collect()
         gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()

@@ -16,6 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from harness import redact
 from harness.errors import UserError
 from harness.record import Cell, Record
+from harness.settings import plain
 
 
 class Tracker:
@@ -27,7 +28,7 @@ class Tracker:
         try:
             tracker = LOGGER_TYPE_TO_CLASS[name](**_place(name, cell.name, study.replace("/", "-"), folder))
             tracker.start()
-            tracker.store_init_configuration(_flat(redact.hide(cell.settings)))
+            tracker.store_init_configuration(_flat(redact.hide(plain(cell.settings))))
         except Exception as error:  # without a network, an account or a server it may raise anything
             why = _first_line(error)
             raise UserError(f"tracker={name} can't start: {why}; set it up, or omit tracker.") from error

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from harness import redact, units
-from harness.record import Record, bits
+from harness.record import Record
+from harness.settings import plain
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model"}
@@ -66,13 +67,13 @@ def text(record: Record) -> str:
 
 def base_of(record: Record) -> tuple[str, str | None]:
     """What the model was tuned from, as its settings name it, and which commit of it if it is the hub's."""
-    model = record.cell.settings["model"]
+    model = record.cell.settings.model
     name, _, commit = record.fingerprints.get("model", "").rpartition("@")
-    return model["path"], commit if name == model["path"] else model["revision"]
+    return model.path, commit if name == model.path else model.revision
 
 
 def _head(record: Record) -> str:
-    model, source = record.cell.settings["model"]["path"], record.cell.settings["data"]["load"].get("path")
+    model, source = record.cell.settings.model.path, record.cell.settings.data.load.get("path")
     told: dict[str, Any] = {"library_name": LIBRARY[record.saved.form], "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(model):
         told["base_model"] = model
@@ -83,7 +84,7 @@ def _head(record: Record) -> str:
 
 
 def _quantised(record: Record) -> Iterator[str]:
-    if (kept := bits(record.cell.settings["method"]["load"])) is None:
+    if (kept := record.cell.settings.method.bits) is None:
         return
     if record.saved.form == "adapter":
         yield f"It was trained and scored on a base quantised to {kept} bits; on the full base it is another model.\n"
@@ -97,11 +98,11 @@ def _training(record: Record) -> Iterator[tuple[str, str]]:
     yield "method", cell.method
     axes = {"rank": cell.rank, "alpha": cell.alpha, "learning rate": cell.lr, "seed": cell.seed} | cell.knobs
     yield from ((name, _said(value)) for name, value in axes.items() if value is not None)
-    if settings["method"]["adapt"]:
-        yield from ((f"adapt.{key}", _said(value)) for key, value in settings["method"]["adapt"].items())
+    if settings.method.adapt:
+        yield from ((f"adapt.{key}", _said(value)) for key, value in settings.method.adapt.items())
     yield "data", f"{cell.data}, {record.fingerprints.get('data', 'no fingerprint')}"
-    yield "prompt", f"`{settings['data'].get('prompt', '')!r}`"
-    yield from ((f"train.{key}", _said(value)) for key, value in settings["train"].items())
+    yield "prompt", f"`{settings.data.prompt or ''!r}`"
+    yield from ((f"train.{key}", _said(value)) for key, value in plain(settings.train).items())
     if train := record.train:
         yield "steps", str(train.steps)
         yield "tokens", f"{train.tokens.raw:,} raw, {train.tokens.supervised or 0:,} of them in the loss"

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from harness import units
 from harness.record import Record
 from harness.report.frame import measures, score_name
+from harness.settings import plain
 
 ABSENT = "–"
 Pairs = dict[str, tuple[Any, Any]]  # by a dotted name the values of both, null where one has none; those that differ
@@ -33,7 +34,7 @@ def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
     """What differs between the cells of two records, which are called `names`."""
     return Difference(
         *names,
-        settings=_pairs(dict(_leaves(a.cell.settings)), dict(_leaves(b.cell.settings))),
+        settings=_pairs(dict(_leaves(plain(a.cell.settings))), dict(_leaves(plain(b.cell.settings)))),
         environment=_pairs(dict(_leaves(a.environment)), dict(_leaves(b.environment))),
         results=_pairs(_results(a), _results(b)),
     )

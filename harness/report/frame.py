@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import Inference, Kinds, Record, Score, Train, device_count, micro_batches
+from harness.record import Inference, Kinds, Record, Score, Train, micro_batches
+from harness.settings import plain
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
 KINDS = [kind.name for kind in fields(Kinds)]
@@ -153,7 +154,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     data, method, axes and knobs. Seeds are left out. A cell with nothing to tell has the text "".
     """
     axes = [_axes(record) for record in records]
-    leaves = [dict(_leaves(record.cell.settings)) for record in records]
+    leaves = [dict(_leaves(plain(record.cell.settings))) for record in records]
     alike = defaultdict(list)
     for i, record in enumerate(records):
         alike[record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]].append(i)
@@ -238,7 +239,7 @@ def _utilisation(record: Record) -> float | None:
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    return _ratio(probe.flops_per_token * padded / device_count(record.cell.settings), peak)
+    return _ratio(probe.flops_per_token * padded / record.cell.settings.train.devices, peak)
 
 
 PHASES = ["load", "train", "score"]

@@ -37,6 +37,7 @@ from harness.record import (
     Tokens,
     Train,
 )
+from harness.settings import cell_id
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -146,8 +147,8 @@ def _number(value: Any) -> float | None:
 
 def _cell(settings: dict[str, Any], **fields: Any) -> Cell:
     """The cell of `settings`, identified as the harness's own are; others may have typed a token among theirs."""
-    settings = redact.hide(settings)
-    cell = record.decode(Cell, {"id": record.cell_id(settings), "name": "", "settings": settings, **fields})
+    cell = record.decode(Cell, {"id": "", "name": "", "settings": redact.hide(settings), **fields})
+    cell.id = cell_id(cell.settings)
     cell.name = record.cell_name(cell)
     return cell
 
@@ -159,6 +160,8 @@ WIKI_PAGES = 100  # `get_wiki_small` in the suite's data.py
 FILE_SIZE_UNKNOWN = 99_999_999  # what the suite writes where the adapter could not be saved
 # What a peft config tells of its own making, not of the method
 BESIDE_THE_METHOD = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
+
+OF_LOOP = ("max_steps", "batch_size")  # which mean the same there and here
 
 PEFT_NOTES = [
     "Imported from the results that huggingface/peft publishes of its method comparison (MetaMathQA).",
@@ -224,7 +227,7 @@ def _peft_cell(experiment: str, config: dict[str, Any], adapter: dict[str, Any] 
     variant = re.sub(rf"^{re.escape(model)}-", "", experiment.rsplit("/", 1)[-1], flags=re.IGNORECASE)
     optimizer = {"_target_": f"torch.optim.{config['optimizer_type']}", **config["optimizer_kwargs"]}
     apart = {"model_id", "dtype", "seed", "batch_size_eval", "generation_kwargs", "max_seq_length", "grad_norm_clip"}
-    apart |= {"optimizer_type", "optimizer_kwargs", "eval_steps"}
+    apart |= {"optimizer_type", "optimizer_kwargs", "eval_steps", *OF_LOOP}
     settings = {
         "method": {
             "name": method,
@@ -234,15 +237,19 @@ def _peft_cell(experiment: str, config: dict[str, Any], adapter: dict[str, Any] 
         },
         "model": {"path": config["model_id"], "dtype": config["dtype"]},
         "data": {"name": "metamath"},
-        "eval": {"tasks": ["gsm8k"], "limit": None, "num_fewshot": 0, "generation": config["generation_kwargs"]},
+        "eval": {"tasks": ["gsm8k"], "num_fewshot": 0},
         "train": {
-            **{name: setting for name, setting in config.items() if name not in apart},
+            **{name: config[name] for name in OF_LOOP if name in config},
             "grad_accum": 1,
             "max_length": config["max_seq_length"],
             "max_grad_norm": config["grad_norm_clip"],
         },
-        "experiment": experiment,
         "seed": config["seed"],
+        "other": {
+            "eval": {"generation": config["generation_kwargs"]},
+            "train": {name: setting for name, setting in config.items() if name not in apart},
+            "experiment": experiment,
+        },
     }
     rank, alpha = (adapter or {}).get("r"), (adapter or {}).get("lora_alpha", (adapter or {}).get("alpha"))
     return _cell(
@@ -320,15 +327,19 @@ def _lm_eval(value: dict, path: Path) -> Imported:
         "model": {"path": location, "revision": config.get("model_revision"), "dtype": config.get("model_dtype")},
         "eval": {
             "tasks": asked,
-            "limit": config.get("limit"),
-            "num_fewshot": {leaf: value["n-shot"][leaf] for leaves in members.values() for leaf in leaves},
-            "gen_kwargs": config.get("gen_kwargs"),
-            "fewshot_seed": config.get("fewshot_seed"),
-            "chat_template": value.get("chat_template_sha"),
+            "chat_template": value.get("chat_template_sha") is not None,
             "system_instruction": value.get("system_instruction_sha"),
-            "fewshot_as_multiturn": value.get("fewshot_as_multiturn"),
+            "fewshot_as_multiturn": bool(value.get("fewshot_as_multiturn")),
         },
-        "seed": None,
+        "other": {
+            "eval": {
+                "limit": config.get("limit"),
+                "num_fewshot": {leaf: value["n-shot"][leaf] for leaves in members.values() for leaf in leaves},
+                "gen_kwargs": config.get("gen_kwargs"),
+                "fewshot_seed": config.get("fewshot_seed"),
+                "chat_template": value.get("chat_template_sha"),
+            },
+        },
     }
     adapter = arguments.get("peft")
     cell = _cell(

@@ -32,6 +32,7 @@ from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.pairwise import Contest, contests
 from harness.report.table import Table, comparison_of, html_grid, one_line
+from harness.settings import plain
 
 HERE = Path(__file__).parent
 
@@ -234,6 +235,10 @@ def _sha256(path: Path) -> str:
 # Commands
 
 
+# Settings of which null is a choice, where configurations may have another default; the last two are of training alone.
+NULLS = ("model.revision", "eval.limit", "eval.num_fewshot", "train.max_grad_norm", "train.validate_every")
+
+
 def run_command(record: Record) -> str | None:
     """What runs the record's cell again, by the resolved settings that it holds; None for one that was imported.
 
@@ -242,21 +247,21 @@ def run_command(record: Record) -> str | None:
     if record.source:
         return None
     cell, settings = record.cell, record.cell.settings
-    data = settings["data"] if isinstance(settings.get("data"), dict) else {}
-    overrides = {"method": cell.method, "data": data.get("name", cell.data), "model.name": cell.model}
+    data = settings.data
+    overrides = {"method": cell.method, "data": data.name or cell.data, "model.name": cell.model}
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    overrides |= {f"data.{name}": data[name] for name in ("path", "limit", "noise") if name in data}
-    if columns := data.get("columns"):
-        overrides |= {f"++data.columns.{field}": column for field, column in columns.items()}
-        overrides["data.prompt"] = data["prompt"]
+    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in ("path", "limit", "noise")}
+    if data.columns:
+        overrides |= {f"++data.columns.{field}": column for field, column in data.columns.items()}
+        overrides["data.prompt"] = data.prompt
+    said = dict.fromkeys(NULLS if settings.method.tuned else NULLS[:3]) | {"eval.tasks": [], "infer.repeats": 0}
     for part in ("model", "train", "eval", "infer"):
-        of_it = settings.get(part)
-        if isinstance(of_it, dict):
-            overrides |= {f"{part}.{name}": value for name, value in of_it.items()}
-    if "speedups" in settings:
-        overrides["speedups"] = settings["speedups"]
+        said |= {f"{part}.{name}": value for name, value in plain(getattr(settings, part)).items()}
+    overrides |= said
+    if settings.speedups is not None:
+        overrides["speedups"] = settings.speedups
     overrides["study"] = record.study
     return shlex.join(
         ["python", "-m", "harness", "run", *(f"{name}={_hydra(value)}" for name, value in overrides.items())]

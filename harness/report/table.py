@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from tabulate import tabulate
 
-from harness.record import Record, behind_api, device_count, fits_itself
+from harness.record import Record
 from harness.report.columns import ABSENT, CHOSEN, COLUMNS, Row, Rows, choose, group, several_seeds, texts
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
@@ -173,7 +173,7 @@ def _missing(
 ) -> list[str]:
     """What can't be shown for want of a finished `method` row, and where."""
     there = {scope(row.place) for row in rows if row.method == method and row.finished and measured(row)}
-    here = [row for row in rows if not behind_api(row.records[0].cell)]
+    here = [row for row in rows if not row.records[0].cell.settings.behind_api]
     wanting = list(dict.fromkeys(scope(row.place) for row in here if scope(row.place) not in there))
     if not wanting and rows:
         return []
@@ -203,7 +203,7 @@ def _batches_caption(rows: list[Row]) -> list[str]:
     chosen: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         for record in row.records:
-            if fits_itself(record.cell) and (ran := micro_batches_text(record)) is not None:
+            if record.cell.settings.train.sizes_itself and (ran := micro_batches_text(record)) is not None:
                 chosen[ran][row.method] = None
     if not chosen:
         return []
@@ -213,8 +213,8 @@ def _batches_caption(rows: list[Row]) -> list[str]:
 
 def _devices_caption(records: list[Record]) -> list[str]:
     """On how many devices cells trained, if any did on several."""
-    trained = [record.cell.settings for record in records if record.train]
-    found = sorted({(n, s["train"]["parallel"] if n > 1 else "") for s in trained for n in [device_count(s)]})
+    trained = [record.cell.settings.train for record in records if record.train]
+    found = sorted({(train.devices, train.parallel or "") for train in trained})
     if not found or found[-1][0] == 1:
         return []
     told = " or ".join(f"{n} devices ({parallel})" if n > 1 else "1 device" for n, parallel in found)
@@ -231,7 +231,7 @@ def _environment_caption(records: list[Record]) -> list[str]:
 
     Of one whose model is behind an API it is not known.
     """
-    here = [record for record in records if not behind_api(record.cell)]
+    here = [record for record in records if not record.cell.settings.behind_api]
     environments = [(record.status == "ok", ran_with(record)) for record in here]
     same = []
     for name in dict.fromkeys(name for _, environment in environments for name in environment):

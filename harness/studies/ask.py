@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.record import Record, read, read_study
+from harness.settings import DataSettings
 from harness.studies.find import CellRef, find
 from harness.sweep import runner
 from harness.sweep.store import Study
@@ -52,7 +53,7 @@ def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[C
         if not of_it.record.is_file():
             raise UserError(f"{of_it} has no record yet; there is nothing to ask.")
         record = read(of_it.record)
-        if record.cell.settings["method"]["optim"] is not None and not record.saved:
+        if record.cell.settings.method.tuned and not record.saved:
             raise UserError(f"{of_it} left no weights; run it anew with save=adapter or save=merged to ask it.")
     return found
 
@@ -67,7 +68,7 @@ def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], Non
     bases = {}  # one of each model and way to put a question
     for found, record in records:
         of_it = record.cell.settings
-        bases.setdefault(json.dumps([of_it["model"], _template(of_it["data"])]), (found, record))
+        bases.setdefault((of_it.model, _template(of_it.data)), (found, record))
     local = [
         _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
         for found, record in bases.values()
@@ -80,13 +81,13 @@ def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], Non
 
 
 def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
-    prompt = AS_TYPED if as_typed else _template(record.cell.settings["data"])
+    prompt = AS_TYPED if as_typed else _template(record.cell.settings.data)
     return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
 
 
-def _template(data: dict[str, Any]) -> str | None:
+def _template(data: DataSettings) -> str | None:
     """How data put a question with nothing beside it; None for conversations, which the chat template writes."""
-    of_file = data["load"].get("columns") or {}
-    if data["load"].get("messages") or of_file.get("messages"):
+    of_file = data.load.get("columns") or {}
+    if data.load.get("messages") or of_file.get("messages"):
         return None
-    return data.get("prompt_if_empty") or data["prompt"]
+    return data.prompt_if_empty or data.prompt

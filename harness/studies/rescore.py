@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.record import Record, RecordError, read_study
+from harness.settings import EvalSettings
 from harness.studies import verify
 from harness.studies.find import find
 from harness.studies.retry import objection
@@ -79,11 +80,11 @@ def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Ask
 
 
 def _tuned(found: Record) -> bool:
-    return found.source is not None or found.cell.settings["method"]["optim"] is not None
+    return found.source is not None or found.cell.settings.method.tuned
 
 
 def _same_model(one: Record, other: Record) -> bool:
-    return one.cell.settings["model"] == other.cell.settings.get("model")
+    return one.cell.settings.model == other.cell.settings.model
 
 
 def _objection(study: Study, found: Record) -> str | None:
@@ -104,20 +105,21 @@ def _objection(study: Study, found: Record) -> str | None:
 
 
 def score(
-    asked: Asked, settings: dict[str, Any], data_root: str | None, tell: Callable[[str], None]
+    asked: Asked, given: dict[str, Any], data_root: str | None, tell: Callable[[str], None]
 ) -> list[tuple[Study, Record]]:
     """Score what there is to do; the new records of those that were. `tell` is told of each what came, a line a score.
 
-    settings: what is set of `eval` for all; the rest is as each cell had it. A cell that can't be scored after all is
-    added to those that were refused. Raises UserError, before anything is scored, if a task can't be had.
+    given: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after all
+    is added to those that were refused. Raises UserError, before anything is scored, if a task can't be had.
     """
 
-    def of(found: Record, tasks: list[str]) -> dict[str, Any]:
-        own = found.cell.settings["eval"]
-        return {key: own[key] for key in ("batch_size", "seed", "engine") if key in own} | settings | {"tasks": tasks}
+    def of(found: Record, tasks: list[str]) -> EvalSettings:
+        own = found.cell.settings.eval
+        kept = {"batch_size": own.batch_size, "seed": own.seed, "engine": own.engine}
+        return EvalSettings(**(kept | given | {"tasks": tasks}))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    checked: list[dict[str, Any]] = []
+    checked: list[EvalSettings] = []
     for _, found, tasks in asked.todo:
         if (wanted := of(found, tasks)) not in checked:
             runner.check_tasks(wanted, data_root)

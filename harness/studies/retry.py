@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import config as settings_of
 from harness.config import ADAMW, CONF, PRECAUTIONS, SWEEPS, Config
 from harness.errors import UserError
-from harness.record import Precautions, Record, behind_api, cell_id, read_study
+from harness.record import Precautions, Record, read_study
 from harness.redact import leaves
+from harness.settings import cell_id, plain
 from harness.sweep import runner
 from harness.sweep.progress import Progress
 from harness.sweep.store import Study
@@ -112,17 +113,17 @@ def objection(found: Record) -> str | None:
     settings = found.cell.settings
     if cell_id(settings) != found.cell.id:
         return "its settings are not those that its id stands for"
-    if behind_api(found.cell):
+    if found.cell.settings.behind_api:
         return "how its model is asked (key, prices) is no part of it"
-    model = settings["model"]
-    if model.get("trust_remote_code") or not model.get("use_safetensors", True):
+    model = settings.model
+    if model.trust_remote_code or not model.use_safetensors:
         return "it asks for code or pickled weights of its model's to be trusted"
-    if settings["eval"].get("unsafe_code"):
+    if settings.eval.unsafe_code:
         return "it asks for code that a model writes to be run"
-    if added := settings["method"]["load"].keys() - LOADED:
+    if added := settings.method.load.keys() - LOADED:
         return f"it loads its model by {min(added)}, which may be code"
     named = _named()
-    for key, value in leaves(settings):
+    for key, value in leaves(plain(settings)):
         if key.endswith("_target_") and value not in named:
             return f"{key}={value} is named in no file of conf/ or sweeps/"
         if isinstance(value, str) and "${" in value:

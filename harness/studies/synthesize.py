@@ -9,8 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from harness import record
 from harness.errors import UserError
-from harness.sweep import app, runner
+from harness.settings import DataSettings, EvalSettings
+from harness.sweep import app, cells, runner
 
 
 def synthesize(
@@ -30,7 +32,7 @@ def synthesize(
         raise UserError(f"{out} is there, and no answers beside it that it was made of; name another file with --out.")
     config = app.composed(*([] if is_file else [f"data={source}"]))
     settings = OmegaConf.to_container(config, resolve=True)
-    evaluation = settings["eval"] | ({} if tasks is None else {"tasks": tasks})
+    evaluation = cells.part(EvalSettings, settings["eval"] | ({} if tasks is None else {"tasks": tasks}))
     with tqdm(total=n, unit="problem", disable=None) as bar:
 
         def follow(event: dict) -> None:
@@ -42,8 +44,8 @@ def synthesize(
         return runner.synthesize(
             {
                 "file": str(Path(source).absolute()) if is_file else None,
-                "data": None if is_file else settings["data"],
-                "eval": evaluation,
+                "data": None if is_file else record.encode(cells.part(DataSettings, settings["data"])),
+                "eval": record.encode(evaluation),
                 "data_root": data_root,
                 "out": str(out.absolute()),
                 "n": n,

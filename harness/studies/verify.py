@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from harness import record
 from harness.errors import UserError
 from harness.record import Record, RecordError
+from harness.settings import cell_id
 from harness.sweep.store import Study
 
 
@@ -39,7 +40,7 @@ def check(path: Path) -> list[str]:
     except RecordError as error:
         return [str(error)]
     cell, problems = found.cell, []
-    if record.cell_id(cell.settings) != cell.id:
+    if cell_id(cell.settings) != cell.id:
         problems.append(f"{path} has the id {cell.id[:6]}…, which is not that of its settings: one of them was edited.")
     elif record.cell_name(cell) != cell.name:
         problems.append(f"{path} calls its cell {cell.name}, whose settings are those of {record.cell_name(cell)}.")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import units
 from harness.errors import UserError
-from harness.record import Cell, behind_api
+from harness.record import Cell
 from harness.sweep.store import Study
 
 
@@ -25,7 +25,7 @@ class Estimate:
 
 def asking(cell: Cell, config: DictConfig, study: Study) -> dict[str, Any] | None:
     """How the cell's model is asked: `Asking` of harness/job/api/run_api_cell.py; None if it is not behind an API."""
-    if not behind_api(cell):
+    if not cell.settings.behind_api:
         return None
     model = config.model
     prices = {"price_read": model.price.read, "price_written": model.price.written}

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config as settings_of
 from harness import redact
 from harness.errors import UserError
-from harness.record import AUTO, Cell, cell_id, cell_name
+from harness.record import Cell, cell_name
+from harness.settings import (
+    AUTO,
+    DataSettings,
+    EvalSettings,
+    InferSettings,
+    MethodSettings,
+    ModelSettings,
+    Settings,
+    TrainSettings,
+    cell_id,
+    plain,
+)
 
 AXES = ("rank", "alpha", "lr", "seed")
-# What these were before there was a choice, by group: cells that leave them so keep their id.
-AS_EVER = {
-    "data": {"path": None, "columns": {}, "prompt_if_empty": None, "limit": None, "noise": 0.0},
-    "eval": {
-        "engine": "auto",
-        "chat_template": False,
-        "fewshot_as_multiturn": False,
-        "system_instruction": None,
-        "unsafe_code": False,
-    },
-    "model": {"trust_remote_code": False, "use_safetensors": True, "upcast": False},
-    "train": {
-        "max_tokens": None,
-        "packing": False,
-        "global_batch": None,
-        "activation_offload": False,
-        "compile": False,
-        "gradient_checkpointing": False,
-    },
-}
-# Of a model: how it is called, what `plan` knows of it, a default of train's, and what is of those behind an API alone.
-NO_PART = ("name", "architecture", "gradient_checkpointing", "base_url", "tokenizer", "key_env", "price", "thinking")
+OF_API = ("name", "base_url", "tokenizer", "thinking")  # fields of ModelSettings
+
+T = TypeVar("T")
 
 
 def from_config(config: DictConfig) -> Cell:
@@ -55,36 +49,10 @@ def from_config(config: DictConfig) -> Cell:
     if config.speedups == "off" and config.train.precision == "auto":
         config.train.precision = "fp32"
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    slots = {k: v for k, v in resolved["method"].items() if k in ("name", "load", "adapt", "optim")}
-    if resolved["method"]["init"] is not None:
-        slots["init"] = resolved["method"]["init"]
-    train = {k: v for k, v in _chosen(resolved, "train").items() if k != "save_every"}
-    if train["devices"] == 1:  # however they would share it
-        train = {k: v for k, v in train.items() if k not in ("devices", "parallel")}
-    seed: int | None = resolved["seed"]
-    if slots["optim"] is None:
-        # Untuned: only how the validation loss is taken can change the result.
-        train = {k: train[k] for k in ("max_length", "validation_items", "precision", "batch_size")}
-        if train["batch_size"] == AUTO:
-            train["batch_size"] = settings_of.Train().batch_size
-        seed = None
-    elsewhere = resolved["model"]["base_url"] is not None
-    settings = {
-        "method": slots,
-        "model": _model(resolved["model"]),
-        "data": _chosen(resolved, "data"),
-        "eval": _chosen(resolved, "eval"),
-        "train": train,
-        "infer": resolved["infer"] if resolved["infer"]["repeats"] else {"repeats": 0},
-        "speedups": resolved["speedups"],
-        "seed": seed,
-    }
-    if elsewhere:
-        settings |= _asked(resolved)
-        del settings["speedups"]
-    _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | settings)
+    settings = _of_api(resolved) if resolved["model"]["base_url"] is not None else _of_weights(resolved)
+    _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | plain(settings))
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
-    used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": seed}
+    used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": settings.seed}
     cell = Cell(
         id=cell_id(settings),
         name="",
@@ -99,31 +67,47 @@ def from_config(config: DictConfig) -> Cell:
     return cell
 
 
-def _chosen(resolved: dict[str, Any], group: str) -> dict[str, Any]:
-    """The settings of `group` without those that are as they ever were."""
-    return {k: v for k, v in resolved[group].items() if (k, v) not in AS_EVER[group].items()}
+def part(kind: type[T], group: dict[str, Any]) -> T:
+    """The settings `kind` (EvalSettings, …) of a resolved `group` of the configuration, which may have more."""
+    return kind(**{field.name: group[field.name] for field in dataclasses.fields(kind) if field.name in group})
 
 
-def _model(settings: dict[str, Any]) -> dict[str, Any]:
-    """What of the model's settings decides a result. A folder is named from where one works: a record tells no more."""
-    kept = {k: v for k, v in settings.items() if k not in NO_PART and (k, v) not in AS_EVER["model"].items()}
-    return kept | {"path": _relative(kept["path"])}
+def _of_weights(resolved: dict[str, Any]) -> Settings:
+    method, infer = part(MethodSettings, resolved["method"]), part(InferSettings, resolved["infer"])
+    model = {name: value for name, value in resolved["model"].items() if name not in OF_API}
+    return Settings(
+        method=method,
+        model=part(ModelSettings, model | {"path": _relative(model["path"])}),
+        data=part(DataSettings, resolved["data"]),
+        eval=part(EvalSettings, resolved["eval"]),
+        train=_training(part(TrainSettings, resolved["train"]), method.tuned),
+        infer=infer if infer.repeats else InferSettings(),
+        speedups=resolved["speedups"],
+        seed=resolved["seed"] if method.tuned else None,
+    )
 
 
-def _asked(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Those settings of a model behind an API that decide its answers, in place of those of one that is here."""
-    model = {key: resolved["model"][key] for key in ("name", "base_url")}
-    if (tokenizer := resolved["model"]["tokenizer"]) is not None:
-        model["tokenizer"] = _relative(tokenizer)
-    if thinking := resolved["model"]["thinking"]:
-        model["thinking"] = thinking
-    return {
-        "model": model | {"base_url": model["base_url"].rstrip("/")},
-        "data": {"name": resolved["data"]["name"]},
-        "eval": {k: v for k, v in _chosen(resolved, "eval").items() if k not in ("batch_size", "engine")},
-        "train": {},
-        "infer": {"repeats": 0},
-    }
+def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
+    """What of the training settings a cell has a use for."""
+    if not tuned:  # only how the validation loss is taken can change the result
+        size = settings_of.Train().batch_size if asked.batch_size == AUTO else asked.batch_size
+        return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size)
+    return dataclasses.replace(asked, parallel=None) if asked.devices == 1 else asked
+
+
+def _of_api(resolved: dict[str, Any]) -> Settings:
+    """Those settings of a model behind an API that decide its answers."""
+    model = {name: resolved["model"][name] for name in OF_API}
+    model["base_url"] = model["base_url"].rstrip("/")
+    if model["tokenizer"] is not None:
+        model["tokenizer"] = _relative(model["tokenizer"])
+    asked = {name: value for name, value in resolved["eval"].items() if name not in ("batch_size", "engine")}
+    return Settings(
+        method=part(MethodSettings, resolved["method"]),
+        model=part(ModelSettings, model),
+        data=DataSettings(name=resolved["data"]["name"]),
+        eval=part(EvalSettings, asked),
+    )
 
 
 def _relative(place: str) -> str:

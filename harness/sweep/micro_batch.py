@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.record import Cell, Record, SmallerBatches, device_count, micro_batch
+from harness.record import Cell, Record, SmallerBatches
 
 HELPS = ("probe", "train", "validate")  # phases whose memory depends on the micro-batch
 
@@ -20,22 +20,22 @@ def smaller(found: Record | None) -> SmallerBatches | None:
     """
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
-    asked, before = found.cell.settings["train"], found.smaller_batches
-    size = before.batch_size if before else micro_batch(asked)
-    devices = device_count(found.cell.settings)
-    if size == devices or (found.cell.settings["method"].get("optim") or {}).get("per_layer"):
+    asked, before = found.cell.settings.train, found.smaller_batches
+    size = before.batch_size if before else asked.micro_batch
+    devices = found.cell.settings.train.devices
+    if size == devices or (found.cell.settings.method.optim or {}).get("per_layer"):
         return None
     half = (size // devices + 1) // 2 * devices
-    while -(-micro_batch(asked) // (half // devices)) % devices:  # as many micro-batches for each
+    while -(-asked.micro_batch // (half // devices)) % devices:  # as many micro-batches for each
         half -= devices
-    accum = asked.get("grad_accum", 1) * -(-micro_batch(asked) // half)  # an untuned row accumulates nothing
+    accum = (asked.grad_accum or 1) * -(-asked.micro_batch // half)  # an untuned row accumulates nothing
     after = [*(before.after if before else []), found.failure]
     return SmallerBatches(half, accum, after, before.planned if before else None)
 
 
 def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
     """The micro-batch to begin such a cell with, by its prediction; the whole step where nothing can be predicted."""
-    step, size = micro_batch(cell.settings["train"]), prediction.get("micro_batch")
+    step, size = cell.settings.train.micro_batch, prediction.get("micro_batch")
     taken = size or step
     return SmallerBatches(taken, -(-step // taken), [], size)
 

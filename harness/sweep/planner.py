@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import units
-from harness.record import Cell, Record, device_count, read_study, studies
+from harness.record import Cell, Record, read_study, studies
 from harness.sweep import micro_batch, runner
 from harness.sweep.runner import BESIDE, TIGHT
 
@@ -148,11 +148,11 @@ class Speed:
             throughput = median(known)
         if throughput is not None:
             return p["shape"]["raw"] / throughput
-        return p["flops"] / median(self._flops) / device_count(point.cell.settings) if self._flops else None
+        return p["flops"] / median(self._flops) / point.cell.settings.train.devices if self._flops else None
 
 
 def _alike(cell: Cell) -> tuple[str, str, int]:
-    return cell.model, cell.method, device_count(cell.settings)
+    return cell.model, cell.method, cell.settings.train.devices
 
 
 def _achieved(record: Record) -> list[float]:
@@ -162,7 +162,7 @@ def _achieved(record: Record) -> list[float]:
         return []
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
     flops = record.probe.flops_per_token + record.probe.recomputed_flops_per_token
-    return [flops * padded / device_count(record.cell.settings)]
+    return [flops * padded / record.cell.settings.train.devices]
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:

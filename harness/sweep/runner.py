@@ -24,6 +24,7 @@ from tqdm import tqdm
 from harness import env, record, redact
 from harness.errors import UserError
 from harness.record import Cell, Failure, Precautions, Record, SmallerBatches
+from harness.settings import EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.fork_server import Server
 from harness.sweep.lease import Claim, Held
@@ -86,9 +87,9 @@ def plan(
     return {"predictions": [a["prediction"] for a in answers if "prediction" in a]} | answers[0]
 
 
-def check_tasks(settings: dict[str, Any], data_root: str | None) -> None:
+def check_tasks(settings: EvalSettings, data_root: str | None) -> None:
     """Have a job look whether the tasks of `settings` (as `eval` of a cell) can be had; UserError if not."""
-    request = {"tasks": settings, "data_root": _absolute(data_root)}
+    request = {"tasks": record.encode(settings), "data_root": _absolute(data_root)}
     _ask("The check of the tasks", request, lambda _: None)
 
 
@@ -96,7 +97,7 @@ def score(
     cell: Cell,
     study: Study,
     claim: Claim,
-    settings: dict[str, Any],
+    settings: EvalSettings,
     data_root: str | None,
     on_event: Callable[[dict], None],
 ) -> Record:
@@ -105,7 +106,7 @@ def score(
     Raises UserError if it can't be, and the record is as it was then.
     """
     path, log = study.path(cell), study.log(cell)
-    request = {"path": str(path.absolute()), "tasks": settings, "data_root": _absolute(data_root)}
+    request = {"path": str(path.absolute()), "tasks": record.encode(settings), "data_root": _absolute(data_root)}
 
     def follow(event: dict) -> None:
         on_event(event)
@@ -239,9 +240,9 @@ def run(
             record.write(failed, path)
         return record.read(path)
 
-    halves = precautions.on_oom or record.fits_itself(cell)
+    halves = precautions.on_oom or cell.settings.train.sizes_itself
     smaller = micro_batch.to_begin_with(study.recorded(cell)) if halves else None
-    if smaller is None and record.fits_itself(cell):
+    if smaller is None and cell.settings.train.sizes_itself:
         on_event({"phase": "plan"})
         smaller = micro_batch.planned(cell, plan([(cell, None)], data_root)["predictions"][0])
     try:

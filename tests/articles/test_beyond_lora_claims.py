@@ -151,7 +151,7 @@ def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
 
 def test_settings_by_other_hands_are_compared_as_they_are(study):
     for method, mib in (("lora", 300), ("full", 1000)):
-        memory(study.add(method, settings={"train": "as usual"}), mib)
+        memory(study.add(method, settings={"train": {"schedule": "as usual"}}), mib)
     assert study.judgement("lora-memory").decision == SUPPORTED
 
 

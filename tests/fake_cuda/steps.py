@@ -91,7 +91,7 @@ def value(_mode: Any, _function: Any, tensor: torch.Tensor) -> float | int | boo
 
 def with_values(cell: Cell, config: Any) -> tuple[torch.nn.Module, set[str]]:
     """The cell's model on the CPU, with weights: for methods that look at them before the first step."""
-    dtype = getattr(torch, cell.settings["model"]["dtype"])
+    dtype = getattr(torch, cell.settings.model.dtype)
     base = loading.AutoModelForCausalLM.from_config(config, dtype=dtype)
     own = {id(p) for p in base.parameters()}
     net = adapting.adapt(base, cell)
@@ -101,7 +101,7 @@ def with_values(cell: Cell, config: Any) -> tuple[torch.nn.Module, set[str]]:
 def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, float]]:
     """Peaks by window and kind of two steps (an untuned model: one pass) of `cell`."""
     planner = prediction.Predictor(None, "bf16", kernels, on)
-    cell.settings |= prediction._decided(cell.settings, "bf16")
+    cell.settings = prediction._decided(cell.settings, "bf16")
     config, _ = planner._config(cell, None)
     if cell.method != "adaption_prompt":  # which wants two layers
         config = empty_weights.with_depth(config, 1)

@@ -69,7 +69,7 @@ def test_what_breaks_in_any_phase_is_a_row_and_the_sweep_goes_on(tmp_path, tell)
     assert status == 1, words
     assert f"Done: 1 diverged, {len(TOLD) - 1} failed, 1 ok." in words
     assert "Traceback" not in words
-    found = {r.cell.settings["method"]["adapt"]["phase"]: r for r in records(tmp_path)}
+    found = {r.cell.settings.method.adapt["phase"]: r for r in records(tmp_path)}
     assert found.pop("none").status == "ok"
     assert {phase: (r.status, r.failure.phase, r.failure.step, r.failure.reason) for phase, r in found.items()} == TOLD
     for record in found.values():

@@ -43,14 +43,14 @@ def within(room):
 
 
 LEAVES = {"errors", "units", "redact"}
-BELOW = {"record", "config", "config_folders", "config_help", "env"} | LEAVES
+BELOW = {"record", "settings", "config", "config_folders", "config_help", "env"} | LEAVES
 ARROWS = {  # of each room, the rooms and files it may import
-    "record": LEAVES,
+    "record": {"settings"} | LEAVES,
     "sweep": BELOW,
     "studies": {"sweep"} | BELOW,
     "job": BELOW,
-    "report": {"record"} | LEAVES,
-    "articles": {"report", "record"} | LEAVES,
+    "report": {"record", "settings"} | LEAVES,
+    "articles": {"report", "record", "settings"} | LEAVES,
 }
 
 

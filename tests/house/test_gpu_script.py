@@ -227,7 +227,7 @@ def test_what_is_run_on_a_gpu_can_be_composed(tmp_path, model):
     found = [on_cuda.cell(method) for method in ALL if (CONF / "method" / f"{method}.yaml").is_file()]
     found += [on_cuda.cell("lora", *bench.TRAINING_ALONE, *more) for more in switches]
     assert len({cell.id for cell in found}) == len(found) > 12
-    assert {cell.settings["train"]["max_steps"] for cell in found if cell.seed is not None} == {10}
+    assert {cell.settings.train.max_steps for cell in found if cell.seed is not None} == {10}
 
 
 # What is measured beside the cells

@@ -133,8 +133,6 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
 def out_of_memory(size: int, accum: int | None = 1, phase: str = "train") -> Record:
     settings = {"method": {"optim": {}}, "train": {"batch_size": size, "grad_accum": accum}}
     record = make_record("lora", status="oom", settings=settings)
-    if accum is None:
-        del record.cell.settings["train"]["grad_accum"]
     record.failure = Failure(phase, 3, "no memory")
     return record
 
@@ -202,7 +200,7 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
     assert [(f.phase, f.memory.adapters) for f in record.smaller_batches.after] == [
         ("probe", 4 * record.parameters.trainable)
     ] * 2
-    assert (cell.settings["train"]["batch_size"], cell.settings["train"]["grad_accum"]) == (4, 1)
+    assert (cell.settings.train.batch_size, cell.settings.train.grad_accum) == (4, 1)
     assert study.recorded(cell) == record
     assert [e["phase"] for e in events].count("start") == 3
     assert len(list(study.folder.glob("*.json"))) == 1
@@ -270,8 +268,8 @@ def test_a_cell_is_its_steps_however_they_are_cut(compose):
 
 
 def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose):
-    record = make_record("lora", status="oom", settings={"method": {"optim": {}}})
-    record.cell.settings["train"] = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
+    train = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
+    record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure, record.smaller_batches = Failure("probe", None, "no memory"), SmallerBatches(12, 2, [], 12)
     assert to_run(record, compose())
     assert halvings(record) == [(6, 4), (3, 8), (2, 12), (1, 24)][: len(record.smaller_batches.after)]

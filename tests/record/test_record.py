@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 from records import make_record, make_study
 
-from harness import record as records_module
 from harness.record import LossPoint, Merge, RecordError, read, read_study, studies, write
 
 
@@ -67,7 +67,7 @@ def test_a_missing_file_can_not_be_read(tmp_path):
 
 def test_another_schema_is_named(path):
     damage(path, lambda value: value.update(schema=99))
-    with pytest.raises(RecordError, match=r"lora\.json has record schema 99; this version of the harness reads 1\.$"):
+    with pytest.raises(RecordError, match=r"lora\.json has record schema 99; this version of the harness reads 2\.$"):
         read(path)
 
 
@@ -121,7 +121,7 @@ def test_a_write_cut_short_leaves_the_old_file_whole(path, monkeypatch):
     def full_disk(_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(records_module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write(make_record("full"), path)
     assert read(path) == before

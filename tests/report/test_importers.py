@@ -152,7 +152,7 @@ def test_the_source_is_kept(published):
     assert record.environment["versions"]["peft"] == "0.19.2 (d787f51bbaa1)"
     assert record.environment["device"] == {"name": "NVIDIA L40S"}
     assert record.fingerprints == {"model": "hub:13af", "data": "hub:gsm8k@7403,metamath@aa4f"}
-    assert record.cell.settings["method"]["adapt"]["target_modules"] == ["q_proj", "v_proj"]  # a set there
+    assert record.cell.settings.method.adapt["target_modules"] == ["q_proj", "v_proj"]  # a set there
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_a_token_among_lm_evals_arguments_is_not_kept(evaluated, tmp_path):
     value["config"]["model_args"] = "pretrained=org/model,token=some token,peft=https://user:word@host/lora"
     path.write_text(json.dumps(value))
     record = only("lm-eval", folder).record
-    assert record.cell.settings["method"]["load"] == {"token": "***", "peft": "https://***@host/lora"}
+    assert record.cell.settings.method.load == {"token": "***", "peft": "https://***@host/lora"}
 
 
 def test_lm_eval_rows_stand_in_a_table(evaluated, tmp_path, capsys):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
-from records import ENVIRONMENT, make_answered, make_record, make_score, make_study, measured
+from records import ENVIRONMENT, change, make_answered, make_record, make_score, make_study, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
@@ -13,6 +14,7 @@ from harness.record import Failure, Scoring, SmallerBatches, Source, read_study,
 from harness.report.lint import RULES, findings
 from harness.report.lint.training import SWITCHES
 from harness.report.table import comparison
+from harness.settings import EvalSettings
 
 REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
@@ -38,7 +40,7 @@ def settings(records, **changes):
     for record in records:
         for path, value in changes.items():
             section, name = path.split("__")
-            record.cell.settings.setdefault(section, {})[name] = value
+            change(record, **{section: {name: value}})
 
 
 def told(records, rule=None):
@@ -184,7 +186,7 @@ def test_other_settings_of_training():
 
 
 def adapted(record, **adapt):
-    record.cell.settings["method"] = {"name": record.cell.method, "adapt": adapt or None}
+    change(record, method={"name": record.cell.method, "adapt": adapt or None})
 
 
 def test_unequal_targets_of_adapters():
@@ -215,10 +217,10 @@ def test_weights_of_another_format():
     for record in records:
         nf4 = {"quantization_config": {"_target_": "nf4"}} if record.cell.method == "qlora" else {}
         dtype = "float32" if record.cell.method == "full" else "bfloat16"
-        record.cell.settings["method"] = {"load": {"dtype": dtype} | nf4}
+        change(record, method={"load": {"dtype": dtype} | nf4})
     assert told(records, "precision").endswith("bf16 with float32 weights in full (2 cells).")
     for record in of(records, "full"):
-        record.cell.settings["method"]["load"]["dtype"] = "bfloat16"
+        record.cell.settings.method.load["dtype"] = "bfloat16"
     assert told(records) == []  # NF4 is what the method is
 
 
@@ -227,7 +229,7 @@ def test_weights_that_are_upcast_in_some_methods_alone():
     for record in records:
         record.environment["precision"] = "bf16"
         upcast = {"upcast": True} if record.cell.method == "dora" else {}
-        record.cell.settings |= {"method": {"load": {"dtype": "bfloat16"}}, "model": upcast}
+        change(record, method={"load": {"dtype": "bfloat16"}}, model=upcast)
     text = "bf16 with bfloat16 weights, matrices upcast to float32 in dora (2 cells)."
     assert told(records, "precision").endswith(text)
 
@@ -290,7 +292,7 @@ def test_a_cell_that_was_not_scored_on_all_tasks():
 
 def test_other_settings_of_the_evaluation():
     records = study()
-    settings(records, eval__limit=200)
+    settings(records, eval__limit=200, eval__seed=0)
     settings(of(records, "dora"), eval__limit=None)
     for record in of(records, "dora"):
         record.scores = [make_score(n=1319)]
@@ -499,7 +501,7 @@ def per_layer(name, **optim):
     records = study(name)
     for record in records:
         record.started = record.started.replace("01-02", f"01-0{len(name)}")
-        record.cell.settings["method"] = {"name": name, "optim": {"per_layer": True, **optim}}
+        change(record, method={"name": name, "optim": {"per_layer": True, **optim}})
     return records
 
 
@@ -517,7 +519,7 @@ def test_the_shipped_methods_per_layer_are_known_by_their_settings(cell):
     for name in ("galore_layer", "adamw_layer"):
         rows[name] = per_layer(name)
         for record in rows[name]:
-            record.cell.settings["method"] = cell(f"method={name}", "train.max_grad_norm=null").settings["method"]
+            change(record, method=vars(cell(f"method={name}", "train.max_grad_norm=null").settings.method))
     assert "per layer" in dict(told(study() + rows["galore_layer"]))
     assert "per layer" not in dict(told(study() + rows["galore_layer"] + rows["adamw_layer"]))
 
@@ -594,12 +596,12 @@ def test_tasks_that_were_scored_later_by_other_means():
     records = study()
     for record in records:
         record.scores.append(make_score(task="arc_easy", filter="none"))
-        settings = {"tasks": ["arc_easy"], "limit": 200}
+        settings = EvalSettings(["arc_easy"], limit=200)
         record.rescored = [Scoring(["arc_easy"], record.started, settings, dict(record.environment), {})]
     assert told(records) == []
     later = [record.rescored[0] for record in of(records, "dora")]
     later[0].environment["precision"] = "fp32"
-    later[1].settings["chat_template"] = True
+    later[1].settings = replace(later[1].settings, chat_template=True)
     sentence = told(records, "rescored")
     assert sentence.startswith(
         "arc_easy was scored in different environments: precision bf16, chat_template not set in base, "

@@ -299,8 +299,8 @@ def test_settings_that_differ_are_shown_and_seeds_are_not():
 
 
 def test_a_setting_that_only_one_cell_has_is_shown():
-    records = [make_record("full"), make_record("full", settings={"optim": {"fused": True}})]
-    assert setting_texts(records) == ["optim.fused=–", "optim.fused=true"]
+    records = [make_record("full"), make_record("full", settings={"train": {"packing": True}})]
+    assert setting_texts(records) == ["train.max_steps=50 train.packing=–", "train.max_steps=– train.packing=true"]
 
 
 # Failed and missing cells

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from records import make_record, make_study, sound
+from records import change, make_record, make_study, sound
 
 from harness.__main__ import main
 from harness.config import ROOT
@@ -55,7 +55,7 @@ def damages():
         path.write_text(path.read_text()[:-20])
 
     def other_settings(path):
-        edit(path, lambda r: r.cell.settings["train"].update(max_steps=51))
+        edit(path, lambda r: change(r, train={"max_steps": 51}))
 
     def other_rank(path):
         edit(path, lambda r: setattr(r.cell, "rank", 8))

@@ -312,7 +312,7 @@ def test_a_diff_says_what_differs_and_nothing_else(study, capsys):
     found = json.loads(out)
     assert status == 0
     assert (found["a"], found["b"]) == (f"demo/{name_of(study, 'lora-r16-a32-lr0.0002-s0')}", f"demo/{other.cell.name}")
-    assert found["settings"] == {"method": ["lora", "dora"]}
+    assert found["settings"] == {"method.name": ["lora", "dora"]}
     assert found["environment"] == {"threads": [2, 4]}
     assert found["results"]["tokens_per_second_steady"] == [500.0, 350.0]
     assert found["results"]["gsm8k/exact_match/strict-match"] == [0.23, 0.235]
@@ -329,7 +329,7 @@ def test_a_diff_of_a_cell_with_itself_is_empty_and_one_of_a_failed_cell_has_its_
     ]
     _, out, _ = ask(study, capsys, "diff", "lora-r16-a32-lr0.0002-s0", "lora-r16-a32-lr0.0002-s1", "--format", "json")
     found = json.loads(out)
-    assert found["settings"] == {"seed": [0, 1], "train.seed": [0, 1]}
+    assert found["settings"] == {"seed": [0, 1]}
     assert found["results"]["status"] == ["ok", "oom"]
     assert found["results"]["failure.reason"][1].startswith("CUDA out of memory")
 

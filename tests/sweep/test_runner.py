@@ -48,7 +48,7 @@ def swept(folder):
     assert problems == []
 
     def key(record):
-        optimizer = record.cell.settings["method"]["optim"]["optimizer"]["_target_"]
+        optimizer = record.cell.settings.method.optim["optimizer"]["_target_"]
         return record.cell.lr, optimizer.rpartition(".")[2]
 
     return status, err, {key(record): record for record in records}

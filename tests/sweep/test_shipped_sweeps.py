@@ -76,7 +76,7 @@ def test_points_are_the_cells_that_a_sweep_composes(compose, cell, name):
 
 
 def test_the_tasks_of_the_whole_are_those_of_its_data():
-    by_data = {cell.data: cell.settings["eval"]["tasks"] for cell in cells("article", "method=base")}
+    by_data = {cell.data: cell.settings.eval.tasks for cell in cells("article", "method=base")}
     assert by_data == {"wordmath": ["wordmath", "plain_text"], "facts": ["facts", "plain_text"]}
 
 

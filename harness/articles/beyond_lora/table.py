@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from harness import units
-from harness.record import Record, bits
+from harness.record import Record
 from harness.report.columns import ABSENT, Row, group
 from harness.report.headline import LEARNED
 from harness.report.pairwise import contests
@@ -136,9 +136,7 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
 
 def _start(row: Row, rows: Sequence[Row]) -> float | None:
     """The loss before training: that of the base in the same place, with weights quantised as the row's are."""
-    method = row.records[0].cell.settings.get("method")
-    load = method.get("load", {}) if isinstance(method, dict) else {}
-    base = {None: "base", 4: "base_nf4", 8: "base_int8"}[bits(load)]
+    base = {None: "base", 4: "base_nf4", 8: "base_int8"}[row.records[0].cell.settings.method.bits]
     losses = [r.mean("validation_loss") for r in rows if (r.place, r.method) == (row.place, base) and r.finished]
     return losses[0] if losses else None
 

@@ -8,6 +8,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.evaluate import scoring
+from harness.settings import EvalSettings
 
 GENERATED = "generate_until"  # lm-eval's word for tasks whose answers are written; those of all others are compared
 # What a task whose answers are compared is called where they are written, as lm-eval has it of mmlu, gpqa and bigbench.
@@ -24,7 +25,7 @@ class ChatTasks(scoring.Tasks):
     A stand-in is asked the very items that its task would be. Raises UserError where there is none.
     """
 
-    def __init__(self, settings: dict[str, Any], data_root: str | None):
+    def __init__(self, settings: EvalSettings, data_root: str | None):
         super().__init__(settings, data_root)
         with sources.with_data_root(data_root):
             asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}

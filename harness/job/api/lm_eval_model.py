@@ -30,6 +30,7 @@ from harness.errors import UserError
 from harness.job.api.client import put, refused, spoken
 from harness.job.api.run_api_cell import Asking, Stopped
 from harness.job.models import loading
+from harness.settings import ModelSettings
 
 LATER = {408, 409, 425, 429}  # statuses of requests that may be made again, beside the server's own failures
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
@@ -301,16 +302,16 @@ class Estimated:
         return len(self.tokenizer(text).input_ids) if self.counted else -(-len(text.encode()) // BYTES)
 
 
-def engine(settings: dict[str, Any], asking: Asking, told: Callable | None = None, estimate: bool = False) -> Engine:
-    """What asks the model of a cell's settings `model`; with `estimate` what counts that."""
-    url, name, tokenizer = settings["base_url"], settings["name"], settings.get("tokenizer")
+def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, estimate: bool = False) -> Engine:
+    """What asks the `model`; with `estimate` what counts that."""
+    url, name, tokenizer = model.base_url, model.name, model.tokenizer
     keywords: dict[str, Any] = {}
     if tokenizer is not None:
         kind, url = Completions, f"{url}/completions"
         keywords = _tokenized(tokenizer)
     else:
         kind, url = Chat, f"{url}/chat/completions"
-        keywords = {"thinking": settings.get("thinking", 0)}
+        keywords = {"thinking": model.thinking}
     if estimate:
         kind = type(f"Estimated{kind.__name__}", (Estimated, kind), {})
     return kind(url, name, asking, told, **keywords)
@@ -318,10 +319,11 @@ def engine(settings: dict[str, Any], asking: Asking, told: Callable | None = Non
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:
     """Keywords of lm-eval's classes to take tokens as a model that is here is given them; UserError without one."""
-    found = loading.tokenizer({"path": tokenizer, "revision": None})
+    model = ModelSettings(path=tokenizer)
+    found = loading.tokenizer(model)
     first = found("x").input_ids[:1]
     return {
-        "tokenizer": loading.source({"path": tokenizer}),
+        "tokenizer": loading.source(model),
         "tokenizer_backend": "huggingface",
         "tokenized_requests": False,
         "add_bos_token": found.bos_token_id is not None and first == [found.bos_token_id],

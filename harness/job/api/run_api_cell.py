@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import Tasks
 from harness.record import Api, Cell, Memory, Phase, Record
+from harness.settings import EvalSettings, Settings
 
 if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import Engine
@@ -102,7 +102,7 @@ def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tup
     from harness.job.api import lm_eval_model
 
     redact.named.update([asking.key_env] if asking.key_env else [])
-    return lm_eval_model.engine(cell.settings["model"], asking, **how), _tasks(cell.settings, data_root)
+    return lm_eval_model.engine(cell.settings.model, asking, **how), _tasks(cell.settings, data_root)
 
 
 def _require() -> None:
@@ -112,17 +112,17 @@ def _require() -> None:
         )
 
 
-def _is_chat(settings: dict[str, Any]) -> bool:
-    return "tokenizer" not in settings["model"]
+def _is_chat(settings: Settings) -> bool:
+    return settings.model.tokenizer is None
 
 
-def _tasks(settings: dict[str, Any], data_root: str | None) -> Tasks:
-    return _made(json.dumps(settings["eval"]), _is_chat(settings), data_root)
+def _tasks(settings: Settings, data_root: str | None) -> Tasks:
+    return _made(settings.eval, _is_chat(settings), data_root)
 
 
 @functools.lru_cache(4)  # to check them, to count them, and to ask for them is three times the same
-def _made(settings: str, is_chat: bool, data_root: str | None) -> Tasks:
-    return (ChatTasks if is_chat else Tasks)(json.loads(settings), data_root)
+def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks:
+    return (ChatTasks if is_chat else Tasks)(settings, data_root)
 
 
 def _spent(lm: Engine, is_chat: bool) -> Api:

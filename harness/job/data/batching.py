@@ -8,14 +8,13 @@ import random
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from harness.errors import UserError
 from harness.job.data.columns import Item
 from harness.job.data.encoding import IGNORED, Encoder, Example
-from harness.record import micro_batch
+from harness.settings import TrainSettings
 
 
 def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list[int]]:
@@ -40,7 +39,7 @@ def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[lis
     return out
 
 
-def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encoder) -> list[list[list[Example]]]:
+def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encoder) -> list[list[list[Example]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
     Only drawn items are encoded: most of a large data set is not. With `max_tokens` the last step is the one that
@@ -48,19 +47,19 @@ def scheduled(items: list[Item], train: dict[str, Any], seed: int, encode: Encod
     """
     if not items:
         raise UserError("The data set is empty.")
-    size, accum, count = micro_batch(train), train["grad_accum"], train["max_steps"]
-    if train.get("packing"):
+    size, accum, count = train.micro_batch, train.grad_accum, train.max_steps
+    if train.packing:
         passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
         drawn_as_needed = (example for index in passes for example in encode([items[index]]))
-        packs = itertools.islice(packed(drawn_as_needed, train["max_length"]), size * accum * count)
+        packs = itertools.islice(packed(drawn_as_needed, train.max_length), size * accum * count)
         micro = [[e for pack in group for e in pack] for group in iter(lambda: [*itertools.islice(packs, size)], [])]
     else:
         order = list(batches(len(items), size, count * accum, seed))
         drawn = sorted({i for batch in order for i in batch})
         examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
-        micro = bucketed([[examples[i] for i in batch] for batch in order], train["bucketing"], seed)
+        micro = bucketed([[examples[i] for i in batch] for batch in order], train.bucketing, seed)
     steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
-    most = train.get("max_tokens")
+    most = train.max_tokens
     if most is None:
         return steps
     reached = itertools.accumulate(sum(len(e.ids) for batch in step for e in batch) for step in steps)
@@ -96,12 +95,12 @@ def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[l
     return out
 
 
-def pieces(steps: list[list[list[Example]]], size: int, train: dict[str, Any]) -> list[list[list[Example]]]:
+def pieces(steps: list[list[list[Example]]], size: int, train: TrainSettings) -> list[list[list[Example]]]:
     """The micro-batches of each of `steps`, scheduled by the settings `train`, as a device takes them.
 
     Each has at most `size` sequences, or packs if they are packed.
     """
-    room = train["max_length"] if train.get("packing") else None
+    room = train.max_length if train.packing else None
     return [cut(step, size, room) for step in steps]
 
 

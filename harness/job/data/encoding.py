@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import chat
 from harness.job.data.columns import CHAT, Item
+from harness.settings import DataSettings
 
 IGNORED = -100  # torch's ignore_index
 
@@ -45,10 +45,9 @@ class Example:
 Encoder = Callable[[list[Item]], list[Example]]
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], max_length: int) -> Encoder:
+def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int) -> Encoder:
     """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`."""
-    bare = data.get("prompt_if_empty")
-    return lambda items: encode_all(tokenizer, items, data["prompt"], max_length, bare)
+    return lambda items: encode_all(tokenizer, items, data.prompt, max_length, data.prompt_if_empty)
 
 
 def encode(

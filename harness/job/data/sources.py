@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import datasets
 from hydra.errors import InstantiationException
@@ -18,6 +17,7 @@ from hydra.utils import instantiate
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, Item, check_prompt, limited, mapped, noisy, read
 from harness.job.models import hub
+from harness.settings import DataSettings
 
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
 
@@ -52,29 +52,29 @@ def folder_digest(data_root: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_state(data: dict[str, Any], data_root: str | None) -> str:
+def data_state(data: DataSettings, data_root: str | None) -> str:
     """Changes when the data of these settings change: the files below data_root, or the local file."""
     found = [folder_digest(data_root)] if data_root is not None else []
-    file = Path(data_root or ".", data.get("path") or "")
+    file = Path(data_root or ".", data.path or "")
     if file.is_file():
         found += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
     return " ".join(found)
 
 
-def splits(data: dict[str, Any], data_root: str | None) -> dict[str, list[Item]]:
+def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
     """The splits ``train`` and ``validation`` of the settings `data`. Raises UserError if they can't be loaded."""
     try:
         with with_data_root(data_root):
-            loaded = instantiate(data["load"], _convert_="all")
+            loaded = instantiate(data.load, _convert_="all")
     except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
-    for prompt in (data.get("prompt"), data.get("prompt_if_empty")):
+    for prompt in (data.prompt, data.prompt_if_empty):
         check_prompt(prompt or "", loaded["train"])
-    train = limited(loaded["train"], data.get("limit"))
-    return {"train": noisy(train, data.get("noise", 0)), "validation": loaded["validation"]}
+    train = limited(loaded["train"], data.limit)
+    return {"train": noisy(train, data.noise), "validation": loaded["validation"]}
 
 
 def from_hub(

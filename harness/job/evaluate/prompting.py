@@ -110,7 +110,7 @@ def _asked(local: Local, prompts: list[str], tokens: int) -> list[str]:
     path = Path(local.record)
     found = record.read(path)
     net = _saved(found, record.model_folder(path), on) if local.tuned else loading.load(_plain(found.cell), on)
-    tokenizer = loading.tokenizer(found.cell.settings["model"])
+    tokenizer = loading.tokenizer(found.cell.settings.model)
     answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
     del net
     gc.collect()  # before the next model is loaded
@@ -128,9 +128,9 @@ def _saved(found: Record, folder: Path, on: torch.device) -> nn.Module:
 
 def _plain(cell: Cell) -> Cell:
     """`cell` without quantisation."""
-    method = cell.settings["method"]
-    load = {key: value for key, value in method["load"].items() if key != "quantization_config"}
-    return replace(cell, settings=cell.settings | {"method": method | {"load": load}})
+    method = cell.settings.method
+    load = {key: value for key, value in method.load.items() if key != "quantization_config"}
+    return replace(cell, settings=replace(cell.settings, method=replace(method, load=load)))
 
 
 @torch.inference_mode()

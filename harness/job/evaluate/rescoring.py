@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, saved, structure
 from harness.job.training import attention
 from harness.record import Record, Scoring, model_card
+from harness.settings import EvalSettings
 
 
-def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report: Callable[[dict], None]) -> None:
+def rescore(path: Path, settings: EvalSettings, data_root: str | None, report: Callable[[dict], None]) -> None:
     """Score the cell of the record at `path` by `settings` (as `eval` of a cell), replacing its scores on these tasks.
 
     Raises UserError if that fails; the record stays unchanged then.
@@ -40,10 +42,10 @@ def rescore(path: Path, settings: dict[str, Any], data_root: str | None, report:
     found = record.read(path)
     tasks = prepared_inputs.tasks(settings, data_root)
     _refuse_twice(found, tasks)
-    vllm_engine.check(found.cell.settings | {"eval": settings})
-    tokenizer = loading.tokenizer(found.cell.settings["model"])
+    vllm_engine.check(replace(found.cell.settings, eval=settings))
+    tokenizer = loading.tokenizer(found.cell.settings.model)
     scoring.check_template(settings, tokenizer)
-    if loading.fingerprint(found.cell.settings["model"]) != found.fingerprints.get("model"):
+    if loading.fingerprint(found.cell.settings.model) != found.fingerprints.get("model"):
         raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
     try:
         _score(found, path, tasks, tokenizer, settings, report)
@@ -76,21 +78,21 @@ def _score(
     path: Path,
     tasks: scoring.Tasks,
     tokenizer: Any,
-    settings: dict[str, Any],
+    settings: EvalSettings,
     report: Callable[[dict], None],
 ) -> None:
     started, asked = datetime.now(UTC), found.cell.settings
-    bf16 = device.compute_dtype(asked["train"]["precision"]) is torch.bfloat16
+    bf16 = device.compute_dtype(asked.train.precision) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     meter, speedups = Meter(accelerator.device), {}
-    if asked["speedups"] != "off":
+    if asked.fast:
         speedups["kept_memory"] = heap.keep(accelerator.device.type)
     set_seed(found.cell.seed or 0)
     report({"phase": "load"})
     with meter.window("load"):
         net = saved.load(found, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
-    layout, _ = attention.layout(net, asked["speedups"], tokenizer.pad_token_id)
+    layout, _ = attention.layout(net, asked.speedups, tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
     if isinstance(net, PeftModel) and found.merge.merged:
@@ -102,10 +104,10 @@ def _score(
             net,
             tokenizer,
             tasks,
-            settings["batch_size"],
+            settings.batch_size,
             torch.bfloat16 if bf16 else None,
-            speedups=asked["speedups"] != "off",
-            engine=settings.get("engine", "auto"),
+            speedups=asked.fast,
+            engine=settings.engine,
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}

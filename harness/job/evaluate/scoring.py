@@ -40,6 +40,7 @@ from harness.job.models import hub
 from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.record import Score
+from harness.settings import EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
 
@@ -64,18 +65,18 @@ class Tasks:
     put: lm-eval's keywords for the prompt's form, and for running code.
     """
 
-    def __init__(self, settings: dict[str, Any], data_root: str | None):
+    def __init__(self, settings: EvalSettings, data_root: str | None):
         manager = _manager(stock=False)
-        if not set(settings["tasks"]) <= set(manager.all_tasks):
+        if not set(settings.tasks) <= set(manager.all_tasks):
             manager = _manager(stock=True)
             if data_root is None:
                 hub.settle()
-        for name in settings["tasks"]:
+        for name in settings.tasks:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
                 raise UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
-            if settings.get("unsafe_code"):
+            if settings.unsafe_code:
                 os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
             elif _runs_code(manager.task_index, name):
                 raise UserError(
@@ -83,7 +84,7 @@ class Tasks:
                     "rights and on this machine."
                 )
         with sources.with_data_root(data_root):
-            self.by_name = {name: self._load(manager, name) for name in settings["tasks"]}
+            self.by_name = {name: self._load(manager, name) for name in settings.tasks}
         self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
         self._settle(settings)
         self.sample: dict[str, list[int]] = {}
@@ -92,22 +93,22 @@ class Tasks:
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
                 raise UserError(f"eval.tasks must not overlap: {name} contains {twice[0]}, as does an earlier task.")
-            self.sample |= stratified(sizes, settings["limit"], settings["seed"])
+            self.sample |= stratified(sizes, settings.limit, settings.seed)
 
-    def _settle(self, settings: dict[str, Any]) -> None:
+    def _settle(self, settings: EvalSettings) -> None:
         """Set number and seed of the tasks' few-shot examples, and `put`."""
         for task in self.leaves.values():
-            if settings["num_fewshot"] is not None:
-                task.set_config(key="num_fewshot", value=settings["num_fewshot"])
+            if settings.num_fewshot is not None:
+                task.set_config(key="num_fewshot", value=settings.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
             task.build_all_requests = functools.partial(self._request, task)
         self.put = {
-            "apply_chat_template": settings.get("chat_template", False),
-            "fewshot_as_multiturn": settings.get("fewshot_as_multiturn", False),
-            "system_instruction": settings.get("system_instruction"),
-            "confirm_run_unsafe_code": settings.get("unsafe_code", False),
+            "apply_chat_template": settings.chat_template,
+            "fewshot_as_multiturn": settings.fewshot_as_multiturn,
+            "system_instruction": settings.system_instruction,
+            "confirm_run_unsafe_code": settings.unsafe_code,
         }
 
     def build(self) -> None:
@@ -188,9 +189,9 @@ def _runs_code(index: dict[str, Entry], member: Any) -> bool:
     return any(_runs_code(index, part) for part in parts if part not in (None, member))
 
 
-def check_template(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_template(settings: EvalSettings, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError if the settings `eval` need a chat template and `tokenizer` has none."""
-    if settings.get("chat_template") and tokenizer.chat_template is None:
+    if settings.chat_template and tokenizer.chat_template is None:
         raise UserError("eval.chat_template=true requires a tokenizer with a chat template.")
 
 

@@ -11,7 +11,6 @@ import gc
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from lm_eval.api.model import LM
@@ -19,19 +18,20 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
+from harness.settings import Settings
 
 SHARE = 0.8  # of the device's memory; the job holds part of the rest
 
 
-def check(settings: dict[str, Any]) -> None:
+def check(settings: Settings) -> None:
     """Raise UserError if `settings` ask for vLLM, and it does not work here."""
-    if settings["eval"].get("engine", "auto") != "vllm":
+    if settings.eval.engine != "vllm":
         return
     if not torch.cuda.is_available():
         raise UserError("eval.engine=vllm requires a CUDA device; eval.engine=auto does not.")
     if find_spec("vllm") is None:
         raise UserError("eval.engine=vllm requires the package vllm: pip install 'lm-eval[vllm]'.")
-    if "quantization_config" in settings["method"]["load"]:
+    if "quantization_config" in settings.method.load:
         raise UserError(
             "eval.engine=vllm requires a model that is not quantised: merging would change it; use eval.engine=auto."
         )

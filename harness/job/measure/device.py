@@ -13,6 +13,7 @@ import torch
 
 from harness.errors import UserError
 from harness.job.measure import nvml, timing
+from harness.settings import Settings
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -105,14 +106,14 @@ def check(count: int) -> None:
         )
 
 
-def check_formats(settings: dict[str, Any]) -> None:
+def check_formats(settings: Settings) -> None:
     """Raise UserError if the settings need bf16, and the GPU here has no bf16 arithmetic."""
     if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
         return
     major, minor = torch.cuda.get_device_capability()
     asked = {
-        "train.precision=bf16": settings["train"]["precision"] == "bf16",
-        "model.dtype=bfloat16": settings["model"]["dtype"] == "bfloat16",
+        "train.precision=bf16": settings.train.precision == "bf16",
+        "model.dtype=bfloat16": settings.model.dtype == "bfloat16",
     }
     for setting, applies in asked.items():
         if applies:

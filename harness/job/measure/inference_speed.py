@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +18,7 @@ from torch import nn
 
 from harness.job.measure.timing import synchronize
 from harness.record import Inference
+from harness.settings import InferSettings
 
 SEED = 0  # of the prompts
 
@@ -27,21 +27,20 @@ Decoder = Callable[[nn.Module, torch.Tensor], Iterator[torch.Tensor]]
 
 
 def measure(
-    model: nn.Module, forms: list[str], settings: dict[str, Any], accelerator: Accelerator, decoder: Decoder
+    model: nn.Module, forms: list[str], settings: InferSettings, accelerator: Accelerator, decoder: Decoder
 ) -> dict[str, Inference]:
     """Time `model` in each of `forms`. The forms take turns in every repeat, so that drift meets all alike.
 
     A first round, of two tokens, is discarded.
 
     forms: names; ``base`` of a model with an adapter is that model with its adapter disabled.
-    settings: batch_size, prompt_tokens, new_tokens, repeats (harness.config.Infer).
     """
-    size, length, new = settings["batch_size"], settings["prompt_tokens"], settings["new_tokens"]
+    size, length, new = settings.batch_size, settings.prompt_tokens, settings.new_tokens
     generator = torch.Generator().manual_seed(SEED)
     prompts = torch.randint(model.config.vocab_size, (size, length), generator=generator).to(accelerator.device)
     model.eval()
     measured = {form: Inference(size, length, new, [], []) for form in forms}
-    for repeat in range(1 + settings["repeats"]):
+    for repeat in range(1 + settings.repeats):
         for form, inference in measured.items():
             with _as(form, model), accelerator.autocast():
                 _, prefill, rest = decode(model, prompts, new if repeat > 0 else 2, decoder)

@@ -33,10 +33,10 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         adapter gets peft's plain initialisation.
     saved: the folder of a saved adapter, which is loaded with the shapes that training gave it.
     """
-    slots = cell.settings["method"]
-    if slots["adapt"] is None:
+    slots = cell.settings.method
+    if slots.adapt is None:
         return base
-    change = instantiate(slots["adapt"], _convert_="all")
+    change = instantiate(slots.adapt, _convert_="all")
     if not isinstance(change, peft.PeftConfig):
         return change(base)
     everywhere = getattr(change, "target_modules", None) == "all-linear"
@@ -45,7 +45,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         # peft would choose by the model's name, and adapt routers too, which no other method here does.
         change.target_modules, change.target_parameters = set(matrices), set(experts)
     try:
-        net = _adapted(base, change, slots.get("init"), samples, saved)
+        net = _adapted(base, change, slots.init, samples, saved)
     except ValueError as error:
         if not (everywhere and experts):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -16,6 +15,7 @@ from harness.job.models.empty_weights import NeedsValues, outline
 from harness.job.models.loading import _first_line, config_of
 from harness.job.models.structure import inner
 from harness.record import Cell
+from harness.settings import ModelSettings, plain
 
 
 def check(cell: Cell) -> None:
@@ -24,25 +24,25 @@ def check(cell: Cell) -> None:
 
     Only the model's config is needed: the model is built without storage. A method that reads weights is not checked.
     """
-    precision = cell.settings["train"]["precision"]
-    if cell.settings["model"].get("upcast") and device.compute_dtype(precision) is not torch.bfloat16:
+    precision = cell.settings.train.precision
+    if cell.settings.model.upcast and device.compute_dtype(precision) is not torch.bfloat16:
         raise UserError(
             "model.upcast=true requires train.precision=bf16: matrices stay in 16 bits, and only autocast multiplies "
             "them with activations in fp32."
         )
     if device.here().type != "cuda":
-        asked = [value for _, value in redact.leaves(cell.settings["method"])]
+        asked = [value for _, value in redact.leaves(plain(cell.settings.method))]
         for kind in ("paged", "paged_8bit"):
             if ADAMW[kind] in asked:
                 raise UserError(f"method.adamw={kind} requires a CUDA device.")
     with suppress(NeedsValues):  # then the job itself shows it
-        net = outline(cell, config_of(cell.settings["model"]), 2)
-        if cell.settings["train"].get("gradient_checkpointing") and not inner(net).supports_gradient_checkpointing:
+        net = outline(cell, config_of(cell.settings.model), 2)
+        if cell.settings.train.gradient_checkpointing and not inner(net).supports_gradient_checkpointing:
             raise UserError(
                 "train.gradient_checkpointing=true requires an architecture that transformers can checkpoint, got "
                 f"{type(inner(net)).__name__}."
             )
-        if (slot := cell.settings["method"]["optim"]) is not None:
+        if (slot := cell.settings.method.optim) is not None:
             try:
                 instantiate(slot, _convert_="all")(net)
             except UserError:
@@ -54,11 +54,11 @@ def check(cell: Cell) -> None:
                 pass  # perhaps for lack of values; otherwise the cell fails, and its record says why
 
 
-def check_length(model: dict[str, Any], tokens: int) -> None:
+def check_length(model: ModelSettings, tokens: int) -> None:
     """Raise UserError if the model has no positions for sequences of `tokens` tokens."""
     positions = getattr(config_of(model).get_text_config(), "max_position_embeddings", None)
     if positions is not None and tokens > positions:
         raise UserError(
-            f"Sequences must have at most {positions} tokens, the positions of {model['path']}, got {tokens}; "
+            f"Sequences must have at most {positions} tokens, the positions of {model.path}, got {tokens}; "
             f"train.max_length={positions} truncates them."
         )

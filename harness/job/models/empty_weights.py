@@ -19,7 +19,7 @@ from transformers.quantizers import AutoHfQuantizer
 from harness.errors import UserError
 from harness.job.methods import optimizers
 from harness.job.models.adapting import adapt
-from harness.job.models.loading import _first_line, cap_logits, load_slot, trusted, upcast
+from harness.job.models.loading import _first_line, cap_logits, load_slot, upcast
 from harness.job.models.quantisation import check_packed, pack
 from harness.job.models.structure import count, decoder_layers, stacks
 from harness.record import Cell
@@ -51,7 +51,7 @@ def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
 
 def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
     """As `shell`, with `depth` layers, unless the layers differ or the method needs more."""
-    if alike(config, trusted(cell.settings["model"])):
+    if alike(config, cell.settings.model.trust_remote_code):
         with suppress(UserError):
             return shell(cell, with_depth(config, depth))[0]
     return shell(cell, config)[0]
@@ -62,13 +62,13 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
 
     Raises UserError if the method can't be applied or the rank is above the size of a matrix, and NeedsValues.
     """
-    path = cell.settings["model"]["path"]
+    path = cell.settings.model.path
     slot = load_slot(cell)
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"method.load.dtype must be a dtype of torch, such as bfloat16, got {slot['dtype']}.")
     keywords = {key: slot[key] for key in ("attn_implementation",) if key in slot}
-    keywords |= {"trust_remote_code": trusted(cell.settings["model"])}
+    keywords |= {"trust_remote_code": cell.settings.model.trust_remote_code}
     try:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
@@ -79,7 +79,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.postprocess_model(base)
                 pack(base, dtype)
                 check_packed(base)
-            if cell.settings["model"].get("upcast"):
+            if cell.settings.model.upcast:
                 upcast(base)
             _check_experts(base, cell)
             own = {id(p) for p in base.parameters()}
@@ -97,10 +97,10 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
 
 def _check_experts(base: nn.Module, cell: Cell) -> None:
     """Raise ValueError if the method would leave out the experts of a mixture: most of its weights."""
-    slots, experts = cell.settings["method"], sum(weight.numel() for weight in stacks(base).values())
+    slots, experts = cell.settings.method, sum(weight.numel() for weight in stacks(base).values())
     passed_over = {
-        "quantised": slots["load"].get("quantization_config"),
-        "matrices to its optimizer": (slots["optim"] or {}).get("matrices"),
+        "quantised": slots.load.get("quantization_config"),
+        "matrices to its optimizer": (slots.optim or {}).get("matrices"),
     }
     for what, asked in passed_over.items():
         if experts and asked:
@@ -111,7 +111,7 @@ def _check_experts(base: nn.Module, cell: Cell) -> None:
 def _check_rank(net: nn.Module, cell: Cell) -> None:
     if cell.rank is None:
         return
-    path = cell.settings["model"]["path"]
+    path = cell.settings.model.path
     shapes = _ranked(net, cell)
     if not shapes:
         raise UserError(f"method={cell.method} applies to no matrix of {path}; check its target_modules.")
@@ -125,7 +125,7 @@ def _check_rank(net: nn.Module, cell: Cell) -> None:
 
 def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
     """Shapes by name of the matrices that the cell's rank applies to: the adapted ones, or those GaLore projects."""
-    if cell.settings["method"]["adapt"] is None:
+    if cell.settings.method.adapt is None:
         return {name: tuple(weight.shape) for name, weight in optimizers.matrices_of(model).items()}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     weights = {name: _weight(layer) for name, layer in layers.items()}

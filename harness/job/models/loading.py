@@ -26,19 +26,20 @@ from harness.job.models import embedded, hub
 from harness.job.models.quantisation import never_repack
 from harness.job.models.structure import stacks
 from harness.record import Cell
+from harness.settings import ModelSettings
 
 
-def source(model: dict[str, Any]) -> str:
+def source(model: ModelSettings) -> str:
     """The folder or hub id that ``from_pretrained`` loads for the settings `model`."""
-    kind, _, name = model["path"].partition(":")
+    kind, _, name = model.path.partition(":")
     if kind == "embedded":
         return str(embedded.folder(name))
-    if not Path(model["path"]).is_dir():
+    if not Path(model.path).is_dir():
         hub.settle()
-    return model["path"]
+    return model.path
 
 
-def tokenizer(model: dict[str, Any]) -> PreTrainedTokenizerBase:
+def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the settings `model`. Raises UserError if it is out of reach, or has no end-of-text token."""
     path = source(model)
     try:
@@ -60,13 +61,13 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
 
     Raises UserError if the model is missing, gated or out of reach.
     """
-    model = cell.settings["model"]
+    model = cell.settings.model
     path = source(model)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             path,
             device_map={"": on},
-            use_safetensors=model.get("use_safetensors", True),
+            use_safetensors=model.use_safetensors,
             **load_slot(cell),
             **which(model),
         )
@@ -74,7 +75,7 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
         raise _unreachable(path, error) from error
     never_repack(loaded)
     cap_logits(loaded)
-    if model.get("upcast"):
+    if model.upcast:
         upcast(loaded)
     return loaded
 
@@ -102,28 +103,23 @@ def load_slot(cell: Cell) -> dict[str, Any]:
 
     Packed weights that are to be sharded are stored in the dtype of the others, as FSDP2 does not shard integers.
     """
-    slot = instantiate(cell.settings["method"]["load"], _convert_="all")
-    if cell.settings["train"].get("parallel") == "fsdp" and "quantization_config" in slot:
+    slot = instantiate(cell.settings.method.load, _convert_="all")
+    if cell.settings.train.sharded and "quantization_config" in slot:
         slot["quantization_config"].bnb_4bit_quant_storage = getattr(torch, slot["dtype"])
     return slot
 
 
-def which(model: dict[str, Any]) -> dict[str, Any]:
+def which(model: ModelSettings) -> dict[str, Any]:
     """Keywords of ``from_pretrained``: the revision, and whether the model's own code may run."""
-    return {"revision": model["revision"] or "main", "trust_remote_code": trusted(model)}
+    return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
 
 
-def trusted(model: dict[str, Any]) -> bool:
-    """Whether the own code of the model of these settings may run."""
-    return model.get("trust_remote_code", False)
-
-
-def _weights(model: dict[str, Any]) -> str:
+def _weights(model: ModelSettings) -> str:
     """Pattern of the files that weights are loaded from; only pickled ones have a setting."""
-    return "*.safetensors" if model.get("use_safetensors", True) else "*.bin"
+    return "*.safetensors" if model.use_safetensors else "*.bin"
 
 
-def config_of(model: dict[str, Any]) -> PretrainedConfig:
+def config_of(model: ModelSettings) -> PretrainedConfig:
     """The config of the settings `model`, without its weights. Raises UserError if it is out of reach."""
     path = source(model)
     try:
@@ -132,7 +128,7 @@ def config_of(model: dict[str, Any]) -> PretrainedConfig:
         raise _unreachable(path, error) from error
 
 
-def fingerprint(model: dict[str, Any]) -> str:
+def fingerprint(model: ModelSettings) -> str:
     """Identifies the weights: the sha256 of a folder's files, or a hub id with its resolved commit."""
     path = source(model)
     if Path(path).is_dir():
@@ -142,13 +138,13 @@ def fingerprint(model: dict[str, Any]) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
     try:
-        file = hf_hub_download(path, "config.json", revision=model["revision"])
+        file = hf_hub_download(path, "config.json", revision=model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
     return f"{path}@{Path(file).parent.name}"  # the hub's cache has a folder for each commit
 
 
-def state(model: dict[str, Any]) -> str:
+def state(model: ModelSettings) -> str:
     """Changes when the files of the settings `model` change: their folder, names, sizes and times."""
     path = source(model)
     files = sorted(Path(path).glob(_weights(model)))

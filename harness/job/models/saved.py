@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job.models import adapting, loading
 from harness.record import Cell, Record, Saved, hashes
+from harness.settings import ModelSettings
 
 Form = Literal["adapter", "merged", "model"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # what peft calls them
@@ -36,17 +37,17 @@ def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: 
     folder.mkdir(parents=True)
     if form == "adapter":
         net.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub whether they were resized
-        _name_base(folder / ADAPTER[0], cell.settings["model"])
+        _name_base(folder / ADAPTER[0], cell.settings.model)
     else:
         net.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Saved(form, hashes(folder))
 
 
-def _name_base(config: Path, settings: dict[str, Any]) -> None:
+def _name_base(config: Path, model: ModelSettings) -> None:
     """Name the base in an adapter's `config` by its setting: the path that was loaded from is of this machine."""
     told = json.loads(config.read_text(encoding="utf-8"))
-    told |= {"base_model_name_or_path": settings["path"], "revision": settings["revision"]}
+    told |= {"base_model_name_or_path": model.path, "revision": model.revision}
     config.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
 
 
@@ -58,7 +59,7 @@ def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """
     cell = found.cell
     if found.saved is not None and found.saved.form != "adapter":
-        settings = cell.settings | {"model": {"path": str(folder), "revision": None}}
+        settings = dataclasses.replace(cell.settings, model=ModelSettings(path=str(folder)))
         return loading.load(dataclasses.replace(cell, settings=settings), on)
     if found.saved is None:
         return loading.load(cell, on)

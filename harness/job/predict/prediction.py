@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, 
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
 from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loss, probe
-from harness.record import Cell, device_count, fits_itself, micro_batch
+from harness.record import Cell
+from harness.settings import Settings, TrainSettings, plain
 
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
@@ -71,11 +73,11 @@ class Predictor:
 
         With several devices the figures are of the one with the largest share of the batch.
         """
-        cell = dataclasses.replace(cell, settings=_decided(cell.settings, self._auto))
-        layout, devices = self._layout(cell, architecture), device_count(cell.settings)
-        chosen = fits_itself(cell)
+        cell = replace(cell, settings=_decided(cell.settings, self._auto))
+        layout, devices = self._layout(cell, architecture), cell.settings.train.devices
+        chosen = cell.settings.train.sizes_itself
         if chosen:
-            sizes = even_parts(micro_batch(cell.settings["train"]), devices)
+            sizes = even_parts(cell.settings.train.micro_batch, devices)
             room = budget if safe is None else safe
 
             def fits(size: int) -> bool:
@@ -84,7 +86,7 @@ class Predictor:
 
             size = sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
         else:
-            size = cell.settings["train"]["batch_size"] // devices
+            size = cell.settings.train.batch_size // devices
         shape = self._shape(cell, layout, size)
         line = self._line(cell, shape, 1, layout, architecture)
         return {
@@ -100,7 +102,7 @@ class Predictor:
                 "padded": shape.padded,
                 "real": shape.real,
             },
-            "precision": cell.settings["train"]["precision"],
+            "precision": cell.settings.train.precision,
             "micro_batch": size * devices if chosen else None,
             "largest_batch": None if chosen else self._largest(cell, shape, layout, line, architecture, budget),
         }
@@ -115,8 +117,8 @@ class Predictor:
         budget: int,
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
-        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings["train"]
-        rows = train["batch_size"] // device_count(cell.settings) if train.get("packing") else shape.sequences
+        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train
+        rows = train["batch_size"] // cell.settings.train.devices if train.get("packing") else shape.sequences
 
         def fits(size: int) -> bool:
             return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
@@ -127,16 +129,15 @@ class Predictor:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low * device_count(cell.settings)
+        return low * cell.settings.train.devices
 
     def _line(
         self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
     ) -> Line:
         """The figures at the model's depth, for micro-batches `times` as large as those of `shape`."""
-        settings = cell.settings
-        taken = [without_rates(settings["method"]), settings["model"], architecture, settings["train"]["precision"]]
-        switches = ("activation_offload", "gradient_checkpointing")
-        taken += [_share(settings), *(settings["train"].get(switch, False) for switch in switches)]
+        settings, train = cell.settings, cell.settings.train
+        taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
+        taken += [_share(train), train.activation_offload, train.gradient_checkpointing]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
@@ -155,8 +156,8 @@ class Predictor:
         """
         # Of a sharded model two layers may be whole at a time, so the first few layers are not representative.
         # With recomputation the last of two layers holds more than a single one, whose input may need no gradient.
-        again = cell.settings["train"].get("gradient_checkpointing")
-        few = (3, 4) if _sharded(cell.settings) else (2, 3) if again else (1, 2)
+        again = cell.settings.train.gradient_checkpointing
+        few = (3, 4) if cell.settings.train.sharded else (2, 3) if again else (1, 2)
         if config.num_hidden_layers <= few[0]:
             return None
         try:
@@ -166,21 +167,22 @@ class Predictor:
         return one.through(two, *few, config.num_hidden_layers)
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
-        key = json.dumps([cell.settings["model"], architecture], sort_keys=True)
+        key = json.dumps([plain(cell.settings.model), architecture], sort_keys=True)
         if key not in self._configs:
             if architecture is not None:
                 dimensions = dict(architecture)
                 config = AutoConfig.for_model(dimensions.pop("model_type"), **dimensions)
             else:
-                config = loading.config_of(cell.settings["model"])
-            self._configs[key] = (config, empty_weights.alike(config, loading.trusted(cell.settings["model"])))
+                config = loading.config_of(cell.settings.model)
+            self._configs[key] = (config, empty_weights.alike(config, cell.settings.model.trust_remote_code))
         return self._configs[key]
 
     def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> batching.Layout:
-        key = json.dumps([cell.settings[k] for k in ("method", "model", "speedups")] + [architecture], sort_keys=True)
+        asked = [plain(cell.settings.method), plain(cell.settings.model), cell.settings.speedups, architecture]
+        key = json.dumps(asked, sort_keys=True)
         if key not in self._layouts:
             net = empty_weights.outline(cell, self._config(cell, architecture)[0], 1)
-            self._layouts[key], _ = attention.layout(net, cell.settings["speedups"], pad=0)
+            self._layouts[key], _ = attention.layout(net, cell.settings.speedups, pad=0)
         return self._layouts[key]
 
     def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout) -> Line:
@@ -194,12 +196,12 @@ class Predictor:
             )
         if layout.flat:
             attention.enable(net, self._kernels)
-        trained, chunked = settings["method"]["optim"] is not None, settings["speedups"] != "off"
-        if settings["train"].get("gradient_checkpointing"):
+        trained, chunked = settings.method.tuned, settings.fast
+        if settings.train.gradient_checkpointing:
             gradient_checkpointing.enable(net, stored=False)
         total = structure.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
-        bf16, devices, sharded = settings["train"]["precision"] == "bf16", device_count(settings), _sharded(settings)
+        bf16, devices, sharded = settings.train.precision == "bf16", settings.train.devices, settings.train.sharded
         live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
         with distributed.pretended(devices) if sharded else nullcontext() as rank:
             if sharded:
@@ -222,10 +224,10 @@ class Predictor:
                 if (layers := structure.decoder_layers(net, config)) is not None:
                     mark_layers(layers, live)
                 if trained:
-                    if settings["train"].get("activation_offload"):
+                    if settings.train.activation_offload:
                         activation_offload.enable(net, host=ELSEWHERE)
                     adapters = {id(p) for name, p in net.named_parameters() if name in added}
-                    slot = settings["method"]["optim"]
+                    slot = settings.method.optim
                     build, count = instantiate(slot, _convert_="all"), 2
                     if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
                         build, count = stepping_twice(build, live), 1
@@ -233,7 +235,7 @@ class Predictor:
                         micro = [batch for batch in micro for _ in range(devices)]  # as if all devices had the same
                     else:
                         net = accelerator.prepare_model(net, device_placement=False)
-                    norm = settings["train"]["max_grad_norm"]
+                    norm = settings.train.max_grad_norm
                     found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
                 else:
                     found = probe.forward(net, micro[0], accelerator, live)
@@ -255,21 +257,19 @@ class Predictor:
         It is taken from the data if tokenizer and data are on this machine. Otherwise every sequence is assumed to have
         max_length tokens, all with loss.
         """
-        settings = cell.settings
-        asked = [settings["model"], settings["data"], settings["train"], cell.seed, dataclasses.asdict(layout), size]
-        key = json.dumps(asked, sort_keys=True)
+        key = json.dumps([_drawn_by(cell), dataclasses.asdict(layout), size], sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(settings, size)
+            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(cell.settings.train, size)
         return self._shapes[key]
 
     def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:
-        settings, train = cell.settings, cell.settings["train"]
+        settings, train = cell.settings, cell.settings.train
         if (steps := self._examples(cell)) is None:
             return None
         steps = batching.pieces(steps, size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
-        shares = [largest[rank :: device_count(settings)] for rank in range(device_count(settings))]
+        shares = [largest[rank :: settings.train.devices] for rank in range(settings.train.devices)]
         fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
         return Shape(
             [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
@@ -286,30 +286,32 @@ class Predictor:
         return self._drawn[key]
 
     def _draw(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
-        settings, train = cell.settings, cell.settings["train"]
-        path = settings["data"]["load"].get("path")
+        settings, train = cell.settings, cell.settings.train
+        path = settings.data.load.get("path")
         if path is not None and self._data_root is None and not os.path.isfile(path):
             return None  # a hub data set
         try:
-            of = settings["model"]
+            of = settings.model
             tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
         except (OSError, ValueError):
             return None
-        splits = sources.splits(settings["data"], self._data_root)
-        encode = encoding.encoder(tokenizer, settings["data"], train["max_length"])
-        if settings["method"]["optim"] is not None:
+        splits = sources.splits(settings.data, self._data_root)
+        encode = encoding.encoder(tokenizer, settings.data, train.max_length)
+        if settings.method.tuned:
             return batching.scheduled(splits["train"], train, cell.seed, encode)
-        held_out = encode(splits["validation"][: train["validation_items"]])
-        return [[held_out[i : i + train["batch_size"]]] for i in range(0, len(held_out), train["batch_size"])]
+        held_out = encode(splits["validation"][: train.validation_items])
+        return [[held_out[i : i + train.batch_size]] for i in range(0, len(held_out), train.batch_size)]
 
 
-def _sharded(settings: dict[str, Any]) -> bool:
-    return settings["train"].get("parallel") == "fsdp"
+def _drawn_by(cell: Cell) -> list[Any]:
+    """What decides which examples the cell takes, and how long they are."""
+    settings = cell.settings
+    return [plain(settings.model), plain(settings.data), plain(settings.train), cell.seed]
 
 
-def _share(settings: dict[str, Any]) -> list[Any]:
+def _share(train: TrainSettings) -> list[Any]:
     """What decides the share of weights and gradients of a device."""
-    return [device_count(settings) if _sharded(settings) else device_count(settings) > 1, _sharded(settings)]
+    return [train.devices if train.sharded else train.devices > 1, train.sharded]
 
 
 def without_rates(method: Any) -> Any:
@@ -319,7 +321,7 @@ def without_rates(method: Any) -> Any:
     return method
 
 
-def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
+def _decided(settings: Settings, auto: str) -> Settings:
     """The cell's settings with the precision ``auto`` replaced by `auto`, for training and for loading weights."""
 
     def decided(value: Any) -> Any:
@@ -327,6 +329,6 @@ def _decided(settings: dict[str, Any], auto: str) -> dict[str, Any]:
             return {k: decided(v) for k, v in value.items()}
         return auto if value == "auto" else value
 
-    method = settings["method"] | {"load": decided(settings["method"]["load"])}
-    train = settings["train"] | {"precision": decided(settings["train"]["precision"])}
-    return settings | {"method": method, "train": train}
+    method = replace(settings.method, load=decided(settings.method.load))
+    train = replace(settings.train, precision=decided(settings.train.precision))
+    return replace(settings, method=method, train=train)

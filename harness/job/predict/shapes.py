@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from harness.job.data import batching, encoding
 from harness.job.data.batching import Batch
-from harness.record import device_count, micro_batch
+from harness.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,11 @@ class Shape:
         return [layout.batch(examples) for examples in sized]
 
 
-def assumed_shape(settings: dict[str, Any], size: int) -> Shape:
-    train = settings["train"]
-    length, step = train["max_length"], micro_batch(train) * train.get("grad_accum", 1)
-    tokens = step * length * train.get("max_steps", 1)
-    tokens = min(tokens, train.get("max_tokens") or tokens)
-    share = -(-step // (size * device_count(settings)))
+def assumed_shape(train: TrainSettings, size: int) -> Shape:
+    length, step = train.max_length, train.micro_batch * (train.grad_accum or 1)
+    tokens = step * length * (train.max_steps or 1)
+    tokens = min(tokens, train.max_tokens or tokens)
+    share = -(-step // (size * train.devices))
     return Shape([[(length, 0)] * size] * share, raw=tokens, padded=tokens, real=False)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,13 +18,15 @@ from harness.job.measure import device
 from harness.job.models.empty_weights import NeedsValues
 from harness.job.predict.prediction import Predictor, without_rates
 from harness.record import Cell
+from harness.settings import plain
 
 
 def _group(cell: Cell) -> str:
     """A key that is equal for cells with the same memory, if their batches have the same shape."""
     settings = cell.settings
-    train = {k: v for k, v in settings["train"].items() if k != "max_steps"}
-    return json.dumps([without_rates(settings["method"]), settings["model"], settings["data"], train], sort_keys=True)
+    train = plain(replace(settings.train, max_steps=None))
+    same = [without_rates(plain(settings.method)), plain(settings.model), plain(settings.data), train]
+    return json.dumps(same, sort_keys=True)
 
 
 def answer(

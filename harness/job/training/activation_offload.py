@@ -19,15 +19,16 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from harness.errors import UserError
 from harness.job.measure import device
+from harness.settings import Settings
 
 LEAST = 2**20  # bytes of the smallest storage that is moved
 HOST = torch.device("cpu")
 
 
-def check(settings: dict[str, Any]) -> None:
+def check(settings: Settings) -> None:
     """Raise UserError if activations are to be offloaded, and the device is not a CUDA device."""
     here = device.here().type
-    if settings["train"].get("activation_offload") and here != "cuda":
+    if settings.train.activation_offload and here != "cuda":
         raise UserError(f"train.activation_offload=true requires a CUDA device; this machine trains on {here}.")
 
 

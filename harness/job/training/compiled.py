@@ -16,11 +16,12 @@ from harness.errors import UserError
 from harness.job.measure import device
 from harness.job.models import structure
 from harness.job.training import attention
+from harness.settings import Settings
 
 
-def check(settings: dict[str, Any]) -> None:
+def check(settings: Settings) -> None:
     """Raise UserError if layers are to be compiled on a CPU, and there is no C++ compiler."""
-    if settings["train"].get("compile") and device.here().type == "cpu":
+    if settings.train.compile and device.here().type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         try:

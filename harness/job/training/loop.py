@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +33,7 @@ from harness.job.training import attention, distributed
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
+from harness.settings import TrainSettings
 
 PARTS = ("forward", "backward", "optimizer")  # of a step
 WARMUP = 3  # first steps, which the steady rate leaves out: they choose kernels and allocate state
@@ -75,7 +75,7 @@ def train(
     model: nn.Module,
     optimizer: Optimizer,
     steps: Iterable[list[Batch]],
-    settings: dict[str, Any],
+    settings: TrainSettings,
     accelerator: Accelerator,
     validate: Callable[[], float],
     report: Callable[[dict], None],
@@ -84,14 +84,13 @@ def train(
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
-    settings: max_steps, warmup_ratio, max_grad_norm, validate_every (harness.config.Train).
     validate: returns the validation loss; called at intervals and after the last step.
     report: called with each step's number, loss, learning rate, norm and pace.
     checkpoints: training resumes from them, and saves at their interval and after the last step.
     compiled: returns the seconds spent compiling so far, if the model is compiled.
     """
-    total = settings["max_steps"]
-    schedule = LambdaLR(optimizer, warmup_cosine(total, settings["warmup_ratio"]))
+    total = settings.max_steps
+    schedule = LambdaLR(optimizer, warmup_cosine(total, settings.warmup_ratio))
     done = SoFar()
     if checkpoints is not None and (saved := checkpoints.restore(model, optimizer, schedule)) is not None:
         done = record.decode(SoFar, saved)
@@ -114,7 +113,7 @@ def train(
         accelerator.wait_for_everyone()
         start, already = energy.read(), compiled and compiled()
         stopwatch.start()
-        loss, norm = take_step(model, optimizer, micro, settings["max_grad_norm"], accelerator, stopwatch.lap)
+        loss, norm = take_step(model, optimizer, micro, settings.max_grad_norm, accelerator, stopwatch.lap)
         taken, parts = stopwatch.stop()
         used = Energy.between(start, energy.read())
         taken, parts, used = distributed.slowest(taken, parts, used, accelerator)
@@ -136,7 +135,7 @@ def train(
         done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
         pace = done.raw[-1] / taken
         report({"step": step, "of": total, "loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_second": pace})
-        every = settings["validate_every"]
+        every = settings.validate_every
         if step == total or (every and step % every == 0):
             held_out = validate()
             if not math.isfinite(held_out):

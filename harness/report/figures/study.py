@@ -161,5 +161,5 @@ def _swept(tries: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
 
 def _train_settings(row: Row) -> dict[str, str]:
     """The training settings but the seed, as text."""
-    train = row.records[0].cell.settings.get("train")  # imported records may lack them
-    return {name: str(of) for name, of in train.items() if name != "seed"} if isinstance(train, dict) else {}
+    train = row.records[0].cell.settings.train_dict()
+    return {name: str(of) for name, of in train.items() if name != "seed"}

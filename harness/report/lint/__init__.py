@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.record import Record, behind_api
+from harness.record import Record
 from harness.report.lint.completeness import failed_cells, missing_base, seed_counts
 from harness.report.lint.differences import Sentences, group_by
 from harness.report.lint.environment import code, device, overlap, same_environment, sources, speedups, versions
@@ -68,8 +68,12 @@ def findings(records: Sequence[Record]) -> list[Finding]:
         Finding(study, rule, kind, sentence, cells)
         for study, members in studies.items()
         for rule, (kind, look) in RULES.items()
-        for sentence, cells in look([r for r in members if not behind_api(r.cell)] if rule in OF_WEIGHTS else members)
+        for sentence, cells in look(_with_weights(members) if rule in OF_WEIGHTS else members)
     ]
+
+
+def _with_weights(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if not record.cell.settings.behind_api]
 
 
 RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Record]], Sentences]]] = {

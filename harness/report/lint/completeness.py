@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.record import Record
 from harness.report.lint.differences import Sentences, differ, finished, group_by, hashable, point, tuned
+from harness.settings import plain
 
 
 def missing_base(records: Sequence[Record]) -> Sentences:
@@ -42,7 +43,7 @@ def _unseeded(record: Record) -> str:
     def without(value: Any) -> Any:
         return {k: without(v) for k, v in value.items() if k != "seed"} if isinstance(value, dict) else value
 
-    return hashable([record.cell.method, without(record.cell.settings)])
+    return hashable([record.cell.method, without(plain(record.cell.settings))])
 
 
 def failed_cells(records: Sequence[Record]) -> Sentences:

@@ -116,14 +116,6 @@ def environment_part(record: Record, name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def setting(record: Record, *path: str) -> Any:
-    """A resolved setting; None if the record lacks it, as imported ones may."""
-    value: Any = record.cell.settings
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
 def setting_text(value: Any) -> str | None:
     """A setting as text; lists are sorted, since their order has no meaning."""
     if isinstance(value, list):

@@ -18,10 +18,10 @@ from harness.report.lint.differences import (
     method_of,
     named,
     places,
-    setting,
     setting_text,
 )
 from harness.report.lint.environment import ran_with, same_environment
+from harness.settings import EvalSettings, plain
 
 CUT = 0.05  # the share of truncated answers above which there is a finding
 
@@ -71,16 +71,16 @@ CHAT = ("chat_template", "fewshot_as_multiturn", "system_instruction")  # how qu
 
 
 def _eval_setting(record: Record, name: str) -> str | None:
-    settings = setting(record, "eval")
-    if not isinstance(settings, dict):
+    settings = record.cell.settings.eval
+    if settings == EvalSettings():
         return None
-    return setting_text(settings.get(name)) or ("auto" if name == "engine" else "not set")
+    return setting_text(getattr(settings, name) or None) or "not set"
 
 
 def _scored(members: Sequence[Record], where: str) -> Sentences:
     """Whether cells with the same settings were asked the same items."""
     scored = [record for record in finished(members) if record.scores]
-    groups = list(group_by(scored, lambda record: hashable(setting(record, "eval"))).values())
+    groups = list(group_by(scored, lambda record: hashable(plain(record.cell.settings.eval))).values())
     unequal = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task}{where}"
@@ -167,9 +167,9 @@ def rescored(records: Sequence[Record]) -> Sentences:
 def _means(record: Record, task: str) -> dict[str, str]:
     """The environment and the prompt settings that produced the scores of a task."""
     later = next((later for later in record.rescored if task in later.tasks), None)
-    settings = (later.settings if later else setting(record, "eval")) or {}
+    settings = later.settings if later else record.cell.settings.eval
     facts = ran_with(replace(record, environment=later.environment) if later else record)
     means = {name: facts.get(name) for name in ("device", "precision", "torch", "transformers", "peft", "lm_eval")}
-    means |= {"engine": settings.get("engine", "auto")}
-    means |= {name: setting_text(settings.get(name)) or "not set" for name in CHAT}
+    means |= {"engine": settings.engine}
+    means |= {name: setting_text(getattr(settings, name) or None) or "not set" for name in CHAT}
     return {name: value for name, value in means.items() if value is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from harness.record import Probe, Record, device_count, fits_itself, micro_batches
+from harness.record import Probe, Record, micro_batches
 from harness.report.lint.differences import (
     PARTS,
     VALUES,
@@ -21,7 +21,6 @@ from harness.report.lint.differences import (
     named,
     places,
     point,
-    setting,
     setting_text,
     tuned,
 )
@@ -37,7 +36,7 @@ SHARED = ("devices", "parallel")  # how a step is distributed; changes neither i
 def token_budgets(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained, subject = tuned(members), f"Token budgets differ{where}"
-        planned = list(confounded(subject, trained, lambda r: _steps(setting(r, "train", "max_steps"))))
+        planned = list(confounded(subject, trained, lambda r: _steps(r.cell.settings.train.max_steps)))
         yield from planned or first_of(_same_batches(trained), lambda group, s=subject: differ(s, group, _budget))
 
 
@@ -54,7 +53,7 @@ def _same_batches(records: Sequence[Record]) -> list[list[Record]]:
     """Groups of finished cells that should have the same batches: equal seed, data and training settings."""
 
     def key(record: Record) -> tuple[Hashable, ...]:
-        train = {name: value for name, value in (setting(record, "train") or {}).items() if name not in SHARED}
+        train = {name: value for name, value in record.cell.settings.train_dict().items() if name not in SHARED}
         return record.cell.seed, hashable(train), record.fingerprints.get("data")
 
     return list(group_by([record for record in finished(records) if record.train], key).values())
@@ -77,16 +76,15 @@ def effective_batches(records: Sequence[Record]) -> Sentences:
 
 
 def _effective(record: Record) -> str | None:
-    name = "global_batch" if fits_itself(record.cell) else "batch_size"
-    size, accum = setting(record, "train", name), setting(record, "train", "grad_accum")
-    return f"{size * (accum or 1)} sequences per step" if size else None
+    train = record.cell.settings.train
+    return f"{train.micro_batch * (train.grad_accum or 1)} sequences per step" if train.micro_batch else None
 
 
 def training_settings(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained = tuned(members)
         names = dict.fromkeys(
-            name for record in trained for name in setting(record, "train") or {} if name not in APART
+            name for record in trained for name in record.cell.settings.train_dict() if name not in APART
         )
         for name in names:
             if name != "seed":
@@ -96,8 +94,8 @@ def training_settings(records: Sequence[Record]) -> Sentences:
 
 def _trained(record: Record, name: str) -> str | None:
     if name == "devices":
-        return str(device_count(record.cell.settings))
-    settings = setting(record, "train") or {}
+        return str(record.cell.settings.train.devices)
+    settings = record.cell.settings.train_dict()
     return setting_text(settings.get(name, False if name in SWITCHES and settings else None))
 
 
@@ -108,8 +106,8 @@ def adapter_targets(records: Sequence[Record]) -> Sentences:
 
 
 def _target(record: Record) -> str | None:
-    adapter = setting(record, "method", "adapt")
-    if not isinstance(adapter, dict) or adapter.get("target_modules") is None:
+    adapter = record.cell.settings.method.adapt
+    if adapter is None or adapter.get("target_modules") is None:
         return None
     texts = {name: setting_text(adapter.get(name)) for name in TARGETS}
     others = [f"{name} {text}" for name, text in texts.items() if text is not None and name != "target_modules"]
@@ -123,9 +121,9 @@ def precision(records: Sequence[Record]) -> Sentences:
 
 
 def _precise(record: Record) -> str:
-    dtype = setting(record, "method", "load", "dtype")  # of unquantised weights
+    dtype = record.cell.settings.method.load.get("dtype")  # of unquantised weights
     computed = record.environment.get("precision") or "unknown precision"
-    upcast = ", matrices upcast to float32" if setting(record, "model", "upcast") else ""
+    upcast = ", matrices upcast to float32" if record.cell.settings.model.upcast else ""
     return f"{computed} with {dtype} weights{upcast}" if dtype else str(computed)
 
 
@@ -160,11 +158,15 @@ def tries(records: Sequence[Record]) -> Sentences:
         yield f"The number of settings tried differs between methods{where}: {'; '.join(parts)}.", tuple(fewer)
 
 
+def _optim(record: Record) -> dict[str, Any]:
+    return record.cell.settings.method.optim or {}
+
+
 def per_layer(records: Sequence[Record]) -> Sentences:
     """Methods that update each layer during the backward pass have ``per_layer: true`` in their optim slot."""
     for where, members in places(records):
-        stepped = [record for record in members if setting(record, "method", "optim", "per_layer")]
-        projected = [record for record in stepped if setting(record, "method", "optim", "matrices")]
+        stepped = [record for record in members if _optim(record).get("per_layer")]
+        projected = [record for record in stepped if _optim(record).get("matrices")]
         if projected and len(projected) == len(stepped):
             yield (
                 f"Per-layer updates save memory by themselves, since only one layer's gradients are held at a time. "
@@ -186,7 +188,7 @@ def resumed(records: Sequence[Record]) -> Sentences:
 
 
 def smaller_batches(records: Sequence[Record]) -> Sentences:
-    cells = [record for record in records if record.smaller_batches and not fits_itself(record.cell)]
+    cells = [record for record in records if record.smaller_batches and not record.cell.settings.train.sizes_itself]
     if cells:
         shapes = listed(list(dict.fromkeys(map(_shapes, cells)))[:VALUES])
         yield (
@@ -199,7 +201,7 @@ def smaller_batches(records: Sequence[Record]) -> Sentences:
 def fitting_batches(records: Sequence[Record]) -> Sentences:
     """Micro-batches of train.batch_size=auto depend on the method's memory; fixed ones are compared with them too."""
     for where, members in places(records):
-        if any(fits_itself(record.cell) for record in members):
+        if any(record.cell.settings.train.sizes_itself for record in members):
             subject = f"Automatic micro-batches differ, so speed and memory are not comparable{where}"
             yield from confounded(subject, tuned(members), micro_batches_text)
 
@@ -211,5 +213,5 @@ def micro_batches_text(record: Record) -> str | None:
 
 
 def _shapes(record: Record) -> str:
-    ran, (size, accum) = record.smaller_batches, (setting(record, "train", k) for k in ("batch_size", "grad_accum"))
-    return f"{ran.batch_size} × {ran.grad_accum} instead of {size} × {accum or 1}"
+    ran, train = record.smaller_batches, record.cell.settings.train
+    return f"{ran.batch_size} × {ran.grad_accum} instead of {train.batch_size} × {train.grad_accum or 1}"

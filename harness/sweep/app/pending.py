@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness import record
 from harness.record import Record
 from harness.sweep import micro_batch
 from harness.sweep.store import Study
@@ -22,7 +21,7 @@ def to_run(found: Record | None, config: DictConfig) -> bool:
     """Whether a cell with this record is to run. A cell that --fit skipped is: another budget may hold it."""
     if found is None or found.status in (*config.retry.statuses, "unfit"):
         return True
-    return (config.retry.on_oom or record.fits_itself(found.cell)) and micro_batch.smaller(found) is not None
+    return (config.retry.on_oom or found.cell.settings.train.sizes_itself) and micro_batch.smaller(found) is not None
 
 
 def lacks_weights(found: Record, study: Study, save: str) -> bool:

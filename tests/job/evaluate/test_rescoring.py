@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +20,13 @@ from harness.job import recording
 from harness.job.evaluate import rescoring
 from harness.record import CARD, Saved, model_card, model_folder, read, read_study, settle
 from harness.report.pairwise import contests
+from harness.settings import EvalSettings
 from harness.studies import rescore as sweep
 from harness.studies import verify
 from harness.sweep import runner
 from harness.sweep.store import Study
 
-MORE = {"tasks": ["wordmath_short"], "limit": 6, "num_fewshot": None, "batch_size": 8, "seed": 0}
+MORE = EvalSettings(tasks=["wordmath_short"], limit=6, batch_size=8, seed=0)
 
 
 def scored(path, settings=MORE):
@@ -57,7 +59,7 @@ def of(folder, method):
 def test_what_was_saved_answers_as_what_was_trained(folder, method):
     path = of(folder, method)
     first, before = read(path), items(path)
-    again = scored(path, first.cell.settings["eval"])
+    again = scored(path, first.cell.settings.eval)
     assert again.scores == first.scores
     pd.testing.assert_frame_equal(items(path), before)
     assert again.items == first.items
@@ -84,9 +86,9 @@ def test_further_scores_come_with_their_items_and_whence(folder):
     # what the cell itself measured stays
     assert (found.train, found.phases, found.environment) == (first.train, first.phases, first.environment)
     assert (model_folder(path) / CARD).read_text() == model_card.text(found)
-    again = scored(path, MORE | {"limit": 3})
+    again = scored(path, replace(MORE, limit=3))
     assert [s.n for s in again.scores if s.task == "wordmath_short"] == [3]
-    assert [(s.tasks, s.settings["limit"]) for s in again.rescored if "wordmath_short" in s.tasks] == [
+    assert [(s.tasks, s.settings.limit) for s in again.rescored if "wordmath_short" in s.tasks] == [
         (["wordmath_short"], 3)
     ]
     assert len(items(path)) == len(before) + 3
@@ -95,7 +97,7 @@ def test_further_scores_come_with_their_items_and_whence(folder):
 
 def test_paired_tests_take_what_was_scored_later(folder):
     for method in ("lora", "full", "base"):
-        scored(of(folder, method), MORE | {"tasks": ["plain_text"], "limit": 8})
+        scored(of(folder, method), replace(MORE, tasks=["plain_text"], limit=8))
     records, _ = read_study(folder)
     (contest,) = [c for c in contests(records, folder) if c.score.startswith("plain_text")]
     assert len(contest.standings) == 3
@@ -138,7 +140,7 @@ def test_scores_and_items_are_added_both_or_neither(folder, tmp_path, monkeypatc
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", dies)
-    other = MORE | {"tasks": ["facts_short"], "limit": 2}
+    other = replace(MORE, tasks=["facts_short"], limit=2)
     if at == "never":
         scored(path, other)
     else:

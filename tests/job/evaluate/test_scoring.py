@@ -19,10 +19,13 @@ from harness.job import preflight
 from harness.job.evaluate import linear_weights, scoring
 from harness.job.evaluate.scoring import Tasks, stratified
 from harness.job.models import hub
+from harness.settings import EvalSettings
 
 
-def settings(*tasks: str, limit: int | None = None, num_fewshot: int | None = None, seed: int = 0) -> dict:
-    return {"tasks": list(tasks), "limit": limit, "num_fewshot": num_fewshot, "seed": seed, "batch_size": 8}
+def settings(
+    *tasks: str, limit: int | None = None, num_fewshot: int | None = None, seed: int = 0, **more
+) -> EvalSettings:
+    return EvalSettings(list(tasks), limit, num_fewshot, batch_size=8, seed=seed, **more)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +173,7 @@ TEMPLATE = (
 
 def put(bench, tokenizer, **asked):
     """What the model reads before its first answer."""
-    tasks = Tasks(settings("wordmath", limit=2, num_fewshot=2) | asked, None)
+    tasks = Tasks(settings("wordmath", limit=2, num_fewshot=2, **asked), None)
     tasks.build()
     scoring.score(bench.net, tokenizer, tasks, 2, None)
     return tasks.leaves["wordmath"].instances[0].args[0]
@@ -261,7 +264,7 @@ def test_a_task_that_runs_code_is_refused_unless_that_is_asked_for(name, offline
     if name == "humaneval":  # then only its data is missing here
         monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
         with pytest.raises(UserError, match="The data of the task humaneval can't be had"):
-            Tasks(settings(name) | {"unsafe_code": True}, str(tmp_path))
+            Tasks(settings(name, unsafe_code=True), str(tmp_path))
 
 
 @needs_data

@@ -9,15 +9,17 @@ import torch
 from job_helpers import prepared, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness import settings
 from harness.errors import UserError
 from harness.job import preflight
 from harness.job.evaluate import scoring, vllm_engine
+from harness.settings import EvalSettings
 
 
 def test_it_is_another_cell_and_the_default_is_not_named():
     asked, plain = tiny("eval.engine=vllm"), tiny()
     assert asked.id != plain.id == tiny("eval.engine=auto").id
-    assert "engine" not in plain.settings["eval"]
+    assert "engine" not in settings.plain(plain.settings.eval)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -59,7 +61,7 @@ def test_what_is_saved_for_it_is_the_model(tmp_path, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available() or find_spec("vllm") is None, reason="needs CUDA and vllm")
 def test_it_scores_about_as_the_model_does_where_it_is():
-    settings = {"tasks": ["facts"], "limit": 20, "num_fewshot": 2, "seed": 0, "batch_size": 8}
+    settings = EvalSettings(["facts"], limit=20, num_fewshot=2, seed=0, batch_size=8)
     bench = prepared(tiny("method=base"))
     tasks = scoring.Tasks(settings, None)
     ours, *_ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)

@@ -131,7 +131,7 @@ def test_steps_in_the_backward_pass_are_the_same_steps():
 @pytest.mark.parametrize(("method", "kept", "gradients"), [("full", 12, 4), ("full_bf16", 4, 2), ("full_kahan", 6, 2)])
 def test_what_is_kept_counts_as_the_optimizers(method, kept, gradients):
     bench = prepared(tiny(f"method={method}", *BF16))
-    build = instantiate(bench.cell.settings["method"]["optim"], _convert_="all")
+    build = instantiate(bench.cell.settings.method.optim, _convert_="all")
     live = LiveBytes(torch.device("cpu"))
     found = probe.steps(bench.net, set(), build, bench.steps[0], None, bench.accelerator, live)
     weights, tensors = sum(p.numel() for p in bench.net.parameters()), len(list(bench.net.parameters()))

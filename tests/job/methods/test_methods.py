@@ -140,13 +140,13 @@ def bench_of(method: str, *overrides: str) -> SimpleNamespace:
     """As `prepared` gives it, but for the batches: the first two examples over and over, and the next two held out."""
     cell = tiny(f"method={method}", f"rank={RANK}", *SMALLER.get(method, []), *overrides)
     set_seed(0)
-    quantised = "quantization_config" in cell.settings["method"]["load"]
+    quantised = "quantization_config" in cell.settings.method.load
     base = loading.load(cell, place().device) if quantised else copy.deepcopy(place().base)
     net = adapting.adapt(base, cell, place().samples)
     batches = place().samples(2)
     bench = SimpleNamespace(cell=cell, net=net, batch=next(batches), held_out=next(batches))
-    bench.accelerator, bench.norm = place().accelerator, cell.settings["train"]["max_grad_norm"]
-    bench.optimizer = instantiate(cell.settings["method"]["optim"], _convert_="all")(net)
+    bench.accelerator, bench.norm = place().accelerator, cell.settings.train.max_grad_norm
+    bench.optimizer = instantiate(cell.settings.method.optim, _convert_="all")(net)
     return bench
 
 
@@ -224,7 +224,7 @@ def test_an_adapter_learns_is_all_that_moves_and_comes_back(tmp_path, method):
 
     after = logits(bench, net)
     net.save_pretrained(tmp_path, save_embedding_layers=False)
-    if bench.cell.settings["method"].get("init"):  # the start takes data, or gives the base other weights
+    if bench.cell.settings.method.init:  # the start takes data, or gives the base other weights
         again = bench_of(method).net
         peft.set_peft_model_state_dict(again, peft.load_peft_weights(tmp_path))
     else:

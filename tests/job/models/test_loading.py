@@ -29,6 +29,7 @@ from harness.job.models import (
 )
 from harness.job.training import loop
 from harness.record import read
+from harness.settings import ModelSettings
 
 RANK = 8
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces. (in, out) each.
@@ -101,7 +102,7 @@ def test_packed_weights_that_are_shared_out_are_stored_as_the_others_are(dtype):
     cell = tiny("method=qlora", "train.devices=2", "train.parallel=fsdp", f"model.dtype={name}")
     net, (outline, _) = (
         loading.load(cell, torch.device("cpu")),
-        empty_weights.shell(cell, loading.config_of(cell.settings["model"])),
+        empty_weights.shell(cell, loading.config_of(cell.settings.model)),
     )
     packed, planned = ([p for p in of.parameters() if isinstance(p, Params4bit)] for of in (net, outline))
     assert {p.dtype for p in packed} == {dtype}
@@ -350,15 +351,15 @@ def test_a_tokenizer_without_padding_pads_with_its_end_of_text(tmp_path):
     shutil.copytree(embedded.folder("tiny"), tmp_path / "tiny")
     config = tmp_path / "tiny" / "tokenizer_config.json"
     config.write_text(config.read_text().replace('"pad_token": "<|padding|>"', '"x": null'))
-    tokenizer = loading.tokenizer(tiny(f"model.path={tmp_path / 'tiny'}").settings["model"])
+    tokenizer = loading.tokenizer(tiny(f"model.path={tmp_path / 'tiny'}").settings.model)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
 def test_the_fingerprint_follows_the_weights(tmp_path):
     copy = tmp_path / "elsewhere"
     shutil.copytree(embedded.folder("tiny"), copy)
-    settings = {"path": str(copy), "revision": None}
-    first = loading.fingerprint({"path": "embedded:tiny", "revision": None})
+    settings = ModelSettings(path=str(copy))
+    first = loading.fingerprint(ModelSettings(path="embedded:tiny"))
     assert loading.fingerprint(settings) == first
     (file,) = copy.glob("*.safetensors")
     weights = load_file(file)

@@ -15,7 +15,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from job_helpers import no_peak, tiny  # noqa: F401
 from peft import PeftModel
-from records import make_record, sound
+from records import change, make_record, sound
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from harness import record
@@ -23,7 +23,7 @@ from harness.__main__ import main
 from harness.errors import UserError
 from harness.job import recording
 from harness.job.models import embedded, saved
-from harness.record import CARD, Saved, bits, model_card, model_folder, read, studies
+from harness.record import CARD, Saved, model_card, model_folder, read, studies
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -74,7 +74,7 @@ def loaded(path, form):
         4: {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)},
         8: {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)},
     }
-    net = base(**quantised[bits(read(path).cell.settings["method"]["load"])])
+    net = base(**quantised[read(path).cell.settings.method.bits])
     for module in net.modules():
         if isinstance(module, Linear4bit):  # would round its scales to bf16 on a CPU that has it
             module.support_avx512bf16_for_cpu = False
@@ -159,14 +159,13 @@ def test_the_card_says_what_the_record_says(kept):
 
 def test_what_lies_on_the_hub_is_named_and_no_licence_is():
     found = make_record("lora", 16, 32.0, 2e-4)
-    found.cell.settings |= {
-        "method": {
-            "load": {"quantization_config": {"_target_": "harness.job.models.quantisation.nf4"}},
-            "adapt": {"r": 16},
-        },
-        "model": {"path": "meta-llama/Llama-3.2-1B", "revision": None},
-        "data": {"load": {"path": "openai/gsm8k"}, "prompt": "Q | {question}"},
-    }
+    nf4 = {"quantization_config": {"_target_": "harness.job.models.quantisation.nf4"}}
+    change(
+        found,
+        method={"load": nf4, "adapt": {"r": 16}},
+        model={"path": "meta-llama/Llama-3.2-1B"},
+        data={"load": {"path": "openai/gsm8k"}, "prompt": "Q | {question}"},
+    )
     found.fingerprints = {"model": "meta-llama/Llama-3.2-1B@abc123"}
     found.saved = Saved("adapter", {})
     text = model_card.text(found)

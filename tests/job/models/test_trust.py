@@ -11,6 +11,7 @@ from job_helpers import run_here, tiny
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
+from harness import settings
 from harness.errors import UserError
 from harness.job.models import checks, embedded, loading
 from harness.studies import retry
@@ -47,7 +48,7 @@ def test_code_of_a_model_is_run_only_if_asked_and_then_recorded(folder, tmp_path
     record = run_here(tmp_path, tiny(f"model.path={folder}", "model.trust_remote_code=true", "eval.tasks=[]"))
     assert record.status == "ok", record.failure
     assert mark.exists()
-    assert record.cell.settings["model"]["trust_remote_code"] is True
+    assert record.cell.settings.model.trust_remote_code is True
     record.status = "failed"
     assert "trusted" in retry.objection(record)
 
@@ -63,14 +64,14 @@ def test_pickled_weights_are_loaded_only_if_asked_and_then_recorded(folder, tmp_
     asked = tiny("method=base", f"model.path={folder}", "eval.tasks=[]", "model.use_safetensors=false")
     record = run_here(tmp_path, asked)
     assert record.status == "ok", record.failure
-    assert record.cell.settings["model"]["use_safetensors"] is False
+    assert record.cell.settings.model.use_safetensors is False
     first = record.fingerprints["model"]
     torch.save({k: v + 1 for k, v in torch.load(folder / "pytorch_model.bin").items()}, folder / "pytorch_model.bin")
-    assert loading.fingerprint(asked.settings["model"]) != first
+    assert loading.fingerprint(asked.settings.model) != first
 
 
 def test_what_is_not_asked_for_is_no_part_of_a_cell():
     plain = tiny()
-    assert plain.settings["model"].keys() == {"path", "revision", "dtype"}
+    assert settings.plain(plain.settings.model).keys() == {"path", "dtype"}
     assert tiny("model.trust_remote_code=false", "model.use_safetensors=true") == plain
     assert tiny("model.trust_remote_code=true").id != plain.id

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
-from records import make_record, measured
+from records import change, make_record, measured
 
 from harness import config
 from harness.errors import UserError
@@ -531,6 +531,6 @@ def test_a_micro_batch_is_halved_on_each_device(size, devices, found):
 
 def test_utilisation_is_of_each_device():
     alone, two = measured(make_record("lora")), measured(make_record("lora"))
-    two.cell.settings["train"] = {"devices": 2}
+    change(two, train={"devices": 2})
     one, half = frame([alone])["utilisation"][0], frame([two])["utilisation"][0]
     assert one == pytest.approx(2 * half)

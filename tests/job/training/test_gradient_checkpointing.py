@@ -132,7 +132,7 @@ def test_a_model_that_writes_keeps_its_cache():
 
 @pytest.mark.parametrize(("method", "flat"), [("lora", True), ("qlora", False), ("full", True)])
 def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
-    cell, config = tiny(f"method={method}", ON), loading.config_of(tiny("method=lora").settings["model"])
+    cell, config = tiny(f"method={method}", ON), loading.config_of(tiny("method=lora").settings.model)
     shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=flat)
     deeper = functools.partial(
         prediction.Predictor._line, cell=cell, shape=shape, times=1, layout=layout, architecture=None
@@ -148,7 +148,7 @@ def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
 @pytest.mark.parametrize(("method", "gib"), [("qlora", 8), ("lora", 17)])
 def test_eight_billion_weights_fit_with_one_sequence_of_2048_tokens(cell, method, gib):
     cell = cell("model=llama_3_1_8b", f"method={method}", "train.batch_size=1")
-    assert cell.settings["train"]["gradient_checkpointing"]
+    assert cell.settings.train.gradient_checkpointing
     architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
     planner = prediction.Predictor(None, auto="bf16")
     cell.settings = prediction._decided(cell.settings, "bf16")
@@ -184,9 +184,8 @@ def test_it_is_a_part_of_tuned_cells_and_by_default_as_the_model_says(cell):
     assert cell("method=lora", ON).id != cell("method=lora").id
     assert cell("method=base", ON).id == cell("method=base").id
     large = cell("method=lora", "model=llama_3_2_3b")
-    assert large.settings["train"]["gradient_checkpointing"]
-    assert "gradient_checkpointing" not in large.settings["model"]
-    assert "gradient_checkpointing" not in cell("method=lora", "model=llama_3_2_1b").settings["train"]
+    assert large.settings.train.gradient_checkpointing
+    assert not cell("method=lora", "model=llama_3_2_1b").settings.train.gradient_checkpointing
 
 
 @pytest.mark.parametrize("method", ["prefix_tuning", "cartridge"])

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def probed(*overrides: str) -> tuple[Probe, SimpleNamespace]:
     """What a run takes of two steps on the largest batch, and the bench they were taken on."""
     bench = prepared(tiny(*overrides))
-    build = instantiate(bench.cell.settings["method"]["optim"], _convert_="all")
+    build = instantiate(bench.cell.settings.method.optim, _convert_="all")
     bench.micro = max(bench.steps, key=lambda micro: micro[0].padded)
     added = {id(p) for name, p in bench.net.named_parameters() if "lora_" in name}
     live = LiveBytes(CPU)
@@ -167,7 +167,7 @@ def test_micro_batches_take_one_gradient_and_the_activations_of_one():
 def test_the_probe_leaves_the_weights_as_they_are(method):
     bench = prepared(tiny(f"method={method}"))
     before = {name: p.detach().clone() for name, p in bench.net.named_parameters()}
-    build = instantiate(bench.cell.settings["method"]["optim"], _convert_="all")
+    build = instantiate(bench.cell.settings.method.optim, _convert_="all")
     stepped = []
 
     def watched(net: nn.Module) -> torch.optim.Optimizer:

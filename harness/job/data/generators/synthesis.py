@@ -13,7 +13,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from harness.job.api.client import Client, Messages, Reply
 from harness.job.data import arithmetic, contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
+from harness.settings import DataSettings, EvalSettings
 
 PROMPTS = 1  # the version of what stands below; provenance names it
 TASKS = {
@@ -58,8 +59,8 @@ class Asking:
     """
 
     file: str | None
-    data: dict[str, Any] | None
-    eval: dict[str, Any]
+    data: DataSettings | None
+    eval: EvalSettings
     data_root: str | None
     n: int
     most: int
@@ -139,9 +140,9 @@ def _seeds(asking: Asking) -> list[Item]:
     return seeds
 
 
-def _evaluation(settings: dict[str, Any], data_root: str | None) -> contamination.Evaluation:
+def _evaluation(settings: EvalSettings, data_root: str | None) -> contamination.Evaluation:
     """All items of the tasks of `settings`, not only a sample."""
-    tasks = scoring.Tasks(settings | {"limit": None}, data_root)
+    tasks = scoring.Tasks(replace(settings, limit=None), data_root)
     return contamination.Evaluation(
         str(task.doc_to_text(doc)) for task in tasks.leaves.values() for doc in task.eval_docs
     )
@@ -270,8 +271,8 @@ def _summary(asking: Asking, host: str, asked: int, sieve: Sieve, journal: Journ
         "model": asking.model,
         "host": host,
         "prompts": PROMPTS,
-        "source": asking.data["name"] if asking.file is None else Path(asking.file).name,
-        "evaluation": asking.eval["tasks"],
+        "source": asking.data.name if asking.file is None else Path(asking.file).name,
+        "evaluation": asking.eval.tasks,
         "measures": MEASURES,
         "asked": asked,
         "kept": len(kept),

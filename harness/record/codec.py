@@ -1,0 +1,130 @@
+"""Dataclasses to and from JSON, strictly: a value that does not fit its type is named by the way to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+
+def encode(value: Any) -> Any:
+    """A dataclass instance as plain JSON values."""
+    return dataclasses.asdict(value)
+
+
+def decode(kind: Any, value: Any) -> Any:
+    """`value` (from JSON) as `kind`; a ValueError names the field that does not fit."""
+    return _decoder(kind)(value)
+
+
+def encode_tagged(value: Any) -> dict[str, Any]:
+    """A dataclass instance with the name of its class, for `decode_tagged`."""
+    return {type(value).__name__: encode(value)}
+
+
+def decode_tagged(kinds: Any, value: dict[str, Any]) -> Any:
+    """The instance of one of the union `kinds` that `encode_tagged` made `value` of."""
+    ((name, fields),) = value.items()
+    return decode({kind.__name__: kind for kind in typing.get_args(kinds)}[name], fields)
+
+
+class Misfit(ValueError):
+    """A value that is not what the schema says; those who pass it on prepend the way to it."""
+
+    def __init__(self, what: str, way: str = ""):
+        self.what, self.way = what, way
+
+    def __str__(self) -> str:
+        return f"{self.way.removeprefix('.') or 'the record'} {self.what}"
+
+
+@functools.cache
+def _decoder(kind: Any) -> Callable[[Any], Any]:
+    """What makes a value from JSON a `kind`, or raises Misfit. Made once a kind: studies have thousands of records."""
+    if dataclasses.is_dataclass(kind):
+        return _object_decoder(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (list, dict):
+        return _container_decoder(origin, arguments[-1])
+    if origin in (types.UnionType, typing.Union):  # the latter with a Literal
+        return _union_decoder([a for a in arguments if a is not types.NoneType])
+
+    def decode(value: Any) -> Any:
+        if kind is Any or type(value) is kind:
+            return value
+        if origin is Literal:
+            if value in arguments:
+                return value
+            raise Misfit(f"is {value!r}, which is none of {', '.join(map(repr, arguments))}")
+        if kind is float and type(value) is int:
+            return float(value)
+        raise Misfit(f"should be of type {kind.__name__}, not {type(value).__name__}")
+
+    return decode
+
+
+def _union_decoder(kinds: list[Any]) -> Callable[[Any], Any]:
+    """What makes a value one of `kinds`, the first that it fits, or null."""
+    first, *others = [_decoder(kind) for kind in kinds]
+
+    def decode(value: Any) -> Any:
+        if value is None:
+            return None
+        for other in others:
+            try:
+                return other(value)
+            except Misfit:
+                continue
+        return first(value)  # which says what is wrong
+
+    return decode
+
+
+def _object_decoder(kind: type) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(kind)
+    decoders = {name: _decoder(hint) for name, hint in hints.items()}
+    fields = dataclasses.fields(kind)
+    missing = dataclasses.MISSING
+    required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
+
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Misfit("should be an object")
+        if not value.keys() <= decoders.keys():
+            raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
+        if not required <= value.keys():
+            raise Misfit("is missing", f".{min(required - value.keys())}")
+        found = {}
+        try:
+            for name, part in value.items():
+                found[name] = part if type(part) is hints[name] else decoders[name](part)
+        except Misfit as misfit:
+            misfit.way = f".{name}{misfit.way}"
+            raise
+        return kind(**found)
+
+    return decode
+
+
+def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
+    inner = _decoder(kind)
+    plain = {kind} if kind in (int, float, str) else set()
+
+    def decode(value: Any) -> Any:
+        if type(value) is not container:
+            raise Misfit("should be a list" if container is list else "should be an object")
+        if container is list and value and set(map(type, value)) == plain:
+            return value
+        found = {}
+        try:
+            for i, part in enumerate(value) if container is list else value.items():
+                found[i] = inner(part)
+        except Misfit as misfit:
+            misfit.way = (f"[{i}]" if container is list else f".{i}") + misfit.way
+            raise
+        return list(found.values()) if container is list else found
+
+    return decode

@@ -1,0 +1,121 @@
+"""Records and studies on disk: written, read, found. A file that is no record is named, with what is wrong in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from harness.record.codec import Misfit, decode, encode
+from harness.record.files import pending, sha256, write_json
+from harness.record.names import names_a_file
+from harness.record.schema import SCHEMA, Record
+
+CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
+
+# Text in which a number may be beyond a float's range, or a string end in half of a pair; few records have any.
+# Patterns that begin with one letter are searched for ten times as fast as those with a choice.
+DOUBTFUL = [re.compile(pattern) for pattern in (r"e\+?\d{3,}[,\s\]}]", r"E\+?\d{3,}[,\s\]}]", r"\\u[dD]")]
+
+
+class RecordError(Exception):
+    """A file that should be a record is not; the message is one sentence for the user."""
+
+
+def write(record: Record, path: Path) -> None:
+    """Write `record` to `path` as JSON, all or nothing: a reader never sees half a file."""
+    write_json(encode(record), path)
+
+
+def settle(path: Path) -> None:
+    """End what a process left that died between putting new items and the new record at `path` into place."""
+    waiting, items = pending(path), path.with_suffix(".items.parquet")
+    if not waiting.exists():
+        return
+    if items.exists() and read(waiting).items_sha256 == sha256(items):
+        os.replace(waiting, path)
+    else:
+        waiting.unlink()
+
+
+def read(path: Path) -> Record:
+    """Read one record; RecordError says in a sentence why a file is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, parse_constant=_finite)
+        if any(pattern.search(text) for pattern in DOUBTFUL):
+            value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate would break the table that shows it
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None
+    except OSError as error:
+        raise RecordError(f"{path} can't be read ({error.strerror}).") from None
+    if not isinstance(value, dict) or "schema" not in value or "cell" not in value:
+        raise RecordError(f"{path} is JSON but not a record of this harness; move it out of the study's folder.")
+    if value["schema"] != SCHEMA:
+        raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
+    try:
+        found = decode(Record, value)
+        _check_environment(found.environment)
+        if not names_a_file(found.cell.name):
+            raise Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
+        return found
+    except (Misfit, OverflowError) as error:
+        raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
+
+
+# Of the environment, which is free in form, what reports reckon with; any of it may be left out.
+RECKONED: dict[str, type] = {
+    "boot": str,
+    "cpu.name": str,
+    "cpu.memory_bytes": int,
+    "device.matmul_flops_per_second": float,
+}
+
+
+def _check_environment(environment: dict[str, Any]) -> None:
+    """Raise Misfit for the first of RECKONED that is of another type in a record's JSON."""
+    for way, kind in RECKONED.items():
+        found: Any = environment
+        for key in way.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        try:
+            decode(kind | None, found)
+        except Misfit as misfit:
+            misfit.way = f".environment.{way}"
+            raise
+
+
+def read_study(folder: Path) -> tuple[list[Record], list[str]]:
+    """All records of a study's folder, by name, and one sentence for each JSON file that is not one."""
+    records, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(read(path))
+        except RecordError as error:
+            problems.append(str(error))
+        if len(records) > 1 and records[-1].items == records[-2].items:
+            records[-1].items = records[-2].items  # one list for all, not one of thousands of items for each
+    return records, problems
+
+
+def studies(results: Path) -> list[str]:
+    """Names of the studies below `results`: folders, at any depth, that hold a JSON file.
+
+    Neither hidden ones nor saved models count.
+    """
+    found = list(results.rglob("*.json"))
+    configured = {path.parent for path in found if path.name in CONFIGS}
+    models = {folder for folder in configured if any(folder.glob("*.safetensors"))}
+    folders = {path.parent.relative_to(results) for path in found if path.parent not in models}
+    return sorted(f.as_posix() for f in folders if f.parts and not any(part.startswith(".") for part in f.parts))
+
+
+def _finite(number: str) -> float:
+    """The number that JSON spells so; ValueError for NaN and infinities, which Python's json would let pass."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"the number {number} is not finite")
+    return float(number)

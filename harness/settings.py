@@ -1,0 +1,221 @@
+"""The settings of one cell, resolved and typed: all that decides its result, from Hydra's config to the record.
+
+`harness/sweep/cells.py` builds them once; jobs, records and reports take them as they are. A field is null, or at
+another neutral default, where the cell has no use for it: an untuned cell takes no optimizer steps. So two points of a
+grid that mean the same run have equal settings. Nodes for Hydra's instantiate (load, adapt, …) are free in form.
+
+Settings are hashable: what is free in form counts for equality alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+AUTO: Literal["auto"] = "auto"  # the train.batch_size that is chosen where a cell is run
+ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """One method's slots, as in harness.config.Method, with all interpolations resolved."""
+
+    name: str | None = None
+    load: dict[str, Any] = field(default_factory=dict, hash=False)
+    adapt: dict[str, Any] | None = field(default=None, hash=False)
+    init: dict[str, Any] | None = field(default=None, hash=False)
+    optim: dict[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the method trains the model at all."""
+        return self.optim is not None
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of each weight of the quantised base; None if the base is not quantised."""
+        return quantised_bits(self.load)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is loaded (path, …), or which endpoint answers (name, base_url, …): as in harness.config.Model."""
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    use_safetensors: bool = True
+    upcast: bool = False
+    name: str | None = None
+    base_url: str | None = None
+    tokenizer: str | None = None
+    thinking: int = 0
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """As in harness.config.Data; of a model behind an API the name alone."""
+
+    name: str | None = None
+    path: str | None = None
+    load: dict[str, Any] = field(default_factory=dict, hash=False)
+    prompt: str | None = None
+    prompt_if_empty: str | None = None
+    columns: dict[str, str | None] = field(default_factory=dict, hash=False)
+    limit: int | None = None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """As in harness.config.Eval."""
+
+    tasks: list[str] = field(default_factory=list, hash=False)
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    engine: str = "auto"
+    chat_template: bool = False
+    fewshot_as_multiturn: bool = False
+    system_instruction: str | None = None
+    unsafe_code: bool = False
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """As in harness.config.Train. An untuned cell has only what its validation loss depends on.
+
+    parallel is null on one device. How often checkpoints are saved changes no result, so it is not here.
+    """
+
+    max_length: int | None = None
+    validation_items: int | None = None
+    precision: str | None = None
+    batch_size: int | Literal["auto"] | None = None
+    max_steps: int | None = None
+    grad_accum: int | None = None
+    global_batch: int | None = None
+    max_tokens: int | None = None
+    warmup_ratio: float | None = None
+    max_grad_norm: float | None = None
+    validate_every: int | None = None
+    bucketing: int | None = None
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    devices: int = 1
+    parallel: str | None = None
+    activation_offload: bool = False
+    compile: bool = False
+
+    @property
+    def sizes_itself(self) -> bool:
+        """Whether the cell takes the largest micro-batch that fits its device: train.batch_size=auto."""
+        return self.batch_size == AUTO
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences (or packs) of a micro-batch that are asked for; with `auto` those of the whole step.
+
+        What is trained on in a step depends on nothing else; how it is cut for a device's memory is in the record's
+        SmallerBatches.
+        """
+        return self.global_batch if self.sizes_itself else self.batch_size
+
+    @property
+    def sharded(self) -> bool:
+        """Whether several devices each hold a share of the model."""
+        return self.parallel == "fsdp"
+
+
+@dataclass(frozen=True)
+class InferSettings:
+    """As in harness.config.Infer; null where inference is not timed."""
+
+    repeats: int = 0
+    batch_size: int | None = None
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a cell's result.
+
+    other: what the source of an imported record says beside these; empty for what the harness ran.
+    """
+
+    method: MethodSettings = field(default_factory=MethodSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    infer: InferSettings = field(default_factory=InferSettings)
+    speedups: str | None = None
+    seed: int | None = None
+    other: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def behind_api(self) -> bool:
+        """Whether the model is behind an API, so that nothing but its answers is known of it."""
+        return self.model.base_url is not None
+
+    @property
+    def fast(self) -> bool:
+        """Whether the harness's speed-ups are on."""
+        return self.speedups != "off"
+
+    def train_dict(self) -> dict[str, Any]:
+        """The training settings by name, with those of an imported record that have no field here."""
+        return plain(self.train) | self.other.get("train", {})
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """`settings`, or a part of them, as a dict without what is at its neutral default.
+
+    So a setting that is added later, with a default that means "as before", changes no cell's id.
+    """
+    found = {}
+    for part in dataclasses.fields(settings):
+        value = getattr(settings, part.name)
+        if dataclasses.is_dataclass(value):
+            value, neutral = plain(value), {}
+        else:
+            neutral = part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
+        if value != neutral:
+            found[part.name] = value
+    return found
+
+
+def cell_id(settings: Settings) -> str:
+    """A cell's identity: the SHA-256 of the canonical form of its settings."""
+    return hashlib.sha256(canonical(settings).encode()).hexdigest()
+
+
+def canonical(settings: Settings) -> str:
+    """The one text of all settings that mean the same run.
+
+    The folder of the harness in which a callable lies is no part of it: modules may move.
+    """
+    return json.dumps(_without_rooms(plain(settings)), sort_keys=True)
+
+
+def _without_rooms(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_rooms(part, name) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_rooms(part) for part in value]
+    return ROOMS.sub("harness.", value) if key == "_target_" and isinstance(value, str) else value
+
+
+def quantised_bits(load: dict[str, Any]) -> int | None:
+    """Of the base's matrices, as a method's slot `load` has them quantised; None where they are not."""
+    quantised = load.get("quantization_config")
+    if not quantised:
+        return None
+    return 8 if str(quantised.get("_target_")).endswith(".int8") else 4
