@@ -26,6 +26,7 @@ from harness.job.api.lm_eval_model import Answer, Answers
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
 from harness.record import read
+from harness.settings import ModelSettings
 from harness.sweep.store import Study
 
 ITEMS = 6
@@ -435,7 +436,7 @@ def test_a_cell_that_is_removed_takes_its_answers_along(tmp_path):
 
 
 def test_what_is_drawn_at_random_is_asked_for_as_often_as_it_is_wanted(wire, tmp_path):
-    lm = lm_eval_model.engine({"base_url": wire.base_url, "name": NAME}, asking(tmp_path, cell(wire.base_url)))
+    lm = lm_eval_model.engine(ModelSettings(base_url=wire.base_url, name=NAME), asking(tmp_path, cell(wire.base_url)))
     message = lm.apply_chat_template([{"role": "user", "content": "2 + 2 ="}])
 
     def ask(**settings):
