@@ -243,18 +243,18 @@ def data_sets(tmp_path_factory):
     return root
 
 
-def test_any_stock_task_or_group_goes_by_its_name(bench, hub):
+def test_any_stock_task_or_group_goes_by_its_name(bench, data_sets):
     """Metrics that are means over items: lambada's perplexity is none."""
-    tasks = Tasks(settings("ai2_arc", "lambada_openai"), str(hub))
+    tasks = Tasks(settings("ai2_arc", "lambada_openai"), str(data_sets))
     scores, items, _ = scoring.score(bench.net, bench.tokenizer, tasks, 8, None)
     found = [(s.task, s.metric, s.n) for s in scores]
     assert found == [("ai2_arc", "acc", 7), ("ai2_arc", "acc_norm", 7), ("lambada_openai", "acc", 3)]
     assert set(items["subject"]) == {"arc_easy", "arc_challenge", "lambada_openai"}
 
 
-def test_a_task_without_a_value_of_each_item_is_refused(hub):
+def test_a_task_without_a_value_of_each_item_is_refused(data_sets):
     with pytest.raises(UserError, match=r"wikitext measures a corpus, not items.*\(word_perplexity, .*plain_text"):
-        Tasks(settings("wikitext"), str(hub))
+        Tasks(settings("wikitext"), str(data_sets))
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "longproc"])
