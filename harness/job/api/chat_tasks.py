@@ -1,4 +1,4 @@
-"""Tasks for a model that chats and gives no log-probabilities: the same items, asked for the answer in words."""
+"""Tasks for chat models without log-probabilities: the same items, with generated answers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from harness.job.data import sources
 from harness.job.evaluate import scoring
 from harness.settings import EvalSettings
 
-GENERATED = "generate_until"  # lm-eval's word for tasks whose answers are written; those of all others are compared
-# What a task whose answers are compared is called where they are written, as lm-eval has it of mmlu, gpqa and bigbench.
+GENERATED = "generate_until"  # lm-eval's name for tasks with generated answers; others compare log-probabilities
+# Names of generative variants of tasks that compare log-probabilities, as in lm-eval's mmlu, gpqa and bigbench.
 STAND_INS = [(r"$", "_generative"), (r"_n_shot$", "_generative_n_shot"), (r"_multiple_choice$", "_generate_until")]
-# Where the choices are letters, lm-eval compares the whole reply with one. Many that chat say more ("B. Mitochondria",
-# "The answer is (B)."): a second filter takes the letter from before the choice's words, or from such a phrase.
+# If choices are letters, lm-eval compares the whole reply with a letter. Chat models often write more, such as
+# "The answer is (B).", so a second filter finds the letter before the choice's text, or in such a phrase.
 LETTER = r"^\W*([{0}])(?:[.):*]|\s*$)|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is|:)?\W*([{0}])\b"
-ASKED = " (chat)"  # after a task's name: what is scored so is another measurement, and never compared with the task's
+ASKED = " (chat)"  # after a task's name: another measurement, which is never compared with the task's
 
 
 class ChatTasks(scoring.Tasks):
-    """As `Tasks`, with what stands in for those whose answers are compared by their log-probabilities.
+    """As `Tasks`, with generative variants of tasks that compare log-probabilities.
 
-    A stand-in is asked the very items that its task would be. Raises UserError where there is none.
+    A variant has the same items as its task. Raises UserError if there is none.
     """
 
     def __init__(self, settings: EvalSettings, data_root: str | None):
@@ -42,7 +42,7 @@ class ChatTasks(scoring.Tasks):
         self.put |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
 
     def _asked(self, name: str, leaves: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-        """What each leaf of the task or group `name` is asked as: its name and the task."""
+        """The generative variant of each leaf of the task or group `name`: its name and the task."""
         if all(task.OUTPUT_TYPE == GENERATED for task in leaves.values()):
             return {leaf: (leaf, task) for leaf, task in leaves.items()}
         other = _stand_in(name)
@@ -50,9 +50,8 @@ class ChatTasks(scoring.Tasks):
         asked = {leaf: new for leaf in leaves for new in _names(leaf) if new in found}
         if asked.keys() != leaves.keys() or not all(_alike(task, found[asked[leaf]]) for leaf, task in leaves.items()):
             raise UserError(
-                f"eval.tasks={name} compares log-probabilities, which a chat does not give, and lm-eval has no task of "
-                "the same items whose answers are written; leave it out, or name a model.tokenizer where the endpoint "
-                "gives log-probabilities of completions."
+                f"eval.tasks={name} requires log-probabilities, which chat endpoints do not return, and lm-eval has no "
+                "generative variant of it; omit it, or set model.tokenizer if the endpoint returns log-probabilities."
             )
         for leaf, new in asked.items():
             _have_letters_read(leaves[leaf], found[new])
@@ -60,7 +59,7 @@ class ChatTasks(scoring.Tasks):
 
 
 def _stand_in(name: str) -> str | None:
-    """The task or group that stands in for `name`, if lm-eval has one."""
+    """The generative variant of the task or group `name`, if lm-eval has one."""
     known = scoring.stock().all_tasks
     return next((other for other in _names(name) if other in known), None)
 
@@ -70,7 +69,7 @@ def _names(name: str) -> list[str]:
 
 
 def _have_letters_read(task: Any, other: Any) -> None:
-    """Add the filter `letter` to the stand-in `other`, if the choices of `task` are letters."""
+    """Add the filter `letter` to the variant `other`, if the choices of `task` are letters."""
     choices = task.config.doc_to_choice
     if isinstance(choices, list) and all(re.fullmatch("[A-Z]", choice) for choice in choices):
         scoring.filtered_too(other, "letter", LETTER.format("".join(choices)))

@@ -1,6 +1,6 @@
-"""Asks a model behind an OpenAI-compatible API: chat completions, several at a time, tried again where that can help.
+"""Asks a model behind an OpenAI-compatible API for chat completions, several at a time, with retries.
 
-The key is the environment's OPENAI_API_KEY and nowhere else; a server of one's own mostly wants none.
+The key is read from OPENAI_API_KEY in the environment only; local servers mostly need none.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from harness import redact
 from harness.errors import UserError
 
 KEY = "OPENAI_API_KEY"
-THINKING = 8192  # tokens more, where a limit is of what a model thinks before it answers too
-RETRIES = 5  # with growing pauses, of what may pass: no connection, time-outs, too many requests, errors of the server
+THINKING = 8192  # tokens added to a limit that includes the model's thinking
+RETRIES = 5  # with growing pauses: after failed connections, time-outs, rate limits and server errors
 
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered.
+    """A model's answer.
 
-    whole: false if the answer was cut off; read, written: tokens, null where the server does not tell.
+    whole: false if it was cut off. read, written: tokens; null if the server does not report them.
     """
 
     text: str
@@ -37,14 +37,14 @@ class Reply:
 
 
 class Client:
-    """One model at one endpoint. timeout: seconds that an answer may take."""
+    """One model at one endpoint. timeout: of an answer, in seconds."""
 
     def __init__(self, base_url: str, model: str, timeout: float):
         try:
             import openai
         except ImportError:
             raise UserError(
-                "To ask a model behind an API needs the extra `api`: pip install -e '.[api]' in the project's folder."
+                "Models behind an API require the extra `api`: pip install -e '.[api]' in the project's folder."
             ) from None
         self.base_url, self.model, self.host = base_url, model, host(base_url)
         self._errors, self._refused = openai, set()
@@ -53,7 +53,7 @@ class Client:
         )
 
     def ask(self, messages: Messages, **parameters: Any) -> Reply:
-        """The answer to `messages`; UserError if there is none after all tries."""
+        """The answer to `messages`. Raises UserError if there is none after all tries."""
         asked = put(parameters, self._refused, THINKING)
         try:
             found = self._api.chat.completions.create(model=self.model, messages=messages, **asked)
@@ -66,7 +66,7 @@ class Client:
             raise UserError(f"{self.model} at {self.host} sent no chat completion; check --base-url.")
         choice, used = found.choices[0], found.usage
         return Reply(
-            text=spoken(choice.message.content or "").encode("utf-8", "ignore").decode(),  # no halves of pairs
+            text=spoken(choice.message.content or "").encode("utf-8", "ignore").decode(),  # without lone surrogates
             whole=choice.finish_reason != "length",
             read=used and used.prompt_tokens,
             written=used and used.completion_tokens,
@@ -79,9 +79,10 @@ class Client:
         answered: Callable[[Any, Reply], None] = lambda key, reply: None,
         **parameters: Any,
     ) -> dict[Any, Reply]:
-        """The replies to `requests` by their keys, asked `concurrency` at a time; `answered` is told of each at once.
+        """The replies to `requests` by key, asked `concurrency` at a time.
 
-        Raises UserError for the first that fails for good; what was being asked then is still told of.
+        answered: called with each key and reply as it comes. Raises UserError for the first request that finally fails,
+        after the requests under way have ended.
         """
         failure, replies = None, {}
         with ThreadPoolExecutor(concurrency) as pool:
@@ -122,18 +123,18 @@ TO_DO = {
 
 
 def refused(reply: str, asked: dict[str, Any]) -> str | None:
-    """What of `asked` an endpoint refuses in `reply`, where it can be put in another way or left out; else None.
+    """The parameter of `asked` that an endpoint refuses in `reply`, if it can be renamed or left out; else None.
 
-    OpenAI's models that think before they answer take no `max_tokens`, temperature, `stop` or seed.
+    OpenAI's thinking models accept no `max_tokens`, temperature, `stop` or seed.
     """
     found = re.search(r"[Uu]nsupported (?:parameter|value): '(max_tokens|temperature|stop|seed)'", reply)
     return found[1] if found and found[1] in asked else None
 
 
 def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> dict[str, Any]:
-    """`asked` without what an endpoint refuses.
+    """`asked` without the parameters that an endpoint refuses.
 
-    A limit of tokens goes by another name then, and is of thoughts as well: `thinking` is added to it.
+    A limit of tokens is renamed, and then includes thinking: `thinking` is added to it.
     """
     kept = {name: value for name, value in asked.items() if name not in refused}
     if "max_tokens" in refused and "max_tokens" in asked:
@@ -142,16 +143,18 @@ def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> d
 
 
 def spoken(text: str) -> str:
-    """What a model says after it has thought, where a server leaves its thoughts in the answer."""
+    """A model's answer without its thinking, which some servers leave in the text."""
     _, thought, said = text.rpartition("</think>")
     return said.lstrip() if thought else text
 
 
 def host(base_url: str) -> str:
-    """The host and port that `base_url` names, which is all of it that is told; UserError if it is no such address."""
+    """The host and port of `base_url`, which are all that is shown of it. Raises UserError for a bad address."""
     found = urlsplit(base_url)
     if found.scheme not in ("http", "https") or not found.hostname:
-        raise UserError(f"--base-url {redact.redact(base_url)} is no address such as https://api.openai.com/v1.")
+        raise UserError(
+            f"--base-url must be an address such as https://api.openai.com/v1, got {redact.redact(base_url)}."
+        )
     if found.username or found.password or found.query:
-        raise UserError(f"--base-url holds more than an address; leave a key out and set {KEY} in the environment.")
+        raise UserError(f"--base-url must be an address without a key or a query; set {KEY} in the environment.")
     return found.hostname + (f":{found.port}" if found.port else "")

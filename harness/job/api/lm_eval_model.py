@@ -1,7 +1,7 @@
-"""lm-eval's API models with what they lack: answers that outlive a crash, tries that know what is worth one, counts.
+"""lm-eval's API models with answers that survive a crash, retries of what may succeed, and counts.
 
-What a request says decides its answer, so answers lie on disk by a hash of it, as they come: a line of JSON each. What
-is there is not asked again, whichever cell of the study asked it.
+A request determines its answer, so answers are stored on disk by a hash of the request, as they come, one JSON line
+each. A stored request is not asked again, whichever cell of the study asked it.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from harness.job.api.run_api_cell import Asking, Stopped
 from harness.job.models import loading
 from harness.settings import ModelSettings
 
-LATER = {408, 409, 425, 429}  # statuses of requests that may be made again, beside the server's own failures
+LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
-MOST = 600.0  # seconds that an endpoint may ask to be waited for
-CHAT_INSTEAD = "leave out model.tokenizer to have the tasks asked as chat"
-BYTES = 3  # of text a token, where no tokenizer counts them: rather too few, so that an estimate is rather too high
+MOST = 600.0  # most seconds that an endpoint may ask for
+CHAT_INSTEAD = "omit model.tokenizer to ask the tasks as chat"
+BYTES = 3  # of a token, without a tokenizer: rather few, so that an estimate is rather high
 
 
 class _Again(Exception):
-    """A try that failed in a way that another may not; wait: seconds, if the endpoint asks for them."""
+    """A failed try that is worth repeating. wait: seconds that the endpoint asks for."""
 
     def __init__(self, what: str, wait: float = 0.0):
         super().__init__(what)
@@ -51,9 +51,8 @@ class _Again(Exception):
 class Answer:
     """A text, or the log-probability of a continuation and whether it is the likeliest.
 
-    read, written: tokens, as the endpoint counts them (null: it does not). seconds: from request to answer.
-    cut: whether the text ended at the limit of tokens; left_out: what the endpoint refused to be told; null in lines of
-    earlier versions.
+    read, written: tokens by the endpoint's count; null without one. seconds: from request to answer. cut: whether the
+    text ended at the token limit. left_out: parameters that the endpoint refused.
     """
 
     key: str
@@ -66,7 +65,7 @@ class Answer:
 
 
 class Answers:
-    """The answers that a cell can have without asking: its own, which are added to, and its study's other cells'."""
+    """Stored answers: the cell's own, to which new ones are added, and those of the study's other cells."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -78,7 +77,7 @@ class Answers:
         return self.own.get(key) or self._others.get(key)
 
     def add(self, answer: Answer) -> None:
-        """Keep `answer`, in a whole line even after one that a crash cut off."""
+        """Store `answer` as a line of its own, even after a line that a crash cut off."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a+b") as file:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
@@ -92,14 +91,14 @@ def _stored(path: Path) -> Iterator[Answer]:
         for line in path.read_bytes().splitlines():
             try:
                 yield Answer(**json.loads(line))
-            except (ValueError, TypeError):  # cut off by a crash, or another's: it is asked again
+            except (ValueError, TypeError):  # cut off by a crash, or of another format: asked again
                 continue
 
 
 class Engine:
-    """Goes before one of lm-eval's classes, and does in its place what requests are made and answered by.
+    """Mixin before one of lm-eval's classes that replaces how requests are sent and answered.
 
-    thinking: tokens that a model may write before each answer; no `stop` is sent then, which could end its thoughts.
+    thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
     """
 
     def __init__(
@@ -111,17 +110,17 @@ class Engine:
         thinking: int = 0,
         **keywords,
     ):
-        # lm-eval asks one at a time by another way than several; here it is always this one, however many.
+        # lm-eval has another code path for one request at a time; this one is used for any number.
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
         self.asking, self.kept = asking, Answers(Path(asking.answers))
-        self.used: dict[str, None] = {}  # keys of the answers that were asked for, in order
+        self.used: dict[str, None] = {}  # keys of requested answers, in order
         self.tries = 0
         self._told, self._thinking = told, thinking
         self._refused: set[str] = set()
 
     @cached_property
     def header(self) -> dict[str, str]:
-        """lm-eval would send OPENAI_API_KEY to whoever is asked."""
+        """Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint."""
         key = os.environ.get(self.asking.key_env, "") if self.asking.key_env else ""
         return {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -134,18 +133,18 @@ class Engine:
         ctxlens: list[int] | None = None,
         gen_kwargs: dict[str, Any] | None = None,
     ) -> list[list[Any]]:
-        """The answers to `requests`, each in a list of its own; raises Stopped, or UserError where none will come."""
+        """The answers to `requests`, each in its own list. Raises Stopped, or UserError if the endpoint refuses."""
         until, drawn = ((gen_kwargs or {}).get(key) for key in ("until", "do_sample"))
         keys, left, times = [], {}, Counter()
         for message, context in zip(requests, ctxlens or [None] * len(requests), strict=True):
-            settings = json.loads(json.dumps(gen_kwargs))  # its own: `_create_payload` takes out what it reads
+            settings = json.loads(json.dumps(gen_kwargs))  # a copy: `_create_payload` removes what it reads
             payload = self._create_payload(self.create_message([message]), generate=generate, gen_kwargs=settings)
             if self._thinking:
                 payload["max_tokens"] += self._thinking
             if self._thinking or not payload.get("stop", True):
-                payload.pop("stop", None)  # also an empty list, which servers stumble over
+                payload.pop("stop", None)  # also an empty list, which some servers refuse
             asked = json.dumps([self.base_url, payload, context], sort_keys=True)
-            if drawn:  # as often as it is asked for; what is not drawn at random would come the same again
+            if drawn:  # sampled answers differ each time; greedy answers would be the same
                 times[asked] += 1
                 asked += str(times[asked])
             keys.append(hashlib.sha256(asked.encode()).hexdigest())
@@ -161,9 +160,9 @@ class Engine:
         return tuple(answer) if isinstance(answer, list) else answer
 
     async def _ask(self, left: dict[str, tuple], until: list[str]) -> None:
-        """Have all of `left` answered: payload, length of the context and message by key.
+        """Ask all of `left`: payload, length of the context and message by key.
 
-        When one is given up, or refused, no further ones are begun: those under way are waited for, as they are paid.
+        After a final failure no further request starts; those under way are awaited, as they are paid for.
         """
         waiting, total, failures, done = list(reversed(left.items())), len(left), [], itertools.count(1)
         self._turn, self._next = asyncio.Lock(), 0.0
@@ -180,7 +179,7 @@ class Engine:
                     self._told(next(done), total)
 
         timeout = aiohttp.ClientTimeout(total=self.asking.timeout)
-        connector = aiohttp.TCPConnector(limit=0)  # who waits for a connection would use up the time-out
+        connector = aiohttp.TCPConnector(limit=0)  # waiting for a connection would count in the time-out
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True) as session:
             await asyncio.gather(*(work(session) for _ in range(self.asking.concurrency)))
         if failures:
@@ -191,8 +190,8 @@ class Engine:
     ) -> Answer:
         def give_up(state: RetryCallState) -> NoReturn:
             raise Stopped(
-                f"{self.base_url} gave no answer (tries: {state.attempt_number}): {state.outcome.exception()}; "
-                "what it answered before is kept, and the same command asks for the rest."
+                f"{self.base_url} did not answer ({state.attempt_number} tries): {state.outcome.exception()}; earlier "
+                "answers are saved: rerun the same command to ask for the rest."
             )
 
         def count(state: RetryCallState) -> None:
@@ -208,7 +207,7 @@ class Engine:
         return await tries(self._try, session, key, payload, context, until)
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: twice as many each time, or those that the endpoint asks for."""
+        """Seconds before the next try: doubled each time, or what the endpoint asks for."""
         doubled = self.asking.backoff * 2 ** (state.attempt_number - 1)
         return max(min(doubled, LONGEST), state.outcome.exception().wait)
 
@@ -221,36 +220,36 @@ class Engine:
             self._next = max(self._next, time.monotonic() + gap)
         began, asked = time.monotonic(), put(payload, self._refused)
         try:
-            # Not sent on to where it is redirected: the key is this endpoint's.
+            # Redirects are not followed, as the key is for this endpoint.
             post = session.post(self.base_url, json=asked, headers=self.header, allow_redirects=False)
             async with post as response:
                 status, text, wait = response.status, await response.text(), response.headers.get("Retry-After")
         except TimeoutError:
-            raise _Again(f"nothing came in {self.asking.timeout:g} seconds") from None
+            raise _Again(f"no response in {self.asking.timeout:g} seconds") from None
         except (aiohttp.ClientError, ConnectionError, UnicodeDecodeError) as error:
             raise _Again(f"{type(error).__name__} {_shown(str(error))}".strip()) from None
         if status in LATER or status >= 500:
             seconds = _seconds(wait)
-            self._next = max(self._next, time.monotonic() + seconds)  # for all: it is the endpoint that is busy
-            raise _Again(f"it answers {status}, {_shown(text)}", seconds)
+            self._next = max(self._next, time.monotonic() + seconds)  # for all requests: the endpoint is busy
+            raise _Again(f"HTTP {status}, {_shown(text)}", seconds)
         if status == 400 and (name := refused(text, asked)):
             self._refused.add(name)
             return await self._try(session, key, payload, context, until)
         if status >= 300:
             raise UserError(
-                f"{self.base_url} refuses what it is asked ({status}): {_shown(text)}; {_remedy(status, context)}."
+                f"{self.base_url} refused the request (HTTP {status}): {_shown(text)}; {_remedy(status, context)}."
             )
         answer, cut, usage = self._read(text, context, until)
         read, written = (n if type(n) is int else None for n in map(usage.get, ("prompt_tokens", "completion_tokens")))
-        left_out = sorted(payload.keys() - asked.keys() - {"max_tokens"})  # which goes by another name
+        left_out = sorted(payload.keys() - asked.keys() - {"max_tokens"})  # it is renamed
         return Answer(key, answer, read, written, time.monotonic() - began, cut, left_out)
 
     def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
-        """The answer in a response, whether it was cut off, and what it says of tokens; _Again for what is none."""
+        """The answer in a response, whether it was cut off, and its token counts. Raises _Again for other texts."""
         try:
             response = json.loads(text)
         except ValueError:
-            raise _Again(f"what it sends is no JSON, {_shown(text)}") from None
+            raise _Again(f"the response is not JSON, {_shown(text)}") from None
         try:
             (choice,) = response["choices"]
             usage = response.get("usage") or {}
@@ -259,11 +258,11 @@ class Engine:
                 answer = postprocess_generated_text(spoken(answer or ""), until, None)
                 return answer, choice.get("finish_reason") == "length", dict(usage)
             if not (choice.get("logprobs") or {}).get("top_logprobs"):
-                raise UserError(f"{self.base_url} gives no log-probabilities of what it reads; {CHAT_INSTEAD}.")
+                raise UserError(f"{self.base_url} returns no log-probabilities of prompts; {CHAT_INSTEAD}.")
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
             return [float(likely), bool(greedy)], False, dict(usage)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
-            raise _Again(f"what it sends is no completion, {_shown(text)}") from None
+            raise _Again(f"the response is not a completion, {_shown(text)}") from None
 
 
 class Chat(Engine, LocalChatCompletion):
@@ -271,16 +270,16 @@ class Chat(Engine, LocalChatCompletion):
 
 
 class Completions(Engine, LocalCompletionsAPI):
-    """Answers by completions, with log-probabilities: of tokens, so that they are those that are counted here."""
+    """Answers by completions, with log-probabilities. Prompts are sent as tokens, so that counts match."""
 
     def create_message(self, messages: list[Any], generate: bool = False) -> Any:
         return messages[0]
 
 
 class Estimated:
-    """Goes before an engine, and counts what it would be asked instead of asking: requests, and their tokens at most.
+    """Mixin before an engine that counts requests and their most tokens instead of asking.
 
-    counted: whether a tokenizer counted those that are read.
+    counted: whether a tokenizer counted the tokens that are read.
     """
 
     def __init__(self, *args, **keywords):
@@ -303,7 +302,7 @@ class Estimated:
 
 
 def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, estimate: bool = False) -> Engine:
-    """What asks the `model`; with `estimate` what counts that."""
+    """The engine for `model`; with `estimate` one that only counts."""
     url, name, tokenizer = model.base_url, model.name, model.tokenizer
     keywords: dict[str, Any] = {}
     if tokenizer is not None:
@@ -318,7 +317,7 @@ def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, e
 
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:
-    """Keywords of lm-eval's classes to take tokens as a model that is here is given them; UserError without one."""
+    """Keywords of lm-eval's classes to send tokens as for a local model. Raises UserError without a tokenizer."""
     model = ModelSettings(path=tokenizer)
     found = loading.tokenizer(model)
     first = found("x").input_ids[:1]
@@ -332,7 +331,7 @@ def _tokenized(tokenizer: str) -> dict[str, Any]:
 
 
 def _seconds(wait: str | None) -> float:
-    """What a Retry-After asks for: seconds, or a date."""
+    """Seconds of a Retry-After header, which has seconds or a date."""
     if wait is None:
         return 0.0
     try:
@@ -346,13 +345,13 @@ def _seconds(wait: str | None) -> float:
 
 
 def _shown(text: str) -> str:
-    """What an endpoint says, on one line and without secrets."""
+    """An endpoint's text on one line, without secrets."""
     words = redact.redact(" ".join(text.split()))
     return repr(words if len(words) <= 200 else f"{words[:200]} …")
 
 
 def _remedy(status: int, context: int | None) -> str:
-    """What to do about a request that is refused; context: of one for log-probabilities, which not all give."""
+    """The remedy for a refused request. context: of a request for log-probabilities, which not all endpoints return."""
     if status in (401, 403):
         return "check the key that model.key_env names"
     if status == 404:

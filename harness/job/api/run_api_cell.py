@@ -1,6 +1,6 @@
-"""Runs the cell of a model behind an API: there are no weights, so its tasks are asked for, and that is all.
+"""Runs the cell of a model behind an API: without weights, it only scores the tasks.
 
-What it would cost is counted before, by asking in earnest whatever lm-eval would ask, but for the answers.
+The cost is estimated before, by the requests that lm-eval would send.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from harness.settings import EvalSettings, Settings
 if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import Engine
 
-NEEDED = ("aiohttp", "tenacity")  # of the extra, what lm-eval's own packages need not bring
+NEEDED = ("aiohttp", "tenacity")  # packages of the extra that lm-eval does not require
 
 
 class Stopped(Exception):
-    """The endpoint does not answer; one sentence. What it answered is kept."""
+    """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
 
 
 @dataclass
 class Asking:
-    """How to ask: `api` of the settings, and `model.key_env` and `model.price`; answers: the cell's file of them."""
+    """How to ask: `api` of the settings, `model.key_env` and `model.price`. answers: the cell's file of answers."""
 
     concurrency: int
     per_minute: float | None
@@ -49,20 +49,20 @@ class Asking:
 
 
 def check(cell: Cell, data_root: str | None) -> None:
-    """Raise UserError if the cell's tasks can't be had, or nothing can ask for them here."""
+    """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
     _require()
     _tasks(cell.settings, data_root)
 
 
 def estimate(cell: Cell, asking: Asking, data_root: str | None) -> dict[str, Any]:
-    """What is left to be asked: requests, tokens read and, at most, written; counted: not guessed, those read."""
+    """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
     lm, tasks = _asked(cell, asking, data_root, estimate=True)
     scoring.answered(lm, tasks)
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
 
 class Job:
-    """The running cell of a model behind an API: what `run` of the job asks of it."""
+    """A running cell of a model behind an API: harness.job.recording.Job."""
 
     def __init__(self, cell: Cell, asking: Asking, data_root: str | None, report: Callable[[dict], None]):
         self.cell, self.phase, self.step = cell, "start", None
@@ -71,7 +71,7 @@ class Job:
         self._phases: dict[str, Phase] = {}
 
     def run(self, result: Record) -> None:
-        """Have the tasks answered, and their scores put into `result`; what they took also if they are not."""
+        """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
         lm, tasks = _asked(self.cell, self._asking, self._data_root, told=self._told)
         result.items = tasks.sample
         self.phase, clock = "score", time.monotonic()
@@ -83,7 +83,7 @@ class Job:
             result.api = _spent(lm, _is_chat(self.cell.settings))
 
     def describe(self, result: Record) -> None:
-        """Add what is to be said of where it ran, beside versions: nothing, it was elsewhere."""
+        """Add the phases to `result`. Nothing is known of the machine behind the API."""
         result.phases = self._phases
 
     def shortage(self) -> None:
@@ -97,7 +97,7 @@ class Job:
 
 
 def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tuple[Engine, Tasks]:
-    """What asks the cell's model, and what for; how: further keywords of the engine."""
+    """The engine that asks the cell's model, and the tasks. how: further keywords of the engine."""
     _require()
     from harness.job.api import lm_eval_model
 
@@ -108,7 +108,8 @@ def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tup
 def _require() -> None:
     if missing := [package for package in NEEDED if find_spec(package) is None]:
         raise UserError(
-            f"method=api needs the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's folder."
+            f"method=api requires the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's "
+            "folder."
         )
 
 
@@ -120,13 +121,13 @@ def _tasks(settings: Settings, data_root: str | None) -> Tasks:
     return _made(settings.eval, _is_chat(settings), data_root)
 
 
-@functools.lru_cache(4)  # to check them, to count them, and to ask for them is three times the same
+@functools.lru_cache(4)  # checking, estimating and asking use the same tasks
 def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks:
     return (ChatTasks if is_chat else Tasks)(settings, data_root)
 
 
 def _spent(lm: Engine, is_chat: bool) -> Api:
-    """What the answers that `lm` was asked for took."""
+    """The cost of the answers that `lm` used."""
     asking = lm.asking
     found = [answer for key in lm.used if (answer := lm.kept.get(key))]
     own = [answer for answer in found if answer.key in lm.kept.own]
@@ -149,6 +150,6 @@ def _spent(lm: Engine, is_chat: bool) -> Api:
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    """Null if one is not known."""
+    """The sum of `counts`; None if one is unknown."""
     counts = list(counts)
     return None if None in counts else sum(counts)

@@ -1,4 +1,8 @@
-"""Whether the hub answers. While it does not, libraries read its cache alone: each file would take six retries."""
+"""Whether the hub answers. While it does not, libraries read its cache alone.
+
+Otherwise they try six times for each file, with pauses; the number of tries is fixed in huggingface_hub, and
+HF_HUB_ETAG_TIMEOUT limits a single try. Their only switch is a constant, which they read at each call: it is set here.
+"""
 
 from __future__ import annotations
 

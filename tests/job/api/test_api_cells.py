@@ -157,8 +157,8 @@ def test_an_endpoint_that_breaks_for_good_is_one_sentence_and_the_rest_is_asked_
     broken = ask(tmp_path, cell(wire.base_url), concurrency=1, retries=2)
     assert (broken.status, broken.failure.phase, broken.scores) == ("failed", "score", [])
     assert broken.failure.reason == (
-        f"{wire.base_url}/chat/completions gave no answer (tries: 3): it answers 500, 'busy'; what it answered before "
-        "is kept, and the same command asks for the rest."
+        f"{wire.base_url}/chat/completions did not answer (3 tries): HTTP 500, 'busy'; earlier answers are saved: "
+        "rerun the same command to ask for the rest."
     )
     assert (broken.api.requests, broken.api.tries) == (2, 2)
     assert broken.api.dollars > 0
@@ -184,7 +184,7 @@ def test_answers_under_way_when_another_is_given_up_are_kept(wire, tmp_path):
 
 def test_what_no_further_try_would_change_is_not_tried_again(wire, tmp_path, monkeypatch):
     wire.key = KEY
-    with pytest.raises(UserError, match=r"refuses what it is asked \(401\).*check the key that model\.key_env names"):
+    with pytest.raises(UserError, match=r"refused the request \(HTTP 401\).*check the key that model\.key_env names"):
         ask(tmp_path, cell(wire.base_url), concurrency=1)
     assert len(wire.asked) == 1
     assert not list(tmp_path.glob("*.json"))
@@ -261,14 +261,12 @@ def test_completions_measure_what_a_model_here_does(likely, tmp_path):
 
 def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tmp_path):
     found = cell(served, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
-    with pytest.raises(
-        UserError, match=r"refuses .*\(400\).*leave out model\.tokenizer to have the tasks asked as chat"
-    ):
+    with pytest.raises(UserError, match=r"refused .*\(HTTP 400\).*omit model\.tokenizer to ask the tasks as chat"):
         ask(tmp_path, found)
 
 
 def test_a_task_of_log_probabilities_is_refused_to_a_chat_if_nothing_stands_in(tmp_path):
-    with pytest.raises(UserError, match=r"^eval\.tasks=facts compares log-probabilities, .*model\.tokenizer"):
+    with pytest.raises(UserError, match=r"^eval\.tasks=facts requires log-probabilities, .*model\.tokenizer"):
         run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
 
 
@@ -492,7 +490,7 @@ def test_a_budget_is_of_money_or_of_bytes(text, value):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(run_api_cell, "find_spec", lambda package: None)
-    with pytest.raises(UserError, match=r"needs the extra `api` .*pip install -e '\.\[api\]'"):
+    with pytest.raises(UserError, match=r"requires the extra `api` .*pip install -e '\.\[api\]'"):
         run_api_cell.check(cell("http://127.0.0.1:9/v1"), None)
 
 
