@@ -6,45 +6,28 @@ each. A stored request is not asked again, whichever cell of the study asked it.
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
 import hashlib
 import itertools
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import aiohttp
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import postprocess_generated_text
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from harness import redact
 from harness.errors import UserError
-from harness.job.api.client import put, refused, spoken
+from harness.job.api.endpoint import Answered, Endpoint, Unsuccessful, spoken
 from harness.job.api.run_api_cell import Asking, Stopped
 from harness.job.models import loading
 from harness.settings import ModelSettings
 
-LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
-LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
-MOST = 600.0  # most seconds that an endpoint may ask for
 CHAT_INSTEAD = "omit model.tokenizer to ask the tasks as chat"
 BYTES = 3  # of a token, without a tokenizer: rather few, so that an estimate is rather high
-
-
-class _Again(Exception):
-    """A failed try that is worth repeating. wait: seconds that the endpoint asks for."""
-
-    def __init__(self, what: str, wait: float = 0.0):
-        super().__init__(what)
-        self.wait = wait
 
 
 @dataclass
@@ -114,15 +97,15 @@ class Engine:
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
         self.asking, self.kept = asking, Answers(Path(asking.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
-        self.tries = 0
         self._told, self._thinking = told, thinking
-        self._refused: set[str] = set()
+        # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
+        key = os.environ.get(asking.key_env) if asking.key_env else None
+        self._endpoint = Endpoint(url, key, asking.timeout, asking.retries, asking.backoff, asking.per_minute)
 
-    @cached_property
-    def header(self) -> dict[str, str]:
-        """Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint."""
-        key = os.environ.get(self.asking.key_env, "") if self.asking.key_env else ""
-        return {"Authorization": f"Bearer {key}"} if key else {}
+    @property
+    def tries(self) -> int:
+        """Number of retries."""
+        return self._endpoint.tries
 
     async def get_batched_requests(
         self,
@@ -160,96 +143,44 @@ class Engine:
         return tuple(answer) if isinstance(answer, list) else answer
 
     async def _ask(self, left: dict[str, tuple], until: list[str]) -> None:
-        """Ask all of `left`: payload, length of the context and message by key.
+        """Ask all of `left`: payload, length of the context and message by key."""
+        done = itertools.count(1)
 
-        After a final failure no further request starts; those under way are awaited, as they are paid for.
-        """
-        waiting, total, failures, done = list(reversed(left.items())), len(left), [], itertools.count(1)
-        self._turn, self._next = asyncio.Lock(), 0.0
+        def keep(key: str, answered: Answered) -> None:
+            answer, cut, usage = answered.value
+            counts = map(usage.get, ("prompt_tokens", "completion_tokens"))
+            read, written = (n if type(n) is int else None for n in counts)
+            left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
+            self.kept.add(Answer(key, answer, read, written, answered.seconds, cut, left_out))
+            if self._told:
+                self._told(next(done), len(left))
 
-        async def work(session: aiohttp.ClientSession) -> None:
-            while waiting and not failures:
-                key, (payload, context, _) = waiting.pop()
-                try:
-                    self.kept.add(await self._answered(session, key, payload, context, until, failures))
-                except (Stopped, UserError, OSError) as failure:
-                    failures.append(failure)
-                    break
-                if self._told:
-                    self._told(next(done), total)
-
-        timeout = aiohttp.ClientTimeout(total=self.asking.timeout)
-        connector = aiohttp.TCPConnector(limit=0)  # waiting for a connection would count in the time-out
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True) as session:
-            await asyncio.gather(*(work(session) for _ in range(self.asking.concurrency)))
-        if failures:
-            raise failures[0]
-
-    async def _answered(
-        self, session: aiohttp.ClientSession, key: str, payload: dict, context: int | None, until: list, failures: list
-    ) -> Answer:
-        def give_up(state: RetryCallState) -> NoReturn:
-            raise Stopped(
-                f"{self.base_url} did not answer ({state.attempt_number} tries): {state.outcome.exception()}; earlier "
-                "answers are saved: rerun the same command to ask for the rest."
-            )
-
-        def count(state: RetryCallState) -> None:
-            self.tries += 1
-
-        tries = AsyncRetrying(
-            stop=lambda state: bool(failures) or stop_after_attempt(1 + self.asking.retries)(state),
-            wait=self._pause,
-            retry=retry_if_exception_type(_Again),
-            before_sleep=count,
-            retry_error_callback=give_up,
-        )
-        return await tries(self._try, session, key, payload, context, until)
-
-    def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: doubled each time, or what the endpoint asks for."""
-        doubled = self.asking.backoff * 2 ** (state.attempt_number - 1)
-        return max(min(doubled, LONGEST), state.outcome.exception().wait)
-
-    async def _try(
-        self, session: aiohttp.ClientSession, key: str, payload: dict, context: int | None, until: list[str]
-    ) -> Answer:
-        async with self._turn:
-            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
-            gap = 60 / self.asking.per_minute if self.asking.per_minute else 0.0
-            self._next = max(self._next, time.monotonic() + gap)
-        began, asked = time.monotonic(), put(payload, self._refused)
+        payloads = {key: payload for key, (payload, _, _) in left.items()}
+        contexts = {key: context for key, (_, context, _) in left.items()}
         try:
-            # Redirects are not followed, as the key is for this endpoint.
-            post = session.post(self.base_url, json=asked, headers=self.header, allow_redirects=False)
-            async with post as response:
-                status, text, wait = response.status, await response.text(), response.headers.get("Retry-After")
-        except TimeoutError:
-            raise _Again(f"no response in {self.asking.timeout:g} seconds") from None
-        except (aiohttp.ClientError, ConnectionError, UnicodeDecodeError) as error:
-            raise _Again(f"{type(error).__name__} {_shown(str(error))}".strip()) from None
-        if status in LATER or status >= 500:
-            seconds = _seconds(wait)
-            self._next = max(self._next, time.monotonic() + seconds)  # for all requests: the endpoint is busy
-            raise _Again(f"HTTP {status}, {_shown(text)}", seconds)
-        if status == 400 and (name := refused(text, asked)):
-            self._refused.add(name)
-            return await self._try(session, key, payload, context, until)
-        if status >= 300:
-            raise UserError(
-                f"{self.base_url} refused the request (HTTP {status}): {_shown(text)}; {_remedy(status, context)}."
+            await self._endpoint.ask_all(
+                payloads, self.asking.concurrency, lambda key, text: self._read(text, contexts[key], until), keep
             )
-        answer, cut, usage = self._read(text, context, until)
-        read, written = (n if type(n) is int else None for n in map(usage.get, ("prompt_tokens", "completion_tokens")))
-        left_out = sorted(payload.keys() - asked.keys() - {"max_tokens"})  # it is renamed
-        return Answer(key, answer, read, written, time.monotonic() - began, cut, left_out)
+        except Unsuccessful as error:
+            scored = any(context is not None for context in contexts.values())
+            raise self._failure(error, scored) from error
+
+    def _failure(self, error: Unsuccessful, scored: bool) -> Exception:
+        """The exception that `error` becomes. scored: whether log-probabilities were requested."""
+        said = f"HTTP {error.status}, {_shown(error.text)}" if error.kind == "status" else redact.redact(error.text)
+        if error.again:
+            return Stopped(
+                f"{self.base_url} did not answer ({error.tries} tries): {said}; earlier answers are saved: rerun the "
+                "same command to ask for the rest."
+            )
+        return UserError(f"{self.base_url} refused the request ({said}); {_remedy(error.status, scored)}.")
 
     def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
-        """The answer in a response, whether it was cut off, and its token counts. Raises _Again for other texts."""
+        """The answer in a response, whether it was cut off, and its token counts. Raises Unsuccessful otherwise."""
         try:
             response = json.loads(text)
         except ValueError:
-            raise _Again(f"the response is not JSON, {_shown(text)}") from None
+            raise Unsuccessful("response", f"the response is not JSON, {_shown(text)}") from None
         try:
             (choice,) = response["choices"]
             usage = response.get("usage") or {}
@@ -262,7 +193,7 @@ class Engine:
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
             return [float(likely), bool(greedy)], False, dict(usage)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
-            raise _Again(f"the response is not a completion, {_shown(text)}") from None
+            raise Unsuccessful("response", f"the response is not a completion, {_shown(text)}") from None
 
 
 class Chat(Engine, LocalChatCompletion):
@@ -330,30 +261,16 @@ def _tokenized(tokenizer: str) -> dict[str, Any]:
     }
 
 
-def _seconds(wait: str | None) -> float:
-    """Seconds of a Retry-After header, which has seconds or a date."""
-    if wait is None:
-        return 0.0
-    try:
-        seconds = float(wait)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(wait).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), MOST)
-
-
 def _shown(text: str) -> str:
     """An endpoint's text on one line, without secrets."""
     words = redact.redact(" ".join(text.split()))
     return repr(words if len(words) <= 200 else f"{words[:200]} …")
 
 
-def _remedy(status: int, context: int | None) -> str:
-    """The remedy for a refused request. context: of a request for log-probabilities, which not all endpoints return."""
+def _remedy(status: int | None, scored: bool) -> str:
+    """The remedy for a refused request. scored: whether for log-probabilities, which not all endpoints return."""
     if status in (401, 403):
         return "check the key that model.key_env names"
     if status == 404:
         return "check model.base_url and model.name"
-    return "check the settings, and the tasks" if context is None else CHAT_INSTEAD
+    return CHAT_INSTEAD if scored else "check the settings, and the tasks"

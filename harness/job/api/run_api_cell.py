@@ -10,13 +10,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from harness import redact
-from harness.errors import UserError
+from harness.job.api import client
 from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import Tasks
@@ -25,8 +24,6 @@ from harness.settings import EvalSettings, Settings
 
 if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import Engine
-
-NEEDED = ("aiohttp", "tenacity")  # packages of the extra that lm-eval does not require
 
 
 class Stopped(Exception):
@@ -50,7 +47,7 @@ class Asking:
 
 def check(cell: Cell, data_root: str | None) -> None:
     """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
-    _require()
+    client.require("method=api requires")
     _tasks(cell.settings, data_root)
 
 
@@ -98,19 +95,11 @@ class Job:
 
 def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tuple[Engine, Tasks]:
     """The engine that asks the cell's model, and the tasks. how: further keywords of the engine."""
-    _require()
+    client.require("method=api requires")
     from harness.job.api import lm_eval_model
 
     redact.named.update([asking.key_env] if asking.key_env else [])
     return lm_eval_model.engine(cell.settings.model, asking, **how), _tasks(cell.settings, data_root)
-
-
-def _require() -> None:
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
-        raise UserError(
-            f"method=api requires the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's "
-            "folder."
-        )
 
 
 def _is_chat(settings: Settings) -> bool:

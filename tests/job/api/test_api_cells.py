@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness import units
 from harness.errors import UserError
 from harness.job import recording
-from harness.job.api import chat_tasks, lm_eval_model, run_api_cell
+from harness.job.api import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
 from harness.job.api.lm_eval_model import Answer, Answers
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
@@ -184,7 +184,7 @@ def test_answers_under_way_when_another_is_given_up_are_kept(wire, tmp_path):
 
 def test_what_no_further_try_would_change_is_not_tried_again(wire, tmp_path, monkeypatch):
     wire.key = KEY
-    with pytest.raises(UserError, match=r"refused the request \(HTTP 401\).*check the key that model\.key_env names"):
+    with pytest.raises(UserError, match=r"refused the request \(HTTP 401.*check the key that model\.key_env names"):
         ask(tmp_path, cell(wire.base_url), concurrency=1)
     assert len(wire.asked) == 1
     assert not list(tmp_path.glob("*.json"))
@@ -261,7 +261,7 @@ def test_completions_measure_what_a_model_here_does(likely, tmp_path):
 
 def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tmp_path):
     found = cell(served, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
-    with pytest.raises(UserError, match=r"refused .*\(HTTP 400\).*omit model\.tokenizer to ask the tasks as chat"):
+    with pytest.raises(UserError, match=r"refused .*\(HTTP 400.*omit model\.tokenizer to ask the tasks as chat"):
         ask(tmp_path, found)
 
 
@@ -463,12 +463,12 @@ def test_answers_outlive_a_line_that_was_cut_off(tmp_path):
 
 @pytest.mark.parametrize(("wait", "seconds"), [(None, 0), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("1e9", 600)])
 def test_how_long_an_endpoint_asks_to_be_left_alone(wait, seconds):
-    assert lm_eval_model._seconds(wait) == seconds
+    assert endpoint._seconds(wait) == seconds
 
 
 def test_an_endpoint_may_name_a_time():
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    assert 27 < lm_eval_model._seconds(date) <= 30
+    assert 27 < endpoint._seconds(date) <= 30
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,7 @@ def test_a_budget_is_of_money_or_of_bytes(text, value):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(run_api_cell, "find_spec", lambda package: None)
+    monkeypatch.setattr(client, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"requires the extra `api` .*pip install -e '\.\[api\]'"):
         run_api_cell.check(cell("http://127.0.0.1:9/v1"), None)
 

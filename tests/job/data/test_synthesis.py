@@ -218,8 +218,7 @@ def test_what_was_answered_is_not_asked_again_and_more_can_be_had(source, monkey
 
 
 def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_loses_no_answer(source, monkeypatch):
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("harness.job.api.client.BACKOFF", 0.01)
     state = {"broken": False}
 
     def script(prompt, number):
@@ -295,7 +294,7 @@ def test_a_file_that_was_not_made_so_is_not_written_over(source, capsys):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
     with pytest.raises(UserError, match=re.escape("pip install -e '.[api]'")):
         Client("http://x/v1", "m", 1)
 
@@ -304,7 +303,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     ("reply", "said"),
     [(401, "OPENAI_API_KEY"), (404, "--base-url"), ({"text": "x", "usage": None}, None)],
 )
-def test_a_refusal_says_what_to_do(reply, said):
+def test_a_refusal_says_what_to_do(reply, said, monkeypatch):
     with server(lambda prompt, number: reply) as there:
         client = Client(there.url, "m", 5)
         if said is None:
@@ -312,9 +311,9 @@ def test_a_refusal_says_what_to_do(reply, said):
         else:
             with pytest.raises(UserError, match=said):
                 client.ask([{"role": "user", "content": "hi"}])
-    client._api.max_retries = 0
+    monkeypatch.setattr("harness.job.api.client.RETRIES", 0)
     with pytest.raises(UserError, match="can't be reached"):
-        client.ask([{"role": "user", "content": "hi"}])
+        Client(there.url, "m", 5).ask([{"role": "user", "content": "hi"}])
 
 
 def test_a_model_that_thinks_first_is_asked_in_the_words_that_it_takes():

@@ -1,0 +1,213 @@
+"""Sends requests to an OpenAI-compatible endpoint, several at a time, at a limited rate, with retries.
+
+Parameters that the endpoint refuses are renamed or left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import aiohttp
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+
+LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
+LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
+MOST = 600.0  # most seconds that an endpoint may ask for
+
+K, T = TypeVar("K"), TypeVar("T")
+
+
+class Unsuccessful(Exception):
+    """A request without an answer.
+
+    kind: "timeout", "connection", "status", or "response" for an answer that is not one. status: of HTTP, if there was
+    one. again: whether another try may succeed. wait: seconds that the endpoint asks for before it.
+    """
+
+    def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
+        super().__init__(text)
+        self.kind, self.text, self.status, self.again, self.wait = kind, text, status, again, wait
+        self.tries = 1
+
+
+class _Again(Exception):
+    """Carries an `Unsuccessful` that is worth another try."""
+
+    def __init__(self, error: Unsuccessful):
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Answered(Generic[T]):
+    """What was read from a response. asked: the payload as it was sent. seconds: from request to response."""
+
+    value: T
+    asked: dict[str, Any]
+    seconds: float
+
+
+class Endpoint:
+    """One address.
+
+    key: of the authorization header; None without one. timeout: of a request, in seconds. retries: after the first try,
+    with pauses that double from `backoff` seconds. per_minute: most requests a minute. thinking: tokens added to a
+    limit that includes the model's thinking.
+
+    tries: number of retries so far.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        timeout: float,
+        retries: int,
+        backoff: float,
+        per_minute: float | None = None,
+        thinking: int = 0,
+    ):
+        self.url, self.tries = url, 0
+        self._header = {"Authorization": f"Bearer {key}"} if key else {}
+        self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
+        self._thinking, self._refused = thinking, set()
+
+    async def ask_all(
+        self,
+        payloads: Mapping[K, dict[str, Any]],
+        concurrency: int,
+        read: Callable[[K, str], T],
+        answered: Callable[[K, Answered[T]], None],
+    ) -> None:
+        """Send `payloads`, `concurrency` at a time, and call `answered` with each key and answer as it comes.
+
+        read: takes a key and a response's text; raises Unsuccessful if it is no answer. Raises the first final failure.
+        After that no further request starts; those under way are awaited, as they are paid for.
+        """
+        waiting, failures = list(reversed(payloads.items())), []
+        self._turn, self._next = asyncio.Lock(), 0.0
+
+        async def work(session: aiohttp.ClientSession) -> None:
+            while waiting and not failures:
+                key, payload = waiting.pop()
+                try:
+                    answered(key, await self._answer(session, payload, partial(read, key), failures))
+                except Exception as failure:
+                    failures.append(failure)
+
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        connector = aiohttp.TCPConnector(limit=0)  # waiting for a connection would count in the time-out
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True) as session:
+            await asyncio.gather(*(work(session) for _ in range(concurrency)))
+        if failures:
+            raise failures[0]
+
+    async def _answer(
+        self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T], failures: list
+    ) -> Answered[T]:
+        def give_up(state: RetryCallState) -> None:
+            error = state.outcome.exception().error
+            error.tries = state.attempt_number
+            raise error
+
+        def count(state: RetryCallState) -> None:
+            self.tries += 1
+
+        tries = AsyncRetrying(
+            stop=lambda state: bool(failures) or stop_after_attempt(1 + self._retries)(state),
+            wait=self._pause,
+            retry=retry_if_exception_type(_Again),
+            before_sleep=count,
+            retry_error_callback=give_up,
+        )
+        return await tries(self._try, session, payload, read)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """Seconds before the next try: doubled each time, or what the endpoint asks for."""
+        doubled = self._backoff * 2 ** (state.attempt_number - 1)
+        return max(min(doubled, LONGEST), state.outcome.exception().error.wait)
+
+    async def _try(
+        self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T]
+    ) -> Answered[T]:
+        try:
+            return await self._send(session, payload, read)
+        except Unsuccessful as error:
+            if error.again:
+                raise _Again(error) from error
+            raise
+
+    async def _send(
+        self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T]
+    ) -> Answered[T]:
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+            gap = 60 / self._per_minute if self._per_minute else 0.0
+            self._next = max(self._next, time.monotonic() + gap)
+        began, asked = time.monotonic(), put(payload, self._refused, self._thinking)
+        try:
+            # Redirects are not followed, as the key is for this endpoint.
+            post = session.post(self.url, json=asked, headers=self._header, allow_redirects=False)
+            async with post as response:
+                status, text, wait = response.status, await response.text(), response.headers.get("Retry-After")
+        except TimeoutError:
+            raise Unsuccessful("timeout", f"no response in {self._timeout:g} seconds") from None
+        except (aiohttp.ClientError, ConnectionError, UnicodeDecodeError) as error:
+            raise Unsuccessful("connection", f"{type(error).__name__} {error}".strip()) from None
+        if status in LATER or status >= 500:
+            seconds = _seconds(wait)
+            self._next = max(self._next, time.monotonic() + seconds)  # for all requests: the endpoint is busy
+            raise Unsuccessful("status", text, status, wait=seconds)
+        if status == 400 and (name := refused(text, asked)):
+            self._refused.add(name)
+            return await self._send(session, payload, read)
+        if status >= 300:
+            raise Unsuccessful("status", text, status, again=False)
+        return Answered(read(text), asked, time.monotonic() - began)
+
+
+def refused(reply: str, asked: dict[str, Any]) -> str | None:
+    """The parameter of `asked` that an endpoint refuses in `reply`, if it can be renamed or left out; else None.
+
+    OpenAI's thinking models accept no `max_tokens`, temperature, `stop` or seed.
+    """
+    found = re.search(r"[Uu]nsupported (?:parameter|value): '(max_tokens|temperature|stop|seed)'", reply)
+    return found[1] if found and found[1] in asked else None
+
+
+def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> dict[str, Any]:
+    """`asked` without the parameters that an endpoint refuses.
+
+    A limit of tokens is renamed, and then includes thinking: `thinking` is added to it.
+    """
+    kept = {name: value for name, value in asked.items() if name not in refused}
+    if "max_tokens" in refused and "max_tokens" in asked:
+        kept["max_completion_tokens"] = asked["max_tokens"] + thinking
+    return kept
+
+
+def spoken(text: str) -> str:
+    """A model's answer without its thinking, which some servers leave in the text."""
+    _, thought, said = text.rpartition("</think>")
+    return said.lstrip() if thought else text
+
+
+def _seconds(wait: str | None) -> float:
+    """Seconds of a Retry-After header, which has seconds or a date."""
+    if wait is None:
+        return 0.0
+    try:
+        seconds = float(wait)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(wait).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), MOST)
