@@ -21,7 +21,7 @@ HELD = 8  # settings that are cached at a time
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedInputs:
     """The inputs of a cell.
 
     steps: the examples of each optimizer step's micro-batches; none for an untuned model. held_out: examples for the
@@ -42,7 +42,7 @@ class Ready:
         return max(len(example.ids) for example in (*trained, *self.held_out))
 
 
-def of(settings: Settings, data_root: str | None) -> Ready:
+def of(settings: Settings, data_root: str | None) -> PreparedInputs:
     """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded."""
     root = (data_root, sources.data_state(settings.data, data_root))
     key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
@@ -55,7 +55,7 @@ def tasks(settings: EvalSettings, data_root: str | None) -> scoring.Tasks:
 
 
 @functools.lru_cache(HELD)
-def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> Ready:
+def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> PreparedInputs:
     train = settings.train
     splits = _splits(settings.data, root)
     tokenizer = loading.tokenizer(settings.model)
@@ -70,7 +70,7 @@ def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> Re
 
     steps = batching.scheduled(splits["train"], train, settings.seed, drawing) if trained else []
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
-    return Ready(
+    return PreparedInputs(
         tokenizer,
         tasks,
         steps,

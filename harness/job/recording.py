@@ -23,7 +23,7 @@ from harness.job.training import distributed, loop
 from harness.record import Cell, Failure, Precautions, Record, Shortage, SmallerBatches, model_card
 
 
-class Job(Protocol):
+class RunningCell(Protocol):
     """A running cell, on this machine or behind an API.
 
     items: what was scored, one row for each item, filter and metric; None before that.
@@ -79,13 +79,13 @@ def run(
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     if cell.settings.behind_api:
-        job: Job = run_api_cell.Job(cell, asking, data_root, report)
+        job: RunningCell = run_api_cell.ApiCell(cell, asking, data_root, report)
     else:
         preflight.check_machine(cell)
         first = rank is None or rank.number == 0
         start_tracker = partial(Tracker, tracker, cell, study, path.parent) if tracker is not None and first else None
         resumable = (checkpoints, precautions.save_every)
-        job = run_cell.Job(cell, data_root, report, resumable, smaller, (save, weights), rank, start_tracker)
+        job = run_cell.LocalCell(cell, data_root, report, resumable, smaller, (save, weights), rank, start_tracker)
     result = Record(
         cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
     )

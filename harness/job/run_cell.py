@@ -57,7 +57,7 @@ from harness.record import (
 )
 
 
-class Job:
+class LocalCell:
     """A running cell with weights: its phases in their order, and what one leaves for the next.
 
     resumable: the folder of checkpoints, and the steps from one to the next; None for either: there are none.

@@ -21,7 +21,7 @@ import torch
 from harness.job import run_cell
 from harness.job.reporter import Reporter
 
-enter, load, stepped = Reporter.enter, run_cell.Job.load, Reporter.end_step
+enter, load, stepped = Reporter.enter, run_cell.LocalCell.load, Reporter.end_step
 loaded = []
 
 def config(phase, **slot):
@@ -47,7 +47,7 @@ def config(phase, **slot):
 
     if phase == "load":
         run_cell.structure.count = broken  # the phase has begun by now
-    Reporter.enter, run_cell.Job.load, Reporter.end_step = entering, loading, stepping
+    Reporter.enter, run_cell.LocalCell.load, Reporter.end_step = entering, loading, stepping
     return peft.LoraConfig(**slot)
 """
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell

@@ -11,7 +11,7 @@ from harness.errors import UserError
 from harness.job import prepared_inputs
 
 
-def of(*overrides: str, data_root: str | None = None) -> prepared_inputs.Ready:
+def of(*overrides: str, data_root: str | None = None) -> prepared_inputs.PreparedInputs:
     return prepared_inputs.of(tiny(*overrides).settings, data_root)
 
 

@@ -78,7 +78,7 @@ def _stored(path: Path) -> Iterator[Answer]:
                 continue
 
 
-class Engine:
+class ApiModel:
     """Mixin before one of lm-eval's classes that replaces how requests are sent and answered.
 
     thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
@@ -196,11 +196,11 @@ class Engine:
             raise Unsuccessful("response", f"the response is not a completion, {_shown(text)}") from None
 
 
-class Chat(Engine, LocalChatCompletion):
+class Chat(ApiModel, LocalChatCompletion):
     """Answers by chat completions."""
 
 
-class Completions(Engine, LocalCompletionsAPI):
+class Completions(ApiModel, LocalCompletionsAPI):
     """Answers by completions, with log-probabilities. Prompts are sent as tokens, so that counts match."""
 
     def create_message(self, messages: list[Any], generate: bool = False) -> Any:
@@ -232,7 +232,7 @@ class Estimated:
         return len(self.tokenizer(text).input_ids) if self.counted else -(-len(text.encode()) // BYTES)
 
 
-def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, estimate: bool = False) -> Engine:
+def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, estimate: bool = False) -> ApiModel:
     """The engine for `model`; with `estimate` one that only counts."""
     url, name, tokenizer = model.base_url, model.name, model.tokenizer
     keywords: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from harness.record import Api, Cell, Memory, Phase, Record
 from harness.settings import EvalSettings, Settings
 
 if TYPE_CHECKING:
-    from harness.job.api.lm_eval_model import Engine
+    from harness.job.api.lm_eval_model import ApiModel
 
 
 class Stopped(Exception):
@@ -58,8 +58,8 @@ def estimate(cell: Cell, asking: Asking, data_root: str | None) -> dict[str, Any
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
 
-class Job:
-    """A running cell of a model behind an API: harness.job.recording.Job."""
+class ApiCell:
+    """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
     def __init__(self, cell: Cell, asking: Asking, data_root: str | None, report: Callable[[dict], None]):
         self.cell, self.phase, self.step = cell, "start", None
@@ -93,7 +93,7 @@ class Job:
         self._report({"phase": "score", "step": done, "of": of})
 
 
-def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tuple[Engine, Tasks]:
+def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tuple[ApiModel, Tasks]:
     """The engine that asks the cell's model, and the tasks. how: further keywords of the engine."""
     client.require("method=api requires")
     from harness.job.api import lm_eval_model
@@ -115,7 +115,7 @@ def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks
     return (ChatTasks if is_chat else Tasks)(settings, data_root)
 
 
-def _spent(lm: Engine, is_chat: bool) -> Api:
+def _spent(lm: ApiModel, is_chat: bool) -> Api:
     """The cost of the answers that `lm` used."""
     asking = lm.asking
     found = [answer for key in lm.used if (answer := lm.kept.get(key))]

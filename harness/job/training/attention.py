@@ -36,7 +36,7 @@ GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn)
 
 
 @dataclass(frozen=True)
-class Row:
+class SequenceRow:
     """The lengths of a row's sequences, and the tokens of the prefix before them.
 
     bounds: on CUDA, where there is no prefix, the begin and end of the sequences: (sequences + 1,) as int32.
@@ -47,7 +47,7 @@ class Row:
     bounds: Tensor | None
 
 
-_row: ContextVar[Row | None] = ContextVar("row", default=None)
+_row: ContextVar[SequenceRow | None] = ContextVar("row", default=None)
 
 
 def layout(model: nn.Module, speedups: str, pad: int) -> tuple[Layout, dict[str, str]]:
@@ -117,12 +117,12 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
     bounds = None
     if net.config._attn_implementation == ON_CUDA:
         bounds = bounds_of(lengths, net.device)
-    with over(Row(lengths, prefix, bounds)):
+    with over(SequenceRow(lengths, prefix, bounds)):
         yield True
 
 
 @contextmanager
-def over(row: Row | None) -> Iterator[None]:
+def over(row: SequenceRow | None) -> Iterator[None]:
     """A context in which attention is over `row` (None: a padded batch)."""
     token = _row.set(row)
     try:
@@ -131,7 +131,7 @@ def over(row: Row | None) -> Iterator[None]:
         _row.reset(token)
 
 
-def row() -> Row | None:
+def row() -> SequenceRow | None:
     """The row that attention is over now."""
     return _row.get()
 
@@ -236,7 +236,7 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
-def _flash(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _flash(row: SequenceRow, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Attention by one kernel for all sequences. Keys and values may have fewer heads than queries."""
     flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
     longest = max(row.lengths)

@@ -36,6 +36,6 @@ def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
 
 
 @contextmanager
-def _again(row: attention.Row | None) -> Iterator[None]:
+def _again(row: attention.SequenceRow | None) -> Iterator[None]:
     with attention.over(row), live_memory.recomputation():
         yield

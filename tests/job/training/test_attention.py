@@ -174,7 +174,7 @@ def kernel(dtype: torch.dtype, autocast: bool = False, bounds: bool = True) -> L
         query, key, value = (
             torch.empty(1, *shape, width, dtype=dtype, requires_grad=True) for shape in (QUERY, KEY, VALUE)
         )
-        row = attention.Row(lengths, 0, attention.bounds_of(lengths, query.device) if bounds else None)
+        row = attention.SequenceRow(lengths, 0, attention.bounds_of(lengths, query.device) if bounds else None)
         with attention.over(row), live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             attended, _ = attention._attend(module, query, key, value, None)
             live.mark("backward")
