@@ -1,8 +1,8 @@
 """Has a model behind an API write new training problems, checks them, and writes them with their provenance.
 
-What was answered is kept in a journal (`NAME.answers.jsonl`), and never asked again: a call that was stopped, or that
-wants more, goes on from there. What is made of the answers follows from the journal alone, in the order of asking, so
-that how many were asked at a time, and when it was stopped, changes nothing.
+Answers are kept in a journal (`NAME.answers.jsonl`) and never asked again: a stopped call, or one that needs more
+problems, resumes from there. Problems follow from the journal alone, in the order of asking, so neither concurrency nor
+interruptions change them.
 """
 
 from __future__ import annotations
