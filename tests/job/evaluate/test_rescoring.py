@@ -119,7 +119,7 @@ def test_another_base_is_not_scored_in_its_place(folder, tmp_path):
     path = tmp_path / f"{found.cell.name}.json"
     record.write(found, path)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="its base model is not the one"):
+    with pytest.raises(UserError, match="its base model has changed"):
         scored(path)
     assert path.read_bytes() == before
 
@@ -254,7 +254,7 @@ def test_merged_weights_of_a_model_that_was_scored_unmerged_are_not_scored(study
         ("nobody --tasks facts", "There is no cell nobody in demo"),
         ("demo", "--tasks"),
         ("demo --tasks facts --limit 0", "must be a positive number, got 0"),
-        ("demo --tasks facts --fewshot-as-multiturn", "add --chat-template"),
+        ("demo --tasks facts --fewshot-as-multiturn", "requires --chat-template"),
     ],
 )
 def test_a_bad_command_is_one_sentence(study, capsys, line, said):

@@ -294,7 +294,7 @@ def test_plan_of_nothing_that_can_be(inside):
     [
         (("plan", "method=lora", "--budget", "24"), "'24' is no size in bytes"),
         (("plan", "method=lora", "--throughput", "0"), "must be positive"),
-        (("sweep", "method=lora", "--budget", "24GB"), "add --fit"),
+        (("sweep", "method=lora", "--budget", "24GB"), "requires `plan` or `sweep --fit`"),
         (("plan", "quickstrat"), "Did you mean quickstart?"),
     ],
 )

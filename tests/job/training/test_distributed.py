@@ -462,7 +462,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
     device.check(2)
-    with pytest.raises(UserError, match=r"^train\.devices=3 can't be: there are 2 CUDA devices here"):
+    with pytest.raises(UserError, match=r"^train\.devices must be at most 2, the CUDA devices here, got 3"):
         device.check(3)
     monkeypatch.setattr(torch.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("mps"))

@@ -204,5 +204,5 @@ def test_compiled_layers_are_refused(cell):
 def test_an_architecture_that_can_not_is_refused(tmp_path):
     path = built(tmp_path, "openai-gpt")
     checks.check(cell_of(path, "method=full"))
-    with pytest.raises(UserError, match=r"checkpointing=true requires an .*OpenAIGPTLMHeadModel is none"):
+    with pytest.raises(UserError, match=r"checkpointing=true requires an .*got OpenAIGPTLMHeadModel"):
         checks.check(cell_of(path, "method=full", ON))
