@@ -113,7 +113,7 @@ def test_a_conversation_is_cut_and_refused_where_no_answer_is_left():
             [{"role": "system", "content": "Be kind."}, *TURNS],
             "refuses a conversation of the data: System role",
         ),
-        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "template of the model rewrites them"),
+        (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "of the model rewrites them"),
     ],
 )
 def test_a_tokenizer_that_can_not_write_it_is_refused(template, turns, said):
