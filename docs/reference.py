@@ -1,13 +1,21 @@
-"""Writes the page of all settings, `docs/settings.md`, from harness/config.py: `python docs/reference.py`."""
+"""Writes the pages of all settings and of the record from their dataclasses: `python docs/reference.py`.
+
+docs/settings.md comes from harness/config.py, docs/record.md from harness/record/schema.py.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from harness.config_help import ConfigGroup, config_groups
+from harness.config_help import ConfigGroup, config_groups, field_comments
+from harness.record import schema
 
-SETTINGS = Path(__file__).with_name("settings.md")
-HEAD = """\
+SETTINGS, RECORD = (Path(__file__).with_name(name) for name in ("settings.md", "record.md"))
+SETTINGS_HEAD = """\
 # Settings
 
 Made from `harness/config.py` by `make pages`. `run`, `sweep` and `plan` take each setting as `KEY=VALUE`;
@@ -16,20 +24,54 @@ Made from `harness/config.py` by `make pages`. `run`, `sweep` and `plan` take ea
 A default in `${…}` is computed from other settings. *file* means that the chosen file of the group sets it:
 `model=qwen3_1_7b` is `conf/model/qwen3_1_7b.yaml`. Such a file also replaces other defaults of its group.
 """
+RECORD_HEAD = """\
+# The record
 
-
-def section(group: ConfigGroup) -> str:
-    """A heading, the group's comment and a table of its settings."""
-    cells = [("Setting", "Type", "Default", "Meaning"), ("---",) * 4]
-    for key, kind, default, comment in group.fields:
-        cells.append((f"`{key}`", kind.replace(" | ", " or "), _default(default), _escaped(comment)))
-    rows = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([f"## {group.key or 'General'}", "", group.comment.replace("``", "`"), "", *rows]) + "\n"
+Made from `harness/record/schema.py` by `make pages`. A record is one JSON file, `NAME.json`, that a cell leaves behind.
+Units are bytes, seconds and tokens. null means not measured.
+"""
 
 
 def settings_page() -> str:
     """The text of docs/settings.md."""
-    return "\n".join([HEAD, *map(section, config_groups())])
+    return "\n".join([SETTINGS_HEAD, *map(_group, config_groups())])
+
+
+def record_page() -> str:
+    """The text of docs/record.md: the record first, then each part of it."""
+    parts = [
+        part for part in vars(schema).values() if dataclasses.is_dataclass(part) and part.__module__ == schema.__name__
+    ]
+    parts.sort(key=lambda part: part is not schema.Record)
+    return "\n".join([RECORD_HEAD, *(_part(part, {other.__name__ for other in parts}) for part in parts)])
+
+
+def _group(group: ConfigGroup) -> str:
+    rows = [
+        (f"`{key}`", kind.replace(" | ", " or "), _default(default), _escaped(comment))
+        for key, kind, default, comment in group.fields
+    ]
+    table = _table(("Setting", "Type", "Default", "Meaning"), rows)
+    return f"## {group.key or 'General'}\n\n{group.comment.replace('``', '`')}\n\n{table}\n"
+
+
+def _part(part: type, names: set[str]) -> str:
+    comments = field_comments(part)
+    rows = [(f"`{f.name}`", _linked(f.type, names), _escaped(comments[f.name])) for f in dataclasses.fields(part)]
+    return f"## {part.__name__}\n\n{inspect.getdoc(part)}\n\n{_table(('Field', 'Type', 'Meaning'), rows)}\n"
+
+
+def _linked(kind: str, names: set[str]) -> str:
+    """A type in words, with links to the parts of the record."""
+    kind = re.sub(r"\b(Status|TrackerName)\b", "str", kind)
+    kind = re.sub(r"Literal\[(.*?)\]", lambda found: re.sub("[\"']", "", found[1]).replace(", ", " or "), kind)
+    kind = re.sub(r"dict\[str, (\w+(?:\[\w+\])?)\]", r"\1 by name", kind)
+    kind = re.sub(r"list\[(\w+)\]", r"list of \1", kind).replace(" | None", " or null")
+    return re.sub(r"\w+", lambda found: f"[{found[0]}](#{found[0].lower()})" if found[0] in names else found[0], kind)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
 
 
 def _default(default: str | None) -> str:
@@ -45,3 +87,4 @@ def _escaped(comment: str) -> str:
 
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page(), encoding="utf-8")
+    RECORD.write_text(record_page(), encoding="utf-8")

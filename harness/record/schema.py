@@ -18,158 +18,158 @@ TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]  # each is al
 
 @dataclass
 class Memory:
-    """Peaks of one phase, in bytes; of a cell on several devices each is that of the device which had most.
-
-    allocated_peak: live tensor storages on the device: what CUDA's allocator says; on CPU a count of our own, in phases
-        that such a count does not slow much (load, probe).
-    reserved_peak: what CUDA's caching allocator held; null on CPU, which has no such allocator.
-    device_process: what NVML says the process held on the device at the window's end, its context included; null
-        where NVML does not say.
-    process_peak: the process's resident set on the host.
-    reserved_p99: of what was reserved after each training step, the 99th percentile; only imported records tell it.
-    """
+    """Memory peaks of one phase in bytes. On several devices, those of the device with the highest peak."""
 
     allocated_peak: int | None = None
+    """Live tensor storages on the device. CUDA: the allocator's figure. CPU: our own count, only in phases that it does
+    not slow much (load, probe)."""
     reserved_peak: int | None = None
+    """Memory held by CUDA's caching allocator. null on CPU, which has no such allocator."""
     device_process: int | None = None
+    """Memory of the process on the device at the end of the phase, its context included, from NVML. null where NVML
+    does not report it."""
     process_peak: int | None = None
+    """Resident set of the process on the host."""
     reserved_p99: int | None = None
+    """99th percentile of reserved memory after each training step. Imported records only."""
 
 
 @dataclass
 class Kinds:
-    """Bytes of live tensor storages, by what they hold; a quantised matrix counts what it takes, scales included.
-
-    weights: the base model's parameters and buffers; adapters: what the method added to them; optimizer: its state;
-    activations: everything else: saved activations, temporaries, the batch.
-    """
+    """Bytes of live tensor storages by kind. Quantised weights count with their scales."""
 
     weights: int
+    """Parameters and buffers of the base model."""
     adapters: int
+    """Parameters that the method added."""
     gradients: int
+    """Gradients of trainable weights."""
     optimizer: int
+    """Optimizer state."""
     activations: int
+    """Everything else: saved activations, temporaries, the batch."""
 
 
 @dataclass
 class Probe:
-    """Live tensors of two optimizer steps on the largest batch, taken apart from the timed ones.
-
-    Of an untuned model: of one pass without gradients over the largest validation batch. Of several devices: of the one
-    with the highest peak.
-
-    peak: at the moment when their sum was greatest.
-    resident: after the second step, gradients freed: what is held between steps.
-    gradients: of all trainable weights, when the last is there; none of them may be left at the peak.
-    flops_per_token: of the last step (or pass), a padded token, by torch's counter of matrix products and attention.
-    recomputed_flops_per_token: likewise, of what gradient checkpointing did again, which is no part of the former: so
-        utilisation is of the model's operations.
-    attention: operations of attention that ran in that step, by name and dtype of the query, and how often:
-        ``varlen bfloat16``, one kernel for all sequences of a row; ``flash``, ``efficient``, ``cudnn`` or
-        ``flash_for_cpu``, a fused one for a padded batch, or for sequences of one length; ``math`` or ``eager``,
-        products and a softmax, whose dtype it is then. Empty in records from before it was taken.
-    """
+    """Live tensors in two untimed optimizer steps on the largest batch. Of an untuned model: in one forward pass over
+    the largest validation batch. On several devices, those of the device with the highest peak."""
 
     peak: Kinds
+    """Bytes by kind at the moment of their largest sum."""
     resident: Kinds
+    """Bytes by kind after the second step, without gradients: what stays between steps."""
     gradients: int
+    """Bytes of all gradients when the last one is there. At the peak some may be freed already."""
     flops_per_token: float
+    """FLOPs per padded token in the last step (or pass), from torch's counter of matrix products and attention."""
     attention: dict[str, int] = field(default_factory=dict)
+    """Attention operations in the last step, by name and dtype of the query, and their number. varlen: one kernel for
+    all sequences of a row. flash, efficient, cudnn, flash_for_cpu: a fused kernel for a padded batch or sequences of
+    one length. math, eager: products and a softmax, with the softmax's dtype."""
     recomputed_flops_per_token: float = 0.0
+    """FLOPs per padded token that gradient checkpointing recomputed. Not part of flops_per_token."""
 
 
 @dataclass
 class Phase:
-    """One window of a job (load, probe, train, infer, merge, score, …); no window overlaps another.
-
-    Imported records may have `job`, which is all of it, where their source tells no phases apart.
-    """
+    """One window of a job: load, probe, train, infer, merge, score and others. Windows do not overlap. Imported records
+    may have one window, `job`."""
 
     seconds: float
+    """Duration in seconds."""
     memory: Memory
+    """Memory peaks."""
 
 
 @dataclass
 class Parameters:
-    """Counts of weights; a quantised matrix counts its logical elements, not its packed bytes."""
+    """Counts of weights. A quantised matrix counts its logical elements, not its packed bytes."""
 
     total: int
+    """All weights."""
     trainable: int
+    """Trained weights."""
 
 
 @dataclass
 class Tokens:
-    """Tokens by name: raw (non-padding), padded (what the device computed on), supervised (in the loss).
-
-    The harness counts all three; an imported record may know the first alone.
-    """
+    """Training tokens by name. An imported record may have raw tokens only."""
 
     raw: int
+    """Tokens without padding."""
     padded: int | None
+    """Tokens that the device computed on."""
     supervised: int | None
+    """Tokens in the loss."""
 
 
 @dataclass
 class LossPoint:
-    """Training loss of one optimizer step: mean over its supervised tokens, in nats.
-
-    grad_norm: of all gradients, before clipping; null where the backward pass itself used them up, one by one.
-    """
+    """Training loss of one optimizer step."""
 
     step: int
+    """Number of the step, from 1."""
     tokens: int
+    """Raw training tokens up to this step."""
     loss: float
+    """Mean over the step's supervised tokens, in nats per token."""
     lr: float
+    """Learning rate."""
     grad_norm: float | None
+    """Norm of the whole gradient before clipping. null if the backward pass consumes gradients one by one."""
 
 
 @dataclass
 class ValidationPoint:
-    """Loss on held-out answers after `step` steps and `tokens` raw training tokens, in nats per token."""
+    """Validation loss at one point of the training."""
 
     step: int
+    """Optimizer steps before it."""
     tokens: int
+    """Raw training tokens before it."""
     loss: float
+    """Mean over held-out answers, in nats per token."""
 
 
 @dataclass
 class Train:
-    """What the training loop measured. Of several devices that train together: tokens of all, seconds of the slowest.
-
-    step_seconds: each optimizer step from first forward to zeroed gradients, synchronised on both
-        sides; data preparation and validation lie outside.
-    warmup_steps: how many first steps the steady rate leaves out, and as many after each resume.
-    tokens_per_second_steady: median over the steps after warm-up of raw tokens / seconds.
-    tokens_per_second_amortised: all raw tokens / all step seconds, first steps and GaLore's SVDs included.
-    batches: hash of the token ids in the order they were trained on; equal for cells that saw the same.
-    laps: the parts of each step by name, in seconds: forward, backward, optimizer (clipping included). Where the loss
-        is taken chunk by chunk (the speed-up fused_loss), the head's gradients are computed in forward.
-    joules: over all steps, of the whole devices (NVML) or processor package (RAPL); null where neither can be read.
-    save_every: steps between checkpoints, which are made outside of what is timed; null if none were.
-    resumed_at: after how many steps the process had ended and another went on from a checkpoint. What is measured here,
-        and in the phase train, is of them all; the other phases, `started` and `seconds` are the last process's.
-    compile_seconds: of each step, what torch.compile took of it, without caches; empty if nothing is compiled. Steps in
-        which something was are no part of the steady rate.
-
-    step_seconds and loss are empty, the steady rate and batches null in imported records that know no single steps.
-    """
+    """What the training loop measured. On several devices: tokens of all, seconds of the slowest. Imported records
+    without single steps have empty step_seconds and loss, and null for the steady rate and batches."""
 
     steps: int
+    """Optimizer steps."""
     tokens: Tokens
+    """Tokens of all steps."""
     step_seconds: list[float]
+    """Seconds of each optimizer step, from the first forward pass to zeroed gradients, synchronised on both sides.
+    Loading of data and validation lie outside."""
     warmup_steps: int
+    """First steps that the steady rate leaves out, also after each resume."""
     tokens_per_second_steady: float | None
+    """Raw tokens per second: median over steps after warm-up."""
     tokens_per_second_amortised: float
+    """All raw tokens over all step seconds, including first steps and GaLore's decompositions."""
     loss: list[LossPoint]
+    """Training loss of each step."""
     batches: str | None
+    """Hash of the token ids in training order. Equal for cells that saw the same batches."""
     laps: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of each step's parts: forward, backward, optimizer (with clipping). Where the loss is computed in chunks
+    (speed-up fused_loss), the head's gradients belong to forward."""
     joules: float | None = None
+    """Energy of all steps, of whole devices (NVML) or the processor package (RAPL). null where neither can be read."""
     save_every: int | None = None
+    """Steps between checkpoints, which are made outside of timed steps. null: no checkpoints."""
     resumed_at: list[int] = field(default_factory=list)
+    """Steps after which the process ended and another one resumed from a checkpoint. Figures of training cover all
+    processes. Other phases, `started` and `seconds` are those of the last process."""
     compile_seconds: list[float] = field(default_factory=list)
+    """Seconds of torch.compile in each step, without caches. Empty without compilation. The steady rate leaves such
+    steps out."""
 
     def steady_steps(self) -> list[int]:
-        """Indices of the steps that the steady rate is of: all but those of a warm-up or compilation, or the last."""
+        """Indices of the steps behind the steady rate: none of warm-up or compilation; else the last step."""
         begins = (0, *self.resumed_at)
         left_out = {i for begin in begins for i in range(begin, begin + self.warmup_steps)}
         left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
@@ -179,264 +179,311 @@ class Train:
 
 @dataclass
 class Merge:
-    """Whether scoring used merged weights, and how far merging moved the logits of a validation batch.
-
-    dequantised: the base was quantised; its weights were expanded before the adapter was folded in.
-    seconds: of folding alone (and of dequantising), without the check of the logits.
-    """
+    """Whether scoring used merged weights."""
 
     merged: bool
+    """true if the adapter was folded into the weights for scoring."""
     reason: str | None = None
+    """Why it was not merged. null if it was."""
     max_logit_difference: float | None = None
+    """Largest difference that merging made to the logits of a validation batch."""
     dequantised: bool = False
+    """true if the base was quantised and was expanded before the adapter was folded in."""
     seconds: float | None = None
+    """Seconds of folding, and of dequantising, without the check of the logits."""
 
 
 @dataclass
 class Inference:
-    """How fast one form of the model answers: greedy decoding with a cache of keys and values.
-
-    Each repeat reads prompts of `prompt_tokens` and decodes `new_tokens` for `batch_size` sequences at a time.
-    prefill_seconds: a repeat's time to the first token; decode_seconds: its time for all tokens after the first,
-    of which there are new_tokens - 1 a sequence.
-    """
+    """Speed of one form of the model: greedy decoding with a KV cache."""
 
     batch_size: int
+    """Sequences at a time."""
     prompt_tokens: int
+    """Tokens read per sequence."""
     new_tokens: int
+    """Tokens written per sequence."""
     prefill_seconds: list[float]
+    """Seconds to the first token, in each repeat."""
     decode_seconds: list[float]
+    """Seconds for all tokens after the first (new_tokens - 1 per sequence), in each repeat."""
 
 
 @dataclass
 class Disk:
-    """Bytes of safetensors: of the saved adapter (null without one), and of all weights as they are served merged.
-
-    Imported records may know the adapter's alone.
-    """
+    """Size as safetensors, in bytes. Imported records may have the adapter's only."""
 
     adapter: int | None
+    """The saved adapter. null without one."""
     model: int | None
+    """All weights as they are served, merged."""
 
 
 @dataclass
 class Score:
-    """One metric of one task over `n` items.
-
-    stderr is the standard error of the mean over items, null for fewer than two items.
-    """
+    """One metric of one task."""
 
     task: str
+    """lm-eval task or group."""
     metric: str
+    """Name of the metric."""
     filter: str
+    """lm-eval filter that extracts the answer."""
     value: float
+    """Mean over items."""
     stderr: float | None
+    """Standard error of the mean over items. null for fewer than two items."""
     n: int
+    """Items."""
     num_fewshot: int
+    """Examples before each question."""
     version: str
+    """Version of the task."""
     higher_is_better: bool
+    """Direction of the metric."""
 
 
 @dataclass
 class Overlap:
-    """Evaluation items of a task that share `words` words in a row with what a cell trained on.
-
-    looked_at: of the `items` those of 8 words or more (of one with fewer than `words` all its words are taken).
-    """
+    """Evaluation items of a task that share an n-gram with the training data: possible contamination."""
 
     words: int
+    """Words per n-gram."""
     items: int
+    """Items of the task."""
     looked_at: int
+    """Items of 8 words or more. Of an item shorter than an n-gram, all its words are compared."""
     shared: int
+    """Items that share an n-gram with the training data."""
 
 
 @dataclass
 class Api:
-    """What the answers of a model behind an API took: those that the scores rest on, also if they came before a crash.
-
-    kind: completions (log-probabilities of given answers, and text) or chat (text alone, in the model's own format):
-        not the same measurement.
-    requests: how many there are; cached: those of them that another cell of the study had asked, and paid, for.
-    tries: requests that failed and were made again, by the last process.
-    read, written: tokens of the prompts and of the answers, as the endpoint counts them; null if it does not.
-    seconds: of waiting for the answers, summed over requests, `concurrency` of which may be under way at a time.
-    price_read, price_written: dollars for a million tokens, as the settings said; null if they did not.
-    dollars: for the answers that this cell asked for, at those prices; null without them, or without counts.
-    cut: answers that ended at their limit of tokens; null where that was not written down.
-    left_out: settings of the tasks that the endpoint refuses; without `temperature` answers are drawn at random.
-    """
+    """Cost of the answers behind the scores, of a model behind an API. Includes answers from before a crash."""
 
     kind: Literal["completions", "chat"]
+    """completions (log-probabilities and text) or chat (text only, in the model's own format). These are different
+    measurements."""
     requests: int
+    """Answers that the scores rest on."""
     cached: int
+    """Answers that another cell of the study had requested and paid for."""
     tries: int
+    """Failed requests that the last process repeated."""
     read: int | None
+    """Prompt tokens as counted by the endpoint. null if it does not count."""
     written: int | None
+    """Answer tokens as counted by the endpoint. null if it does not count."""
     seconds: float
+    """Waiting time in seconds, summed over requests. Up to `concurrency` requests wait at a time."""
     concurrency: int
+    """Requests at a time."""
     price_read: float | None
+    """Dollars per million prompt tokens, from the settings."""
     price_written: float | None
+    """Dollars per million answer tokens, from the settings."""
     dollars: float | None
+    """Price of the answers that this cell requested. null without prices or counts."""
     cut: int | None = None
+    """Answers that ended at their token limit. null if unknown."""
     left_out: list[str] = field(default_factory=list)
+    """Task settings that the endpoint refuses. Without temperature, answers are random."""
 
 
 @dataclass
 class Cell:
-    """One point of the grid. `settings` is all that decides its result; `id` is the hash of its canonical form.
-
-    rank, alpha, lr and seed are null where the method does not use them; `knobs` are the method's own axes.
-    """
+    """One point of the grid."""
 
     id: str
+    """Hash of the settings' canonical form."""
     name: str
+    """Method, axes and the beginning of the id. Also the name of its files."""
     method: str
+    """Name of the method."""
     model: str
+    """Name of the model."""
     data: str
+    """Name of the data, with limit and noise."""
     rank: int | None
+    """Rank. null if the method does not use it."""
     alpha: float | None
+    """Alpha. null if the method does not use it."""
     lr: float | None
+    """Learning rate. null if the method does not use it."""
     seed: int | None
+    """Seed of the training. null of an untuned model."""
     knobs: dict[str, Any]
+    """Hyperparameters of this method alone."""
     settings: Settings
+    """All settings that decide the result."""
 
 
 @dataclass
 class Shortage:
-    """Memory on the device, in bytes, at the moment when no more of it could be had.
-
-    weights, adapters, gradients, optimizer: live tensors, as in Kinds. rest: whatever else was allocated: activations,
-    temporaries, caches, weights of a model that was still being loaded.
-    allocated: all of these, as CUDA's allocator says or as our own count on CPU has it. On CPU tensors are counted in
-        the phases load, probe and score alone: in others it and rest are null.
-    largest_free: the largest block that could have been had, from the allocator or the device; null on CPU.
-    """
+    """Memory on the device when no more of it was available, in bytes."""
 
     weights: int
+    """Live tensors, as in Kinds."""
     adapters: int
+    """Live tensors, as in Kinds."""
     gradients: int
+    """Live tensors, as in Kinds."""
     optimizer: int
+    """Live tensors, as in Kinds."""
     rest: int | None
+    """Everything else that was allocated: activations, temporaries, caches, weights of a model during loading. null on
+    CPU outside of the phases load, probe and score."""
     allocated: int | None
+    """Sum of all, from CUDA's allocator or our own count on CPU. null on CPU outside of the phases load, probe and
+    score."""
     largest_free: int | None
+    """Largest block that was available from allocator or device. null on CPU."""
 
 
 @dataclass
 class Failure:
-    """Why a cell has no (complete) result: the phase and the training step it was in, if any, and one sentence.
-
-    memory: of a cell that ran out of it.
-    """
+    """Why a cell has no complete result."""
 
     phase: str
+    """Phase in which it failed."""
     step: int | None
+    """Training step in which it failed. null outside of training."""
     reason: str
+    """One sentence."""
     memory: Shortage | None = None
+    """Memory at an out-of-memory error. null for other failures."""
 
 
 @dataclass
 class SmallerBatches:
-    """The micro-batches of a cell that were chosen for the device's memory: smaller ones, but more a step.
-
-    That is so where train.batch_size=auto asks for it, and where the cell had run out of memory as it was asked for. A
-    step's examples and their order stay as they were; what was asked for is in the cell's settings.
-
-    batch_size: sequences a micro-batch, at most; grad_accum: micro-batches a step; after: the failures that led here.
-    planned: the batch_size that was predicted to fit, of train.batch_size=auto; null where nothing could be predicted.
-    """
+    """Micro-batches chosen for the device's memory, with train.batch_size=auto or after an out-of-memory error.
+    Examples of a step and their order stay the same. The cell's settings hold what was requested."""
 
     batch_size: int
+    """Sequences per micro-batch, at most."""
     grad_accum: int
+    """Micro-batches per step."""
     after: list[Failure]
+    """Failures that led to this choice."""
     planned: int | None = None
+    """Predicted batch_size with train.batch_size=auto. null without a prediction."""
 
 
 @dataclass
 class Precautions:
-    """What was asked for in case that something goes wrong; no part of the cell, since it changes no result.
-
-    timeout: seconds that the cell may take; null for as long as it does. save_every: steps between checkpoints; null
-    for none. on_oom: whether it is run again in smaller micro-batches if it runs out of memory.
-    """
+    """Settings for the case that something goes wrong. They change no result, so they are not part of the cell."""
 
     timeout: float | None = None
+    """Time limit in seconds. null: none."""
     save_every: int | None = None
+    """Steps between checkpoints. null: no checkpoints."""
     on_oom: bool = False
+    """Whether an out-of-memory error leads to smaller micro-batches."""
 
 
 @dataclass
 class Saved:
-    """Tuned weights that were saved beside the record, as peft and transformers read them.
-
-    form: an ``adapter``, the ``merged`` model, or the ``model`` of a method that has no adapter.
-    files: the SHA-256 of each by its path in the folder, but for README.md: a model card may be edited.
-    """
+    """Tuned weights saved beside the record, in the format of peft and transformers."""
 
     form: Literal["adapter", "merged", "model"]
+    """adapter, merged (the model with the adapter folded in), or model (of a method without adapter)."""
     files: dict[str, str]
+    """SHA-256 of each file by its path in the folder. README.md, the model card, may be edited and is left out."""
 
 
 @dataclass
 class Scoring:
-    """A scoring after the cell had ended (`harness score`), of its saved weights or, if it is untuned, its base.
-
-    tasks: those of the record's scores that are of it. settings: what they were asked by; environment, phases: as in a
-    record. started: in UTC.
-    """
+    """A later scoring by `harness score`, of saved weights or of the untuned model."""
 
     tasks: list[str]
+    """Tasks of this scoring, whose scores are in the record."""
     started: str
+    """Time in UTC."""
     settings: EvalSettings
+    """Evaluation settings."""
     environment: dict[str, Any]
+    """As in the record."""
     phases: dict[str, Phase]
+    """As in the record."""
 
 
 @dataclass
 class Source:
-    """Whose measurements an imported record holds.
-
-    project: who made them; file: its name; sha256: of its bytes; notes: one sentence each on what its numbers mean
-    where they mean something else than the harness's own.
-    """
+    """Origin of an imported record."""
 
     project: str
+    """Project that made the measurements."""
     file: str
+    """Name of its file."""
     sha256: str
+    """SHA-256 of the file."""
     notes: list[str]
+    """One sentence per number whose meaning differs from the harness's own."""
 
 
 @dataclass
 class Record:
+    """What a cell leaves behind, also when it failed."""
+
     cell: Cell
+    """The cell."""
     study: str
+    """Folder below results."""
     status: Status
+    """ok, failed, oom (out of memory), diverged (loss not finite), or unfit (left out by --fit)."""
     started: str
+    """Time in UTC."""
     seconds: float
+    """Duration of the job in seconds."""
     environment: dict[str, Any]
+    """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups."""
     failure: Failure | None = None
-    precautions: Precautions = field(default_factory=Precautions)  # none in records from before they were kept
-    smaller_batches: SmallerBatches | None = None  # null if it was run as it was asked for
+    """null of a cell that ended as ok."""
+    precautions: Precautions = field(default_factory=Precautions)
+    """Time limit, checkpoints and what happens after an out-of-memory error."""
+    smaller_batches: SmallerBatches | None = None
+    """null if micro-batches were those of the settings."""
     # As in harness.config.Config; none in records from before they were kept:
     save: Literal["none", "adapter", "merged"] = "none"
+    """Requested form of saved weights, as in the settings."""
     tracker: TrackerName | None = None
+    """Experiment tracker, as in the settings."""
     parameters: Parameters | None = None
+    """Counts of weights."""
     phases: dict[str, Phase] = field(default_factory=dict)
+    """Phases by name."""
     probe: Probe | None = None
+    """Memory by kind, FLOPs and attention."""
     train: Train | None = None
+    """null of an untuned model."""
     validation: list[ValidationPoint] = field(default_factory=list)
+    """Validation losses, the last one at the end of training."""
     merge: Merge | None = None
-    inference: dict[str, Inference] = field(default_factory=dict)  # by form: base, unmerged, merged
+    """Merging of the adapter. null if the cell ended before."""
+    inference: dict[str, Inference] = field(default_factory=dict)
+    """Inference speed by form: base, unmerged, merged."""
     disk: Disk | None = None
-    api: Api | None = None  # of a model behind an API; null for weights that were here
+    """Size of the weights."""
+    api: Api | None = None
+    """Cost of a model behind an API. null for local weights."""
     scores: list[Score] = field(default_factory=list)
+    """All scores."""
     items: dict[str, Any] = field(default_factory=dict)
-    items_sha256: str | None = None  # of NAME.items.parquet; null without one, and in records from before it was taken
-    saved: Saved | None = None  # null where no weights were kept; its folder may have been removed since
+    """Ids of the scored items by task."""
+    items_sha256: str | None = None
+    """SHA-256 of NAME.items.parquet. null without one."""
+    saved: Saved | None = None
+    """Saved weights. null if none were kept. The folder may have been removed since."""
     rescored: list[Scoring] = field(default_factory=list)
+    """Later scorings."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    contamination: dict[str, Overlap] = field(default_factory=dict)  # by task; empty where it was not looked for
-    source: Source | None = None  # of a record that was imported; null for what the harness ran
+    """Hashes of data and model."""
+    contamination: dict[str, Overlap] = field(default_factory=dict)
+    """Contamination by task. Empty where it was not checked."""
+    source: Source | None = None
+    """Origin of an imported record. null for the harness's own."""
     schema: int = SCHEMA
+    """Version of this format."""
 
 
 def micro_batches(record: Record) -> tuple[int, int] | None:

@@ -46,6 +46,10 @@ def test_the_page_of_settings_is_up_to_date():
     assert reference.SETTINGS.read_text(encoding="utf-8") == reference.settings_page(), "`make pages` renews it"
 
 
+def test_the_page_of_the_record_is_up_to_date():
+    assert reference.RECORD.read_text(encoding="utf-8") == reference.record_page(), "`make pages` renews it"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
