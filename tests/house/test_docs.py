@@ -78,6 +78,20 @@ def test_modules_and_functions_that_are_named_exist(page):
             assert f"def {name}(" in path.with_suffix(".py").read_text(encoding="utf-8"), name
 
 
+def test_the_layout_names_every_room_and_nothing_else():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    layout = text[text.index("## Rooms") :].split("```text\n")[1].partition("```")[0]
+    paths, above = set(), {-2: ROOT}  # above: the last path of each indentation
+    for indent, name in re.findall(r"^( *)([\w./]+)", layout, re.MULTILINE):
+        above[len(indent)] = above[len(indent) - 2] / name
+        paths.add(above[len(indent)])
+    assert all(path.exists() for path in paths), [path for path in paths if not path.exists()]
+    package = ROOT / "harness"
+    rooms = [*package.iterdir(), *(package / "job").iterdir()]
+    missing = {path for path in rooms if any(path.glob("*.py"))} - paths
+    assert not missing, missing
+
+
 def test_the_method_that_is_shown_is_a_file():
     shown = re.search(r"```yaml\n(.*?)```", (DOCS / "adding" / "method.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     assert shown == (CONF / "method" / "rslora.yaml").read_text(encoding="utf-8")
