@@ -25,6 +25,11 @@ def one_of(key: str, value: str, options: Iterable[str]) -> None:
         raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of `error`, without a full stop; its kind if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def about_file(error: OSError) -> str:
     """One sentence on the file that could not be read or written: which, why, and what to do if that is known."""
     to_do = f"; {TO_DO[error.errno]}" if error.errno in TO_DO else ""

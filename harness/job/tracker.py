@@ -14,7 +14,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from harness import redact
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.record import Cell, Record
 from harness.settings import plain
 
@@ -30,7 +30,7 @@ class Tracker:
             tracker.start()
             tracker.store_init_configuration(_flat(redact.hide(plain(cell.settings))))
         except Exception as error:  # without a network, an account or a server it may raise anything
-            why = _first_line(error)
+            why = redact.clean(first_line(error))
             raise UserError(f"tracker={name} can't start: {why}; set it up, or omit tracker.") from error
         self._tracker = tracker
 
@@ -53,7 +53,10 @@ class Tracker:
         try:
             what(self._tracker)
         except Exception as error:  # a server that went away, a full disk
-            print(f"{self._name} failed ({_first_line(error)}); the cell continues without it.", file=sys.stderr)
+            print(
+                f"{self._name} failed ({redact.clean(first_line(error))}); the cell continues without it.",
+                file=sys.stderr,
+            )
             self._tracker = None
 
 
@@ -74,7 +77,3 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
         flat.setdefault(key, []).append(value)
     values = {key: found[0] if len(found) == 1 else str(found) for key, found in flat.items()}
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (redact.clean(str(error)).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from harness.errors import first_line
 from harness.job.data.batching import Batch
 from harness.job.methods import optimizers
-from harness.job.models.loading import _first_line
 from harness.job.models.structure import count, stacks
 from harness.record import Cell
 
@@ -50,7 +50,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         if not (everywhere and experts):
             raise
         others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
-        reason = _first_line(error).rstrip(".")
+        reason = first_line(error)
         raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves out the experts.") from error
     if everywhere and experts:
         _check_reach(net, matrices | experts)

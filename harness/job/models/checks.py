@@ -9,10 +9,10 @@ from hydra.utils import instantiate
 
 from harness import redact
 from harness.config import ADAMW
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.job.measure import device
 from harness.job.models.empty_weights import NeedsValues, outline
-from harness.job.models.loading import _first_line, config_of
+from harness.job.models.loading import config_of
 from harness.job.models.structure import inner
 from harness.record import Cell
 from harness.settings import ModelSettings, plain
@@ -48,8 +48,8 @@ def check(cell: Cell) -> None:
             except UserError:
                 raise
             except (TypeError, ValueError) as error:
-                reason = _first_line(error)
-                raise UserError(f"The optimizer of method={cell.method} does not work here: {reason}") from error
+                reason = first_line(error)
+                raise UserError(f"The optimizer of method={cell.method} does not work here: {reason}.") from error
             except Exception:
                 pass  # perhaps for lack of values; otherwise the cell fails, and its record says why
 

@@ -16,10 +16,10 @@ from transformers import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models.adapting import adapt
-from harness.job.models.loading import _first_line, cap_logits, load_slot, upcast
+from harness.job.models.loading import cap_logits, load_slot, upcast
 from harness.job.models.quantisation import check_packed, pack
 from harness.job.models.structure import count, decoder_layers, stacks
 from harness.record import Cell
@@ -86,7 +86,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
             net = adapt(base, cell)
     except (ValueError, InstantiationException) as error:  # peft knows no such targets, or no such keyword
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        raise UserError(f"method={cell.method} can't be applied to {path}: {_first_line(cause or error)}") from error
+        raise UserError(f"method={cell.method} can't be applied to {path}: {first_line(cause or error)}.") from error
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error).lower():
             raise

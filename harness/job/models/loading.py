@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models import embedded, hub
 from harness.job.models.quantisation import never_repack
@@ -162,12 +162,8 @@ def _unreachable(path: str, error: Exception) -> UserError:
         )
     if Path(path).is_dir():
         folder = os.path.abspath(path)
-        return UserError(f"The folder {folder} has no model that transformers can load ({_first_line(error)}).")
+        return UserError(f"The folder {folder} has no model that transformers can load ({first_line(error)}).")
     remedy = (
         "there is no such local folder; check model.path and the connection, or use the embedded model=smollm2_135m"
     )
     return hub.refused(f"The model {path}", error, remedy)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

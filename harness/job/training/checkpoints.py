@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from harness import env, record
+from harness.errors import first_line
 from harness.job.measure.device import describe
 from harness.job.measure.phases import Meter
 from harness.job.methods.galore import PROJECTORS
@@ -80,7 +81,7 @@ class Checkpoints:
                 _sync(self.folder)
             except (OSError, RuntimeError, ValueError, PickleError) as error:
                 _cleared(temporary)
-                _say(f"The checkpoint of step {step} was not saved ({_first_line(error)}); training continues.")
+                _say(f"The checkpoint of step {step} was not saved ({first_line(error)}); training continues.")
                 return
             for other in self._found():
                 if other != made:
@@ -145,7 +146,7 @@ class Checkpoints:
             with torch.serialization.safe_globals(_projectors()):
                 return torch.load(folder / STATE, weights_only=True)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, PickleError) as error:
-            raise _Unusable(f"it can't be read ({_first_line(error)})") from None
+            raise _Unusable(f"it can't be read ({first_line(error)})") from None
 
 
 def origin(device: torch.device) -> dict[str, Any]:
@@ -249,10 +250,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _say(sentence: str) -> None:
