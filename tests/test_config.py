@@ -72,7 +72,7 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
             config.model.dtype = "bfloat16"
         made = from_config(config)
         assert (made.method, made.data) == (method, place.data.name)
-        assert made.settings.model["base_url" if method == "api" else "path"]
+        assert getattr(made.settings.model, "base_url" if method == "api" else "path")
         assert made.settings.eval.tasks
 
 

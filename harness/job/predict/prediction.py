@@ -118,7 +118,7 @@ class Predictor:
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
         twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train
-        rows = train["batch_size"] // cell.settings.train.devices if train.get("packing") else shape.sequences
+        rows = train.batch_size // train.devices if train.packing else shape.sequences
 
         def fits(size: int) -> bool:
             return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
@@ -280,7 +280,7 @@ class Predictor:
 
     def _examples(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
         """The micro-batches of each step, as the cell asks for them; None if the data is not on this machine."""
-        key = json.dumps([cell.settings[name] for name in ("model", "data", "train")] + [cell.seed])
+        key = json.dumps(_drawn_by(cell))
         if key not in self._drawn:
             self._drawn[key] = self._draw(cell)
         return self._drawn[key]
