@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from harness.errors import UserError
 from harness.job.data import columns, encoding
 from harness.job.models import embedded, loading
+from harness.settings import ModelSettings
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -126,7 +127,7 @@ def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):
     file = tmp_path / "tiny" / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "eos_token"}))
     with pytest.raises(UserError, match="must have an end-of-text token"):
-        loading.tokenizer({"path": str(tmp_path / "tiny"), "revision": None})
+        loading.tokenizer(ModelSettings(path=str(tmp_path / "tiny")))
 
 
 def test_a_model_is_trained_on_conversations(tmp_path, monkeypatch):
