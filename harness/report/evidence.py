@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Evidence:
     @cached_property
     def _frame(self) -> pd.DataFrame:
         return frame(self.records)
+
+    def where(self, keep: Callable[[Record], bool]) -> Evidence:
+        """The part of the evidence whose records satisfy `keep`."""
+        return Evidence([record for record in self.records if keep(record)], self._folder)
 
     def of(self, *methods: str) -> list[Record]:
         """The finished records of `methods`."""

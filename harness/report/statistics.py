@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import string
 from collections.abc import Sequence
 from statistics import median
@@ -133,7 +134,15 @@ def ratio_interval(values: Sequence[float], reference: Sequence[float]) -> Inter
 
     By Welch's t on the logarithm, whose variance is that of the mean over its square (delta method).
     """
-    if min(len(values), len(reference)) < 2:
+    return products_ratio([values], [reference])
+
+
+def products_ratio(values: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Interval | None:
+    """The ratio of two products of means of one positive number a seed, and its 95% interval, as `ratio_interval`'s.
+
+    None without two seeds of each factor.
+    """
+    if min(map(len, [*values, *reference])) < 2:
         return None
     return _ratio(values, reference, np.zeros(1))
 
@@ -151,7 +160,7 @@ def speed_ratio(seconds: Sequence[Sequence[float]], reference: Sequence[Sequence
     for side, groups in enumerate((seconds, reference)):
         if len(groups) == 1:
             draws = draws + (-1) ** side * _log_speed_draws(tuple(groups[0]), side)
-    return _ratio(*([1 / median(repeats) for repeats in groups] for groups in (seconds, reference)), draws)
+    return _ratio(*([[1 / median(repeats) for repeats in groups]] for groups in (seconds, reference)), draws)
 
 
 @functools.lru_cache  # many are compared with one
@@ -288,12 +297,13 @@ def _mean_interval(sample: np.ndarray, draws: np.ndarray) -> Interval:
     return Interval(value, max(low, 0.0), min(high, 1.0)) if _binary(sample) else Interval(value, low, high)
 
 
-def _ratio(values: Sequence[float], reference: Sequence[float], draws: np.ndarray) -> Interval:
-    """draws: of the logarithm of the ratio, around 0, for sides of one group."""
-    means = [float(np.mean(side)) for side in (values, reference)]
-    levels = [_of_seeds(side) for side in (values, reference)]
+def _ratio(values: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], draws: np.ndarray) -> Interval:
+    """values, reference: the factors of each product. draws: of the logarithm of the ratio, around 0, for one seed."""
+    factors = [*values, *reference]
+    means = [float(np.mean(factor)) for factor in factors]
+    levels = [_of_seeds(factor) for factor in factors]
     logs = [level._replace(variance=level.variance / mean**2) for level, mean in zip(levels, means, strict=True)]
-    ratio = means[0] / means[1]
+    ratio = math.prod(means[: len(values)]) / math.prod(means[len(values) :])
     _, low, high = _around(0.0, draws, welch(logs), float(draws.var()))
     return Interval(ratio, ratio * float(np.exp(low)), ratio * float(np.exp(high)))
 

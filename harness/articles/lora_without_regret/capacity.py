@@ -1,0 +1,83 @@
+"""The claim on rank and capacity."""
+
+from __future__ import annotations
+
+import json
+import math
+from statistics import fmean
+
+from harness.articles.lora_without_regret.losses import equal, higher, penalty, smallest_batch
+from harness.articles.rules import adapt_settings
+from harness.record import Record
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, lacking, names, times
+from harness.report.evidence import Evidence
+
+CLAIMS = Claims()
+BITS = 2  # that a parameter can store: Allen-Zhu & Li (2024, arXiv:2404.05405), as the article assumes
+
+
+@CLAIMS.claim(
+    "rank-capacity",
+    "LoRA falls behind full fine-tuning if the training data exceed its capacity (2 bits per trainable parameter), and "
+    "matches it at a sufficient rank (validation loss at most 1% higher)",
+    "sweep lora_without_regret",
+    times,
+)
+def rank_capacity(at: Evidence) -> Judgement:
+    """The smallest adapter must fall behind, the largest must match; the effect is the smallest adapter's.
+
+    Each adapter is at its best learning rate. Refuted only by adapters whose capacity is known to be exceeded, or to
+    suffice.
+    """
+    at = smallest_batch(at)
+    full = at.choices().get(("full",))
+    adapters = _adapters(at)
+    if full is None or len(adapters) < 2:
+        return lacking("full", "lora with two capacities")
+    reference = at.chosen(full)
+    small, large = adapters[0], adapters[-1]
+    exceeded, sufficient = _exceeded(small), _exceeded(large)
+    if exceeded is None or sufficient is None:
+        return Judgement(OPEN, why="The information in the training data is unknown: no training losses")
+    behind, matching = penalty(small, reference, higher), penalty(large, reference, equal)
+    used = names([behind, matching])
+    seeds = min(behind.seeds, matching.seeds)
+    if not exceeded or sufficient:
+        why = "exceed the largest" if sufficient else "fit into the smallest"
+        return Judgement(OPEN, behind.effect, seeds, None, used, f"The training data {why} adapter")
+    if REFUTED in (behind.decision, matching.decision):
+        decision, why = REFUTED, "The smallest adapter keeps up"
+        if matching.decision == REFUTED:
+            why = "The largest adapter falls behind"
+        effect = matching.effect if matching.decision == REFUTED else behind.effect
+        return Judgement(decision, effect, seeds, None, used, why)
+    decision = SUPPORTED if behind.decision == matching.decision == SUPPORTED else OPEN
+    return Judgement(decision, behind.effect, seeds, None, used, behind.why or matching.why)
+
+
+def _adapters(at: Evidence) -> list[list[Record]]:
+    """The chosen records of each LoRA adapter (rank and targets), smallest first."""
+    kinds = {_kind(record) for record in at.of("lora") if record.parameters}
+    chosen = [
+        at.chosen(choice)
+        for kind in kinds
+        for choice in at.where(lambda record, kind=kind: _kind(record) == kind).choices().values()
+    ]
+    return sorted(chosen, key=lambda records: records[0].parameters.trainable)
+
+
+def _kind(record: Record) -> str:
+    return json.dumps([record.cell.method, record.cell.rank, adapt_settings(record).get("target_modules")])
+
+
+def _exceeded(records: list[Record]) -> bool | None:
+    """Whether the training data hold more bits than the adapters can store; None if unknown.
+
+    The bits are the log loss of all supervised tokens as they were first seen (the code length of the data). This
+    overestimates them if training sees an item twice.
+    """
+    trains = [record.train for record in records if record.train and record.train.loss]
+    if not trains:
+        return None
+    bits = fmean(fmean(point.loss for point in train.loss) * train.tokens.supervised for train in trains) / math.log(2)
+    return bits > BITS * records[0].parameters.trainable

@@ -1,0 +1,80 @@
+"""Validation losses of chosen runs, and how the rules of this article compare them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from harness.articles.rules import STRADDLES, adapt_settings, train_settings
+from harness.record import Record
+from harness.report import statistics
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge
+from harness.report.evidence import Evidence
+from harness.report.statistics import Interval
+
+TIE = 1.01  # a loss that is at most 1% higher counts as equal
+Decide = Callable[[Interval], Decision]
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def last_losses(records: Sequence[Record]) -> list[float]:
+    """The last validation losses of records that differ in their seeds, nats per token."""
+    return [record.validation[-1].loss for record in records if record.validation]
+
+
+def penalty(ones: Sequence[Record], others: Sequence[Record], decide: Decide) -> Judgement:
+    """The ratio of the validation loss of `ones` to that of `others`, each with several seeds, judged by `decide`."""
+    return judged([last_losses(ones)], [last_losses(others)], [*ones, *others], decide)
+
+
+def judged(
+    losses: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    records: Sequence[Record],
+    decide: Decide,
+) -> Judgement:
+    """The ratio of two products of mean losses, judged by `decide`. Needs two seeds of each to decide."""
+    used = tuple(record.cell.name for record in records)
+    seeds = min(map(len, [*losses, *reference]))
+    if seeds == 0:
+        return Judgement(OPEN, None, 0, None, used, "No validation losses")
+    effect = statistics.products_ratio(losses, reference)
+    if effect is None:
+        means = [math.prod(sum(values) / len(values) for values in side) for side in (losses, reference)]
+        return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")
+    decision = decide(effect)
+    return Judgement(decision, effect, seeds, None, used, STRADDLES if decision == OPEN else "")
+
+
+def higher(ratio: Interval) -> Decision:
+    """The decision on the claim that a loss is higher than another; within 1% it counts as equal."""
+    return SUPPORTED if ratio.low > 1 else REFUTED if ratio.high < TIE else OPEN
+
+
+def equal(ratio: Interval) -> Decision:
+    """The decision on the claim that a loss is at most 1% higher than another."""
+    return judge(ratio, high=TIE)
+
+
+def batch_size(record: Record) -> int | None:
+    """Sequences per optimizer step; None if unknown."""
+    train = train_settings(record)
+    size = train.get("batch_size")
+    return size * (train.get("grad_accum") or 1) if isinstance(size, int) else None
+
+
+def smallest_batch(at: Evidence) -> Evidence:
+    """The evidence at the smallest batch size, since a larger one costs LoRA more than full fine-tuning."""
+    sizes = [size for record in at.records if (size := batch_size(record)) is not None]
+    return at.where(lambda record: not sizes or batch_size(record) == min(sizes))
+
+
+def on_all_layers(record: Record) -> bool:
+    """Whether the cell is no adapter, or one on attention and other layers."""
+    targets = adapt_settings(record).get("target_modules")
+    return targets is None or isinstance(targets, str) or bool(set(targets) - ATTENTION)
+
+
+def on_attention_alone(record: Record) -> bool:
+    targets = adapt_settings(record).get("target_modules")
+    return isinstance(targets, list) and set(targets) == ATTENTION
