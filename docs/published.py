@@ -13,9 +13,10 @@ from pathlib import Path
 
 from harness.record import Record, read_study
 from harness.report.articles import find
-from harness.report.best import best, tables
 from harness.report.figures import FIGURES
-from harness.report.table import Table, document
+from harness.report.tables.best import best, tables
+from harness.report.tables.formats import document
+from harness.report.tables.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"

@@ -112,11 +112,11 @@ def ask(options: argparse.Namespace) -> int:
     if options.format == "json":
         print_json(answers)
     else:
-        from harness.report import side_by_side
+        from harness.report.pages import side_by_side
 
         sys.stdout.write(side_by_side.text(answers, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
     if options.out:
-        from harness.report import side_by_side
+        from harness.report.pages import side_by_side
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")

@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.record import Record, read, read_study
 
 if TYPE_CHECKING:
-    from harness.report.table import Table
+    from harness.report.tables.table import Table
 
 
 ARTICLE = "beyond_lora"  # the default of --article
@@ -119,7 +119,7 @@ def table(options: argparse.Namespace) -> int:
             )
         return _render(options, lambda records, folder: [article.table(records, folder)])
 
-    from harness.report.best import tables
+    from harness.report.tables.best import tables
 
     return _render(options, lambda records, folder: tables(records, folder, options.columns))
 
@@ -137,7 +137,7 @@ def report(options: argparse.Namespace) -> int:
     name = _only(study_names(options), "A report")
 
     from harness import env
-    from harness.report import page
+    from harness.report.pages import page
 
     folder = options.results_dir / name
     records, problems = read_study(folder)
@@ -214,7 +214,7 @@ def forgetting(options: argparse.Namespace) -> int:
         by_study = {name: compare.to_json(comparison) for name, comparison in comparisons.items()}
         write(json.dumps(by_study, indent=1) + "\n", options.out)
     else:
-        from harness.report.table import document
+        from harness.report.tables.formats import document
 
         tables = [
             table
@@ -278,7 +278,7 @@ def _only(names: Sequence[str], what: str) -> str:
 
 def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
     """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
-    from harness.report.table import document
+    from harness.report.tables.formats import document
 
     found, problems = [], []
     gc.disable()  # all that is read is kept to the end: collecting garbage would take a third of the time

@@ -20,10 +20,10 @@ import pandas as pd
 from harness.errors import one_of
 from harness.record import Record
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
-from harness.report.columns import ABSENT
 from harness.report.evidence import Evidence
 from harness.report.statistics import Interval
-from harness.report.table import Table
+from harness.report.tables.cells import ABSENT
+from harness.report.tables.table import Table
 
 FOLDER = Path(__file__).resolve().parents[1] / "articles"
 PLACE = ("Study", "Model", "Data")

@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from harness.record import Record, Score
 from harness.report import statistics
-from harness.report.columns import ABSENT, group
 from harness.report.frame import score_name
 from harness.report.pairwise import answers, score_of
 from harness.report.statistics import ALPHA, Difference
-from harness.report.table import Table
+from harness.report.tables.cells import ABSENT
+from harness.report.tables.rows import group
+from harness.report.tables.table import Table
 
 BASE = "base"
 SHOWN = 60  # characters of an answer in a table

@@ -17,10 +17,10 @@ from tabulate import tabulate
 from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
-from harness.report.columns import group
 from harness.report.frame import score_name
 from harness.report.pairwise import items
 from harness.report.statistics import ALPHA
+from harness.report.tables.rows import group
 
 WANTED = 0.8
 SEEDS, METHODS = (1, 2, 3, 5, 10), (2, 6)

@@ -20,7 +20,7 @@ from harness.config import ROOT
 from harness.record import Kinds, read_study, write
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, judge
 from harness.report.statistics import Interval
-from harness.report.table import render
+from harness.report.tables.formats import render
 from harness.sweep.app.grid import points
 
 CLAIMS = ARTICLE.claims

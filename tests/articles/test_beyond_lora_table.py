@@ -10,8 +10,8 @@ from harness.articles.beyond_lora.table import WORDS, convergence
 from harness.articles.beyond_lora.table import table as article
 from harness.config import ROOT
 from harness.record import ValidationPoint, read_study, write
-from harness.report.columns import group
-from harness.report.table import render
+from harness.report.tables.formats import render
+from harness.report.tables.rows import group
 
 
 def curve(record, *losses):

@@ -15,7 +15,7 @@ from harness.articles.lora_without_regret.losses import ATTENTION
 from harness.config import ROOT
 from harness.record import LossPoint
 from harness.report.claims import OPEN, REFUTED, SUPPORTED
-from harness.report.table import render
+from harness.report.tables.formats import render
 from harness.sweep.app.grid import grid
 
 ALL = "all-linear"

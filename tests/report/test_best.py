@@ -10,12 +10,12 @@ from rendered import HOSTILE, Tags, caption, row
 
 from harness.record import LossPoint, ValidationPoint, write
 from harness.report import statistics
-from harness.report.best import SURVEY, best, tables
 from harness.report.frame import frame
 from harness.report.pairwise import contests, items
 from harness.report.power import Assumptions, assumptions, items_needed, power
 from harness.report.select import select
-from harness.report.table import document
+from harness.report.tables.best import SURVEY, best, tables
+from harness.report.tables.formats import document
 
 SCORE = "gsm8k/exact_match/strict-match"
 HEADER = "gsm8k exact_match strict-match (%)"
@@ -240,7 +240,7 @@ def test_the_setting_that_was_chosen_is_marked_among_all(folder, study):
     assert ("base", "–") in settings
     assert shown.data.groupby(["method", "lr"])["chosen"].all().to_dict()["lora", 2e-4]
     assert shown.data["chosen"].sum() == 10
-    assert "* is the setting with the least validation loss of its method." in caption(shown)
+    assert "* marks the setting with the least validation loss of its method." in caption(shown)
     assert len(tables(study, folder, ["method"])) == 1
 
 

@@ -19,7 +19,7 @@ from harness.config import ROOT
 from harness.record import read_study
 from harness.report.frame import frame
 from harness.report.importers import collect, store
-from harness.report.table import comparison
+from harness.report.tables.table import comparison
 
 PUBLISHED = DATA / "peft_results"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")

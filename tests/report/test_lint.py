@@ -13,7 +13,7 @@ from harness.config import ROOT
 from harness.record import Failure, Scoring, SmallerBatches, Source, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.lint.training import SWITCHES
-from harness.report.table import comparison
+from harness.report.tables.table import comparison
 from harness.settings import EvalSettings
 
 REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
@@ -479,7 +479,7 @@ def test_the_table_says_on_how_many_devices_cells_trained():
     records = study()
     assert not any("device" in line for line in comparison(records).caption if line.startswith("Cells trained"))
     settings(of(records, "full"), train__devices=2, train__parallel="fsdp")
-    told = "Cells trained on 1 device or 2 devices (fsdp): tokens/s counts the tokens of all, memory is of the one"
+    told = "Cells trained on 1 device or 2 devices (fsdp): tokens/s is the sum over devices, memory is the largest"
     assert any(line.startswith(told) for line in comparison(records).caption)
 
 

@@ -18,8 +18,8 @@ from records import ENVIRONMENT, make_record, make_score, make_study, measured
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Source, read_study, write
-from harness.report.best import tables
-from harness.report.page import render, run_command
+from harness.report.pages.page import render, run_command
+from harness.report.tables.best import tables
 
 GSM8K = ROOT / "results" / "reference" / "gsm8k"
 OWN = "globalThis.owned=1"
@@ -183,7 +183,7 @@ def test_the_policy_lets_the_one_script_run_and_nothing_be_fetched(reference):
 
 
 def test_texts_stand_out_from_their_ground_in_light_and_in_dark():
-    style = (ROOT / "harness" / "report" / "page.css").read_text()
+    style = (ROOT / "harness" / "report" / "pages" / "page.css").read_text()
     schemes = re.findall(r"--ground: (#\w+); --raised: (#\w+); --text: (#\w+); --faint: (#\w+);.*--link: (#\w+)", style)
     assert len(schemes) == 3  # light, dark, print
 

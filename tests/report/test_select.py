@@ -8,9 +8,9 @@ import pytest
 from records import make_record, make_score
 
 from harness.record import ValidationPoint
-from harness.report.best import best
 from harness.report.frame import frame
 from harness.report.select import select
+from harness.report.tables.best import best
 
 
 def tried(method, lr, losses, rank=None, alpha=None, accuracy=0.2, **fields):

@@ -15,9 +15,10 @@ from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.errors import UserError
 from harness.record import ValidationPoint, write
-from harness.report.columns import COLUMNS
 from harness.report.frame import setting_texts
-from harness.report.table import comparison, render
+from harness.report.tables.columns import COLUMNS
+from harness.report.tables.formats import render
+from harness.report.tables.table import comparison
 
 EXACT_MATCH = "gsm8k exact_match strict-match (%)"
 
@@ -171,7 +172,7 @@ def test_what_a_cell_cost_in_detail():
     assert comparison([measured(make_record("base"))], ["decode"]).rows == [["800"]]
     assert (full["Merge time"], full["Size on disk"]) == ("–", "– / 257 MiB")
     text = caption(table)
-    assert "Inference was measured with 128 prompt tokens, 65 new tokens, batch size 8, greedily." in text
+    assert "Inference was measured with 128 prompt tokens, 65 new tokens, batch size 8, greedy decoding." in text
     assert "Utilisation is the counted operations of median steps" in text
     assert "Tokens/s counts" not in text
     assert "Scores:" not in text
@@ -202,7 +203,7 @@ def test_decoding_is_compared_as_the_model_is_served():
     assert 0.48 <= float(dora[2]) < 0.5 < float(dora[3]) <= 0.52
     assert row(table, "galore")["Merged decode"] == "–"
     assert "No finished lora row" not in caption(table)
-    assert "No finished lora row: merged decode ratios can't be shown." in caption(
+    assert "No finished lora row: merged decode ratios are not shown." in caption(
         comparison(study[1:], ["method", "decode_ratio"])
     )
 
@@ -262,7 +263,7 @@ def test_inference_measured_differently_is_warned_of():
     dora.inference["merged"].batch_size = 1
     text = caption(comparison([lora, dora]))
     assert "Warning: inference was measured differently: 128 prompt tokens" in text
-    assert "batch size 8, greedily" not in text
+    assert "batch size 8, greedy" not in text
 
 
 def test_an_unknown_column_is_named_with_the_nearest():
@@ -327,7 +328,7 @@ def test_a_failed_seed_is_counted_but_not_averaged():
 def test_a_failed_full_row_is_no_reference():
     table = comparison([make_record("full", status="oom"), make_record("lora")])
     assert row(table, "lora")["Peak train memory"] == "1.00 GiB"
-    assert "No finished full row: memory ratios can't be shown." in caption(table)
+    assert "No finished full row: memory ratios are not shown." in caption(table)
 
 
 def test_memory_is_never_the_process_peak():
@@ -348,8 +349,8 @@ def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
 def test_missing_references_are_named():
     text = caption(comparison([make_record("dora")]))
     assert "No finished base row: Δ is not shown." in text
-    assert "No finished full row: memory ratios can't be shown." in text
-    assert "No finished lora row: tokens/s ratios can't be shown." in text
+    assert "No finished full row: memory ratios are not shown." in text
+    assert "No finished lora row: tokens/s ratios are not shown." in text
 
 
 @pytest.mark.parametrize("fmt", ["md", "csv", "html", "latex"])
@@ -474,7 +475,8 @@ from pathlib import Path
 import harness.report
 assert "pandas" not in sys.modules
 from harness.record import read_study
-from harness.report.table import comparison, render
+from harness.report.tables.formats import render
+from harness.report.tables.table import comparison
 table = comparison(read_study(Path(sys.argv[1]))[0])
 for fmt in ("md", "csv", "html", "latex"):
     render(table, fmt)

@@ -16,11 +16,12 @@ import pandas as pd
 
 from harness import units
 from harness.record import Record
-from harness.report.columns import ABSENT, Row, group
 from harness.report.headline import LEARNED
 from harness.report.pairwise import contests
 from harness.report.statistics import Interval, seeds_interval
-from harness.report.table import TEXT_COLUMNS, Table, title
+from harness.report.tables.cells import ABSENT
+from harness.report.tables.rows import Row, group
+from harness.report.tables.table import TEXT_COLUMNS, Table, title
 
 WORDS = {
     ("lora", "Trainable parameters"): "cuts trainable parameters by up to 10,000×",

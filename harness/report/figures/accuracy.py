@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from harness.record import Score
-from harness.report.columns import Row
 from harness.report.figures.study import Study, is_untuned
 from harness.report.figures.style import (
     LEGEND,
@@ -23,6 +22,7 @@ from harness.report.figures.style import (
     place_panels,
 )
 from harness.report.frame import score_name
+from harness.report.tables.rows import Row
 
 
 def accuracy_memory(study: Study) -> Drawn | None:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.columns import Row
 from harness.report.figures.study import Study
 from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_panels
+from harness.report.tables.rows import Row
 from harness.units import count
 
 

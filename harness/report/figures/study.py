@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from harness.record import Record, Score
-from harness.report.columns import Row, group
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
 from harness.report.pairwise import Contest, Standing, contests, items
 from harness.report.select import Choice
 from harness.report.statistics import Interval, mean_intervals, seeds_interval, summary_interval
+from harness.report.tables.rows import Row, group
 
 BARS = 40
 Estimated = tuple[float, Interval | None]

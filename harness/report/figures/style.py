@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.record import Score
-from harness.report.columns import METHODS, Row, score_style
 from harness.report.statistics import Interval
+from harness.report.tables.cells import score_style
+from harness.report.tables.rows import METHODS, Row
 
 STYLE = {
     "axes.axisbelow": True,

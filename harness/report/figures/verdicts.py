@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from harness.report import articles
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
-from harness.report.columns import ABSENT
 from harness.report.figures.study import Study
 from harness.report.figures.style import Drawn, place_titles, plain
+from harness.report.tables.cells import ABSENT
 
 
 def verdicts(study: Study) -> Drawn | None:

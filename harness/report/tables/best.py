@@ -9,12 +9,13 @@ from pathlib import Path
 
 from harness import units
 from harness.record import Record
-from harness.report.columns import ABSENT, Row, Rows, group, rate, score_style, several_seeds
 from harness.report.frame import score_name
 from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
 from harness.report.statistics import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
-from harness.report.table import Table, comparison, comparison_of, title
+from harness.report.tables.cells import ABSENT, rate, score_style
+from harness.report.tables.rows import Row, Rows, group, several_seeds
+from harness.report.tables.table import Table, comparison, comparison_of, title
 
 EDGE = "†"
 SURVEY = ["model", "method", "asked", "scores", "peak", "written", "price", "spent", "status"]

@@ -25,13 +25,15 @@ from harness import units
 from harness.record import Record
 from harness.report import articles, figures
 from harness.report.articles import Article
-from harness.report.best import ahead, best_of
 from harness.report.claims import OPEN, Verdict
-from harness.report.columns import ABSENT, Row, Rows, group, rate
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.pairwise import Contest, contests
-from harness.report.table import Table, comparison_of, html_grid, one_line
+from harness.report.tables.best import ahead, best_of
+from harness.report.tables.cells import ABSENT, rate
+from harness.report.tables.formats import html_grid, one_line
+from harness.report.tables.rows import Row, Rows, group
+from harness.report.tables.table import Table, comparison_of
 from harness.settings import plain
 
 HERE = Path(__file__).parent

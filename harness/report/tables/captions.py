@@ -1,0 +1,153 @@
+"""The caption of a comparison: what the columns mean, how cells ran, what makes them hard to compare."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from harness.record import Record
+from harness.report.lint import Finding, findings
+from harness.report.lint.environment import ran_with
+from harness.report.lint.evaluation import inference_text
+from harness.report.lint.training import micro_batches_text
+from harness.report.tables.cells import CHOSEN
+from harness.report.tables.columns import COLUMNS
+from harness.report.tables.rows import Row, Rows, several_seeds
+
+
+def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
+    """The caption: meanings of the columns `names`, scores (if `scored`), how cells ran, and findings of the linter."""
+    records = [record for row in rows for record in row.records]
+    lines = [*(_scores_caption(rows) if scored else []), *_columns_caption(rows, names)]
+    inference = any(COLUMNS[name].topic == "inference" for name in names)
+    lines += _inference_caption(records) if inference else []
+    if rows.chosen and "setting" in names:
+        lines.append(f"{CHOSEN.strip()} marks the setting with the least validation loss of its method.")
+    lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
+    lines += [*_seeds_caption(rows), *_environment_caption(records)]
+    lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
+    if any(record.status != "ok" for record in records):
+        lines.append("Ratios and Δ are shown for finished rows only.")
+    of_no_column = {"evaluation": not scored, "base": not scored, "inference": not inference}
+    relevant = [finding for finding in findings(records) if not of_no_column.get(finding.rule)]
+    return lines + list(dict.fromkeys(map(_finding_line, relevant)))
+
+
+def _finding_line(finding: Finding) -> str:
+    sentence = finding.sentence
+    return f"Warning: {sentence[0].lower()}{sentence[1:]}" if finding.kind == "unequal" else sentence
+
+
+def _scores_caption(rows: list[Row]) -> list[str]:
+    variants: dict[str, dict[str, None]] = defaultdict(dict)
+    for record in (record for row in rows for record in row.measured):
+        for score in record.scores:
+            variants[score.task][f"{score.n:,} items, {score.num_fewshot}-shot, task version {score.version}"] = None
+    if not variants:
+        return ["No cell has a score."]
+    lines = ["Scores: " + "; ".join(f"{task} on {', or on '.join(of)}" for task, of in variants.items()) + "."]
+    return [
+        *lines,
+        "± is one standard error over items"
+        + (" and seeds." if several_seeds(rows) else ".")
+        + " Brackets: Δ, the change from the base row of the same model (in points for %).",
+    ]
+
+
+def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
+    """The meanings of the columns, one line per topic, and the ratios that lack a reference row."""
+    within = " (Within the same model and data.)" if len({row.place for row in rows}) > 1 else ""
+    columns = [COLUMNS[name] for name in names]
+    topics: dict[str, list[str]] = defaultdict(list)
+    for column in columns:
+        if column.meaning:
+            topics[column.topic].append(column.meaning.replace("{within}", within))
+    lines = [" ".join(meanings) for meanings in topics.values()]
+    for method, shown, measure in dict.fromkeys(column.reference for column in columns if column.reference):
+        lines += _missing(rows, method, shown, lambda place: place, lambda row, m=measure: row.mean(m) is not None)
+    return list(dict.fromkeys(lines))  # two columns may have the same reference
+
+
+def _inference_caption(records: list[Record]) -> list[str]:
+    """The shape of the inference measurement, if it is the same for all finished cells."""
+    finished = [record for record in records if record.status == "ok"]
+    variants = {inference_text(speed) for record in finished for speed in record.inference.values()}
+    return [f"Inference was measured with {variant}, greedy decoding." for variant in variants if len(variants) == 1]
+
+
+def _missing(
+    rows: list[Row], method: str, shown: str, scope: Callable[[tuple], tuple], measured: Callable[[Row], bool]
+) -> list[str]:
+    """A line if there is no finished `method` row to compare with, in some place or in all."""
+    there = {scope(row.place) for row in rows if row.method == method and row.finished and measured(row)}
+    here = [row for row in rows if not row.records[0].cell.settings.behind_api]
+    missing = list(dict.fromkeys(scope(row.place) for row in here if scope(row.place) not in there))
+    if not missing and rows:
+        return []
+    where = f" for {', '.join('/'.join(place[1:]) for place in missing)}" if there else ""
+    return [f"No finished {method} row{where}: {shown} are not shown."]
+
+
+def _training_caption(records: list[Record]) -> list[str]:
+    """Steps and tokens of the finished cells. Tokens may differ between seeds, which draw different examples."""
+    alike = defaultdict(set)
+    for record in records:
+        if record.train and record.status == "ok":
+            key = (record.study, record.cell.model, record.cell.data, record.cell.seed)
+            alike[key].add((record.train.steps, record.train.tokens.raw))
+    if not alike:
+        return ["No cell finished training."] if any(record.cell.seed is not None for record in records) else []
+    budgets = set.union(*alike.values())
+    steps, tokens = _span(s for s, _ in budgets), _span(t for _, t in budgets)
+    if len(budgets) == 1:
+        return [f"Every trained cell took {steps} steps over {tokens} raw tokens."]
+    equal = ", equal for equal model, data and seed" if all(len(group) == 1 for group in alike.values()) else ""
+    return [f"Trained cells took {steps} steps over {tokens} raw tokens{equal}."]
+
+
+def _batches_caption(rows: list[Row]) -> list[str]:
+    """The micro-batches of cells with train.batch_size=auto."""
+    chosen: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        for record in row.records:
+            if record.cell.settings.train.sizes_itself and (ran := micro_batches_text(record)) is not None:
+                chosen[ran][row.method] = None
+    if not chosen:
+        return []
+    shapes = "; ".join(f"{ran} in {', '.join(methods)}" for ran, methods in chosen.items())
+    return [f"train.batch_size=auto chose micro-batches that fit the device's memory: {shapes}."]
+
+
+def _devices_caption(records: list[Record]) -> list[str]:
+    """The number of devices that cells trained on, if any cell used several."""
+    trained = [record.cell.settings.train for record in records if record.train]
+    found = sorted({(train.devices, train.parallel or "") for train in trained})
+    if not found or found[-1][0] == 1:
+        return []
+    devices = " or ".join(f"{n} devices ({parallel})" if n > 1 else "1 device" for n, parallel in found)
+    return [f"Cells trained on {devices}: tokens/s is the sum over devices, memory is the largest of a device."]
+
+
+def _seeds_caption(rows: list[Row]) -> list[str]:
+    counts = {len(row.measured) for row in rows if row.measured[0].cell.seed is not None}
+    return [f"Means over {_span(counts)} seeds."] if counts and counts != {1} else []
+
+
+def _environment_caption(records: list[Record]) -> list[str]:
+    """The facts of the environment that all cells share. A failed cell may have recorded fewer facts than the others.
+
+    Cells of models behind an API have none.
+    """
+    here = [record for record in records if not record.cell.settings.behind_api]
+    environments = [(record.status == "ok", ran_with(record)) for record in here]
+    same = []
+    for name in dict.fromkeys(name for _, environment in environments for name in environment):
+        found = {environment.get(name, "unknown") for ok, environment in environments if ok or name in environment}
+        same += [f"{name} {text}" for text in found if len(found) == 1]
+    which = "All cells" if len(here) == len(records) else "All cells of local models"
+    return [f"{which} ran with {', '.join(same)}."] if same else []
+
+
+def _span(values: Iterable[int]) -> str:
+    values = set(values)
+    return f"{min(values):,}" if len(values) == 1 else f"{min(values):,}–{max(values):,}"

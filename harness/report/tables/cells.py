@@ -1,0 +1,196 @@
+"""Cells of the comparison as text: measures, ratios, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from harness import units
+from harness.record import Score
+from harness.report.frame import FORMS, KINDS, score_name
+from harness.report.lint.training import attention_text
+from harness.report.statistics import speed_ratio
+from harness.report.tables.rows import Row, Rows
+
+ABSENT = "–"
+CHOSEN = " *"
+Cell = Callable[[Row, Rows], str]
+
+
+def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
+    """The finished rows of `method` in the place of `row`: those of its rank first."""
+    yield from rows.index[method, row.place, row.rank]
+    yield from (other for other in rows.index[method, row.place] if other.rank != row.rank)
+
+
+def _bases(row: Row, rows: Rows) -> Iterator[Row]:
+    """The base rows of `row`: those of its data set first, then others of its model, which have the same weights."""
+    yield from rows.index["base", row.place]
+    yield from (other for other in rows.index["base", row.place[:2]] if other.place != row.place)
+
+
+def seconds(value: float) -> str:
+    return f"{rate(value)} s" if value >= 1 else f"{rate(1000 * value)} ms"
+
+
+def rate(value: float) -> str:
+    """Three digits, or a whole number from 100."""
+    return f"{value:,.0f}" if value >= 100 else units.significant(value, 3)
+
+
+def share(value: float) -> str:
+    return f"{units.significant(100 * value, 3)}%"
+
+
+def _percent(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0 turns a rounded -0.0 into 0.0
+
+
+def measure(measure: str, text: Callable[[float], str]) -> Cell:
+    """The mean of a column of `frame`."""
+
+    def cell(row: Row, rows: Rows) -> str:
+        value = row.mean(measure)
+        return ABSENT if value is None else text(value)
+
+    return cell
+
+
+def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Cell:
+    """The mean of a column of `frame`, with its ratio to the first finished row of `method`."""
+
+    def cell(row: Row, rows: Rows) -> str:
+        value = row.mean(measure)
+        if value is None:
+            return ABSENT
+        reference = next((found for other in _references(row, rows, method) if (found := other.mean(measure))), None)
+        return text(value) + (f" ({value / reference:.2f}×)" if reference and row.finished else "")
+
+    return cell
+
+
+def together(measures: Sequence[str], scale: Callable[[float], tuple[float, str]]) -> Cell:
+    """Several means in one unit, such as `513 / 19 / 0 MiB`; `scale` returns the unit's size and name."""
+
+    def cell(row: Row, rows: Rows) -> str:
+        values = [row.mean(measure) for measure in measures]
+        if all(value is None for value in values):
+            return ABSENT
+        size, unit = scale(max(value for value in values if value is not None))
+        return " / ".join(ABSENT if value is None else _short(value / size) for value in values) + unit
+
+    return cell
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def byte_unit(most: float) -> tuple[float, str]:
+    if most >= 10 * 2**30:
+        return 2**30, " GiB"
+    return (2**20, " MiB") if most >= 2**20 else (2**10, " KiB")
+
+
+def forms(measure: str) -> Cell:
+    """The mean rate with the adapter unmerged → merged; a single rate without an adapter, or if it can't be merged."""
+
+    def cell(row: Row, rows: Rows) -> str:
+        base, *tuned = (row.mean(f"{form}_{measure}") for form in FORMS)
+        rates = [value for value in tuned if value is not None] or ([base] if base is not None else [])
+        return " → ".join(map(rate, rates)) or ABSENT
+
+    return cell
+
+
+def decode_ratio(row: Row, rows: Rows) -> str:
+    if not row.finished or not row.served:
+        return ABSENT
+    reference = next((other for other in _references(row, rows, "lora") if other.served), None)
+    if reference is None:
+        return ABSENT
+    if row is reference:
+        return "1.00×"  # relative to itself
+    estimate = speed_ratio(row.served, reference.served)
+    return "{:.2f}× ({:.2f}–{:.2f})".format(*estimate) if estimate else ABSENT
+
+
+def trainable(row: Row, rows: Rows) -> str:
+    parameters = next((record.parameters for record in row.measured if record.parameters), None)
+    if parameters is None:
+        return ABSENT
+    return f"{units.count(parameters.trainable)} ({share(parameters.trainable / parameters.total)})"
+
+
+def attention(row: Row, rows: Rows) -> str:
+    seen = (attention_text(record.probe) for record in row.measured if record.probe)
+    return "; ".join(dict.fromkeys(text for text in seen if text)) or ABSENT
+
+
+def asked(row: Row, rows: Rows) -> str:
+    return ", ".join(dict.fromkeys(record.api.kind for record in row.records if record.api)) or ABSENT
+
+
+def price(row: Row, rows: Rows) -> str:
+    prices = [row.mean(measure) for measure in ("price_read", "price_written")]
+    return ABSENT if None in prices else " / ".join(map(units.dollars, prices))
+
+
+def peak(row: Row, rows: Rows) -> str:
+    """The peak of live tensors in a forward pass, or in a training step."""
+    kinds = [row.mean(f"peak_{kind}") for kind in KINDS]
+    return ABSENT if None in kinds else units.size(sum(kinds))
+
+
+def written(row: Row, rows: Rows) -> str:
+    """The decoding rate of a local model as it is served, or the answering rate of one behind an API."""
+    rates = (row.mean(f"{measure}_tokens_per_second") for measure in ("merged_decode", "base_decode", "answer"))
+    known = next((value for value in rates if value is not None), None)
+    return ABSENT if known is None else rate(known)
+
+
+def seeds(row: Row, rows: Rows) -> str:
+    return str(len(row.measured)) if row.measured[0].cell.seed is not None else ABSENT
+
+
+def status(row: Row, rows: Rows) -> str:
+    statuses = [record.status for record in row.records]
+    if len(set(statuses)) == 1:
+        return statuses[0]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+
+
+def score_cells(rows: Rows) -> dict[str, Cell]:
+    """A cell for each score by its header; one empty column without scores."""
+    scores = {score_name(score): score for row in rows for record in row.measured for score in record.scores}
+    cells = dict(_score_cell(name, score, rows) for name, score in scores.items())
+    return cells or {"Scores": lambda row, rows: ABSENT}
+
+
+def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[float], str]]:
+    """The header of a score's column, and the format of its `values`: percent for proportions."""
+    percent = score.higher_is_better and all(0 <= value <= 1 for value in values)
+    words = [score.task, score.metric, score.filter if score.filter != "none" else "", "(%)" if percent else ""]
+    header = " ".join(word for word in words if word) + ("" if score.higher_is_better else " ↓")
+    return header, _percent if percent else units.significant
+
+
+def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
+    """Header and cell."""
+    header, shown = score_style(score, [row.scores[name].value for row in rows if name in row.scores])
+    error = shown if shown is _percent else "{:.2g}".format
+
+    def cell(row: Row, rows: Rows) -> str:
+        estimate = row.scores.get(name)
+        if estimate is None:
+            return ABSENT
+        text = shown(estimate.value)
+        if estimate.stderr is not None:
+            text += f" ± {error(estimate.stderr)}"
+        bases = (base.scores[name] for base in _bases(row, rows) if name in base.scores)
+        before = next((base for base in bases if base.of == estimate.of), None)
+        if before and row.finished and row.method != "base":
+            change = estimate.value - before.value
+            text += f" ({'−' if shown(change).startswith('-') else '+'}{shown(abs(change))})"
+        return text
+
+    return header, cell

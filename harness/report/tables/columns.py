@@ -1,0 +1,259 @@
+"""The columns of the comparison, declared in `COLUMNS`: header, cells and meaning of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness import units
+from harness.errors import one_of
+from harness.report.frame import KINDS
+from harness.report.tables.cells import (
+    ABSENT,
+    CHOSEN,
+    Cell,
+    asked,
+    attention,
+    byte_unit,
+    decode_ratio,
+    forms,
+    measure,
+    peak,
+    price,
+    rate,
+    score_cells,
+    seconds,
+    seeds,
+    share,
+    status,
+    together,
+    trainable,
+    with_ratio,
+    written,
+)
+from harness.report.tables.rows import Rows, several_seeds
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table, or one for each score.
+
+    cells: by header, a function of a row and all rows that returns the cell's text.
+    meaning: a sentence for the caption; `{within}` is replaced by the restriction of ratios. Columns of one topic share
+        a line of the caption.
+    reference: the method that ratios refer to, their name in the caption, and their measure.
+    default: whether the column is shown unless columns are selected; columns without any value are hidden.
+    """
+
+    cells: Callable[[Rows], dict[str, Cell]]
+    topic: str = ""
+    meaning: str = ""
+    reference: tuple[str, str, str] | None = None
+    default: Callable[[Rows], bool] = lambda rows: False
+
+
+def choose(columns: Sequence[str] | None, rows: Rows) -> list[str]:
+    """The ids of the columns to show: the selected ones, all, or the default ones. UserError for an unknown id."""
+    for name in columns or []:
+        one_of("columns", name, [*COLUMNS, "all"])
+    if columns is None:
+        return [name for name, column in COLUMNS.items() if column.default(rows)]
+    return list(COLUMNS if "all" in columns else dict.fromkeys(columns))
+
+
+def texts(name: str, rows: Rows) -> dict[str, list[str]]:
+    """The texts of the column `name` by header, one for each row."""
+    return {header: [cell(row, rows) for row in rows] for header, cell in COLUMNS[name].cells(rows).items()}
+
+
+def _always(rows: Rows) -> bool:
+    return True
+
+
+def _one(header: str, cell: Cell) -> Callable[[Rows], dict[str, Cell]]:
+    return lambda rows: {header: cell}
+
+
+def _place(header: str, i: int) -> Column:
+    return Column(
+        _one(header, lambda row, rows: row.place[i]), default=lambda rows: len({row.place[i] for row in rows}) > 1
+    )
+
+
+def _any_api(rows: Rows) -> bool:
+    return any(record.api for row in rows for record in row.records)
+
+
+LORA = "the ratio to the first finished lora row, of the same rank if there is one"
+COLUMNS: dict[str, Column] = {
+    "study": _place("Study", 0),
+    "model": _place("Model", 1),
+    "data": _place("Data", 2),
+    "method": Column(_one("Method", lambda row, rows: row.method), default=_always),
+    "setting": Column(
+        _one("Setting", lambda row, rows: (row.setting or ABSENT) + CHOSEN * (id(row) in rows.chosen)), default=_always
+    ),
+    "seeds": Column(_one("Seeds", seeds), default=several_seeds),
+    "asked": Column(
+        _one("Asked by", asked),
+        "asked",
+        "Asked by: how a model behind an API was queried. Completions return log-probabilities, as local models do. "
+        "Chat returns only text, in the model's own format: a different measurement, not comparable.",
+        default=_any_api,
+    ),
+    "trainable": Column(_one("Trainable", trainable), default=_always),
+    "memory": Column(
+        _one("Peak train memory", with_ratio("train_allocated_peak", units.size, "full")),
+        "memory",
+        "Memory: peak of live tensors in a training step; × is the ratio to the first finished full row.{within}",
+        ("full", "memory ratios", "train_allocated_peak"),
+        _always,
+    ),
+    "kinds": Column(
+        _one(
+            "Weights / adapters / gradients / optimizer / activations",
+            together([f"peak_{kind}" for kind in KINDS], byte_unit),
+        ),
+        "memory",
+        "Weights / adapters / gradients / optimizer / activations add up to that peak (for untuned rows: the peak of "
+        "a forward pass); gradients may be freed before it.",
+        default=_always,
+    ),
+    "resident": Column(
+        _one("Resident memory", measure("resident", units.size)),
+        "memory",
+        "Resident memory: live tensors between two steps.",
+    ),
+    "reserved": Column(
+        _one("Reserved in 99% of steps", measure("train_reserved_p99", units.size)),
+        "reserved",
+        "Reserved memory: held by the device's allocator, gaps between tensors included; 99% of training steps stay "
+        "within the value shown.",
+        default=_always,
+    ),
+    "job_reserved": Column(
+        _one("Reserved in the whole job", measure("job_reserved_peak", units.size)),
+        "reserved",
+        "Reserved in the whole job includes the evaluation, so it is not the memory of training.",
+        default=_always,
+    ),
+    "steady": Column(
+        _one("Tokens/s", with_ratio("tokens_per_second_steady", rate, "lora")),
+        "speed",
+        f"Tokens/s: raw (non-padding) tokens, median step; × is {LORA}.{{within}}",
+        ("lora", "tokens/s ratios", "tokens_per_second_steady"),
+        _always,
+    ),
+    "amortised": Column(
+        _one("Tokens/s amortised", with_ratio("tokens_per_second_amortised", rate, "lora")),
+        "speed",
+        "Amortised: all tokens over all steps, including slow ones.",
+        ("lora", "tokens/s ratios", "tokens_per_second_amortised"),
+        _always,
+    ),
+    "p95": Column(
+        _one("Step p95", measure("step_seconds_p95", seconds)),
+        "speed",
+        "Step p95: 95% of the steps after warm-up took at most this time.",
+    ),
+    "parts": Column(
+        _one(
+            "Forward / backward / optimizer",
+            together(["forward_share", "backward_share", "optimizer_share"], lambda most: (0.01, "%")),
+        ),
+        "parts",
+        "Forward / backward / optimizer: shares of the time of all steps; optimizer includes clipping.",
+    ),
+    "projection": Column(
+        _one("Projection share", measure("projection_share", share)),
+        "parts",
+        "Projection share: time beyond the median of optimizer laps that took more than twice the median, as a share "
+        "of all steps: GaLore's new projections, and other occasional delays.",
+    ),
+    "utilisation": Column(
+        _one("Utilisation", measure("utilisation", share)),
+        "use",
+        "Utilisation: counted operations per second of median steps, padding included, over the device's measured rate "
+        "of matrix multiplication.",
+    ),
+    "attention": Column(
+        _one("Attention", attention),
+        "use",
+        "Attention: the operations in a training step, with the dtype of their queries.",
+    ),
+    "energy": Column(
+        _one("Joules/token", measure("joules_per_token", lambda joules: units.significant(joules, 3))),
+        "use",
+        "Joules/token: energy of the whole device in all steps, per raw token.",
+    ),
+    "prefill": Column(
+        _one("Prefill tokens/s", forms("prefill_tokens_per_second")),
+        "inference",
+        "Prefill: prompt tokens per second (median), unmerged → merged.",
+    ),
+    "decode": Column(
+        _one("Decode tokens/s", forms("decode_tokens_per_second")),
+        "inference",
+        "Decode: tokens per second after the first (median), unmerged → merged.",
+        default=_always,
+    ),
+    "decode_ratio": Column(
+        _one("Merged decode", decode_ratio),
+        "inference",
+        f"Merged decode: that rate for the model as it is served; × is {LORA}, with a 95% interval (over "
+        "seeds; for one seed over repeats, without the variance between processes).{within}",
+        ("lora", "merged decode ratios", "merged_decode_tokens_per_second"),
+        _always,
+    ),
+    "merge": Column(
+        _one("Merge time", measure("merge_seconds", seconds)),
+        "rest",
+        "Merge time: merging the adapter into the weights.",
+    ),
+    "difference": Column(
+        _one("Logit difference", measure("logit_difference", lambda value: units.significant(value, 2))),
+        "rest",
+        "Logit difference: the largest between unmerged and merged weights on a validation batch.",
+    ),
+    "disk": Column(
+        _one("Size on disk", together(["adapter_bytes", "model_bytes"], byte_unit)),
+        "rest",
+        "Size on disk: the adapter / all weights as they are served.",
+    ),
+    "load": Column(
+        _one("Load time", measure("load_seconds", seconds)),
+        "rest",
+        "Load time: reading the weights and adapting the model.",
+    ),
+    "score_time": Column(
+        _one("Score time", measure("score_seconds", seconds)),
+        "rest",
+        "Score time: all evaluations.",
+    ),
+    "peak": Column(
+        _one("Peak memory", peak),
+        "peak",
+        "Peak memory: live tensors in a forward pass over the largest validation batch, or in a training step; "
+        "unknown for models behind an API.",
+    ),
+    "written": Column(
+        _one("Tokens/s written", written),
+        "written",
+        "Tokens/s written: the decoding rate, or for models behind an API the tokens written over the time that "
+        "requests waited, including network, queue and prefill.",
+    ),
+    "price": Column(
+        _one("Price read / written", price),
+        "price",
+        "Price: per million tokens, as given in the settings.",
+    ),
+    "spent": Column(
+        _one("Spent", measure("dollars", units.dollars)),
+        "price",
+        "Spent: the cost of the cell's own requests; answers cached by another cell are free.",
+        default=_any_api,
+    ),
+    "scores": Column(score_cells, default=_always),
+    "loss": Column(_one("Validation loss", measure("validation_loss", units.significant)), default=_always),
+    "status": Column(_one("Status", status), default=_always),
+}

@@ -1,0 +1,152 @@
+"""Tables as Markdown, CSV, HTML and LaTeX. Names come from records, which are untrusted: every text is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from tabulate import tabulate
+
+from harness.report.tables.table import Table
+
+
+def render(table: Table, fmt: str) -> str:
+    """`document` of one table."""
+    return document([table], fmt)
+
+
+def document(tables: Sequence[Table], fmt: str) -> str:
+    """`tables` as text that ends in a newline. Raises ValueError unless `fmt` is md, csv, html or latex.
+
+    md: pipe tables, aligned for a terminal, each with its caption as a list.
+    csv: unrounded numbers in base units, one row a record, with the columns of `frame`.
+    html: a complete document without scripts.
+    latex: a `table` each, for a document that loads booktabs and graphicx.
+    """
+    if fmt not in FORMATS:
+        raise ValueError(f"fmt must be one of {', '.join(FORMATS)}.")
+    return FORMATS[fmt](tables)
+
+
+def one_line(text: str) -> str:
+    """`text` without control characters and line breaks."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
+    """`table` with every text on one line, free of control characters, and escaped."""
+
+    def line(text: str) -> str:
+        return escape(one_line(text))
+
+    return replace(
+        table,
+        title=line(table.title),
+        columns=[line(column) for column in table.columns],
+        rows=[[line(cell) for cell in row] for row in table.rows],
+        caption=[line(text) for text in table.caption],
+    )
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    return "\n\n".join(map(_markdown_table, tables)) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    align = ["left" if column in table.text_columns else "right" for column in table.columns]
+    table = _escaped(table, lambda text: re.sub(r"([\\|<`\[])", r"\\\1", text))
+    grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return "\n".join([f"**{table.title}**", "", grid, "", *(f"- {text}" for text in table.caption)])
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    frames = [table.data for table in tables if table.data is not None]
+    return "\n".join(data.to_csv(index=False, lineterminator="\n") for data in frames)
+
+
+STYLE = """\
+body { font-family: system-ui, sans-serif; margin: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { caption-side: bottom; text-align: left; font-size: 0.85em; }
+th, td { padding: 0.3em 0.8em; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
+.text { text-align: left; }"""
+
+
+def _html(tables: Sequence[Table]) -> str:
+    title = html.escape(one_line(", ".join(table.title for table in tables)))
+    lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
+    lines += [f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
+    for table in tables:
+        lines += _html_table(table)
+    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
+
+
+def _html_table(table: Table) -> list[str]:
+    shown = _escaped(table, html.escape)
+    caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
+    return ["<table>", "<caption>", *caption, "</caption>", *html_grid(table), "</table>"]
+
+
+def html_grid(table: Table) -> list[str]:
+    """`thead` and `tbody` of the table, line by line, every text escaped."""
+    kinds = [' class="text"' if column in table.text_columns else "" for column in table.columns]
+    head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
+    table = _escaped(table, html.escape)
+    lines = ["<thead>", "<tr>"]
+    lines += [f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(table.columns, kinds, strict=True)]
+    lines += ["</tr>", "</thead>", "<tbody>"]
+    for row in table.rows:
+        lines.append("<tr>")
+        for i, (text, kind) in enumerate(zip(row, kinds, strict=True)):
+            lines.append(f'<th scope="row"{kind}>{text}</th>' if i == head else f"<td{kind}>{text}</td>")
+        lines.append("</tr>")
+    return [*lines, "</tbody>"]
+
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "–": r"\textendash{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "α": r"$\alpha$",
+    "Δ": r"$\Delta$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "†": r"\textdagger{}",
+    "…": r"\ldots{}",
+}
+
+
+def _latex_text(text: str) -> str:
+    """`text` for pdflatex, whose fonts lack most of Unicode: missing characters are written as code points."""
+    text = "".join(LATEX.get(c, c if c.isascii() else f"[U+{ord(c):04X}]") for c in text)
+    return re.sub("-(?=-)", "-{}", text)  # no ligature: two hyphens are not a dash
+
+
+def _latex(tables: Sequence[Table]) -> str:
+    return "\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
+    align = "".join("l" if column in table.text_columns else "r" for column in table.columns)
+    table = _escaped(table, _latex_text)
+    lines = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{table.title}}}\medskip"]
+    lines.append(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%")  # shrink only
+    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", " & ".join(table.columns) + r" \\", r"\midrule"]
+    # {} before a row: a cell that starts with [ must not be read as an argument of the \\ above
+    lines += ["{}" + " & ".join(row) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+    return "\n".join([*lines, *(rf"{text}\par" for text in table.caption), r"\end{minipage}", r"\end{table}"]) + "\n"
+
+
+FORMATS = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex}

@@ -1,0 +1,153 @@
+"""The rows of a comparison: records grouped by method and setting."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, variance
+
+import pandas as pd
+
+from harness.record import Record, Score
+from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.select import Choice, select
+
+METHODS = [  # their order in tables; other methods follow by name
+    *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),
+    *("base_int8", "lora_8bit", "qlora_paged", "full_bf16", "full_kahan", "galore_bf16"),
+    *("adamw_layer", "galore_layer", "adamw_8bit", "galore_8bit", "adafactor", "apollo", "apollo_mini", "muon"),
+    *("rslora", "loraplus", "lorafa", "riemannian", "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "adalora"),
+    "api",
+]
+
+
+@dataclass
+class Estimate:
+    """A score over the seeds of a row. Two are comparable if `of` (items, shots and task version) is equal."""
+
+    value: float
+    stderr: float | None
+    of: tuple[int, int, str]
+
+
+@dataclass
+class Row:
+    """The records of one method in one setting, which differ only in their seeds.
+
+    Means are over the finished records, or over all records if none finished, so that a failed cell shows what it
+    measured. Only finished rows are compared with others.
+    """
+
+    place: tuple[str, str, str]
+    method: str
+    setting: str
+    rank: int | None
+    records: list[Record]
+
+    @cached_property
+    def finished(self) -> bool:
+        return any(record.status == "ok" for record in self.records)
+
+    @cached_property
+    def measured(self) -> list[Record]:
+        return [record for record in self.records if record.status == "ok"] or self.records
+
+    def values(self, measure: str) -> list[float]:
+        """The values of a column of `frame`, for the seeds that have it."""
+        found = zip(self.records, self.numbers, strict=True)
+        known = [numbers[measure] for record, numbers in found if record.status == "ok" or not self.finished]
+        return [value for value in known if value is not None]
+
+    def mean(self, measure: str) -> float | None:
+        """The mean of `values`; None if no seed has it."""
+        known = self.values(measure)
+        return fmean(known) if known else None
+
+    @cached_property
+    def scores(self) -> dict[str, Estimate]:
+        found = defaultdict(list)
+        for record in self.measured:
+            for score in record.scores:
+                found[score_name(score)].append(score)
+        return {name: _estimate(scores) for name, scores in found.items()}
+
+    @cached_property
+    def served(self) -> list[list[float]]:
+        """Seconds per decoded token of the model as it is served (merged, or without adapter): repeats by seed."""
+        forms = [record.inference for record in self.measured]
+        speeds = [found.get("merged") or (None if "unmerged" in found else found.get("base")) for found in forms]
+        decoding = [(speed.decode_seconds, decoded_tokens(speed)) for speed in speeds if speed]
+        return [[seconds / tokens for seconds in repeats] for repeats, tokens in decoding if tokens]
+
+    @cached_property
+    def numbers(self) -> list[dict[str, float | None]]:
+        """`measures` of each of `records`."""
+        return [measures(record) for record in self.records]
+
+
+class Rows(list[Row]):
+    """The rows of a table, and results on all of them that are computed once."""
+
+    @cached_property
+    def records(self) -> list[Record]:
+        return [record for row in self for record in row.records]
+
+    @cached_property
+    def data(self) -> pd.DataFrame:
+        """`frame` of `records`."""
+        return frame(self.records, [(row.setting, numbers) for row in self for numbers in row.numbers])
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """The choices of `select` among all settings; their `index` refers to `records`."""
+        return select(self.data)
+
+    @cached_property
+    def chosen(self) -> set[int]:
+        """The ids of the rows that were chosen among several settings of their method."""
+        row_of = [row for row in self for _ in row.records]
+        return {id(row_of[choice.index[0]]) for choice in self.choices if choice.index and choice.tries > 1}
+
+    @cached_property
+    def index(self) -> dict[tuple, list[Row]]:
+        """Finished rows by method and place, by method and model of a study, and by method, place and rank.
+
+        Searching all rows for each row would take quadratic time.
+        """
+        found = defaultdict(list)
+        for row in self:
+            if row.finished:
+                for key in ((row.place,), (row.place[:2],), (row.place, row.rank)):
+                    found[row.method, *key].append(row)
+        return found
+
+
+def group(records: Sequence[Record]) -> Rows:
+    """The rows of `records`, methods in their usual order."""
+    groups = defaultdict(list)
+    for record, setting in zip(records, setting_texts(records), strict=True):
+        cell = record.cell
+        place = (record.study, cell.model, cell.data)
+        order = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
+        axes = tuple((value is not None, value or 0) for value in (cell.rank, cell.alpha, cell.lr))
+        groups[place, order, cell.method, axes, setting].append(record)
+    return Rows(
+        Row(place, method, setting, group[0].cell.rank, sorted(group, key=lambda record: record.cell.seed or 0))
+        for (place, _, method, _, setting), group in sorted(groups.items(), key=lambda item: item[0])
+    )
+
+
+def _estimate(scores: list[Score]) -> Estimate:
+    values, errors = [score.value for score in scores], [score.stderr for score in scores]
+    stderr = None
+    if None not in errors:
+        seeds = variance(values) / len(values) if len(values) > 1 else 0.0
+        stderr = (fmean(error**2 for error in errors) + seeds) ** 0.5
+    first = scores[0]
+    return Estimate(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
+
+
+def several_seeds(rows: Rows) -> bool:
+    return any(len(row.measured) > 1 for row in rows)
