@@ -1,4 +1,4 @@
-"""What differs between two cells: in what they were asked, in where they ran, and in what came of them."""
+"""The differences between two cells: settings, environment and results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.report.frame import measures, score_name
 from harness.settings import plain
 
 ABSENT = "–"
-Pairs = dict[str, tuple[Any, Any]]  # by a dotted name the values of both, null where one has none; those that differ
+Pairs = dict[str, tuple[Any, Any]]  # by dotted name, both values if they differ; None if missing
 
 
 @dataclass
 class Difference:
-    """a, b: what the two are called. results are in the units of `frame`: bytes, seconds, tokens, nats, shares."""
+    """a, b: names of the cells. results are in the units of `frame`: bytes, seconds, tokens, nats, proportions."""
 
     a: str
     b: str
@@ -31,7 +31,7 @@ class Difference:
 
 
 def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
-    """What differs between the cells of two records, which are called `names`."""
+    """The differences between the cells of two records, called `names`."""
     return Difference(
         *names,
         settings=_pairs(dict(_leaves(plain(a.cell.settings))), dict(_leaves(plain(b.cell.settings)))),
@@ -41,7 +41,7 @@ def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
 
 
 def text(found: Difference) -> str:
-    """A table for a terminal; numbers have their ratio beside them, B to A."""
+    """A table for a terminal; numbers have their ratio B/A."""
     out = [f"A  {found.a}", f"B  {found.b}"]
     for part in ("settings", "environment", "results"):
         pairs: Pairs = getattr(found, part)

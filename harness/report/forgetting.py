@@ -1,8 +1,7 @@
-"""What a base model had right and tuning lost, and what it won: item by item, by subject, with the answers.
+"""Items that tuning lost and won against the base model: item by item, by subject, with the answers.
 
-An item is lost that the base had right and the tuned model has wrong, and won the other way round. One that was right
-by luck is as easily lost as another is won by luck, so both counts are of churn too: what was forgotten is the change,
-won less lost, with its interval.
+An item is lost if the base model answers it correctly and the tuned model does not, and won in the reverse case. Chance
+also moves items both ways, so forgetting is measured by the change, won minus lost, with its interval.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ from harness.report.tables.table import Table
 BASE = "base"
 SHOWN = 60  # characters of an answer in a table
 CSV = ["study", "model", "data", "method", "cell", "score", "subject", "item", "kind", "target", "base", "tuned"]
-MARK = "*"  # of a change that is told apart from none
+MARK = "*"  # of a significant change
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of some items.
+    """Counts of lost and won items.
 
-    items: how many; right: of them the base's; lost, won: mean over seeds.
-    change: won less lost as a share of the items, with its 95% interval over items and seeds and its p; None for a
+    items: number of items. right: those the base answers correctly. lost, won: means over seeds.
+    change: won minus lost as a proportion of the items, with its 95% interval over items and seeds and its p; None for a
         single item. corrected: that p by Holm, over the scores of all comparisons, or over the subjects of one.
     """
 
@@ -53,12 +52,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Changed:
-    """An item that some seed's model lost or won: what was wanted, and what base and each seed's model answered."""
+    """An item that the model of some seed lost or won: the target, and the answers of base and seeds."""
 
     subject: str
     item: int
     kind: str  # lost or won
-    seeds: int  # how many models lost, or won, it
+    seeds: int  # number of models that lost or won it
     target: str
     base: str
     tuned: list[str]
@@ -66,7 +65,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models of one method in one setting, which differ in their seeds, against the untuned base by one score."""
+    """The models of one method in one setting (one per seed) against the untuned base, by one score."""
 
     place: tuple[str, str, str]
     label: str
@@ -81,7 +80,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """All comparisons, and a sentence for each that could not be made."""
+    """All comparisons, and a sentence for each that is missing."""
 
     comparisons: list[Comparison]
     left_out: list[str]
@@ -96,9 +95,9 @@ class _Group:
 
 
 def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False) -> Forgetting:
-    """What the models of `records`, those of one study in `folder`, lost and won against their untuned base.
+    """The items that the models of `records`, of one study in `folder`, lost and won against their untuned base.
 
-    Of each method it is the setting that `select` chose, its seeds together, or else every cell by itself.
+    Each method is compared in the setting that `select` chose, over its seeds; with `each_cell`, every cell by itself.
     """
     rows = group(records)
     groups, left_out = [], []
@@ -109,14 +108,14 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
             for record in row.records
             if record.status == "ok"
         ]
-        left_out = [f"{r.cell.name} ended as {r.status}: it is not compared." for r in rows.records if r.status != "ok"]
+        left_out = [f"{r.cell.name} is not compared: it ended as {r.status}." for r in rows.records if r.status != "ok"]
     else:
         for choice in rows.choices:
             if choice.index:
                 of_it = [rows.records[i] for i in choice.index]
                 groups.append(_Group(choice.place, choice.label, choice.setting or "", of_it))
             else:
-                left_out.append(f"{choice.label}: no setting is compared, {choice.reason}.")
+                left_out.append(f"{choice.label} is not compared: {choice.reason}.")
     found = []
     for of_it in groups:
         if of_it.records[0].cell.method != BASE:
@@ -130,11 +129,11 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
 
 
 def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tuple[list[Comparison], list[str]]:
-    """The comparisons of a group by each score of right and wrong, and why others can't be."""
+    """The comparisons of a group by each score of right and wrong, and the reasons for missing ones."""
     bases = _bases(of_it.place, records)
     if not bases:
         model = of_it.place[1]
-        return [], [f"{of_it.label}: there is no finished {BASE} of {model} in the study, and nothing to compare with."]
+        return [], [f"{of_it.label} is not compared: the study has no finished {BASE} of {model}."]
     found, why = [], []
     names = dict.fromkeys(score_name(score) for record in of_it.records for score in record.scores)
     for name in names:
@@ -143,25 +142,25 @@ def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tup
             why.append(f"{of_it.label}, {name}: {made}")
         else:
             found.append(made)
-    return found, why if names else [f"{of_it.label}: it has no score."]
+    return found, why if names else [f"{of_it.label} is not compared: it has no score."]
 
 
 def _bases(place: tuple[str, str, str], records: Sequence[Record]) -> list[Record]:
-    """Finished untuned models with the same weights, those of the same data first."""
+    """Finished untuned models with the same weights, those of the same data set first."""
     found = [r for r in records if r.cell.method == BASE and r.status == "ok" and r.cell.model == place[1]]
     return sorted(found, key=lambda record: record.cell.data != place[2])
 
 
 def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -> Comparison | str:
-    """The comparison by the score `name` with the first base that answered the same items; or why there is none."""
+    """The comparison by the score `name` with the first base that answered the same items, or the reason for none."""
     scores = [score_of(record, name) for record in of_it.records]
     if None in scores:
         return "not every seed has this score."
     if not scores[0].higher_is_better:
-        return "it is no score of right and wrong."
+        return "it is not a score of right and wrong."
     tuned = [answers(folder, record, name) for record in of_it.records]
     if not all(tuned):
-        return "the items of a cell are not beside its record."
+        return "the items of a cell are missing."
     reason = f"{BASE} has no such score."
     for base in bases:
         asked = score_of(base, name)
@@ -169,18 +168,18 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
             continue
         own = answers(folder, base, name)
         if not own:
-            reason = f"the items of {base.cell.name} are not beside its record."
+            reason = f"the items of {base.cell.name} are missing."
         elif any(_asked(table, score) != _asked(own, asked) for table, score in zip(tuned, scores, strict=True)):
-            reason = f"{base.cell.name} was asked other items, with other shots, or in another version of the task."
+            reason = f"{base.cell.name} has other items, another number of shots, or another version of the task."
         elif not all(set(table["value"].to_pylist()) <= {0.0, 1.0} for table in [own, *tuned]):
-            return "it is no score of right and wrong."
+            return "it is not a score of right and wrong."
         else:
             return _comparison(of_it, name, base, own, tuned)
     return reason
 
 
 def _asked(items: pa.Table, score: Score) -> tuple:
-    """What makes two models' answers comparable one by one."""
+    """What must be equal to compare the answers of two models item by item."""
     return score.num_fewshot, score.version, *(items[name].to_pylist() for name in ("subject", "item", "hash"))
 
 
@@ -210,7 +209,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
 
 
 def _tally(before: np.ndarray, after: np.ndarray) -> Tally:
-    """before: (items,) whether base is right; after: (seeds, items) whether tuned models are."""
+    """before: (items,) whether the base is right. after: (seeds, items) whether the tuned models are."""
     seeds, items = after.shape
     return Tally(
         items=items,
@@ -224,7 +223,7 @@ def _tally(before: np.ndarray, after: np.ndarray) -> Tally:
 def _changed(
     name: str, own: pa.Table, tuned: list[pa.Table], before: np.ndarray, after: np.ndarray
 ) -> Iterator[Changed]:
-    """The lost items, then the won ones; those that most seeds lost or won first."""
+    """The lost items, then the won ones, each by the number of seeds."""
     metric = name.split("/")[-2]
     said = [own, *tuned]
     columns = {column: own[column].to_pylist() for column in ("subject", "item", "target")}
@@ -238,7 +237,7 @@ def _changed(
 
 
 def answer(prediction: str, metric: str) -> str:
-    """What a model answered, of a prediction as lm-eval keeps it: a text, or the number of the choice it took."""
+    """The answer in a prediction as lm-eval stores it: a text, or the index of the chosen option."""
     try:
         found = ast.literal_eval(prediction)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -251,7 +250,7 @@ def answer(prediction: str, metric: str) -> str:
 
 
 def _is_choice(value: Any) -> bool:
-    """Whether it is a choice's log-likelihood, and whether it was the likeliest continuation of all."""
+    """Whether `value` is an option's (log-likelihood, is greedy)."""
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
 
 
@@ -259,12 +258,12 @@ def _is_choice(value: Any) -> bool:
 
 
 def to_json(found: Forgetting) -> dict[str, Any]:
-    """All of it as JSON's kinds, answers in full."""
+    """All results as JSON types, with full answers."""
     return {"comparisons": [_plain(dataclasses.asdict(c)) for c in found.comparisons], "left_out": found.left_out}
 
 
 def _plain(value: Any) -> Any:
-    """With named intervals in the place of tuples."""
+    """`value` with intervals as objects instead of tuples."""
     if isinstance(value, Difference):
         return value._asdict()
     if isinstance(value, dict):
@@ -273,9 +272,9 @@ def _plain(value: Any) -> Any:
 
 
 def tables(found: Forgetting, study: str, examples: int) -> list[Table]:
-    """What was lost and won; by subject, where there are several; and up to `examples` items lost and won of each.
+    """Tables of lost and won items: totals, by subject (if there are several), and up to `examples` items of each kind.
 
-    `Table.data` of the last is every item that changed, answers in full.
+    `Table.data` of the last table has every changed item with full answers.
     """
     scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
     several = len({place for place, _ in scores}) > 1
@@ -302,20 +301,19 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
     caption = []
     if rows:
         caption = [
-            "Lost: items that the base had right and the tuned model has wrong; won: the other way round; means over "
-            "seeds. Luck loses and wins items too: what was forgotten is the change, won less lost.",
-            "Change is in points of the items, in brackets its 95% interval, paired by item"
+            "Lost: items that the base answers correctly and the tuned model does not. Won: the reverse. Means over "
+            "seeds. Chance moves items both ways, so forgetting is the change, won minus lost.",
+            "Change: in points, with its 95% interval, paired by item"
             + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
-            f"{MARK} differs from no change (p < 0.05, by Holm for {len(rows)} comparisons, or for the subjects of "
-            "one).",
+            f"{MARK}: a significant change (p < 0.05, by Holm for {len(rows)} comparisons, or the subjects of one).",
         ]
         if any(len(c.cells) == 1 for c in found.comparisons):
-            caption.append("One seed: it holds for the models that were trained, not for the method.")
+            caption.append("Single seed: results hold for the trained models, not for the method.")
     return _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])
 
 
 def _subjects(of_it: list[Comparison], several: bool) -> Table:
-    """A row a subject, a column a method; those that lost most, all methods together, first."""
+    """A row per subject and a column per method; subjects with the largest total loss first."""
     tallies = [(name, tally) for c in of_it for name, tally in c.subjects.items()]
     names = list(dict.fromkeys(name for name, tally in tallies if tally.lost or tally.won))
     still = len({name for name, _ in tallies}) - len(names)
@@ -331,8 +329,8 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
         "Subject",
         f"{named(of_it[0].score)}{where}: lost and won by subject",
         rows,
-        ["Lost, won, and the change in points with its 95% interval; the subjects that lost most stand first."]
-        + ([f"In {still} other subject{'s' if still > 1 else ''} nothing was lost or won."] if still else []),
+        ["Lost, won, and the change in points with its 95% interval; subjects with the largest loss first."]
+        + ([f"No item was lost or won in {still} other subject{'s' if still > 1 else ''}."] if still else []),
     )
 
 
@@ -362,7 +360,7 @@ def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]
 
 
 def named(score: str) -> str:
-    """A score's name as people read it."""
+    """A score's name for readers."""
     return score.removesuffix("/none").replace("/", " ")
 
 
@@ -374,8 +372,8 @@ def _change(tally: Tally) -> str:
     if tally.change is None:
         return ABSENT
     value, low, high = (f"{100 * end + 0.0:+.1f}" for end in tally.change[:3])
-    told = MARK if tally.corrected is not None and tally.corrected < ALPHA else ""
-    return f"{value} ({low} to {high}){told}".replace("-", "−")
+    mark = MARK if tally.corrected is not None and tally.corrected < ALPHA else ""
+    return f"{value} ({low} to {high}){mark}".replace("-", "−")
 
 
 def _moved(tally: Tally) -> str:
@@ -383,6 +381,6 @@ def _moved(tally: Tally) -> str:
 
 
 def _short(text: str) -> str:
-    """The end of a text: there a worked answer has its result."""
+    """The end of a text, where a worked answer has its result."""
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else "…" + text[1 - SHOWN :]

@@ -1,4 +1,4 @@
-"""Records as a data frame: one row a record, numbers in base units, for analysis and for CSV."""
+"""Records as a data frame: one row per record, numbers in base units, for analysis and CSV."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Numbers = dict[str, float | None]
 
 
 def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None = None) -> pd.DataFrame:
-    """One row a record, in the order given; what was not measured is null, never 0.
+    """One row per record, in the order given; missing measurements are null, never 0.
 
-    known: the records' `setting_texts` and `measures`, where they are made already.
+    known: the records' `setting_texts` and `measures`, if they were computed before.
 
     study, name, method, model, data    text
     rank, alpha, lr, seed               the cell's axes; null where the method does not use them
@@ -103,7 +103,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
 
 
 def measures(record: Record) -> Numbers:
-    """What `record` measured apart from its scores, by the names of `frame`'s columns."""
+    """The measurements of `record` without its scores, by the names of `frame`'s columns."""
     train, phases = record.train, record.phases
     numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
@@ -143,15 +143,15 @@ def _bytes(kinds: Kinds) -> int:
 
 
 def decoded_tokens(speed: Inference) -> int | None:
-    """Tokens that a repeat decodes after the first of each sequence, or None if there are none."""
+    """Tokens that a repeat decodes after the first of each sequence; None if there are none."""
     return speed.batch_size * (speed.new_tokens - 1) or None
 
 
 def setting_texts(records: Sequence[Record]) -> list[str]:
-    """What tells each record's cell from the others of its method, such as `r=16 α=32 lr=2e-4 train.max_steps=100`.
+    """A text that distinguishes each record's cell within its method, such as `r=16 α=32 lr=2e-4 train.max_steps=100`.
 
-    The axes and knobs come first, then every resolved setting that differs between cells that share study, model,
-    data, method, axes and knobs. Seeds are left out. A cell with nothing to tell has the text "".
+    Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
+    method, axes and knobs. Seeds are left out. The text is empty if there is nothing to distinguish.
     """
     axes = [_axes(record) for record in records]
     leaves = [dict(_leaves(plain(record.cell.settings))) for record in records]
@@ -192,13 +192,13 @@ def _row(record: Record, setting: str, numbers: Numbers) -> dict[str, Any]:
     return row
 
 
-# What each part of a record tells, by the name of its column
+# The quantities of each part of a record, by column name
 
 Quantities = Mapping[str, Callable[[Any], float | None]]
 
 
 def _each(part: Any | None, quantities: Quantities) -> dict[str, float | None]:
-    """The `quantities` of a record's part, all null for a part that it lacks."""
+    """The `quantities` of a part of a record; all None if the part is missing."""
     return {name: None if part is None else of(part) for name, of in quantities.items()}
 
 
@@ -207,7 +207,7 @@ def _ratio(value: float | None, of: float | None) -> float | None:
 
 
 def _quantile(values: list[float], share: float) -> float | None:
-    """By linear interpolation; numpy's takes a hundred times as long for so few values."""
+    """Linear interpolation; numpy takes a hundred times as long for so few values."""
     if not values:
         return None
     values = sorted(values)
@@ -310,7 +310,7 @@ def _axes(record: Record) -> str:
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of all settings but the seeds, which make repetitions and not settings."""
+    """Dotted names and texts of all settings but the seeds, which only repeat a setting."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""How the methods of a study stand, each in its chosen setting: scores with intervals, differences, ties."""
+"""Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from harness.report.statistics import ALPHA, Difference, Interval
 class Standing:
     """One method's score in its chosen setting.
 
-    interval: its mean over seeds with a 95% interval (`stats.mean_intervals`, or `stats.summary_interval` where its
-        items are not there); None where nothing says how sure the mean is.
-    letters: it is tied with the methods that it shares one with; None for one that could not be paired with others.
+    interval: mean over seeds with a 95% interval (`statistics.mean_intervals`, or `statistics.summary_interval` without
+        items); None if the error is unknown.
+    letters: methods that share a letter are tied; None if the method could not be paired with others.
     """
 
     choice: Choice
@@ -40,8 +40,7 @@ class Contest:
     score: its name in `frame`, TASK/METRIC/FILTER.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's.
     corrected: their p-values by Holm, over all differences of all contests that were made together.
-    one_seed: labels of those trained with a single seed: what is said of them holds for these models, and not for
-        others that the method would make of other seeds.
+    one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
     """
 
     place: tuple[str, str, str]
@@ -54,13 +53,13 @@ class Contest:
 
 
 def contests(records: Sequence[Record], folder: Path | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
-    """A contest for each place and score, among the settings that were chosen and have it with every seed.
+    """A contest for each place and score, among the chosen settings that have the score with every seed.
 
-    records: in the order of the frame that `choices` were made of. folder: of the records' study, where the items lie;
-    None compares nothing. choices: by default each method's best setting.
+    records: in the order of the frame that `choices` refer to. folder: of the study, where the items are; None compares
+    nothing. choices: by default each method's best setting.
 
-    Two methods differ where the corrected p-value of their difference is below 0.05; else they share a letter. Only
-    methods that answered the same items, with as many shots and in the same version of the task, are paired.
+    Two methods differ if the corrected p-value of their difference is below 0.05; otherwise they share a letter. Only
+    methods that answered the same items, with equal shots and task version, are paired.
     """
     choices = select(frame(records)) if choices is None else choices
     found = []
@@ -73,9 +72,9 @@ def contests(records: Sequence[Record], folder: Path | None, choices: Sequence[C
 
 
 def items(folder: Path, records: Sequence[Record], name: str) -> tuple[np.ndarray, tuple] | None:
-    """(seeds, items) values of the score `name` of one setting's records, and which items the columns are.
+    """(seeds, items) values of the score `name` of one setting's records, and an identifier of the items.
 
-    None where a record's file is missing or lacks the score, or where two seeds answered different items.
+    None if a file is missing or lacks the score, or if two seeds answered different items.
     """
     found = [_read(folder, record, name) for record in records]
     if not all(found) or len({which for _, which in found}) != 1:
@@ -84,16 +83,16 @@ def items(folder: Path, records: Sequence[Record], name: str) -> tuple[np.ndarra
 
 
 def answers(folder: Path, record: Record, name: str) -> pa.Table | None:
-    """How each item of the score `name` was answered, in the order of subjects and indices.
+    """The answers to each item of the score `name`, sorted by subject and index.
 
-    Columns subject, item, hash, value, prediction and target; None where the record's file is missing or lacks them.
+    Columns subject, item, hash, value, prediction and target; None if the record's file is missing or lacks them.
     """
     score = score_of(record, name)
     return score and _table(folder, record, score, ["subject", "item", "hash", "value", "prediction", "target"])
 
 
 def _read(folder: Path, record: Record, name: str) -> tuple[np.ndarray, tuple] | None:
-    """Values in the order of subjects and indices; only the columns that this takes are read."""
+    """The values sorted by subject and index; only the columns needed are read."""
     score = score_of(record, name)
     table = score and _table(folder, record, score, ["subject", "item", "value"])
     if not table or len(table) < 2:
@@ -106,7 +105,7 @@ def _table(folder: Path, record: Record, score: Score, columns: list[str]) -> pa
     wanted = [(name, "=", getattr(score, name)) for name in ("task", "metric", "filter")]
     try:
         table = pq.read_table(folder / f"{record.cell.name}.items.parquet", columns=columns, filters=wanted)
-    except (OSError, ValueError, KeyError):  # not there, not parquet, other columns
+    except (OSError, ValueError, KeyError):  # missing, not Parquet, or other columns
         return None
     return table.sort_by([("subject", "ascending"), ("item", "ascending")])
 
@@ -116,7 +115,7 @@ def score_of(record: Record, name: str) -> Score | None:
 
 
 def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folder: Path | None) -> Contest:
-    """A contest without letters; groups: the records of each choice."""
+    """A contest without letters. groups: the records of each choice."""
     standings, samples = [], {}
     higher = True
     for choice, records in zip(choices, groups, strict=True):

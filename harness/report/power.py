@@ -30,9 +30,9 @@ STUDIES = 20_000
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the noise of accuracies is made of.
+    """The components of the noise in accuracies.
 
-    accuracy: of both methods about, a fraction of 1; an item's variance is accuracy × (1 - accuracy).
+    accuracy: of both methods, a proportion; an item's variance is accuracy × (1 - accuracy).
     seed_sd: standard deviation of a method's true accuracy from seed to seed.
     between_seeds: correlation, over items, of two seeds of one method; between_methods: of two methods.
     """
@@ -44,9 +44,9 @@ class Assumptions:
 
 
 def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assumptions | None = None) -> float:
-    """The share of studies with `seeds` seeds and `n` items that find a difference of `effect` in accuracy.
+    """The proportion of studies with `seeds` seeds and `n` items that detect a difference of `effect` in accuracy.
 
-    alpha: the p-value that finds it. One seed takes the trained models for the methods, and knows of no others.
+    alpha: the significance level. With one seed only the trained models are compared, without seed-to-seed variance.
     """
     given, draw = given or Assumptions(), np.random.default_rng(0)
     variance = given.accuracy * (1 - given.accuracy)
@@ -64,7 +64,7 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
 
 
 def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumptions | None = None) -> int | None:
-    """The fewest items with which `power` reaches 80%; None if a million do not."""
+    """The fewest items with which `power` reaches 80%; None if a million are not enough."""
     if power(effect, seeds, MOST_ITEMS, alpha, given) < WANTED:
         return None
     low, high = 2, MOST_ITEMS
@@ -75,7 +75,7 @@ def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumpt
 
 
 def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, list[str]]:
-    """What the chosen settings of a study tell of its first score that is right or wrong, and what they do not tell."""
+    """The noise in the study's first score of right and wrong items, and notes on what is assumed."""
     rows = group(records)
     chosen = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
     chosen = [group for group in chosen if group[0].cell.seed is not None]
@@ -85,11 +85,11 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
         samples = [values for values, which in found if which == found[0][1]]
         if samples and all(np.isin(values, (0, 1)).all() for values in samples):
             return _measured(name, samples)
-    raise UserError("No chosen setting of this study has items that are right or wrong; leave --study out.")
+    raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
 
 
 def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] = ()) -> str:
-    """The items that a user needs, by seeds and by how many methods are compared, and what that rests on."""
+    """The items needed by number of seeds and methods, and the assumptions behind them."""
     pairs = [n * (n - 1) // 2 for n in METHODS]
     rows = []
     for k in sorted({*SEEDS, seeds}):
@@ -97,32 +97,32 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
         rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
     head = ["Seeds", *(f"Items for {n} methods (differences: {m})" for n, m in zip(METHODS, pairs, strict=True))]
     lines = [
-        f"To find a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA} by Holm):",
+        f"To detect a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA}, Holm):",
         _answer(effect, seeds, given),
         "",
         tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * len(head)),
         "",
         *(f"- {line}" for line in said),
-        f"- Accuracy {given.accuracy:.3g}, and a standard deviation of {100 * given.seed_sd:.2g} points from seed to "
-        f"seed. Over items two seeds of a method correlate by {given.between_seeds:.2g}, two methods by "
-        f"{given.between_methods:.2g}. `--study` measures these.",
-        "- One seed tells two trained models apart, not two methods: how seeds differ is not in its line.",
-        "- For many differences each is asked for p < 0.05 / their number, which is Holm's first step.",
+        f"- Accuracy {given.accuracy:.3g}; standard deviation between seeds {100 * given.seed_sd:.2g} points. "
+        f"Correlation over items: {given.between_seeds:.2g} between two seeds of a method, {given.between_methods:.2g} between "
+        "two methods. `--study` measures these.",
+        "- One seed compares two trained models, not two methods: its line excludes seed-to-seed variance.",
+        "- With several differences, each must reach p < 0.05 / their number, Holm's first step.",
     ]
     if any("more seeds" in row for row in rows):
-        lines.append("- More seeds: with these no number of items is enough.")
+        lines.append("- More seeds: no number of items is enough with so few seeds.")
     return "\n".join(lines) + "\n"
 
 
 def _answer(effect: float, seeds: int, given: Assumptions) -> str:
-    """What two methods need, in a sentence."""
+    """The items that two methods need, in a sentence."""
     n = items_needed(effect, seeds, ALPHA, given)
     if n is not None:
-        return f"with {seeds} seed{'s' * (seeds > 1)}, {n:,} items a model."
+        return f"{n:,} items per model with {seeds} seed{'s' * (seeds > 1)}."
     for more in range(seeds + 1, MOST_SEEDS):
         if (n := items_needed(effect, more, ALPHA, given)) is not None:
-            return f"with {seeds} seeds no number of items is enough; {more} seeds and {n:,} items a model are."
-    return f"not even {MOST_SEEDS} seeds are enough."
+            return f"more than {seeds} seeds: {more} seeds and {n:,} items per model."
+    return f"more than {MOST_SEEDS} seeds."
 
 
 def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[str]]:
@@ -132,18 +132,18 @@ def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[s
     if alike:
         given = replace(given, between_methods=max(0.0, float(np.mean(alike))))
     else:
-        said.append("The study has one method: how alike two of them answer is assumed.")
+        said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
         levels = [statistics.seed_level(sample) for sample in repeated]
         variances = [len(s) * max(0.0, v.variance - v.rest) for s, v in zip(repeated, levels, strict=True)]
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
         given = replace(given, seed_sd=float(np.mean(variances)) ** 0.5, between_seeds=float(np.mean(pairs)))
     else:
-        said.append("The study has one seed a method: how seeds differ is assumed.")
+        said.append("The study has one seed per method: the variance between seeds is assumed.")
     # Two seeds of one method answer at least as much alike as two methods do
     return replace(given, between_seeds=max(given.between_seeds, given.between_methods)), said
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two models' answers over items; 0 where one of them is right on all or none."""
+    """The correlation of two models' answers over items; 0 if one is right on all items or on none."""
     return float(np.corrcoef(one, other)[0, 1]) if one.std() and other.std() else 0.0

@@ -1,4 +1,4 @@
-"""Which setting of each method a study should be judged by: the best on validation loss; test scores take no part."""
+"""Chooses the setting by which each method is judged: the least validation loss. Test scores play no role."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PLACE = ["study", "model", "data"]
 class Choice:
     """The best setting of one method (or of one of its ranks, …) in one place.
 
-    place: study, model and data; key: what `by` named beside them, such as ("lora",) or ("lora", 16);
-        its first part is the method.
-    setting, rank, alpha, lr: those of the chosen setting; None where none could be chosen or the method has no such.
-    index: positions of the chosen setting's records, one a seed, in the frame.
-    loss: mean of its validation losses over the seeds, nats per token; None where there is nothing to choose from.
-    tries: how many settings were tried; lost: how many of them failed, by status, or did not finish ("unfinished").
-    edges: a sentence for each axis of which the choice is the lowest or the highest value that was tried.
+    place: study, model and data; key: the values of the `by` columns, such as ("lora",) or ("lora", 16); the method
+        is first.
+    setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
+    index: positions in the frame of the chosen setting's records, one per seed.
+    loss: mean validation loss over seeds, nats per token; None if no loss was recorded.
+    tries: number of settings tried. lost: how many of them failed, by status, or lack seeds ("unfinished").
+    edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     """
 
@@ -52,13 +52,12 @@ class Choice:
 def select(data: pd.DataFrame, by: Sequence[str] = ("method",)) -> list[Choice]:
     """The best setting for each group of `by` in each place, in the order of the frame's rows.
 
-    data: as `harness.report.frame.frame` makes it. by: columns, the method first; ("method", "rank") takes each rank's
-    best learning rate, as a comparison of ranks wants it. The best over all is the best of these, so that choosing the
-    learning rate first and the rank then comes to the same as taking the least loss at once.
+    data: a frame of `harness.report.frame.frame`. by: columns, the method first. ("method", "rank") chooses the best
+    learning rate for each rank, as a comparison of ranks requires; the best over all ranks is the overall best.
 
-    A setting is a candidate if it finished with every seed that its group was run with; its loss is the mean of the
-    last validation losses over them. One that failed with a seed is a try that lost. The least loss wins, of equal
-    ones the lowest rank and then the lowest learning rate. A single setting needs no validation loss to be chosen.
+    A setting is a candidate if it finished with every seed of its group; its loss is the mean of the last validation
+    losses over seeds. A setting that failed with a seed counts as a lost try. The least loss wins; ties go to the
+    lowest rank, then the lowest learning rate. A single setting needs no validation loss to be chosen.
     """
     if data.empty:
         return []
@@ -85,7 +84,7 @@ def _choice(key: tuple, tries: pd.DataFrame) -> Choice:
     if finished.empty:
         reason = "no setting finished with every seed"
     elif len(tries) > 1 and finished["loss"].isna().any():
-        reason = "settings without a validation loss can't be chosen from"
+        reason = "choosing a setting requires validation losses"
     else:
         best = finished.sort_values(["loss", "rank", "lr", "alpha"], kind="stable").iloc[0]
     axes = {axis: None if best is None else _plain(best[axis]) for axis in ("setting", "rank", "alpha", "lr")}
@@ -103,14 +102,14 @@ def _choice(key: tuple, tries: pd.DataFrame) -> Choice:
 
 
 def _edges(chosen: pd.Series, tries: pd.DataFrame) -> Iterator[str]:
-    """Failed tries count as tried: beyond the highest rate that finished may lie one that diverged.
+    """Failed tries count: the highest rate that finished is no edge if a higher one diverged.
 
-    Alpha is no axis of its own here: unless it is swept, it follows the rank.
+    Alpha is ignored: it follows the rank unless it is swept.
     """
     for axis, others in (("lr", ["rank", "alpha"]), ("rank", ["lr"])):
         alike = (tries[others].fillna(-1) == chosen[others].fillna(-1)).all(axis=1)
         values = sorted(set(tries.loc[alike, axis].dropna()))
-        if len(values) < 2:  # no grid: the axes were drawn together
+        if len(values) < 2:  # not a grid: the axes were sampled together
             values = sorted(set(tries[axis].dropna()))
         if len(values) < 2:
             continue
@@ -120,7 +119,7 @@ def _edges(chosen: pd.Series, tries: pd.DataFrame) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """A pandas scalar as Python's own; what is missing as None."""
+    """A pandas scalar as a Python value; missing values as None."""
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value

@@ -210,7 +210,7 @@ def test_without_validation_nothing_is_chosen(folder):
         record.validation = []
     table = best(records, folder)
     assert row(table, "lora")["Setting"] == "–"
-    assert "lora: no setting chosen, settings without a validation loss can't be chosen from." in caption(table)
+    assert "lora: no setting chosen, choosing a setting requires validation losses." in caption(table)
     assert "No chosen setting has a score" in caption(table)
 
 
@@ -305,16 +305,16 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert said == ["Measured by gsm8k/exact_match/strict-match."]
     given, said = assumptions([record for record in study if record.cell.seed == 0], folder)
     assert given.seed_sd == Assumptions().seed_sd
-    assert "The study has one seed a method: how seeds differ is assumed." in said
+    assert "The study has one seed per method: the variance between seeds is assumed." in said
 
 
 def test_power_on_the_command_line(inside, folder, study):
     run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")
-    assert f"with 4 seeds, {items_needed(0.05, 4):,} items a model." in run.stdout
+    assert f"{items_needed(0.05, 4):,} items per model with 4 seeds." in run.stdout
     assert "|     4 * |" in run.stdout
     run = inside("power", "--effect", "0.01", "--seeds", "2")
-    assert "with 2 seeds no number of items is enough" in run.stdout
+    assert "more than 2 seeds: " in run.stdout
     run = inside("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
     assert "Measured by gsm8k/exact_match/strict-match." in run.stdout
     for arguments in (["--effect", "5", "--seeds", "3"], ["--effect", "0.1", "--seeds", "0"], ["--seeds", "3"]):

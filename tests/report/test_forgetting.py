@@ -96,7 +96,7 @@ def test_each_cell_can_be_compared_by_itself(study, folder):
         (study[1].cell.name, 1, 1),
         (study[2].cell.name, 2, 0),
     ]
-    assert found.left_out == [f"{failed.cell.name} ended as oom: it is not compared."]
+    assert found.left_out == [f"{failed.cell.name} is not compared: it ended as oom."]
 
 
 def test_a_base_that_was_tuned_on_other_data_in_name_alone_will_do(folder):
@@ -155,16 +155,16 @@ def no_score(folder):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (alone, "lora: there is no finished base of smollm2-135m in the study"),
-        (other_model, "lora: there is no finished base of smollm2-135m in the study"),
-        (other_items, "was asked other items"),
-        (other_texts, "was asked other items"),
-        (other_shots, "was asked other items"),
+        (alone, "lora is not compared: the study has no finished base of smollm2-135m"),
+        (other_model, "lora is not compared: the study has no finished base of smollm2-135m"),
+        (other_items, "has other items, another number of shots"),
+        (other_texts, "has other items, another number of shots"),
+        (other_shots, "has other items, another number of shots"),
         (other_score, "lora, mmlu/acc/none: base has no such score"),
-        (no_shares, "no score of right and wrong"),
-        (losses, "no score of right and wrong"),
-        (no_items, "the items of a cell are not beside its record"),
-        (no_score, "lora: it has no score"),
+        (no_shares, "not a score of right and wrong"),
+        (losses, "not a score of right and wrong"),
+        (no_items, "the items of a cell are missing"),
+        (no_score, "lora is not compared: it has no score"),
     ],
 )
 def test_what_can_not_be_compared_is_said(folder, make, said):
@@ -194,7 +194,7 @@ def test_the_command_gives_tables_json_csv_and_a_figure(study, folder, tmp_path,
     assert main(["forgetting", "demo", *where, "--items", "1"]) == 0
     text = capsys.readouterr().out
     assert "| lora     | r=16 α=32 lr=2e-4 |       2 | mmlu acc |       6 |            4 |    1.5 |   0.5 |" in text
-    assert "In 1 other subject nothing was lost or won." in text
+    assert "No item was lost or won in 1 other subject." in text
     assert "Up to 1 lost and 1 won" in text
     assert main(["forgetting", "demo", *where, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["demo"]["comparisons"]

@@ -112,7 +112,7 @@ def test_without_validation_one_setting_is_chosen_and_of_several_none():
     assert (alone.setting, alone.loss, alone.reason) == ("lr=1e-4", None, None)
     (choice,) = select(frame([*tried("lora", 1e-4, (1.0,)), *tried("lora", 2e-4, (None,))]))
     assert (choice.setting, choice.index, choice.tries) == (None, (), 2)
-    assert choice.reason == "settings without a validation loss can't be chosen from"
+    assert choice.reason == "choosing a setting requires validation losses"
 
 
 def test_when_all_failed_none_is_chosen():

@@ -1,9 +1,9 @@
-"""A study's report: one self-contained HTML page that says, shows and proves what its records hold.
+"""A study's report: one self-contained HTML page with its summary, tables, figures, verdicts and provenance.
 
     page.render(records, folder)
 
-The page loads nothing: its style, its script and its figures are in it, and its Content-Security-Policy lets nothing
-else run or be fetched. Names come from records, which anybody may have written: the template escapes every text.
+The page loads nothing: style, script and figures are embedded, and its Content-Security-Policy blocks everything else.
+Names come from records, which are untrusted: the template escapes every text.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def render(
     command: str | None = None,
     made_with: Mapping[str, str] | None = None,
 ) -> str:
-    """The page as text, the same for the same arguments and files.
+    """The page as text; the same arguments and files give the same text.
 
-    records: those of one study; folder: where they and their items lie. problems: a sentence for each file there that
-    is no record. where: options that name the study to other commands; command: what was typed to make the page;
-    made_with: what made it, versions by name.
+    records: of one study. folder: where the records and their items are. problems: a sentence for each bad record.
+    where: options that select the study in other commands. command: the command that made the page. made_with: versions
+    of libraries by name.
     """
     rows = group(records)
     judged = [(article, found) for article in articles.every() if (found := article.verdicts(records, folder))]
@@ -96,16 +96,16 @@ def _asset(name: str) -> str:
 
 
 def _labelled(svg: str, name: str) -> Markup:
-    """A figure as one image that is named by its caption, to those who don't see it."""
+    """A figure as one image that its caption labels, for screen readers."""
     return Markup(svg.replace("<svg", f'<svg role="img" aria-labelledby="figure-{name}-caption"', 1))
 
 
 def _shown(value: object) -> object:
-    """What the template shows of a value, before it escapes it."""
+    """A value as the template shows it, before escaping."""
     return value if isinstance(value, Markup) else one_line(str(value))
 
 
-# What it comes to, in sentences
+# Summary
 
 
 def _summary(
@@ -128,13 +128,13 @@ def _summary(
     for article, found in judged:
         yield f"Verdicts on the claims of “{article.title}”: {articles.tally(found)}."
     unequal = sum(finding.kind == "unequal" for finding in told)
-    things = _many(unequal, "thing") if unequal else "nothing"
-    yield f"The linter found {things} unequal between the cells beside what makes their methods."
+    differences = _many(unequal, "difference") if unequal else "no differences"
+    yield f"The linter found {differences} between compared cells beyond those that define their methods."
     yield from (finding.sentence for finding in told if finding.kind == "incomplete")
 
 
 def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
-    """Which method takes least memory and which is fastest, among several in their chosen settings."""
+    """The methods with the least memory and the highest speed, in their chosen settings."""
     memory = {row.method: row.mean("train_allocated_peak") for row in rows}
     speed = {row.method: row.mean("tokens_per_second_steady") for row in rows}
     memory = {method: value for method, value in memory.items() if value is not None}
@@ -142,14 +142,14 @@ def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
     if len(memory) > 1:
         least, most = min(memory, key=memory.get), max(memory, key=memory.get)
         yield (
-            f"Training{of} takes least memory with {least} ({units.size(memory[least])}) and most with {most} "
+            f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "
             f"({units.size(memory[most])})."
         )
     if len(speed) > 1:
         first, last = max(speed, key=speed.get), min(speed, key=speed.get)
         yield (
             f"Training{of} is fastest with {first} ({rate(speed[first])} tokens/s, median step) and slowest with "
-            f"{last} ({rate(speed[last])}); whether by more than chance, the table's intervals say."
+            f"{last} ({rate(speed[last])}). The table has intervals."
         )
 
 
@@ -197,7 +197,7 @@ def _parts(shown: Iterable[Article]) -> Iterator[str]:
 
 
 def _origin(records: Sequence[Record]) -> Table:
-    """Where and with what the cells ran: each value with the number of its records."""
+    """The environments of the cells: each value with its number of records."""
     values: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         versions = record.environment.get("versions")
@@ -208,23 +208,23 @@ def _origin(records: Sequence[Record]) -> Table:
         for name, value in told.items():
             values[name][value] += 1
     return Table(
-        title="Where, when and with what the cells ran",
+        title="Environment of the cells",
         columns=["What", "Value", "Records"],
         rows=[[name, value, str(n)] for name, of in values.items() for value, n in sorted(of.items())],
-        caption=[f"Of {_many(len(records), 'record')}; what a record does not tell is not counted."],
+        caption=[f"{_many(len(records), 'record')}; missing values are not counted."],
         data=None,
     )
 
 
 def _files(folder: Path) -> Table:
-    """The study's files and their hashes, so that others can tell whether they have the same."""
+    """The study's files and their hashes, to check whether a copy is the same."""
     records = sorted(folder.glob("*.json"))
     paths = [path for record in records for path in (record, record.with_suffix(".items.parquet")) if path.exists()]
     return Table(
-        title="Files that this page is made of",
+        title="Files behind this page",
         columns=["File", "SHA-256"],
         rows=[[path.name, _sha256(path)] for path in paths],
-        caption=[f"{_many(len(records), 'record')}; NAME.items.parquet holds how each item was answered."],
+        caption=[f"{_many(len(records), 'record')}; NAME.items.parquet has the answers to each item."],
         data=None,
     )
 
@@ -242,9 +242,9 @@ NULLS = ("model.revision", "eval.limit", "eval.num_fewshot", "train.max_grad_nor
 
 
 def run_command(record: Record) -> str | None:
-    """What runs the record's cell again, by the resolved settings that it holds; None for one that was imported.
+    """The command that reruns the record's cell with its resolved settings; None for an imported record.
 
-    Where hub data lie (data_root) is no part of a record, nor are changes to the files of its method and its data.
+    data_root is not in a record, nor are local changes to the files of the method and the data set.
     """
     if record.source:
         return None
@@ -271,7 +271,7 @@ def run_command(record: Record) -> str | None:
 
 
 def _hydra(value: object) -> str:
-    """A value in Hydra's grammar of overrides: what is no plain word or number is quoted."""
+    """A value in Hydra's override grammar: quoted unless it is a plain word or number."""
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w./:-]*", value):

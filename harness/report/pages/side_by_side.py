@@ -19,22 +19,22 @@ from markupsafe import Markup
 from harness.report.statistics import Interval, preference
 
 HERE = Path(__file__).parent
-NARROWEST = 24  # characters of a column; where columns would be narrower, answers stand below each other
+NARROWEST = 24  # characters; answers are stacked if columns would be narrower
 BOLD, PLAIN = "\x1b[1;33m", "\x1b[0m"
 
 
 class Word(NamedTuple):
-    """A word or a space of an answer, and whether the first model's answer has it not there."""
+    """A word or space of an answer, and whether it differs from the first model's answer."""
 
     text: str
     differs: bool
 
 
 class Rate(NamedTuple):
-    """How a model fares against the first, by the judge: prompts on which it is better, worse or neither.
+    """The judge's comparison of a model with the first one: prompts won, lost and tied.
 
-    interval: wins and half of the ties as a share, with its 95% interval over prompts; None for none.
-    unread: prompts on which the judge could not be understood; they count for nothing.
+    interval: the proportion won (a tie counts half) with its 95% interval over prompts; None without prompts.
+    unread: prompts without a readable verdict, which do not count.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Rate(NamedTuple):
 
 
 def words(answer: str, first: str) -> list[Word]:
-    """`answer` in words, line breaks and other spaces, each with whether `first` differs there."""
+    """`answer` as words and spaces, each with whether it differs from `first`."""
     own, others = _split(answer), _split(first)
     found = []
     for tag, start, end, *_ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
@@ -60,7 +60,7 @@ def _split(text: str) -> list[str]:
 
 
 def rates(found: dict[str, Any]) -> list[Rate]:
-    """Of each model but the first; none without a judge."""
+    """The rates of all models but the first; empty without a judge."""
     if found["judge"] is None:
         return []
     made = []
@@ -74,27 +74,27 @@ def rates(found: dict[str, Any]) -> list[Rate]:
 
 
 def caption(found: dict[str, Any]) -> Iterator[str]:
-    """What is to be known to read it."""
+    """Notes that explain the comparison."""
     first = found["models"][0]
     if len(found["models"]) > 1:
-        yield f"Marked is what differs from {first}, word by word."
+        yield f"Marked: words that differ from {first}."
     for rate in rates(found):
         counts = f"{rate.wins} won, {rate.losses} lost, {rate.ties} tied"
-        unread = f", {rate.unread} without a verdict that could be read" if rate.unread else ""
+        unread = f", {rate.unread} without a readable verdict" if rate.unread else ""
         share = "" if rate.interval is None else ": {:.0%} ({:.0%}–{:.0%})".format(*rate.interval)
         yield f"{rate.model} against {first}{share}; {counts}{unread}."
     if judge := found["judge"]:
         spent = judge["tokens"]
         tokens = "" if spent["read"] is None else f", {spent['read']:,} tokens read and {spent['written']:,} written"
         yield (
-            f"Judged by {judge['model']} at {judge['host']}, which was not told whose the answers are and saw each "
-            f"pair in both orders ({spent['answers']} replies{tokens}); where its preference changed with the order, "
-            "it is a tie. In brackets is a 95% interval over prompts; a tie counts half. A judge is no truth."
+            f"Judged blindly by {judge['model']} at {judge['host']}, each pair in both orders ({spent['answers']} "
+            f"replies{tokens}). A preference that changes with the order is a tie, and counts half. Brackets: 95% "
+            "interval over prompts. A judge can be wrong."
         )
 
 
 def verdict(found: dict[str, Any], prompt: int, model: int) -> str | None:
-    """What the judge made of an answer, in words; None without one."""
+    """The judge's verdict on an answer, in words; None without one."""
     for said in (found["judge"] or {"verdicts": []})["verdicts"]:
         if (said["prompt"], said["model"]) == (prompt, model):
             return {1.0: "better", 0.0: "worse", 0.5: "tie", None: "no verdict"}[said["value"]]
@@ -105,7 +105,7 @@ def verdict(found: dict[str, Any], prompt: int, model: int) -> str | None:
 
 
 def text(found: dict[str, Any], width: int, coloured: bool) -> str:
-    """In columns, or where these would be too narrow one below another; differences in colour, if at all."""
+    """Answers in columns, or stacked if columns would be too narrow; differences in colour if `coloured`."""
     lines = []
     for i, prompt in enumerate(found["prompts"]):
         asked = f"{i + 1}. {' '.join(_plain(prompt).split())}"
@@ -133,13 +133,13 @@ def _plain(value: str) -> str:
 
 
 def _heading(head: tuple[str, ...], width: int) -> list[str]:
-    """A model's name and, if there is a judge, what that made of its answer."""
+    """A model's name and, if there is a judge, its verdict."""
     name = _plain(head[0])
     return [name if len(name) <= width else name[: width - 1] + "…", *head[1:], "-" * min(width, len(name))]
 
 
 def _wrapped(answer: list[Word], width: int, coloured: bool) -> list[str]:
-    """Lines of at most `width` characters, colours not counted."""
+    """Lines of at most `width` characters, without counting colours."""
     lines, line, used = [], "", 0
     for word, differs in answer:
         if word == "\n":
@@ -167,7 +167,7 @@ def _beside(blocks: Sequence[list[str]], width: int) -> Iterator[str]:
 
 
 def page(found: dict[str, Any]) -> str:
-    """One HTML document, which loads nothing and has no script."""
+    """One HTML document without scripts that loads nothing."""
     rows = [
         {
             "prompt": _plain(prompt),
