@@ -38,8 +38,8 @@ class Tally:
     """Counts of lost and won items.
 
     items: number of items. right: those the base answers correctly. lost, won: means over seeds.
-    change: won minus lost as a proportion of the items, with its 95% interval over items and seeds and its p; None for a
-        single item. corrected: that p by Holm, over the scores of all comparisons, or over the subjects of one.
+    change: won minus lost as a proportion of the items, with its 95% interval over items and seeds and its p; None for
+        a single item. corrected: that p by Holm, over the scores of all comparisons, or over the subjects of one.
     """
 
     items: int

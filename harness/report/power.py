@@ -104,8 +104,8 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
         "",
         *(f"- {line}" for line in said),
         f"- Accuracy {given.accuracy:.3g}; standard deviation between seeds {100 * given.seed_sd:.2g} points. "
-        f"Correlation over items: {given.between_seeds:.2g} between two seeds of a method, {given.between_methods:.2g} between "
-        "two methods. `--study` measures these.",
+        f"Correlation over items: {given.between_seeds:.2g} between seeds of a method, "
+        f"{given.between_methods:.2g} between methods. `--study` measures these.",
         "- One seed compares two trained models, not two methods: its line excludes seed-to-seed variance.",
         "- With several differences, each must reach p < 0.05 / their number, Holm's first step.",
     ]
