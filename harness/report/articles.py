@@ -106,6 +106,11 @@ def every() -> list[Article]:
     return [find(name) for name in names()]
 
 
+def informative(verdicts: Sequence[Verdict]) -> bool:
+    """Whether the records estimate the effect of a claim, so that the article is worth showing."""
+    return any(verdict.judgement.effect is not None for verdict in verdicts)
+
+
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims are supported, refuted and not decided."""
     decisions = [verdict.judgement.decision for verdict in verdicts]

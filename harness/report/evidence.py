@@ -31,7 +31,7 @@ class Evidence:
         return frame(self.records)
 
     def where(self, keep: Callable[[Record], bool]) -> Evidence:
-        """The part of the evidence whose records satisfy `keep`."""
+        """The part of the evidence whose records satisfy `keep`; its choices refer to its own records."""
         return Evidence([record for record in self.records if keep(record)], self._folder)
 
     def of(self, *methods: str) -> list[Record]:

@@ -173,8 +173,8 @@ def test_what_a_cell_cost_in_detail():
     assert (full["Merge time"], full["Size on disk"]) == ("–", "– / 257 MiB")
     text = caption(table)
     assert "Inference was measured with 128 prompt tokens, 65 new tokens, batch size 8, greedy decoding." in text
-    assert "Utilisation is the counted operations of median steps" in text
-    assert "Tokens/s counts" not in text
+    assert "Utilisation: counted operations per second of median steps" in text
+    assert "Tokens/s:" not in text
     assert "Scores:" not in text
 
 
@@ -230,7 +230,7 @@ def test_details_of_few_columns_stand_in_the_default_table():
         "Merged decode",
     }
     assert "Decode" not in caption(old)
-    assert "Decode is the rate of writing tokens" in caption(new)
+    assert "Decode: tokens per second after the first" in caption(new)
 
 
 def test_all_columns_are_those_that_have_a_value():
@@ -463,7 +463,7 @@ def test_latex_compiles(tmp_path):
 
 
 def test_an_unknown_format_is_named():
-    with pytest.raises(ValueError, match="no table format 'pdf'; there are md, csv, html, latex"):
+    with pytest.raises(ValueError, match="fmt must be one of md, csv, html, latex, got pdf"):
         render(comparison([]), "pdf")
 
 

@@ -58,11 +58,8 @@ def rank_capacity(at: Evidence) -> Judgement:
 def _adapters(at: Evidence) -> list[list[Record]]:
     """The chosen records of each LoRA adapter (rank and targets), smallest first."""
     kinds = {_kind(record) for record in at.of("lora") if record.parameters}
-    chosen = [
-        at.chosen(choice)
-        for kind in kinds
-        for choice in at.where(lambda record, kind=kind: _kind(record) == kind).choices().values()
-    ]
+    parts = [at.where(lambda record, kind=kind: _kind(record) == kind) for kind in kinds]
+    chosen = [part.chosen(choice) for part in parts for choice in part.choices().values()]
     return sorted(chosen, key=lambda records: records[0].parameters.trainable)
 
 

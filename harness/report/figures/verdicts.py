@@ -19,7 +19,7 @@ def verdicts(study: Study) -> Drawn | None:
     judged = {}
     for article in articles.every():
         found = article.verdicts(study.rows.records, study.folder)
-        if any(verdict.judgement.records for verdict in found):
+        if articles.informative(found):
             judged[article.title] = found
     if not judged:
         return None

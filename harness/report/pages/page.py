@@ -54,8 +54,8 @@ def render(
     of libraries by name.
     """
     rows = group(records)
-    judged = [(article, found) for article in articles.every() if (found := article.verdicts(records, folder))]
-    judged = [(article, found) for article, found in judged if any(v.judgement.records for v in found)]
+    judged = [(article, article.verdicts(records, folder)) for article in articles.every()]
+    judged = [(article, found) for article, found in judged if articles.informative(found)]
     told = findings(records)
     study = ", ".join(dict.fromkeys(record.study for record in records))
     script = _asset("page.js")

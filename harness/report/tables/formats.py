@@ -26,7 +26,7 @@ def document(tables: Sequence[Table], fmt: str) -> str:
     latex: a `table` each, for a document that loads booktabs and graphicx.
     """
     if fmt not in FORMATS:
-        raise ValueError(f"fmt must be one of {', '.join(FORMATS)}.")
+        raise ValueError(f"fmt must be one of {', '.join(FORMATS)}, got {fmt}.")
     return FORMATS[fmt](tables)
 
 
