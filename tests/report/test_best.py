@@ -364,7 +364,7 @@ def test_where_nothing_was_tuned_models_stand_side_by_side():
         "Status": "ok",
     }
     assert "All cells of local models ran with device type cuda" in caption(survey)
-    assert "another measurement, not to be compared" in caption(survey)
+    assert "a different measurement, not comparable" in caption(survey)
     assert len(survey.columns) == len(SURVEY) + 1  # two scores
 
 
