@@ -1,14 +1,14 @@
-"""Claims: which process runs a cell, held by one at a time on any file system that machines share.
+"""Leases: which process runs a cell. One process at a time holds a lease, on any file system that machines share.
 
-A claim is a folder that holds one file, TOKEN.json, named after its owner's random token. It relies on what every
-shared file system does in one step (flock over NFS is not among that), and compares no two clocks:
+A lease is a folder that holds one file, TOKEN.json, named after its owner's random token. It relies on what every
+shared file system does atomically (flock over NFS is not among that), and compares no two clocks:
 
-- It is taken by moving a folder with the file in it into place, which fails where a folder with a file is.
-- Its owner, and nobody else, writes to the file, every HEARTBEAT seconds: a counter, and how far the cell is.
-- It is free when the owner removed it, or is dead: a process of this machine that has ended, or one elsewhere whose
-  file has not changed for SILENCE seconds before the eyes of whoever waits for the claim.
-- A dead owner's claim is taken over by removing its file, and then taking the claim as anyone else would. The token
-  makes sure that only the file which was judged can be removed, never that of whoever took over first.
+- A process takes a lease by moving a folder with the file into place, which fails if a folder with a file is there.
+- Only the owner writes to the file, every HEARTBEAT seconds: a counter, and the progress of the cell.
+- A lease is free if its owner removed the file or is dead: a process of this machine that has ended, or a process
+  elsewhere whose file has not changed for SILENCE seconds of watching.
+- To take over a dead owner's lease, a process removes the file, and then takes the lease as anyone else would. The
+  token ensures that it removes only the file it judged, never that of a process that took over first.
 - An owner that was taken for dead and wakes up finds its file gone, and stops its job.
 """
 
@@ -32,21 +32,21 @@ from harness import record
 from harness.errors import UserError
 from harness.record import machine as _machine
 
-HEARTBEAT = 10.0  # seconds between an owner's signs of life
-SILENCE = 120.0  # seconds without one after which an owner on another machine is taken for dead
-GLANCE = 1.0  # seconds between looks at claims that are waited for
-SIZE = 2000  # bytes, with which a file begins: later words fit in, so that a full disk silences nobody
+HEARTBEAT = 10.0  # seconds between two writes of an owner
+SILENCE = 120.0  # seconds without a write after which an owner on another machine is taken for dead
+GLANCE = 1.0  # seconds between two reads of a lease that is waited for
+SIZE = 2000  # bytes of a file from its start, so that a full disk stops no heartbeat
 KEYS = {"host", "machine", "pid", "processes", "started", "progress"}
 
 
 class Held(UserError):
-    """Another live process has the claim."""
+    """Another live process has the lease."""
 
 
 class Claim:
-    """A claim of this process. Called with what a job reports, it shows that as the progress.
+    """A lease of this process. A call writes the progress of its job.
 
-    lost: whether another process took it over, since this one had given no sign of life for too long.
+    lost: whether another process took it over, because this one was silent for too long.
     """
 
     def __init__(self, path: Path, owner: dict[str, Any]):
@@ -59,12 +59,12 @@ class Claim:
         self._beat(progress=progress)
 
     def works(self, pid: int, stop: Callable[[], None]) -> None:
-        """Process `pid` works on what is claimed: no one may take over while it lives; `stop` ends it, if need be."""
+        """Register a process that works under the lease: nobody takes over while it lives. `stop` ends it."""
         self._stop = stop
         self._beat(processes=self._owner["processes"] | {str(pid): _born(pid)})
 
     def keep(self) -> None:
-        """Give signs of life until the claim is released or lost."""
+        """Write a heartbeat until the lease is released or lost."""
         while not self._released.wait(HEARTBEAT) and not self.lost:
             self._beat()
 
@@ -87,19 +87,19 @@ class Claim:
         except FileNotFoundError:
             self.lost = True
         except OSError:
-            pass  # out of reach for now: the next beat may come through
+            pass  # out of reach for now; the next heartbeat may succeed
 
 
 @contextmanager
 def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Claim]:
-    """Hold the claim `folder` on `what`; where another has it, raise Held, or wait for it `patiently`."""
+    """Hold the lease `folder` on `what`. If another process has it, wait `patiently`, or raise Held."""
     while (claim := _take(folder)) is None:
         if not patiently:
             found = owner(folder)
             by = f"process {found['pid']} on {found['host']}" if found else "another process"
             raise Held(
-                f"{what} is being run by {by} already (if not so, delete {folder}, "
-                f"or let a sweep take it over after {SILENCE:.0f} s without a sign of life)."
+                f"{what} is being run by {by}. If that process is dead, delete {folder}, "
+                f"or let a sweep take over after {SILENCE:.0f} s."
             )
         wait([folder])
     keeper = threading.Thread(target=claim.keep, daemon=True)
@@ -113,16 +113,16 @@ def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Claim]:
 
 
 def owner(folder: Path) -> dict[str, Any] | None:
-    """What the claim `folder` says of its owner: host, pid, started, progress, …; None if none is known to live."""
+    """The owner of the lease `folder`: host, pid, started, progress, …; None if there is no live owner."""
     path = _file(folder)
-    if path is None or record.maker(folder) is not None:  # one that is not yet in its place
+    if path is None or record.maker(folder) is not None:  # it is not yet in place
         return None
     found = _read(path)
     return None if found is None or _ended(found) else found
 
 
 def wait(folders: Sequence[Path]) -> list[Path]:
-    """Those of the claims `folders` that are free, as soon as some are."""
+    """Wait until some of the leases `folders` are free; returns those."""
     seen: dict[Path, tuple[bytes, int]] = {}
     while not (free := [folder for folder in folders if _freed(folder, seen)]):
         time.sleep(GLANCE)
@@ -130,10 +130,10 @@ def wait(folders: Sequence[Path]) -> list[Path]:
 
 
 def left_behind(folders: Iterable[Path], now: float) -> list[Path]:
-    """Temporary files and folders in `folders` whose makers are dead, and who never came to put them in their place.
+    """Temporary files and folders in `folders` whose makers died before they moved them into place.
 
-    As with claims, one of this machine is dead when it has ended, and one elsewhere after SILENCE seconds in which
-    nothing was written. now: the time by the clock that `folders` take theirs from.
+    As with leases, a maker of this machine is dead if it has ended, and one elsewhere after SILENCE seconds without a
+    write. now: the time by the clock of the file system of `folders`.
     """
     return [path for folder in folders for path in sorted(folder.glob(".*.tmp")) if _left(path, now)]
 
@@ -148,14 +148,14 @@ def _left(path: Path, now: float) -> bool:
     try:
         return now - path.stat().st_mtime > SILENCE
     except FileNotFoundError:
-        return False  # it took its place at this moment
+        return False  # it was just moved into place
 
 
 def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
-    """Whether a claim is free, also since its owner, by now, is taken for dead.
+    """Whether a lease is free, or its owner is now taken for dead.
 
-    seen: by an owner's file what was in it, and in how many looks that was the same. Silence is counted in looks and
-    not by a clock, so that a file system that hung for minutes speaks against no one.
+    seen: by file, its content and how many reads found it unchanged. Silence is counted in reads, not by a clock, so
+    that a file system that hangs for minutes makes nobody seem dead.
     """
     path = _file(folder)
     if path is None:
@@ -163,11 +163,11 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
     try:
         content = path.read_bytes()
     except OSError:
-        return False  # released at this moment, or out of reach for now: the next look tells
+        return False  # released just now, or out of reach; the next read tells
     last, looks = seen.get(path, (None, 0))
     seen[path] = content, looks + 1 if content == last else 0
     found = _read(path)
-    here = found is not None and found["machine"] == _machine()  # it may be silent as long as it likes, by Ctrl-Z say
+    here = found is not None and found["machine"] == _machine()  # it may be silent for any time, such as after Ctrl-Z
     dead = _ended(found) if here else seen[path][1] >= SILENCE / GLANCE
     if dead:
         _remove(path)
@@ -175,7 +175,7 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
 
 
 def _take(folder: Path) -> Claim | None:
-    """A claim of this process on `folder`; None where a process has it that may live. Raises OSError."""
+    """Take the lease `folder`; None if a process has it that may be alive. Raises OSError."""
     token, me = secrets.token_hex(8), os.getpid()
     found = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
     found |= {"started": time.time(), "beats": 0, "progress": {}}
@@ -187,7 +187,7 @@ def _take(folder: Path) -> Claim | None:
         while not _moved(made, folder):
             path = _file(folder)
             if path is None:
-                continue  # released at this moment
+                continue  # released just now
             other = _read(path)
             if other is None or not _ended(other):
                 return None
@@ -198,27 +198,27 @@ def _take(folder: Path) -> Claim | None:
 
 
 def _moved(made: Path, folder: Path) -> bool:
-    """Move `made` to `folder`, unless that is a folder with something in it."""
+    """Move `made` to `folder`, unless that is a folder with content."""
     try:
         os.rename(made, folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        with contextlib.suppress(OSError):  # an empty one, where the file system doesn't replace that itself
+        with contextlib.suppress(OSError):  # an empty one, if the file system does not replace it
             folder.rmdir()
         return False
     return True
 
 
 def _remove(path: Path) -> None:
-    """Remove an owner's file, and the folder unless another's is in it by now."""
+    """Remove an owner's file, and the folder unless it holds another owner's file by now."""
     path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.parent.rmdir()
 
 
 def _file(folder: Path) -> Path | None:
-    """The owner's file in a claim; None if there is none."""
+    """The owner's file in a lease; None if there is none."""
     try:
         return next(folder.iterdir(), None)
     except (FileNotFoundError, NotADirectoryError):
@@ -226,7 +226,7 @@ def _file(folder: Path) -> Path | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What an owner wrote; None if that can't be read: it is being written or removed, or not ours."""
+    """What an owner wrote; None if it can't be read: it is being written or removed, or is no owner's file."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -239,17 +239,17 @@ def _text(owner: dict[str, Any]) -> str:
 
 
 def _ended(owner: dict[str, Any]) -> bool:
-    """Whether an owner is known to have ended, with all that works for it; of another machine none is."""
+    """Whether an owner and its processes are known to have ended; never known of another machine."""
     return owner["machine"] == _machine() and not any(_lives(int(pid), b) for pid, b in owner["processes"].items())
 
 
 def _lives(pid: int, born: str | None) -> bool:
-    """Whether process `pid` is there, and is the one that was born then."""
+    """Whether process `pid` exists and is the one that began at `born`."""
     return _there(pid) and _born(pid) in (None, born)
 
 
 def _there(pid: int) -> bool:
-    """Whether there is a process `pid` that is more than a corpse."""
+    """Whether process `pid` exists and is no zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -260,9 +260,9 @@ def _there(pid: int) -> bool:
 
 
 def _born(pid: int) -> str | None:
-    """When process `pid` began, in clock ticks since the boot, which no setting of a clock moves.
+    """When process `pid` began, in clock ticks since the boot, which no change of the clock affects.
 
-    "" for one that has ended but was not yet waited for; None where the system does not tell, or there is none.
+    "" for a zombie; None if there is no such process, or the system does not tell.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -186,7 +186,7 @@ def test_an_owner_on_another_machine_may_live_whatever_runs_here(study, lora, fo
 def test_a_claim_that_says_nothing_is_held_by_nobody_known(quick, study, lora, folder, text):
     leave(folder).write_text(text)
     assert study.running() == {}
-    with pytest.raises(Held, match="is being run by another process already"), study.claim(lora):
+    with pytest.raises(Held, match="is being run by another process"), study.claim(lora):
         pass
     assert study.wait([lora]) == [lora]  # it may have been about to say something, but not for so long
     with study.claim(lora):
