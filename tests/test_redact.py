@@ -97,7 +97,8 @@ def test_a_cell_is_run_again_from_its_record_alone(folder):
     records, study = by_status(folder), folder / "results" / "adhoc"
     refused = call(folder, "retry", "--failed")
     assert refused.returncode == 2
-    assert "telltale.build is named in no file of conf/" in refused.stderr
+    assert "no file of conf/ or sweeps/ names" in refused.stderr
+    assert "=telltale.build" in refused.stderr
     call(folder, "rm", records["failed"].cell.name, "--yes")
 
     first = records["ok"]
@@ -213,15 +214,15 @@ def hostile(cell, **changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method__adapt": {"_target_": "os.system", "command": "true"}}, "os.system is named in no file"),
-        ({"method__optim": {"a": [{"_target_": "torch.os.system"}]}}, "torch.os.system is named in no file"),
-        ({"data__load": {"_target_": ["os.system"]}}, "is named in no file"),
-        ({"data__prompt": "${oc.env:HF_TOKEN}"}, "is to be interpolated"),
-        ({"model__trust_remote_code": True}, "to be trusted"),
-        ({"model__use_safetensors": False}, "to be trusted"),
+        ({"method__adapt": {"_target_": "os.system", "command": "true"}}, " names method.adapt._target_=os.system"),
+        ({"method__optim": {"a": [{"_target_": "torch.os.system"}]}}, "_target_=torch.os.system"),
+        ({"data__load": {"_target_": ["os.system"]}}, "no file of conf/ or sweeps/ names"),
+        ({"data__prompt": "${oc.env:HF_TOKEN}"}, "is an interpolation"),
+        ({"model__trust_remote_code": True}, "it trusts code or pickled weights"),
+        ({"model__use_safetensors": False}, "it trusts code or pickled weights"),
         ({"eval__unsafe_code": True}, "code that a model writes"),
         ({"method__load": {"dtype": "float32", "use_kernels": True}}, "use_kernels"),
-        ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code of the hub"),
+        ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code from the hub"),
     ],
 )
 def test_a_record_does_not_decide_what_is_called(cell, changes, said):
@@ -232,7 +233,7 @@ def test_a_record_does_not_decide_what_is_called(cell, changes, said):
 def test_settings_that_are_not_those_of_the_id_are_not_run(cell):
     record = hostile(cell)
     change(record, seed=5)
-    assert "not those that its id stands for" in retry.objection(record)
+    assert "its id is not that of its settings" in retry.objection(record)
 
 
 def test_all_methods_and_data_can_be_run_from_their_records(cell):
@@ -249,4 +250,4 @@ def test_a_model_behind_an_api_is_not_asked_from_its_record_alone(cell):
     """Neither its key's name nor its prices are there."""
     record = hostile(cell)
     record.cell = cell("method=api", "model.base_url=http://host/v1", "model.name=any")
-    assert "how its model is asked (key, prices) is no part of it" in retry.objection(record)
+    assert "it does not hold how its model is asked (key, prices)" in retry.objection(record)

@@ -1,4 +1,4 @@
-"""``python -m harness ask``: which models a command line means, for a job that puts prompts to them."""
+"""``python -m harness ask``: finds the models and prompts that a command line names, for a job that asks them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from harness.studies.find import CellRef, find
 from harness.sweep import runner
 from harness.sweep.store import Study
 
-AS_TYPED = "{question}"  # a prompt that nothing is put around
+AS_TYPED = "{question}"  # the template that adds nothing
 
 
 def prompts(typed: Sequence[str], file: Path | None) -> list[str]:
-    """Those that were typed, then those of a file: one a line, or JSON lines with a "prompt" or a "question"."""
+    """The typed prompts, then those of a file: one a line, or JSON lines with a "prompt" or a "question"."""
     found = list(typed)
     if file is not None:
         try:
@@ -28,7 +28,7 @@ def prompts(typed: Sequence[str], file: Path | None) -> list[str]:
         lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
         found += [_prompt(file, n, line) if file.suffix == ".jsonl" else line.strip() for n, line in lines]
     if not found:
-        raise UserError("There is nothing to ask: type a prompt, or name a file of them with --prompts.")
+        raise UserError("There is nothing to ask: type a prompt, or name a file of prompts with --prompts.")
     return found
 
 
@@ -44,7 +44,7 @@ def _prompt(file: Path, number: int, line: str) -> str:
 
 
 def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[CellRef]:
-    """The cells that are named, or else all of the studies that left weights; UserError if one named left none."""
+    """The named cells, or all cells of `studies` with saved weights; UserError if a named one has none."""
     if not cells:
         records = [(Study(results, name), record) for name in studies for record in read_study(results / name)[0]]
         return [CellRef(study, record.cell.name) for study, record in records if record.saved]
@@ -54,18 +54,18 @@ def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[C
             raise UserError(f"{of_it} has no record yet; there is nothing to ask.")
         record = read(of_it.record)
         if record.cell.settings.method.tuned and not record.saved:
-            raise UserError(f"{of_it} left no weights; run it anew with save=adapter or save=merged to ask it.")
+            raise UserError(f"{of_it} has no saved weights; run it again with save=adapter or save=merged.")
     return found
 
 
 def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], None], **asking: Any) -> dict[str, Any]:
-    """The answers of the untuned models of `cells`, of `cells`, and of the models that `asking` names.
+    """The answers of the untuned base models of `cells`, of `cells`, and of the models that `asking` names.
 
-    as_typed: whether prompts are put as they are; else as the cell's data puts its questions. asking: the other fields
-    of ``harness.job.evaluate.prompting.Asking``.
+    as_typed: put prompts as they are, not in the template of the cell's data. asking: the other fields of
+    ``harness.job.evaluate.prompting.Asking``.
     """
     records = [(found, read(found.record)) for found in cells]
-    bases = {}  # one of each model and way to put a question
+    bases = {}  # one for each model and template
     for found, record in records:
         of_it = record.cell.settings
         bases.setdefault((of_it.model, _template(of_it.data)), (found, record))
@@ -86,7 +86,7 @@ def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bo
 
 
 def _template(data: DataSettings) -> str | None:
-    """How data put a question with nothing beside it; None for conversations, which the chat template writes."""
+    """The prompt template of a question without context; None for conversations, which use the chat template."""
     of_file = data.load.get("columns") or {}
     if data.load.get("messages") or of_file.get("messages"):
         return None

@@ -1,9 +1,9 @@
-"""Scores recorded cells on further tasks, by the weights that were saved of them: no training.
+"""Scores recorded cells on further tasks by their saved weights, without training.
 
     python -m harness score STUDY_OR_CELL... --tasks a,b [--limit N] [--replace]
 
-The untuned models of a study are scored along with its cells: what a task says of a tuned one is its difference from
-its base. A record comes from anywhere, so here as in retry.py only what this harness's own settings name is called.
+The untuned base models of a study are scored with its cells, because a tuned model is compared with its base. A record
+may come from anywhere, so only functions that config files name are called, as in retry.py.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from harness.sweep.store import Study
 
 @dataclass
 class Asked:
-    """What there is to do, and what is not done.
+    """What is to be scored.
 
-    todo: cells and the tasks they are to be scored on. known: cells that were scored on all of them. refused: a
-    sentence on each that can't be.
+    todo: cells and the tasks to score them on. known: cells that have scores for all tasks. refused: one sentence for
+    each cell that can't be scored.
     """
 
     todo: list[tuple[Study, Record, list[str]]] = field(default_factory=list)
@@ -39,9 +39,9 @@ class Asked:
 
 
 def plan(results: Path, names: Sequence[str], texts: Sequence[str], tasks: Sequence[str], replace: bool) -> Asked:
-    """What scoring takes of `texts` (studies among `names` below `results`, or cells) on `tasks`.
+    """Plan the scoring of `texts` (studies among `names` below `results`, or cells) on `tasks`.
 
-    replace: tasks that a cell was scored on are scored anew. Raises UserError for a text that means nothing, and
+    replace: score tasks again that a cell has scores for. Raises UserError for a text that names nothing, and
     RecordError for a named cell whose record can't be read.
     """
     asked = Asked()
@@ -59,7 +59,7 @@ def plan(results: Path, names: Sequence[str], texts: Sequence[str], tasks: Seque
 
 
 def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Asked) -> list[tuple[Study, Record, bool]]:
-    """The cells that are meant and the untuned ones they are compared with; and whether each was named itself."""
+    """The requested cells and their untuned base cells, and whether each was named itself."""
     meant: dict[tuple[str, str], tuple[Study, Record, bool]] = {}
     for text in texts:
         if text in names:
@@ -88,18 +88,18 @@ def _same_model(one: Record, other: Record) -> bool:
 
 
 def _objection(study: Study, found: Record) -> str | None:
-    """Why the cell of a record can't be scored without training it, as the end of a sentence; None if it can be."""
+    """Why the cell of a record can't be scored without training, as a clause; None if it can be."""
     if found.source is not None:
-        return f"it is a result of {found.source.project}, of which there are no weights"
+        return f"it is an imported result of {found.source.project}, without weights"
     if found.status != "ok":
         return f"it ended as {found.status}"
     if (why := objection(found)) is not None:
         return why
     if _tuned(found):
         if study.weights(found) is None:
-            return f"it has no saved weights; {study.anew(found)} with save=adapter trains it anew"
+            return f"it has no saved weights; to train it with save=adapter: {study.anew(found)}"
         if found.saved.form == "merged" and not found.merge.merged:
-            return "merged, as it is saved, it is not the model that was scored; save=adapter keeps that one"
+            return "its saved, merged weights are not the model that was scored; save=adapter saves that model"
     problems = verify.check(study.path(found.cell))
     return problems[0].rstrip(".") if problems else None
 
@@ -107,7 +107,7 @@ def _objection(study: Study, found: Record) -> str | None:
 def score(
     asked: Asked, given: dict[str, Any], data_root: str | None, tell: Callable[[str], None]
 ) -> list[tuple[Study, Record]]:
-    """Score what there is to do; the new records of those that were. `tell` is told of each what came, a line a score.
+    """Score the cells of `asked.todo`; returns their new records. `tell` gets one line for each score.
 
     given: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after all
     is added to those that were refused. Raises UserError, before anything is scored, if a task can't be had.
@@ -147,7 +147,7 @@ def score(
 
 
 def lines(study: Study, found: Record) -> list[str]:
-    """What the last scoring of a record gave, for a terminal."""
+    """The scores of the last scoring of a record, for a terminal."""
     made = [s for s in found.scores if s.task in found.rescored[-1].tasks]
     return [
         f"{study.name}/{found.cell.name}: {s.task} {s.metric} ({s.filter}): {s.value:.4f}"

@@ -1,4 +1,4 @@
-"""``python -m harness synthesize``: what a command line asks for, put into words for a job, and its answer as lines."""
+"""``python -m harness synthesize``: the request for a job that has a model write problems, and its summary as lines."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from harness.sweep import app, cells, runner
 def synthesize(
     source: str, tasks: list[str] | None, data_root: str | None, out: Path, n: int, **asking: Any
 ) -> dict[str, Any]:
-    """Have `n` problems made from `source`, a file of items or a data set of conf/data; the summary of what came.
+    """Have a model write `n` problems from `source`, a file of items or a data set of conf/data; returns a summary.
 
-    tasks: of the evaluation whose items are kept out; null for that of the data set. asking: the other fields of
-    ``harness.job.data.generators.synthesis.Asking``. Raises UserError if anything of it can't be.
+    tasks: evaluation tasks whose items are kept out (null: those of the data set). asking: the other fields of
+    ``harness.job.data.generators.synthesis.Asking``. Raises UserError for bad input.
     """
     is_file = Path(source).suffix in (".jsonl", ".json") or Path(source).is_file()
     if is_file and tasks is None:
         raise UserError(
-            f"Say what is to be kept out of problems made from {source}: --eval gsm8k,mmlu, or --eval none for nothing."
+            f"--source {source} requires --eval: the tasks whose items are kept out, such as gsm8k,mmlu, or none."
         )
     if out.exists() and not out.with_suffix(".answers.jsonl").exists():
-        raise UserError(f"{out} is there, and no answers beside it that it was made of; name another file with --out.")
+        raise UserError(f"{out} exists without the answers that it was made from; name another file with --out.")
     config = app.composed(*([] if is_file else [f"data={source}"]))
     settings = OmegaConf.to_container(config, resolve=True)
     evaluation = cells.part(EvalSettings, settings["eval"] | ({} if tasks is None else {"tasks": tasks}))
@@ -56,15 +56,15 @@ def synthesize(
 
 
 def lines(summary: dict[str, Any], out: Path) -> Iterator[str]:
-    """What came of it, for a terminal."""
+    """The summary for a terminal."""
     kinds = ", ".join(f"{n} {kind}" for kind, n in summary["kept_by_kind"].items()) or "none"
     yield f"{out}: {summary['kept']} problems ({kinds}) of {summary['asked']} answers by {summary['model']}."
     if bare := summary["kept_without_checked_steps"]:
-        yield f"In {bare} of them there was no calculation that could be checked."
+        yield f"{bare} of them have no calculation that could be checked."
     rejected = ", ".join(f"{found['count']} {reason}" for reason, found in summary["rejected"].items())
     yield f"Rejected: {rejected or 'none'}; {out.with_suffix('.report.json')} has examples."
     evaluation = ", ".join(summary["evaluation"])
-    yield f"Kept out of it: {evaluation}." if evaluation else "It was held against no evaluation."
+    yield f"Kept out: {evaluation}." if evaluation else "No evaluation was kept out."
     for name, which in (("tokens_of_this_call", "This call"), ("tokens", "All calls")):
         told = summary[name]
         spent = f"{told['read']:,} tokens read, {told['written']:,} written" if told["read"] is not None else "unknown"

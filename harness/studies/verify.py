@@ -1,8 +1,8 @@
-"""Whether records can be trusted: what is wrong with one, or with the items and weights beside it, in sentences.
+"""Checks records, and the items and weights beside them; each problem is a sentence.
 
     python -m harness verify [--study NAME]
 
-A study is looked at as it lies there, whoever wrote it, and nothing is changed.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.sweep.store import Study
 
 
 def study(results: Path, name: str) -> tuple[int, list[str]]:
-    """How many JSON files the study `name` below `results` holds, and one sentence for each problem with them."""
+    """The number of JSON files in the study `name` below `results`, and one sentence for each problem."""
     paths = sorted((results / name).glob("*.json"))
     problems = [problem for path in paths for problem in check(path)]
     try:
@@ -29,12 +29,12 @@ def study(results: Path, name: str) -> tuple[int, list[str]]:
     except UserError as error:
         problems.append(str(error))
     for path in Study(results, name).left_behind():
-        problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it, or you may.")
+        problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it.")
     return len(paths), problems
 
 
 def check(path: Path) -> list[str]:
-    """One sentence for each problem with the record at `path` and its items."""
+    """One sentence for each problem with the record at `path`, its items and its weights."""
     try:
         found = record.read(path)
     except RecordError as error:
@@ -50,7 +50,7 @@ def check(path: Path) -> list[str]:
 
 
 def _items(found: Record, path: Path) -> list[str]:
-    """What is wrong with the items at `path`. Imported scores may have none, and need not be means over items."""
+    """Problems of the items at `path`. Imported scores may have no items, and need not be means over items."""
     own = found.source is None
     if not path.exists():
         missing = found.items_sha256 or (found.scores and own)
@@ -73,22 +73,22 @@ def _items(found: Record, path: Path) -> list[str]:
 
 
 def _weights(found: Record, folder: Path) -> list[str]:
-    """What is wrong with the weights in `folder`. That they were removed is not: no comparison rests on them."""
+    """Problems of the weights in `folder`. They may be missing: no comparison rests on them."""
     if not folder.is_dir():
         return []
     if found.saved is None:
-        return [f"{folder} lies beside a record that tells of no saved weights; move it elsewhere."]
+        return [f"{folder} lies beside a record without saved weights; move it elsewhere."]
     there, told = record.hashes(folder), found.saved.files
     wrong = [
         *(f"{folder / name} is missing among the saved weights." for name in sorted(told.keys() - there.keys())),
-        *(f"{folder / name} is not of what was saved there." for name in sorted(there.keys() - told.keys())),
+        *(f"{folder / name} is not among the files that were saved." for name in sorted(there.keys() - told.keys())),
     ]
     changed = [name for name in sorted(told.keys() & there.keys()) if told[name] != there[name]]
     return wrong + [f"{folder / name} is not the file that was saved: the hashes differ." for name in changed]
 
 
 def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
-    """How many items there are, and the mean of their values, by task, metric and filter."""
+    """The number of items and the mean of their values, by task, metric and filter."""
     keys = ["task", "metric", "filter"]
     table = pq.read_table(path, columns=[*keys, "value"])
     rows = table.group_by(keys).aggregate([("value", "count"), ("value", "mean")]).to_pylist()

@@ -38,10 +38,10 @@ def test_what_is_to_differ_is_read_as_settings_are(overrides, changed):
     [
         (
             "lr=1e-3",
-            r"lr=1e-3 can't be: a cell is run again as it was; what may differ is timeout=, ",
+            r"`retry` changes only timeout=, train.save_every=, retry.on_oom=; got lr=1e-3\.",
         ),
-        ("save=merged", r"save=merged can't be: a cell is run again as it was"),
-        ("timeout", r"timeout can't be: a cell is run again as it was"),
+        ("save=merged", r"`retry` changes only .*; got save=merged"),
+        ("timeout", r"`retry` changes only .*; got timeout\."),
         ("timeout=0", r"timeout=0.0 can't be: it must be positive"),
         ("timeout=soon", r"timeout: Value 'soon' "),
         ("train.save_every=0", r"train.save_every=0 can't be: it must be 1 or more"),

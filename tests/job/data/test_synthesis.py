@@ -252,7 +252,7 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
         out = capsys.readouterr().out
         assert f"made.jsonl: {len(made(source))} problems" in out
         assert "near-duplicate of another" in out
-        assert "It was held against no evaluation." in out
+        assert "No evaluation was kept out." in out
         assert "This call: 9 answers, 90 tokens read, 45 written." in out
         report = json.loads((source.parent / "made.report.json").read_text())
         assert (report["source"], report["asked"], report["evaluation"]) == ("seeds.jsonl", 9, [])
@@ -282,7 +282,7 @@ def test_bad_input_is_one_sentence(source, capsys, line, said, monkeypatch):
 def test_what_a_file_is_held_against_must_be_said(source, capsys):
     line = ["synthesize", "--source", str(source), "--base-url", "http://x/v1", "--model", "m", "--n", "5"]
     assert main(line) == 2
-    assert "--eval none" in capsys.readouterr().err
+    assert "requires --eval: the tasks" in capsys.readouterr().err
 
 
 def test_a_file_that_was_not_made_so_is_not_written_over(source, capsys):

@@ -203,7 +203,7 @@ def test_a_study_is_scored_with_its_base_and_without_what_has_no_weights(study):
     assert todo == [("base", ["facts"]), ("lora", ["facts"])]
     (refused,) = found.refused
     assert refused.startswith("dora-")
-    assert "it has no saved weights; `python -m harness rm demo/dora-" in refused
+    assert "it has no saved weights; to train it with save=adapter: `python -m harness rm demo/dora-" in refused
     assert f"--results-dir {study.folder.parent}`" in refused
 
 
@@ -245,7 +245,7 @@ def test_merged_weights_of_a_model_that_was_scored_unmerged_are_not_scored(study
     found = read(path)
     found.saved.form, found.merge = "merged", record.Merge(False, "quantised")
     record.write(found, path)
-    assert "it is not the model that was scored" in asked(study, "lora")[1].refused[0]
+    assert "its saved, merged weights are not the model that was scored" in asked(study, "lora")[1].refused[0]
 
 
 @pytest.mark.parametrize(

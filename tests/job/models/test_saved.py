@@ -226,8 +226,8 @@ def damaged(folder, name):
     [
         ("changed", "adapter_model.safetensors is not the file that was saved: the hashes differ."),
         ("missing", "adapter_config.json is missing among the saved weights."),
-        ("more", "pytorch_model.bin is not of what was saved there."),
-        ("unknown", "lies beside a record that tells of no saved weights; move it elsewhere."),
+        ("more", "pytorch_model.bin is not among the files that were saved."),
+        ("unknown", "lies beside a record without saved weights; move it elsewhere."),
     ],
 )
 def test_damaged_weights_are_named(study, name, said):
