@@ -177,7 +177,8 @@ def test_another_process_under_the_same_number_is_not_the_owner(study, lora, fol
 def test_an_owner_on_another_machine_may_live_whatever_runs_here(study, lora, folder):
     path = leave(folder, host="elsewhere", machine="another boot")
     assert study.running()[lora.name]["host"] == "elsewhere"
-    with pytest.raises(Held, match=rf"on elsewhere\. If that process is dead, delete {folder}, or let"), study.claim(lora):
+    said = rf"on elsewhere\. If that process is dead, delete {folder}, or let"
+    with pytest.raises(Held, match=said), study.claim(lora):
         pass
     assert path.exists()
 
