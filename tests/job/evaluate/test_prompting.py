@@ -26,7 +26,8 @@ from harness.job import recording
 from harness.job.evaluate import prompting
 from harness.job.models import embedded, loading
 from harness.record import decode, write
-from harness.report.pages import side_by_side, statistics
+from harness.report import statistics
+from harness.report.pages import side_by_side
 from harness.studies import ask as asking_of
 
 # The judge
