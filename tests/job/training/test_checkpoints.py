@@ -373,4 +373,4 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     assert at >= 20
     assert at % 5 == 0
     assert not studies["broken"].checkpoints(cell).exists()
-    assert "goes on from the checkpoint step-" in studies["broken"].log(cell).read_text()
+    assert "Resuming from the checkpoint step-" in studies["broken"].log(cell).read_text()
