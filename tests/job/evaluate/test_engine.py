@@ -35,6 +35,7 @@ from harness.job.evaluate import engine, scoring
 from harness.job.evaluate.engine import CALL, Engine, grouped
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED
+from harness.settings import EvalSettings
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 HEADS = {"num_key_value_heads": 2, "head_dim": 16}
@@ -321,7 +322,7 @@ def test_every_answer_goes_to_lm_evals_cache(tokenizer, tmp_path):
 def test_scores_are_the_same_without_speedups():
     bench = prepared(tiny("method=base"))
     tasks = scoring.Tasks(
-        {"tasks": ["facts", "wordmath"], "limit": 20, "num_fewshot": 2, "seed": 0, "batch_size": 8}, None
+        EvalSettings(tasks=["facts", "wordmath"], limit=20, num_fewshot=2, seed=0, batch_size=8), None
     )
     (fast, items, used), (plain, expected, none) = (
         scoring.score(bench.net, bench.tokenizer, tasks, 8, None, speedups=on) for on in (True, False)

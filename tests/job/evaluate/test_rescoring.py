@@ -131,13 +131,13 @@ def test_scores_and_items_are_added_both_or_neither(folder, tmp_path, monkeypatc
     path = tmp_path / f"{found.cell.name}.json"
     for source in (of(folder, "base"), of(folder, "base").with_suffix(".items.parquet")):
         (tmp_path / source.name).write_bytes(source.read_bytes())
-    replace, calls = os.replace, []
+    move, calls = os.replace, []
 
     def dies(source, target):
         calls.append(str(target))
         if (at, len(calls)) in (("before the items", 2), ("between the two", 3)):  # the first is of the waiting record
             raise KeyboardInterrupt
-        replace(source, target)
+        move(source, target)
 
     monkeypatch.setattr(os, "replace", dies)
     other = replace(MORE, tasks=["facts_short"], limit=2)
