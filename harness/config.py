@@ -6,26 +6,18 @@ Inert data: nothing here loads a model, touches a device or imports torch.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
-from urllib.parse import urlsplit
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from harness import redact
 from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
-from harness.errors import UserError, one_of
-from harness.record import STUDY_NAME, Precautions, TrackerName
-from harness.settings import AUTO, quantised_bits
+from harness.record import Precautions
 
-ADDED = ("gaussian", "orthogonal", "eva")  # ways for peft's LoRA to begin that leave the base as it is
-TRACKERS = get_args(TrackerName)
 ADAMW = {
     "torch": "torch.optim.AdamW",
     "8bit": "harness.job.methods.adamw.EightBitAdamW",
@@ -291,14 +283,6 @@ class Config:
 PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on_oom": "on_oom"}
 
 
-def check_precautions(config: DictConfig) -> None:
-    """Raise UserError for the first of a cell's precautions that can't be."""
-    if config.timeout is not None and not config.timeout > 0:
-        raise UserError(f"timeout={config.timeout} can't be: it must be positive, or null for none.")
-    if config.train.save_every is not None and config.train.save_every < 1:
-        raise UserError(f"train.save_every={config.train.save_every} can't be: it must be 1 or more.")
-
-
 def precautions(config: DictConfig) -> Precautions:
     return Precautions(**{name: OmegaConf.select(config, key) for key, name in PRECAUTIONS.items()})
 
@@ -321,165 +305,9 @@ def _multiply(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else float(f"{a * b:.6g}")
 
 
-LEAST = {
-    "train": dict.fromkeys(
-        (
-            *("max_steps", "grad_accum", "global_batch", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "max_tokens", "devices"),
-        ),
-        1,
-    ),
-    "data": {"limit": 1},
-    "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
-    "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
-    "api": {"concurrency": 1, "retries": 0, "backoff": 0},
-}
-
-
-def check(config: DictConfig) -> None:
-    """Raise UserError for the first setting that can't work; what only the model can tell is checked by the job."""
-    if config.model.key_env is not None:
-        redact.named.add(config.model.key_env)
-    redact.refuse(OmegaConf.to_container(config, resolve=True))
-    tuned = config.method.optim is not None
-    for key in ("rank", "alpha", "lr_scale", *(["lr"] if tuned else [])):
-        value = OmegaConf.select(config, key)
-        if value is None or not 0 < value < float("inf"):
-            raise UserError(f"{key}={value} can't be: {key} must be a positive number.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} can't be: it must be at least 0 and below 2**32.")
-    for group, bounds in LEAST.items():
-        for key, least in bounds.items():
-            value = config[group][key]
-            if value is not None and value < least:
-                raise UserError(f"{group}.{key}={value} can't be: it must be {least} or more.")
-    if not 0 <= config.train.warmup_ratio < 1:
-        raise UserError(f"train.warmup_ratio={config.train.warmup_ratio} can't be: it must be at least 0 and below 1.")
-    if config.train.max_grad_norm is not None and not config.train.max_grad_norm > 0:
-        raise UserError(f"train.max_grad_norm={config.train.max_grad_norm} can't be: it must be positive, or null.")
-    if not 0 <= config.data.noise <= 1:
-        raise UserError(f"data.noise={config.data.noise} can't be: it is a share of the answers, from 0 to 1.")
-    _check_batch(config.train)
-    if config.train.compile and config.train.gradient_checkpointing and tuned:
-        raise UserError(
-            "train.compile=true requires train.gradient_checkpointing=false: tracing does not see which sequences a "
-            "layer is computed again for."
-        )
-    if config.train.packing and config.train.bucketing > 1:
-        raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
-    check_precautions(config)
-    one_of("train.precision", config.train.precision, ["auto", "bf16", "fp32"])
-    one_of("train.parallel", config.train.parallel, ["ddp", "fsdp"])
-    one_of("speedups", config.speedups, ["auto", "off"])
-    _check_api(config)
-    one_of("eval.engine", config.eval.engine, ["auto", "vllm"])
-    if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
-        raise UserError("eval.fewshot_as_multiturn=true can't be without a conversation: set eval.chat_template=true.")
-    one_of("save", config.save, ["none", "adapter", "merged"])
-    start = OmegaConf.select(config, "method.adapt.init_lora_weights")
-    if config.save == "adapter" and isinstance(start, str) and start not in ADDED:
-        raise UserError(
-            f"save=adapter can't be with init_lora_weights={start}, which changes the base before it adapts that: the "
-            "adapter alone would not give the model back; take save=merged."
-        )
-    if config.tracker is not None:
-        one_of("tracker", config.tracker, TRACKERS)
-        check_installed(config.tracker)
-    one_of("model.dtype", config.model.dtype, ["float32", "bfloat16", "float16"])
-    for status in config.retry.statuses:
-        one_of("retry.statuses", status, ["failed", "oom", "diverged"])
-    if not STUDY_NAME.fullmatch(config.study):
-        raise UserError(f"study={config.study} can't name a folder: use letters, digits, '.', '_', '-' and '/'.")
-    if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
-        raise UserError(
-            f"data_root={config.data_root} is not a folder; name the one that holds openai/gsm8k and the like."
-        )
-    for setting, reason in config.method.incompatible.items():
-        key, comparison, value = re.split(r"(!?=)", setting, maxsplit=1)
-        found = typed(OmegaConf.select(config, key))
-        if (found == value) == (comparison == "="):
-            raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
-    _check_adamw(config)
-    if device_count(config) > 1:
-        _check_devices(config)
-
-
-def _check_adamw(config: DictConfig) -> None:
-    """Raise UserError if method.adamw is none of ADAMW, the method does not step by it, or it can't be saved."""
-    kind = config.method.adamw
-    if "${adamw:" in json.dumps(OmegaConf.to_container(config.method, resolve=False)):
-        one_of("method.adamw", kind, list(ADAMW))
-    elif kind not in (None, "torch"):
-        raise UserError(f"method.adamw={kind} requires a method that steps by AdamW, got {config.method.name}.")
-    if kind in ("paged", "paged_8bit") and config.train.save_every is not None:
-        raise UserError(
-            f"method.adamw={kind} requires train.save_every=null: paged memory can't be restored from a checkpoint."
-        )
-
-
-def _check_batch(train: DictConfig) -> None:
-    """Raise UserError if a step's batch is none, or is said twice."""
-    size, accum = train.batch_size, train.grad_accum
-    if size != AUTO and (isinstance(size, str) or size < 1):
-        raise UserError(f"train.batch_size must be a positive number or auto, got {size}.")
-    if size == AUTO and train.global_batch is None:
-        raise UserError("train.batch_size=auto requires train.global_batch, the sequences of a step.")
-    if size == AUTO and accum != 1:
-        raise UserError(f"train.batch_size=auto requires train.grad_accum=1, got {accum}: it accumulates by itself.")
-    if size != AUTO and train.global_batch is not None:
-        raise UserError(
-            f"train.global_batch={train.global_batch} requires train.batch_size=auto; a step of "
-            f"train.batch_size={size} has {size * accum} sequences."
-        )
-
-
 def device_count(config: DictConfig) -> int:
     """How many devices the cell of `config` trains on; an untuned row needs one."""
     return config.train.devices if config.method.optim is not None else 1
-
-
-def _check_devices(config: DictConfig) -> None:
-    """Raise UserError for the first setting that several devices can't share, or not in that way."""
-    train, slots = config.train, config.method
-    devices = f"train.devices={train.devices}"
-    method, ddp = f"method={slots.name} can't be combined with {devices}", "use train.parallel=ddp."
-    optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_") or slots.optim._target_)
-    batch = "global_batch" if train.batch_size == AUTO else "batch_size"
-    refused = {
-        f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
-        f"others; take a multiple of {train.devices}.": train[batch] % train.devices,
-        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
-        "eval.engine=auto.": config.eval.engine == "vllm",
-        f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
-        f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
-        "up.": slots.optim.get("per_layer"),
-    }
-    if train.parallel == "fsdp":
-        refused |= {
-            f"{method} and train.parallel=fsdp: weights in 8 bits can't be sharded; {ddp}": quantised_bits(slots.load)
-            == 8,
-            f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
-            f"{ddp}": slots.optim.get("matrices"),
-            f"{method} and train.parallel=fsdp: its init, before or after takes whole weights, and each device has a "
-            f"share of them; {ddp}": slots.init or slots.optim.get("before") or slots.optim.get("after"),
-            f"{method} and train.parallel=fsdp: {optimizer} is not known to step sharded weights; take one of "
-            f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
-            "model.upcast=true can't be combined with train.parallel=fsdp, which shards weights of one dtype together; "
-            f"{ddp}": config.model.upcast,
-            "train.activation_offload=true can't be combined with train.parallel=fsdp: weights that are gathered for a "
-            f"layer would be moved with its activations; {ddp}": train.activation_offload,
-            f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
-            f"weights; leave it out, or {ddp}": train.save_every is not None,
-        }
-    for sentence, applies in refused.items():
-        if applies:
-            raise UserError(sentence)
-
-
-def check_installed(tracker: str) -> None:
-    """Raise UserError if the package of `tracker` is not there."""
-    if find_spec(tracker) is None:
-        raise UserError(f"tracker={tracker} is not installed: pip install {tracker}.")
 
 
 def typed(value: Any) -> str:
@@ -487,59 +315,3 @@ def typed(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(value)
-
-
-def _check_api(config: DictConfig) -> None:
-    """Raise UserError if a model is behind an API and the method needs weights, the other way round, and the like."""
-    model, here = config.model, bool(config.method.load)
-    if model.base_url is None:
-        if not here:
-            raise UserError(
-                f"method={config.method.name} needs model.base_url=, the address of the model's endpoint, and "
-                "model.name=, what that calls it."
-            )
-        for key in ("tokenizer", "thinking", "key_env"):
-            if model[key]:
-                raise UserError(f"model.{key} is for models behind an API: add method=api and model.base_url=.")
-        return
-    if here:
-        raise UserError(
-            f"method={config.method.name} needs weights, and model.base_url={model.base_url} gives none; a model "
-            "behind an API is asked as it is, by method=api."
-        )
-    if OmegaConf.is_interpolation(model, "name"):
-        raise UserError("method=api needs model.name=, what the endpoint calls the model.")
-    url = urlsplit(model.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise UserError(
-            "model.base_url must be like https://host/v1: where the API is, with neither a key nor a query in it."
-        )
-    if not config.eval.tasks:
-        raise UserError(
-            "method=api with eval.tasks=[] has nothing to do; name the tasks that the model is to be asked."
-        )
-    if config.eval.engine != "auto":
-        raise UserError(f"eval.engine={config.eval.engine} is for weights that are here; leave it out for method=api.")
-    if config.eval.chat_template:
-        raise UserError(
-            "eval.chat_template=true is for weights that are here; method=api without model.tokenizer= chats."
-        )
-    for key in ("timeout", "per_minute"):
-        if config.api[key] is not None and not 0 < config.api[key] < float("inf"):
-            raise UserError(f"api.{key}={config.api[key]} can't be: it must be positive.")
-    if model.thinking < 0:
-        raise UserError(f"model.thinking={model.thinking} can't be: it is a number of tokens, and 0 is none.")
-    if model.thinking and model.tokenizer is not None:
-        raise UserError("model.thinking= is for models that chat; leave out model.tokenizer, or model.thinking.")
-    for key, price in config.model.price.items():
-        if price is not None and not 0 <= price < float("inf"):
-            raise UserError(f"model.price.{key}={price} can't be: it is dollars for a million tokens.")
-    if model.key_env is not None:
-        # Not said again, in case it is the key itself.
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", model.key_env):
-            raise UserError(
-                "model.key_env must be the name of an environment variable, in capitals; the key itself is never a "
-                "setting."
-            )
-        if not os.environ.get(model.key_env):
-            raise UserError(f"model.key_env={model.key_env} is not set in the environment; set it to the API's key.")

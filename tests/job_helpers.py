@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,8 @@ from harness.job import recording, run_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.models import adapting, loading
 from harness.job.training import attention
-from harness.record import Cell, Record
+from harness.protocol import Progress, RunCell
+from harness.record import Cell, Precautions, Record
 from harness.sweep import cells, runner
 from harness.sweep.store import Study
 
@@ -82,13 +83,28 @@ def run_tiny(folder: Path, *overrides: str) -> Record:
 
 def run_here(folder: Path, cell: Cell) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
-    return recording.run(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+    return run_request(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
 
 
-def run_claimed(cell: Cell, study: Study, *arguments: Any, **keywords: Any) -> Record:
+def run_request(
+    cell: Cell, study: str, path: Path, data_root: str | None, report: Callable[[dict], None], **options: Any
+) -> Record:
+    """Run `cell` in this process, by a request with `options`."""
+    return recording.run(RunCell(cell, study, str(path), data_root, **options), report)
+
+
+def run_claimed(
+    cell: Cell,
+    study: Study,
+    data_root: str | None,
+    on_event: Callable[[Progress], None],
+    precautions: Precautions | None = None,
+    **options: Any,
+) -> Record:
     """Run `cell` in a job of its own, as a sweep does."""
+    request = runner.request_for(cell, study, data_root, precautions=precautions or Precautions(), **options)
     with study.claim(cell) as claim:
-        return runner.run(cell, study, claim, *arguments, **keywords)
+        return runner.run(request, study, claim, on_event)
 
 
 def prepared(cell: Cell) -> SimpleNamespace:

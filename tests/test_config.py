@@ -10,9 +10,10 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from harness.config import CONF, check
+from harness.config import CONF
 from harness.errors import UserError
 from harness.sweep.cells import from_config
+from harness.validate import check
 
 METHODS, MODELS, DATA, EVALS = (
     sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("method", "model", "data", "eval")
@@ -172,7 +173,7 @@ def test_the_stable_keys_exist(compose, key):
     ],
 )
 def test_what_can_not_work_is_refused_by_name(compose, override, key):
-    with pytest.raises(UserError, match=rf"^{key}=.*") as refused:
+    with pytest.raises(UserError, match=rf"^{key}(=| must .*, got )") as refused:
         check(compose(override))
     assert "\n" not in str(refused.value)
 
@@ -188,7 +189,7 @@ def test_what_can_not_work_is_refused_by_name(compose, override, key):
             r"train\.batch_size=auto requires train\.grad_accum=1, got 2: it accumulates by itself\.",
         ),
         (("train.global_batch=8",), r"train\.global_batch=8 requires train\.batch_size=auto; a step of .*8 has 8 "),
-        (("train.batch_size=auto", "train.global_batch=0"), r"train\.global_batch=0 can't be: it must be 1 or more"),
+        (("train.batch_size=auto", "train.global_batch=0"), r"train\.global_batch must be 1 or more, got 0"),
         (
             ("train.batch_size=auto", "train.global_batch=9", "train.devices=2"),
             r"train\.devices=2 can't share train\.global_batch=9, .*take a multiple of 2",

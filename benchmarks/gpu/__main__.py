@@ -25,8 +25,8 @@ from pathlib import Path
 
 from benchmarks.gpu import checks, render
 from benchmarks.gpu.bench import Bench, room
-from harness.config import ROOT, one_of
-from harness.errors import UserError, about_file
+from harness.config import ROOT
+from harness.errors import UserError, about_file, one_of
 from harness.studies import doctor
 
 RANDOM = "qwen3_1_7b"

@@ -21,6 +21,7 @@ import hydra
 
 from harness.config import CONF, ROOT
 from harness.errors import UserError
+from harness.protocol import Progress
 from harness.record import Cell, Precautions, Record
 from harness.sweep import app, planner, runner
 from harness.sweep.cells import from_config
@@ -136,8 +137,9 @@ class Bench:
         asked = keywords.pop("precautions", {}) | {"timeout": self.seconds()}
         study.folder.mkdir(parents=True, exist_ok=True)
         with study.claim(cell) as claim:
-            events: Callable[[dict], None] = keywords.pop("on_event", lambda event: None)
-            found = runner.run(cell, study, claim, None, events, Precautions(**asked), **keywords)
+            events: Callable[[Progress], None] = keywords.pop("on_event", lambda event: None)
+            request = runner.request_for(cell, study, None, precautions=Precautions(**asked), **keywords)
+            found = runner.run(request, study, claim, events)
         if found.status == "failed" and self.left <= 0:
             study.remove(cell.name)
             raise OutOfTime("the time limit came first")
@@ -147,8 +149,8 @@ class Bench:
         """Run `cell` and kill its process after `step` steps; the record that is left."""
         study = self._study(folder)
 
-        def on_event(event: dict) -> None:
-            if event.get("step") == step:
+        def on_event(event: Progress) -> None:
+            if event.step == step:
                 for pid in study.running()[cell.name]["processes"]:
                     if int(pid) != os.getpid():
                         os.kill(int(pid), signal.SIGKILL)

@@ -99,7 +99,7 @@ def ask(options: argparse.Namespace) -> int:
     answers = asking.ask(
         cells,
         options.as_typed,
-        lambda event: print(f"Asking {event['asking']} …", file=sys.stderr) if "asking" in event else None,
+        lambda event: print(f"Asking {event.asking} …", file=sys.stderr) if event.asking else None,
         prompts=prompts,
         api=options.api,
         base_url=options.base_url,

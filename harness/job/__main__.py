@@ -1,119 +1,151 @@
-"""python -m harness.job DESCRIPTOR: the holder of jobs, see serve.py; what a job does is `main`.
+"""python -m harness.job DESCRIPTOR: serves the requests of harness/protocol.py; serve.py starts a job for each.
 
-A job answers one request by events (JSON lines) on the output. A request checks cells, predicts what they take, runs
-one, scores the weights of one again, puts prompts to models, or asks what there is on this machine. Whatever libraries
-print goes to standard error, which is the cell's log.
+A job answers one request by events on its output. Whatever libraries print goes to standard error, which is the cell's
+log.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from harness import redact
 from harness.errors import UserError
-from harness.record import Cell, Precautions, SmallerBatches, decode
-from harness.settings import EvalSettings
+from harness.protocol import (
+    Answer,
+    AskModels,
+    CheckCells,
+    CheckTasks,
+    ExamineMachine,
+    JobEvent,
+    JobRequest,
+    PlanCells,
+    Progress,
+    Refused,
+    Rescore,
+    RunCell,
+    Synthesize,
+    Warned,
+    encode,
+)
+
+Send = Callable[[JobEvent], None]
 
 
-def main(request: dict[str, Any]) -> int:
-    """Serve `request`; exit status 2 for bad input, whose sentence is sent as the event ``refused``."""
+def main(request: JobRequest) -> int:
+    """Serve `request`; returns the exit status, which is 2 for bad input, whose sentence is sent as Refused."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def report(event: dict) -> None:
+    def send(event: JobEvent) -> None:
         try:
-            print(json.dumps(event), file=events, flush=True)
+            print(encode(event), file=events, flush=True)
         except BrokenPipeError:
             os._exit(1)  # the sweep is gone: nobody waits for this cell, and its claim will be taken over
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        import torch
-
-        from harness.job.measure import device
-
-        cells = [decode(Cell, cell) for cell in request.get("check", [request["cell"]] if "cell" in request else [])]
-        count = max((cell.settings.train.devices for cell in cells), default=1)
-        # Before libraries that may set up CUDA come in: what they hold would look like another's.
-        for number in range(min(count, torch.cuda.device_count())) if request.get("warn") else ():
-            if words := device.busy(number):
-                report({"warning": words})
-        from harness.job import preflight, recording
-        from harness.job.api import run_api_cell
-        from harness.job.training import distributed
-
-        if "doctor" in request:
-            from harness.job import machine
-
-            report({"phase": "doctor", "doctor": machine.examine(**request["doctor"])})
-        elif "plan" in request:
-            from harness.job.predict import workers
-
-            planned = [(decode(Cell, asked["cell"]), asked["architecture"]) for asked in request["plan"]]
-            of = {name: request[name] for name in ("data_root", "budget", "beside", "tight", "kernels")}
-            for event in workers.answer(planned, **of):
-                report({"phase": "plan"} | event)
-        elif "synthesize" in request:
-            from harness.job.data.generators import synthesis
-
-            asking = decode(synthesis.Asking, request["synthesize"])
-            summary = synthesis.synthesize(asking, lambda event: report({"phase": "synthesize"} | event))
-            report({"phase": "synthesize", "summary": summary})
-        elif "ask" in request:
-            from harness.job.evaluate import prompting
-
-            answers = prompting.ask(
-                decode(prompting.Asking, request["ask"]), lambda event: report({"phase": "ask"} | event)
-            )
-            report({"phase": "ask", "answers": answers})
-        elif "check" in request:
-            preflight.check(cells, request["data_root"])
-            for cell in cells:
-                if asking := request.get("asking", {}).get(cell.id):
-                    found = run_api_cell.estimate(cell, decode(run_api_cell.Asking, asking), request["data_root"])
-                    report({"phase": "check", "id": cell.id, "estimate": found})
-        elif "tasks" in request:
-            from harness.job import prepared_inputs
-            from harness.job.evaluate import rescoring
-
-            settings = decode(EvalSettings, request["tasks"])
-            if "path" in request:
-                rescoring.rescore(Path(request["path"]), settings, request["data_root"], report)
-            else:
-                prepared_inputs.tasks(settings, request["data_root"])
-        else:
-            checkpoints = request.get("checkpoints")
-            asked = {
-                "cell": cells[0],
-                "study": request["study"],
-                "path": Path(request["path"]),
-                "data_root": request["data_root"],
-                "checkpoints": None if checkpoints is None else Path(checkpoints),
-                "precautions": decode(Precautions | None, request.get("precautions")),
-                "smaller": decode(SmallerBatches | None, request.get("smaller_batches")),
-                "save": request.get("save", "none"),
-                "tracker": request.get("tracker"),
-                "asking": decode(run_api_cell.Asking | None, request.get("asking")),
-            }
-            if count > 1:
-                return distributed.run(count, recording.run, asked, report)
-            recording.run(**asked, report=report)
+        _warn_of_others(request, send)
+        return SERVE[type(request)](request, send) or 0
     except UserError as error:
-        report({"refused": str(error)})
+        send(Refused(str(error)))
         return 2
-    return 0
+
+
+def _warn_of_others(request: JobRequest, send: Send) -> None:
+    """Warn if others use the devices, before libraries are loaded that set up CUDA and look like another process."""
+    if not getattr(request, "warn", False):
+        return
+    import torch
+
+    from harness.job.measure import device
+
+    cells = [request.cell] if isinstance(request, RunCell) else getattr(request, "cells", [])
+    count = max((cell.settings.train.devices for cell in cells), default=1)
+    for number in range(min(count, torch.cuda.device_count())):
+        if words := device.busy(number):
+            send(Warned(words))
+
+
+def _progress(send: Send, **same: str) -> Callable[[dict], None]:
+    """A function that sends a report of the job's own code, with the fields `same`, as Progress."""
+    return lambda report: send(Progress(**(same | report)))
+
+
+def _run(request: RunCell, send: Send) -> int | None:
+    from harness.job import recording
+    from harness.job.training import distributed
+
+    if (count := request.cell.settings.train.devices) > 1:
+        return distributed.run(count, recording.run, request, _progress(send))
+    recording.run(request, _progress(send))
+    return None
+
+
+def _check(request: CheckCells, send: Send) -> None:
+    from harness.job import preflight
+    from harness.job.api import run_api_cell
+
+    preflight.check(request.cells, request.data_root)
+    for cell in request.cells:
+        if (access := request.access.get(cell.id)) is not None:
+            send(Answer({"id": cell.id, "estimate": run_api_cell.estimate(cell, access, request.data_root)}))
+
+
+def _plan(request: PlanCells, send: Send) -> None:
+    from harness.job.predict import workers
+
+    for answer in workers.answer(request):
+        send(Answer(answer))
+
+
+def _examine(request: ExamineMachine, send: Send) -> None:
+    from harness.job import machine
+
+    send(Answer(machine.examine(request.models, request.data, request.data_root)))
+
+
+def _check_tasks(request: CheckTasks, send: Send) -> None:
+    from harness.job import prepared_inputs
+
+    prepared_inputs.tasks(request.settings, request.data_root)
+
+
+def _rescore(request: Rescore, send: Send) -> None:
+    from harness.job.evaluate import rescoring
+
+    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send))
+
+
+def _synthesize(request: Synthesize, send: Send) -> None:
+    from harness.job.data.generators import synthesis
+
+    send(Answer(synthesis.synthesize(request, _progress(send, phase="synthesize"))))
+
+
+def _ask(request: AskModels, send: Send) -> None:
+    from harness.job.evaluate import prompting
+
+    send(Answer(prompting.ask(request, _progress(send, phase="ask"))))
+
+
+SERVE: dict[type, Callable[..., int | None]] = {
+    RunCell: _run,
+    CheckCells: _check,
+    PlanCells: _plan,
+    ExamineMachine: _examine,
+    CheckTasks: _check_tasks,
+    Rescore: _rescore,
+    Synthesize: _synthesize,
+    AskModels: _ask,
+}
 
 
 if __name__ == "__main__":
-    from harness.job.measure import heap
     from harness.job.serve import serve
 
-    # All jobs keep freed memory, or the time of a step depends on what the process had freed before.
-    heap.keep()
     # Before libraries come in, which keep the streams they find.
     sys.stdout, sys.stderr = redact.Redacting(sys.stdout), redact.Redacting(sys.stderr)
     sys.exit(serve(int(sys.argv[1]), main))

@@ -20,7 +20,8 @@ from harness.job.api import run_api_cell
 from harness.job.reporter import Report
 from harness.job.tracker import Tracker
 from harness.job.training import distributed, loop
-from harness.record import Cell, Failure, Precautions, Record, Shortage, SmallerBatches, model_card
+from harness.protocol import RunCell
+from harness.record import Failure, Record, Shortage, model_card
 
 
 class RunningCell(Protocol):
@@ -46,50 +47,40 @@ class RunningCell(Protocol):
         """Do what follows on the record."""
 
 
-def run(
-    cell: Cell,
-    study: str,
-    path: Path,
-    data_root: str | None,
-    report: Report,
-    checkpoints: Path | None = None,
-    precautions: Precautions | None = None,
-    smaller: SmallerBatches | None = None,
-    save: str = "none",
-    tracker: str | None = None,
-    rank: distributed.Rank | None = None,
-    asking: run_api_cell.Asking | None = None,
-) -> Record:
-    """Run `cell`, write its record to `path` (its items beside it), and return it.
+def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) -> Record:
+    """Run the cell, write its record to the request's path (its items beside it), and return it.
 
     `report` is called with phases and with steps of training. Bad input raises UserError and leaves no record; any
     other failure is recorded with its phase, step and reason. A record that can't be written raises UserError too.
 
-    checkpoints: the cell's own folder of checkpoints. Training saves there, and resumes from there, if the precautions
-        say how often. It is removed with the record, except for a failed cell, which may be retried.
-    smaller: micro-batches that replace those that were asked for.
-    save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
-    asking: how to ask the model, if it is behind an API.
     rank: this process's part in a cell on several devices. One of them leaves the record.
     """
+    cell, path = request.cell, Path(request.path)
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
-    precautions = precautions or Precautions()
     weights, _ = left = record.beginnings(path)
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     if cell.settings.behind_api:
-        job: RunningCell = run_api_cell.ApiCell(cell, asking, data_root, report)
+        job: RunningCell = run_api_cell.ApiCell(request, report)
     else:
         preflight.check_machine(cell)
         first = rank is None or rank.number == 0
-        start_tracker = partial(Tracker, tracker, cell, study, path.parent) if tracker is not None and first else None
-        resumable = (checkpoints, precautions.save_every)
-        job = run_cell.LocalCell(cell, data_root, report, resumable, smaller, (save, weights), rank, start_tracker)
+        tracked = request.tracker is not None and first
+        start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None
+        job = run_cell.LocalCell(request, report, weights, rank, start_tracker)
     result = Record(
-        cell=cell, study=study, status="ok", started=started.isoformat(timespec="seconds"), seconds=0.0, environment={}
+        cell=cell,
+        study=request.study,
+        status="ok",
+        started=started.isoformat(timespec="seconds"),
+        seconds=0.0,
+        environment={},
+        precautions=request.precautions,
+        smaller_batches=request.smaller,
+        save=request.save,
+        tracker=request.tracker,
     )
-    result.precautions, result.smaller_batches, result.save, result.tracker = precautions, smaller, save, tracker
     try:
         job.run(result)
     except loop.Diverged as error:
@@ -112,8 +103,8 @@ def run(
     job.describe(result)
     _write(result, job.items, path, weights)
     job.end(result)
-    if checkpoints is not None and result.status != "failed":
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if request.checkpoints is not None and result.status != "failed":
+        shutil.rmtree(request.checkpoints, ignore_errors=True)
     report({"phase": "recorded"})
     return result
 

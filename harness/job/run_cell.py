@@ -45,42 +45,37 @@ from harness.job.training import (
     probe,
 )
 from harness.job.training.checkpoints import Checkpoints
+from harness.protocol import RunCell
 from harness.record import (
-    Cell,
     Disk,
     Merge,
     Parameters,
     Probe,
     Record,
     Shortage,
-    SmallerBatches,
 )
 
 
 class LocalCell:
     """A running cell with weights: its phases in their order, and what one leaves for the next.
 
-    resumable: the folder of checkpoints, and the steps from one to the next; None for either: there are none.
-    save: the setting `save`, and the folder for the weights.
+    weights: the folder that tuned weights are saved in, if that is asked for.
     """
 
     def __init__(
         self,
-        cell: Cell,
-        data_root: str | None,
+        request: RunCell,
         report: Report,
-        resumable: tuple[Path | None, int | None],
-        smaller: SmallerBatches | None,
-        save: tuple[str, Path],
+        weights: Path,
         rank: distributed.Rank | None,
         start_tracker: Callable[[], Tracker] | None,
     ):
-        self.cell, self.settings, self.rank = cell, cell.settings, rank
-        self._resumable, (self._save, self._weights) = resumable, save
-        self.inputs = prepared_inputs.of(self.settings, data_root)
+        self.request, self.cell, self.settings, self.rank = request, request.cell, request.cell.settings, rank
+        self._weights = weights
+        self.inputs = prepared_inputs.of(self.settings, request.data_root)
         checks.check_length(self.settings.model, self.inputs.longest)
         self.tuned = self.settings.method.tuned
-        asked = smaller.batch_size if smaller else self.settings.train.micro_batch
+        asked = request.smaller.batch_size if request.smaller else self.settings.train.micro_batch
         self.batch_size = asked // self.settings.train.devices  # of one device
         self.bf16 = device.compute_dtype(self.settings.train.precision) is torch.bfloat16
         self.sharded = rank is not None and self.settings.train.sharded
@@ -257,12 +252,12 @@ class LocalCell:
         result.validation = [record.ValidationPoint(0, 0, validation_loss)]
 
     def _checkpoints(self) -> Checkpoints | None:
-        folder, every = self._resumable
+        folder, every = self.request.checkpoints, self.request.precautions.save_every
         if folder is None or every is None:
             return None
         of = {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.inputs.fingerprints}
         of |= {"precision": self._precision, "speedups": dict(self._speedups)}
-        return Checkpoints(folder, every, of | checkpoints.origin(self.accelerator.device), self.meter)
+        return Checkpoints(Path(folder), every, of | checkpoints.origin(self.accelerator.device), self.meter)
 
     # After training on several devices
 
@@ -308,7 +303,7 @@ class LocalCell:
 
     def merge_and_save(self, result: Record) -> None:
         """Fold the adapter, if there is one, into the model; save the form that was asked for, and time the result."""
-        form = saved.form(self._save, self.model) if self.tuned else None
+        form = saved.form(self.request.save, self.model) if self.tuned else None
         if form == "adapter":
             self._save_weights(form, result)
         self.reporter.enter("merge")

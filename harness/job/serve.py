@@ -21,18 +21,16 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from tqdm import tqdm
 
-from harness.record import decode
-from harness.settings import EvalSettings, Settings
+from harness.protocol import CheckTasks, JobRequest, Rescore, RunCell, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
 
 
-def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
+def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
     """Run `main` in a job for each request on the socket `descriptor`, until its other end is closed.
 
     A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
@@ -52,19 +50,19 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
             if torch.accelerator.is_available():
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
-                return main(json.load(sys.stdin))
+                return main(decode_request(sys.stdin.read()))
             from harness.job import prepared_inputs, recording  # noqa: F401
 
             loaded = True
         request = _request(streams[0], channel)
         if request is None:
             return 0
-        if "cell" in request:
+        if isinstance(request, RunCell):
             with suppress(Exception):  # the job meets the same error, and reports it
-                prepared_inputs.of(decode(Settings, request["cell"]["settings"]), request["data_root"])
-        if "tasks" in request:
+                prepared_inputs.of(request.cell.settings, request.data_root)
+        if isinstance(request, CheckTasks | Rescore):
             with suppress(Exception):
-                prepared_inputs.tasks(decode(EvalSettings, request["tasks"]), request["data_root"])
+                prepared_inputs.tasks(request.settings, request.data_root)
         gc.collect()
         gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()
@@ -84,7 +82,7 @@ def serve(descriptor: int, main: Callable[[dict[str, Any]], int]) -> int:
         channel.send(str(code).encode())
 
 
-def _request(stream: int, channel: socket.socket) -> dict[str, Any] | None:
+def _request(stream: int, channel: socket.socket) -> JobRequest | None:
     """The request written to `stream`; None if the sweep ended before all was written."""
     parts = []
     while not select.select([channel], [], [], 0)[0]:  # between a request and its answer only the end arrives
@@ -94,11 +92,11 @@ def _request(stream: int, channel: socket.socket) -> dict[str, Any] | None:
                 break
             parts.append(part)
     with suppress(json.JSONDecodeError):
-        return json.loads(b"".join(parts))
+        return decode_request(b"".join(parts))
     return None
 
 
-def _end(main: Callable[[dict[str, Any]], int], request: dict[str, Any]) -> None:
+def _end(main: Callable[[JobRequest], int], request: JobRequest) -> None:
     """Run `main` on `request`, and exit with its status at once: unloading libraries takes a second."""
     code = 1
     try:

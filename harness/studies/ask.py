@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.protocol import AskModels, LocalModel, Progress
 from harness.record import Record, read, read_study
 from harness.settings import DataSettings
 from harness.studies.find import CellRef, find
@@ -58,11 +59,12 @@ def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[C
     return found
 
 
-def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], None], **asking: Any) -> dict[str, Any]:
-    """The answers of the untuned base models of `cells`, of `cells`, and of the models that `asking` names.
+def ask(
+    cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[Progress], None], **options: Any
+) -> dict[str, Any]:
+    """The answers of the untuned base models of `cells`, of `cells`, and of the models that `options` name.
 
-    as_typed: put prompts as they are, not in the template of the cell's data. asking: the other fields of
-    ``harness.job.evaluate.prompting.Asking``.
+    as_typed: put prompts as they are, not in the template of the cell's data. options: the other fields of AskModels.
     """
     records = [(found, read(found.record)) for found in cells]
     bases = {}  # one for each model and template
@@ -77,12 +79,12 @@ def ask(cells: Sequence[CellRef], as_typed: bool, on_event: Callable[[dict], Non
     for found, record in records:
         if record.saved:
             local.append(_local(str(found) if several else found.name, found, record, True, as_typed))
-    return runner.ask({"local": local, **asking}, on_event)
+    return runner.ask(AskModels(local=local, **options), on_event)
 
 
-def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> dict[str, Any]:
+def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> LocalModel:
     prompt = AS_TYPED if as_typed else _template(record.cell.settings.data)
-    return {"label": label, "record": str(found.record.absolute()), "tuned": tuned, "prompt": prompt}
+    return LocalModel(label, str(found.record.absolute()), tuned, prompt)
 
 
 def _template(data: DataSettings) -> str | None:

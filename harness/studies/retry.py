@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
+from harness import validate
 from harness.config import ADAMW, PRECAUTIONS, Config
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
@@ -50,7 +51,7 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None
-    settings_of.check_precautions(config)
+    validate.check_precautions(config)
     asked = settings_of.precautions(config)
     return {PRECAUTIONS[key]: getattr(asked, PRECAUTIONS[key]) for key in keys}
 
@@ -67,7 +68,7 @@ def retry(
         if (why := objection(found)) is not None:
             raise UserError(f"{found.cell.name} is not run from its record: {why}. Run its sweep again instead.")
         if found.tracker is not None:
-            settings_of.check_installed(found.tracker)
+            validate.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([found.cell for found in records], data_root)
     progress, done = Progress(len(records)), []
@@ -92,16 +93,9 @@ def _run(study: Study, found: Record, data_root: str | None, precautions: Precau
             raise UserError("another process has just run it.")
         progress.start(found.cell)
         try:
-            again = runner.run(
-                found.cell,
-                study,
-                claim,
-                data_root,
-                progress.update,
-                precautions,
-                save=found.save,
-                tracker=found.tracker,
-            )
+            options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
+            request = runner.request_for(found.cell, study, data_root, **options)
+            again = runner.run(request, study, claim, progress.update)
         finally:
             progress.clear()
         progress.end(again)

@@ -9,19 +9,19 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from harness import record
 from harness.errors import UserError
+from harness.protocol import Progress, Synthesize
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import app, cells, runner
 
 
 def synthesize(
-    source: str, tasks: list[str] | None, data_root: str | None, out: Path, n: int, **asking: Any
+    source: str, tasks: list[str] | None, data_root: str | None, out: Path, n: int, **options: Any
 ) -> dict[str, Any]:
     """Have a model write `n` problems from `source`, a file of items or a data set of conf/data; returns a summary.
 
-    tasks: evaluation tasks whose items are kept out (null: those of the data set). asking: the other fields of
-    ``harness.job.data.generators.synthesis.Asking``. Raises UserError for bad input.
+    tasks: evaluation tasks whose items are kept out (null: those of the data set). options: the other fields of
+    Synthesize. Raises UserError for bad input.
     """
     is_file = Path(source).suffix in (".jsonl", ".json") or Path(source).is_file()
     if is_file and tasks is None:
@@ -35,22 +35,22 @@ def synthesize(
     evaluation = cells.part(EvalSettings, settings["eval"] | ({} if tasks is None else {"tasks": tasks}))
     with tqdm(total=n, unit="problem", disable=None) as bar:
 
-        def follow(event: dict) -> None:
-            if "kept" in event:
-                bar.update(event["kept"] - bar.n)
-            elif "asked" in event:
-                bar.set_postfix(asked=event["asked"])
+        def follow(event: Progress) -> None:
+            if event.kept is not None:
+                bar.update(event.kept - bar.n)
+            elif event.asked is not None:
+                bar.set_postfix(asked=event.asked)
 
         return runner.synthesize(
-            {
-                "file": str(Path(source).absolute()) if is_file else None,
-                "data": None if is_file else record.encode(cells.part(DataSettings, settings["data"])),
-                "eval": record.encode(evaluation),
-                "data_root": data_root,
-                "out": str(out.absolute()),
-                "n": n,
-                **asking,
-            },
+            Synthesize(
+                file=str(Path(source).absolute()) if is_file else None,
+                data=None if is_file else cells.part(DataSettings, settings["data"]),
+                eval=evaluation,
+                data_root=data_root,
+                out=str(out.absolute()),
+                n=n,
+                **options,
+            ),
             follow,
         )
 

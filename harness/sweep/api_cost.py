@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import units
 from harness.errors import UserError
+from harness.protocol import ApiAccess
 from harness.record import Cell
 from harness.sweep.store import Study
 
@@ -23,27 +24,31 @@ class Estimate:
     dollars: float | None
 
 
-def asking(cell: Cell, config: DictConfig, study: Study) -> dict[str, Any] | None:
-    """How the cell's model is asked: `Asking` of harness/job/api/run_api_cell.py; None if it is not behind an API."""
+def access(cell: Cell, config: DictConfig, study: Study) -> ApiAccess | None:
+    """How the cell's model is asked; None if it is not behind an API."""
     if not cell.settings.behind_api:
         return None
-    model = config.model
-    prices = {"price_read": model.price.read, "price_written": model.price.written}
-    answers = {"answers": str(study.answers(cell).absolute())}
-    return OmegaConf.to_container(config.api, resolve=True) | {"key_env": model.key_env} | prices | answers
+    price = config.model.price
+    return ApiAccess(
+        **OmegaConf.to_container(config.api, resolve=True),
+        key_env=config.model.key_env,
+        price_read=price.read,
+        price_written=price.written,
+        answers=str(study.answers(cell).absolute()),
+    )
 
 
-def estimates(cells: Sequence[Cell], asked: dict[str, dict], counts: dict[str, dict]) -> list[Estimate]:
+def estimates(cells: Sequence[Cell], asked: dict[str, ApiAccess], counts: dict[str, dict]) -> list[Estimate]:
     """Of those cells that have `counts`, from a job; asked: how, both by id."""
     return [_estimate(cell, asked[cell.id], counts[cell.id]) for cell in cells if cell.id in counts]
 
 
-def _estimate(cell: Cell, how: dict[str, Any], count: dict[str, Any]) -> Estimate:
+def _estimate(cell: Cell, how: ApiAccess, count: dict[str, Any]) -> Estimate:
     read, written = count["read"], count["written"]
     words = f"{cell.name} ({cell.model}): {count['requests']:,} requests, "
     about = "" if count["counted"] else "about "  # without a tokenizer
     words += f"{about}{units.count(read)} tokens read, at most {units.count(written)} written"
-    prices = how["price_read"], how["price_written"]
+    prices = how.price_read, how.price_written
     if None in prices:
         return Estimate(f"{words}; model.price.read= and model.price.written= would tell what they cost.", None)
     cost = (prices[0] * read + prices[1] * written) / 1e6

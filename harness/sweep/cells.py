@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config as settings_of
-from harness import redact
+from harness import redact, validate
 from harness.errors import UserError
 from harness.record import Cell, cell_name
 from harness.settings import (
@@ -44,7 +44,7 @@ def from_config(config: DictConfig) -> Cell:
 
     Raises UserError for settings that can't work.
     """
-    settings_of.check(config)
+    validate.check(config)
     _name_relatively(config)
     if config.speedups == "off" and config.train.precision == "auto":
         config.train.precision = "fp32"

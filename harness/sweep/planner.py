@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness import units
+from harness.protocol import PlannedCell
 from harness.record import Cell, Record, read_study, studies
 from harness.sweep import micro_batch, runner
 from harness.sweep.runner import BESIDE, TIGHT
@@ -67,7 +68,9 @@ def make(
     null for CUDA's where the budget is a GPU's.
     """
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
-    answer = runner.plan([(cell, architectures.get(cell.model)) for cell in cells], data_root, budget, device)
+    answer = runner.plan(
+        [PlannedCell(cell, architectures.get(cell.model)) for cell in cells], data_root, budget, device
+    )
     predictions = iter(answer["predictions"])
     planned = [
         Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from harness import record
+from harness import protocol, record
 from harness.record import Cell, Record, RecordError
 from harness.sweep.store import Study
 
@@ -38,14 +38,14 @@ class Progress:
         self.started += 1
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
-    def update(self, event: dict) -> None:
+    def update(self, event: protocol.Progress) -> None:
         """Show one event of the job: its phase and, in training, step, of, loss, tokens_per_second."""
         bar = self._cell
         if bar is None or bar.disable:
             return
-        bar.set_description(event["phase"], refresh=False)
-        bar.total, bar.n = event.get("of"), event.get("step", 0)
-        speed = f"loss {event['loss']:.3f}, {event['tokens_per_second']:.0f} tok/s" if "loss" in event else ""
+        bar.set_description(event.phase, refresh=False)
+        bar.total, bar.n = event.of, event.step or 0
+        speed = "" if event.loss is None else f"loss {event.loss:.3f}, {event.tokens_per_second:.0f} tok/s"
         bar.set_postfix_str(speed, refresh=False)
         bar.refresh()
 

@@ -7,9 +7,8 @@ import sys
 
 import pytest
 from grid import ENVIRONMENT, finish_anyhow, records, start
-from job_helpers import tiny
+from job_helpers import run_request, tiny
 
-from harness.job import recording
 from harness.record import read
 
 pytestmark = pytest.mark.faults
@@ -90,7 +89,7 @@ def test_an_untuned_cell_that_breaks_in_its_own_phase(tmp_path):
 
     cell = tiny("method=base")
     path = tmp_path / f"{cell.name}.json"
-    recording.run(cell, "test", path, None, report)
+    run_request(cell, "test", path, None, report)
     record = read(path)
     assert (record.status, record.failure.phase, record.failure.reason) == (
         *("failed", "validate", "RuntimeError: broken in validate"),

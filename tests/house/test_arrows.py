@@ -43,7 +43,7 @@ def within(room):
 
 
 LEAVES = {"errors", "units", "redact"}
-BELOW = {"record", "settings", "config", "config_folders", "config_help", "env"} | LEAVES
+BELOW = {"record", "settings", "protocol", "validate", "config", "config_folders", "config_help", "env"} | LEAVES
 ARROWS = {  # of each room, the rooms and files it may import
     "record": {"settings"} | LEAVES,
     "sweep": BELOW,

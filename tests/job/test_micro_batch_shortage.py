@@ -11,12 +11,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from hungry import HUNGRY
-from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_here, run_request, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import recording, run_cell
+from harness.job import run_cell
 from harness.job.data import batching
 from harness.job.predict import prediction, shapes
+from harness.protocol import Progress
 from harness.record import Failure, Precautions, Record, SmallerBatches, read
 from harness.sweep import micro_batch, runner
 from harness.sweep.app.pending import to_run
@@ -116,7 +117,7 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
     cell = tiny(*SHORT, *settings, "train.grad_accum=2")
     whole = run_here(tmp_path / "whole", cell)
     smaller = SmallerBatches(2, 4, [Failure("train", 1, "no memory")])
-    small = recording.run(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
+    small = run_request(cell, "test", tmp_path / "small.json", None, lambda event: None, smaller=smaller)
     assert (whole.smaller_batches, small.smaller_batches) == (None, smaller)
     assert small.cell.id == whole.cell.id
     assert small.train.batches == whole.train.batches
@@ -193,7 +194,7 @@ def factory(tmp_path_factory):
 @pytest.mark.faults
 def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
     cell, study = factory(4, 1), Study(tmp_path, "study")
-    events: list[dict] = []
+    events: list[Progress] = []
     record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
     assert record.status == "ok"
     assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (1, 4)
@@ -202,7 +203,7 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
     ] * 2
     assert (cell.settings.train.batch_size, cell.settings.train.grad_accum) == (4, 1)
     assert study.recorded(cell) == record
-    assert [e["phase"] for e in events].count("start") == 3
+    assert [e.phase for e in events].count("start") == 3
     assert len(list(study.folder.glob("*.json"))) == 1
     log = study.log(cell).read_text()
     assert log.count("can't allocate memory") >= 2
@@ -217,9 +218,9 @@ def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path
     cell = factory(2, 0)
     first = run_claimed(cell, study, None, lambda event: None)
     assert (first.status, first.smaller_batches) == ("oom", None)
-    events: list[dict] = []
+    events: list[Progress] = []
     record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
-    assert [e["phase"] for e in events].count("start") == 1  # as it was asked for it was tried before
+    assert [e.phase for e in events].count("start") == 1  # as it was asked for it was tried before
     assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))
 
 
@@ -246,7 +247,7 @@ def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
     between = sum(whole["peak"].values()) - 1
     found = predicted(between)
     assert found["micro_batch"] == 3
-    measured = recording.run(
+    measured = run_request(
         cell, "test", tmp_path / "a.json", None, lambda event: None, smaller=micro_batch.planned(cell, found)
     )
     peak = sum(dataclasses.astuple(measured.probe.peak))
@@ -280,10 +281,10 @@ def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose)
 def test_what_was_planned_is_tried_and_halved_and_the_steps_stay_the_same(tmp_path, factory, capfd):
     whole = run_claimed(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
     cell = factory("auto", 2, "train.global_batch=6")
-    events: list[dict] = []
+    events: list[Progress] = []
     record = run_claimed(cell, Study(tmp_path, "study"), None, events.append)
     assert record.status == "ok", record.failure
-    assert [e["phase"] for e in events if e["phase"] in ("plan", "start")] == ["plan", "start", "start", "start"]
+    assert [e.phase for e in events if e.phase in ("plan", "start")] == ["plan", "start", "start", "start"]
     ran = record.smaller_batches
     assert (ran.batch_size, ran.grad_accum, ran.planned) == (2, 3, None)  # the hook looks at values
     assert [failure.phase for failure in ran.after] == ["probe", "probe"]

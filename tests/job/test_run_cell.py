@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from job_helpers import run_here, run_tiny, tiny
+from job_helpers import run_here, run_request, run_tiny, tiny
 
 from harness.errors import UserError
-from harness.job import preflight, recording, run_cell
+from harness.job import preflight, run_cell
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.models import embedded
@@ -40,7 +40,7 @@ def lora(tmp_path_factory):
     folder, events = tmp_path_factory.mktemp("lora"), []
     cell = tiny("method=lora", "train.max_steps=4", "train.validate_every=2")
     path = folder / f"{cell.name}.json"
-    recording.run(cell, "study", path, None, events.append)
+    run_request(cell, "study", path, None, events.append)
     return folder, read(path), events
 
 

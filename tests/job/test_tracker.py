@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from job_helpers import no_peak, tiny  # noqa: F401
+from job_helpers import no_peak, run_request, tiny  # noqa: F401
 
-from harness import config
+from harness import validate
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.tracker import Tracker
+from harness.record import TrackerName
 
 pytest.importorskip("tensorboard")
 
@@ -26,7 +27,7 @@ def events(folder: Path):
 def test_tensorboard_is_told_what_the_record_says(tmp_path):
     cell = tiny("method=lora", "infer.repeats=0", "train.max_steps=4", "train.validate_every=2")
     path = tmp_path / f"{cell.name}.json"
-    found = recording.run(cell, "demo", path, None, lambda event: None, tracker="tensorboard")
+    found = run_request(cell, "demo", path, None, lambda event: None, tracker="tensorboard")
     told = events(tmp_path / "tensorboard" / cell.name)
     losses = [(point.step, pytest.approx(point.loss, rel=1e-6)) for point in found.train.loss]
     assert told["train/loss"] == losses
@@ -37,7 +38,7 @@ def test_tensorboard_is_told_what_the_record_says(tmp_path):
     (settings,) = (tmp_path / "tensorboard" / cell.name).rglob("hparams.yml")
     assert "method.adapt.r: 8\n" in settings.read_text()
 
-    plain = recording.run(cell, "demo", tmp_path / "plain.json", None, lambda event: None)
+    plain = run_request(cell, "demo", tmp_path / "plain.json", None, lambda event: None)
     assert [p.loss for p in plain.train.loss] == [p.loss for p in found.train.loss]
     assert plain.scores == found.scores
 
@@ -46,7 +47,7 @@ def test_one_that_can_not_start_is_one_sentence_before_anything_is_run(tmp_path)
     (tmp_path / "tensorboard").write_text("a file")
     cell = tiny("method=full", "infer.repeats=0")
     with pytest.raises(UserError, match=r"tracker=tensorboard can't start: .*; set it up, or omit tracker\."):
-        recording.run(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
+        run_request(cell, "demo", tmp_path / f"{cell.name}.json", None, lambda event: None, tracker="tensorboard")
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
 
 
@@ -69,8 +70,8 @@ class Broken(float):
     __array__ = item = __float__
 
 
-@pytest.mark.parametrize("name", config.TRACKERS)
+@pytest.mark.parametrize("name", get_args(TrackerName))
 def test_one_that_is_not_installed_says_so(cell, monkeypatch, name):
-    monkeypatch.setattr(config, "find_spec", lambda package: None)
+    monkeypatch.setattr(validate, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=f"tracker={name} is not installed: pip install {name}"):
         cell("method=lora", f"tracker={name}")

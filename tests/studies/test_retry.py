@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from records import make_record
 
-from harness import config
+from harness import validate
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.record import Precautions, read_study, write
@@ -42,9 +42,9 @@ def test_what_is_to_differ_is_read_as_settings_are(overrides, changed):
         ),
         ("save=merged", r"`retry` changes only .*; got save=merged"),
         ("timeout", r"`retry` changes only .*; got timeout\."),
-        ("timeout=0", r"timeout=0.0 can't be: it must be positive"),
+        ("timeout=0", r"timeout must be positive or null, got 0.0"),
         ("timeout=soon", r"timeout: Value 'soon' "),
-        ("train.save_every=0", r"train.save_every=0 can't be: it must be 1 or more"),
+        ("train.save_every=0", r"train.save_every must be 1 or more, or null, got 0"),
         ("train.save_every=1.5", r"train.save_every: Value '1.5' "),
         ("retry.on_oom=maybe", r"retry.on_oom: Value 'maybe' "),
     ],
@@ -65,9 +65,9 @@ def retried(cell, tmp_path, monkeypatch):
     def run(*overrides: str, **kept: Any) -> dict[str, Any]:
         given = []
 
-        def ends_well(cell, study, claim, data_root, on_event, precautions, **keywords):
-            given.append({"precautions": precautions} | keywords)
-            return dataclasses.replace(study.recorded(cell), status="ok", failure=None)
+        def ends_well(request, study, claim, on_event):
+            given.append({name: getattr(request, name) for name in ("precautions", "save", "tracker")})
+            return dataclasses.replace(study.recorded(request.cell), status="ok", failure=None)
 
         failed = make_record("lora", status="failed")
         failed = dataclasses.replace(failed, cell=cell("method=lora"), precautions=RAN_WITH, **kept)
@@ -102,7 +102,7 @@ def test_what_else_its_sweep_asked_for_is_done_again(retried, kept):
 
 
 def test_a_tracker_that_is_not_here_is_said_before_anything_runs(cell, tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    monkeypatch.setattr(validate, "find_spec", lambda name: None)
     failed = dataclasses.replace(make_record("lora", status="failed"), cell=cell("method=lora"), tracker="wandb")
     with pytest.raises(UserError, match=r"^tracker=wandb is not installed: pip install wandb\.$"):
         retry.retry(Study(tmp_path, "demo"), [failed], None)

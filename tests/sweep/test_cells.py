@@ -93,7 +93,7 @@ def test_settings_that_came_later_leave_the_ids_of_recorded_cells(cell):
     assert cell("method=lora", *typed) == cell("method=lora")
     for asked in (["chat_template=true"], ["chat_template=true", "fewshot_as_multiturn=true"], ["unsafe_code=true"]):
         assert cell("method=lora", *(f"eval.{one}" for one in asked)).id != cell("method=lora").id
-    with pytest.raises(UserError, match=r"set eval\.chat_template=true"):
+    with pytest.raises(UserError, match=r"requires eval\.chat_template=true"):
         cell("method=lora", "eval.fewshot_as_multiturn=true")
 
 

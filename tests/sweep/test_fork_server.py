@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -17,9 +16,10 @@ from job_helpers import tiny
 
 from harness import env
 from harness.config import ROOT
+from harness.protocol import CheckCells, RunCell, decode_event, encode
 from harness.sweep.fork_server import WAITING, Job, Server, environment
 
-NOTHING = {"check": [], "data_root": None}
+NOTHING = encode(CheckCells([]))
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +31,11 @@ def server():
     started.stop()
 
 
-def ask(server: Server, stderr, request: dict = NOTHING) -> tuple[int, list[dict]]:
+def ask(server: Server, stderr, request: str = NOTHING) -> tuple[int, list[dict]]:
     """A job's exit status and what it reported."""
     job = server.start(stderr)
     with job.request:
-        json.dump(request, job.request)
+        job.request.write(request)
     events = [json.loads(line) for line in job.lines()]
     return job.wait(), events
 
@@ -53,9 +53,9 @@ def test_the_second_job_has_no_imports_to_wait_for(server, tmp_path):
 def test_a_refusal_and_its_status_come_back(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         cells = [{"id": "x"}]  # no cell: the job breaks, its words are in its log
-        code, events = ask(server, log, {"check": cells, "data_root": None})
+        code, events = ask(server, log, json.dumps({"CheckCells": {"cells": cells}}))
     assert (code, events) == (1, [])
-    assert "TypeError" in (tmp_path / "log").read_text()
+    assert "is missing" in (tmp_path / "log").read_text()
 
 
 def clean(monkeypatch):
@@ -134,7 +134,7 @@ def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
     words = "import sys; from harness.sweep.fork_server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
     words += "; print(s._holder.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
     words += "job.request.close() if sys.argv[1] else None; [print(line, flush=True) for line in job.lines()]"
-    request = json.dumps(endless(tmp_path)) if asked else ""
+    request = endless(tmp_path) if asked else ""
     sweep = subprocess.Popen([sys.executable, "-c", words, request], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with sweep.stdout as told:
         holder = int(told.readline())
@@ -147,10 +147,10 @@ def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
     gone([holder, *jobs])
 
 
-def endless(folder: Path) -> dict:
+def endless(folder: Path) -> str:
     """A request for a cell that would train for hours."""
     cell = tiny("train.max_steps=20000")
-    return {"cell": asdict(cell), "study": "test", "path": str(folder / "cell.json"), "data_root": None}
+    return encode(RunCell(cell, "test", str(folder / "cell.json")))
 
 
 def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]:
@@ -158,7 +158,7 @@ def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]
     ask(server, stderr)  # so that the holder is there
     job = server.start(stderr)
     with job.request:
-        json.dump(endless(folder), job.request)
+        job.request.write(endless(folder))
     until_a_step(job.events)
     (pid,) = jobs_of(server._holder.pid)
     return job, pid
@@ -166,7 +166,8 @@ def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]
 
 def until_a_step(lines: IO[str]) -> None:
     """Read what a job reports, up to a training step."""
-    assert any('"step"' in line for line in lines), "it ended before it trained"
+    events = (decode_event(line) for line in lines if line.strip())
+    assert any(getattr(event, "step", None) for event in events), "it ended before it trained"
 
 
 def gone(pids: list[int]) -> None:

@@ -22,8 +22,9 @@ from lm_eval.models.utils import postprocess_generated_text
 from harness import redact
 from harness.errors import UserError
 from harness.job.api.endpoint import Answered, Endpoint, Unsuccessful, spoken
-from harness.job.api.run_api_cell import Asking, Stopped
+from harness.job.api.run_api_cell import Stopped
 from harness.job.models import loading
+from harness.protocol import ApiAccess
 from harness.settings import ModelSettings
 
 CHAT_INSTEAD = "omit model.tokenizer to ask the tasks as chat"
@@ -88,19 +89,19 @@ class ApiModel:
         self,
         url: str,
         name: str,
-        asking: Asking,
+        access: ApiAccess,
         told: Callable[[int, int], None] | None = None,
         thinking: int = 0,
         **keywords,
     ):
         # lm-eval has another code path for one request at a time; this one is used for any number.
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
-        self.asking, self.kept = asking, Answers(Path(asking.answers))
+        self.access, self.kept = access, Answers(Path(access.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
         self._told, self._thinking = told, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
-        key = os.environ.get(asking.key_env) if asking.key_env else None
-        self._endpoint = Endpoint(url, key, asking.timeout, asking.retries, asking.backoff, asking.per_minute)
+        key = os.environ.get(access.key_env) if access.key_env else None
+        self._endpoint = Endpoint(url, key, access.timeout, access.retries, access.backoff, access.per_minute)
 
     @property
     def tries(self) -> int:
@@ -159,7 +160,7 @@ class ApiModel:
         contexts = {key: context for key, (_, context, _) in left.items()}
         try:
             await self._endpoint.ask_all(
-                payloads, self.asking.concurrency, lambda key, text: self._read(text, contexts[key], until), keep
+                payloads, self.access.concurrency, lambda key, text: self._read(text, contexts[key], until), keep
             )
         except Unsuccessful as error:
             scored = any(context is not None for context in contexts.values())
@@ -232,7 +233,7 @@ class Estimated:
         return len(self.tokenizer(text).input_ids) if self.counted else -(-len(text.encode()) // BYTES)
 
 
-def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, estimate: bool = False) -> ApiModel:
+def engine(model: ModelSettings, access: ApiAccess, told: Callable | None = None, estimate: bool = False) -> ApiModel:
     """The engine for `model`; with `estimate` one that only counts."""
     url, name, tokenizer = model.base_url, model.name, model.tokenizer
     keywords: dict[str, Any] = {}
@@ -244,7 +245,7 @@ def engine(model: ModelSettings, asking: Asking, told: Callable | None = None, e
         keywords = {"thinking": model.thinking}
     if estimate:
         kind = type(f"Estimated{kind.__name__}", (Estimated, kind), {})
-    return kind(url, name, asking, told, **keywords)
+    return kind(url, name, access, told, **keywords)
 
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:

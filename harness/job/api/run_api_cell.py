@@ -9,7 +9,6 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -19,6 +18,7 @@ from harness.job.api import client
 from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import Tasks
+from harness.protocol import ApiAccess, RunCell
 from harness.record import Api, Cell, Memory, Phase, Record
 from harness.settings import EvalSettings, Settings
 
@@ -30,30 +30,15 @@ class Stopped(Exception):
     """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
 
 
-@dataclass
-class Asking:
-    """How to ask: `api` of the settings, `model.key_env` and `model.price`. answers: the cell's file of answers."""
-
-    concurrency: int
-    per_minute: float | None
-    timeout: float
-    retries: int
-    backoff: float
-    key_env: str | None
-    price_read: float | None
-    price_written: float | None
-    answers: str
-
-
 def check(cell: Cell, data_root: str | None) -> None:
     """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
     client.require("method=api requires")
     _tasks(cell.settings, data_root)
 
 
-def estimate(cell: Cell, asking: Asking, data_root: str | None) -> dict[str, Any]:
+def estimate(cell: Cell, access: ApiAccess, data_root: str | None) -> dict[str, Any]:
     """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
-    lm, tasks = _asked(cell, asking, data_root, estimate=True)
+    lm, tasks = _asked(cell, access, data_root, estimate=True)
     scoring.answered(lm, tasks)
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
@@ -61,15 +46,15 @@ def estimate(cell: Cell, asking: Asking, data_root: str | None) -> dict[str, Any
 class ApiCell:
     """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
-    def __init__(self, cell: Cell, asking: Asking, data_root: str | None, report: Callable[[dict], None]):
-        self.cell, self.phase, self.step = cell, "start", None
+    def __init__(self, request: RunCell, report: Callable[[dict], None]):
+        self.cell, self.phase, self.step = request.cell, "start", None
         self.items: pd.DataFrame | None = None
-        self._asking, self._data_root, self._report = asking, data_root, report
+        self._request, self._report = request, report
         self._phases: dict[str, Phase] = {}
 
     def run(self, result: Record) -> None:
         """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
-        lm, tasks = _asked(self.cell, self._asking, self._data_root, told=self._told)
+        lm, tasks = _asked(self.cell, self._request.access, self._request.data_root, told=self._told)
         result.items = tasks.sample
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
@@ -93,13 +78,13 @@ class ApiCell:
         self._report({"phase": "score", "step": done, "of": of})
 
 
-def _asked(cell: Cell, asking: Asking, data_root: str | None, **how: Any) -> tuple[ApiModel, Tasks]:
+def _asked(cell: Cell, access: ApiAccess, data_root: str | None, **how: Any) -> tuple[ApiModel, Tasks]:
     """The engine that asks the cell's model, and the tasks. how: further keywords of the engine."""
     client.require("method=api requires")
     from harness.job.api import lm_eval_model
 
-    redact.named.update([asking.key_env] if asking.key_env else [])
-    return lm_eval_model.engine(cell.settings.model, asking, **how), _tasks(cell.settings, data_root)
+    redact.named.update([access.key_env] if access.key_env else [])
+    return lm_eval_model.engine(cell.settings.model, access, **how), _tasks(cell.settings, data_root)
 
 
 def _is_chat(settings: Settings) -> bool:
@@ -117,10 +102,10 @@ def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks
 
 def _spent(lm: ApiModel, is_chat: bool) -> Api:
     """The cost of the answers that `lm` used."""
-    asking = lm.asking
+    access = lm.access
     found = [answer for key in lm.used if (answer := lm.kept.get(key))]
     own = [answer for answer in found if answer.key in lm.kept.own]
-    paid = [(asking.price_read, _sum(a.read for a in own)), (asking.price_written, _sum(a.written for a in own))]
+    paid = [(access.price_read, _sum(a.read for a in own)), (access.price_written, _sum(a.written for a in own))]
     return Api(
         kind="chat" if is_chat else "completions",
         requests=len(found),
@@ -129,9 +114,9 @@ def _spent(lm: ApiModel, is_chat: bool) -> Api:
         read=_sum(a.read for a in found),
         written=_sum(a.written for a in found),
         seconds=sum(a.seconds for a in found),
-        concurrency=asking.concurrency,
-        price_read=asking.price_read,
-        price_written=asking.price_written,
+        concurrency=access.concurrency,
+        price_read=access.price_read,
+        price_written=access.price_written,
         cut=_sum(a.cut for a in found),
         left_out=sorted({name for a in found for name in a.left_out or ()}),
         dollars=None if None in itertools.chain(*paid) else sum(price * tokens for price, tokens in paid) / 1e6,

@@ -11,7 +11,7 @@ import json
 import re
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from harness.job.api.client import Client, Reply
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
+from harness.protocol import AskModels, LocalModel
 from harness.record import Cell, Record
 
 JUDGE = """Two answers to the same request are to be compared.
@@ -45,38 +46,7 @@ ignored. Reply with one JSON object: {{"better": "A"}}, {{"better": "B"}}, or {{
 TOKENS = 1024  # limit of a judge's reply, including its thinking
 
 
-@dataclass(frozen=True)
-class Local:
-    """A model on this machine: of the cell with its record at `record`, as saved, or untuned.
-
-    prompt: the prompt template of the cell's data, whose first field takes the question; null for the chat template.
-    """
-
-    label: str
-    record: str
-    tuned: bool
-    prompt: str | None
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Prompts for all of `local`, then for the models `api`, in order. tokens: limit of an answer.
-
-    judge: the name of a model at judge_url; null for none.
-    """
-
-    prompts: list[str]
-    local: list[Local]
-    api: list[str]
-    base_url: str | None
-    judge: str | None
-    judge_url: str | None
-    tokens: int
-    concurrency: int
-    timeout: float
-
-
-def ask(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
+def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 
     models: labels. answers: of each model, one for each prompt. judge: null, or its name, host, tokens and verdicts:
@@ -86,26 +56,26 @@ def ask(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
     report: called with the model that is asked. Raises UserError if weights can't be loaded or an API does not answer.
     """
     answers = []
-    for local in asking.local:
+    for local in request.local:
         report({"asking": local.label})
-        answers.append(_asked(local, asking.prompts, asking.tokens))
-    for name in asking.api:
+        answers.append(_asked(local, request.prompts, request.tokens))
+    for name in request.api:
         report({"asking": name})
-        client = Client(asking.base_url, name, asking.timeout)
-        requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(asking.prompts)]
-        found = client.ask_all(requests, asking.concurrency, max_tokens=asking.tokens, temperature=0.0)
-        answers.append([found[i].text.strip() for i in range(len(asking.prompts))])
+        client = Client(request.base_url, name, request.timeout)
+        requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
+        found = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
+        answers.append([found[i].text.strip() for i in range(len(request.prompts))])
     judged = None
-    if asking.judge is not None:
-        report({"asking": f"{asking.judge}, which judges"})
-        judged = _judged(asking, answers)
-    return {"models": [*(of.label for of in asking.local), *asking.api], "answers": answers, "judge": judged}
+    if request.judge is not None:
+        report({"asking": f"{request.judge}, which judges"})
+        judged = _judged(request, answers)
+    return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
 
 
 # On this machine
 
 
-def _asked(local: Local, prompts: list[str], tokens: int) -> list[str]:
+def _asked(local: LocalModel, prompts: list[str], tokens: int) -> list[str]:
     on = device.here()
     path = Path(local.record)
     found = record.read(path)
@@ -170,17 +140,17 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 # The judge
 
 
-def _judged(asking: Asking, answers: list[list[str]]) -> dict[str, Any]:
-    judge = Client(asking.judge_url, asking.judge, asking.timeout)
-    pairs = [(i, j) for i in range(len(asking.prompts)) for j in range(1, len(answers))]
+def _judged(request: AskModels, answers: list[list[str]]) -> dict[str, Any]:
+    judge = Client(request.judge_url, request.judge, request.timeout)
+    pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
     requests = []
     for i, j in pairs:
         base, other = answers[0][i], answers[j][i]
         if base != other:  # equal ones are a tie unasked
             for order, (first, second) in enumerate([(base, other), (other, base)]):
-                text = JUDGE.format(prompt=asking.prompts[i], first=first, second=second)
+                text = JUDGE.format(prompt=request.prompts[i], first=first, second=second)
                 requests.append(((i, j, order), [{"role": "user", "content": text}]))
-    found = judge.ask_all(requests, asking.concurrency, max_tokens=TOKENS, temperature=0.0)
+    found = judge.ask_all(requests, request.concurrency, max_tokens=TOKENS, temperature=0.0)
     verdicts = []
     for i, j in pairs:
         said = [better(found[i, j, order].text) if (i, j, order) in found else "tie" for order in (0, 1)]

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.config import one_of
-from harness.errors import UserError
+from harness.errors import UserError, one_of
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.job.measure import device
 from harness.job.models.empty_weights import NeedsValues
 from harness.job.predict.prediction import Predictor, without_rates
+from harness.protocol import PlanCells, PlannedCell
 from harness.record import Cell
 from harness.settings import plain
 
@@ -29,24 +30,13 @@ def _group(cell: Cell) -> str:
     return json.dumps(same, sort_keys=True)
 
 
-def answer(
-    cells: list[tuple[Cell, dict[str, Any] | None]],
-    data_root: str | None,
-    budget: int | None,
-    beside: int,
-    tight: float,
-    kernels: str | None,
-) -> Iterator[dict[str, Any]]:
-    """Yields ``budget``, ``kernels`` and ``environment``, then a ``prediction`` for each cell.
-
-    budget: bytes of a device, which need not be here; null for the memory of this machine's device.
-    beside: bytes of the budget that are not for tensors. tight: share of the budget that train.batch_size=auto may use.
-    kernels: whose kernels compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
-    """
+def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
+    """Yields ``budget``, ``kernels`` and ``environment``, then a ``prediction`` for each cell."""
+    cells, budget = request.cells, request.budget
     # Cells that take the same are one task, so that no two processes compute the same.
     groups: dict[str, list[int]] = {}
-    for i, (cell, _) in enumerate(cells):
-        groups.setdefault(_group(cell), []).append(i)
+    for i, planned in enumerate(cells):
+        groups.setdefault(_group(planned.cell), []).append(i)
     # Spawned beside an accelerator: importing libraries uses it, after which forks fail, and a backward pass starts
     # threads for every device. Otherwise forked, before this process computes in threads.
     how = "spawn" if torch.accelerator.is_available() else "fork"
@@ -55,12 +45,12 @@ def answer(
             pool.submit(int).result()
         here = device.here()
         environment = env.describe() | device.describe(here)
-        kernels = kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
+        kernels = request.kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
         elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's GPUs compute in bf16
         bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
-        predictor = Predictor(data_root, "bf16" if bf16 else "fp32", kernels)
+        predictor = Predictor(request.data_root, "bf16" if bf16 else "fp32", kernels)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
-        room = budget - beside, int(tight * budget) - beside
+        room = budget - request.beside, int(request.tight * budget) - request.beside
         with device.seeing(""):  # each would use memory of the GPU
             asked = [
                 pool.submit(_predict, predictor, [cells[i] for i in members], *room) for members in groups.values()
@@ -74,16 +64,15 @@ def answer(
 
 
 def _predict(
-    predictor: Predictor, cells: list[tuple[Cell, dict[str, Any] | None]], budget: int, safe: int | None = None
+    predictor: Predictor, cells: list[PlannedCell], budget: int, safe: int | None = None
 ) -> list[dict[str, Any]]:
     out = []
-    for cell, architecture in cells:
+    for planned in cells:
         try:
-            out.append(predictor.predict(cell, architecture, budget, safe))
+            out.append(predictor.predict(planned.cell, planned.architecture, budget, safe))
         except UserError as error:
             out.append({"impossible": str(error)})
         except NeedsValues:
-            out.append(
-                {"unknown": f"method={cell.method} depends on values of weights, so its memory can't be predicted."}
-            )
+            method = planned.cell.method
+            out.append({"unknown": f"method={method} depends on values of weights, so its memory can't be predicted."})
     return out

@@ -40,6 +40,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from harness.errors import UserError
 from harness.job.measure import device, heap
+from harness.protocol import RunCell
 from harness.record import Memory, Phase, Probe
 
 Report = Callable[[dict], None]
@@ -50,8 +51,8 @@ MOMENT = 0.5  # seconds to find out whether a rank raised because another had di
 # The job's side
 
 
-def run(count: int, job: Callable[..., Any], arguments: dict[str, Any], report: Report) -> int:
-    """Run ``job(**arguments, report=…, rank=…)`` in `count` ranks, and pass on what the first reports.
+def run(count: int, job: Callable[..., Any], request: RunCell, report: Report) -> int:
+    """Run ``job(request, report, rank)`` in `count` ranks, and pass on what the first reports.
 
     Returns the exit status. Raises UserError if a rank refuses its input, or if there are too few devices. No rank
     outlives this call.
@@ -65,7 +66,7 @@ def run(count: int, job: Callable[..., Any], arguments: dict[str, Any], report: 
         try:
             for number in range(count):
                 ours, theirs = context.Pipe()
-                given = (number, count, Path(folder) / "meeting", theirs, job, arguments)
+                given = (number, count, Path(folder) / "meeting", theirs, job, request)
                 ranks[ours] = context.Process(target=_work, args=given, name=f"rank {number}")
                 with _device(number):
                     ranks[ours].start()
@@ -190,7 +191,7 @@ class Rank:
         return made
 
 
-def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[..., Any], arguments: dict) -> None:
+def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[..., Any], request: RunCell) -> None:
     """The process of a rank. It dies with the job, however that ends."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -198,7 +199,7 @@ def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[.
     rank = Rank(number, of, link, torch.get_num_threads())
     try:
         rank.join(meeting)
-        job(**arguments, report=rank.report, rank=rank)
+        job(request, rank.report, rank)
     except UserError as error:
         link.send({"refused": str(error)})
     sys.stderr.flush()

@@ -77,25 +77,24 @@ class RunPoint:
 
     def _launch(self, cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Record:
         planned = self.session.progress is not None
-        asking = api_cost.asking(cell, config, study)
-        if asking is not None and not planned:
-            counts = runner.check([cell], config.data_root, {cell.id: asking})
-            api_cost.told(api_cost.estimates([cell], {cell.id: asking}, counts), self.session.options.dollars)
+        access = api_cost.access(cell, config, study)
+        if access is not None and not planned:
+            counts = runner.check([cell], config.data_root, {cell.id: access})
+            api_cost.told(api_cost.estimates([cell], {cell.id: access}, counts), self.session.options.dollars)
         progress = self.session.progress or Progress(1)
         progress.start(cell)
         try:
-            found = runner.run(
+            request = runner.request_for(
                 cell,
                 study,
-                claim,
                 config.data_root,
-                progress.update,
-                settings_of.precautions(config),
+                precautions=settings_of.precautions(config),
                 warn=not planned,  # a planned sweep has warned when it checked its cells
                 save=config.save,
                 tracker=config.tracker,
-                asking=asking,
+                access=access,
             )
+            found = runner.run(request, study, claim, progress.update)
         finally:
             progress.clear()
         progress.end(found)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from harness import record
 from harness.errors import UserError
+from harness.protocol import ApiAccess
 from harness.record import Cell, Failure, Record
 from harness.sweep import api_cost, planner, runner
 from harness.sweep import cells as cells_of
@@ -38,13 +39,13 @@ class Point:
     """A composed grid point: its cell, and the overrides that a launcher composes it from again.
 
     architecture: the dimensions that the model's file ships (null: read from the model's own config).
-    asking: how a model behind an API is asked (null: the model is not behind an API).
+    access: how a model behind an API is asked (null: the model is not behind an API).
     """
 
     cell: Cell
     overrides: list[str]
     architecture: dict[str, Any] | None
-    asking: dict[str, Any] | None
+    access: ApiAccess | None
 
 
 class GridSweeper(Sweeper):
@@ -160,7 +161,7 @@ class GridSweeper(Sweeper):
             except UserError as error:
                 planned.setdefault(str(error), (" ".join(overrides), str(error)))
                 continue
-            if point.asking is not None:
+            if point.access is not None:
                 remote[point.cell.id] = point
             else:
                 local.append(point)
@@ -222,14 +223,14 @@ class GridSweeper(Sweeper):
 def check(points: Sequence[Point], data_root: str | None, options: Options) -> None:
     """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget."""
     cells = [point.cell for point in points]
-    asking = {point.cell.id: point.asking for point in points if point.asking is not None}
-    counts = runner.check(cells, data_root, asking)
-    api_cost.told(api_cost.estimates(cells, asking, counts), options.dollars)
+    access = {point.cell.id: point.access for point in points if point.access is not None}
+    counts = runner.check(cells, data_root, access)
+    api_cost.told(api_cost.estimates(cells, access, counts), options.dollars)
 
 
 def _point(config: DictConfig, overrides: list[str]) -> Point:
     cell = cells_of.from_config(config)
-    return Point(cell, overrides, _architecture(config, overrides), api_cost.asking(cell, config, study_of(config)))
+    return Point(cell, overrides, _architecture(config, overrides), api_cost.access(cell, config, study_of(config)))
 
 
 def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:

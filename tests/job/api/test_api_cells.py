@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 import scripted
 import torch
-from job_helpers import DATA, composed, needs_data, run_here
+from job_helpers import DATA, composed, needs_data, run_here, run_request
 from serving import NAME, LogProbabilities, Wire, chatty, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import units
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.api import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
 from harness.job.api.lm_eval_model import Answer, Answers
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
+from harness.protocol import ApiAccess
 from harness.record import read
 from harness.settings import ModelSettings
 from harness.sweep.store import Study
@@ -56,11 +56,11 @@ def cell(base_url: str, *overrides: str):
     return composed("method=api", f"model.base_url={base_url}", f"model.name={NAME}", *TASK, *overrides)
 
 
-def asking(folder: Path, cell, **settings) -> run_api_cell.Asking:
+def asking(folder: Path, cell, **settings) -> ApiAccess:
     usual = {"concurrency": 3, "per_minute": None, "timeout": 30.0, "retries": 3, "backoff": 0.01, "key_env": None}
     prices = {"price_read": 1.0, "price_written": 2.0}
     answers = {"answers": str(folder / "answers" / f"{cell.name}.jsonl")}
-    return run_api_cell.Asking(**(usual | prices | answers | settings))
+    return ApiAccess(**(usual | prices | answers | settings))
 
 
 def ask(folder: Path, cell, **settings):
@@ -68,7 +68,7 @@ def ask(folder: Path, cell, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.name}.json"
     how = asking(folder, cell, **settings)
-    return recording.run(cell, "test", path, None, lambda event: None, asking=how)
+    return run_request(cell, "test", path, None, lambda event: None, access=how)
 
 
 def items(folder: Path, record) -> pd.DataFrame:
@@ -310,8 +310,8 @@ def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_p
     right = "The correct answer is C. That is all there is to it."
     with scripted.server(lambda prompt, number: right) as server:
         cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
-        record = recording.run(
-            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, asking=asking(tmp_path, cell_)
+        record = run_request(
+            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, access=asking(tmp_path, cell_)
         )
     found = {score.filter: score.value for score in record.scores}
     rows = pd.read_parquet(tmp_path / "x.items.parquet")
@@ -527,11 +527,17 @@ def test_models_that_are_here_keep_their_cells():
         ("method=api model.base_url='http://h/v1?key=abcdefgh' model.name=a", r"neither a key nor a query"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=abcdefghijkl", r"the key itself is never"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=NOT_SET", "NOT_SET is not set"),
-        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=-1", r"model\.thinking=-1"),
+        ("method=api model.base_url=http://h/v1 model.name=a model.thinking=-1", r"model\.thinking must be .*, got -1"),
         ("method=api model.base_url=http://h/v1 model.name=a model.thinking=9 model.tokenizer=b", "that chat"),
-        ("method=api model.base_url=http://h/v1 model.name=a model.price.read=-1", r"model\.price\.read=-1"),
-        ("method=api model.base_url=http://h/v1 model.name=a api.timeout=0", r"api\.timeout=0"),
-        ("method=api model.base_url=http://h/v1 model.name=a api.concurrency=0", r"api\.concurrency=0"),
+        (
+            "method=api model.base_url=http://h/v1 model.name=a model.price.read=-1",
+            r"model\.price\.read must be .*, got -1",
+        ),
+        ("method=api model.base_url=http://h/v1 model.name=a api.timeout=0", r"api\.timeout must be positive, got 0"),
+        (
+            "method=api model.base_url=http://h/v1 model.name=a api.concurrency=0",
+            r"api\.concurrency must be 1 or more, got 0",
+        ),
         ("method=api model.base_url=http://h/v1 model.name=a eval.tasks=[]", "has nothing to do"),
         ("method=api model.base_url=http://h/v1 model.name=a eval.engine=vllm", "for weights that are here"),
     ],

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.job.api.client import THINKING, Client, host
 from harness.job.data import arithmetic, batching, contamination, encoding, synthetic
 from harness.job.data.generators import synthesis, wordmath
-from harness.record import decode
+from harness.protocol import Progress, Synthesize
 from harness.settings import EvalSettings, TrainSettings, plain
 
 # Arithmetic
@@ -117,6 +117,11 @@ def source(tmp_path):
     return path
 
 
+def as_progress(follow):
+    """What a job's reports become on the way to the sweep."""
+    return lambda event: follow(Progress("synthesize", **event))
+
+
 def asking(source, url, **fields):
     usual = {
         "file": str(source),
@@ -128,7 +133,7 @@ def asking(source, url, **fields):
         "seed": 0,
     }
     usual |= {"kinds": ["harder", "new"], "base_url": url, "model": "writer", "concurrency": 3, "timeout": 20.0}
-    return synthesis.Asking(**(usual | {"out": str(source.parent / "made.jsonl")} | fields))
+    return Synthesize(**(usual | {"out": str(source.parent / "made.jsonl")} | fields))
 
 
 def made(source):
@@ -243,7 +248,7 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     """The command line as a whole, but in this process: what a job would do is done here."""
     monkeypatch.setattr(
         "harness.sweep.runner.synthesize",
-        lambda fields, follow: synthesis.synthesize(decode(synthesis.Asking, fields), follow),
+        lambda request, follow: synthesis.synthesize(request, as_progress(follow)),
     )
     with server(lambda prompt, number: problem(number % 4)) as there:
         line = ["synthesize", "--source", str(source), "--base-url", there.url, "--model", "writer", "--eval", "none"]
@@ -271,7 +276,7 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
 def test_bad_input_is_one_sentence(source, capsys, line, said, monkeypatch):
     monkeypatch.setattr(
         "harness.sweep.runner.synthesize",
-        lambda fields, follow: synthesis.synthesize(decode(synthesis.Asking, fields), follow),
+        lambda request, follow: synthesis.synthesize(request, as_progress(follow)),
     )
     assert main(["synthesize", "--source", str(source), "--model", "m", "--eval", "none", *line.split()]) == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import in_a_browser
-from job_helpers import tiny
+from job_helpers import run_request, tiny
 from omegaconf import OmegaConf
 from peft import PeftModel
 from records import make_record
@@ -22,13 +22,15 @@ from transformers import AutoTokenizer
 from transformers.cli.serve import Serve
 
 from harness.__main__ import main
-from harness.job import recording
 from harness.job.evaluate import prompting
 from harness.job.models import embedded, loading
-from harness.record import decode, write
+from harness.protocol import AskModels, Progress
+from harness.record import write
 from harness.report import statistics
 from harness.report.pages import side_by_side
+from harness.settings import DataSettings
 from harness.studies import ask as asking_of
+from harness.sweep.cells import part
 
 # The judge
 
@@ -66,7 +68,7 @@ def test_a_preference_that_goes_with_the_place_is_a_tie(base_first, base_second,
 def asking(url, **fields):
     usual = {"prompts": ["one", "two", "three"], "local": [], "api": ["plain", "kind"], "base_url": url}
     usual |= {"judge": "judge", "judge_url": url, "tokens": 16, "concurrency": 2, "timeout": 20.0}
-    return prompting.Asking(**(usual | fields))
+    return AskModels(**(usual | fields))
 
 
 def judging(prefer):
@@ -220,7 +222,7 @@ def test_a_prompt_is_put_as_the_data_puts_its_questions(template, text, begins):
     ],
 )
 def test_the_data_say_how_they_are_asked(compose, data, prompt):
-    found = asking_of._template(OmegaConf.to_container(compose(f"data={data}").data, resolve=True))
+    found = asking_of._template(part(DataSettings, OmegaConf.to_container(compose(f"data={data}").data, resolve=True)))
     assert found is None if prompt is None else found.endswith(prompt)
 
 
@@ -232,7 +234,7 @@ def results(tmp_path_factory):
     for study, save in (("demo", "adapter"), ("whole", "merged")):
         (folder / study).mkdir()
         path = folder / study / f"{cell.name}.json"
-        record = recording.run(cell, study, path, None, lambda event: None, save=save)
+        record = run_request(cell, study, path, None, lambda event: None, save=save)
     record.cell, record.saved = dataclasses.replace(cell, name="bare", id="0"), None
     write(record, folder / "demo" / "bare.json")
     return SimpleNamespace(folder=folder, where=["--results-dir", str(folder)], cell=cell)
@@ -243,12 +245,15 @@ def asked(capsys, *line):
     return json.loads(capsys.readouterr().out)
 
 
+def as_progress(follow):
+    """What a job's reports become on the way to the sweep."""
+    return lambda event: follow(Progress("ask", **event))
+
+
 @pytest.fixture
 def here(monkeypatch):
     """Jobs are done in this process."""
-    monkeypatch.setattr(
-        "harness.sweep.runner.ask", lambda fields, follow: prompting.ask(decode(prompting.Asking, fields), follow)
-    )
+    monkeypatch.setattr("harness.sweep.runner.ask", lambda request, follow: prompting.ask(request, as_progress(follow)))
 
 
 @pytest.mark.slow

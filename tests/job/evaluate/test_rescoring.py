@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from job_helpers import no_peak, run_claimed, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_request, tiny  # noqa: F401
 from records import make_record, sound
 
 from harness import record
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.evaluate import rescoring
 from harness.record import CARD, Saved, model_card, model_folder, read, read_study, settle
 from harness.report.pairwise import contests
@@ -46,7 +45,7 @@ def folder(tmp_path_factory):
     folder.mkdir()
     for method in ("lora", "qlora", "loftq", "adalora", "full", "base"):
         cell = tiny(f"method={method}", "infer.repeats=0", "lr=1e-2", "eval.limit=12")
-        recording.run(cell, "demo", folder / f"{cell.name}.json", None, lambda event: None, save="adapter")
+        run_request(cell, "demo", folder / f"{cell.name}.json", None, lambda event: None, save="adapter")
     return folder
 
 
@@ -159,7 +158,7 @@ def test_a_job_that_is_killed_while_it_scores_is_told(folder):
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     def kill(event):
-        if event["phase"] == "load":
+        if event.phase == "load":
             holder = runner._server._holder.pid
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)

@@ -7,14 +7,13 @@ from itertools import islice
 
 import pytest
 import torch
-from job_helpers import prepared, tiny
+from job_helpers import prepared, run_request, tiny
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.models import embedded, saved
 from harness.job.training import loop
 from harness.record import model_folder
@@ -69,7 +68,7 @@ def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method)
 def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
     cell = tiny(f"method={method}", "lr=0.02", "eval.tasks=[]", "infer.repeats=0", "save=adapter")
     path = tmp_path / f"{cell.name}.json"
-    record = recording.run(cell, "test", path, None, lambda event: None, save="adapter")
+    record = run_request(cell, "test", path, None, lambda event: None, save="adapter")
     assert record.status == "ok", record.failure
     net = saved.load(record, model_folder(path), torch.device("cpu"))
     bench = prepared(cell)

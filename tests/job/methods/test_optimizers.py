@@ -14,11 +14,11 @@ from job_helpers import prepared, run_tiny, tiny
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from harness.config import check
 from harness.errors import UserError
 from harness.job.methods import adalora, galore, optimizers
 from harness.job.models import checks
 from harness.job.training import loop
+from harness.validate import check
 
 
 def net() -> nn.Module:
@@ -131,7 +131,7 @@ def test_an_optimizer_that_is_gone_steps_no_more():
 
 @pytest.mark.parametrize("method", ["adamw_layer", "galore_layer"])
 def test_what_steps_in_the_backward_pass_can_not_accumulate_nor_clip(compose, method):
-    with pytest.raises(UserError, match=r"train\.max_grad_norm=1\.0: it steps while .* train\.max_grad_norm=null"):
+    with pytest.raises(UserError, match=r"train\.max_grad_norm=1\.0: it steps within .* train\.max_grad_norm=null"):
         check(compose(f"method={method}"))
     with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*gradients cannot accumulate"):
         check(compose(f"method={method}", "train.max_grad_norm=null", "train.grad_accum=2"))

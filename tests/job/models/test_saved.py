@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from job_helpers import no_peak, tiny  # noqa: F401
+from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from peft import PeftModel
 from records import change, make_record, sound
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from harness import record
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.models import embedded, saved
 from harness.record import CARD, Saved, model_card, model_folder, read, studies
 from harness.studies import verify
@@ -52,7 +51,7 @@ def kept(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 write = saved.write
                 patch.setattr(saved, "write", lambda net, *rest: seen.append(logits(net)) or write(net, *rest))
-                recording.run(cell, "demo", path, None, lambda event: None, save=save)
+                run_request(cell, "demo", path, None, lambda event: None, save=save)
             known[method, save] = path, *seen
         return known[method, save]
 
@@ -124,7 +123,7 @@ def test_no_place_of_this_machine_is_told(kept):
 
 def test_saving_changes_no_result(kept, tmp_path):
     found = read(kept("lora", "adapter")[0])
-    plain = recording.run(found.cell, "demo", tmp_path / f"{found.cell.name}.json", None, lambda event: None)
+    plain = run_request(found.cell, "demo", tmp_path / f"{found.cell.name}.json", None, lambda event: None)
     assert plain.saved is None
     assert [p.loss for p in plain.train.loss] == [p.loss for p in found.train.loss]
     assert (plain.validation, plain.scores) == (found.validation, found.scores)
@@ -137,7 +136,7 @@ def test_an_untuned_model_and_a_broken_cell_leave_no_weights(tmp_path):
         path = tmp_path / f"{cell.name}.json"
         record.beginnings(path)[0].mkdir()  # as a process that was killed leaves it
         model_folder(path).mkdir()
-        assert recording.run(cell, "demo", path, None, lambda event: None, save="adapter").saved is None
+        assert run_request(cell, "demo", path, None, lambda event: None, save="adapter").saved is None
     assert {path.suffix for path in tmp_path.iterdir()} == {".json"}
 
 

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import checks, empty_weights, loading
 from harness.job.predict import prediction, shapes, workers
+from harness.protocol import PlanCells, PlannedCell
 from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
 from harness.sweep import planner as planning
 from harness.units import parse_size
@@ -65,8 +66,8 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
 
 @pytest.mark.slow
 def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
-    asked = ([(tiny("method=lora"), None)], None, BUDGET, 0, 1.0, "cpu")
-    _, forked = workers.answer(*asked)
+    asked = PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")
+    _, forked = workers.answer(asked)
     begun = []
     context, submit = workers.get_context, workers.ProcessPoolExecutor.submit
 
@@ -79,7 +80,7 @@ def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypat
     monkeypatch.setattr(workers.device, "here", lambda: prediction.CPU)
     monkeypatch.setattr(workers.torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    _, anew = workers.answer(*asked)
+    _, anew = workers.answer(asked)
     assert begun == ["spawn", ""]
     assert anew == forked
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"

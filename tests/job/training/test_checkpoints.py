@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_claimed, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_request, tiny  # noqa: F401
 from smaller import SMALLER
 
 from harness.config import CONF
-from harness.job import recording, run_cell
+from harness.job import run_cell
 from harness.job.training import checkpoints
+from harness.protocol import Progress
 from harness.record import Cell, Memory, Phase, Precautions, Record, Tokens, Train, read
 from harness.sweep import runner
 from harness.sweep.store import Study
@@ -63,7 +64,8 @@ def go(folder: Path, cell: Cell, every: int | None = 2, report: Callable[[dict],
     """Run `cell`, or go on with it, with its checkpoints in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     path, precautions = folder / f"{cell.name}.json", Precautions(save_every=every)
-    return recording.run(cell, "test", path, None, report, folder / "checkpoints", precautions)
+    options = {"checkpoints": str(folder / "checkpoints"), "precautions": precautions}
+    return run_request(cell, "test", path, None, report, **options)
 
 
 def killed(folder: Path, cell: Cell, when: dict, every: int = 2) -> None:
@@ -356,8 +358,8 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     studies = {name: Study(tmp_path, name) for name in ("whole", "broken")}
     whole = run_claimed(cell, studies["whole"], None, lambda event: None)
 
-    def kill(event: dict) -> None:
-        if event.get("step", 0) == 22:
+    def kill(event: Progress) -> None:
+        if event.step == 22:
             holder = runner._server._holder.pid
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)

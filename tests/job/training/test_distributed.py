@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_claimed, run_here, run_request, seen_by_jobs, tiny  # noqa: F401
 from records import change, make_record, measured
 
-from harness import config
+from harness import validate
 from harness.errors import UserError
 from harness.job import recording
 from harness.job.data import batching
@@ -29,6 +29,7 @@ from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.predict import prediction, workers
 from harness.job.training import distributed
+from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
 from harness.sweep import micro_batch
@@ -252,12 +253,12 @@ def test_a_death_counts_though_its_exit_status_comes_late():
 @pytest.mark.slow
 @on_cpu
 def test_a_rank_that_raises_says_why(tmp_path, harmful):
-    events: list[dict] = []
+    events: list[Progress] = []
     record = go(tmp_path, short("method=lora", *TWO, harm="raises"), events.append)
     assert (record.status, record.failure) == ("failed", Failure("train", 3, "RuntimeError: as it was told"))
     assert list(record.phases) == ["load", "probe", "train"]
-    assert [event["step"] for event in events if "step" in event] == [1, 2]
-    assert events[-1] == {"phase": "recorded"}
+    assert [event.step for event in events if event.step is not None] == [1, 2]
+    assert events[-1] == Progress("recorded")
 
 
 @pytest.mark.slow
@@ -315,8 +316,9 @@ def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -
     note(folder / str(rank.number), (str(dtype), time, parts, joules))
 
 
-def gathering(folder: Path, cell: Cell, report: distributed.Report, rank: distributed.Rank) -> None:
+def gathering(asked: tuple[Path, Cell], report: distributed.Report, rank: distributed.Rank) -> None:
     """Shards a model and gathers it."""
+    folder, cell = asked
     net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     accelerator = rank.accelerator(sharded=True, bf16=False)
@@ -368,14 +370,14 @@ def wait_for(condition, seconds=60):
 @on_cpu
 def test_what_a_rank_refuses_all_do(tmp_path, handler):
     with pytest.raises(UserError, match="rank 1 can't work with this"):
-        distributed.run(2, refusing, {"folder": tmp_path}, print)
+        distributed.run(2, refusing, tmp_path, print)
     assert not any(running(pid) for pid in noted(tmp_path))
 
 
 @pytest.mark.slow
 @on_cpu
 def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, handler):
-    assert distributed.run(2, agreeing, {"folder": tmp_path}, print) == 0
+    assert distributed.run(2, agreeing, tmp_path, print) == 0
     assert noted(tmp_path) == [("torch.bfloat16", 2.0, {"forward": 1.0}, 3.0)] * 2
 
 
@@ -383,7 +385,7 @@ def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, 
 @on_cpu
 def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
     cell = tiny("method=lora")  # whose base is frozen
-    assert distributed.run(2, gathering, {"folder": tmp_path, "cell": cell}, print) == 0
+    assert distributed.run(2, gathering, (tmp_path, cell), print) == 0
     (alike, count), other = noted(tmp_path)
     assert alike
     assert count > 0
@@ -404,7 +406,7 @@ def test_of_memory_the_largest_rank_is_told():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("train.devices=0",), "train.devices=0 can't be: it must be 1 or more"),
+        (("train.devices=0",), "train.devices must be 1 or more, got 0"),
         (("train.parallel=zero",), "train.parallel=zero is unknown"),
         (("train.devices=3",), "train.devices=3 can't share train.batch_size=8, .*take a multiple of 3"),
         ((*TWO, "eval.engine=vllm"), "train.devices=2 can't be combined with eval.engine=vllm, which"),
@@ -435,7 +437,7 @@ def test_of_memory_the_largest_rank_is_told():
 )
 def test_what_can_not_be_combined_is_refused_with_the_reason(compose, overrides, said):
     with pytest.raises(UserError, match=f"^{said}") as refused:
-        config.check(compose(*overrides))
+        validate.check(compose(*overrides))
     assert "\n" not in str(refused.value)
 
 
@@ -453,7 +455,7 @@ def test_what_can_not_be_combined_is_refused_with_the_reason(compose, overrides,
     ],
 )
 def test_what_can_be_combined_is_not_refused(compose, overrides):
-    config.check(compose(*overrides))
+    validate.check(compose(*overrides))
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
@@ -486,7 +488,7 @@ def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
 
 @on_cpu
 def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
-    found, told = workers.answer([(tiny(*SHORT), None)], None, None, 0, 1.0, None)
+    found, told = workers.answer(PlanCells([PlannedCell(tiny(*SHORT))], None, None, 0, 1.0, None))
     assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
     assert found["environment"]["device"]["type"] == "cpu"
     assert told["prediction"]["largest_batch"] > 0
@@ -496,8 +498,7 @@ def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
 def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
-    asked = {"cell": cell, "study": "test", "path": path, "data_root": None}
-    assert distributed.run(2, recording.run, asked, lambda event: None) == 0
+    assert distributed.run(2, recording.run, RunCell(cell, "test", str(path)), lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 

@@ -24,7 +24,8 @@ from harness.job.api.client import Client, Messages, Reply
 from harness.job.data import arithmetic, contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
-from harness.settings import DataSettings, EvalSettings
+from harness.protocol import Synthesize
+from harness.settings import EvalSettings
 
 PROMPTS = 1  # the version of what stands below; provenance names it
 TASKS = {
@@ -47,30 +48,6 @@ MEASURES = {
     ),
     "evaluation": f"a shared run of {contamination.SHARED_WORDS} words, or a near-duplicate",
 }
-
-
-@dataclass(frozen=True)
-class Asking:
-    """A request for problems.
-
-    file: of seed items, one a line; data: else the settings of a data set. eval: the settings of an evaluation whose
-    items must not be among the problems. n: problems wanted. most: limit of questions. concurrency: questions at a
-    time. out: the file to write.
-    """
-
-    file: str | None
-    data: DataSettings | None
-    eval: EvalSettings
-    data_root: str | None
-    n: int
-    most: int
-    kinds: list[str]
-    seed: int
-    base_url: str
-    model: str
-    concurrency: int
-    timeout: float
-    out: str
 
 
 @dataclass(frozen=True)
@@ -97,44 +74,44 @@ class Answered:
     written: int | None
 
 
-def synthesize(asking: Asking, report: Callable[[dict], None]) -> dict[str, Any]:
-    """Ask until there are `asking.n` problems, or `asking.most` questions were asked. Returns the written summary.
+def synthesize(request: Synthesize, report: Callable[[dict], None]) -> dict[str, Any]:
+    """Ask until there are `request.n` problems, or `request.most` questions were asked. Returns the written summary.
 
     report: called with the progress. Raises UserError if the source or the evaluation can't be loaded, or if the model
     does not answer; answers so far are kept.
     """
-    out = Path(asking.out)
-    client = Client(asking.base_url, asking.model, asking.timeout)
-    seeds = _seeds(asking)
-    sieve = Sieve(seeds, _evaluation(asking.eval, asking.data_root))
+    out = Path(request.out)
+    client = Client(request.base_url, request.model, request.timeout)
+    seeds = _seeds(request)
+    sieve = Sieve(seeds, _evaluation(request.eval, request.data_root))
     journal = Journal(out.with_suffix(".answers.jsonl"))
     before = len(journal.answers)
-    questions = _questions(seeds, asking, client.host)
+    questions = _questions(seeds, request, client.host)
     asked = 0
-    while len(sieve.kept) < asking.n and asked < asking.most:
-        some = list(itertools.islice(questions, min(asking.n - len(sieve.kept), asking.most - asked)))
+    while len(sieve.kept) < request.n and asked < request.most:
+        some = list(itertools.islice(questions, min(request.n - len(sieve.kept), request.most - asked)))
         left = [(question.key, question.messages) for question in some if question.key not in journal.answers]
 
         def keep(key: str, reply: Reply) -> None:
             journal.add(key, reply, client)
             report({"asked": len(journal.answers) - before})
 
-        client.ask_all(left, asking.concurrency, keep, max_tokens=TOKENS, temperature=TEMPERATURE)
+        client.ask_all(left, request.concurrency, keep, max_tokens=TOKENS, temperature=TEMPERATURE)
         for question in some:
             sieve.judge(question, journal.answers[question.key])
         asked += len(some)
         report({"kept": len(sieve.kept)})
     _lines(out, sieve.kept)
-    summary = _summary(asking, client.host, asked, sieve, journal, before)
+    summary = _summary(request, client.host, asked, sieve, journal, before)
     record.write_json(summary, out.with_suffix(".report.json"))
     return summary
 
 
-def _seeds(asking: Asking) -> list[Item]:
-    if asking.file is None:
-        seeds = sources.splits(asking.data, asking.data_root)["train"]
+def _seeds(request: Synthesize) -> list[Item]:
+    if request.file is None:
+        seeds = sources.splits(request.data, request.data_root)["train"]
     else:
-        seeds = synthetic.read(Path(asking.file))
+        seeds = synthetic.read(Path(request.file))
     if not seeds:
         raise UserError("The source of the seed problems is empty.")
     return seeds
@@ -151,16 +128,16 @@ def _evaluation(settings: EvalSettings, data_root: str | None) -> contamination.
 # What is asked
 
 
-def _questions(seeds: Sequence[Item], asking: Asking, host: str) -> Iterator[Question]:
+def _questions(seeds: Sequence[Item], request: Synthesize, host: str) -> Iterator[Question]:
     """Questions without end, the kinds in turn; the same for the same seeds, model and random seed."""
     worked = all(arithmetic.final(seed["answer"]) is not None for seed in seeds)
     for number in itertools.count():
-        kind = asking.kinds[number % len(asking.kinds)]
-        drawn = random.Random(f"{asking.seed} {number}").sample(range(len(seeds)), min(SEEDS[kind], len(seeds)))
+        kind = request.kinds[number % len(request.kinds)]
+        drawn = random.Random(f"{request.seed} {number}").sample(range(len(seeds)), min(SEEDS[kind], len(seeds)))
         shown = [json.dumps({k: seeds[i][k] for k in ("question", "answer")}, ensure_ascii=False) for i in drawn]
         text = TASKS[kind].format(examples="\n".join(shown)) + (FINAL if worked else "") + FORMAT
         messages = [{"role": "user", "content": text}]
-        of = json.dumps([asking.model, host, PROMPTS, number, messages])
+        of = json.dumps([request.model, host, PROMPTS, number, messages])
         yield Question(hashlib.sha256(of.encode()).hexdigest(), kind, drawn, messages)
 
 
@@ -263,16 +240,16 @@ class Sieve:
         }
 
 
-def _summary(asking: Asking, host: str, asked: int, sieve: Sieve, journal: Journal, before: int) -> dict[str, Any]:
+def _summary(request: Synthesize, host: str, asked: int, sieve: Sieve, journal: Journal, before: int) -> dict[str, Any]:
     """What was made, from what, why answers were rejected, and tokens: null if the server does not report them."""
     answers = list(journal.answers.values())
     kept = [item["provenance"] for item in sieve.kept]
     return {
-        "model": asking.model,
+        "model": request.model,
         "host": host,
         "prompts": PROMPTS,
-        "source": asking.data.name if asking.file is None else Path(asking.file).name,
-        "evaluation": asking.eval.tasks,
+        "source": request.data.name if request.file is None else Path(request.file).name,
+        "evaluation": request.eval.tasks,
         "measures": MEASURES,
         "asked": asked,
         "kept": len(kept),

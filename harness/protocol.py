@@ -1,0 +1,247 @@
+"""All that crosses the boundary between a sweep and a job: one JobRequest, then a stream of JobEvents.
+
+A request is one JSON document on the job's standard input, an event one line on its standard output. Both are encoded
+and decoded here alone. Paths are absolute, since a job may run in another folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.record import Cell, Precautions, SmallerBatches, TrackerName, decode_tagged, encode_tagged
+from harness.settings import DataSettings, EvalSettings
+
+# Requests
+
+
+@dataclass(frozen=True)
+class ApiAccess:
+    """How a model behind an API is asked; it changes no answer, so it is no part of a cell.
+
+    The first fields are those of harness.config.Api; key_env and prices those of harness.config.Model.
+    answers: the cell's file of answers.
+    """
+
+    concurrency: int
+    per_minute: float | None
+    timeout: float
+    retries: int
+    backoff: float
+    key_env: str | None
+    price_read: float | None
+    price_written: float | None
+    answers: str
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """Run `cell` and write its record to `path`, its items beside it.
+
+    checkpoints: the cell's own folder of checkpoints. Training saves there, and resumes from there, if the precautions
+        say how often. It is removed with the record, except for a failed cell, which may be retried.
+    smaller: micro-batches that replace those that were asked for.
+    save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
+    access: null for a model with weights. warn: whether to warn if others use the devices.
+    """
+
+    cell: Cell
+    study: str
+    path: str
+    data_root: str | None = None
+    checkpoints: str | None = None
+    precautions: Precautions = field(default_factory=Precautions)
+    smaller: SmallerBatches | None = None
+    save: Literal["none", "adapter", "merged"] = "none"
+    tracker: TrackerName | None = None
+    access: ApiAccess | None = None
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class CheckCells:
+    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered."""
+
+    cells: list[Cell]
+    data_root: str | None = None
+    access: dict[str, ApiAccess] = field(default_factory=dict)
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """architecture: the model's dimensions; null to read the model's own config."""
+
+    cell: Cell
+    architecture: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class PlanCells:
+    """Predict what cells would take.
+
+    budget: bytes of a card, which need not be here; null for all memory of this machine's device. beside: bytes of the
+    budget that tensors don't get. tight: share of the budget that train.batch_size=auto may use. kernels: whose kernels
+    compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
+    """
+
+    cells: list[PlannedCell]
+    data_root: str | None
+    budget: int | None
+    beside: int
+    tight: float
+    kernels: str | None
+
+
+@dataclass(frozen=True)
+class ExamineMachine:
+    """Describe this machine. models, data: the files of conf/model and conf/data by name, as typed there."""
+
+    models: dict[str, dict[str, Any]]
+    data: dict[str, dict[str, Any]]
+    data_root: str | None = None
+    warn: bool = False
+
+
+@dataclass(frozen=True)
+class CheckTasks:
+    """Refuse tasks that can't be loaded."""
+
+    settings: EvalSettings
+    data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Rescore:
+    """Score the recorded cell at `path` by `settings`, and add that to its record."""
+
+    path: str
+    settings: EvalSettings
+    data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Have a model write problems.
+
+    file: of seed items, one a line; data: else the settings of a data set. eval: the settings of an evaluation whose
+    items must not be among the problems. n: problems wanted. most: limit of questions. concurrency: questions at a
+    time. out: the file to write.
+    """
+
+    file: str | None
+    data: DataSettings | None
+    eval: EvalSettings
+    data_root: str | None
+    n: int
+    most: int
+    kinds: list[str]
+    seed: int
+    base_url: str
+    model: str
+    concurrency: int
+    timeout: float
+    out: str
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine: of the cell with its record at `record`, as saved, or untuned.
+
+    prompt: the prompt template of the cell's data, whose first field takes the question; null for the chat template.
+    """
+
+    label: str
+    record: str
+    tuned: bool
+    prompt: str | None
+
+
+@dataclass(frozen=True)
+class AskModels:
+    """Put prompts to all of `local`, then to the models `api`, in order. tokens: limit of an answer.
+
+    judge: the name of a model at judge_url; null for none.
+    """
+
+    prompts: list[str]
+    local: list[LocalModel]
+    api: list[str]
+    base_url: str | None
+    judge: str | None
+    judge_url: str | None
+    tokens: int
+    concurrency: int
+    timeout: float
+
+
+JobRequest = RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Rescore | Synthesize | AskModels
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the job stands: its phase, and in training the step with its figures.
+
+    rank, code: a rank that died, and its exit status. asked, kept: numbers of problems so far. asking: which model.
+    """
+
+    phase: str
+    step: int | None = None
+    of: int | None = None
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    seconds_left: float | None = None
+    rank: int | None = None
+    code: int | None = None
+    asked: int | None = None
+    kept: int | None = None
+    asking: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A part of what the request asked for, as plain JSON values."""
+
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A sentence for the user; the job goes on."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Bad input, as one sentence; the job ends."""
+
+    sentence: str
+
+
+JobEvent = Progress | Answer | Warned | Refused
+
+
+def facts(progress: Progress) -> dict[str, Any]:
+    """What a claim tells of a running cell: the fields that are known."""
+    return {name: value for name, value in vars(progress).items() if value is not None}
+
+
+def encode(message: JobRequest | JobEvent) -> str:
+    """One line of JSON."""
+    return json.dumps(encode_tagged(message))
+
+
+def decode_request(text: str | bytes) -> JobRequest:
+    return decode_tagged(JobRequest, json.loads(text))
+
+
+def decode_event(line: str) -> JobEvent:
+    return decode_tagged(JobEvent, json.loads(line))

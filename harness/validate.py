@@ -1,0 +1,283 @@
+"""Refuses settings that can't work, before anything is launched; what only libraries can tell, the job checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness import redact
+from harness.config import ADAMW, device_count, typed
+from harness.errors import UserError, one_of
+from harness.record import STUDY_NAME, TrackerName
+from harness.settings import AUTO, quantised_bits
+
+KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
+CHOICES = {
+    "train.precision": ["auto", "bf16", "fp32"],
+    "train.parallel": ["ddp", "fsdp"],
+    "speedups": ["auto", "off"],
+    "eval.engine": ["auto", "vllm"],
+    "save": ["none", "adapter", "merged"],
+    "model.dtype": ["float32", "bfloat16", "float16"],
+}
+LEAST = {
+    "train": dict.fromkeys(
+        (
+            *("max_steps", "grad_accum", "global_batch", "max_length", "validation_items"),
+            *("validate_every", "bucketing", "max_tokens", "devices"),
+        ),
+        1,
+    ),
+    "data": {"limit": 1},
+    "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
+    "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
+    "api": {"concurrency": 1, "retries": 0, "backoff": 0},
+}
+
+
+def check(config: DictConfig) -> None:
+    """Raise UserError for the first setting that can't work."""
+    if config.model.key_env is not None:
+        redact.named.add(config.model.key_env)
+    redact.refuse(OmegaConf.to_container(config, resolve=True))
+    _check_numbers(config)
+    _check_batch(config.train)
+    _check_training(config)
+    check_precautions(config)
+    for key, choices in CHOICES.items():
+        one_of(key, OmegaConf.select(config, key), choices)
+    for status in config.retry.statuses:
+        one_of("retry.statuses", status, ["failed", "oom", "diverged"])
+    _check_endpoint(config)
+    if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
+        raise UserError("eval.fewshot_as_multiturn=true requires eval.chat_template=true.")
+    _check_saving(config)
+    _check_places(config)
+    _check_method(config)
+    if device_count(config) > 1:
+        _check_devices(config)
+
+
+def check_precautions(config: DictConfig) -> None:
+    """Raise UserError for the first of a cell's precautions that can't work."""
+    if config.timeout is not None and not config.timeout > 0:
+        raise UserError(f"timeout must be positive or null, got {config.timeout}.")
+    if config.train.save_every is not None and config.train.save_every < 1:
+        raise UserError(f"train.save_every must be 1 or more, or null, got {config.train.save_every}.")
+
+
+def check_installed(tracker: str) -> None:
+    """Raise UserError if the package of `tracker` is not there."""
+    if find_spec(tracker) is None:
+        raise UserError(f"tracker={tracker} is not installed: pip install {tracker}.")
+
+
+def _check_numbers(config: DictConfig) -> None:
+    for key in ("rank", "alpha", "lr_scale", *(["lr"] if config.method.optim is not None else [])):
+        value = OmegaConf.select(config, key)
+        if value is None or not 0 < value < float("inf"):
+            raise UserError(f"{key} must be positive, got {typed(value)}.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be at least 0 and below 2**32, got {config.seed}.")
+    for group, bounds in LEAST.items():
+        for key, least in bounds.items():
+            value = config[group][key]
+            if value is not None and value < least:
+                raise UserError(f"{group}.{key} must be {least} or more, got {value}.")
+    if not 0 <= config.train.warmup_ratio < 1:
+        raise UserError(f"train.warmup_ratio must be at least 0 and below 1, got {config.train.warmup_ratio}.")
+    if config.train.max_grad_norm is not None and not config.train.max_grad_norm > 0:
+        raise UserError(f"train.max_grad_norm must be positive or null, got {config.train.max_grad_norm}.")
+    if not 0 <= config.data.noise <= 1:
+        raise UserError(f"data.noise must be a share from 0 to 1, got {config.data.noise}.")
+
+
+def _check_batch(train: DictConfig) -> None:
+    """Raise UserError if a step's batch is none, or is said twice."""
+    size, accum = train.batch_size, train.grad_accum
+    if size != AUTO and (isinstance(size, str) or size < 1):
+        raise UserError(f"train.batch_size must be a positive number or auto, got {size}.")
+    if size == AUTO and train.global_batch is None:
+        raise UserError("train.batch_size=auto requires train.global_batch, the sequences of a step.")
+    if size == AUTO and accum != 1:
+        raise UserError(f"train.batch_size=auto requires train.grad_accum=1, got {accum}: it accumulates by itself.")
+    if size != AUTO and train.global_batch is not None:
+        raise UserError(
+            f"train.global_batch={train.global_batch} requires train.batch_size=auto; a step of "
+            f"train.batch_size={size} has {size * accum} sequences."
+        )
+
+
+def _check_training(config: DictConfig) -> None:
+    """Refuse training settings that exclude each other."""
+    if config.train.compile and config.train.gradient_checkpointing and config.method.optim is not None:
+        raise UserError(
+            "train.compile=true requires train.gradient_checkpointing=false: tracing does not see which sequences a "
+            "layer is computed again for."
+        )
+    if config.train.packing and config.train.bucketing > 1:
+        raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
+
+
+def _check_saving(config: DictConfig) -> None:
+    start = OmegaConf.select(config, "method.adapt.init_lora_weights")
+    if config.save == "adapter" and isinstance(start, str) and start not in KEEP_BASE:
+        raise UserError(
+            f"save=adapter can't be combined with init_lora_weights={start}, which changes the base before it adapts "
+            "that: the adapter alone would not give the model back; take save=merged."
+        )
+    if config.tracker is not None:
+        one_of("tracker", config.tracker, get_args(TrackerName))
+        check_installed(config.tracker)
+
+
+def _check_places(config: DictConfig) -> None:
+    if not STUDY_NAME.fullmatch(config.study):
+        raise UserError(f"study must name a folder by letters, digits, '.', '_', '-' and '/', got {config.study}.")
+    if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
+        raise UserError(
+            f"data_root must be a folder that holds data sets such as openai/gsm8k, got {config.data_root}."
+        )
+
+
+def _check_method(config: DictConfig) -> None:
+    """Refuse what the method's file says it can't do, and an AdamW that it has no use for."""
+    for setting, reason in config.method.incompatible.items():
+        key, comparison, value = re.split(r"(!?=)", setting, maxsplit=1)
+        found = typed(OmegaConf.select(config, key))
+        if (found == value) == (comparison == "="):
+            raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
+    _check_adamw(config)
+
+
+def _check_adamw(config: DictConfig) -> None:
+    """Raise UserError if method.adamw is none of ADAMW, the method does not step by it, or it can't be saved."""
+    kind = config.method.adamw
+    if "${adamw:" in json.dumps(OmegaConf.to_container(config.method, resolve=False)):
+        one_of("method.adamw", kind, list(ADAMW))
+    elif kind not in (None, "torch"):
+        raise UserError(f"method.adamw={kind} requires a method that steps by AdamW, got {config.method.name}.")
+    if kind in ("paged", "paged_8bit") and config.train.save_every is not None:
+        raise UserError(
+            f"method.adamw={kind} requires train.save_every=null: paged memory can't be restored from a checkpoint."
+        )
+
+
+def _check_devices(config: DictConfig) -> None:
+    """Raise UserError for the first setting that several devices can't share, or not in that way."""
+    train, slots = config.train, config.method
+    devices = f"train.devices={train.devices}"
+    method = f"method={slots.name} can't be combined with {devices}"
+    batch = "global_batch" if train.batch_size == AUTO else "batch_size"
+    refused = {
+        f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
+        f"others; take a multiple of {train.devices}.": train[batch] % train.devices,
+        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
+        "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
+        f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
+        "up.": slots.optim.get("per_layer"),
+    }
+    if train.parallel == "fsdp":
+        refused |= _sharding_refused(config, method)
+    for sentence, applies in refused.items():
+        if applies:
+            raise UserError(sentence)
+
+
+def _sharding_refused(config: DictConfig, method: str) -> dict[str, Any]:
+    """By sentence, whether it applies: why this cell can't be trained on sharded weights."""
+    train, slots, ddp = config.train, config.method, "use train.parallel=ddp."
+    optimizer = str(OmegaConf.select(slots, "optim.optimizer._target_") or slots.optim._target_)
+    return {
+        f"{method} and train.parallel=fsdp: weights in 8 bits can't be sharded; {ddp}": quantised_bits(slots.load) == 8,
+        f"{method} and train.parallel=fsdp: it projects whole gradients, and each device has a share of them; "
+        f"{ddp}": slots.optim.get("matrices"),
+        f"{method} and train.parallel=fsdp: its init, before or after takes whole weights, and each device has a "
+        f"share of them; {ddp}": slots.init or slots.optim.get("before") or slots.optim.get("after"),
+        f"{method} and train.parallel=fsdp: {optimizer} is not known to step sharded weights; take one of "
+        f"torch.optim, or {ddp}": not optimizer.startswith("torch.optim."),
+        "model.upcast=true can't be combined with train.parallel=fsdp, which shards weights of one dtype together; "
+        f"{ddp}": config.model.upcast,
+        "train.activation_offload=true can't be combined with train.parallel=fsdp: weights that are gathered for a "
+        f"layer would be moved with its activations; {ddp}": train.activation_offload,
+        f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
+        f"weights; leave it out, or {ddp}": train.save_every is not None,
+    }
+
+
+def _check_endpoint(config: DictConfig) -> None:
+    """Refuse a method that needs weights with a model behind an API, the reverse, and settings of the other kind."""
+    model, here = config.model, bool(config.method.load)
+    if model.base_url is None:
+        if not here:
+            raise UserError(
+                f"method={config.method.name} needs model.base_url=, the address of the model's endpoint, and "
+                "model.name=, what that calls it."
+            )
+        for key in ("tokenizer", "thinking", "key_env"):
+            if model[key]:
+                raise UserError(f"model.{key} is for models behind an API: add method=api and model.base_url=.")
+        return
+    if here:
+        raise UserError(
+            f"method={config.method.name} needs weights, and model.base_url={model.base_url} gives none; a model "
+            "behind an API is asked as it is, by method=api."
+        )
+    if OmegaConf.is_interpolation(model, "name"):
+        raise UserError("method=api needs model.name=, what the endpoint calls the model.")
+    _check_address(model.base_url)
+    _check_asked(config)
+    _check_key(model.key_env)
+
+
+def _check_address(base_url: str) -> None:
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+        raise UserError(
+            "model.base_url must be like https://host/v1: where the API is, with neither a key nor a query in it."
+        )
+
+
+def _check_asked(config: DictConfig) -> None:
+    """Refuse what a model behind an API can't be asked, and how."""
+    model = config.model
+    if not config.eval.tasks:
+        raise UserError(
+            "method=api with eval.tasks=[] has nothing to do; name the tasks that the model is to be asked."
+        )
+    if config.eval.engine != "auto":
+        raise UserError(f"eval.engine={config.eval.engine} is for weights that are here; leave it out for method=api.")
+    if config.eval.chat_template:
+        raise UserError(
+            "eval.chat_template=true is for weights that are here; method=api without model.tokenizer= chats."
+        )
+    for key in ("timeout", "per_minute"):
+        if config.api[key] is not None and not 0 < config.api[key] < float("inf"):
+            raise UserError(f"api.{key} must be positive, got {config.api[key]}.")
+    if model.thinking < 0:
+        raise UserError(f"model.thinking must be 0 or more tokens, got {model.thinking}.")
+    if model.thinking and model.tokenizer is not None:
+        raise UserError("model.thinking= is for models that chat; leave out model.tokenizer, or model.thinking.")
+    for key, price in model.price.items():
+        if price is not None and not 0 <= price < float("inf"):
+            raise UserError(f"model.price.{key} must be 0 or more dollars for a million tokens, got {price}.")
+
+
+def _check_key(key_env: str | None) -> None:
+    """Refuse a key itself, and the name of a variable that is not set. The value is not repeated: it may be a key."""
+    if key_env is None:
+        return
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
+        raise UserError(
+            "model.key_env must be the name of an environment variable, in capitals; the key itself is never a setting."
+        )
+    if not os.environ.get(key_env):
+        raise UserError(f"model.key_env={key_env} is not set in the environment; set it to the API's key.")
