@@ -87,7 +87,7 @@ class OutOfTime(Skip):
 class Bench:
     """Runs cells into the study's folder `out` and its subfolders.
 
-    facts: of the machine (harness.studies.doctor); model: overrides that name it; until: when all ends (time.monotonic).
+    facts: of the machine (harness.studies.doctor). model: overrides that name it. until: time.monotonic of the end.
     """
 
     def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float):
