@@ -299,10 +299,11 @@ def test_of_many_that_take_over_at_once_one_wins(tmp_path, process):
 
 PLAN = """
 from harness.record import Cell
+from harness.settings import Settings
 from harness.sweep.store import Study
 for i in range(5):
     name = f"{sys.argv[2]}-{i}"
-    Study(Path(sys.argv[1]), "demo").plan([Cell(name, name, "lora", "tiny", "facts", 8, 16.0, 1e-3, 0, {}, {})])
+    Study(Path(sys.argv[1]), "demo").plan([Cell(name, name, "lora", "tiny", "facts", 8, 16.0, 1e-3, 0, {}, Settings())])
 """
 
 

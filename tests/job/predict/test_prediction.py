@@ -19,6 +19,7 @@ from harness.job.models import checks, empty_weights, loading
 from harness.job.predict import prediction, shapes, workers
 from harness.protocol import PlanCells, PlannedCell
 from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
+from harness.settings import Settings
 from harness.sweep import planner as planning
 from harness.units import parse_size
 
@@ -91,7 +92,7 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     cell = tiny(f"method={method}")
     with pytest.raises(empty_weights.NeedsValues):
         predicted(cell)
-    (found,) = workers._predict(prediction.Predictor(None, "fp32"), [(cell, None)], BUDGET)
+    (found,) = workers._predict(prediction.Predictor(None, "fp32"), [PlannedCell(cell)], BUDGET)
     assert found["unknown"].startswith(f"method={method} depends on values")
     point = planning.Planned(cell.name, cell, found)
     made = planning.Plan([point], 1, {}, "cpu")
@@ -207,7 +208,7 @@ def test_a_plan_says_whose_loss_it_counts():
 
 
 def known(method: str, steady: float, device: dict, flops: float | None = None, source: Source | None = None) -> Record:
-    cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, {})
+    cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, Settings())
     found = Record(cell, "s", "ok", "2026-01-01", 1.0, device, source=source)
     found.train = Train(1, Tokens(100, 200, 50), [1.0], 0, steady, steady, [], "b")
     if flops is not None:
