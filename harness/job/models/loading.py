@@ -48,7 +48,7 @@ def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
         raise _unreachable(path, error) from error
     if found.eos_token_id is None:
         raise UserError(
-            f"The tokenizer of {model['path']} must have an end-of-text token, which ends answers; set eos_token in "
+            f"The tokenizer of {model.path} must have an end-of-text token, which ends answers; set eos_token in "
             "its tokenizer_config.json."
         )
     if found.pad_token_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +16,9 @@ from harness.job.evaluate import decoding, engine, prompting
 from harness.job.measure import disk_size, inference_speed
 from harness.job.models import adapter_merge
 from harness.job.training import loop
+from harness.settings import InferSettings
 
-INFER = {"repeats": 3, "batch_size": 2, "prompt_tokens": 8, "new_tokens": 5}
+INFER = InferSettings(repeats=3, batch_size=2, prompt_tokens=8, new_tokens=5)
 # The tiny Llama: hidden size 64, MLP 128, 2 heads of 16 for keys and values, 2 layers, 1,024 pieces.
 MATRICES = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 WEIGHTS = MATRICES + 2 * 1024 * 64 + 5 * 64  # + embedding and head + norms
@@ -121,7 +123,7 @@ def test_forms_take_turns_and_the_base_is_without_its_adapter():
     seen = []
     layer.register_forward_hook(lambda module, *_: seen.append(module.disable_adapters))
     found = inference_speed.measure(
-        bench.net, ["base", "unmerged"], INFER | {"new_tokens": 2}, bench.accelerator, decoding.greedy
+        bench.net, ["base", "unmerged"], replace(INFER, new_tokens=2), bench.accelerator, decoding.greedy
     )
     assert list(found) == ["base", "unmerged"]
     assert seen == [True, True, False, False] * (1 + 3)  # a prefill and a decode each
@@ -133,7 +135,7 @@ def test_every_cell_is_given_the_same_prompts():
     for method in ("base", "lora"):
         bench = prepared(tiny(f"method={method}", "seed=3"))
         bench.net.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
-        inference_speed.measure(bench.net, ["unmerged"], INFER | {"repeats": 1}, bench.accelerator, decoding.greedy)
+        inference_speed.measure(bench.net, ["unmerged"], replace(INFER, repeats=1), bench.accelerator, decoding.greedy)
     prompts = [ids for ids in seen if ids.shape[1] == 8]
     assert len(prompts) == 4
     assert all(torch.equal(ids, prompts[0]) for ids in prompts)

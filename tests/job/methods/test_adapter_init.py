@@ -59,7 +59,7 @@ def test_nothing_changes_at_first(base, method):
 
 @pytest.mark.parametrize("method", ["pissa", "olora", "corda", "lora_ga"])
 def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method):
-    with pytest.raises(UserError, match=r"^save=adapter can't be with .* take save=merged"):
+    with pytest.raises(UserError, match=r"^save=adapter can't be combined with .* take save=merged"):
         tiny(f"method={method}", "save=adapter")
     tiny(f"method={method}", "save=merged")
 

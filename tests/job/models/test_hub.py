@@ -38,11 +38,12 @@ import sys
 from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.models import loading
+from harness.settings import ModelSettings
 
 for kind, name, *revision in (line.split() for line in sys.argv[1:]):
     try:
         if kind == "model":
-            loading.tokenizer({"path": name, "revision": revision[0] if revision else None})
+            loading.tokenizer(ModelSettings(path=name, revision=revision[0] if revision else None))
         else:
             sources.from_hub(name, "main", "question", question="question", answer="answer")
         print("found")
