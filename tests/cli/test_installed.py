@@ -39,7 +39,17 @@ def installed(tmp_path_factory) -> Path:
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = folder.glob("*.whl")
-    install = [*pip, "--python", folder / "venv" / "bin" / "python", "install", "--no-deps", "--no-index", wheel]
+    install = [
+        *pip,
+        "--python",
+        folder / "venv" / "bin" / "python",
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        wheel,
+    ]
+    # The checkout itself may be on PYTHONPATH, or among the libraries: pip would take that for what it is to install.
     subprocess.run(install, check=True)
     return folder / "venv"
 

@@ -297,6 +297,7 @@ def test_all_that_peft_published_becomes_a_table(tmp_path):
     lora = next(dict(zip(table.columns, row, strict=True)) for row in table.rows if "=rank32" in row[1])
     assert lora["gsm8k accuracy (%)"] == "47.8 ± 1.4"
     caption = "\n".join(table.caption)
+    assert "Reserved in the whole job includes the evaluation, so it is not the memory of training." in caption
     assert "its peak of the whole job includes generation for the evaluations" in caption
     assert caption.count("Imported from the results that huggingface/peft publishes") == 1
 
