@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.articles.lora_without_regret.losses import (
     batch_size,
     higher,
@@ -28,14 +30,7 @@ EQUAL = 1.1  # numbers of parameters within this factor count as equal
     times,
 )
 def layers_rank(at: Evidence) -> Judgement:
-    attention, everything = _by_layers(at)
-    pairs = [
-        (f"r={one[0].cell.rank}", penalty(one, other, higher))
-        for one in attention
-        for other in everything
-        if one[0].cell.rank == other[0].cell.rank
-    ]
-    return everywhere(pairs, 1, float("inf")) if pairs else lacking("lora on attention alone", "all layers, equal rank")
+    return _attention_alone(at, lambda one, other: one.cell.rank == other.cell.rank, "r={}", "all layers, equal rank")
 
 
 @CLAIMS.claim(
@@ -46,14 +41,25 @@ def layers_rank(at: Evidence) -> Judgement:
     times,
 )
 def layers_parameters(at: Evidence) -> Judgement:
+    def equal(one: Record, other: Record) -> bool:
+        return 1 / EQUAL < one.parameters.trainable / other.parameters.trainable < EQUAL
+
+    return _attention_alone(at, equal, "r={} on attention alone", "all layers, equal size")
+
+
+def _attention_alone(at: Evidence, comparable: Callable[[Record, Record], bool], label: str, missing: str) -> Judgement:
+    """The penalty of adapters on attention alone, at each pair of ranks whose records are `comparable`.
+
+    label: of a pair, by the rank on attention alone. missing: what to record besides, where there is no pair.
+    """
     attention, everything = _by_layers(at)
     pairs = [
-        (f"r={one[0].cell.rank} on attention alone", penalty(one, other, higher))
+        (label.format(one[0].cell.rank), penalty(one, other, higher))
         for one in attention
         for other in everything
-        if 1 / EQUAL < one[0].parameters.trainable / other[0].parameters.trainable < EQUAL
+        if comparable(one[0], other[0])
     ]
-    return everywhere(pairs, 1, float("inf")) if pairs else lacking("lora on attention alone", "all layers, equal size")
+    return everywhere(pairs, 1, float("inf")) if pairs else lacking("lora on attention alone", missing)
 
 
 def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
