@@ -1,6 +1,6 @@
 """Writes the pages of all settings and of the record from their dataclasses: `python docs/reference.py`.
 
-docs/settings.md comes from harness/config.py, docs/record.md from harness/record/schema.py.
+docs/settings.md comes from harness/config.py, docs/record.md from harness/record/schema.py and the files of its parts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.config_help import ConfigGroup, config_groups, field_comments
-from harness.record import schema
+from harness.record import failures, measurements, schema, scores
 
 SETTINGS, RECORD = (Path(__file__).with_name(name) for name in ("settings.md", "record.md"))
 SETTINGS_HEAD = """\
@@ -27,8 +27,8 @@ A default in `${…}` is computed from other settings. *file* means that the cho
 RECORD_HEAD = """\
 # The record
 
-Made from `harness/record/schema.py` by `make pages`. A record is one JSON file, `NAME.json`, that a cell leaves behind.
-Units are bytes, seconds and tokens. null means not measured.
+Made from the dataclasses in `harness/record/` by `make pages`. A record is one JSON file, `NAME.json`, that a cell
+leaves behind. Units are bytes, seconds and tokens. null means not measured.
 """
 
 
@@ -40,7 +40,10 @@ def settings_page() -> str:
 def record_page() -> str:
     """The text of docs/record.md: the record first, then each part of it."""
     parts = [
-        part for part in vars(schema).values() if dataclasses.is_dataclass(part) and part.__module__ == schema.__name__
+        part
+        for module in (schema, measurements, scores, failures)
+        for part in vars(module).values()
+        if dataclasses.is_dataclass(part) and part.__module__ == module.__name__
     ]
     parts.sort(key=lambda part: part is not schema.Record)
     return "\n".join([RECORD_HEAD, *(_part(part, {other.__name__ for other in parts}) for part in parts)])

@@ -27,7 +27,7 @@ ADAMW = {
 
 
 @dataclass
-class Method:
+class MethodConfig:
     """How a model is tuned. `load`, `adapt`, `init` and `optim` are slots: nodes with a ``_target_`` for Hydra."""
 
     name: str = MISSING
@@ -53,7 +53,7 @@ class Method:
 
 
 @dataclass
-class Price:
+class PriceConfig:
     """Price of a model behind an API."""
 
     read: float | None = None
@@ -63,7 +63,7 @@ class Price:
 
 
 @dataclass
-class Model:
+class ModelConfig:
     """The model that is tuned, or the model behind an API (method=api) that is asked."""
 
     name: str = MISSING
@@ -95,11 +95,11 @@ class Model:
     """Tokens that an API model may think before each answer, beyond the task's limit."""
     key_env: str | None = None
     """Environment variable that holds the API key (null: no key is sent). Never the key itself."""
-    price: Price = field(default_factory=Price)
+    price: PriceConfig = field(default_factory=PriceConfig)
 
 
 @dataclass
-class Data:
+class DataConfig:
     """Training and validation data."""
 
     name: str = MISSING
@@ -122,7 +122,7 @@ class Data:
 
 
 @dataclass
-class Eval:
+class EvalConfig:
     """Scoring by lm-eval."""
 
     tasks: list[str] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Eval:
 
 
 @dataclass
-class Train:
+class TrainConfig:
     """The training loop, the same for every method."""
 
     max_steps: int = 200
@@ -198,7 +198,7 @@ class Train:
 
 
 @dataclass
-class Infer:
+class InferConfig:
     """The measurement of inference speed, the same for every cell."""
 
     repeats: int = 5
@@ -212,7 +212,7 @@ class Infer:
 
 
 @dataclass
-class Retry:
+class RetryConfig:
     """Which recorded cells run again. All others are kept."""
 
     statuses: list[str] = field(default_factory=lambda: ["failed"])
@@ -224,7 +224,7 @@ class Retry:
 
 
 @dataclass
-class Api:
+class ApiConfig:
     """How a model behind an API is asked. None of this is part of the cell, as it changes no answer."""
 
     concurrency: int = 8
@@ -243,14 +243,14 @@ class Api:
 class Config:
     """All settings of a cell, and where its record goes."""
 
-    method: Method = field(default_factory=Method)
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    eval: Eval = field(default_factory=Eval)
-    train: Train = field(default_factory=Train)
-    infer: Infer = field(default_factory=Infer)
-    retry: Retry = field(default_factory=Retry)
-    api: Api = field(default_factory=Api)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    infer: InferConfig = field(default_factory=InferConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
     rank: int = 16
     """Rank of adapters and of GaLore's projections."""
     alpha: float = 32

@@ -20,7 +20,7 @@ from harness.settings import DataSettings, EvalSettings
 class ApiAccess:
     """How a model behind an API is asked; it changes no answer, so it is no part of a cell.
 
-    The first fields are those of harness.config.Api; key_env and prices those of harness.config.Model.
+    The first fields are those of harness.config.ApiConfig; key_env and prices those of harness.config.ModelConfig.
     answers: the cell's file of answers.
     """
 
@@ -206,7 +206,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Result:
     """A part of what the request asked for, as plain JSON values."""
 
     value: dict[str, Any]
@@ -226,11 +226,11 @@ class Refused:
     sentence: str
 
 
-JobEvent = Progress | Answer | Warned | Refused
+JobEvent = Progress | Result | Warned | Refused
 
 
 def facts(progress: Progress) -> dict[str, Any]:
-    """What a claim tells of a running cell: the fields that are known."""
+    """What a lease tells of a running cell: the fields that are known."""
     return {name: value for name, value in vars(progress).items() if value is not None}
 
 

@@ -22,7 +22,7 @@ ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path,
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """One method's slots, as in harness.config.Method, with all interpolations resolved."""
+    """One method's slots, as in harness.config.MethodConfig, with all interpolations resolved."""
 
     name: str | None = None
     load: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -43,7 +43,7 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What is loaded (path, …), or which endpoint answers (name, base_url, …): as in harness.config.Model."""
+    """What is loaded (path, …), or which endpoint answers (name, base_url, …): as in harness.config.ModelConfig."""
 
     path: str | None = None
     revision: str | None = None
@@ -59,7 +59,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """As in harness.config.Data; of a model behind an API the name alone."""
+    """As in harness.config.DataConfig; of a model behind an API the name alone."""
 
     name: str | None = None
     path: str | None = None
@@ -73,7 +73,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """As in harness.config.Eval."""
+    """As in harness.config.EvalConfig."""
 
     tasks: list[str] = field(default_factory=list, hash=False)
     limit: int | None = None
@@ -89,7 +89,7 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """As in harness.config.Train. An untuned cell has only what its validation loss depends on.
+    """As in harness.config.TrainConfig. An untuned cell has only what its validation loss depends on.
 
     parallel is null on one device. How often checkpoints are saved changes no result, so it is not here.
     """
@@ -135,7 +135,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class InferSettings:
-    """As in harness.config.Infer; null where inference is not timed."""
+    """As in harness.config.InferConfig; null where inference is not timed."""
 
     repeats: int = 0
     batch_size: int | None = None

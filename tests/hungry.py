@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from job_helpers import no_peak, run_claimed, run_here, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_here, run_leased, seen_by_jobs, tiny  # noqa: F401
 
 HUNGRY = '''
 import torch

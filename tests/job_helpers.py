@@ -93,7 +93,7 @@ def run_request(
     return recording.run(RunCell(cell, study, str(path), data_root, **options), report)
 
 
-def run_claimed(
+def run_leased(
     cell: Cell,
     study: Study,
     data_root: str | None,
@@ -103,8 +103,8 @@ def run_claimed(
 ) -> Record:
     """Run `cell` in a job of its own, as a sweep does."""
     request = runner.request_for(cell, study, data_root, precautions=precautions or Precautions(), **options)
-    with study.claim(cell) as claim:
-        return runner.run(request, study, claim, on_event)
+    with study.lease(cell) as lease:
+        return runner.run(request, study, lease, on_event)
 
 
 def prepared(cell: Cell) -> SimpleNamespace:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.record import (
-    Api,
+    ApiUsage,
     Cell,
     Disk,
     Failure,
@@ -137,7 +137,7 @@ def make_answered(kind: str = "chat", name: str = "far-away", value: float = 0.4
     record.phases = {"score": Phase(30.0, Memory())}
     usual = {"requests": 200, "cached": 0, "tries": 0, "read": 50_000, "written": 10_000, "seconds": 400.0}
     usual |= {"concurrency": 8, "price_read": 0.5, "price_written": 1.5, "dollars": 0.04}
-    record.api = Api(kind=kind, **(usual | fields))
+    record.api = ApiUsage(kind=kind, **(usual | fields))
     return record
 
 

@@ -136,10 +136,10 @@ class Bench:
             return found
         asked = keywords.pop("precautions", {}) | {"timeout": self.seconds()}
         study.folder.mkdir(parents=True, exist_ok=True)
-        with study.claim(cell) as claim:
+        with study.lease(cell) as lease:
             events: Callable[[Progress], None] = keywords.pop("on_event", lambda event: None)
             request = runner.request_for(cell, study, None, precautions=Precautions(**asked), **keywords)
-            found = runner.run(request, study, claim, events)
+            found = runner.run(request, study, lease, events)
         if found.status == "failed" and self.left <= 0:
             study.remove(cell.name)
             raise OutOfTime("the time limit came first")

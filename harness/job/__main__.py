@@ -14,7 +14,6 @@ from pathlib import Path
 from harness import redact
 from harness.errors import UserError
 from harness.protocol import (
-    Answer,
     AskModels,
     CheckCells,
     CheckTasks,
@@ -25,6 +24,7 @@ from harness.protocol import (
     Progress,
     Refused,
     Rescore,
+    Result,
     RunCell,
     Synthesize,
     Warned,
@@ -43,7 +43,7 @@ def main(request: JobRequest) -> int:
         try:
             print(encode(event), file=events, flush=True)
         except BrokenPipeError:
-            os._exit(1)  # the sweep is gone: nobody waits for this cell, and its claim will be taken over
+            os._exit(1)  # the sweep is gone: nobody waits for this cell, and its lease will be taken over
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -91,20 +91,20 @@ def _check(request: CheckCells, send: Send) -> None:
     preflight.check(request.cells, request.data_root)
     for cell in request.cells:
         if (access := request.access.get(cell.id)) is not None:
-            send(Answer({"id": cell.id, "estimate": run_api_cell.estimate(cell, access, request.data_root)}))
+            send(Result({"id": cell.id, "estimate": run_api_cell.estimate(cell, access, request.data_root)}))
 
 
 def _plan(request: PlanCells, send: Send) -> None:
     from harness.job.predict import workers
 
     for answer in workers.answer(request):
-        send(Answer(answer))
+        send(Result(answer))
 
 
 def _examine(request: ExamineMachine, send: Send) -> None:
     from harness.job import machine
 
-    send(Answer(machine.examine(request.models, request.data, request.data_root)))
+    send(Result(machine.examine(request.models, request.data, request.data_root)))
 
 
 def _check_tasks(request: CheckTasks, send: Send) -> None:
@@ -122,13 +122,13 @@ def _rescore(request: Rescore, send: Send) -> None:
 def _synthesize(request: Synthesize, send: Send) -> None:
     from harness.job.data.generators import synthesis
 
-    send(Answer(synthesis.synthesize(request, _progress(send, phase="synthesize"))))
+    send(Result(synthesis.synthesize(request, _progress(send, phase="synthesize"))))
 
 
 def _ask(request: AskModels, send: Send) -> None:
     from harness.job.evaluate import prompting
 
-    send(Answer(prompting.ask(request, _progress(send, phase="ask"))))
+    send(Result(prompting.ask(request, _progress(send, phase="ask"))))
 
 
 SERVE: dict[type, Callable[..., int | None]] = {

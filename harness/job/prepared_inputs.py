@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.job.data import batching, columns, contamination, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.models import loading
-from harness.record import Overlap
+from harness.record import Contamination
 from harness.settings import DataSettings, EvalSettings, InferSettings, MethodSettings, ModelSettings, Settings
 
 Root = tuple[str | None, str]  # data_root, and a text that changes with the data
@@ -33,7 +33,7 @@ class PreparedInputs:
     steps: list[list[list[encoding.Example]]]
     held_out: list[encoding.Example]
     fingerprints: dict[str, str]
-    contamination: dict[str, Overlap]
+    contamination: dict[str, Contamination]
 
     @property
     def longest(self) -> int:

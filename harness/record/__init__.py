@@ -11,6 +11,7 @@ from harness.record.codec import (
     encode,
     encode_tagged,
 )
+from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches
 from harness.record.files import (
     CARD,
     beginnings,
@@ -27,6 +28,20 @@ from harness.record.files import (
     temporary,
     write_json,
 )
+from harness.record.measurements import (
+    Disk,
+    Inference,
+    Kinds,
+    LossPoint,
+    Memory,
+    Merge,
+    Parameters,
+    Phase,
+    Probe,
+    Tokens,
+    Train,
+    ValidationPoint,
+)
 from harness.record.names import (
     STUDY_NAME,
     cell_name,
@@ -41,43 +56,16 @@ from harness.record.reading import (
     studies,
     write,
 )
-from harness.record.schema import (
-    SCHEMA,
-    Api,
-    Cell,
-    Disk,
-    Failure,
-    Inference,
-    Kinds,
-    LossPoint,
-    Memory,
-    Merge,
-    Overlap,
-    Parameters,
-    Phase,
-    Precautions,
-    Probe,
-    Record,
-    Saved,
-    Score,
-    Scoring,
-    Shortage,
-    SmallerBatches,
-    Source,
-    Status,
-    Tokens,
-    TrackerName,
-    Train,
-    ValidationPoint,
-    micro_batches,
-)
+from harness.record.schema import SCHEMA, Cell, Record, Saved, Source, Status, TrackerName, micro_batches
+from harness.record.scores import ApiUsage, Contamination, Score, Scoring
 
 __all__ = [
     "CARD",
     "SCHEMA",
     "STUDY_NAME",
-    "Api",
+    "ApiUsage",
     "Cell",
+    "Contamination",
     "Disk",
     "Failure",
     "Inference",
@@ -85,7 +73,6 @@ __all__ = [
     "LossPoint",
     "Memory",
     "Merge",
-    "Overlap",
     "Parameters",
     "Phase",
     "Precautions",

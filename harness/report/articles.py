@@ -22,7 +22,7 @@ from harness.record import Record
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
 from harness.report.evidence import Evidence
 from harness.report.statistics import Interval
-from harness.report.tables.cells import ABSENT
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
 
 FOLDER = Path(__file__).resolve().parents[1] / "articles"

@@ -20,7 +20,7 @@ Pairs = dict[str, tuple[Any, Any]]  # by dotted name, both values if they differ
 
 
 @dataclass
-class Difference:
+class CellDiff:
     """a, b: names of the cells. results are in the units of `frame`: bytes, seconds, tokens, nats, proportions."""
 
     a: str
@@ -30,9 +30,9 @@ class Difference:
     results: Pairs
 
 
-def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
+def difference(a: Record, b: Record, names: tuple[str, str]) -> CellDiff:
     """The differences between the cells of two records, called `names`."""
-    return Difference(
+    return CellDiff(
         *names,
         settings=_pairs(dict(_leaves(plain(a.cell.settings))), dict(_leaves(plain(b.cell.settings)))),
         environment=_pairs(dict(_leaves(a.environment)), dict(_leaves(b.environment))),
@@ -40,7 +40,7 @@ def difference(a: Record, b: Record, names: tuple[str, str]) -> Difference:
     )
 
 
-def text(found: Difference) -> str:
+def text(found: CellDiff) -> str:
     """A table for a terminal; numbers have their ratio B/A."""
     out = [f"A  {found.a}", f"B  {found.b}"]
     for part in ("settings", "environment", "results"):

@@ -23,7 +23,7 @@ from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.pairwise import answers, score_of
 from harness.report.statistics import ALPHA, Difference
-from harness.report.tables.cells import ABSENT
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import group
 from harness.report.tables.table import Table
 

@@ -21,7 +21,7 @@ from harness.studies import verify
 from harness.studies.find import find
 from harness.studies.retry import objection
 from harness.sweep import runner
-from harness.sweep.progress import Progress
+from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
 
@@ -124,15 +124,15 @@ def score(
         if (wanted := of(found, tasks)) not in checked:
             runner.check_tasks(wanted, data_root)
             checked.append(wanted)
-    progress, done = Progress(len(asked.todo)), []
+    progress, done = SweepProgress(len(asked.todo)), []
     try:
         for study, found, tasks in asked.todo:
             progress.start(found.cell)
             try:
-                with study.claim(found.cell) as claim:
+                with study.lease(found.cell) as lease:
                     if study.recorded(found.cell) != found:
                         raise UserError(f"{found.cell.name} is not scored: another process has changed its record.")
-                    again = runner.score(found.cell, study, claim, of(found, tasks), data_root, progress.update)
+                    again = runner.score(found.cell, study, lease, of(found, tasks), data_root, progress.update)
             except (UserError, RecordError) as error:
                 asked.refused.append(str(error))
             else:

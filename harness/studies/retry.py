@@ -26,7 +26,7 @@ from harness.record import Precautions, Record, read_study
 from harness.redact import leaves
 from harness.settings import cell_id, plain
 from harness.sweep import runner
-from harness.sweep.progress import Progress
+from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
 STATUSES = ("failed", "diverged", "oom")
@@ -71,7 +71,7 @@ def retry(
             validate.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([found.cell for found in records], data_root)
-    progress, done = Progress(len(records)), []
+    progress, done = SweepProgress(len(records)), []
     try:
         for found in records:
             try:
@@ -86,16 +86,18 @@ def retry(
     return done
 
 
-def _run(study: Study, found: Record, data_root: str | None, precautions: Precautions, progress: Progress) -> Record:
+def _run(
+    study: Study, found: Record, data_root: str | None, precautions: Precautions, progress: SweepProgress
+) -> Record:
     """The new record of a cell; UserError if another process has the cell or has just run it."""
-    with study.claim(found.cell) as claim:
+    with study.lease(found.cell) as lease:
         if study.recorded(found.cell) != found:
             raise UserError("another process has just run it.")
         progress.start(found.cell)
         try:
             options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
             request = runner.request_for(found.cell, study, data_root, **options)
-            again = runner.run(request, study, claim, progress.update)
+            again = runner.run(request, study, lease, progress.update)
         finally:
             progress.clear()
         progress.end(again)

@@ -17,7 +17,7 @@ from harness.sweep.store import Study
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What is left for a cell to ask, in words, and what that costs; null where its prices are not known."""
 
     words: str
@@ -38,24 +38,24 @@ def access(cell: Cell, config: DictConfig, study: Study) -> ApiAccess | None:
     )
 
 
-def estimates(cells: Sequence[Cell], asked: dict[str, ApiAccess], counts: dict[str, dict]) -> list[Estimate]:
+def estimates(cells: Sequence[Cell], asked: dict[str, ApiAccess], counts: dict[str, dict]) -> list[CostEstimate]:
     """Of those cells that have `counts`, from a job; asked: how, both by id."""
     return [_estimate(cell, asked[cell.id], counts[cell.id]) for cell in cells if cell.id in counts]
 
 
-def _estimate(cell: Cell, how: ApiAccess, count: dict[str, Any]) -> Estimate:
+def _estimate(cell: Cell, how: ApiAccess, count: dict[str, Any]) -> CostEstimate:
     read, written = count["read"], count["written"]
     words = f"{cell.name} ({cell.model}): {count['requests']:,} requests, "
     about = "" if count["counted"] else "about "  # without a tokenizer
     words += f"{about}{units.count(read)} tokens read, at most {units.count(written)} written"
     prices = how.price_read, how.price_written
     if None in prices:
-        return Estimate(f"{words}; model.price.read= and model.price.written= would tell what they cost.", None)
+        return CostEstimate(f"{words}; model.price.read= and model.price.written= would tell what they cost.", None)
     cost = (prices[0] * read + prices[1] * written) / 1e6
-    return Estimate(f"{words}: {about or 'at most '}{units.dollars(cost)}.", cost)
+    return CostEstimate(f"{words}: {about or 'at most '}{units.dollars(cost)}.", cost)
 
 
-def told(found: Sequence[Estimate], budget: float | None) -> None:
+def told(found: Sequence[CostEstimate], budget: float | None) -> None:
     """Print what is estimated. Raises UserError if it exceeds `budget`, in dollars, or can't be told."""
     for estimate in found:
         print(estimate.words, file=sys.stderr)

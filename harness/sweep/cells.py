@@ -90,7 +90,7 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
 def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     """What of the training settings a cell has a use for."""
     if not tuned:  # only how the validation loss is taken can change the result
-        size = settings_of.Train().batch_size if asked.batch_size == AUTO else asked.batch_size
+        size = settings_of.TrainConfig().batch_size if asked.batch_size == AUTO else asked.batch_size
         return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size)
     return dataclasses.replace(asked, parallel=None) if asked.devices == 1 else asked
 

@@ -43,7 +43,7 @@ class Held(UserError):
     """Another live process has the lease."""
 
 
-class Claim:
+class Lease:
     """A lease of this process. A call writes the progress of its job.
 
     lost: whether another process took it over, because this one was silent for too long.
@@ -91,9 +91,9 @@ class Claim:
 
 
 @contextmanager
-def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Claim]:
+def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Lease]:
     """Hold the lease `folder` on `what`. If another process has it, wait `patiently`, or raise Held."""
-    while (claim := _take(folder)) is None:
+    while (lease := _take(folder)) is None:
         if not patiently:
             found = owner(folder)
             by = f"process {found['pid']} on {found['host']}" if found else "another process"
@@ -102,14 +102,14 @@ def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Claim]:
                 f"or let a sweep take over after {SILENCE:.0f} s."
             )
         wait([folder])
-    keeper = threading.Thread(target=claim.keep, daemon=True)
+    keeper = threading.Thread(target=lease.keep, daemon=True)
     keeper.start()
     try:
-        yield claim
+        yield lease
     finally:
-        claim.release()
+        lease.release()
         keeper.join()
-        _remove(claim.path)
+        _remove(lease.path)
 
 
 def owner(folder: Path) -> dict[str, Any] | None:
@@ -174,7 +174,7 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
     return dead
 
 
-def _take(folder: Path) -> Claim | None:
+def _take(folder: Path) -> Lease | None:
     """Take the lease `folder`; None if a process has it that may be alive. Raises OSError."""
     token, me = secrets.token_hex(8), os.getpid()
     found = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
@@ -192,7 +192,7 @@ def _take(folder: Path) -> Claim | None:
             if other is None or not _ended(other):
                 return None
             _remove(path)
-        return Claim(folder / f"{token}.json", found)
+        return Lease(folder / f"{token}.json", found)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

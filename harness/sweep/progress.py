@@ -18,7 +18,7 @@ from harness.record import Cell, Record, RecordError
 from harness.sweep.store import Study
 
 
-class Progress:
+class SweepProgress:
     """Shows a sweep over `total` cells on standard error."""
 
     def __init__(self, total: int):
@@ -75,7 +75,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def following(study: Study, cells: list[Cell], progress: Progress, seconds: float = 1.0) -> Iterator[None]:
+def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds: float = 1.0) -> Iterator[None]:
     """Show the progress of `cells` that other processes run, read from the study's folder every `seconds`.
 
     A cell has started once a process holds its lease, and ended once it has a new record.

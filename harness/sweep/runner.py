@@ -23,7 +23,6 @@ from tqdm import tqdm
 from harness import env, record, redact
 from harness.errors import UserError
 from harness.protocol import (
-    Answer,
     ApiAccess,
     AskModels,
     CheckCells,
@@ -35,6 +34,7 @@ from harness.protocol import (
     Progress,
     Refused,
     Rescore,
+    Result,
     RunCell,
     Synthesize,
     Warned,
@@ -46,7 +46,7 @@ from harness.record import Cell, Failure, Record, SmallerBatches
 from harness.settings import EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.fork_server import Server
-from harness.sweep.lease import Claim, Held
+from harness.sweep.lease import Held, Lease
 from harness.sweep.store import Study
 
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
@@ -101,12 +101,12 @@ def check_tasks(settings: EvalSettings, data_root: str | None) -> None:
 def score(
     cell: Cell,
     study: Study,
-    claim: Claim,
+    lease: Lease,
     settings: EvalSettings,
     data_root: str | None,
     on_event: OnEvent,
 ) -> Record:
-    """Have the recorded `cell`, claimed by `claim`, scored by `settings`; its record with what came.
+    """Have the recorded `cell`, leased by `lease`, scored by `settings`; its record with what came.
 
     Raises UserError if that fails; the record stays as it was then.
     """
@@ -114,11 +114,11 @@ def score(
 
     def follow(event: Progress) -> None:
         on_event(event)
-        claim(facts(event))
+        lease(facts(event))
 
     try:
         with open(log, "ab") as stderr:
-            code = _converse(Rescore(str(path.absolute()), settings, _absolute(data_root)), stderr, follow, claim)
+            code = _converse(Rescore(str(path.absolute()), settings, _absolute(data_root)), stderr, follow, lease)
     finally:
         redact.scrub(log)
     if code:
@@ -170,10 +170,10 @@ def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any)
     )
 
 
-def run(request: RunCell, study: Study, claim: Claim, on_event: OnEvent) -> Record:
-    """Have the cell of `request`, claimed by `claim`, run; its record, which lies in the study's folder by then.
+def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Record:
+    """Have the cell of `request`, leased by `lease`, run; its record, which lies in the study's folder by then.
 
-    Raises UserError if the job refuses its input, Held if another process took the claim over; then no record was
+    Raises UserError if the job refuses its input, Held if another process took over the lease; then no record was
     written.
     """
     cell, precautions, log = request.cell, request.precautions, study.log(request.cell)
@@ -190,18 +190,18 @@ def run(request: RunCell, study: Study, claim: Claim, on_event: OnEvent) -> Reco
         on_event(event)
         if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
             noted = time.monotonic()
-            claim(facts(event))
+            lease(facts(event))
 
     def attempt(smaller: SmallerBatches | None, stderr: IO[bytes]) -> Record:
         nonlocal last
         last = Progress("start")
         started, clock, reason = datetime.now(UTC), time.monotonic(), None
         try:
-            code = _converse(replace(request, smaller=smaller), stderr, follow, claim, precautions.timeout)
+            code = _converse(replace(request, smaller=smaller), stderr, follow, lease, precautions.timeout)
         except _Overdue:
             reason = f"The cell was ended: it took longer than timeout={precautions.timeout:g} seconds."
         if last.phase != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            if claim.lost:
+            if lease.lost:
                 raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
             failed = Record(
                 cell=cell,
@@ -257,7 +257,7 @@ def _converse(
     request: JobRequest,
     stderr: IO[bytes],
     on_event: OnEvent,
-    claim: Claim | None = None,
+    lease: Lease | None = None,
     timeout: float | None = None,
     answers: list[dict[str, Any]] | None = None,
 ) -> int:
@@ -265,7 +265,7 @@ def _converse(
 
     answers: a list that the job's answers are added to.
 
-    The job works for `claim`: that outlives no job, and the job is stopped if it is lost. After `timeout` seconds it
+    The job works for `lease`: that outlives no job, and the job is stopped if it is lost. After `timeout` seconds it
     is ended, and _Overdue raised.
     """
     job = _server.start(stderr)
@@ -290,12 +290,12 @@ def _converse(
                 refusal = event.sentence
             elif isinstance(event, Warned):
                 _warn(event.sentence)
-            elif isinstance(event, Answer):
+            elif isinstance(event, Result):
                 answers.append(event.value)
             else:
-                if claim is not None:
-                    claim.works(job.holder, job.stop)
-                    claim = None
+                if lease is not None:
+                    lease.works(job.holder, job.stop)
+                    lease = None
                 on_event(event)
         code = job.wait()
     except BaseException:

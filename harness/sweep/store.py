@@ -25,7 +25,7 @@ from harness import record
 from harness.errors import UserError
 from harness.record import Cell, Record
 from harness.sweep import lease
-from harness.sweep.lease import Claim
+from harness.sweep.lease import Lease
 
 
 class Study:
@@ -144,19 +144,19 @@ class Study:
         found = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
         return {name: owner for name, owner in found.items() if owner is not None}
 
-    def claim(self, cell: Cell) -> AbstractContextManager[Claim]:
+    def lease(self, cell: Cell) -> AbstractContextManager[Lease]:
         """Hold the lease of `cell` while it runs. Raises Held if a live process has it.
 
         Read the record again afterwards: another process may just have written it.
         """
-        return lease.hold(self._claim(cell), cell.name)
+        return lease.hold(self._lease_folder(cell), cell.name)
 
     def wait(self, cells: Sequence[Cell]) -> list[Cell]:
         """Wait until some of `cells`, which other processes hold, are free; returns those."""
-        by_claim = {self._claim(cell): cell for cell in cells}
-        return [by_claim[free] for free in lease.wait(list(by_claim))]
+        by_folder = {self._lease_folder(cell): cell for cell in cells}
+        return [by_folder[free] for free in lease.wait(list(by_folder))]
 
-    def _claim(self, cell: Cell) -> Path:
+    def _lease_folder(self, cell: Cell) -> Path:
         return self._state / "running" / cell.name
 
 

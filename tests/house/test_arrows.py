@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import time
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -40,6 +41,24 @@ def within(room):
     files = {path: tree for path, tree in FILES.items() if path.startswith(f"{room}/")}
     assert files, f"there is no {room}/; this test would hold anything"
     return files.items()
+
+
+def test_no_two_classes_have_one_name():
+    """Except for a file's private ones, which nobody else reads about."""
+    at = defaultdict(list)
+    for path, tree in FILES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                at[node.name].append(path)
+    assert len(at) > 100, "nothing was read"
+    assert not {name: paths for name, paths in at.items() if len(paths) > 1}
+
+
+def test_a_file_holds_one_thing_and_a_folder_one_room():
+    lines = {path: (PACKAGE / path).read_text().count("\n") for path in FILES}
+    assert not {path: n for path, n in lines.items() if n > 400}
+    files = Counter(path.rpartition("/")[0] for path in FILES)
+    assert not {folder: n for folder, n in files.items() if n > 15}
 
 
 LEAVES = {"errors", "units", "redact"}

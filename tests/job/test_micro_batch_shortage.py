@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from hungry import HUNGRY
-from job_helpers import no_peak, run_claimed, run_here, run_request, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_here, run_leased, run_request, seen_by_jobs, tiny  # noqa: F401
 from records import make_record
 
 from harness.job import run_cell
@@ -195,7 +195,7 @@ def factory(tmp_path_factory):
 def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
     cell, study = factory(4, 1), Study(tmp_path, "study")
     events: list[Progress] = []
-    record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
+    record = run_leased(cell, study, None, events.append, Precautions(on_oom=True))
     assert record.status == "ok"
     assert (record.smaller_batches.batch_size, record.smaller_batches.grad_accum) == (1, 4)
     assert [(f.phase, f.memory.adapters) for f in record.smaller_batches.after] == [
@@ -216,10 +216,10 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
 def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path, factory):
     study = Study(tmp_path, "study")
     cell = factory(2, 0)
-    first = run_claimed(cell, study, None, lambda event: None)
+    first = run_leased(cell, study, None, lambda event: None)
     assert (first.status, first.smaller_batches) == ("oom", None)
     events: list[Progress] = []
-    record = run_claimed(cell, study, None, events.append, Precautions(on_oom=True))
+    record = run_leased(cell, study, None, events.append, Precautions(on_oom=True))
     assert [e.phase for e in events].count("start") == 1  # as it was asked for it was tried before
     assert (record.status, record.smaller_batches) == ("oom", SmallerBatches(1, 2, [first.failure]))
 
@@ -279,10 +279,10 @@ def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose)
 
 @pytest.mark.faults
 def test_what_was_planned_is_tried_and_halved_and_the_steps_stay_the_same(tmp_path, factory, capfd):
-    whole = run_claimed(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
+    whole = run_leased(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
     cell = factory("auto", 2, "train.global_batch=6")
     events: list[Progress] = []
-    record = run_claimed(cell, Study(tmp_path, "study"), None, events.append)
+    record = run_leased(cell, Study(tmp_path, "study"), None, events.append)
     assert record.status == "ok", record.failure
     assert [e.phase for e in events if e.phase in ("plan", "start")] == ["plan", "start", "start", "start"]
     ran = record.smaller_batches
@@ -302,7 +302,7 @@ def test_the_job_plans_for_the_memory_of_its_machine(tmp_path, monkeypatch):
     memory = runner.plan([], None)["budget"]
     monkeypatch.setattr(runner, "TIGHT", 1.0)
     monkeypatch.setattr(runner, "BESIDE", memory - peak + 1)  # so that it all but fits
-    record = run_claimed(cell, Study(tmp_path, "study"), None, lambda event: None)
+    record = run_leased(cell, Study(tmp_path, "study"), None, lambda event: None)
     assert record.status == "ok", record.failure
     assert record.smaller_batches == SmallerBatches(3, 2, [], 3)
     assert sum(dataclasses.astuple(record.probe.peak)) < peak

@@ -65,7 +65,7 @@ def retried(cell, tmp_path, monkeypatch):
     def run(*overrides: str, **kept: Any) -> dict[str, Any]:
         given = []
 
-        def ends_well(request, study, claim, on_event):
+        def ends_well(request, study, lease, on_event):
             given.append({name: getattr(request, name) for name in ("precautions", "save", "tracker")})
             return dataclasses.replace(study.recorded(request.cell), status="ok", failure=None)
 

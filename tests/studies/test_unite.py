@@ -151,7 +151,7 @@ def test_a_damaged_record_in_place_is_not_written_over(machines, capsys):
 
 def test_a_cell_that_is_being_run_is_not_written_over(machines, capsys):
     study = Study(machines / "all", "demo")
-    with study.claim(read(one(machines / "b", "dora")).cell):
+    with study.lease(read(one(machines / "b", "dora")).cell):
         assert run(machines, str(machines / "b")) == 1
     assert "its cell is being run" in capsys.readouterr().err
     assert list(study.folder.glob("*.json")) == []

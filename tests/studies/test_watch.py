@@ -60,7 +60,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
     cell = make_record("full").cell
     told = {"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4}
     told |= {"memory_bytes": 3 * 2**29, "seconds_left": 47.0}
-    with study.claim(cell) as note:
+    with study.lease(cell) as note:
         note(told)
         found = state_of(study, cell.name)
         assert {key: getattr(found, key) for key in told} == told
@@ -71,7 +71,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
 def test_what_comes_after_training_is_added_to_what_its_steps_take(study):
     cell = make_record("lora", 16, 32.0, 2e-4, 2).cell
     study.plan([cell])
-    with study.claim(cell) as note:
+    with study.lease(cell) as note:
         note({"phase": "train", "step": 3, "of": 50, "seconds_left": 47.0})
         assert state_of(study, cell.name).seconds_left == 47.0 + 30.0  # the recorded cell scored for 30 s
         note({"phase": "score"})
@@ -81,7 +81,7 @@ def test_what_comes_after_training_is_added_to_what_its_steps_take(study):
 @pytest.mark.parametrize("progress", [None, [], "train", {"step": "3", "loss": None, "phase": 7, "seconds_left": "x"}])
 def test_what_a_marker_says_is_not_trusted(study, progress):
     cell = make_record("full").cell
-    with study.claim(cell) as note:
+    with study.lease(cell) as note:
         note(progress)
         assert state_of(study, cell.name).phase == "start"
         assert any(cell.name in line for line in lines(study_status(study.folder.parent, "demo")))
@@ -89,7 +89,7 @@ def test_what_a_marker_says_is_not_trusted(study, progress):
 
 def test_a_cell_that_is_run_again_is_running_and_not_failed(study):
     name = name_of(study, "lora-r16-a32-lr0.0002-s1")
-    with study.claim(read(study.folder / f"{name}.json").cell):
+    with study.lease(read(study.folder / f"{name}.json").cell):
         assert study_status(study.folder.parent, "demo").counts == {"done": 1, "running": 1, "failed": 0, "left": 1}
 
 
@@ -274,7 +274,7 @@ def test_a_line_is_safe_to_show(line, shown):
 def test_a_log_is_followed_while_its_cell_runs(study):
     found = find(study.folder.parent, ["demo"], "lora-r16-a32-lr0.0002-s1")
     cell, seen = read(found.record).cell, []
-    with study.claim(cell):
+    with study.lease(cell):
         found.log.write_text("old\n")
         thread = threading.Thread(target=lambda: seen.extend(logs.follow(found, seconds=0.02)))
         thread.start()
@@ -386,7 +386,7 @@ def test_on_a_terminal_it_is_asked(study, capsys, monkeypatch, answer, gone):
 
 def test_a_running_cell_is_not_removed(study, capsys):
     name = name_of(study, "lora-r16-a32-lr0.0002-s1")
-    with study.claim(read(study.folder / f"{name}.json").cell):
+    with study.lease(read(study.folder / f"{name}.json").cell):
         status, _, err = ask(study, capsys, "rm", name, "--yes")
     assert status == 2
     assert "is running; stop its sweep first" in err

@@ -84,14 +84,14 @@ def test_a_record_that_does_not_fit_leaves_the_old_one(disk):
     assert sorted(p.name for p in folder.iterdir()) == ["filling", "lora.json"]
 
 
-def test_a_claim_is_kept_alive_on_a_full_disk_and_none_is_made_there(disk):
+def test_a_lease_is_kept_alive_on_a_full_disk_and_none_is_made_there(disk):
     study = Study(disk(8), "demo")
     lora, full = make_record("lora", 16).cell, make_record("full").cell
-    with study.claim(lora) as claim:
+    with study.lease(lora) as lease:
         fill(study.folder)
-        claim({"phase": "train", "step": 7})
+        lease({"phase": "train", "step": 7})
         assert study.running()[lora.name]["progress"] == {"phase": "train", "step": 7}
-        with pytest.raises(OSError, match="No space left on device") as refused, study.claim(full):
+        with pytest.raises(OSError, match="No space left on device") as refused, study.lease(full):
             pass
         assert full.name in refused.value.filename
         assert list(study.running()) == [lora.name]
@@ -134,7 +134,7 @@ def test_where_nothing_can_be_written_nothing_is_run(disk, harness, state):
     ids=["record", "items"],
 )
 def test_a_cell_whose_record_or_items_do_not_fit_leaves_the_old_state(disk, harness, overrides, file):
-    """The disk takes the claim and the log, but not what the cell leaves, nor a record that says why there is none."""
+    """The disk takes the lease and the log, but not what the cell leaves, nor a record that says why there is none."""
     results = disk(16)
     sound(make_record("lora", 16, 32.0, 2e-4), results / "demo")
     before = contents(results / "demo")

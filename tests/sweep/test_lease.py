@@ -1,4 +1,4 @@
-"""One process runs a cell at a time: claims are exclusive, outlive nobody, and are lost by whoever falls silent.
+"""One process runs a cell at a time: leases are exclusive, outlive nobody, and are lost by whoever falls silent.
 
 What happens between processes is tested with processes; one "elsewhere" is told that its machine is another.
 """
@@ -39,7 +39,7 @@ def lora():
 
 @pytest.fixture
 def folder(study, lora):
-    """The claim on `lora`."""
+    """The lease on `lora`."""
     return study.folder / ".harness" / "running" / lora.name
 
 
@@ -79,7 +79,7 @@ with lease.hold(Path(sys.argv[1]), "cell") as held:
 
 
 def leave(folder, **fields):
-    """A claim as a process of this machine, which is gone by now, would have left it."""
+    """A lease as a process of this machine, which is gone by now, would have left it."""
     owner = {"host": os.uname().nodename, "machine": lease._machine(), "pid": dead_process(), "started": 1.0}
     owner |= {"beats": 3, "progress": {}} | fields
     path = folder / "0123456789abcdef.json"
@@ -97,26 +97,26 @@ def dead_process():
 # One process
 
 
-def test_a_claim_is_exclusive_while_it_is_held(study, lora):
-    with study.claim(lora):
-        with pytest.raises(Held, match=rf"{lora.name} is being run by process {os.getpid()} on "), study.claim(lora):
+def test_a_lease_is_exclusive_while_it_is_held(study, lora):
+    with study.lease(lora):
+        with pytest.raises(Held, match=rf"{lora.name} is being run by process {os.getpid()} on "), study.lease(lora):
             pass
-        with study.claim(make_record("full").cell):
+        with study.lease(make_record("full").cell):
             assert len(study.running()) == 2
         assert list(study.running()) == [lora.name]
     assert study.running() == {}
-    with study.claim(lora):
+    with study.lease(lora):
         pass
 
 
-def test_a_claim_is_released_when_its_cell_breaks(study, lora, folder):
-    with pytest.raises(KeyboardInterrupt), study.claim(lora):
+def test_a_lease_is_released_when_its_cell_breaks(study, lora, folder):
+    with pytest.raises(KeyboardInterrupt), study.lease(lora):
         raise KeyboardInterrupt
     assert list(folder.parent.iterdir()) == []
 
 
-def test_a_claim_notes_progress(study, lora):
-    with study.claim(lora) as note:
+def test_a_lease_notes_progress(study, lora):
+    with study.lease(lora) as note:
         started = study.running()[lora.name]["started"]
         note({"phase": "train", "step": 3})
         owner = study.running()[lora.name]
@@ -125,14 +125,14 @@ def test_a_claim_notes_progress(study, lora):
 
 
 def test_a_long_note_is_followed_by_a_short_one(study, lora):
-    with study.claim(lora) as note:
+    with study.lease(lora) as note:
         for progress in ({"phase": "x" * 2 * lease.SIZE}, {"phase": "train"}):
             note(progress)
             assert study.running()[lora.name]["progress"] == progress
 
 
 def test_signs_of_life_come_without_progress(quick, study, lora, folder):
-    with study.claim(lora):
+    with study.lease(lora):
         (path,) = folder.iterdir()
         before = json.loads(path.read_text())["beats"]
         time.sleep(5 * lease.HEARTBEAT)
@@ -142,27 +142,27 @@ def test_signs_of_life_come_without_progress(quick, study, lora, folder):
 # Owners that are gone
 
 
-def test_the_claim_of_a_process_that_was_killed_is_taken_over_at_once(study, lora, folder, process):
+def test_the_lease_of_a_process_that_was_killed_is_taken_over_at_once(study, lora, folder, process):
     owner = process(HOLDER, folder)
     assert owner.stdout.readline() == "held\n"
     assert study.running()[lora.name]["pid"] == owner.pid
-    with pytest.raises(Held, match=f"process {owner.pid} on"), study.claim(lora):
+    with pytest.raises(Held, match=f"process {owner.pid} on"), study.lease(lora):
         pass
     owner.kill()
     os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # a corpse that nobody has taken away yet
     assert study.running() == {}
-    with study.claim(lora):
+    with study.lease(lora):
         assert study.running()[lora.name]["pid"] == os.getpid()
 
 
-def test_a_claim_lives_as_long_as_what_works_for_it(study, lora, folder):
+def test_a_lease_lives_as_long_as_what_works_for_it(study, lora, folder):
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     gone = str(dead_process())
     leave(folder, processes={gone: "1", str(worker.pid): lease._born(worker.pid)})
-    with pytest.raises(Held), study.claim(lora):
+    with pytest.raises(Held), study.lease(lora):
         pass
     worker.communicate(b"\n")
-    with study.claim(lora):
+    with study.lease(lora):
         pass
 
 
@@ -170,7 +170,7 @@ def test_another_process_under_the_same_number_is_not_the_owner(study, lora, fol
     ours, other = str(os.getpid()), str(int(lease._born(os.getpid())) - 1)
     leave(folder, pid=os.getpid(), processes={ours: other})
     assert study.running() == {}
-    with study.claim(lora):
+    with study.lease(lora):
         pass
 
 
@@ -178,27 +178,27 @@ def test_an_owner_on_another_machine_may_live_whatever_runs_here(study, lora, fo
     path = leave(folder, host="elsewhere", machine="another boot")
     assert study.running()[lora.name]["host"] == "elsewhere"
     said = rf"on elsewhere\. If that process is dead, delete {folder}, or let"
-    with pytest.raises(Held, match=said), study.claim(lora):
+    with pytest.raises(Held, match=said), study.lease(lora):
         pass
     assert path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
-def test_a_claim_that_says_nothing_is_held_by_nobody_known(quick, study, lora, folder, text):
+def test_a_lease_that_says_nothing_is_held_by_nobody_known(quick, study, lora, folder, text):
     leave(folder).write_text(text)
     assert study.running() == {}
-    with pytest.raises(Held, match="is being run by another process"), study.claim(lora):
+    with pytest.raises(Held, match="is being run by another process"), study.lease(lora):
         pass
     assert study.wait([lora]) == [lora]  # it may have been about to say something, but not for so long
-    with study.claim(lora):
+    with study.lease(lora):
         pass
 
 
-def test_an_empty_folder_is_no_claim(study, lora, folder):
+def test_an_empty_folder_is_no_lease(study, lora, folder):
     folder.mkdir(parents=True)
     assert study.running() == {}
     assert study.wait([lora]) == [lora]
-    with study.claim(lora):
+    with study.lease(lora):
         assert list(study.running()) == [lora.name]
 
 
@@ -210,15 +210,15 @@ def test_a_silent_owner_elsewhere_is_taken_over_whatever_its_clock_says(quick, s
     path = leave(folder, machine="elsewhere", started=time.time() + clock)
     os.utime(path, (time.time() + clock, time.time() + clock))
     full = make_record("full").cell
-    leave(study.folder / ".harness" / "running" / full.name, pid=os.getpid(), processes=claim_of_ours())
+    leave(study.folder / ".harness" / "running" / full.name, pid=os.getpid(), processes=lease_of_ours())
     begun = time.monotonic()
     assert study.wait([lora, full]) == [lora]
     assert time.monotonic() - begun >= lease.SILENCE
-    with study.claim(lora):
+    with study.lease(lora):
         assert study.running()[lora.name]["pid"] == os.getpid()
 
 
-def claim_of_ours():
+def lease_of_ours():
     return {str(os.getpid()): lease._born(os.getpid())}
 
 
@@ -253,7 +253,7 @@ def test_an_owner_here_that_sleeps_is_not_dead(quick, folder, process):
     assert free == [folder]
 
 
-def test_an_owner_that_wakes_up_finds_its_claim_lost_and_leaves_the_new_one_alone(quick, folder, process):
+def test_an_owner_that_wakes_up_finds_its_lease_lost_and_leaves_the_new_one_alone(quick, folder, process):
     owner = process(HOLDER, folder, elsewhere=True)
     assert owner.stdout.readline() == "held\n"
     owner.send_signal(signal.SIGSTOP)
@@ -271,11 +271,11 @@ def test_an_owner_that_wakes_up_finds_its_claim_lost_and_leaves_the_new_one_alon
 # Several at once
 
 RACE = """
-claims, counters = Path(sys.argv[1]), Path(sys.argv[2])
+leases, counters = Path(sys.argv[1]), Path(sys.argv[2])
 while not (counters / "go").exists():
     time.sleep(0.001)
 for i in range(int(sys.argv[3])):
-    with lease.hold(claims / str(i), "cell", patiently=True):
+    with lease.hold(leases / str(i), "cell", patiently=True):
         counter = counters / str(i)
         count = int(counter.read_text()) if counter.exists() else 0
         time.sleep(0.001)
@@ -284,17 +284,17 @@ for i in range(int(sys.argv[3])):
 
 
 def test_of_many_that_take_over_at_once_one_wins(tmp_path, process):
-    """Each is in each claim once, alone: an update of its counter that met another would be lost."""
-    claims, counters, rounds = tmp_path / "claims", tmp_path / "counters", 12
+    """Each is in each lease once, alone: an update of its counter that met another would be lost."""
+    leases, counters, rounds = tmp_path / "leases", tmp_path / "counters", 12
     counters.mkdir()
     for i in range(rounds):
         elsewhere = {"machine": "elsewhere"} if i % 4 == 3 else {}  # the others are known to be dead
-        leave(claims / str(i), **elsewhere)
-    racers = [process(RACE, claims, counters, rounds) for _ in range(5)]
+        leave(leases / str(i), **elsewhere)
+    racers = [process(RACE, leases, counters, rounds) for _ in range(5)]
     (counters / "go").touch()
     assert [racer.wait(60) for racer in racers] == [0] * 5
     assert [int((counters / str(i)).read_text()) for i in range(rounds)] == [5] * rounds
-    assert list(claims.iterdir()) == []
+    assert list(leases.iterdir()) == []
 
 
 PLAN = """
@@ -317,6 +317,6 @@ def test_plans_that_are_made_at_once_add_up(study, tmp_path, process):
 
 def test_a_study_that_can_not_be_written_to_is_named(tmp_path, lora):
     (tmp_path / "demo").write_text("a file")
-    with pytest.raises(NotADirectoryError) as refused, Study(tmp_path, "demo").claim(lora):
+    with pytest.raises(NotADirectoryError) as refused, Study(tmp_path, "demo").lease(lora):
         pass
     assert str(tmp_path / "demo") in refused.value.filename

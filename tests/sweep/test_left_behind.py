@@ -27,7 +27,7 @@ with record.replacing(Path(sys.argv[1]) / "lora.json") as made:
     print("writing", flush=True)
     sys.stdin.read()
 """
-CLAIMING = """
+LEASING = """
 import os, signal, sys
 from pathlib import Path
 from harness.sweep import lease
@@ -75,8 +75,8 @@ def test_what_is_being_written_is_left_alone_and_what_a_killed_process_left_is_r
     writer.communicate()
 
 
-def test_a_claim_that_was_about_to_be_made_is_no_claim_and_is_removed(study):
-    assert process(CLAIMING, study).wait() == -signal.SIGKILL
+def test_a_lease_that_was_about_to_be_made_is_no_lease_and_is_removed(study):
+    assert process(LEASING, study).wait() == -signal.SIGKILL
     (made,) = study.left_behind()
     assert made.is_dir()
     assert study.running() == {}
@@ -85,7 +85,7 @@ def test_a_claim_that_was_about_to_be_made_is_no_claim_and_is_removed(study):
 
 
 @pytest.mark.parametrize("clock", [-86400, 0, 86400], ids=["behind", "alike", "ahead"])
-def test_of_another_machine_it_is_removed_after_the_time_in_which_a_claim_is_lost(study, clock, monkeypatch):
+def test_of_another_machine_it_is_removed_after_the_time_in_which_a_lease_is_lost(study, clock, monkeypatch):
     """By the clock that both files have their times from; this machine's own may say what it likes."""
     made = record.temporary(study.folder / "lora.json")
     made = made.with_name(re.sub(r"\.[0-9a-f]{8}-", ".01234567-", made.name))

@@ -94,7 +94,7 @@ def test_a_sweep_that_slept_too_long_stops_its_job_and_waits_in_turn(tmp_path, m
         (cell,) = study.planned()
         sweep.send_signal(signal.SIGSTOP)
         assert study.wait([cell]) == [cell]
-        with study.claim(cell) as ours:
+        with study.lease(cell) as ours:
             sweep.send_signal(signal.SIGCONT)
             for line in sweep.stderr:
                 if line.startswith("Waiting"):

@@ -72,7 +72,7 @@ def test_status_counts_and_names_cells(study, tmp_path):
     write(failed, study.path(failed.cell))
     (study.folder / "broken.json").write_text("{")
     study.plan(r.cell for r in (done, failed, running, left))
-    with study.claim(running.cell) as note:
+    with study.lease(running.cell) as note:
         note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4})
         standing = study_status(tmp_path, "demo")
     # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
@@ -98,7 +98,7 @@ def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
     left = [make_record("full", seed=seed).cell for seed in (1, 2)] + [make_record("lora", 16, seed=1).cell]
     study.plan([fast.cell, slow.cell, *left])
     assert lines(study_status(tmp_path, "demo"))[0].endswith("3 left, about 34 min to go")  # 2,010 s
-    with study.claim(left[0]), study.claim(left[1]):
+    with study.lease(left[0]), study.lease(left[1]):
         assert lines(study_status(tmp_path, "demo"))[0].endswith("about 17 min to go")
     study.plan([make_record("dora", 16).cell])  # of no method yet seen: the mean of all, 505 s
     assert lines(study_status(tmp_path, "demo"))[0].endswith("about 42 min to go")
@@ -114,7 +114,7 @@ def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lor
 
 def test_a_cell_that_no_sweep_has_planned_takes_time_too(study, tmp_path, lora):
     """`run` plans nothing; without its pace nobody knows how long its cell takes."""
-    with study.claim(lora) as note:
+    with study.lease(lora) as note:
         assert lines(study_status(tmp_path, "demo"))[0].endswith("0 left, time left unknown until a cell is done")
         note({"phase": "train", "step": 3, "of": 50, "seconds_left": 47.0})
         assert lines(study_status(tmp_path, "demo"))[0].endswith("0 left, about 47 s to go")

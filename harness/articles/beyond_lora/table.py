@@ -19,7 +19,7 @@ from harness.record import Record
 from harness.report.headline import LEARNED
 from harness.report.pairwise import contests
 from harness.report.statistics import Interval, seeds_interval
-from harness.report.tables.cells import ABSENT
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title
 

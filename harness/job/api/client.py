@@ -18,7 +18,7 @@ from harness import redact
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.job.api.endpoint import Answered, Unsuccessful
+    from harness.job.api.endpoint import Response, Unsuccessful
 
 KEY = "OPENAI_API_KEY"
 NEEDED = ("aiohttp", "tenacity")  # packages of the extra `api` that lm-eval does not require
@@ -78,7 +78,7 @@ class Client:
 
         replies: dict[Any, Reply] = {}
 
-        def keep(key: Any, answer: Answered[Reply]) -> None:
+        def keep(key: Any, answer: Response[Reply]) -> None:
             replies[key] = answer.value
             answered(key, answer.value)
 

@@ -46,7 +46,7 @@ class _Again(Exception):
 
 
 @dataclass(frozen=True)
-class Answered(Generic[T]):
+class Response(Generic[T]):
     """What was read from a response. asked: the payload as it was sent. seconds: from request to response."""
 
     value: T
@@ -84,7 +84,7 @@ class Endpoint:
         payloads: Mapping[K, dict[str, Any]],
         concurrency: int,
         read: Callable[[K, str], T],
-        answered: Callable[[K, Answered[T]], None],
+        answered: Callable[[K, Response[T]], None],
     ) -> None:
         """Send `payloads`, `concurrency` at a time, and call `answered` with each key and answer as it comes.
 
@@ -111,7 +111,7 @@ class Endpoint:
 
     async def _answer(
         self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T], failures: list
-    ) -> Answered[T]:
+    ) -> Response[T]:
         def give_up(state: RetryCallState) -> None:
             error = state.outcome.exception().error
             error.tries = state.attempt_number
@@ -136,7 +136,7 @@ class Endpoint:
 
     async def _try(
         self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T]
-    ) -> Answered[T]:
+    ) -> Response[T]:
         try:
             return await self._send(session, payload, read)
         except Unsuccessful as error:
@@ -146,7 +146,7 @@ class Endpoint:
 
     async def _send(
         self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T]
-    ) -> Answered[T]:
+    ) -> Response[T]:
         async with self._turn:
             await asyncio.sleep(max(0.0, self._next - time.monotonic()))
             gap = 60 / self._per_minute if self._per_minute else 0.0
@@ -170,7 +170,7 @@ class Endpoint:
             return await self._send(session, payload, read)
         if status >= 300:
             raise Unsuccessful("status", text, status, again=False)
-        return Answered(read(text), asked, time.monotonic() - began)
+        return Response(read(text), asked, time.monotonic() - began)
 
 
 def refused(reply: str, asked: dict[str, Any]) -> str | None:

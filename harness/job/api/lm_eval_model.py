@@ -21,7 +21,7 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from harness import redact
 from harness.errors import UserError
-from harness.job.api.endpoint import Answered, Endpoint, Unsuccessful, spoken
+from harness.job.api.endpoint import Endpoint, Response, Unsuccessful, spoken
 from harness.job.api.run_api_cell import Stopped
 from harness.job.models import loading
 from harness.protocol import ApiAccess
@@ -32,7 +32,7 @@ BYTES = 3  # of a token, without a tokenizer: rather few, so that an estimate is
 
 
 @dataclass
-class Answer:
+class StoredAnswer:
     """A text, or the log-probability of a continuation and whether it is the likeliest.
 
     read, written: tokens by the endpoint's count; null without one. seconds: from request to answer. cut: whether the
@@ -48,7 +48,7 @@ class Answer:
     left_out: list[str] | None = None
 
 
-class Answers:
+class AnswerStore:
     """Stored answers: the cell's own, to which new ones are added, and those of the study's other cells."""
 
     def __init__(self, path: Path):
@@ -57,10 +57,10 @@ class Answers:
         others = sorted(other for other in path.parent.glob("*.jsonl") if other != path)
         self._others = {answer.key: answer for other in others for answer in _stored(other)}
 
-    def get(self, key: str) -> Answer | None:
+    def get(self, key: str) -> StoredAnswer | None:
         return self.own.get(key) or self._others.get(key)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: StoredAnswer) -> None:
         """Store `answer` as a line of its own, even after a line that a crash cut off."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a+b") as file:
@@ -70,11 +70,11 @@ class Answers:
         self.own[answer.key] = answer
 
 
-def _stored(path: Path) -> Iterator[Answer]:
+def _stored(path: Path) -> Iterator[StoredAnswer]:
     if path.exists():
         for line in path.read_bytes().splitlines():
             try:
-                yield Answer(**json.loads(line))
+                yield StoredAnswer(**json.loads(line))
             except (ValueError, TypeError):  # cut off by a crash, or of another format: asked again
                 continue
 
@@ -96,7 +96,7 @@ class ApiModel:
     ):
         # lm-eval has another code path for one request at a time; this one is used for any number.
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
-        self.access, self.kept = access, Answers(Path(access.answers))
+        self.access, self.kept = access, AnswerStore(Path(access.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
         self._told, self._thinking = told, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
@@ -147,12 +147,12 @@ class ApiModel:
         """Ask all of `left`: payload, length of the context and message by key."""
         done = itertools.count(1)
 
-        def keep(key: str, answered: Answered) -> None:
+        def keep(key: str, answered: Response) -> None:
             answer, cut, usage = answered.value
             counts = map(usage.get, ("prompt_tokens", "completion_tokens"))
             read, written = (n if type(n) is int else None for n in counts)
             left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
-            self.kept.add(Answer(key, answer, read, written, answered.seconds, cut, left_out))
+            self.kept.add(StoredAnswer(key, answer, read, written, answered.seconds, cut, left_out))
             if self._told:
                 self._told(next(done), len(left))
 
@@ -224,7 +224,7 @@ class Estimated:
             self.requests += 1
             self.read += self._tokens(message)
             self.written += payload["max_tokens"]
-            self.kept.own[key] = Answer(key, "" if context is None else [0.0, False], None, None, 0.0)
+            self.kept.own[key] = StoredAnswer(key, "" if context is None else [0.0, False], None, None, 0.0)
 
     def _tokens(self, message: Any) -> int:
         if isinstance(message, list):

@@ -19,7 +19,7 @@ from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import Tasks
 from harness.protocol import ApiAccess, RunCell
-from harness.record import Api, Cell, Memory, Phase, Record
+from harness.record import ApiUsage, Cell, Memory, Phase, Record
 from harness.settings import EvalSettings, Settings
 
 if TYPE_CHECKING:
@@ -100,13 +100,13 @@ def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks
     return (ChatTasks if is_chat else Tasks)(settings, data_root)
 
 
-def _spent(lm: ApiModel, is_chat: bool) -> Api:
+def _spent(lm: ApiModel, is_chat: bool) -> ApiUsage:
     """The cost of the answers that `lm` used."""
     access = lm.access
     found = [answer for key in lm.used if (answer := lm.kept.get(key))]
     own = [answer for answer in found if answer.key in lm.kept.own]
     paid = [(access.price_read, _sum(a.read for a in own)), (access.price_written, _sum(a.written for a in own))]
-    return Api(
+    return ApiUsage(
         kind="chat" if is_chat else "completions",
         requests=len(found),
         cached=len(found) - len(own),

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from harness.record import Overlap
+from harness.record import Contamination
 
 NEAR = 0.6  # Jaccard similarity of word 3-grams from which on two texts are near-duplicates
 NEAR_WORDS = 3
@@ -64,7 +64,7 @@ class Evaluation:
         return shared or self._near.nearest(text) >= NEAR
 
 
-def trained_on(items: Iterable[str], texts: Iterable[str]) -> Overlap:
+def trained_on(items: Iterable[str], texts: Iterable[str]) -> Contamination:
     """How many of the evaluation `items` share an n-gram with the training `texts`."""
     runs = [grams(item, SHARED_WORDS) for item in items]
     looked_at = [i for i, own in enumerate(runs) if own and min(map(len, own)) >= FEWEST_WORDS]
@@ -75,4 +75,4 @@ def trained_on(items: Iterable[str], texts: Iterable[str]) -> Overlap:
     lengths = {len(gram) for gram in where}
     shared = {gram for text in texts for length in lengths for gram in where.keys() & grams(text, length)}
     found = {i for gram in shared for i in where[gram]}
-    return Overlap(words=SHARED_WORDS, items=len(runs), looked_at=len(looked_at), shared=len(found))
+    return Contamination(words=SHARED_WORDS, items=len(runs), looked_at=len(looked_at), shared=len(found))

@@ -21,7 +21,7 @@ from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.cost import memory, throughput
 from harness.report.figures.curves import loss
 from harness.report.figures.forgetting import forgetting
-from harness.report.figures.study import Study
+from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import STYLE, Drawn
 from harness.report.figures.tuning import lr_methods, rank_sweep
 from harness.report.figures.verdicts import verdicts
@@ -34,12 +34,12 @@ class Plot:
     Without items, intervals of scores cover less. Returns None if the records hold nothing to draw.
     """
 
-    draw: Callable[[Study], Drawn | None]
+    draw: Callable[[StudyResults], Drawn | None]
 
     def __call__(self, records: Sequence[Record], folder: Path | None = None) -> Drawn | None:
-        return self.of(Study(records, folder))
+        return self.of(StudyResults(records, folder))
 
-    def of(self, study: Study) -> Drawn | None:
+    def of(self, study: StudyResults) -> Drawn | None:
         with mpl.rc_context(STYLE):
             return self.draw(study)
 
@@ -52,7 +52,7 @@ FIGURES = {
 
 def drawings(records: Sequence[Record], folder: Path | None) -> dict[str, Drawn]:
     """Every figure that `records` have data for, by its name in `FIGURES`."""
-    study = Study(records, folder)
+    study = StudyResults(records, folder)
     found = {name: plot.of(study) for name, plot in FIGURES.items()}
     return {name: drawn for name, drawn in found.items() if drawn}
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from harness.record import Score
-from harness.report.figures.study import Study, is_untuned
+from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
     LEGEND,
     Drawn,
@@ -25,7 +25,7 @@ from harness.report.frame import score_name
 from harness.report.tables.rows import Row
 
 
-def accuracy_memory(study: Study) -> Drawn | None:
+def accuracy_memory(study: StudyResults) -> Drawn | None:
     """Score of each setting against its training memory, with the Pareto front of the chosen settings."""
     measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
     if measure is None:
@@ -55,7 +55,7 @@ MEMORY = {
 }
 
 
-def _accuracy_memory(study: Study, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
+def _accuracy_memory(study: StudyResults, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
     name = score_name(score)
     untuned = [row for row in study.finished(rows[0].place) if is_untuned(row) and name in row.scores]
     title, scale = axis_scale(score, [row.scores[name].value for row in [*rows, *untuned]])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.report.figures.study import Study, is_untuned
+from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_panels, label, label_bars, left_out
 from harness.report.frame import KINDS
 from harness.report.statistics import Interval, seeds_interval
 
 
-def memory(study: Study) -> Drawn | None:
+def memory(study: StudyResults) -> Drawn | None:
     """Peak memory of a training step by kind of tensor."""
     found = study.alike("peak_weights")
     if not found:
@@ -37,7 +37,7 @@ def memory(study: Study) -> Drawn | None:
 KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
 
 
-def throughput(study: Study) -> Drawn | None:
+def throughput(study: StudyResults) -> Drawn | None:
     """Tokens per second of each method in training and in decoding."""
     found = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
     if not found:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.figures.study import Study
+from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_panels
 from harness.report.tables.rows import Row
 from harness.units import count
@@ -19,7 +19,7 @@ class Curve(NamedTuple):
     losses: np.ndarray
 
 
-def loss(study: Study) -> Drawn | None:
+def loss(study: StudyResults) -> Drawn | None:
     """Loss against tokens and against time, each method in its chosen setting."""
     kind = next((kind for kind, curve in LOSSES.items() if any(curve(row) for row in study.rows if row.finished)), None)
     if kind is None:

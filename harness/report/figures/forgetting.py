@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from harness.report.figures.study import Study, is_untuned
+from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
     EDGE,
     PERCENT,
@@ -24,7 +24,7 @@ from harness.report.figures.style import (
 from harness.report.forgetting import Comparison, Forgetting, named
 
 
-def forgetting(study: Study) -> Drawn | None:
+def forgetting(study: StudyResults) -> Drawn | None:
     """Change on another task against change on the trained task, for each method."""
     found = {}
     for place in study.places:

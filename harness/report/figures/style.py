@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from harness.record import Score
 from harness.report.statistics import Interval
-from harness.report.tables.cells import score_style
+from harness.report.tables.entries import score_style
 from harness.report.tables.rows import METHODS, Row
 
 STYLE = {

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from harness.record import short
-from harness.report.figures.study import Estimated, Study
+from harness.report.figures.study_results import Estimated, StudyResults
 from harness.report.figures.style import (
     Drawn,
     Look,
@@ -28,7 +28,7 @@ from harness.report.select import Choice, select
 from harness.units import significant
 
 
-def rank_sweep(study: Study) -> Drawn | None:
+def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
     ranked = defaultdict(list)
     for choice in select(study.rows.data, ("method", "rank")):
@@ -89,7 +89,7 @@ def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, l
     return handles
 
 
-def lr_methods(study: Study) -> Drawn | None:
+def lr_methods(study: StudyResults) -> Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
     tried = defaultdict(list)
     for choice in select(study.rows.data, ("method", "lr")):

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from harness.report import articles
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
-from harness.report.figures.study import Study
+from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Drawn, place_titles, plain
-from harness.report.tables.cells import ABSENT
+from harness.report.tables.entries import ABSENT
 
 
-def verdicts(study: Study) -> Drawn | None:
+def verdicts(study: StudyResults) -> Drawn | None:
     """The verdicts on the claims of each article that the records say something about."""
     judged = {}
     for article in articles.every():

@@ -13,7 +13,7 @@ from harness.report.frame import score_name
 from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
 from harness.report.statistics import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
-from harness.report.tables.cells import ABSENT, rate, score_style
+from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row, Rows, group, several_seeds
 from harness.report.tables.table import Table, comparison, comparison_of, title
 

@@ -10,8 +10,8 @@ from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.lint.evaluation import inference_text
 from harness.report.lint.training import micro_batches_text
-from harness.report.tables.cells import CHOSEN
 from harness.report.tables.columns import COLUMNS
+from harness.report.tables.entries import CHOSEN
 from harness.report.tables.rows import Row, Rows, several_seeds
 
 

@@ -1,4 +1,4 @@
-"""The columns of the comparison, declared in `COLUMNS`: header, cells and meaning of each."""
+"""The columns of the comparison, declared in `COLUMNS`: header, entries and meaning of each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from harness import units
 from harness.errors import one_of
 from harness.report.frame import KINDS
-from harness.report.tables.cells import (
+from harness.report.tables.entries import (
     ABSENT,
     CHOSEN,
-    Cell,
+    Entry,
     asked,
     attention,
     byte_unit,
@@ -21,7 +21,7 @@ from harness.report.tables.cells import (
     peak,
     price,
     rate,
-    score_cells,
+    score_entries,
     seconds,
     seeds,
     share,
@@ -38,14 +38,14 @@ from harness.report.tables.rows import Rows, several_seeds
 class Column:
     """One column of the table, or one for each score.
 
-    cells: by header, a function of a row and all rows that returns the cell's text.
+    entries: by header, a function of a row and all rows that returns the entry's text.
     meaning: a sentence for the caption; `{within}` is replaced by the restriction of ratios. Columns of one topic share
         a line of the caption.
     reference: the method that ratios refer to, their name in the caption, and their measure.
     default: whether the column is shown unless columns are selected; columns without any value are hidden.
     """
 
-    cells: Callable[[Rows], dict[str, Cell]]
+    entries: Callable[[Rows], dict[str, Entry]]
     topic: str = ""
     meaning: str = ""
     reference: tuple[str, str, str] | None = None
@@ -63,15 +63,15 @@ def choose(columns: Sequence[str] | None, rows: Rows) -> list[str]:
 
 def texts(name: str, rows: Rows) -> dict[str, list[str]]:
     """The texts of the column `name` by header, one for each row."""
-    return {header: [cell(row, rows) for row in rows] for header, cell in COLUMNS[name].cells(rows).items()}
+    return {header: [entry(row, rows) for row in rows] for header, entry in COLUMNS[name].entries(rows).items()}
 
 
 def _always(rows: Rows) -> bool:
     return True
 
 
-def _one(header: str, cell: Cell) -> Callable[[Rows], dict[str, Cell]]:
-    return lambda rows: {header: cell}
+def _one(header: str, entry: Entry) -> Callable[[Rows], dict[str, Entry]]:
+    return lambda rows: {header: entry}
 
 
 def _place(header: str, i: int) -> Column:
@@ -253,7 +253,7 @@ COLUMNS: dict[str, Column] = {
         "Spent: the cost of the cell's own requests; answers cached by another cell are free.",
         default=_any_api,
     ),
-    "scores": Column(score_cells, default=_always),
+    "scores": Column(score_entries, default=_always),
     "loss": Column(_one("Validation loss", measure("validation_loss", units.significant)), default=_always),
     "status": Column(_one("Status", status), default=_always),
 }

@@ -24,7 +24,7 @@ METHODS = [  # their order in tables; other methods follow by name
 
 
 @dataclass
-class Estimate:
+class MeanScore:
     """A score over the seeds of a row. Two are comparable if `of` (items, shots and task version) is equal."""
 
     value: float
@@ -66,12 +66,12 @@ class Row:
         return fmean(known) if known else None
 
     @cached_property
-    def scores(self) -> dict[str, Estimate]:
+    def scores(self) -> dict[str, MeanScore]:
         found = defaultdict(list)
         for record in self.measured:
             for score in record.scores:
                 found[score_name(score)].append(score)
-        return {name: _estimate(scores) for name, scores in found.items()}
+        return {name: _mean_score(scores) for name, scores in found.items()}
 
     @cached_property
     def served(self) -> list[list[float]]:
@@ -139,14 +139,14 @@ def group(records: Sequence[Record]) -> Rows:
     )
 
 
-def _estimate(scores: list[Score]) -> Estimate:
+def _mean_score(scores: list[Score]) -> MeanScore:
     values, errors = [score.value for score in scores], [score.stderr for score in scores]
     stderr = None
     if None not in errors:
         seeds = variance(values) / len(values) if len(values) > 1 else 0.0
         stderr = (fmean(error**2 for error in errors) + seeds) ** 0.5
     first = scores[0]
-    return Estimate(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
+    return MeanScore(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
 
 
 def several_seeds(rows: Rows) -> bool:

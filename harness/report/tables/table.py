@@ -15,8 +15,8 @@ import pandas as pd
 
 from harness.record import Record
 from harness.report.tables.captions import caption
-from harness.report.tables.cells import ABSENT
 from harness.report.tables.columns import choose, texts
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Rows, group
 
 TEXT_COLUMNS = ("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict")

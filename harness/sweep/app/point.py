@@ -17,8 +17,8 @@ from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
 from harness.sweep.app.session import Outcome, Session
-from harness.sweep.lease import Claim, Held
-from harness.sweep.progress import Progress
+from harness.sweep.lease import Held, Lease
+from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
 
@@ -60,10 +60,10 @@ class RunPoint:
         # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
         known = recorded[cell.id] if cell.id in recorded else study.recorded(cell)
         if to_run(known, config):
-            with study.claim(cell) as claim:
+            with study.lease(cell) as lease:
                 found = study.recorded(cell)
                 if found is None or found == known:
-                    return Outcome.of(self._launch(cell, study, claim, config))
+                    return Outcome.of(self._launch(cell, study, lease, config))
         else:
             found = known
         print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
@@ -75,13 +75,13 @@ class RunPoint:
             progress.skip()
         return Outcome.of(found)
 
-    def _launch(self, cell: Cell, study: Study, claim: Claim, config: DictConfig) -> Record:
+    def _launch(self, cell: Cell, study: Study, lease: Lease, config: DictConfig) -> Record:
         planned = self.session.progress is not None
         access = api_cost.access(cell, config, study)
         if access is not None and not planned:
             counts = runner.check([cell], config.data_root, {cell.id: access})
             api_cost.told(api_cost.estimates([cell], {cell.id: access}, counts), self.session.options.dollars)
-        progress = self.session.progress or Progress(1)
+        progress = self.session.progress or SweepProgress(1)
         progress.start(cell)
         try:
             request = runner.request_for(
@@ -94,7 +94,7 @@ class RunPoint:
                 tracker=config.tracker,
                 access=access,
             )
-            found = runner.run(request, study, claim, progress.update)
+            found = runner.run(request, study, lease, progress.update)
         finally:
             progress.clear()
         progress.end(found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import UserError
 from harness.record import Record
-from harness.sweep.progress import Progress
+from harness.sweep.progress import SweepProgress
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,6 @@ class Session:
     """
 
     options: Options = field(default_factory=Options)
-    progress: Progress | None = None
+    progress: SweepProgress | None = None
     outcomes: list[Outcome | UserError] = field(default_factory=list)
     recorded: dict[str, Record | None] = field(default_factory=dict)

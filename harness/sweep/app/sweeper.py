@@ -30,7 +30,7 @@ from harness.sweep.launchers import lost_workers
 from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.lease import Held
-from harness.sweep.progress import Progress, following
+from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
 
 
@@ -72,7 +72,7 @@ class GridSweeper(Sweeper):
         study, pending = self._plan(requested)
         if not pending:
             return []
-        self._session.progress = Progress(len(pending))
+        self._session.progress = SweepProgress(len(pending))
         returns = self._run_all(study, pending)
         outcomes = [job.return_value for job in returns]
         self._session.outcomes.extend(outcomes)
@@ -143,7 +143,7 @@ class GridSweeper(Sweeper):
             reason = planner.refusal(plan, prediction)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             unfit = Record(point.cell, study.name, "unfit", now, 0.0, plan.environment, Failure("plan", None, reason))
-            with contextlib.suppress(Held), study.claim(point.cell):  # another sweep may have a larger budget for it
+            with contextlib.suppress(Held), study.lease(point.cell):  # another sweep may have a larger budget for it
                 if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
                     record.write(unfit, study.path(point.cell))
             print(f"{point.cell.name} is skipped. {reason}", file=sys.stderr)

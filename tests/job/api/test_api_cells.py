@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness import units
 from harness.errors import UserError
 from harness.job.api import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
-from harness.job.api.lm_eval_model import Answer, Answers
+from harness.job.api.lm_eval_model import AnswerStore, StoredAnswer
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
 from harness.protocol import ApiAccess
@@ -106,7 +106,7 @@ def test_what_is_asked_is_the_task_in_the_models_own_format(whole):
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         text = tokenizer.decode(model.generate(ids, max_new_tokens=96, do_sample=False)[0, ids.shape[1] :])
-    answers = {a.answer for a in Answers(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()}
+    answers = {a.answer for a in AnswerStore(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()}
     assert any(answer and text.startswith(answer) for answer in answers)
 
 
@@ -120,7 +120,7 @@ def test_what_is_not_known_of_it_is_null(whole):
 
 
 def test_the_record_says_what_was_asked_and_what_it_cost(whole):
-    answers = Answers(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()
+    answers = AnswerStore(whole.folder / "answers" / f"{whole.record.cell.name}.jsonl").own.values()
     spent = whole.record.api
     assert (spent.kind, spent.requests, spent.cached, spent.tries, spent.concurrency) == ("chat", ITEMS, 0, 0, 3)
     assert spent.read == sum(answer.read for answer in answers) > 0
@@ -343,7 +343,7 @@ def test_what_an_endpoint_refuses_to_be_told_is_left_out_and_the_record_says_so(
     assert len(refused) == 3, "each is told once, and then left out"
     assert all(body["max_completion_tokens"] == 40 for body in taken)
     assert all(not body.keys() & scripted.REFUSED.keys() for body in taken)
-    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    kept = AnswerStore(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
     assert {answer.answer for answer in kept} == {"It is 7.\n#### 7\n"}, "what would have ended it still does"
 
 
@@ -352,7 +352,7 @@ def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
     record, asked = of_scripted(tmp_path, lambda prompt, number: said, "model.thinking=1000")
     assert record.status == "ok"
     assert {(body["max_tokens"], "stop" in body) for body in asked} == {(1040, False)}
-    kept = Answers(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
+    kept = AnswerStore(tmp_path / "answers" / f"{record.cell.name}.jsonl").own.values()
     assert {answer.answer for answer in kept} == {"#### 7\n\n"}
 
 
@@ -427,7 +427,7 @@ def test_a_larger_sample_asks_only_for_what_another_cell_has_not(wire, whole, tm
 
 def test_a_cell_that_is_removed_takes_its_answers_along(tmp_path):
     study, found = Study(tmp_path, "s"), cell("http://127.0.0.1:9/v1")
-    Answers(study.answers(found)).add(Answer("a", "text", 1, 2, 0.5))
+    AnswerStore(study.answers(found)).add(StoredAnswer("a", "text", 1, 2, 0.5))
     study.plan([found])
     study.remove(found.name)
     assert not study.answers(found).exists()
@@ -451,14 +451,14 @@ def test_what_is_drawn_at_random_is_asked_for_as_often_as_it_is_wanted(wire, tmp
 
 def test_answers_outlive_a_line_that_was_cut_off(tmp_path):
     path = tmp_path / "one.jsonl"
-    Answers(path).add(Answer("a", "text", 1, 2, 0.5))
+    AnswerStore(path).add(StoredAnswer("a", "text", 1, 2, 0.5))
     with open(path, "a") as file:
         file.write('{"key": "b", "ans')
-    again = Answers(path)
-    again.add(Answer("c", [-1.5, True], None, None, 0.5))
-    found = Answers(path)
+    again = AnswerStore(path)
+    again.add(StoredAnswer("c", [-1.5, True], None, None, 0.5))
+    found = AnswerStore(path)
     assert found.own.keys() == {"a", "c"}
-    assert Answers(tmp_path / "two.jsonl").get("c") == Answer("c", [-1.5, True], None, None, 0.5)
+    assert AnswerStore(tmp_path / "two.jsonl").get("c") == StoredAnswer("c", [-1.5, True], None, None, 0.5)
 
 
 @pytest.mark.parametrize(("wait", "seconds"), [(None, 0), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("1e9", 600)])

@@ -11,7 +11,7 @@ from records import make_record
 from harness.job import prepared_inputs
 from harness.job.data import contamination
 from harness.job.evaluate import scoring
-from harness.record import Overlap
+from harness.record import Contamination
 from harness.report import lint
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -27,11 +27,11 @@ LONG = "one two three four five six seven eight nine ten eleven twelve thirteen 
     ],
 )
 def test_an_item_is_found_by_thirteen_words_or_all_that_it_has(trained, item, shared):
-    assert contamination.trained_on([item], ["Nothing.", trained]) == Overlap(13, 1, 1, shared)
+    assert contamination.trained_on([item], ["Nothing.", trained]) == Contamination(13, 1, 1, shared)
 
 
 def test_an_item_of_few_words_tells_nothing():
-    assert contamination.trained_on(["What is it?", LONG], ["What is it?"]) == Overlap(13, 2, 1, 0)
+    assert contamination.trained_on(["What is it?", LONG], ["What is it?"]) == Contamination(13, 2, 1, 0)
 
 
 def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
         prepared_inputs.of(composed(*asking, "data=local", f"data.path={name}.jsonl").settings, None).contamination
         for name in ("clean", "leaky")
     )
-    assert clean == {"wordmath_short": Overlap(13, 6, 6, 0)}
+    assert clean == {"wordmath_short": Contamination(13, 6, 6, 0)}
     assert 3 <= leaky["wordmath_short"].shared <= 4  # a question may have been held out
 
 
@@ -67,7 +67,7 @@ def test_choices_are_looked_for_where_they_are_what_is_asked():
 def test_the_linter_tells_which_cells_trained_on_how_many():
     records = [make_record(method, seed=0) for method in ("lora", "dora", "full")]
     for record, shared in zip(records, (2, 3, 0), strict=True):
-        record.contamination = {"gsm8k": Overlap(13, 200, 190, shared)}
+        record.contamination = {"gsm8k": Contamination(13, 200, 190, shared)}
     (finding,) = [found for found in lint.findings(records) if found.rule == "contamination"]
     assert finding.sentence == (
         "2 to 3 of 200 items of gsm8k share a 13-gram with the training data, in lora and dora: possible "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from job_helpers import no_peak, run_claimed, run_request, tiny  # noqa: F401
+from job_helpers import no_peak, run_leased, run_request, tiny  # noqa: F401
 from records import make_record, sound
 
 from harness import record
@@ -166,8 +166,8 @@ def test_a_job_that_is_killed_while_it_scores_is_told(folder):
     said = (
         rf"^{found.cell.name} is not scored: The cell's process was killed by SIGKILL .* in {found.cell.name}\.log\.$"
     )
-    with study.claim(found.cell) as claim, pytest.raises(UserError, match=said):
-        runner.score(found.cell, study, claim, MORE, None, kill)
+    with study.lease(found.cell) as lease, pytest.raises(UserError, match=said):
+        runner.score(found.cell, study, lease, MORE, None, kill)
     assert study.log(found.cell).exists()
     assert before == {path: path.read_bytes() for path in before}
 
@@ -223,7 +223,7 @@ def test_a_task_is_scored_again_only_when_told(study):
 def test_what_a_dead_process_left_is_settled_and_a_live_ones_is_not(study):
     (path,) = study.folder.glob("lora-*.json")
     record.write(read(path), record.pending(path))
-    with study.claim(read(path).cell):
+    with study.lease(read(path).cell):
         asked(study, "demo")
         assert record.pending(path).exists()
     asked(study, "demo")
@@ -268,7 +268,7 @@ def test_the_command_scores_in_processes_of_its_own(tmp_path, capsys):
     study.folder.mkdir()
     for method in ("base", "lora"):
         cell = tiny(f"method={method}", "infer.repeats=0", "eval.limit=2")
-        assert run_claimed(cell, study, None, lambda event: None, save="adapter").status == "ok"
+        assert run_leased(cell, study, None, lambda event: None, save="adapter").status == "ok"
     command = ["score", "demo", "--results-dir", str(tmp_path), "--limit", "3", "--format", "json"]
     assert main([*command, "--tasks", "facts_short"]) == 0
     told = json.loads(capsys.readouterr().out)

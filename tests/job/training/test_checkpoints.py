@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_claimed, run_request, tiny  # noqa: F401
+from job_helpers import no_peak, run_leased, run_request, tiny  # noqa: F401
 from smaller import SMALLER
 
 from harness.config import CONF
@@ -356,7 +356,7 @@ def test_what_is_written_holds_tensors_and_plain_values_alone(broken):
 def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     cell = short("method=lora", "train.max_steps=60", "train.validate_every=null", "method.adapt.lora_dropout=0.3")
     studies = {name: Study(tmp_path, name) for name in ("whole", "broken")}
-    whole = run_claimed(cell, studies["whole"], None, lambda event: None)
+    whole = run_leased(cell, studies["whole"], None, lambda event: None)
 
     def kill(event: Progress) -> None:
         if event.step == 22:
@@ -364,11 +364,11 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 
-    dead = run_claimed(cell, studies["broken"], None, kill, precautions=Precautions(save_every=5))
+    dead = run_leased(cell, studies["broken"], None, kill, precautions=Precautions(save_every=5))
     assert (dead.status, dead.failure.phase) == ("failed", "train")
     assert "SIGKILL" in dead.failure.reason
     assert studies["broken"].checkpoints(cell).is_dir()
-    resumed = run_claimed(cell, studies["broken"], None, lambda event: None, precautions=Precautions(save_every=5))
+    resumed = run_leased(cell, studies["broken"], None, lambda event: None, precautions=Precautions(save_every=5))
     same(resumed, whole)
     runner._server.stop()
     (at,) = resumed.train.resumed_at

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_claimed, run_here, run_request, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_here, run_leased, run_request, seen_by_jobs, tiny  # noqa: F401
 from records import change, make_record, measured
 
 from harness import validate
@@ -89,7 +89,7 @@ def go(folder: Path, cell: Cell, on_event: Callable[[dict], None] = lambda event
     """Run `cell` in a job, as a sweep does; of none of its ranks may anything be left."""
     study = Study(folder, "study")
     try:
-        return run_claimed(cell, study, None, on_event, **keywords)
+        return run_leased(cell, study, None, on_event, **keywords)
     finally:
         if study.log(cell).exists():
             pids = re.findall(r"is process (\d+)", study.log(cell).read_text())
@@ -191,7 +191,7 @@ def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
 @on_cpu
 def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path, harmful):
     lorafa = (*SHORT, "method=lorafa", "method.optim._target_=harm.create_lorafa_optimizer")
-    record = run_claimed(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
+    record = run_leased(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
     alike(record, run_here(tmp_path, tiny(*lorafa)))
     predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
     assert Kinds(**predicted["peak"]) == record.probe.peak

@@ -61,7 +61,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answered:
+class JournalEntry:
     """A line of the journal. model, host: who answered. date: in UTC."""
 
     key: str
@@ -146,12 +146,12 @@ class Journal:
 
     def __init__(self, path: Path):
         self._path = path
-        self.answers: dict[str, Answered] = {}
+        self.answers: dict[str, JournalEntry] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
         for line in lines:
             try:
-                found = record.decode(Answered, json.loads(line))
+                found = record.decode(JournalEntry, json.loads(line))
             except ValueError:  # the last line of a killed call
                 continue
             self.answers[found.key] = found
@@ -160,7 +160,7 @@ class Journal:
 
     def add(self, key: str, reply: Reply, client: Client) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        found = Answered(key, client.model, client.host, now, **asdict(reply))
+        found = JournalEntry(key, client.model, client.host, now, **asdict(reply))
         with record.naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
         self.answers[key] = found
@@ -190,7 +190,7 @@ class Sieve:
         self.rejected: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, str]]] = defaultdict(list)
 
-    def judge(self, question: Question, answered: Answered) -> None:
+    def judge(self, question: Question, answered: JournalEntry) -> None:
         item = synthetic.parse(answered.text)
         reason, why = self._against(question, answered, item)
         if reason is None:
@@ -201,7 +201,7 @@ class Sieve:
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append({"kind": question.kind, "why": why, "text": answered.text})
 
-    def _against(self, question: Question, answered: Answered, item: Item | None) -> tuple[str | None, str]:
+    def _against(self, question: Question, answered: JournalEntry, item: Item | None) -> tuple[str | None, str]:
         """The first reason to reject an answer, in a word or two and in full; None if there is none."""
         if not answered.whole:
             return "cut off", f"longer than {TOKENS} tokens"
@@ -223,7 +223,7 @@ class Sieve:
             return "in the evaluation", MEASURES["evaluation"]
         return None, ""
 
-    def _with_provenance(self, question: Question, answered: Answered, item: Item) -> dict[str, Any]:
+    def _with_provenance(self, question: Question, answered: JournalEntry, item: Item) -> dict[str, Any]:
         seeds = [self._seeds[i]["question"] for i in question.seeds]
         return {
             "question": item["question"].strip(),
@@ -263,6 +263,6 @@ def _summary(request: Synthesize, host: str, asked: int, sieve: Sieve, journal: 
     }
 
 
-def _tokens(answers: Sequence[Answered]) -> dict[str, int | None]:
+def _tokens(answers: Sequence[JournalEntry]) -> dict[str, int | None]:
     counts = {name: [getattr(answer, name) for answer in answers] for name in ("read", "written")}
     return {"answers": len(answers)} | {k: None if None in of else sum(of) for k, of in counts.items()}

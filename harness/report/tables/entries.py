@@ -1,4 +1,4 @@
-"""Cells of the comparison as text: measures, ratios, scores."""
+"""The entries of the comparison as text: measures, ratios, scores. A cell here is always one of the grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.report.tables.rows import Row, Rows
 
 ABSENT = "–"
 CHOSEN = " *"
-Cell = Callable[[Row, Rows], str]
+Entry = Callable[[Row, Rows], str]
 
 
 def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
@@ -45,40 +45,40 @@ def _percent(value: float) -> str:
     return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0 turns a rounded -0.0 into 0.0
 
 
-def measure(measure: str, text: Callable[[float], str]) -> Cell:
+def measure(measure: str, text: Callable[[float], str]) -> Entry:
     """The mean of a column of `frame`."""
 
-    def cell(row: Row, rows: Rows) -> str:
+    def entry(row: Row, rows: Rows) -> str:
         value = row.mean(measure)
         return ABSENT if value is None else text(value)
 
-    return cell
+    return entry
 
 
-def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Cell:
+def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry:
     """The mean of a column of `frame`, with its ratio to the first finished row of `method`."""
 
-    def cell(row: Row, rows: Rows) -> str:
+    def entry(row: Row, rows: Rows) -> str:
         value = row.mean(measure)
         if value is None:
             return ABSENT
         reference = next((found for other in _references(row, rows, method) if (found := other.mean(measure))), None)
         return text(value) + (f" ({value / reference:.2f}×)" if reference and row.finished else "")
 
-    return cell
+    return entry
 
 
-def together(measures: Sequence[str], scale: Callable[[float], tuple[float, str]]) -> Cell:
+def together(measures: Sequence[str], scale: Callable[[float], tuple[float, str]]) -> Entry:
     """Several means in one unit, such as `513 / 19 / 0 MiB`; `scale` returns the unit's size and name."""
 
-    def cell(row: Row, rows: Rows) -> str:
+    def entry(row: Row, rows: Rows) -> str:
         values = [row.mean(measure) for measure in measures]
         if all(value is None for value in values):
             return ABSENT
         size, unit = scale(max(value for value in values if value is not None))
         return " / ".join(ABSENT if value is None else _short(value / size) for value in values) + unit
 
-    return cell
+    return entry
 
 
 def _short(value: float) -> str:
@@ -91,15 +91,15 @@ def byte_unit(most: float) -> tuple[float, str]:
     return (2**20, " MiB") if most >= 2**20 else (2**10, " KiB")
 
 
-def forms(measure: str) -> Cell:
+def forms(measure: str) -> Entry:
     """The mean rate with the adapter unmerged → merged; a single rate without an adapter, or if it can't be merged."""
 
-    def cell(row: Row, rows: Rows) -> str:
+    def entry(row: Row, rows: Rows) -> str:
         base, *tuned = (row.mean(f"{form}_{measure}") for form in FORMS)
         rates = [value for value in tuned if value is not None] or ([base] if base is not None else [])
         return " → ".join(map(rate, rates)) or ABSENT
 
-    return cell
+    return entry
 
 
 def decode_ratio(row: Row, rows: Rows) -> str:
@@ -159,11 +159,11 @@ def status(row: Row, rows: Rows) -> str:
     return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
 
 
-def score_cells(rows: Rows) -> dict[str, Cell]:
-    """A cell for each score by its header; one empty column without scores."""
+def score_entries(rows: Rows) -> dict[str, Entry]:
+    """An entry for each score by its header; one empty column without scores."""
     scores = {score_name(score): score for row in rows for record in row.measured for score in record.scores}
-    cells = dict(_score_cell(name, score, rows) for name, score in scores.items())
-    return cells or {"Scores": lambda row, rows: ABSENT}
+    entries = dict(_score_entry(name, score, rows) for name, score in scores.items())
+    return entries or {"Scores": lambda row, rows: ABSENT}
 
 
 def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[float], str]]:
@@ -174,12 +174,12 @@ def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[f
     return header, _percent if percent else units.significant
 
 
-def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
-    """Header and cell."""
+def _score_entry(name: str, score: Score, rows: Rows) -> tuple[str, Entry]:
+    """Header and entry."""
     header, shown = score_style(score, [row.scores[name].value for row in rows if name in row.scores])
     error = shown if shown is _percent else "{:.2g}".format
 
-    def cell(row: Row, rows: Rows) -> str:
+    def entry(row: Row, rows: Rows) -> str:
         estimate = row.scores.get(name)
         if estimate is None:
             return ABSENT
@@ -193,4 +193,4 @@ def _score_cell(name: str, score: Score, rows: Rows) -> tuple[str, Cell]:
             text += f" ({'−' if shown(change).startswith('-') else '+'}{shown(abs(change))})"
         return text
 
-    return header, cell
+    return header, entry

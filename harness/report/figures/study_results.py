@@ -22,7 +22,7 @@ BARS = 40
 Estimated = tuple[float, Interval | None]
 
 
-class Study:
+class StudyResults:
     """The records of a study, with the results that several figures share."""
 
     def __init__(self, records: Sequence[Record], folder: Path | None):

@@ -1,0 +1,96 @@
+"""How a cell was scored: scores, their cost behind an API, contamination, later scorings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.record.measurements import Phase
+from harness.settings import EvalSettings
+
+
+@dataclass
+class Score:
+    """One metric of one task."""
+
+    task: str
+    """lm-eval task or group."""
+    metric: str
+    """Name of the metric."""
+    filter: str
+    """lm-eval filter that extracts the answer."""
+    value: float
+    """Mean over items."""
+    stderr: float | None
+    """Standard error of the mean over items. null for fewer than two items."""
+    n: int
+    """Items."""
+    num_fewshot: int
+    """Examples before each question."""
+    version: str
+    """Version of the task."""
+    higher_is_better: bool
+    """Direction of the metric."""
+
+
+@dataclass
+class Contamination:
+    """Evaluation items of a task that share an n-gram with the training data: possible contamination."""
+
+    words: int
+    """Words per n-gram."""
+    items: int
+    """Items of the task."""
+    looked_at: int
+    """Items of 8 words or more. Of an item shorter than an n-gram, all its words are compared."""
+    shared: int
+    """Items that share an n-gram with the training data."""
+
+
+@dataclass
+class ApiUsage:
+    """Cost of the answers behind the scores, of a model behind an API. Includes answers from before a crash."""
+
+    kind: Literal["completions", "chat"]
+    """completions (log-probabilities and text) or chat (text only, in the model's own format). These are different
+    measurements."""
+    requests: int
+    """Answers that the scores rest on."""
+    cached: int
+    """Answers that another cell of the study had requested and paid for."""
+    tries: int
+    """Failed requests that the last process repeated."""
+    read: int | None
+    """Prompt tokens as counted by the endpoint. null if it does not count."""
+    written: int | None
+    """Answer tokens as counted by the endpoint. null if it does not count."""
+    seconds: float
+    """Waiting time in seconds, summed over requests. Up to `concurrency` requests wait at a time."""
+    concurrency: int
+    """Requests at a time."""
+    price_read: float | None
+    """Dollars per million prompt tokens, from the settings."""
+    price_written: float | None
+    """Dollars per million answer tokens, from the settings."""
+    dollars: float | None
+    """Price of the answers that this cell requested. null without prices or counts."""
+    cut: int | None = None
+    """Answers that ended at their token limit. null if unknown."""
+    left_out: list[str] = field(default_factory=list)
+    """Task settings that the endpoint refuses. Without temperature, answers are random."""
+
+
+@dataclass
+class Scoring:
+    """A later scoring by `harness score`, of saved weights or of the untuned model."""
+
+    tasks: list[str]
+    """Tasks of this scoring, whose scores are in the record."""
+    started: str
+    """Time in UTC."""
+    settings: EvalSettings
+    """Evaluation settings."""
+    environment: dict[str, Any]
+    """As in the record."""
+    phases: dict[str, Phase]
+    """As in the record."""
