@@ -40,6 +40,11 @@ class MethodSettings:
         """Bits of each weight of the quantised base; None if the base is not quantised."""
         return quantised_bits(self.load)
 
+    @property
+    def paged(self) -> bool:
+        """Whether the optimizer's moments are in paged memory, by the name of its class: bitsandbytes' begin so."""
+        return ".Paged" in json.dumps(self.optim)
+
 
 @dataclass(frozen=True)
 class ModelSettings:

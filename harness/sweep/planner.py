@@ -205,6 +205,16 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
         )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is counted in this harness's chunks; on CUDA liger-kernel takes chunks of its own.")
+        if any(p.cell.settings.train.compile for p in possible):
+            notes.append(
+                "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "
+                "and their time."
+            )
+        if any(p.cell.settings.method.paged for p in possible):
+            notes.append(
+                "Moments in paged memory are left out, as CUDA moves them to the host when memory is short: 8 bytes "
+                "per trained weight, about 2 with method.adamw=paged_8bit."
+            )
         if throughput is not None:
             notes.append(f"Time is of the training steps at {throughput:g} tokens/s.")
         elif speed.records:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from records import ENVIRONMENT, MIB, make_record, make_score, make_study, measured
+from records import ENVIRONMENT, MIB, change, make_record, make_score, make_study, measured
 from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.errors import UserError
@@ -373,6 +373,18 @@ def test_the_caption_says_what_was_measured_and_where():
     assert [line for line in text.splitlines() if line.startswith("Warning")] == [
         "Warning: the number of settings tried differs between methods: 1 for full, lora, dora and galore; 2 for qlora."
     ]
+
+
+def test_the_caption_says_what_memory_leaves_out():
+    plain, compiled, paged = (measured(make_record(method)) for method in ("lora", "dora", "qlora"))
+    change(compiled, train={"compile": True})
+    change(paged, method={"optim": {"optimizer": {"_target_": "harness.job.methods.adamw.PagedEightBitAdamW"}}})
+    found = caption(comparison([plain, compiled, paged]))
+    assert "uncompiled layers, also with train.compile=true: dora." in found
+    assert "Memory excludes moments in paged memory" in found
+    assert "is short: qlora; 8 bytes" in found
+    assert "Memory" not in caption(comparison([plain, compiled, paged], columns=["steady"]))
+    assert "excludes" not in caption(comparison([plain]))
 
 
 def test_unequal_training_is_warned_of():

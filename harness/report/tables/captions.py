@@ -24,6 +24,8 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     if rows.chosen and "setting" in names:
         lines.append(f"{CHOSEN.strip()} marks the setting with the least validation loss of its method.")
     lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
+    if any(COLUMNS[name].topic == "memory" for name in names):
+        lines += _memory_caption(rows)
     lines += [*_seeds_caption(rows), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
@@ -126,6 +128,22 @@ def _devices_caption(records: list[Record]) -> list[str]:
         return []
     devices = " or ".join(f"{n} devices ({parallel})" if n > 1 else "1 device" for n, parallel in found)
     return [f"Cells trained on {devices}: tokens/s is the sum over devices, memory is the largest of a device."]
+
+
+def _memory_caption(rows: list[Row]) -> list[str]:
+    """What the memory of trained cells leaves out."""
+    trained = [(row.method, record.cell.settings) for row in rows for record in row.records if record.probe]
+    paged = dict.fromkeys(method for method, settings in trained if settings.method.paged)
+    compiled = dict.fromkeys(method for method, settings in trained if settings.train.compile)
+    lines = []
+    if paged:
+        lines.append(
+            "Memory excludes moments in paged memory, which CUDA moves to the host when memory is short: "
+            f"{', '.join(paged)}; 8 bytes per trained weight (about 2 in 8 bits)."
+        )
+    if compiled:
+        lines.append(f"Memory is counted with uncompiled layers, also with train.compile=true: {', '.join(compiled)}.")
+    return lines
 
 
 def _seeds_caption(rows: list[Row]) -> list[str]:
