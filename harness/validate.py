@@ -117,11 +117,6 @@ def _check_batch(train: DictConfig) -> None:
 
 def _check_training(config: DictConfig) -> None:
     """Refuse training settings that exclude each other."""
-    if config.train.compile and config.train.gradient_checkpointing and config.method.optim is not None:
-        raise UserError(
-            "train.compile=true requires train.gradient_checkpointing=false: tracing does not see which sequences a "
-            "layer is computed again for."
-        )
     if config.train.packing and config.train.bucketing > 1:
         raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
 

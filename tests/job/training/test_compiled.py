@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch._inductor.config
@@ -10,9 +12,9 @@ from records import make_record, measured
 
 from harness.errors import UserError
 from harness.job import preflight
-from harness.job.measure import device
+from harness.job.measure import device, live_memory
 from harness.job.models import structure
-from harness.job.training import compiled, loop
+from harness.job.training import compiled, gradient_checkpointing, loop
 
 COMPILE = "train.compile=true"
 
@@ -49,8 +51,7 @@ def counting(monkeypatch) -> list[str]:
         graphs.append(graph)
         return graph.forward
 
-    compile_in_place = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_in_place(self, backend=backend, **how))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     return graphs
 
 
@@ -74,6 +75,39 @@ def test_layers_are_compiled_in_training_alone(monkeypatch):
     undo()
     assert torch.equal(loop.summed_loss(bench.net, bench.steps[0][0]), expected[0])
     assert len(graphs) == made[-1][0]
+
+
+@pytest.mark.parametrize("settings", ["method=full", "method=qlora", "method=lora speedups=off"])
+def test_layers_that_are_computed_again_are_compiled(monkeypatch, settings):
+    graphs = counting(monkeypatch)
+    bench = prepared(tiny(*settings.split(), "train.max_steps=4", "train.batch_size=3", "lr_scale=50"))
+    bench.net.train()
+
+    def gradients(micro) -> tuple[float, list[torch.Tensor]]:
+        bench.net.zero_grad()
+        loss = loop.summed_loss(bench.net, micro)
+        loss.backward()
+        return float(loss), [p.grad for p in bench.net.parameters() if p.grad is not None]
+
+    recomputed, again = [], live_memory.recomputation
+    monkeypatch.setattr(live_memory, "recomputation", lambda: recomputed.append(1) or again())
+    expected = [gradients(micro) for (micro,) in bench.steps]
+    disable = gradient_checkpointing.enable(bench.net)
+    undo = compiled.enable(bench.net)
+    made = []
+    for (micro,), (loss, each) in zip(bench.steps, expected, strict=True):
+        found, others = gradients(micro)
+        assert found == pytest.approx(loss, rel=1e-5)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(others, each, strict=True))
+        made.append(len(graphs))
+    assert made[0] > 0
+    assert made[-1] == made[-2]  # what is computed again needs no other graphs
+    inner = structure.inner(bench.net)
+    assert len(recomputed) == len(bench.steps) * len(structure.decoder_layers(inner, inner.config))
+    undo()
+    assert gradients(bench.steps[0][0])[0] == expected[0][0]
+    disable()
+    assert len(graphs) == made[-1]
 
 
 def test_steps_that_compile_are_no_part_of_the_steady_rate():

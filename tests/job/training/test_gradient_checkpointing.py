@@ -195,12 +195,6 @@ def test_keys_and_values_that_are_learned_are_refused(cell, method):
     cell(f"method={method}", "model=llama_3_1_8b", "train.gradient_checkpointing=false")
 
 
-def test_compiled_layers_are_refused(cell):
-    with pytest.raises(UserError, match=r"train\.compile=true requires train\.gradient_checkpointing=false"):
-        cell("method=lora", ON, "train.compile=true")
-    cell("method=lora", "model=llama_3_1_8b", "train.compile=true", "train.gradient_checkpointing=false")
-
-
 def test_an_architecture_that_can_not_is_refused(tmp_path):
     path = built(tmp_path, "openai-gpt")
     checks.check(cell_of(path, "method=full"))
