@@ -1,7 +1,7 @@
 """Compiles a model's decoder layers by torch.compile, in place, for training only.
 
-Validation, inference and scoring run the layers uncompiled. Attention over rows of several sequences is not compiled, nor
-is gradient checkpointing: it calls what is.
+Validation, inference and scoring run the layers uncompiled. Attention over rows of several sequences is not compiled,
+nor is gradient checkpointing: it calls what is.
 """
 
 from __future__ import annotations
