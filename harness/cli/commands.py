@@ -1,9 +1,12 @@
-"""All commands under one parser."""
+"""All commands under one parser, and their completion by a shell."""
 
 from __future__ import annotations
 
+import argparse
+
 from harness.cli import cells, llm, results, sweep, tools
 from harness.cli.parser import CommandLine
+from harness.errors import UserError
 
 
 def command_line(prog: str) -> CommandLine:
@@ -11,4 +14,21 @@ def command_line(prog: str) -> CommandLine:
     root = CommandLine(prog)
     for commands in (sweep, cells, results, llm, tools):
         commands.add(root)
+    parser = root.group("shell").add(
+        completion,
+        "completion",
+        "Print a shell script that completes commands and options.",
+        "bash > ~/.local/share/bash-completion/completions/harness",
+    )
+    parser.add_argument("shell", choices=["bash", "zsh"])
     return root
+
+
+def completion(options: argparse.Namespace) -> int:
+    """Print the completion script of the command `harness` for a shell."""
+    try:
+        import shtab
+    except ImportError:
+        raise UserError("`completion` requires shtab: pip install shtab.") from None
+    print(shtab.complete(command_line("harness"), options.shell))
+    return 0

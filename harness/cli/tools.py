@@ -1,4 +1,4 @@
-"""Commands around the harness: what this machine can run, others' results, shell completion."""
+"""Commands around the harness: what this machine can run, others' results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from harness.cli.output import require_study_name
 from harness.cli.parser import CommandLine, add_data_root, add_results_dir
-from harness.errors import UserError
 
 
 def add(command_line: CommandLine) -> None:
@@ -33,14 +32,6 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("--study", metavar="NAME", help="study for the records (default: the project's name)")
     add_results_dir(parser)
 
-    parser = group.add(
-        completion,
-        "completion",
-        "Print a shell script that completes commands and options.",
-        "bash > ~/.local/share/bash-completion/completions/harness",
-    )
-    parser.add_argument("shell", choices=["bash", "zsh"])
-
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what this machine can run; 1 if not even the embedded default model can."""
@@ -63,16 +54,4 @@ def import_results(options: argparse.Namespace) -> int:
     print(f"{options.results_dir / name}: {', '.join(f'{len(names)} {of}' for of, names in counts.items())} records.")
     for path in summary.older:
         print(f"{path} was skipped: there is a later result of the same settings.")
-    return 0
-
-
-def completion(options: argparse.Namespace) -> int:
-    """Print the completion script of the command `harness` for a shell."""
-    try:
-        import shtab
-    except ImportError:
-        raise UserError("`completion` requires shtab: pip install shtab.") from None
-    from harness.cli.commands import command_line
-
-    print(shtab.complete(command_line("harness"), options.shell))
     return 0

@@ -34,7 +34,7 @@ Standing = tuple[str, str]
 
 
 def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
-    """The facts that ``python -m harness doctor`` shows.
+    """The facts that ``harness doctor`` shows.
 
     models: settings by name, of which path and revision are used. data: likewise, of which load and path are used.
     """

@@ -16,7 +16,7 @@ import pandas as pd
 from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import preflight, run_cell, shortage
-from harness.job.api import run_api_cell
+from harness.job.api import client, run_api_cell
 from harness.job.reporter import Report
 from harness.job.tracker import Tracker
 from harness.job.training import distributed, loop
@@ -85,7 +85,7 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         job.run(result)
     except loop.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
-    except run_api_cell.Stopped as error:
+    except client.Stopped as error:
         result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
     except UserError:
         shutil.rmtree(weights, ignore_errors=True)

@@ -211,7 +211,7 @@ class LocalCell:
         train = self.settings.train
         optimizer = self._optimizer(self.accelerator.unwrap_model(self.model))
         optimizer = self.accelerator.prepare_optimizer(optimizer)
-        if compiles := train.compile:
+        if train.compile:
             self._training_only.callback(compiled.enable(self.model))
         with self.meter.window("train"):
             result.train, result.validation = loop.train(
@@ -223,7 +223,6 @@ class LocalCell:
                 self._validate,
                 self.reporter.end_step,
                 self._checkpoints(),
-                compiled.seconds if compiles else None,
             )
         del optimizer
         self._training_only.close()

@@ -34,6 +34,10 @@ TO_DO = {
 Messages = list[dict[str, str]]
 
 
+class Stopped(Exception):
+    """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """A model's answer.

@@ -21,8 +21,8 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from harness import redact
 from harness.errors import UserError
+from harness.job.api.client import Stopped
 from harness.job.api.endpoint import Endpoint, Response, Unsuccessful, spoken
-from harness.job.api.run_api_cell import Stopped
 from harness.job.models import loading
 from harness.protocol import ApiAccess
 from harness.settings import ModelSettings

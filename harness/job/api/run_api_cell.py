@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import ApiModel
 
 
-class Stopped(Exception):
-    """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
-
-
 def check(cell: Cell, data_root: str | None) -> None:
     """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
     client.require("method=api requires")

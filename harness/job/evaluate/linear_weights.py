@@ -20,6 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional
 
+from harness.job.training.loss import LossHead
+
 
 def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """Cast the weights of linear layers to `dtype`, as autocast does at every call. Returns a function that undoes it.
@@ -28,7 +30,7 @@ def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """
     before = []
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, LossHead):
             for name, weight in module.named_parameters(recurse=False):
                 before.append((module, name, weight))
                 setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))

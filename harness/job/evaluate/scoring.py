@@ -13,7 +13,8 @@ import functools
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def score(
     model.eval()
     with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
         scores, items = answered(lm, tasks)
-    return scores, items, used
+    return scores, items, dict(used)
 
 
 def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
@@ -271,7 +272,7 @@ def _engine(
     autocast: torch.dtype | None,
     speedups: bool,
     engine: str,
-) -> Iterator[tuple[LM, dict[str, str]]]:
+) -> Iterator[tuple[LM, Mapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
     if engine == "vllm":
         with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
@@ -283,13 +284,12 @@ def _engine(
         return
     with attention.enabled(model), linear_weights.expanded(model) as used, contextlib.ExitStack() as stack:
         lm = Engine(**asked)
-        lm.used |= used
         if autocast is not None and linear_weights.only_multiplied(model):
             # After lm-eval's class was made, which ties the head to the embedding again.
             undo = linear_weights.cast(model, autocast)
             if isinstance(model, PeftModel):
                 stack.callback(undo)
-        yield lm, lm.used
+        yield lm, ChainMap(lm.used, used)
 
 
 def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:

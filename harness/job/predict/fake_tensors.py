@@ -24,28 +24,38 @@ from harness.job.training import probe
 NUMBER = torch.ops.aten._local_scalar_dense.default  # the value of a tensor with one element
 
 
-def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], Optimizer]:
-    """Optimizers that step twice on the same gradients: once to create their state, once with it.
+class SteppingTwice:
+    """An optimizer that steps twice on the same gradients: once to create its state, once with it.
 
-    Numbers that they read from tensors (Adafactor the norm of a weight, for its step size) are 1, as memory does not
+    Numbers that it reads from tensors (Adafactor the norm of a weight, for its step size) are 1, as memory does not
     depend on them. Only the second step's FLOPs count. Forward and backward passes would be the same a second time,
     except for the state beside them: see `peaks_by_window`.
     """
 
-    def built(net: nn.Module) -> Optimizer:
-        optimizer = build(net)
-        step = optimizer.step
+    def __init__(self, optimizer: Optimizer, live: LiveBytes):
+        self._optimizer, self._live = optimizer, live
 
-        def twice() -> None:
-            with live.replacing(NUMBER, lambda tensor: 1.0):
-                with live.uncounted():
-                    step()
-                step()
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
 
-        optimizer.step = twice
-        return optimizer
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:
+        return self._optimizer.state
 
-    return built
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self) -> None:
+        with self._live.replacing(NUMBER, lambda tensor: 1.0):
+            with self._live.uncounted():
+                self._optimizer.step()
+            self._optimizer.step()
+
+
+def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], SteppingTwice]:
+    """As `build`, each optimizer in SteppingTwice."""
+    return lambda net: SteppingTwice(build(net), live)
 
 
 @contextmanager

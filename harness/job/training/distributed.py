@@ -39,7 +39,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from harness.errors import UserError
-from harness.job.measure import device, heap
+from harness.job.measure import device
 from harness.protocol import RunCell
 from harness.record import Memory, Phase, Probe
 
@@ -195,7 +195,6 @@ def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[.
     """The process of a rank. It dies with the job, however that ends."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    heap.keep()  # a spawned process does not inherit it
     rank = Rank(number, of, link, torch.get_num_threads())
     try:
         rank.join(meeting)

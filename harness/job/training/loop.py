@@ -29,7 +29,7 @@ from harness.job.data.batching import Batch
 from harness.job.data.encoding import IGNORED
 from harness.job.measure.energy import Energy
 from harness.job.measure.timing import Stopwatch
-from harness.job.training import attention, distributed
+from harness.job.training import attention, compiled, distributed
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
@@ -80,14 +80,12 @@ def train(
     validate: Callable[[], float],
     report: Callable[[dict], None],
     checkpoints: Checkpoints | None = None,
-    compiled: Callable[[], float] | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
     validate: returns the validation loss; called at intervals and after the last step.
     report: called with each step's number, loss, learning rate, norm and pace.
     checkpoints: training resumes from them, and saves at their interval and after the last step.
-    compiled: returns the seconds spent compiling so far, if the model is compiled.
     """
     total = settings.max_steps
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings.warmup_ratio))
@@ -111,7 +109,7 @@ def train(
         lr = schedule.get_last_lr()[0]
 
         accelerator.wait_for_everyone()
-        start, already = energy.read(), compiled and compiled()
+        start, compiling = energy.read(), settings.compile and compiled.seconds()
         stopwatch.start()
         loss, norm = take_step(model, optimizer, micro, settings.max_grad_norm, accelerator, stopwatch.lap)
         taken, parts = stopwatch.stop()
@@ -119,8 +117,8 @@ def train(
         taken, parts, used = distributed.slowest(taken, parts, used, accelerator)
         done.joules = None if done.joules is None or used is None else done.joules + used
         done.seconds.append(taken)
-        if compiled is not None:
-            done.compiling.append(compiled() - already)
+        if settings.compile:
+            done.compiling.append(compiled.seconds() - compiling)
         for part in PARTS:
             done.laps[part].append(parts[part])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -55,41 +55,58 @@ def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
         given.append(linear(hidden, head.weight, head.bias).float())
         return given[0]
 
+    place = next(path for path, module in net.named_modules() if module is head)
+    loss_head = LossHead(head, kernel)
+    net.set_submodule(place, loss_head)
     ids = torch.ones(1, 2, dtype=torch.long, device=head.weight.device)
-    with _forward(head, products), torch.no_grad():
+    with loss_head.returning(products), torch.no_grad():
         logits = net(input_ids=ids, use_cache=False).logits
     if len(given) != 1 or logits is not given[0] or logits._version:
+        net.set_submodule(place, head)
         return "off: the model changes its logits after the head"
-    head.fused_loss = kernel
     return f"on: {name}"
 
 
-@contextmanager
-def at_head(model: nn.Module, targets: Tensor) -> Iterator[bool]:
+def at_head(model: nn.Module, targets: Tensor) -> AbstractContextManager[bool]:
     """A context in which `model` returns as logits their cross-entropy in nats, summed over `targets` (rows, k).
 
     Yields whether it does so: only an enabled model does.
     """
     head = inner(model).get_output_embeddings()
-    kernel: Kernel | None = getattr(head, "fused_loss", None)
-    if kernel is None:
-        yield False
-        return
-
-    def summed(hidden: Tensor) -> Tensor:
-        return kernel(head.weight, hidden.flatten(0, -2), targets.flatten(), head.bias)
-
-    with _forward(head, summed):
-        yield True
+    return head.summing(targets) if isinstance(head, LossHead) else nullcontext(False)
 
 
-@contextmanager
-def _forward(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
+class LossHead(nn.Linear):
+    """A head with the weights of the linear layer `head`, which inside `summing` returns the loss of its logits."""
+
+    def __init__(self, head: nn.Linear, kernel: Kernel):
+        nn.Module.__init__(self)  # no weights of its own
+        self.in_features, self.out_features = head.in_features, head.out_features
+        self.weight, self.bias = head.weight, head.bias
+        self._kernel = kernel
+        self._instead: Callable[[Tensor], Tensor] | None = None  # of the products
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden) if self._instead is None else self._instead(hidden)
+
+    @contextmanager
+    def returning(self, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """A context in which the head returns what `instead` makes of its input."""
+        self._instead = instead
+        try:
+            yield
+        finally:
+            self._instead = None
+
+    @contextmanager
+    def summing(self, targets: Tensor) -> Iterator[bool]:
+        """A context in which the head returns its loss in nats, summed over `targets` (rows, k). Yields True."""
+
+        def summed(hidden: Tensor) -> Tensor:
+            return self._kernel(self.weight, hidden.flatten(0, -2), targets.flatten(), self.bias)
+
+        with self.returning(summed):
+            yield True
 
 
 def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
