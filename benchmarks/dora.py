@@ -1,10 +1,9 @@
-"""Holds `dora_fast` against peft's DoRA: the same training step, by turns in one process, and the memory it takes.
+"""Compares `dora_fast` with peft's DoRA: time and memory of the same training step, in one process.
 
     python benchmarks/dora.py --out benchmarks/DORA.md     # about 6 minutes on 2 idle cores
 
-Of each pair of steps the order alternates; the ratio is the median of the pairs' ratios, with the least and largest.
-Memory is the peak of live tensors in a step, counted apart from the timed ones. On a machine that does other things as
-well, `--cpu-time` with OMP_NUM_THREADS=1 takes the time that the process was given.
+Steps alternate in pairs. A ratio is the median over pairs, with the smallest and the largest. Memory is the peak of
+live tensors in a step that is not timed. On a busy machine, use `--cpu-time` with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Bench:
         self.bf16 = bf16
 
     def step(self) -> float:
-        """Take one training step; its loss."""
+        """Take one training step. Returns its loss."""
         with torch.autocast(self.ids.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.net(input_ids=self.ids, use_cache=False, logits_to_keep=SUPERVISED + 1).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1).float(), self.ids[:, -SUPERVISED:].flatten())
@@ -61,7 +60,7 @@ class Bench:
         return float(loss.detach())
 
     def peak(self) -> int:
-        """Bytes of live tensors at the most in a step; the optimizer's state is there already."""
+        """Peak of live tensors in a step, in bytes, with the optimizer's state in place."""
         self.step()
         with LiveBytes(self.ids.device) as live:
             live.see([list(self.net.parameters()), list(self.net.buffers())])
@@ -71,7 +70,7 @@ class Bench:
 
 
 def compared(method: str, precision: str, pairs: int, clock: Callable[[], float]) -> list[str]:
-    """A row: what steps by peft and by ours take, their ratios, and how far the losses come apart."""
+    """A row of the table: time and memory of both, their ratios, and the largest difference of their losses."""
     settings = ["model=smollm2_135m", f"method={method}", "rank=16", f"train.precision={precision}"]
     cells = [from_config(hydra.compose("config", settings + more)) for more in ([], [FAST])]
     on = device.here()
@@ -107,7 +106,7 @@ HEADER = ["Method", "Precision", "Step, peft → fast", "Ratio", "Peak, peft →
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9, help="timed steps of each")
-    parser.add_argument("--cpu-time", action="store_true", help="take the process's own time, not the clock's")
+    parser.add_argument("--cpu-time", action="store_true", help="measure process time, not wall time")
     parser.add_argument("--out", type=Path, help="the table's file; without it, it is printed")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
@@ -123,8 +122,8 @@ def main() -> None:
         where = torch.cuda.get_device_name()
     text = (
         f"# DoRA, peft's and ours\n\nSmolLM2-135M, rank 16 on all linear layers, {SEQUENCES} × {LENGTH} tokens, on "
-        f"{where}; peft {version('peft')}, torch {version('torch').partition('+')[0]}. Of {arguments.pairs} pairs of "
-        f"steps the medians{', in time of the process' if arguments.cpu_time else ''}.\n\n{table}\n"
+        f"{where}; peft {version('peft')}, torch {version('torch').partition('+')[0]}. Medians of "
+        f"{arguments.pairs} pairs of steps{', in process time' if arguments.cpu_time else ''}.\n\n{table}\n"
     )
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")

@@ -1,11 +1,11 @@
-"""How time and memory grow: with cells, with rank, sequence and batch, with items to score. Renders `GROWTH.md`.
+"""Growth of time and memory with the number of cells, with rank, length and batch, and with items. Renders GROWTH.md.
 
     python benchmarks/growth.py cells steps scoring      # about 25 minutes on 2 idle cores
-    python benchmarks/growth.py                          # renders again what was measured before
+    python benchmarks/growth.py                          # renders again from saved measurements
 
-cells     a sweep over seeds of the tiny model, one step each and nothing scored: 10, 100 and 1,000 of them
-steps     a LoRA step on SmolLM2-135M: the median of three after one, and the peak of live tensors in another
-scoring   word problems answered by SmolLM2-135M, by stock HFLM and by ours
+cells     sweeps of 10, 100 and 1,000 seeds of the tiny model; each cell takes one step and scores nothing
+steps     a LoRA step on SmolLM2-135M: the median of three after a warm-up, and the peak of live tensors in one more
+scoring   SmolLM2-135M answers word problems, by lm-eval's HFLM and by our engine
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
         [f"{r['cells']:,}", f"{r['seconds']:.0f} s", f"{r['seconds'] / r['cells']:.2f} s", units.size(r["parent"])]
         for r in rows
     ]
-    return ["Cells that do next to nothing.", "", _table(table, ["Cells", "Sweep", "A cell", "Parent's memory"])]
+    return [
+        "Cells of the tiny model: one step, nothing scored.",
+        "",
+        _table(table, ["Cells", "Sweep", "A cell", "Parent's memory"]),
+    ]
 
 
 def _steps(rows: list[dict[str, Any]]) -> list[str]:
@@ -110,7 +114,7 @@ def _steps(rows: list[dict[str, Any]]) -> list[str]:
         for r in rows
     ]
     return [
-        "LoRA on all linear layers; the loss is on the last half of each sequence.",
+        "LoRA on all linear layers of SmolLM2-135M; the loss covers the second half of each sequence.",
         "",
         _table(table, ["Rank", "Length", "Sequences", "Step", "Tokens/s", "Peak of tensors"]),
     ]
@@ -118,7 +122,11 @@ def _steps(rows: list[dict[str, Any]]) -> list[str]:
 
 def _scoring(rows: list[dict[str, Any]]) -> list[str]:
     table = [[str(r["items"]), f"{r['stock']:.1f} s", f"{r['ours']:.1f} s"] for r in rows]
-    return ["Answers written to word problems, fp32.", "", _table(table, ["Items", "Stock", "Ours"])]
+    return [
+        "Written answers to word problems, in fp32. Stock: lm-eval's `HFLM`.",
+        "",
+        _table(table, ["Items", "Stock", "Ours"]),
+    ]
 
 
 def _table(rows: list[list[str]], head: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""Holds `plan` against what was measured: our own cells on SmolLM2-135M, and peft's published runs of Llama-3.2-3B.
+"""Compares the predictions of `plan` with measurements: our cells on SmolLM2-135M, and peft's runs of Llama-3.2-3B.
 
-    python -m harness sweep memory study=reference/memory      # the measured cells, about 3 minutes on 2 cores
+    harness sweep memory study=reference/memory      # the measured cells, about 3 minutes on 2 cores
     python benchmarks/plan.py --peft DIR --out benchmarks/PLAN.md
 
-DIR holds result files of the MetaMathQA suite in huggingface/peft's method_comparison; without it the second table is
-left out.
+DIR has result files of the MetaMathQA suite in huggingface/peft's method_comparison. Without it, the document has no
+table of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PUBLISHED = {
 
 
 def ours(folder: Path) -> list[dict[str, Any]]:
-    """Measured and predicted peaks in bytes, a row a record of `folder`."""
+    """Measured and predicted peaks in bytes, one row per record of `folder`."""
     records, problems = read_study(folder)
     if problems or not records:
         raise SystemExit("\n".join(problems) or f"There are no records in {folder}; run the sweep `memory` first.")
@@ -60,10 +60,10 @@ def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
 
 
 def published(folder: Path) -> list[dict[str, Any]]:
-    """Published and predicted memory after a step in bytes, a row a run.
+    """Published and predicted memory after a step in bytes, one row per run.
 
-    The suite reads the allocator after the optimizer's step, before gradients are freed and while the outputs are
-    still held: to what a step leaves resident we add the gradients, and the logits (bf16, a token of the mean step).
+    The suite reads the allocator after the optimizer's step, while gradients and outputs still exist. So the prediction
+    is resident tensors + gradients + logits (bf16, for the tokens of a mean step).
     """
     app.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -92,7 +92,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
 
 
 def savers() -> list[list[str]]:
-    """Predicted peaks on a GPU, a row a method: without gradient checkpointing, and with it."""
+    """Predicted peaks on a GPU, one row per method: without and with gradient checkpointing."""
     app.register()
     planner, rows = Predictor(None, auto="bf16", kernels="cuda"), []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -108,22 +108,22 @@ def savers() -> list[list[str]]:
 
 
 def document(own: list[dict[str, Any]], others: list[dict[str, Any]] | None) -> str:
-    """The tables in Markdown, and what they say."""
+    """The document in Markdown."""
     rows = [[r["method"], r["batch"], *_compared(r["measured"], r["predicted"])] for r in own]
     head = ["method", "largest batch", "measured peak", "predicted peak", "difference"]
     out = ["# Predicted and measured memory", "", "Made by `python benchmarks/plan.py`.", ""]
-    out += ["## SmolLM2-135M: the peak of tensors in a training step", "", _table(rows, head), ""]
-    out += ["Base is measured in one forward pass. Records: `results/reference/memory`.", ""]
+    out += ["## SmolLM2-135M: peak of live tensors in a training step", "", _table(rows, head), ""]
+    out += ["`base` is measured in one forward pass. Records: `results/reference/memory`.", ""]
     head = ["method", "without", "with gradient checkpointing"]
-    out += ["## Llama-3.1-8B in bf16 on a GPU: the predicted peak", "", _table(savers(), head), ""]
-    out += ["One sequence of 2,048 tokens with a loss on all of them, rank 16. Nothing of it was measured.", ""]
+    out += ["## Llama-3.1-8B in bf16 on a GPU: predicted peak", "", _table(savers(), head), ""]
+    out += ["One sequence of 2,048 tokens, all in the loss; rank 16. These peaks were not measured.", ""]
     if others is not None:
         head = ["run", "resident", "gradients", "logits", "published", "predicted", "difference"]
         kinds = ("resident", "gradients", "logits")
         rows = [
             [r["run"], *(units.size(r[k]) for k in kinds), *_compared(r["published"], r["predicted"])] for r in others
         ]
-        out += ["## Llama-3.2-3B in bf16: what is allocated after a step, as peft published it", "", _table(rows, head)]
+        out += ["## Llama-3.2-3B in bf16: allocated memory after a step, as published by peft", "", _table(rows, head)]
         out += ["", *(line.strip() for line in published.__doc__.strip().splitlines()[2:]), ""]
     return "\n".join(out)
 

@@ -1,20 +1,20 @@
-"""How much faster the harness is than the plain way (plain.py), in pairs; renders `benchmarks/RESULTS.md`.
+"""Speed of the harness against the plain way (plain.py), in paired runs; renders `benchmarks/RESULTS.md`.
 
     make bench                                       # all parts, about an hour on 2 idle cores
     python benchmarks/speed.py training mmlu gsm8k sweep losses [--data-root FOLDER] [--pairs N]
-    python benchmarks/speed.py                       # renders again what was measured before
+    python benchmarks/speed.py                       # renders again from saved measurements
 
-The two sides of a pair run one after the other, which first alternates; a ratio is the median of the pairs' ratios,
-with the least and the largest. What a part measured is kept in `benchmarks/measured/PART.json`, with where and when.
+The two sides of a pair run one after the other, in alternating order. A ratio is the median over pairs, with the
+smallest and the largest. Measurements are saved in `benchmarks/measured/PART.json`, with machine and date.
 
-training  steps on the same batches: GSM8K's text with --data-root, else wordmath's; in one process, so that neither
-          side has the memory kept which the other frees (harness/job/measure/heap.py)
-mmlu      5 shots, 10 questions a subject, by stock HFLM and by ours, fp32; needs --data-root
+training  steps on the same batches, of GSM8K with --data-root, else of wordmath; both sides in one process, so that
+          both reuse freed memory in the same way (harness/job/measure/heap.py)
+mmlu      5 shots, 10 questions per subject, by lm-eval's HFLM and by our engine, in fp32; requires --data-root
 gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
-losses    the validation loss after 50 steps of both
-beside    a cell's steps, alone and beside a process that keeps one core busy, with threads that sleep while they wait,
-          as jobs have it, and with threads that spin, as OpenMP has it; on a CPU
+losses    validation loss after 50 steps on both sides
+beside    steps of a cell, alone and next to a process that keeps one core busy, with waiting threads that sleep (as in
+          jobs) and that spin (OpenMP's default); on a CPU
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ STUDY = "beside"
 
 
 def plain_way_of(method: str) -> str:
-    """`dora_fast`'s is peft's DoRA, `galore_rsvd`'s is galore-torch's."""
+    """The method to compare with: peft's DoRA for `dora_fast`, galore-torch's GaLore for `galore_rsvd`."""
     return method.partition("_")[0]
 
 
@@ -74,7 +74,7 @@ def composed(*overrides: str) -> Cell:
 
 
 def ratios(plain_side: list[float], ours: list[float]) -> dict[str, Any]:
-    """Of paired seconds: their medians, and plain / ours of each pair as median, least and largest."""
+    """The medians of paired seconds, and of plain / ours the median, smallest and largest of the pairs."""
     each = sorted(a / b for a, b in zip(plain_side, ours, strict=True))
     return {
         "plain": median(plain_side),
@@ -91,12 +91,12 @@ OWN = "in the process's own time"
 
 
 def clock() -> str:
-    """How this process is timed: on one thread of a processor by what it is given, whatever else the machine does."""
+    """How this process is timed. On one CPU thread, process time excludes what else the machine does."""
     return OWN if torch.get_num_threads() == 1 and not torch.accelerator.is_available() else WALL
 
 
 def timed(take: Callable[[], Any], by: str | None = None) -> float:
-    """Seconds that `take` takes; `by` is WALL where other processes do the work."""
+    """Seconds of a call of `take`. by: WALL if other processes do the work."""
     now = time.process_time if (by or clock()) == OWN else time.perf_counter
     start = now()
     take()
@@ -104,7 +104,7 @@ def timed(take: Callable[[], Any], by: str | None = None) -> float:
 
 
 def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]) -> dict[str, Any]:
-    """Both sides of `pairs` pairs, by their number; which is first alternates."""
+    """Time both sides of `pairs` pairs, in alternating order; each side is called with the pair's number."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for at in (0, 1) if pair % 2 else (1, 0):
@@ -113,7 +113,7 @@ def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]
 
 
 class Side:
-    """One side's model, optimizer and step, on examples that both are given."""
+    """One side's model, optimizer and step; both sides train on the same examples."""
 
     def __init__(self, method: str, text: str, plainly: bool, *more: str):
         speedups = "speedups=off" if plainly else "speedups=auto"
@@ -142,11 +142,11 @@ class Side:
         self.schedule.step()
 
     def validation_loss(self, held_out: list[encoding.Example]) -> float:
-        """As a record has it: in the precision that training is in."""
+        """As in a record: in the precision of training."""
         return self._loss(self.net, held_out, self.accelerator)
 
     def validation_loss_fp32(self, held_out: list[encoding.Example]) -> float:
-        """In fp32, which rounds no weight; what comes after it is in fp32 too."""
+        """In fp32, without rounding of weights. Later calls are in fp32 too."""
         net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False) if self.accelerator else self.net
         return self._loss(net, held_out, None)
 
@@ -158,7 +158,7 @@ class Side:
 
 
 def examples_for(side: Side, data_root: str | None) -> tuple[list[list[encoding.Example]], list[encoding.Example]]:
-    """The batches of the training, and 32 held-out examples."""
+    """The training batches, and 32 held-out examples."""
     splits, settings = sources.splits(side.cell.settings.data, data_root), side.settings
 
     def encode(items: list[encoding.Item]) -> list[encoding.Example]:
@@ -208,9 +208,9 @@ def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 
 def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[str, Any]:
-    """Pairs on two subjects with `items` questions each, from all over the alphabet, or on the next `items` of one."""
+    """Pairs on `items` questions each of two subjects, spread over the alphabet; of one subject on its next `items`."""
     if data_root is None:
-        raise SystemExit(f"{name} needs --data-root, a folder that holds cais/mmlu and openai/gsm8k.")
+        raise SystemExit(f"{name} requires --data-root, a folder with cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
     net, tokenizer = loading.load(cell, plain.CPU), loading.tokenizer(cell.settings.model)
     asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=16)
@@ -235,7 +235,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
 
 
 def _answer(prediction: str) -> Any:
-    """The text that was written, or which of several log-likelihoods was the largest."""
+    """The written text, or the index of the largest log-likelihood."""
     if not prediction.startswith("[("):
         return prediction
     likelihoods = [likelihood for likelihood, _ in ast.literal_eval(prediction)]
@@ -243,7 +243,7 @@ def _answer(prediction: str) -> Any:
 
 
 def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
-    """Ours runs before and after the plain way's cells: a machine whose speed drifts favours neither."""
+    """Our sweep runs before and after the plain cells, so that a drift of the machine's speed favours neither."""
 
     def seconds_of(command: list[str]) -> float:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -319,7 +319,7 @@ PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
 
 
 def kept(name: str, measure: Callable[[], dict[str, Any]]) -> None:
-    """Measure, and keep what was found as `name`, with where and when."""
+    """Measure, and save the result as `name`, with machine and date."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     found = measure()
     described = env.describe()
@@ -341,7 +341,7 @@ def provenance(found: dict[str, Any]) -> str:
 
 
 def rendered() -> str:
-    """The document, from what was measured."""
+    """The document, from saved measurements."""
     out = [
         "# The harness against the plain way",
         "",
@@ -373,8 +373,8 @@ def _training(found: dict[str, Any]) -> list[str]:
     (first, *_) = found["rows"].values()
     return [
         f"One optimizer step on SmolLM2-135M, rank 16, 4 sequences of {found['text']}'s text: {first['raw']:.0f} "
-        f"tokens, {first['padded']:.0f} with the plain way's padding. `dora_fast` is held against peft's DoRA, "
-        "`galore_rsvd` against galore-torch.",
+        f"tokens, {first['padded']:.0f} with the plain way's padding. `dora_fast` is compared with peft's DoRA, "
+        "`galore_rsvd` with galore-torch.",
         "",
         _table(rows, ["Method", "Plain step", "Our step", "Faster", "Tokens/s", "Pairs"]),
     ]
@@ -384,8 +384,8 @@ def _scored(asked: str, r: dict[str, Any]) -> list[str]:
     same = f"{r['same']} of {r['predictions']}"
     row = [f"{r['plain']:.1f} s", f"{r['ours']:.1f} s", _ratio(r), same, str(r["pairs"])]
     return [
-        f"{asked}, by the untuned SmolLM2-135M in fp32: lm-eval's `HFLM` and ours. Same are the predictions of all "
-        "metrics and filters of all questions.",
+        f"{asked}; the untuned SmolLM2-135M in fp32, by lm-eval's `HFLM` and by our engine. Same predictions: of all "
+        "questions, filters and metrics.",
         "",
         _table([row], ["Stock", "Ours", "Faster", "Same predictions", "Pairs"]),
     ]
@@ -427,10 +427,10 @@ def _sweep(found: dict[str, Any]) -> list[str]:
     return [
         _table(rows, head),
         "",
-        f"The whole sweep took {first:.0f} s before the plain way's cells and {last:.0f} s after them, its start and "
-        f"its check included, and they {total:.0f} s: **{mean(found['wholes']) / total:.2f}** of it; the median of the "
-        f"cells' ratios is {median(ratio):.2f}. A cell's seconds are the mean of both runs. Probe and inference are "
-        "measurements that the plain way does not make.",
+        f"Our sweep ran before and after the plain cells: {first:.0f} s and {last:.0f} s, with start and checks. The "
+        f"plain cells took {total:.0f} s. Ratio: **{mean(found['wholes']) / total:.2f}**; median ratio of the cells: "
+        f"{median(ratio):.2f}. Our seconds per cell are the mean of both runs. The plain way does not measure "
+        "probe and inference.",
     ]
 
 
@@ -443,9 +443,9 @@ def _losses(found: dict[str, Any]) -> list[str]:
         for name, r in found["rows"].items()
     ]
     return [
-        f"Validation loss on 32 held-out answers of {found['text']} after {STEPS} steps of 4 sequences, in fp32, of "
-        "weights trained either way. Last is what our records have, whose loss is in training's precision: bf16 rounds "
-        "all that is multiplied, and with it changes of whole weights that are smaller than its steps.",
+        f"Validation loss on 32 held-out answers of {found['text']} after {STEPS} steps of 4 sequences, computed "
+        "in fp32 from the weights that each way trained. Last column: our loss in the precision of training, as "
+        "records have it. bf16 also rounds the weights, and so hides small changes of them.",
         "",
         _table(rows, ["Method", "Before", "Plain", "Ours", "Difference", "In training's precision"]),
     ]
@@ -457,10 +457,9 @@ def _beside(found: dict[str, Any]) -> list[str]:
         for name, r in found["rows"].items()
     ]
     return [
-        "One step of LoRA on SmolLM2-135M, 4 sequences of wordmath_short, in a cell of its own. Threads that wait for "
-        "the others spin for milliseconds where nothing is set; those of a job soon sleep (`OMP_WAIT_POLICY=passive "
-        "GOMP_SPINCOUNT=1000`), "
-        "unless the environment sets a policy.",
+        "One step of LoRA on SmolLM2-135M, 4 sequences of wordmath_short, in a cell of its own. By default, a thread "
+        "that waits for others spins for milliseconds. Jobs let it sleep soon (`OMP_WAIT_POLICY=passive "
+        "GOMP_SPINCOUNT=1000`), unless the environment sets a policy.",
         "",
         _table(rows, ["This machine", "They spin", "They sleep", "Faster", "Pairs"]),
     ]
@@ -468,8 +467,8 @@ def _beside(found: dict[str, Any]) -> list[str]:
 
 RENDERED = {
     "training": _training,
-    "mmlu": functools.partial(_scored, "5 shots, 10 questions a subject, 2 subjects a pair"),
-    "gsm8k": functools.partial(_scored, "5 shots, 8 questions a pair"),
+    "mmlu": functools.partial(_scored, "5 shots, 10 questions per subject, 2 subjects per pair"),
+    "gsm8k": functools.partial(_scored, "5 shots, 8 questions per pair"),
     "sweep": _sweep,
     "losses": _losses,
     "beside": _beside,

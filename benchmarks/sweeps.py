@@ -3,7 +3,7 @@
     python benchmarks/sweeps.py
 
 Seconds of a cell = what it takes beside training and scoring + 6 FLOPs a weight and raw training token at the rate that
-the machine achieves + 2 for validation + the items it scores at their rates. `python -m harness plan NAME` counts each
+the machine achieves + 2 for validation + the items it scores at their rates. `harness plan NAME` counts each
 method's own FLOPs and memory instead, on the machine where it is asked.
 
 2 cores: rates measured in results/reference on SmolLM2-135M, those of every task but wordmath_short and gsm8k in fp32
@@ -129,7 +129,7 @@ def header(name: str) -> str:
 
 def on_h100(name: str) -> list[str] | None:
     """The overrides of the command that the header has for one H100, or None."""
-    found = re.search(rf"python -m harness sweep {name}\b((?:.*\\\n)*.*)", header(name))
+    found = re.search(rf"harness sweep {name}\b((?:.*\\\n)*.*)", header(name))
     return shlex.split(found[1].replace("\\\n", " ")) if found else None
 
 

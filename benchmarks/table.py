@@ -1,9 +1,9 @@
-"""How long `harness table` takes, and how much memory, for 100, 1,000 and 10,000 records of 2,000 items each.
+"""Time and memory of `harness table` for 100, 1,000 and 10,000 records of 2,000 items each.
 
-    python benchmarks/table.py --out benchmarks/TABLE.md      # about 5 minutes on 2 cores, and 2 GB of disk meanwhile
+    python benchmarks/table.py --out benchmarks/TABLE.md      # about 5 minutes on 2 cores and 2 GB of disk
 
-The records are copies of a published one over a grid of 5 methods, 3 seeds, 4 ranks and as many learning rates as it
-takes; scores, losses and items are random.
+The records are copies of a published one, over a grid of 5 methods, 3 seeds, 4 ranks and enough learning rates. Scores,
+losses and items are random.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ITEMS = 2_000
 
 
 def write_study(folder: Path, records: int) -> None:
-    """`records` records with their items into `folder`."""
+    """Write `records` records with their items to `folder`."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     template = record.read(TEMPLATE)
@@ -68,7 +68,7 @@ def _items(score: record.Score, hashes: list[str], values: np.ndarray) -> bytes:
 
 
 def measure(results: Path, study: str) -> tuple[float, float, int]:
-    """Seconds, processor seconds and peak resident bytes of `harness table` of `study`, from its process's start."""
+    """Wall seconds, processor seconds and peak resident bytes of a process of `harness table` for `study`."""
     command = [sys.executable, "-m", "harness", "table", "--study", study, "--results-dir", str(results)]
     begin = time.perf_counter()
     process = subprocess.Popen([*command, "--out", str(results / f"{study}.md")], cwd=ROOT)
@@ -94,15 +94,15 @@ def main() -> None:
             seconds, processor, memory = min(runs)[0], min(run[1] for run in runs), max(run[2] for run in runs)
             times = [f"{seconds:.1f} s", f"{processor:.1f} s", f"{1e3 * seconds / n:.2f} ms"]
             rows.append([f"{n:,}", *times, units.size(memory)])
-    head = ["records", "time", "processor time", "time a record", "peak memory"]
+    head = ["records", "time", "processor time", "time per record", "peak memory"]
     text = "\n".join(
         [
-            "# What a table of many records takes",
+            "# Time and memory of a table",
             "",
-            "Made by `python benchmarks/table.py`: a process of `harness table` from its start to its end, on",
-            f"{len(os.sched_getaffinity(0))} cores, which other work may share: the least times of "
-            f"{options.repeats} runs, and the largest memory.",
-            f"A record has {ITEMS:,} items, of which the chosen settings' are read.",
+            "Made by `python benchmarks/table.py`: whole processes of `harness table` on "
+            f"{len(os.sched_getaffinity(0))} cores, which other work",
+            f"may share. Shortest time and largest memory of {options.repeats} runs. A record has {ITEMS:,} items; the "
+            "table reads those of the chosen settings.",
             "",
             tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * 5),
             "",

@@ -34,7 +34,7 @@ REFERENCE = ROOT / "results" / "reference" / "quickstart"
 
 
 def doctor(bench: Bench) -> Check:
-    """What `python -m harness doctor` says of the device and of packages."""
+    """What `harness doctor` says of the device and of packages."""
     compute = bench.facts["job"]["compute"]
     unmet = [f"{package} needs {wanted}, {here or 'none'} is here" for package, wanted, here in bench.facts["unmet"]]
     formats = [f"{name}: {how}" for name, how in compute["formats"].items() if how.startswith("no")]
