@@ -1,13 +1,13 @@
-"""python -m harness COMMAND, or harness COMMAND: the entry point. It only dispatches."""
+"""harness COMMAND, or python -m harness COMMAND: the entry point. It only dispatches."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from harness.cli.commands import command_line
 from harness.errors import UserError, about_file
+from harness.program import PROGRAM
 from harness.record import RecordError
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        root = command_line("harness" if Path(sys.argv[0]).name == "harness" else "python -m harness")
+        root = command_line(PROGRAM)
         if name in ("--help", "-h", "help"):
             root.print_help()
             return 0

@@ -57,5 +57,5 @@ def parse_size(text: str) -> int:
             f"{text!r} is no size in bytes; write it as 24GB (10⁹ each) or 24GiB (2³⁰ each), and money as 5USD."
         ) from None
     if not value >= 1:
-        raise UserError(f"{text!r} can't be: a budget must be positive.")
+        raise UserError(f"A budget must be positive, got {text}.")
     return int(value)

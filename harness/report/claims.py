@@ -44,7 +44,7 @@ Rule = Callable[[Evidence], Judgement]
 class Claim:
     """A claim and its rule.
 
-    text: the claim, with vague words made exact in brackets. run: the arguments of `python -m harness` that run the
+    text: the claim, with vague words made exact in brackets. run: the arguments of `harness` that run the
     cells which decide it. shown: formats an effect.
     """
 

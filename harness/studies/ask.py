@@ -1,4 +1,4 @@
-"""``python -m harness ask``: finds the models and prompts that a command line names, for a job that asks them."""
+"""``harness ask``: finds the models and prompts that a command line names, for a job that asks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine can run, and what to do about what is missing: ``python -m harness doctor``.
+"""What this machine can run, and what to do about what is missing: ``harness doctor``.
 
 A job reports what only the libraries know. Versions, launchers and disks are read here, so that a broken library is
 reported too.

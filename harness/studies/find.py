@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.program import PROGRAM
 from harness.record import STUDY_NAME, read_study
 from harness.sweep.store import Study
 
@@ -49,7 +50,7 @@ def find(results: Path, names: Sequence[str], text: str) -> CellRef:
     matches = _matching(named, cell) or _matching({key: i for study in studies for key, i in _ids(study)}, cell)
     if not matches:
         near = difflib.get_close_matches(cell, set(named.values()), n=1)
-        hint = f" Did you mean {near[0]}?" if near else " `python -m harness status` lists the cells that are not done."
+        hint = f" Did you mean {near[0]}?" if near else f" `{PROGRAM} status` lists the cells that are not done."
         raise UserError(f"There is no cell {text} in {', '.join(names)}.{hint}")
     if len(matches) > 1:
         shown = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)

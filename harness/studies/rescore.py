@@ -1,6 +1,6 @@
 """Scores recorded cells on further tasks by their saved weights, without training.
 
-    python -m harness score STUDY_OR_CELL... --tasks a,b [--limit N] [--replace]
+    harness score STUDY_OR_CELL... --tasks a,b [--limit N] [--replace]
 
 The untuned base models of a study are scored with its cells, because a tuned model is compared with its base. A record
 may come from anywhere, so only functions that config files name are called, as in retry.py.

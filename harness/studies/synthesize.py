@@ -1,4 +1,4 @@
-"""``python -m harness synthesize``: the request for a job that has a model write problems, and its summary as lines."""
+"""``harness synthesize``: the request for a job that has a model write problems, and its summary as lines."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Unites the result folders of several machines: records with their items, weights and logs, and plans.
 
-    python -m harness merge DIR... [--into DIR] [--newer]
+    harness merge DIR... [--into DIR] [--newer]
 
 Everything is read and checked before anything is written. Files are copied one by one, each whole or not at all (saved
 weights as one), the record last; after an interruption the same command resumes.

@@ -1,6 +1,6 @@
 """Checks records, and the items and weights beside them; each problem is a sentence.
 
-    python -m harness verify [--study NAME]
+    harness verify [--study NAME]
 
 Changes nothing.
 """

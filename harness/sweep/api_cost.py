@@ -1,4 +1,4 @@
-"""What a sweep's models behind an API would cost, before any is asked: told, and refused above a budget."""
+"""Estimates what models behind an API cost before any request is sent, and refuses a sweep above its budget."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from harness.sweep.store import Study
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What is left for a cell to ask, in words, and what that costs; null where its prices are not known."""
+    """The remaining requests of a cell.
 
-    words: str
+    sentence: for the user. dollars: their price; None without prices in the settings.
+    """
+
+    sentence: str
     dollars: float | None
 
 
 def access(cell: Cell, config: DictConfig, study: Study) -> ApiAccess | None:
-    """How the cell's model is asked; None if it is not behind an API."""
+    """How to reach the cell's model; None if it is not behind an API."""
     if not cell.settings.behind_api:
         return None
     price = config.model.price
@@ -38,37 +41,41 @@ def access(cell: Cell, config: DictConfig, study: Study) -> ApiAccess | None:
     )
 
 
-def estimates(cells: Sequence[Cell], asked: dict[str, ApiAccess], counts: dict[str, dict]) -> list[CostEstimate]:
-    """Of those cells that have `counts`, from a job; asked: how, both by id."""
-    return [_estimate(cell, asked[cell.id], counts[cell.id]) for cell in cells if cell.id in counts]
+def estimates(cells: Sequence[Cell], access: dict[str, ApiAccess], counts: dict[str, dict]) -> list[CostEstimate]:
+    """The estimates of those `cells` that have `counts`, which a job made.
+
+    access, counts: by the cell's id.
+    """
+    return [_estimate(cell, access[cell.id], counts[cell.id]) for cell in cells if cell.id in counts]
 
 
-def _estimate(cell: Cell, how: ApiAccess, count: dict[str, Any]) -> CostEstimate:
+def _estimate(cell: Cell, access: ApiAccess, count: dict[str, Any]) -> CostEstimate:
     read, written = count["read"], count["written"]
-    words = f"{cell.name} ({cell.model}): {count['requests']:,} requests, "
     about = "" if count["counted"] else "about "  # without a tokenizer
-    words += f"{about}{units.count(read)} tokens read, at most {units.count(written)} written"
-    prices = how.price_read, how.price_written
+    sentence = (
+        f"{cell.name} ({cell.model}): {count['requests']:,} requests, {about}{units.count(read)} tokens read, "
+        f"at most {units.count(written)} written"
+    )
+    prices = access.price_read, access.price_written
     if None in prices:
-        return CostEstimate(f"{words}; model.price.read= and model.price.written= would tell what they cost.", None)
+        return CostEstimate(f"{sentence}; set model.price.read= and model.price.written= to see their cost.", None)
     cost = (prices[0] * read + prices[1] * written) / 1e6
-    return CostEstimate(f"{words}: {about or 'at most '}{units.dollars(cost)}.", cost)
+    return CostEstimate(f"{sentence}: {about or 'at most '}{units.dollars(cost)}.", cost)
 
 
-def told(found: Sequence[CostEstimate], budget: float | None) -> None:
-    """Print what is estimated. Raises UserError if it exceeds `budget`, in dollars, or can't be told."""
+def check(found: Sequence[CostEstimate], budget: float | None) -> None:
+    """Print the estimates. Raises UserError if their sum exceeds `budget`, in dollars, or a price is missing."""
     for estimate in found:
-        print(estimate.words, file=sys.stderr)
+        print(estimate.sentence, file=sys.stderr)
     if budget is None or not found:
         return
     costs = [estimate.dollars for estimate in found]
     if None in costs:
         raise UserError(
-            f"--budget {budget:g}USD can't be kept to without prices: set model.price.read= and model.price.written=, "
-            "dollars for a million tokens."
+            f"--budget {budget:g}USD requires model.price.read= and model.price.written=, dollars per million tokens."
         )
     if sum(costs) > budget:
         raise UserError(
-            f"Nothing is asked: it may cost {units.dollars(sum(costs))}, above --budget {budget:g}USD; "
-            "raise that, or ask fewer items with eval.limit=."
+            f"Nothing was requested: the cost may reach {units.dollars(sum(costs))}, above --budget {budget:g}USD; "
+            "raise the budget, or evaluate fewer items with eval.limit=."
         )

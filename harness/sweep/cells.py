@@ -139,4 +139,4 @@ def _refuse_unrecordable(settings: dict[str, Any]) -> None:
                 "if it is data, else to the folder you work in."
             )
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}={value} can't be: it must be a finite number; a very large one may do as well.")
+            raise UserError(f"{key} must be a finite number, got {value}; a very large one means no limit.")

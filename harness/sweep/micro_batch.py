@@ -1,6 +1,6 @@
-"""Micro-batches that fit the device's memory: those that are planned for it, and smaller ones after a shortage.
+"""Micro-batches that fit the device's memory: predicted ones, and smaller ones after an out-of-memory error.
 
-The steps stay the same: their examples are cut into more micro-batches.
+The steps stay the same: their examples are split into more micro-batches.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ HELPS = ("probe", "train", "validate")  # phases whose memory depends on the mic
 
 
 def smaller(found: Record | None) -> SmallerBatches | None:
-    """Half the micro-batch that the cell of `found` ran out of memory with, and accumulation to match.
+    """Half the micro-batch that the cell of `found` ran out of memory with, and as much more accumulation.
 
-    None where that would be no help: it did not run out of memory, or not in training, or with one sequence at a time.
-    Nor where nothing can be accumulated, as the method steps while it goes backward.
+    None if that would not help: the cell did not run out of memory in training, its micro-batch is one sequence per
+    device, or its method steps in the backward pass and so can't accumulate gradients.
     """
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
@@ -34,16 +34,16 @@ def smaller(found: Record | None) -> SmallerBatches | None:
 
 
 def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
-    """The micro-batch to begin such a cell with, by its prediction; the whole step where nothing can be predicted."""
+    """The first micro-batch of a cell with train.batch_size=auto: the predicted one, else the whole step."""
     step, size = cell.settings.train.micro_batch, prediction.get("micro_batch")
     taken = size or step
     return SmallerBatches(taken, -(-step // taken), [], size)
 
 
-def to_begin_with(found: Record | None) -> SmallerBatches | None:
-    """How to run the cell whose record is `found` now; None for as it was asked.
+def for_rerun(found: Record | None) -> SmallerBatches | None:
+    """The micro-batches to run the cell of `found` with again; None for those of its settings.
 
-    One that broke in smaller micro-batches for another reason goes on with them.
+    A cell that failed for another reason keeps the smaller micro-batches that it had.
     """
     if found is not None and found.status == "failed":
         return found.smaller_batches

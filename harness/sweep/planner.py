@@ -1,4 +1,4 @@
-"""What a grid would take, before any of it runs: predictions by a job, times from records, and the table of both."""
+"""Plans a grid before anything runs: memory and FLOPs predicted by a job, times from records, and their table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ NAMES = {"cpu": "the CPU's", "cuda": "CUDA's"}
 
 @dataclass
 class Planned:
-    """A point of the grid: its cell (null where composing it failed), and what was predicted, or why nothing was.
+    """A point of the grid with its prediction.
 
-    ``impossible``: it can't be run; ``unknown``: it can, but what it takes can't be told.
+    cell: None if its settings could not be composed. prediction: the job's figures; or one reason, under
+    ``impossible`` if the cell can't run, under ``unknown`` if it can but its memory can't be predicted.
     """
 
     name: str
@@ -35,14 +36,17 @@ class Planned:
 
     @property
     def peak(self) -> int:
-        """Bytes of tensors at the highest moment."""
+        """Peak of live tensors in bytes."""
         return sum(self.prediction["peak"].values())
 
 
 @dataclass
 class Plan:
-    """All points, the bytes they should fit in, this machine (``environment`` of a record), and whose kernels compute
-    there (``cpu`` or ``cuda``)."""
+    """The planned points of a grid.
+
+    budget: bytes of memory that each cell must fit in. environment: this machine's, as in a record. kernels: whose
+    kernels the prediction assumes, ``cpu`` or ``cuda``.
+    """
 
     points: list[Planned]
     budget: int
@@ -50,7 +54,7 @@ class Plan:
     kernels: str
 
     def fits(self, point: Planned) -> bool:
-        """Whether it does, or may: of some methods it can't be told."""
+        """Whether the point fits the budget. A point that can't be predicted counts as fitting."""
         return "unknown" in point.prediction or point.peak + BESIDE <= self.budget
 
 
@@ -61,11 +65,11 @@ def make(
     budget: int | None,
     device: str | None = None,
 ) -> Plan:
-    """Predict each of `points`, a name and a cell or the reason why there is none.
+    """Predict each of `points`: a name with a cell, or with the reason why there is none.
 
-    architectures: dimensions by model path, where a model's own config need not be asked. budget: bytes, of a card that
-    may be elsewhere; null for the memory of this machine's device. device: whose kernels compute, ``cpu`` or ``cuda``;
-    null for CUDA's where the budget is a GPU's.
+    architectures: dimensions by model name, of models whose own config need not be loaded. budget: bytes, also of a
+    card in another machine (None: the memory of this machine's device). device: whose kernels to assume, ``cpu`` or
+    ``cuda`` (None: CUDA's if the budget is a GPU's).
     """
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
     answer = runner.plan(
@@ -80,17 +84,17 @@ def make(
 
 
 def refusal(plan: Plan, point: Planned) -> str:
-    """Why a cell that does not fit is not run."""
+    """The sentence on a cell that does not fit, for its record."""
     return (
-        f"Its predicted peak of {units.size(point.peak)} of tensors and {units.size(BESIDE)} beside them "
+        f"Its predicted peak, {units.size(point.peak)} of tensors and {units.size(BESIDE)} of overhead, "
         f"exceeds the budget of {units.size(plan.budget)}."
     )
 
 
 def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
-    """The table for a terminal, and what it rests on.
+    """The table for a terminal, with notes on how its figures were obtained.
 
-    throughput: raw tokens/s to take for every cell (null: from records of the same device, where there are any).
+    throughput: raw tokens/s to assume for every cell (None: from records of the same device).
     """
     speed = Speed(results, plan.environment)
     possible = [p for p in plan.points if not p.prediction.keys() & {"impossible", "unknown"}]
@@ -125,7 +129,7 @@ def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
 
 
 class Speed:
-    """How long cells would take, by records of this machine's device."""
+    """Estimates training time from the records of this machine's device."""
 
     def __init__(self, results: Path, environment: dict[str, Any]):
         self._tokens: dict[tuple[str, str, int], list[float]] = {}
@@ -135,18 +139,19 @@ class Speed:
         for record in found:
             if record.train and not record.source and _device(record.environment) == _device(environment):
                 self.records += 1
-                self._tokens.setdefault(_alike(record.cell), []).append(record.train.tokens_per_second_steady)
-                self._flops += _achieved(record)
+                self._tokens.setdefault(_kind(record.cell), []).append(record.train.tokens_per_second_steady)
+                self._flops += _flops_per_second(record)
 
     def seconds(self, point: Planned, throughput: float | None) -> float | None:
-        """Of the training steps: tokens at the rate of the same model and method, else FLOPs at any cell's rate.
+        """Seconds of a point's training steps; None without records, or without trained weights.
 
-        That rate is of one device; of several the same is expected of each.
+        Tokens at `throughput`, else at the median rate of the same model, method and number of devices, else FLOPs at
+        the median FLOP/s per device of all records.
         """
         p = point.prediction
         if not p["trainable"]:
             return None
-        known = self._tokens.get(_alike(point.cell))
+        known = self._tokens.get(_kind(point.cell))
         if throughput is None and known:
             throughput = median(known)
         if throughput is not None:
@@ -154,12 +159,13 @@ class Speed:
         return p["flops"] / median(self._flops) / point.cell.settings.train.devices if self._flops else None
 
 
-def _alike(cell: Cell) -> tuple[str, str, int]:
+def _kind(cell: Cell) -> tuple[str, str, int]:
+    """What cells share whose token rates are comparable."""
     return cell.model, cell.method, cell.settings.train.devices
 
 
-def _achieved(record: Record) -> list[float]:
-    """FLOP/s of a device in the steady steps, if the record tells."""
+def _flops_per_second(record: Record) -> list[float]:
+    """FLOP/s per device in the steady steps; empty if the record has no probe."""
     train = record.train
     if record.probe is None or train is None:
         return []
@@ -181,7 +187,7 @@ def _fit(plan: Plan, point: Planned) -> str:
 
 
 def _batch(point: Planned) -> str:
-    """The largest batch that fits, or of a cell that asks for it the micro-batches that its steps would be taken in."""
+    """The largest train.batch_size that fits; with train.batch_size=auto the micro-batch × the accumulation."""
     size = point.prediction["micro_batch"]
     if size is not None:
         taken = micro_batch.planned(point.cell, point.prediction)
@@ -194,17 +200,17 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
     notes = []
     shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
     for sequences, tokens, real in sorted(shapes):
-        told = "as the data has it" if real else "every sequence at train.max_length, with a loss on all its tokens"
-        notes.append(f"Largest batch: {sequences} sequences, {tokens} tokens, {told}.")
+        source = "from the data" if real else "assumed: each sequence of train.max_length tokens, all in the loss"
+        notes.append(f"Largest batch: {sequences} sequences, {tokens} tokens ({source}).")
     if possible:
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
-            f"Memory is of tensors, computed in {precisions} by {NAMES[plan.kernels]} kernels; a cell fits if they and "
-            f"{units.size(BESIDE)} beside them are within {units.size(plan.budget)}, tight above {TIGHT:.0%}. "
-            "batch ≤ is the largest train.batch_size that fits; of auto it is the micro-batch × the accumulation."
+            f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if they and "
+            f"{units.size(BESIDE)} of overhead are within {units.size(plan.budget)}; above {TIGHT:.0%} it is tight. "
+            "batch ≤: the largest train.batch_size that fits; for auto, the micro-batch × the accumulation."
         )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
-            notes.append("The loss is counted in this harness's chunks; on CUDA liger-kernel takes chunks of its own.")
+            notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
         if any(p.cell.settings.train.compile for p in possible):
             notes.append(
                 "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "
@@ -216,16 +222,16 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
         if throughput is not None:
-            notes.append(f"Time is of the training steps at {throughput:g} tokens/s.")
+            notes.append(f"Time: training steps, at {throughput:g} tokens/s.")
         elif speed.records:
-            notes.append(f"Time is of the training steps, by {speed.records} records of this device.")
+            notes.append(f"Time: training steps, estimated from {speed.records} records of this device.")
         else:
-            notes.append("No time: there are no records of this device yet, and no --throughput was given.")
+            notes.append("Time: unknown without records of this device; --throughput sets a rate.")
     return [line for note in notes for line in textwrap.wrap(note, 110)]
 
 
 def _short(n: float) -> str:
-    """Bytes without a space, for lists of them."""
+    """Bytes in short form, such as 1.5G, for lists."""
     return "0" if not n else units.size(n).replace(" GiB", "G").replace(" MiB", "M").replace(" KiB", "K")
 
 

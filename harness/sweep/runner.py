@@ -220,7 +220,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
         return record.read(path)
 
     halves = precautions.on_oom or cell.settings.train.sizes_itself
-    smaller = micro_batch.to_begin_with(study.recorded(cell)) if halves else None
+    smaller = micro_batch.for_rerun(study.recorded(cell)) if halves else None
     if smaller is None and cell.settings.train.sizes_itself:
         on_event(Progress("plan"))
         smaller = micro_batch.planned(cell, plan([PlannedCell(cell)], request.data_root)["predictions"][0])

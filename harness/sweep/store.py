@@ -23,6 +23,7 @@ from pathlib import Path
 
 from harness import record
 from harness.errors import UserError
+from harness.program import PROGRAM
 from harness.record import Cell, Record
 from harness.sweep import lease
 from harness.sweep.lease import Lease
@@ -83,7 +84,7 @@ class Study:
     def anew(self, found: Record) -> str:
         """The commands that train the cell of a record again."""
         where = "" if self._results == Path("results") else f" --results-dir {self._results}"
-        return f"`python -m harness rm {self.name}/{found.cell.name}{where}`, then its sweep's command"
+        return f"`{PROGRAM} rm {self.name}/{found.cell.name}{where}`, then its sweep's command"
 
     def planned(self) -> list[Cell]:
         """The cells that sweeps of this study requested, in order."""

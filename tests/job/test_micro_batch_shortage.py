@@ -160,10 +160,10 @@ def test_it_is_halved_only_where_that_helps():
     assert micro_batch.smaller(None) is None
     assert micro_batch.smaller(make_record("lora")) is None
     broken = out_of_memory(8)
-    assert micro_batch.to_begin_with(broken).batch_size == 4
+    assert micro_batch.for_rerun(broken).batch_size == 4
     broken.smaller_batches, broken.status = SmallerBatches(2, 4, []), "failed"
-    assert micro_batch.to_begin_with(broken).batch_size == 2  # it fitted, and broke otherwise
-    assert micro_batch.to_begin_with(None) is None
+    assert micro_batch.for_rerun(broken).batch_size == 2  # it fitted, and broke otherwise
+    assert micro_batch.for_rerun(None) is None
 
 
 def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):

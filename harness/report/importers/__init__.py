@@ -1,7 +1,7 @@
 """Turns measurements of other projects into records: peft's published method comparison, and output files of lm-eval.
 
-    python -m harness import peft FOLDER
-    python -m harness import lm-eval FOLDER
+    harness import peft FOLDER
+    harness import lm-eval FOLDER
 
 What a source did not measure is null in its records. Where a number means something else than the harness's own, the
 record's `source` says so.

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config_folders import CONF, named_sweeps, require_own_names
 from harness.errors import UserError, one_of
+from harness.program import PROGRAM
 from harness.sweep.app import messages
 from harness.sweep.app.plugins import register
 from harness.sweep.app.point import RunPoint
@@ -61,7 +62,7 @@ def main(arguments: Arguments, options: Options) -> int:
     hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
     if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
         hydra_options.append("--multirun")
-    sys.argv = [f"python -m harness {arguments.command}", *overrides, *hydra_options]
+    sys.argv = [f"{PROGRAM} {arguments.command}", *overrides, *hydra_options]
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)

@@ -80,7 +80,7 @@ class RunPoint:
         access = api_cost.access(cell, config, study)
         if access is not None and not planned:
             counts = runner.check([cell], config.data_root, {cell.id: access})
-            api_cost.told(api_cost.estimates([cell], {cell.id: access}, counts), self.session.options.dollars)
+            api_cost.check(api_cost.estimates([cell], {cell.id: access}, counts), self.session.options.dollars)
         progress = self.session.progress or SweepProgress(1)
         progress.start(cell)
         try:

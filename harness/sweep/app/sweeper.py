@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from harness import record
 from harness.errors import UserError
+from harness.program import PROGRAM
 from harness.protocol import ApiAccess
 from harness.record import Cell, Failure, Record
 from harness.sweep import api_cost, planner, runner
@@ -78,7 +79,7 @@ class GridSweeper(Sweeper):
         self._session.outcomes.extend(outcomes)
         statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-        print(f"Done: {counts}. `python -m harness table` renders the table.", file=sys.stderr)
+        print(f"Done: {counts}. `{PROGRAM} table` renders the table.", file=sys.stderr)
         return returns
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point]]:
@@ -225,7 +226,7 @@ def check(points: Sequence[Point], data_root: str | None, options: Options) -> N
     cells = [point.cell for point in points]
     access = {point.cell.id: point.access for point in points if point.access is not None}
     counts = runner.check(cells, data_root, access)
-    api_cost.told(api_cost.estimates(cells, access, counts), options.dollars)
+    api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
 
 
 def _point(config: DictConfig, overrides: list[str]) -> Point:

@@ -1,6 +1,6 @@
 """Runs several cells at a time on this machine: Hydra's launcher `local_parallel`, with one or more GPUs per cell.
 
-    python -m harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
+    harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
 Each place has a worker. A place is as many GPUs as a cell asks for (train.devices), or a share of the CPU's cores. A
 worker is a process (``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one by one.

@@ -382,8 +382,8 @@ def test_a_sweep_that_would_cost_more_than_its_budget_is_refused_before_anything
     assert refused.returncode == 2
     assert "2 requests, about 8" in refused.stderr
     assert refused.stderr.strip().splitlines()[-1] == (
-        "error: Nothing is asked: it may cost $80.00, above --budget 79USD; raise that, or ask fewer items with "
-        "eval.limit=."
+        "error: Nothing was requested: the cost may reach $80.00, above --budget 79USD; raise the budget, or evaluate "
+        "fewer items with eval.limit=."
     )
     assert wire.asked == []
     assert list(tmp_path.iterdir()) == []
