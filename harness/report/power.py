@@ -49,18 +49,34 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
     alpha: the significance level. With one seed only the trained models are compared, without seed-to-seed variance.
     """
     given, draw = given or Assumptions(), np.random.default_rng(0)
+    if seeds == 1:
+        return _mcnemar_power(effect, n, alpha, given, draw)
     variance = given.accuracy * (1 - given.accuracy)
     rest = variance * (1 - given.between_seeds) / n / seeds
     over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
-    over_seeds = 2 * given.seed_sd**2 / seeds if seeds > 1 else 0.0
+    over_seeds = 2 * given.seed_sd**2 / seeds
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
-    if seeds > 1:
-        each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
-        noise = statistics.welch([statistics.Level(variance, rest, seeds - 1) for variance in each])
-    else:
-        noise = statistics.Level(0.0, 0.0, np.inf)
+    each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
+    noise = statistics.welch([statistics.Level(variance, rest, seeds - 1) for variance in each])
     z = -special.stdtrit(n - 1, alpha / 2)
     return float(np.mean(np.abs(found) > statistics.half_width(alpha, noise, over_items, z)))
+
+
+def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:
+    """`power` of one seed each: the proportion of studies in which McNemar's exact test detects the difference.
+
+    The two accuracies lie half of `effect` below and above the assumed one, within 0 and 1.
+    Answers to an item are right together as often as the correlation between methods implies.
+    """
+    low = min(max(0.0, given.accuracy - effect / 2), 1 - effect)
+    high = low + effect
+    together = low * high + given.between_methods * (low * (1 - low) * high * (1 - high)) ** 0.5
+    together = min(max(together, low + high - 1), low)
+    losses, wins = low - together, high - together
+    discordant = draw.binomial(n, min(1.0, wins + losses), STUDIES)
+    won = draw.binomial(discordant, wins / (wins + losses))
+    p = np.minimum(1.0, 2 * special.bdtr(np.minimum(won, discordant - won), discordant, 0.5))
+    return float(np.mean(p < alpha))
 
 
 def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumptions | None = None) -> int | None:
@@ -68,8 +84,8 @@ def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumpt
     if power(effect, seeds, MOST_ITEMS, alpha, given) < WANTED:
         return None
     low, high = 2, MOST_ITEMS
-    while high > low * 1.005 + 1:
-        middle = int((low * high) ** 0.5)
+    while high - low > max(1, 0.005 * low):
+        middle = max(low + 1, int((low * high) ** 0.5))
         low, high = (low, middle) if power(effect, seeds, middle, alpha, given) >= WANTED else (middle, high)
     return high
 
@@ -106,7 +122,8 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
         f"- Accuracy {given.accuracy:.3g}; standard deviation between seeds {100 * given.seed_sd:.2g} points. "
         f"Correlation over items: {given.between_seeds:.2g} between seeds of a method, "
         f"{given.between_methods:.2g} between methods. `--study` measures these.",
-        "- One seed compares two trained models, not two methods: its line excludes seed-to-seed variance.",
+        "- One seed compares two trained models, not two methods, by McNemar's exact test: its line excludes "
+        "seed-to-seed variance.",
         "- With several differences, each must reach p < 0.05 / their number, Holm's first step.",
     ]
     if any("more seeds" in row for row in rows):
@@ -135,13 +152,34 @@ def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[s
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
         levels = [statistics.seed_level(sample) for sample in repeated]
-        variances = [len(s) * max(0.0, v.variance - v.rest) for s, v in zip(repeated, levels, strict=True)]
+        freedom = np.array([len(sample) - 1 for sample in repeated])
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
-        given = replace(given, seed_sd=float(np.mean(variances)) ** 0.5, between_seeds=float(np.mean(pairs)))
+        observed = [len(s) * v.variance for s, v in zip(repeated, levels, strict=True)]
+        noise = [len(s) * v.rest for s, v in zip(repeated, levels, strict=True)]
+        sd, low, high = seed_sd(
+            np.average(observed, weights=freedom), np.average(noise, weights=freedom), freedom.sum()
+        )
+        given = replace(given, seed_sd=sd, between_seeds=float(np.mean(pairs)))
+        said.append(
+            f"Standard deviation between seeds: {100 * sd:.2g} points, 95% interval {100 * low:.2g} to "
+            f"{100 * high:.2g}, from {freedom.sum() + len(repeated)} trained models of {len(repeated)} methods."
+        )
     else:
         said.append("The study has one seed per method: the variance between seeds is assumed.")
     # Two seeds of one method answer at least as much alike as two methods do
     return replace(given, between_seeds=max(given.between_seeds, given.between_methods)), said
+
+
+def seed_sd(observed: float, noise: float, freedom: int) -> tuple[float, float, float]:
+    """The standard deviation of true accuracy between seeds, and its 95% interval; a proportion.
+
+    observed: variance of the seeds' accuracies, pooled over methods, with `freedom` degrees of freedom; noise: the part
+    of it that items explain, which many items make known. The interval is that of the sum by chi-square, less the noise
+    (Tukey 1951; Williams, Biometrika 49, 1962). Variances below 0 are 0: no spread beyond that of the items.
+    """
+    ends = observed * freedom / special.chdtri(freedom, np.array([ALPHA / 2, 1 - ALPHA / 2]))
+    low, high = np.sqrt(np.maximum(0.0, ends - noise))
+    return max(0.0, observed - noise) ** 0.5, float(low), float(high)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from harness.record import LossPoint, ValidationPoint, write
 from harness.report import statistics
 from harness.report.frame import frame
 from harness.report.pairwise import contests, items
-from harness.report.power import Assumptions, assumptions, items_needed, power
+from harness.report.power import Assumptions, assumptions, items_needed, power, seed_sd
 from harness.report.select import select
 from harness.report.tables.best import SURVEY, best, tables
 from harness.report.tables.formats import document
@@ -288,6 +288,49 @@ def test_power_is_the_share_of_simulated_studies_that_find_it():
     assert hits / 500 == pytest.approx(power(effect, seeds, n, given=given), abs=0.06)
 
 
+@pytest.mark.parametrize(("accuracy", "n", "effect"), [(0.5, 40, 0.3), (0.05, 300, 0.05), (0.5, 1_319, 0.03)])
+def test_power_of_one_seed_is_that_of_mcnemars_test(accuracy, n, effect):
+    """Simulated by latent normal variables, whose correlation gives answers the assumed one."""
+    given, draw, hits = Assumptions(accuracy), np.random.default_rng(0), 0
+    right = (max(0.0, accuracy - effect / 2), max(0.0, accuracy - effect / 2) + effect)
+    both = np.clip(right[0] * right[1] + 0.5 * np.prod([(p * (1 - p)) ** 0.5 for p in right]), 0, right[0])
+    chances = [both, right[0] - both, right[1] - both, 1 - right[0] - right[1] + both]
+    for _ in range(600):
+        outcome = draw.choice(4, n, p=chances)
+        pair = [np.isin(outcome, (0, 2))[None].astype(float), np.isin(outcome, (0, 1))[None].astype(float)]
+        hits += statistics.differences(pair, resamples=2)[0, 1].p < 0.05
+    assert hits / 600 == pytest.approx(power(effect, 1, n, given=given), abs=0.06)
+
+
+@pytest.mark.parametrize("effect", [0.06, 0.1, 0.2, 0.3, 0.9])
+def test_the_search_for_items_ends(effect):
+    """It looked at the same number again and again where two neighbours have one geometric mean."""
+    needed = items_needed(effect, 3)
+    assert needed is None or power(effect, 3, needed) >= 0.8
+
+
+def test_spread_between_seeds_is_pooled_before_it_is_cut_at_zero():
+    """Cut at zero by method, a true 0 read 2 points: chance alone puts half of the methods above it."""
+    draw, sds, covered = np.random.default_rng(1), [], 0
+    for _ in range(200):
+        difficulty = draw.random(60)
+        samples = [(draw.random((3, 60)) < difficulty).astype(float) for _ in range(6)]
+        levels = [statistics.seed_level(sample) for sample in samples]
+        sd, low, high = seed_sd(*(3 * np.mean([getattr(v, k) for v in levels]) for k in ("variance", "rest")), 12)
+        sds.append(sd)
+        covered += low == 0.0
+        assert low <= sd <= high
+    assert np.median(sds) < 0.01
+    assert covered / 200 > 0.93
+
+
+def test_the_interval_of_the_spread_between_seeds_covers_it():
+    draw, true, noise = np.random.default_rng(2), 0.02, 0.25 / 400
+    observed = (true**2 + noise) * draw.chisquare(12, 4_000) / 12
+    found = [seed_sd(value, noise, 12) for value in observed]
+    assert np.mean([low <= true <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.01)
+
+
 def test_smaller_effects_and_fewer_seeds_take_more_items():
     assert power(0.05, 10, items_needed(0.05, 10)) == pytest.approx(0.8, abs=0.01)
     assert items_needed(0.02, 10) > items_needed(0.05, 10)
@@ -302,7 +345,9 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert given.accuracy == pytest.approx(np.mean(right))
     assert 0.6 < given.between_methods < given.between_seeds < 1
     assert 0 <= given.seed_sd < 0.03
-    assert said == ["Measured by gsm8k/exact_match/strict-match."]
+    assert said[0] == "Measured by gsm8k/exact_match/strict-match."
+    assert said[1].startswith("Standard deviation between seeds: ")
+    assert said[1].endswith(", from 9 trained models of 3 methods.")
     given, said = assumptions([record for record in study if record.cell.seed == 0], folder)
     assert given.seed_sd == Assumptions().seed_sd
     assert "The study has one seed per method: the variance between seeds is assumed." in said
