@@ -172,7 +172,7 @@ def test_the_stable_keys_exist(compose, key):
         ("data_root=/not/there", "data_root"),
     ],
 )
-def test_what_can_not_work_is_refused_by_name(compose, override, key):
+def test_impossible_settings_are_refused_by_name(compose, override, key):
     with pytest.raises(UserError, match=rf"^{key}(=| must .*, got )") as refused:
         check(compose(override))
     assert "\n" not in str(refused.value)
@@ -225,7 +225,7 @@ def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
         ("train.batch_size=auto", "train.global_batch=8", "train.devices=2"),
     ],
 )
-def test_what_can_work_is_not_refused(compose, overrides):
+def test_possible_settings_are_not_refused(compose, overrides):
     check(compose(*overrides))
 
 
@@ -233,7 +233,7 @@ def test_data_root_may_be_any_folder(compose, tmp_path):
     check(compose(f"data_root={tmp_path}"))
 
 
-def test_what_a_method_can_not_do_is_refused_with_its_reason(compose):
+def test_settings_that_a_method_does_not_support_are_refused(compose):
     config = compose("method=galore", "train.grad_accum=2")
     config.method.incompatible = {"train.grad_accum=2": "it steps while it goes backward."}
     with pytest.raises(

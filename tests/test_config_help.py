@@ -39,7 +39,7 @@ def test_defaults_of_the_config_file_go_before_those_of_the_schema():
     assert FIELDS["train.gradient_checkpointing"].default == "${model.gradient_checkpointing}"
 
 
-def test_what_a_file_of_the_group_must_set_has_no_default():
+def test_settings_of_a_groups_file_have_no_default():
     assert [key for key, field in FIELDS.items() if field.default is None] == [
         "method.name",
         "model.name",

@@ -27,7 +27,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 # --- provenance
 
 
-def test_what_steers_memory_and_threads_is_told_without_paths(monkeypatch):
+def test_settings_of_memory_and_threads_are_recorded_without_paths(monkeypatch):
     for name in [name for name in os.environ if env.ALLOCATOR.fullmatch(name)]:
         monkeypatch.delenv(name)
     assert env.describe()["allocator"] == {}

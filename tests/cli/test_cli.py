@@ -96,7 +96,7 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(harness, tmp_path, 
     ],
     ids=["rank", "task", "data_root", "hub"],
 )
-def test_what_only_the_libraries_know_is_one_error_and_leaves_no_record(inside, tmp_path, overrides, culprits):
+def test_errors_known_only_to_libraries_are_one_sentence_without_a_record(inside, tmp_path, overrides, culprits):
     run = inside("run", *TINY, *overrides)
     assert run.returncode == 2
     assert run.stdout == ""

@@ -109,7 +109,7 @@ def test_only_jobs_import_model_libraries():
             assert not packages(tree) & HEAVY, path
 
 
-def test_what_measures_knows_no_other_room_of_jobs():
+def test_measure_imports_no_other_room_of_jobs():
     for path, tree in within("job/measure"):
         others = [name for name in imports(tree) if re.match(r"harness\.job\.(?!measure)", name)]
         assert not others, path

@@ -68,7 +68,7 @@ def on_cpu(tmp_path) -> Bench:
     return Bench(tmp_path, facts, ["model=tiny"], time.monotonic() + 600)
 
 
-def test_what_needs_no_gpu_is_proved_and_the_rest_skipped(prove, folder, capsys):
+def test_without_a_gpu_its_checks_are_skipped(prove, folder, capsys):
     code, found = prove("doctor", "cells", "memory", "attention", "oom", "tests", "quickstart")
     statuses = {name: check.status for name, check in found.items()}
     skipped = dict.fromkeys(("oom", "tests", "quickstart"), "skipped")
@@ -220,7 +220,7 @@ def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
 
 
 @pytest.mark.parametrize("model", [["model=smollm2_135m"], [f"model={script.RANDOM}", f"model.path={script.BUILT}"]])
-def test_what_is_run_on_a_gpu_can_be_composed(tmp_path, model):
+def test_every_cell_of_the_gpu_run_composes(tmp_path, model):
     facts = {"job": {"compute": {"device": {"type": "cuda"}}}}
     on_cuda = Bench(tmp_path, facts, model, time.monotonic())
     switches = [more for name, more in bench.SAVERS.items() if name in on_cuda.config().train]
@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_finite_is_a_failure():
     assert checks._told(dataclasses.replace(record, validation=broken))["status"] == "failed"
 
 
-def test_of_a_check_made_again_the_last_counts(tmp_path):
+def test_the_last_run_of_a_check_counts(tmp_path):
     for status in ("failed", "passed"):
         render.add(Check(status, "why", "doctor"), tmp_path)
     assert [check.status for check in render.read(tmp_path)] == ["passed"]

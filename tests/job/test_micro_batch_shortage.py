@@ -155,7 +155,7 @@ def test_a_micro_batch_is_halved_until_it_is_one_sequence():
     assert halvings(out_of_memory(2, None, "probe")) == [(1, 2)]
 
 
-def test_it_is_halved_only_where_that_helps():
+def test_a_micro_batch_is_halved_only_if_that_helps():
     assert halvings(out_of_memory(8, phase="score")) == halvings(out_of_memory(8, phase="load")) == []
     assert micro_batch.smaller(None) is None
     assert micro_batch.smaller(make_record("lora")) is None
@@ -278,7 +278,7 @@ def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose)
 
 
 @pytest.mark.faults
-def test_what_was_planned_is_tried_and_halved_and_the_steps_stay_the_same(tmp_path, factory, capfd):
+def test_a_planned_micro_batch_is_tried_then_halved_with_the_same_steps(tmp_path, factory, capfd):
     whole = run_leased(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
     cell = factory("auto", 2, "train.global_batch=6")
     events: list[Progress] = []

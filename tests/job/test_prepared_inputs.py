@@ -22,7 +22,7 @@ def test_cells_that_differ_in_the_method_share_all():
     assert len(first.held_out) == 4
 
 
-def test_what_differs_is_made_anew_and_the_rest_shared():
+def test_inputs_are_shared_except_where_settings_differ():
     first, seed, steps = of(), of("seed=1"), of("train.max_steps=2")
     assert seed.steps != first.steps == steps.steps + first.steps[2:]
     assert seed.tasks is first.tasks is steps.tasks
@@ -54,7 +54,7 @@ def test_changed_data_are_read_again(tmp_path):
     assert second.fingerprints["model"] == first.fingerprints["model"]
 
 
-def test_what_can_not_be_had_is_told_each_time():
+def test_a_missing_input_is_reported_each_time():
     for _ in range(2):
         with pytest.raises(UserError, match="max_length=5 leaves no token"):
             of("train.max_length=5")

@@ -64,7 +64,7 @@ def test_memory_that_ran_out_on_a_gpu_is_known(error):
     ],
     ids=lambda error: str(error)[:50].replace(" ", "_"),
 )
-def test_what_only_sounds_like_it_is_not(error):
+def test_other_errors_with_similar_words_are_no_shortage(error):
     assert not shortage.of_memory(error)
 
 
@@ -97,7 +97,7 @@ def handled():
         raise ValueError("while that was handled")  # noqa: B904
 
 
-def test_it_is_known_inside_of_what_was_raised_because_of_it():
+def test_a_shortage_is_recognised_as_the_cause_of_another_error():
     with pytest.raises(hydra.errors.InstantiationException) as error:
         instantiate({"_target_": "builtins.bytearray", "_args_": [2**60]})
     assert shortage.of_memory(error.value)

@@ -26,7 +26,7 @@ def damage(path, change):
     path.write_text(json.dumps(value))
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_record_reads_back(tmp_path):
     for i, record in enumerate(make_study()):
         record.merge = Merge(False, "NF4 weights are not merged")
         if record.train:

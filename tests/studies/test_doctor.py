@@ -258,7 +258,7 @@ def test_an_nvidia_device_that_torch_can_not_use_is_told_of():
     assert "NVIDIA X, 60.0 of 80.0 GiB free, capability 9.0, driver 570.1, CUDA 13.0" in said(nvidia=True, job=job)
 
 
-def test_what_holds_is_no_conflict():
+def test_satisfied_requirements_are_no_conflict():
     assert doctor.unmet(["finetune-harness"]) == []
 
 

@@ -29,7 +29,7 @@ RAN_WITH = Precautions(timeout=60.0, save_every=10, on_oom=True)
         (("retry.on_oom=false",), {"on_oom": False}),
     ],
 )
-def test_what_is_to_differ_is_read_as_settings_are(overrides, changed):
+def test_changes_are_parsed_like_settings(overrides, changed):
     assert retry.changes(overrides) == changed
 
 
@@ -49,7 +49,7 @@ def test_what_is_to_differ_is_read_as_settings_are(overrides, changed):
         ("retry.on_oom=maybe", r"retry.on_oom: Value 'maybe' "),
     ],
 )
-def test_what_can_not_be_is_refused_before_anything_is_run(tmp_path, monkeypatch, capsys, override, said):
+def test_impossible_changes_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, override, said):
     with pytest.raises(UserError, match=f"^{said}"):
         retry.changes([override])
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def test_a_cell_keeps_what_it_ran_with_but_for_what_is_said(retried, overrides, 
 
 
 @pytest.mark.parametrize("kept", [{"save": "adapter"}, {"save": "merged"}, {"tracker": "tensorboard"}])
-def test_what_else_its_sweep_asked_for_is_done_again(retried, kept):
+def test_other_requests_of_the_sweep_are_repeated(retried, kept):
     given = {"precautions": dataclasses.replace(RAN_WITH, timeout=7200.0), "save": "none", "tracker": None}
     assert retried("timeout=7200", **kept) == given | kept
 

@@ -109,7 +109,7 @@ def test_the_newer_is_kept_when_told(machines, order):
     assert verify.study(machines / "all", "demo") == (3, [])
 
 
-def test_of_two_that_began_at_once_none_is_newer(machines, capsys):
+def test_of_two_records_with_one_start_none_is_newer(machines, capsys):
     change(one(machines / "b", "lora"), seconds=99.0)
     assert run(machines, str(machines / "a"), str(machines / "b"), "--newer") == 1
     assert "conflict: demo/lora-" in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_equal_records_of_unequal_items_are_a_conflict(machines):
     assert not (machines / "all").exists()
 
 
-def test_what_is_damaged_does_not_travel_and_stops_the_rest(machines, capsys):
+def test_a_damaged_record_stops_the_merge(machines, capsys):
     one(machines / "b", "dora").with_suffix(".items.parquet").write_bytes(b"PAR1")
     (machines / "b" / "demo" / "broken.json").write_text("{")
     assert run(machines, str(machines / "a"), str(machines / "b")) == 1

@@ -68,7 +68,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
         assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "0", "s"]
 
 
-def test_what_comes_after_training_is_added_to_what_its_steps_take(study):
+def test_the_time_after_training_is_added_to_that_of_its_steps(study):
     cell = make_record("lora", 16, 32.0, 2e-4, 2).cell
     study.plan([cell])
     with study.lease(cell) as note:
@@ -79,7 +79,7 @@ def test_what_comes_after_training_is_added_to_what_its_steps_take(study):
 
 
 @pytest.mark.parametrize("progress", [None, [], "train", {"step": "3", "loss": None, "phase": 7, "seconds_left": "x"}])
-def test_what_a_marker_says_is_not_trusted(study, progress):
+def test_damaged_progress_in_a_lease_is_ignored(study, progress):
     cell = make_record("full").cell
     with study.lease(cell) as note:
         note(progress)
@@ -234,7 +234,7 @@ def test_a_cell_with_a_damaged_record_is_found(study):
     ],
 )
 @pytest.mark.parametrize("command", ["logs", "rm"])
-def test_what_names_no_cell_is_one_sentence(study, capsys, command, text, said):
+def test_an_unknown_cell_is_one_sentence(study, capsys, command, text, said):
     status, out, err = ask(study, capsys, command, text)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {said}")

@@ -74,12 +74,12 @@ def test_how_inference_would_be_timed_is_no_part_of_a_cell_without_it(cell):
     assert cell("infer.repeats=0", "infer.new_tokens=32").id == cell("infer.repeats=0").id
 
 
-def test_where_a_cell_is_run_and_stored_is_no_part_of_it(cell, tmp_path):
+def test_where_a_cell_runs_and_is_stored_does_not_change_its_id(cell, tmp_path):
     elsewhere = ["study=other", "results_dir=/elsewhere", f"data_root={tmp_path}", "retry.statuses=[]"]
     assert all(cell("method=lora", place).id == cell("method=lora").id for place in elsewhere)
 
 
-def test_how_often_it_is_saved_and_what_is_done_when_it_fails_is_no_part_of_a_cell(cell):
+def test_precautions_do_not_change_a_cells_id(cell):
     for other in ("train.save_every=10", "retry.on_oom=true"):
         assert cell("method=lora", other) == cell("method=lora")
         assert cell("method=base", other) == cell("method=base")
@@ -115,7 +115,7 @@ def test_cells_that_are_recorded_keep_their_ids(cell):
         assert cell(f"method={of.method}", f"train.batch_size={size}", config="memory").id == of.id
 
 
-def test_what_came_later_leaves_the_ids_of_earlier_cells_alone(cell):
+def test_new_settings_do_not_change_ids_of_earlier_cells(cell):
     """Ids as recorded before data could be limited, made noisy, or packed."""
     defaults = (
         "data.limit=null",

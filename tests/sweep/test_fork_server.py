@@ -74,7 +74,7 @@ def test_threads_of_a_job_sleep_while_they_wait(server, tmp_path, monkeypatch):
     assert "GOMP_SPINCOUNT = '1000'" in said
 
 
-def test_what_the_user_has_set_is_left(monkeypatch):
+def test_variables_that_the_user_set_are_kept(monkeypatch):
     clean(monkeypatch)
     ours = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
     assert ours == WAITING | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

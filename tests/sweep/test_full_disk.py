@@ -111,7 +111,7 @@ def test_a_merge_that_runs_out_of_disk_goes_on_when_there_is_room(disk, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["full", "read-only"])
-def test_where_nothing_can_be_written_nothing_is_run(disk, harness, state):
+def test_nothing_runs_where_nothing_can_be_written(disk, harness, state):
     results = disk(16)
     old = sound(make_record("lora", 16, 32.0, 2e-4), results / "demo")
     before = contents(results / "demo")

@@ -223,7 +223,7 @@ def lease_of_ours():
 
 
 @pytest.mark.parametrize("clock", [-DAY, DAY], ids=["back", "on"])
-def test_an_owner_that_gives_signs_of_life_is_waited_for_whatever_the_clocks_do(quick, folder, process, clock):
+def test_a_live_owner_is_waited_for_whatever_the_clocks_say(quick, folder, process, clock):
     owner = process(HOLDER, folder, elsewhere=True)
     assert owner.stdout.readline() == "held\n"
     free = []
@@ -253,7 +253,7 @@ def test_an_owner_here_that_sleeps_is_not_dead(quick, folder, process):
     assert free == [folder]
 
 
-def test_an_owner_that_wakes_up_finds_its_lease_lost_and_leaves_the_new_one_alone(quick, folder, process):
+def test_an_owner_that_wakes_up_has_lost_its_lease(quick, folder, process):
     owner = process(HOLDER, folder, elsewhere=True)
     assert owner.stdout.readline() == "held\n"
     owner.send_signal(signal.SIGSTOP)
@@ -283,7 +283,7 @@ for i in range(int(sys.argv[3])):
 """
 
 
-def test_of_many_that_take_over_at_once_one_wins(tmp_path, process):
+def test_of_several_simultaneous_take_overs_one_wins(tmp_path, process):
     """Each is in each lease once, alone: an update of its counter that met another would be lost."""
     leases, counters, rounds = tmp_path / "leases", tmp_path / "counters", 12
     counters.mkdir()

@@ -54,7 +54,7 @@ def process(script: str, study: Study) -> subprocess.Popen:
     )
 
 
-def test_what_is_being_written_is_left_alone_and_what_a_killed_process_left_is_removed(study, tmp_path, capsys):
+def test_temporary_files_are_removed_only_after_their_process_died(study, tmp_path, capsys):
     writer = process(WRITING, study)
     assert writer.stdout.readline() == "writing\n"
     assert study.left_behind() == []
@@ -85,7 +85,7 @@ def test_a_lease_that_was_about_to_be_made_is_no_lease_and_is_removed(study):
 
 
 @pytest.mark.parametrize("clock", [-86400, 0, 86400], ids=["behind", "alike", "ahead"])
-def test_of_another_machine_it_is_removed_after_the_time_in_which_a_lease_is_lost(study, clock, monkeypatch):
+def test_temporary_files_of_another_machine_are_removed_when_a_lease_would_be_lost(study, clock, monkeypatch):
     """By the clock that both files have their times from; this machine's own may say what it likes."""
     made = record.temporary(study.folder / "lora.json")
     made = made.with_name(re.sub(r"\.[0-9a-f]{8}-", ".01234567-", made.name))
@@ -104,7 +104,7 @@ def test_other_hidden_files_are_nobodys_business(study):
     assert study.left_behind() == []
 
 
-def test_it_goes_with_its_cell(study):
+def test_rm_removes_what_a_dead_process_left_of_a_cell(study):
     lora = sound(make_record("lora", 16), study.folder)
     left = [record.temporary(study.folder / name) for name in (f"{lora.stem}.items.parquet", "full.json")]
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -100,7 +100,7 @@ def test_a_cell_that_raises_says_where_and_why(swept, folder):
     assert "Traceback" in (folder / "results" / "grid" / f"{record.cell.name}.log").read_text()
 
 
-def test_what_is_recorded_is_not_run_again(swept, folder):
+def test_recorded_cells_are_not_run_again(swept, folder):
     before = time.monotonic()
     status, err = finish(start(folder, *GRID, "retry.statuses=[]", python=("-X", "importtime")))
     assert time.monotonic() - before < 5

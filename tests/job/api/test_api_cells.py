@@ -96,7 +96,7 @@ def test_a_chat_is_scored_on_the_items_that_a_model_here_is(whole, tmp_path):
     assert set(whole.items["hash"]) == set(items(tmp_path, here)["hash"])
 
 
-def test_what_is_asked_is_the_task_in_the_models_own_format(whole):
+def test_requests_hold_the_task_in_the_models_own_format(whole):
     """An answer is what the model, run here, writes after its chat template."""
     folder = embedded.folder("tiny")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -110,7 +110,7 @@ def test_what_is_asked_is_the_task_in_the_models_own_format(whole):
     assert any(answer and text.startswith(answer) for answer in answers)
 
 
-def test_what_is_not_known_of_it_is_null(whole):
+def test_unknown_figures_of_an_api_model_are_null(whole):
     record = whole.record
     for part in ("parameters", "probe", "train", "merge", "disk"):
         assert getattr(record, part) is None
@@ -152,7 +152,7 @@ def test_whatever_breaks_now_and_then_every_item_is_answered_once(wire, whole, t
     assert items(tmp_path, record)[compared].equals(whole.items[compared])
 
 
-def test_an_endpoint_that_breaks_for_good_is_one_sentence_and_the_rest_is_asked_later(wire, whole, tmp_path):
+def test_after_a_permanent_failure_a_rerun_requests_only_the_rest(wire, whole, tmp_path):
     wire.faults, wire.always = [None, None], "500"
     broken = ask(tmp_path, cell(wire.base_url), concurrency=1, retries=2)
     assert (broken.status, broken.failure.phase, broken.scores) == ("failed", "score", [])
@@ -182,7 +182,7 @@ def test_answers_under_way_when_another_is_given_up_are_kept(wire, tmp_path):
     assert len(wire.given) == broken.api.requests == 1
 
 
-def test_what_no_further_try_would_change_is_not_tried_again(wire, tmp_path, monkeypatch):
+def test_permanent_failures_are_not_retried(wire, tmp_path, monkeypatch):
     wire.key = KEY
     with pytest.raises(UserError, match=r"refused the request \(HTTP 401.*check the key that model\.key_env names"):
         ask(tmp_path, cell(wire.base_url), concurrency=1)
@@ -265,13 +265,13 @@ def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tm
         ask(tmp_path, found)
 
 
-def test_a_task_of_log_probabilities_is_refused_to_a_chat_if_nothing_stands_in(tmp_path):
+def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^eval\.tasks=facts requires log-probabilities, .*model\.tokenizer"):
         run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
 
 
 @needs_data
-def test_what_stands_in_for_mmlu_has_the_same_items():
+def test_the_chat_form_of_mmlu_has_the_same_items():
     settings = composed("eval.tasks=[mmlu]", "eval.limit=20").settings.eval
     compared, written = scoring.Tasks(settings, str(DATA)), chat_tasks.ChatTasks(settings, str(DATA))
     assert list(written.by_name) == ["mmlu_generative (chat)"]
@@ -329,7 +329,7 @@ def of_scripted(folder, script, *overrides):
         return ask(folder, cell(there.url, *overrides), concurrency=1), there.asked
 
 
-def test_what_an_endpoint_refuses_to_be_told_is_left_out_and_the_record_says_so(tmp_path):
+def test_refused_parameters_are_left_out_and_recorded(tmp_path):
     asked = []
 
     def script(prompt, number):
@@ -374,7 +374,7 @@ def test_answers_that_were_cut_off_are_counted(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_would_cost_more_than_its_budget_is_refused_before_anything_is_asked(inside, tmp_path, wire):
+def test_a_sweep_above_its_budget_is_refused_before_any_request(inside, tmp_path, wire):
     grid = ["sweep", "base_models", *TASK, "eval.limit=2", "model.price.read=1", "model.price.written=1e6"]
     other = f"method=api model.base_url={wire.base_url} model.name={NAME},{NAME}"
     grid += [f"hydra.sweeper.candidates=['{other}']"]
@@ -433,7 +433,7 @@ def test_a_cell_that_is_removed_takes_its_answers_along(tmp_path):
     assert not study.answers(found).exists()
 
 
-def test_what_is_drawn_at_random_is_asked_for_as_often_as_it_is_wanted(wire, tmp_path):
+def test_sampled_answers_are_requested_once_per_sample(wire, tmp_path):
     lm = lm_eval_model.engine(ModelSettings(base_url=wire.base_url, name=NAME), asking(tmp_path, cell(wire.base_url)))
     message = lm.apply_chat_template([{"role": "user", "content": "2 + 2 ="}])
 
@@ -542,7 +542,7 @@ def test_models_that_are_here_keep_their_cells():
         ("method=api model.base_url=http://h/v1 model.name=a eval.engine=vllm", "for weights that are here"),
     ],
 )
-def test_what_can_not_be_asked_is_refused(overrides, says):
+def test_impossible_settings_of_an_api_model_are_refused(overrides, says):
     with pytest.raises(UserError, match=says) as refused:
         composed(*overrides.split())
     assert "abcdefgh" not in str(refused.value)

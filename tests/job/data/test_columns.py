@@ -92,7 +92,7 @@ def test_a_file_is_a_data_set_of_its_name_wherever_it_is_named_from(tmp_path):
     assert sources.splits(below.settings.data, str(tmp_path)) == sources.splits(relative.settings.data, None)
 
 
-def test_it_is_trained_on_from_load_to_record(tmp_path):
+def test_a_local_file_is_trained_on_from_load_to_record(tmp_path):
     overrides = (
         "train.max_steps=2",
         "train.batch_size=2",
@@ -219,7 +219,7 @@ def test_noise_is_of_training_alone_and_the_same_for_every_method():
     assert (len(few["train"]), len(few["validation"])) == (5, 8)
 
 
-def test_of_a_conversation_the_last_answer_is_made_wrong():
+def test_noise_replaces_the_last_answer_of_a_conversation():
     chats = [
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}]}
         for i in range(10)

@@ -53,7 +53,7 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
     assert 3 <= leaky["wordmath_short"].shared <= 4  # a question may have been held out
 
 
-def test_what_is_untuned_has_trained_on_nothing():
+def test_an_untuned_model_has_no_contamination():
     assert prepared_inputs.of(tiny("method=base").settings, None).contamination == {}
 
 

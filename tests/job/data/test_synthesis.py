@@ -81,7 +81,7 @@ def test_texts_are_alike_by_their_runs_of_words():
     assert known.nearest("") == 0
 
 
-def test_what_shares_thirteen_words_with_an_item_overlaps_it():
+def test_thirteen_shared_words_are_an_overlap():
     words = [f"w{i}" for i in range(20)]
     evaluation = contamination.Evaluation([" ".join(words), "short and sweet"])
     assert evaluation.overlaps("before " + " ".join(words[:13]) + " after that all else is of another kind " * 3)
@@ -144,7 +144,7 @@ def ask(source, url, **fields):
     return synthesis.synthesize(asking(source, url, **fields), lambda event: None)
 
 
-def test_what_is_wrong_is_rejected_with_its_reason_and_what_is_kept_says_where_it_is_from(source):
+def test_wrong_problems_are_rejected_with_a_reason_and_kept_ones_name_their_source(source):
     wrong = {
         0: "I would rather not.",
         1: problem(1, result=99),  # 1 + 30 is not 99
@@ -200,7 +200,7 @@ def test_a_paraphrase_comes_to_what_its_seed_comes_to():
     assert sieve.examples["arithmetic"][0]["why"] == "a paraphrase comes to something else than its seed"
 
 
-def test_what_was_answered_is_not_asked_again_and_more_can_be_had(source, monkeypatch):
+def test_a_rerun_requests_only_new_problems(source, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
     numbers = iter(range(1000))
     with server(lambda prompt, number: problem(next(numbers))) as there:
@@ -222,7 +222,7 @@ def test_what_was_answered_is_not_asked_again_and_more_can_be_had(source, monkey
         assert "sk-of-the-environment" not in path.read_text()
 
 
-def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_loses_no_answer(source, monkeypatch):
+def test_a_busy_server_is_retried_and_no_answer_is_lost(source, monkeypatch):
     monkeypatch.setattr("harness.job.api.client.BACKOFF", 0.01)
     state = {"broken": False}
 
@@ -284,7 +284,7 @@ def test_bad_input_is_one_sentence(source, capsys, line, said, monkeypatch):
     assert "secret" not in error
 
 
-def test_what_a_file_is_held_against_must_be_said(source, capsys):
+def test_a_file_requires_an_evaluation_to_compare_with(source, capsys):
     line = ["synthesize", "--source", str(source), "--base-url", "http://x/v1", "--model", "m", "--n", "5"]
     assert main(line) == 2
     assert "requires --eval: the tasks" in capsys.readouterr().err
@@ -334,7 +334,7 @@ def test_a_model_that_thinks_first_is_asked_in_the_words_that_it_takes():
     assert there.asked[-1]["max_completion_tokens"] == 10 + THINKING
 
 
-def test_of_an_address_the_host_alone_is_told():
+def test_only_the_host_of_an_address_is_shown():
     assert host("https://api.example.com/v1") == "api.example.com"
     assert host("http://localhost:8000/v1") == "localhost:8000"
 
@@ -346,7 +346,7 @@ def write(path, items):
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
 
 
-def test_what_was_made_from_one_seed_is_not_split(tmp_path):
+def test_problems_from_one_seed_stay_in_one_split(tmp_path):
     items = [{"question": f"q{i}", "answer": "a", "provenance": {"seeds": [str(i % 50)]}} for i in range(1000)]
     write(tmp_path / "x.jsonl", items)
     splits = synthetic.load(str(tmp_path / "x.jsonl"))

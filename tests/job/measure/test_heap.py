@@ -47,7 +47,7 @@ def test_kept_memory_is_not_asked_for_again():
     assert int(out[3]) > 50 * 2**20
 
 
-def test_where_it_can_not_be_it_says_why(monkeypatch):
+def test_a_heap_that_is_not_kept_has_a_reason(monkeypatch):
     assert heap.keep("cuda") == "off: the device has an allocator of its own"
     monkeypatch.setattr(heap, "_libc", object())
     assert heap.keep() == "off: the C library is not glibc"

@@ -35,7 +35,7 @@ def logits(bench: SimpleNamespace, net: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["base", "base_nf4", "lora", "qdora"])
-def test_what_is_decoded_is_what_generate_decodes(method):
+def test_decoding_gives_the_tokens_of_generate(method):
     net = moved(f"method={method}").net.eval()
     prompts = torch.randint(1024, (3, 8), generator=torch.Generator().manual_seed(5))
     tokens, prefill, rest = inference_speed.decode(net, prompts, 6, decoding.greedy)
@@ -53,7 +53,7 @@ def test_what_is_decoded_is_what_generate_decodes(method):
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
-def test_with_tokens_before_a_sequence_it_is_what_a_whole_pass_for_each_token_decodes(method):
+def test_with_virtual_tokens_decoding_gives_the_tokens_of_whole_passes(method):
     bench = prepared(tiny(f"method={method}"))
     net = bench.net.eval()
     with torch.no_grad():

@@ -79,7 +79,7 @@ def test_paged_moments_of_large_weights_are_no_memory_of_the_device():
         ),
     ],
 )
-def test_what_can_not_be_is_refused(overrides, says):
+def test_impossible_choices_are_refused(overrides, says):
     with pytest.raises(UserError, match=says):
         tiny(*overrides)
 

@@ -77,7 +77,7 @@ def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora"])
-def test_what_is_added_is_scaled_by_the_formula(method):
+def test_the_initial_update_is_scaled_by_the_formula(method):
     _, layers = started(method, "alpha=24")
     scaling = 24 / (math.sqrt(R) if method == "rslora" else R)
     layer = next(iter(layers.values()))

@@ -186,7 +186,7 @@ def test_under_autocast_nothing_is_lost_of_what_an_adapter_adds_at_first():
     assert (added[1] - added[0]).norm() < 0.1 * added[0].norm()
 
 
-def test_what_is_frozen_is_left_alone():
+def test_frozen_weights_do_not_change():
     theirs, ours = stacks()
     for trained in ("lora_magnitude_vector", "lora_B"):
         for net in (theirs, ours):

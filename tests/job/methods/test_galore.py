@@ -52,7 +52,7 @@ def test_a_subspace_with_a_gap_is_found(shape):
     assert distance(exact, randomised) < 1e-3
 
 
-def test_its_vectors_are_orthonormal_and_alone():
+def test_projection_vectors_are_orthonormal_and_own_their_storage():
     torch.manual_seed(0)
     _, randomised = projectors(torch.randn(64, 200))
     assert torch.allclose(randomised.T @ randomised, torch.eye(RANK), atol=1e-5)

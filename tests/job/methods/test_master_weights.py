@@ -129,7 +129,7 @@ def test_steps_in_the_backward_pass_are_the_same_steps():
 
 # Bytes a weight of what is kept between steps, beside the weights' own 2, and of gradients.
 @pytest.mark.parametrize(("method", "kept", "gradients"), [("full", 12, 4), ("full_bf16", 4, 2), ("full_kahan", 6, 2)])
-def test_what_is_kept_counts_as_the_optimizers(method, kept, gradients):
+def test_master_weights_count_as_optimizer_state(method, kept, gradients):
     bench = prepared(tiny(f"method={method}", *BF16))
     build = instantiate(bench.cell.settings.method.optim, _convert_="all")
     live = LiveBytes(torch.device("cpu"))
@@ -150,7 +150,7 @@ def test_galore_keeps_all_in_bf16():
             assert state["projector"]["ortho_matrix"].untyped_storage().nbytes() == 2 * 8 * min(p.shape)
 
 
-def test_of_several_devices_gradients_have_the_weights_dtype():
+def test_on_several_devices_gradients_have_the_weights_dtype():
     ddp, fsdp = (
         prediction.Predictor(None, "fp32").predict(
             tiny("method=full", *BF16, "train.devices=2", f"train.parallel={way}"), None, 2**40

@@ -270,7 +270,7 @@ def test_tokens_before_a_sequence_move_no_target(method):
 
 
 @pytest.mark.parametrize("method", [method for method in UNMERGED if method != "loftq"])
-def test_what_can_not_be_merged_is_not_for_an_engine_that_takes_weights_alone(method):
+def test_unmergeable_methods_are_refused_for_vllm(method):
     with pytest.raises(UserError, match=r"combined with eval\.engine=vllm: .* cannot be merged into the weights"):
         tiny(f"method={method}", "eval.engine=vllm")
 

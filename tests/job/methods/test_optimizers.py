@@ -130,7 +130,7 @@ def test_an_optimizer_that_is_gone_steps_no_more():
 
 
 @pytest.mark.parametrize("method", ["adamw_layer", "galore_layer"])
-def test_what_steps_in_the_backward_pass_can_not_accumulate_nor_clip(compose, method):
+def test_steps_in_the_backward_pass_neither_accumulate_nor_clip(compose, method):
     with pytest.raises(UserError, match=r"train\.max_grad_norm=1\.0: it steps within .* train\.max_grad_norm=null"):
         check(compose(f"method={method}"))
     with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*gradients cannot accumulate"):
@@ -188,7 +188,7 @@ class TheirGaLore(GaLoreAdamW8bit):
 
 
 @pytest.mark.parametrize("shape", [(128, 64), (64, 128)])
-def test_galore_in_eight_bits_takes_the_steps_of_its_authors_without_moving_weights_or_waiting(monkeypatch, shape):
+def test_galore_8bit_takes_the_reference_steps_without_transfers(monkeypatch, shape):
     waits, ends = [], []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append(True))
     for kind in (TheirGaLore, galore.EightBitGaLoreAdamW):

@@ -104,7 +104,7 @@ def test_a_cell_of_the_hub_is_run_and_its_record_names_the_commit(there):
     assert {score.task: score.n for score in record.scores} == {"gsm8k": 2}
 
 
-def test_what_the_hub_refuses_is_one_sentence_on_what_to_do(there):
+def test_a_refusal_of_the_hub_is_one_sentence_on_what_to_do(there):
     lines = ["model org/tiny", f"model org/tiny {hub.COMMIT}", "model org/tiny v9", "model org/gated", "model org/none"]
     found = asked(there, *lines, "data openai/gsm8k", "data org/gated-words", "data org/none")
     gated = "is gated: accept its licence on its page of the hub and set HF_TOKEN to your token."
@@ -122,7 +122,7 @@ def test_what_the_hub_refuses_is_one_sentence_on_what_to_do(there):
     assert asked(there, "model org/gated", "data org/gated-words", HF_TOKEN=hub.TOKEN) == ["found", "found"]
 
 
-def test_where_the_hub_does_not_answer_its_cache_will_do(there):
+def test_without_an_answer_of_the_hub_its_cache_is_used(there):
     """As on a node without a network, where nobody has set HF_HUB_OFFLINE; what is there is not waited for."""
     assert there.run("method=lora").returncode == 0
     there.close()

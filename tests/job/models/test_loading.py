@@ -173,7 +173,7 @@ def dtypes(net) -> dict[str, set[torch.dtype]]:
 
 
 @pytest.mark.parametrize("upcast", [False, True])
-def test_what_is_not_quantised_has_the_same_dtype_in_every_method(upcast):
+def test_unquantised_weights_have_one_dtype_in_all_methods(upcast):
     asked = (*HALF, f"model.upcast={str(upcast).lower()}")
     lora, qlora, full = (prepared(tiny(f"method={method}", *asked)).net for method in ("lora", "qlora", "full"))
     half = torch.bfloat16

@@ -36,7 +36,7 @@ def bench():
     return prepared(composed("method=lora", "model=smollm2_135m", "data=facts", "rank=8", "lr=1e-3", *settings))
 
 
-def test_it_has_its_weights_and_knows_a_capital(bench):
+def test_the_embedded_model_has_its_weights_and_knows_a_capital(bench):
     assert sum(p.numel() for n, p in bench.net.named_parameters() if "lora_" not in n) == 134_515_008
     ids = bench.tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

@@ -96,7 +96,7 @@ def test_plain_libraries_compute_the_same(kept, method, save):
     )
 
 
-def test_it_lies_beside_the_record_whole_and_nothing_else_does(kept):
+def test_saved_weights_lie_beside_the_record_complete_and_alone(kept):
     path, _ = kept("lora", "adapter")
     names = {other.name for other in path.parent.iterdir()}
     assert {name for name in names if name.startswith("lora-")} == {
@@ -156,7 +156,7 @@ def test_the_card_says_what_the_record_says(kept):
     assert "PeftModel.from_pretrained(base" in rest
 
 
-def test_what_lies_on_the_hub_is_named_and_no_licence_is():
+def test_the_card_names_what_is_on_the_hub_and_no_licence():
     found = make_record("lora", 16, 32.0, 2e-4)
     nf4 = {"quantization_config": {"_target_": "harness.job.models.quantisation.nf4"}}
     change(
@@ -302,7 +302,7 @@ def test_saving_and_tracking_are_no_part_of_a_cell(cell):
         ("+method.adapt.init_lora_weights=pissa", "init_lora_weights=pissa, which changes the base"),
     ],
 )
-def test_what_can_not_be_saved_or_tracked_is_one_sentence(cell, override, said):
+def test_bad_save_and_tracker_settings_are_one_sentence(cell, override, said):
     with pytest.raises(UserError, match=said):
         cell("method=lora", *(["save=adapter"] if "pissa" in override else []), override)
     if "pissa" in override:
@@ -371,7 +371,7 @@ def test_the_hub_is_sent_what_was_saved(kept, capsys, hub, flags, visibility):
     [(None, "set HF_TOKEN"), ("hf_" + "x" * 30, "could not be pushed to me/model (")],
     ids=["token", "network"],
 )
-def test_where_the_hub_takes_nothing_one_sentence_says_why(study, capsys, monkeypatch, token, said):
+def test_a_refused_upload_is_one_sentence(study, capsys, monkeypatch, token, said):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)

@@ -70,7 +70,7 @@ def test_pickled_weights_are_loaded_only_if_asked_and_then_recorded(folder, tmp_
     assert loading.fingerprint(asked.settings.model) != first
 
 
-def test_what_is_not_asked_for_is_no_part_of_a_cell():
+def test_default_settings_are_no_part_of_a_cell():
     plain = tiny()
     assert settings.plain(plain.settings.model).keys() == {"path", "dtype"}
     assert tiny("model.trust_remote_code=false", "model.use_safetensors=true") == plain

@@ -58,7 +58,7 @@ def test_gradients_are_the_same_to_the_bit(settings, moved):
     assert not moved
 
 
-def test_what_is_small_stays(moved):
+def test_small_activations_stay_on_the_device(moved):
     bench = prepared(tiny("method=full", "train.batch_size=3"))
     activation_offload.enable(bench.net, least=40_000)
     gradients(bench)
@@ -69,7 +69,7 @@ def test_what_is_small_stays(moved):
     assert not moved
 
 
-def test_of_a_layer_that_is_computed_again_its_inputs_are_moved(moved):
+def test_inputs_of_recomputed_layers_are_moved(moved):
     bench = prepared(tiny("method=full", "train.batch_size=3", "speedups=off"))
     activation_offload.enable(bench.net, least=0)
     gradients(bench)
@@ -105,7 +105,7 @@ def test_a_plan_counts_what_stays_on_the_device(monkeypatch):
     assert peaks[1] < 0.7 * peaks[0]
 
 
-def test_it_is_part_of_a_cell_and_refused_without_a_gpu(cell, monkeypatch):
+def test_offloading_is_part_of_a_cell_and_refused_without_a_gpu(cell, monkeypatch):
     assert cell("method=lora").id == cell("method=lora", "train.activation_offload=false").id
     asked = tiny("method=lora", OFFLOAD)
     assert asked.id != tiny("method=lora").id

@@ -343,7 +343,7 @@ def test_an_optimizer_whose_state_is_code_is_not_saved(tmp_path, monkeypatch, ca
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_what_is_written_holds_tensors_and_plain_values_alone(broken):
+def test_a_checkpoint_holds_only_tensors_and_plain_values(broken):
     for file in (broken[0] / "checkpoints" / "step-2").glob("*.pt"):
         assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == []
         torch.load(file, weights_only=True)

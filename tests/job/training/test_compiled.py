@@ -119,7 +119,7 @@ def test_steps_that_compile_are_no_part_of_the_steady_rate():
     assert found.train.steady_steps() == [3, 5]
 
 
-def test_it_is_part_of_a_cell_and_refused_where_it_can_not_be(cell, monkeypatch):
+def test_compiling_is_part_of_a_cell_and_refused_where_impossible(cell, monkeypatch):
     assert cell("method=lora").id == cell("method=lora", "train.compile=false").id
     asked = tiny("method=lora", COMPILE)
     assert asked.id != tiny("method=lora").id

@@ -177,7 +177,7 @@ def test_steps_in_the_backward_pass_find_layers_computed_from_weights_not_yet_st
 # What is a part of a cell, and what can't be
 
 
-def test_it_is_a_part_of_tuned_cells_and_by_default_as_the_model_says(cell):
+def test_checkpointing_is_part_of_tuned_cells_and_defaults_to_the_models_setting(cell):
     for asked in ("train.gradient_checkpointing=false", "model.gradient_checkpointing=false"):
         assert cell("method=lora", asked) == cell("method=lora")
     assert cell("method=lora", ON).id == cell("method=lora", "model.gradient_checkpointing=true").id

@@ -108,7 +108,7 @@ def test_galore_decomposes_its_gradients_in_form_alone(monkeypatch):
     assert (formal.on, real.on) == (["meta"] * matrices, ["cpu"] * matrices)
 
 
-def test_what_a_decomposition_takes_in_itself_is_counted():
+def test_the_workspace_of_a_decomposition_is_counted():
     live, matrix = LiveBytes(CPU), torch.randn(64, 32)
     with live, live.replacing(probe.SVD, probe._Undecomposed(live)):
         factors = torch.linalg.svd(matrix, full_matrices=False)
