@@ -30,6 +30,8 @@ def on_files(files: Files, config, **_) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_) -> str:
-    """Links that leave docs/ lead to the files that `on_files` added."""
+    """Links that leave docs/ lead to the files that `on_files` added. Those of a study are headed by its name."""
+    if (study := re.fullmatch(r"results/reference/(.+)/(\w+)\.md", page.file.src_uri)) is not None:
+        return f"# {study[1]}: {study[2].lower()}\n\n{markdown}"
     up = "../" * page.file.src_uri.count("/")
     return re.sub(rf"\]\({re.escape(up)}\.\./(benchmarks|results)/", rf"]({up}\1/", markdown)
