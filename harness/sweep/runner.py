@@ -106,9 +106,9 @@ def score(
     data_root: str | None,
     on_event: OnEvent,
 ) -> Record:
-    """Have the recorded `cell`, leased by `lease`, scored by `settings`; its record with what came.
+    """Score the recorded `cell` by `settings` in a job, under `lease`. Returns its record with the new scores.
 
-    Raises UserError if that fails; the record stays as it was then.
+    Raises UserError if that fails; then the record does not change.
     """
     path, log = study.path(cell), study.log(cell)
 
@@ -127,18 +127,18 @@ def score(
 
 
 def synthesize(request: Synthesize, on_event: OnEvent) -> dict[str, Any]:
-    """Have a job ask for new problems (harness/job/data/generators/synthesis.py); its summary."""
+    """Request new problems in a job (harness/job/data/generators/synthesis.py). Returns its summary."""
     request = replace(request, data_root=_absolute(request.data_root))
     return _ask("The job that asks for problems", request, on_event)[-1]
 
 
 def ask(request: AskModels, on_event: OnEvent) -> dict[str, Any]:
-    """Have a job put prompts to models (harness/job/evaluate/prompting.py); its answers."""
+    """Send prompts to models in a job (harness/job/evaluate/prompting.py). Returns their answers."""
     return _ask("The job that asks models", request, on_event)[-1]
 
 
 def _ask(what: str, request: JobRequest, on_event: OnEvent | None = None) -> list[dict[str, Any]]:
-    """A job's answers to `request`; UserError, which begins with `what`, if it refuses or breaks off."""
+    """The results of a job for `request`. Raises UserError, beginning with `what`, if the job refuses or dies."""
     answers: list[dict[str, Any]] = []
     with tempfile.TemporaryFile() as stderr:
         code = _converse(request, stderr, on_event or (lambda event: None), answers=answers)
@@ -171,10 +171,10 @@ def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any)
 
 
 def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Record:
-    """Have the cell of `request`, leased by `lease`, run; its record, which lies in the study's folder by then.
+    """Run the cell of `request` in a job, under `lease`. Returns its record, which is in the study's folder by then.
 
-    Raises UserError if the job refuses its input, Held if another process took over the lease; then no record was
-    written.
+    Raises UserError if the job refuses its input, and Held if another process took over the lease. Then there is no
+    record.
     """
     cell, precautions, log = request.cell, request.precautions, study.log(request.cell)
     path = Path(request.path)
@@ -261,12 +261,11 @@ def _converse(
     timeout: float | None = None,
     answers: list[dict[str, Any]] | None = None,
 ) -> int:
-    """Run a job on `request`, pass its progress on, and return its exit status; UserError if it refuses.
+    """Run a job for `request`, and pass its progress on. Returns its exit status. Raises UserError if it refuses.
 
-    answers: a list that the job's answers are added to.
-
-    The job works for `lease`: that outlives no job, and the job is stopped if it is lost. After `timeout` seconds it
-    is ended, and _Overdue raised.
+    lease: kept as long as the job lives; if it is lost, the job is stopped.
+    timeout: seconds after which the job is stopped and _Overdue raised.
+    answers: a list to which the job's results are added.
     """
     job = _server.start(stderr)
     refusal = None
