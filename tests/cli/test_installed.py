@@ -1,4 +1,4 @@
-"""Installed as a wheel, the command `harness` works in any folder, with its own configs and those of the folder."""
+"""Installed as a wheel of the sdist, `harness` works in any folder, with its own configs and those of the folder."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ TINY += ["eval.tasks=[]", "infer.repeats=0"]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """An environment with the wheel of this checkout, and the libraries of the running one."""
+    """An environment with the wheel of this checkout's sdist, and the libraries of the running one."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("installed")
     for name in ("harness", "conf", "sweeps"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, folder / "source"]
-    subprocess.run(build, check=True)
+    sdist = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", sdist], cwd=folder / "source", stdout=subprocess.DEVNULL, check=True)
     shutil.rmtree(folder / "source")
+    (source,) = folder.glob("*.tar.gz")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run(build, check=True)
     venv.create(folder / "venv", symlinks=True)
     (packages,) = (folder / "venv").glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -74,6 +77,14 @@ def test_a_cell_is_planned_and_run(harness, tmp_path):
     assert run.returncode == 0, run.stderr
     (record,), problems = read_study(tmp_path / "results" / "here")
     assert (record.status, problems) == ("ok", [])
+    assert_refused(harness("logs", "nope").stderr, "`harness status` lists the cells")
+
+
+def test_every_config_is_shipped(installed):
+    (shipped,) = installed.glob("lib/python*/site-packages/harness/shipped")
+    for folder in (CONF, SWEEPS):
+        files = {path.relative_to(folder.parent) for path in folder.rglob("*.yaml")}
+        assert files == {path.relative_to(shipped) for path in (shipped / folder.name).rglob("*.yaml")}
 
 
 def test_shipped_sweeps_are_offered(harness):
