@@ -9,12 +9,14 @@ import sys
 
 import pytest
 
+from harness.config import ROOT
 from harness.job.measure import heap
 
 glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 
 SCRIPT = """
 import resource, sys, torch
+from harness.config import ROOT
 from harness.job.measure import heap
 
 def faults(times):
@@ -52,3 +54,10 @@ def test_a_heap_that_is_not_kept_has_a_reason(monkeypatch):
     monkeypatch.setattr(heap, "_libc", object())
     assert heap.keep() == "off: the C library is not glibc"
     heap.give_back()
+
+
+def test_memory_is_kept_only_where_that_is_recorded():
+    files = (ROOT / "harness").rglob("*.py")
+    calls = [line for file in files for line in file.read_text().splitlines() if "heap.keep(" in line]
+    assert calls
+    assert all('["kept_memory"] = heap.keep(' in line for line in calls), calls

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness.job.evaluate import linear_weights
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.training import loop, loss
 
@@ -190,9 +191,20 @@ def test_logits_that_are_changed_after_the_head_are_left_alone():
         "gemma3_text", **sizes, num_key_value_heads=1, vocab_size=64, final_logit_softcapping=0.5
     )
     model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
     assert loss.attach(model, by_logits, "it") == "off: the model changes its logits after the head"
+    assert model.get_output_embeddings() is head
     with loss.at_head(model, torch.zeros(1, 1)) as on:
         assert not on
+
+
+def test_a_head_with_a_loss_is_cast_as_any_linear_layer():
+    net = prepared(tiny("method=full")).net
+    assert loss.enable(net).startswith("on")
+    undo = linear_weights.cast(net, torch.bfloat16)
+    assert net.get_output_embeddings().weight.dtype == torch.bfloat16
+    undo()
+    assert net.get_output_embeddings().weight is net.get_input_embeddings().weight
 
 
 def test_a_plan_counts_our_chunks_also_where_liger_could_run(monkeypatch):
