@@ -6,6 +6,7 @@ that holds one is refused, and what libraries say of a failure is cleaned before
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -108,6 +109,12 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _secrets() -> list[str]:
     """Values of the environment's secrets, the longest first: one may be a part of another."""
-    secret = {name: value for name, value in os.environ.items() if name in named or NAMES.search(name)}
+    secret = {name: value for name, value in os.environ.items() if name in named or _holds_secret(name)}
     found = {value for value in secret.values() if len(value) >= LEAST}
     return sorted(found, key=len, reverse=True)
+
+
+@functools.cache  # asked of all variables for every text
+def _holds_secret(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return NAMES.search(name) is not None

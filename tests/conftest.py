@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import hydra
+import omegaconf.base
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
@@ -18,7 +22,11 @@ from harness.__main__ import main
 from harness.config import CONF, ROOT
 from harness.record import Cell
 from harness.sweep import app
+from harness.sweep.app.composing import Composer
 from harness.sweep.cells import from_config
+
+# OmegaConf parses an interpolation whenever it is read, which is half of what making a cell takes.
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -29,6 +37,14 @@ def pytest_fixture_setup() -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Iterator[None]:
     return (yield from nameless())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with many slow tests first: when the last file begins, little is left for the other process to do."""
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += 20 if item.get_closest_marker("slow") else 1
+    items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -62,9 +78,16 @@ def compose() -> Callable[..., DictConfig]:
     """compose(*overrides, config="config") gives the configuration that a command line means."""
     app.register()
 
-    def composed(*overrides: str, config: str = "config", **keywords) -> DictConfig:
+    def in_full(overrides: Sequence[str], config: str, **keywords) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(config, overrides=list(overrides), **keywords)
+
+    @functools.cache
+    def composer(config: str) -> Composer:
+        return Composer(lambda overrides: in_full(overrides, config))
+
+    def composed(*overrides: str, config: str = "config", **keywords) -> DictConfig:
+        return in_full(overrides, config, **keywords) if keywords else composer(config)(overrides)
 
     return composed
 
@@ -99,6 +122,8 @@ def inside(tmp_path, monkeypatch, capfd) -> Callable[..., subprocess.CompletedPr
         at_end = signal.getsignal(signal.SIGTERM)
         try:
             status = main([*arguments])
+        except SystemExit as ended:  # after --help
+            status = ended.code
         finally:
             signal.signal(signal.SIGTERM, at_end)
         said = capfd.readouterr()

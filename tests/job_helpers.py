@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from harness.config import CONF, ROOT, Config, register_resolvers
 from harness.job import recording, run_cell
@@ -26,6 +27,7 @@ from harness.job.training import attention
 from harness.protocol import Progress, RunCell
 from harness.record import Cell, Precautions, Record
 from harness.sweep import cells, runner
+from harness.sweep.app.composing import Composer
 from harness.sweep.store import Study
 
 # fp32 everywhere: accelerate keeps one precision a process, and closed forms are compared with what is computed.
@@ -70,10 +72,15 @@ def tiny(*overrides: str) -> Cell:
 
 def composed(*overrides: str) -> Cell:
     """The cell that these overrides of conf/config.yaml mean."""
+    return cells.from_config(_compose(overrides))
+
+
+@Composer
+def _compose(overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return cells.from_config(compose("config", [*overrides]))
+        return compose("config", [*overrides])
 
 
 def run_tiny(folder: Path, *overrides: str) -> Record:

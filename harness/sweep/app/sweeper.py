@@ -24,6 +24,7 @@ from harness.record import Cell, Failure, Record
 from harness.sweep import api_cost, planner, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
+from harness.sweep.app.composing import Composer
 from harness.sweep.app.grid import grid
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
 from harness.sweep.app.session import Options, Outcome
@@ -60,6 +61,7 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.config, self._loader = config, hydra_context.config_loader
+        self._compose = Composer(self._compose_in_full)
         self._session = task_function.session
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -117,8 +119,8 @@ class GridSweeper(Sweeper):
                 pending = self._fitting(pending, study, composed.data_root)
         return study, pending
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        composed = self._loader.load_sweep_config(self.config, overrides)
+    def _compose_in_full(self, overrides: Sequence[str]) -> DictConfig:
+        composed = self._loader.load_sweep_config(self.config, list(overrides))
         with flag_override(composed, ["struct", "readonly"], False):
             del composed["hydra"]  # it has values that only a launched job fills in
         return composed
