@@ -27,7 +27,7 @@ $(VENV)/tested: $(VENV)/installed
 	@touch $@
 
 # Two processes of one thread: tiny models gain nothing by a second one.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
 	$(PYTEST)
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from command_line import called, own_server
 from planted_secrets import SECRETS, TELLTALE, TINY
 from records import change, changed, make_record
 
 from harness import redact
-from harness.__main__ import main
 from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.record import read, read_study, write
@@ -29,14 +27,20 @@ TINY += ["train.validation_items=2", "infer.repeats=0"]
 
 
 def call(folder, *arguments):
-    """Run a command with the planted secrets, in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder / 'lib'}", "HF_HUB_OFFLINE": "1"} | SECRETS
-    command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    """Run a command with the planted secrets."""
+    found = f"{folder / 'lib'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return called(folder, *arguments, PYTHONPATH=found, **SECRETS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def server():
+    """One for all commands with secrets."""
+    with own_server():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, server):
     """Where a sweep of two cells ran: one that is fine, and one that tells secrets wherever it can."""
     folder = tmp_path_factory.mktemp("private")
     (folder / "lib").mkdir()
@@ -51,13 +55,9 @@ def folder(tmp_path_factory):
     (folder / "sweep.out").write_text(run.stdout + run.stderr)
     assert run.returncode == 1, run.stderr
     (folder / "config.out").write_text(call(folder, "run", *TINY, "--cfg", "job").stdout)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name, value in SECRETS.items():
-            patch.setenv(name, value)
-        for line in ("table --columns all", "table --format html", "lint", "status", "status --format json", "report"):
-            with open(folder / f"{line}.out", "w") as out, redirect_stdout(out), redirect_stderr(out):
-                main(line.split())
+    for line in ("table --columns all", "table --format html", "lint", "status", "status --format json", "report"):
+        said = call(folder, *line.split())
+        (folder / f"{line}.out").write_text(said.stdout + said.stderr)
     return folder
 
 

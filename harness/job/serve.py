@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from harness.protocol import CheckTasks, JobRequest, Rescore, RunCell, decode_request
+from harness.protocol import CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
@@ -52,6 +52,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
                 return main(decode_request(sys.stdin.read()))
             from harness.job import prepared_inputs, recording  # noqa: F401
+            from harness.job.evaluate import scoring
 
             loaded = True
         request = _request(streams[0], channel)
@@ -60,6 +61,9 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
         if isinstance(request, RunCell):
             with suppress(Exception):  # the job meets the same error, and reports it
                 prepared_inputs.of(request.cell.settings, request.data_root)
+        if isinstance(request, CheckCells):
+            for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
+                scoring.index_of(tasks)  # it takes seconds, and the cells need it too
         if isinstance(request, CheckTasks | Rescore):
             with suppress(Exception):
                 prepared_inputs.tasks(request.settings, request.data_root)

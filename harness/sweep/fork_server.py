@@ -30,11 +30,12 @@ SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 def environment() -> dict[str, str]:
     """The environment of jobs: that of this process, and the variables above that it does not set.
 
-    Libraries read it when they are loaded, so the server has it from its start.
+    Libraries read it when they are loaded, so the server has it from its start. What is set for Hydra is left out.
     """
+    own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
-    return waiting | segments | os.environ | {"PYTHONPATH": import_path()}
+    return waiting | segments | own | {"PYTHONPATH": import_path()}
 
 
 def import_path() -> str:
@@ -53,7 +54,7 @@ class Server:
 
     def start(self, stderr: IO[bytes]) -> Job:
         """A new job, which waits for its request; its output goes to `stderr`."""
-        if self._holder is None or self._holder.poll() is not None or self._environment != os.environ:
+        if self._holder is None or self._holder.poll() is not None or self._environment != environment():
             self.stop()
             self._launch()
         theirs, request = os.pipe()
@@ -71,7 +72,7 @@ class Server:
             self._holder.wait()
 
     def _launch(self) -> None:
-        self._environment = dict(os.environ)
+        self._environment = environment()
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs:
@@ -82,7 +83,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=environment(),
+                env=self._environment,
                 start_new_session=True,
             )
 

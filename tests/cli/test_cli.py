@@ -77,8 +77,8 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("sweep quickstart study=../x", ["study must", "got ../x"]),
     ],
 )
-def test_bad_settings_are_one_error_and_leave_nothing_behind(harness, tmp_path, line, culprits):
-    run = harness(*line.split())
+def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, line, culprits):
+    run = inside(*line.split())
     assert run.returncode == 2
     assert run.stdout == ""
     assert_refused(run.stderr, *culprits)
@@ -102,6 +102,14 @@ def test_errors_known_only_to_libraries_are_one_sentence_without_a_record(inside
     assert run.stdout == ""
     assert_refused(run.stderr, *culprits)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_the_index_of_stock_tasks_is_read_once_for_all_jobs(inside):
+    for _ in range(2):
+        start = time.monotonic()
+        assert_refused(inside("sweep", *TINY, "eval.tasks=[gms8k]").stderr, "gms8k")
+    assert time.monotonic() - start < 4  # it takes over ten
 
 
 @pytest.mark.parametrize("command", ["table", "status"])
@@ -182,16 +190,23 @@ def test_help_lists_the_commands(capsys, arguments):
         ("sweep quickstart --cfg job", "study: quickstart"),
     ],
 )
-def test_settings_are_shown_without_running_anything(harness, tmp_path, line, said):
-    run = harness(*line.split())
+def test_settings_are_shown_without_running_anything(inside, tmp_path, line, said):
+    run = inside(*line.split())
     assert (run.returncode, run.stderr) == (0, "")
     assert said in " ".join(run.stdout.split())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_named_sweep_is_offered(harness):
-    run = harness("sweep", "nope")
+def test_every_named_sweep_is_offered(inside):
+    run = inside("sweep", "nope")
     assert_refused(run.stderr, *(path.stem for path in SWEEPS.glob("*.yaml")))
+
+
+@pytest.mark.parametrize("line", ["run rank=0", "sweep rank=8,abc", "run --cfg job", "run --help"])
+def test_a_process_says_what_its_main_function_says(harness, inside, tmp_path, line):
+    process, here = harness(*line.split()), inside(*line.split())
+    assert (process.returncode, process.stdout, process.stderr) == (here.returncode, here.stdout, here.stderr)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_of_the_table_comes_at_once(harness):

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from command_line import assert_refused
+from command_line import assert_refused, own_server
 
 from harness.__main__ import main
 from harness.config import CONF
@@ -20,10 +20,10 @@ from harness.sweep import runner
 
 
 @pytest.mark.slow
-def test_the_screen(harness, tmp_path):
+def test_the_screen(inside, tmp_path):
     (tmp_path / "root" / "openai" / "gsm8k").mkdir(parents=True)
     before = time.monotonic()
-    run = harness("doctor", "--data-root", "root")
+    run = inside("doctor", "--data-root", "root")
     assert time.monotonic() - before < 60
     assert run.returncode == 0, run.stderr
     assert "error" not in run.stderr
@@ -56,7 +56,8 @@ def without(package, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return doctor.examine(tmp_path, None)
+    with own_server():
+        return doctor.examine(tmp_path, None)
 
 
 @pytest.mark.slow
@@ -161,7 +162,8 @@ def test_the_hub_says_who_may_have_what(tmp_path):
         "slow": {"load": hub_set | {"path": "meta-math/MetaMathQA"}},
         "open": {"load": hub_set | {"path": "openai/gsm8k"}},
     }
-    found = runner.doctor(models, data, None)
+    with own_server():
+        found = runner.doctor(models, data, None)
     assert found["hub"]["state"] == "reachable"
     assert {name: standing[0] for name, standing in found["models"].items()} == {
         "gated": "gated",

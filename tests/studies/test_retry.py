@@ -109,16 +109,16 @@ def test_a_tracker_that_is_not_here_is_said_before_anything_runs(cell, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_cell_that_took_too_long_is_given_longer_and_saved_as_its_sweep_asked(harness, tmp_path):
+def test_a_cell_that_took_too_long_is_given_longer_and_saved_as_its_sweep_asked(inside, tmp_path):
     tiny = ("model=tiny", "train.max_steps=2", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0")
-    swept = harness("sweep", *tiny, "method=lora", "eval.tasks=[]", "study=s", "save=adapter", "timeout=0.01")
+    swept = inside("sweep", *tiny, "method=lora", "eval.tasks=[]", "study=s", "save=adapter", "timeout=0.01")
     assert swept.returncode == 1, swept.stderr
     folder = tmp_path / "results" / "s"
     ((found,), _) = read_study(folder)
     assert (found.status, found.save, found.saved) == ("failed", "adapter", None)
     assert "longer than timeout=0.01 seconds" in found.failure.reason
 
-    run = harness("retry", "--failed", "timeout=null", "train.save_every=1")
+    run = inside("retry", "--failed", "timeout=null", "train.save_every=1")
     assert run.returncode == 0, run.stderr
     ((again,), _) = read_study(folder)
     assert (again.status, again.save, again.saved.form) == ("ok", "adapter", "adapter")

@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,12 @@ def stock() -> TaskManager:
     return _manager(stock=True)
 
 
+def index_of(names: Iterable[str]) -> TaskManager:
+    """lm-eval's index of our tasks, and of stock tasks too if one of `names` is none of ours."""
+    ours = _manager(stock=False)
+    return ours if set(names) <= set(ours.all_tasks) else stock()
+
+
 class Tasks:
     """The tasks and groups of an evaluation, loaded, each with its sample of items.
 
@@ -67,11 +73,9 @@ class Tasks:
     """
 
     def __init__(self, settings: EvalSettings, data_root: str | None):
-        manager = _manager(stock=False)
-        if not set(settings.tasks) <= set(manager.all_tasks):
-            manager = _manager(stock=True)
-            if data_root is None:
-                hub.settle()
+        manager = index_of(settings.tasks)
+        if manager is not _manager(stock=False) and data_root is None:
+            hub.settle()
         for name in settings.tasks:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)

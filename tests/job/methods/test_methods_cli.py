@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from command_line import called
 
-from harness.config import ROOT
 from harness.record import read_study
 
 METHODS = [
@@ -32,18 +27,11 @@ SETTINGS = (
 pytestmark = pytest.mark.slow
 
 
-def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in `folder`, as a user would; one thread, since the tiny model has no use for more."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("methods")
     arguments = ("sweep", f"method={','.join(METHODS)}", *SETTINGS, f"results_dir={folder / 'results'}")
-    return folder, arguments, harness(folder, *arguments)
+    return folder, arguments, called(folder, *arguments)
 
 
 def test_every_method_leaves_a_good_record(sweep):
@@ -62,7 +50,7 @@ def test_every_method_leaves_a_good_record(sweep):
 
 def test_the_table_has_a_row_a_method(sweep):
     folder, _, _ = sweep
-    done = harness(folder, "table", "--study", "methods", "--columns", "method,status")
+    done = called(folder, "table", "--study", "methods", "--columns", "method,status")
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("|")][2:]
     cells = [[cell.strip(" *`\\").replace("\\", "") for cell in row] for row in rows]
@@ -72,7 +60,7 @@ def test_the_table_has_a_row_a_method(sweep):
 def test_a_second_sweep_launches_nothing(sweep):
     folder, arguments, _ = sweep
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
-    done = harness(folder, *arguments)
+    done = called(folder, *arguments)
     assert done.returncode == 0, done.stderr
     assert f"{len(METHODS)} recorded, 0 to run" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")} == before

@@ -34,6 +34,7 @@ configs:
 ---
 """
 ASKED = """
+import os
 import sys
 from harness.errors import UserError
 from harness.job.data import sources
@@ -41,6 +42,9 @@ from harness.job.models import loading
 from harness.settings import ModelSettings
 
 for kind, name, *revision in (line.split() for line in sys.argv[1:]):
+    if kind == "token":
+        os.environ["HF_TOKEN"] = name
+        continue
     try:
         if kind == "model":
             loading.tokenizer(ModelSettings(path=name, revision=revision[0] if revision else None))
@@ -73,9 +77,9 @@ def there(tmp_path_factory):
     serving = hub.serve(root, gated={"org/gated", "org/gated-words"})
     environment["HF_ENDPOINT"] = serving.__enter__()
 
-    def python(*arguments: str, **more: str) -> subprocess.CompletedProcess:
-        command, variables = [sys.executable, *arguments], environment | more
-        return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, timeout=300)
+    def python(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
 
     def run(*overrides: str) -> subprocess.CompletedProcess:
         return python("-m", "harness", "run", "model.path=org/tiny", "data=gsm8k", "eval.limit=2", *SHORT, *overrides)
@@ -90,9 +94,9 @@ def there(tmp_path_factory):
     close()
 
 
-def asked(there, *lines: str, **more: str) -> list[str]:
-    """What comes of asking for each of `lines`."""
-    return there.python("-c", ASKED, *lines, **more).stdout.splitlines()
+def asked(there, *lines: str) -> list[str]:
+    """What comes of asking for each of `lines`; "token TOKEN" is for those after it."""
+    return there.python("-c", ASKED, *lines).stdout.splitlines()
 
 
 def test_a_cell_of_the_hub_is_run_and_its_record_names_the_commit(there):
@@ -106,7 +110,8 @@ def test_a_cell_of_the_hub_is_run_and_its_record_names_the_commit(there):
 
 def test_a_refusal_of_the_hub_is_one_sentence_on_what_to_do(there):
     lines = ["model org/tiny", f"model org/tiny {hub.COMMIT}", "model org/tiny v9", "model org/gated", "model org/none"]
-    found = asked(there, *lines, "data openai/gsm8k", "data org/gated-words", "data org/none")
+    lines += ["data openai/gsm8k", "data org/gated-words", "data org/none"]
+    found = asked(there, *lines, f"token {hub.TOKEN}", "model org/gated", "data org/gated-words")
     gated = "is gated: accept its licence on its page of the hub and set HF_TOKEN to your token."
     none = "is not on the hub, or it is private and HF_TOKEN may not read it."
     assert found == [
@@ -118,8 +123,8 @@ def test_a_refusal_of_the_hub_is_one_sentence_on_what_to_do(there):
         "found",
         f"The data set org/gated-words {gated}",
         f"The data set org/none {none}",
+        *("found", "found"),  # by the token
     ]
-    assert asked(there, "model org/gated", "data org/gated-words", HF_TOKEN=hub.TOKEN) == ["found", "found"]
 
 
 def test_without_an_answer_of_the_hub_its_cache_is_used(there):
