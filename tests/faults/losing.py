@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from real_sweeps import TINY, finish, training, wait_for
@@ -18,10 +19,10 @@ SWEEP = ["sweep", *TINY, "method=lora", "seed=0,1,2", "train.max_steps=150", "ev
 SWEEP += ["study=lossy"]
 
 
-def start(folder: Path, *launcher: str) -> subprocess.Popen:
+def start(folder: Path, *launcher: str, sweep: Sequence[str] = SWEEP) -> subprocess.Popen:
     """Start the sweep in `folder`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", *SWEEP, *launcher],
+        [sys.executable, "-m", "harness", *sweep, *launcher],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,

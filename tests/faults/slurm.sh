@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Slurm cluster of one node on this machine, for tests: as root, with Debian's slurm-wlm and munge.
+# A Slurm cluster of two nodes on this machine, for tests: as root, with Debian's slurm-wlm and munge.
 #   slurm.sh start FOLDER   starts it; its clients (sbatch, squeue, …) find it by SLURM_CONF=FOLDER/slurm.conf
 #   slurm.sh stop FOLDER    ends it
 # All that it writes lies in FOLDER, and its munge is its own, so that a Slurm of the machine's is left alone. It keeps
@@ -17,14 +17,14 @@ start() {
     munged --force --key-file="$folder/munge/key" --socket="$folder/munge.socket" --pid-file="$folder/munge/pid" \
         --seed-file="$folder/munge/seed" --log-file="$folder/munge/log"
 
-    local host memory
+    local host cpus memory
     host=$(hostname -s)
-    memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
+    cpus=$((($(nproc --all) + 1) / 2))
+    memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.45)}' /proc/meminfo)
     cat >"$SLURM_CONF" <<CONF
 ClusterName=tests
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=16817
-SlurmdPort=16818
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket
@@ -33,16 +33,17 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool/%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$memory
-PartitionName=cells Nodes=$host Default=YES MaxTime=INFINITE State=UP
+SlurmdLogFile=$folder/slurmd-%n.log
+NodeName=node[0-1] NodeHostname=$host NodeAddr=127.0.0.1 Port=[16818-16819] CPUs=$cpus RealMemory=$memory
+PartitionName=cells Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
     slurmctld
-    slurmd
+    slurmd -N node0
+    slurmd -N node1
     for _ in {1..60}; do
         [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ] && return
         sleep 0.5
@@ -54,7 +55,7 @@ CONF
 
 stop() {
     scancel --quiet --user=root || true
-    for name in slurmd.pid slurmctld.pid munge/pid; do
+    for name in slurmd-node0.pid slurmd-node1.pid slurmctld.pid munge/pid; do
         [ -e "$folder/$name" ] && kill "$(cat "$folder/$name")" || true
     done
 }

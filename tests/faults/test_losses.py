@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from losing import finished, holds, lose_a_worker, start
+from losing import SWEEP, finished, holds, lose_a_worker, start
 from real_sweeps import finish, training, wait_for
 
 from harness.report.lint import findings
@@ -68,7 +68,7 @@ def missing() -> str | None:
 
 @pytest.fixture(scope="module")
 def slurm():
-    """A cluster of one node; SLURM_CONF leads to it."""
+    """A cluster of two nodes; SLURM_CONF leads to it."""
     if why := missing():
         pytest.skip(why)
     folder = tempfile.mkdtemp(prefix="slurm-")
@@ -101,6 +101,18 @@ def test_after_ctrl_c_slurm_goes_on(slurm, tmp_path):
     while len(finished(tmp_path)) < 3:
         assert time.monotonic() < until, "waited in vain"
         time.sleep(1)
+
+
+def test_slurm_gives_a_cell_two_nodes(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # in place of a node's name, as both are this machine
+    one = [setting for setting in SWEEP if not setting.startswith(("seed=", "train.max_steps="))]
+    sweep = start(tmp_path, *ON_CPU, "train.max_steps=4", "train.nodes=2", sweep=one)
+    status, err = finish(sweep)
+    assert status == 0, err
+    (record,) = finished(tmp_path)
+    assert record.cell.settings.train.nodes == 2
+    tasks = (tmp_path / "results" / "lossy" / ".harness" / ".submitit").rglob("*_log.out")
+    assert {path.name.split("_")[-2] for path in tasks} == {"0", "1"}
 
 
 def test_what_slurm_refuses_is_one_sentence(slurm, tmp_path):
