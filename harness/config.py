@@ -187,7 +187,10 @@ class TrainConfig:
     """Steps between checkpoints, from which a killed cell resumes (null: no checkpoints, and existing ones are
     ignored). Not part of the cell."""
     devices: int = 1
-    """Devices that train one cell together. Each takes its share of every micro-batch."""
+    """Devices of a machine that train one cell together. Each takes its share of every micro-batch."""
+    nodes: int = 1
+    """Machines that train one cell together, each with train.devices devices. Requires hydra/launcher=slurm, or the
+    same `run` on each machine."""
     parallel: str = "ddp"
     """How several devices train: ddp (each holds the whole model) or fsdp (each holds a share of it)."""
     activation_offload: bool = False
@@ -306,7 +309,7 @@ def _multiply(a: float | None, b: float | None) -> float | None:
 
 
 def device_count(config: DictConfig) -> int:
-    """How many devices the cell of `config` trains on; an untuned row needs one."""
+    """How many devices of a machine the cell of `config` trains on; an untuned row needs one."""
     return config.train.devices if config.method.optim is not None else 1
 
 

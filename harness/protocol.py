@@ -36,6 +36,20 @@ class ApiAccess:
 
 
 @dataclass(frozen=True)
+class Rendezvous:
+    """Where the `nodes` machines of one cell meet: `host` and `port` of the first (port 0: a free one).
+
+    number: of this machine, from 0. seconds: time limit for all to join.
+    """
+
+    nodes: int
+    number: int
+    host: str
+    port: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class RunCell:
     """Run `cell` and write its record to `path`, its items beside it.
 
@@ -44,6 +58,7 @@ class RunCell:
     smaller: micro-batches that replace those that were asked for.
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
+    rendezvous: null on one machine. All others than the first train along, as the first one's request says.
     """
 
     cell: Cell
@@ -57,6 +72,7 @@ class RunCell:
     tracker: TrackerName | None = None
     access: ApiAccess | None = None
     warn: bool = False
+    rendezvous: Rendezvous | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,8 @@ JobRequest = RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Re
 class Progress:
     """Where the job stands: its phase, and in training the step with its figures.
 
-    rank, code: a rank that died, and its exit status. asked, kept: numbers of problems so far. asking: which model.
+    rank, code: a rank that died, and its exit status; node: its machine; reason: what it raised. Without a rank, the
+    node left, and the reason says so. asked, kept: numbers of problems so far. asking: which model.
     """
 
     phase: str
@@ -200,6 +217,8 @@ class Progress:
     seconds_left: float | None = None
     rank: int | None = None
     code: int | None = None
+    node: int | None = None
+    reason: str | None = None
     asked: int | None = None
     kept: int | None = None
     asking: str | None = None

@@ -96,7 +96,8 @@ class EvalSettings:
 class TrainSettings:
     """As in harness.config.TrainConfig. An untuned cell has only what its validation loss depends on.
 
-    parallel is null on one device. How often checkpoints are saved changes no result, so it is not here.
+    devices: of each machine. parallel is null on one device. How often checkpoints are saved changes no result, so it
+    is not here.
     """
 
     max_length: int | None = None
@@ -117,6 +118,12 @@ class TrainSettings:
     parallel: str | None = None
     activation_offload: bool = False
     compile: bool = False
+    nodes: int = 1
+
+    @property
+    def total_devices(self) -> int:
+        """Devices of all machines together."""
+        return self.devices * self.nodes
 
     @property
     def sizes_itself(self) -> bool:

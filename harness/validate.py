@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 
 from harness import redact
-from harness.config import ADAMW, device_count, typed
+from harness.config import ADAMW, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME, TrackerName
 from harness.settings import AUTO, quantised_bits
@@ -31,7 +31,7 @@ LEAST = {
     "train": dict.fromkeys(
         (
             *("max_steps", "grad_accum", "global_batch", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "max_tokens", "devices"),
+            *("validate_every", "bucketing", "max_tokens", "devices", "nodes"),
         ),
         1,
     ),
@@ -61,7 +61,7 @@ def check(config: DictConfig) -> None:
     _check_saving(config)
     _check_places(config)
     _check_method(config)
-    if device_count(config) > 1:
+    if config.method.optim is not None and config.train.devices * config.train.nodes > 1:
         _check_devices(config)
 
 
@@ -168,12 +168,13 @@ def _check_adamw(config: DictConfig) -> None:
 def _check_devices(config: DictConfig) -> None:
     """Raise UserError for the first setting that several devices can't share, or not in that way."""
     train, slots = config.train, config.method
-    devices = f"train.devices={train.devices}"
+    devices = " ".join(f"train.{key}={train[key]}" for key in ("nodes", "devices") if train[key] > 1)
+    count = train.nodes * train.devices
     method = f"method={slots.name} can't be combined with {devices}"
     batch = "global_batch" if train.batch_size == AUTO else "batch_size"
     refused = {
         f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
-        f"others; take a multiple of {train.devices}.": train[batch] % train.devices,
+        f"others; take a multiple of {count}.": train[batch] % count,
         f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
         "eval.engine=auto.": config.eval.engine == "vllm",
         f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,

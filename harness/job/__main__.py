@@ -76,10 +76,11 @@ def _progress(send: Send, **same: str) -> Callable[[dict], None]:
 
 def _run(request: RunCell, send: Send) -> int | None:
     from harness.job import recording
-    from harness.job.training import distributed
+    from harness.job.training import launch
 
-    if (count := request.cell.settings.train.devices) > 1:
-        return distributed.run(count, recording.run, request, _progress(send))
+    train = request.cell.settings.train
+    if train.total_devices > 1:
+        return launch.run(train.devices, recording.run, request, _progress(send), request.rendezvous or launch.ALONE)
     recording.run(request, _progress(send))
     return None
 

@@ -76,7 +76,7 @@ class LocalCell:
         checks.check_length(self.settings.model, self.inputs.longest)
         self.tuned = self.settings.method.tuned
         asked = request.smaller.batch_size if request.smaller else self.settings.train.micro_batch
-        self.batch_size = asked // self.settings.train.devices  # of one device
+        self.batch_size = asked // self.settings.train.total_devices  # of one device
         self.bf16 = device.compute_dtype(self.settings.train.precision) is torch.bfloat16
         self.sharded = rank is not None and self.settings.train.sharded
         self.accelerator = self._accelerator() if rank is None else rank.accelerator(self.sharded, self.bf16)

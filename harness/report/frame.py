@@ -239,7 +239,7 @@ def _utilisation(record: Record) -> float | None:
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    return _ratio(probe.flops_per_token * padded / record.cell.settings.train.devices, peak)
+    return _ratio(probe.flops_per_token * padded / record.cell.settings.train.total_devices, peak)
 
 
 PHASES = ["load", "train", "score"]

@@ -92,7 +92,7 @@ def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     if not tuned:  # only how the validation loss is taken can change the result
         size = settings_of.TrainConfig().batch_size if asked.batch_size == AUTO else asked.batch_size
         return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size)
-    return dataclasses.replace(asked, parallel=None) if asked.devices == 1 else asked
+    return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
 
 
 def _of_api(resolved: dict[str, Any]) -> Settings:

@@ -22,7 +22,7 @@ def smaller(found: Record | None) -> SmallerBatches | None:
         return None
     asked, before = found.cell.settings.train, found.smaller_batches
     size = before.batch_size if before else asked.micro_batch
-    devices = found.cell.settings.train.devices
+    devices = found.cell.settings.train.total_devices
     if size == devices or (found.cell.settings.method.optim or {}).get("per_layer"):
         return None
     half = (size // devices + 1) // 2 * devices

@@ -156,12 +156,12 @@ class Speed:
             throughput = median(known)
         if throughput is not None:
             return p["shape"]["raw"] / throughput
-        return p["flops"] / median(self._flops) / point.cell.settings.train.devices if self._flops else None
+        return p["flops"] / median(self._flops) / point.cell.settings.train.total_devices if self._flops else None
 
 
-def _kind(cell: Cell) -> tuple[str, str, int]:
+def _kind(cell: Cell) -> tuple[str, str, int, int]:
     """What cells share whose token rates are comparable."""
-    return cell.model, cell.method, cell.settings.train.devices
+    return cell.model, cell.method, cell.settings.train.devices, cell.settings.train.nodes
 
 
 def _flops_per_second(record: Record) -> list[float]:
@@ -171,7 +171,7 @@ def _flops_per_second(record: Record) -> list[float]:
         return []
     padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
     flops = record.probe.flops_per_token + record.probe.recomputed_flops_per_token
-    return [flops * padded / record.cell.settings.train.devices]
+    return [flops * padded / record.cell.settings.train.total_devices]
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:

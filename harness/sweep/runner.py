@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -239,14 +240,60 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     return found
 
 
+def assist(request: RunCell, study: Study) -> None:
+    """Train the cell of `request` along with the first machine, until that has recorded it.
+
+    Raises UserError if the first machine does not appear, or if a job refuses its input.
+    """
+    cell, rendezvous = request.cell, request.rendezvous
+    until, met = time.monotonic() + rendezvous.seconds, False
+    while not met or cell.name in study.running():
+        if _listens(rendezvous.host, rendezvous.port):
+            met = True
+            if _assist_once(request) == 0:
+                break
+        elif not met and time.monotonic() > until:
+            where = f"{rendezvous.host}:{rendezvous.port} within {rendezvous.seconds:g} seconds"
+            raise UserError(
+                f"Machine {rendezvous.number} found none at {where}: the first machine (NODE_RANK=0) must run the same "
+                "command."
+            )
+        time.sleep(1)
+    study.wait([cell])  # a later machine that ended before would look like one that left
+
+
+def _assist_once(request: RunCell) -> int:
+    """The exit status of a job that trains along; its output is shown if that is not 0."""
+    with tempfile.TemporaryFile() as stderr:
+        code = _converse(request, stderr, lambda event: None)
+        if code:
+            stderr.seek(0)
+            print(redact.redact(stderr.read().decode(errors="replace")).strip(), file=sys.stderr)
+    return code
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:
     """A sentence on a job whose last event was `last`: itself with exit status `code`, or one of its ranks."""
-    who = "The cell's process"
+    who, where = "The cell's process", log.name
     if last is not None and last.rank is not None:
         who, code = f"Rank {last.rank} of the cell's processes", last.code
+        if last.node:
+            where = f"the output of machine {last.node}"
+        if last.reason is not None:
+            return f"{who} raised {last.reason.rstrip('.')}; its last words are in {where}."
+    elif last is not None and last.reason is not None:
+        return last.reason
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
-    return f"{who} {died}{hint}; its last words are in {log.name}."
+    return f"{who} {died}{hint}; its last words are in {where}."
 
 
 class _Overdue(Exception):

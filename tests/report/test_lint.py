@@ -470,6 +470,12 @@ def test_a_method_on_more_devices_than_the_others_is_told():
     settings(of(records, "lora"), train__devices=2, train__parallel="ddp")
     assert told(records, "training").startswith("The setting train.devices differs: 1 in full (2 cells), qlora")
     assert told(records, "training").endswith("; 2 in lora (2 cells).")
+    settings(of(records, "qlora"), train__nodes=2, train__devices=2, train__parallel="ddp")
+    assert [sentence.partition(" (2 cells)")[0] for _, sentence in told(records)] == [
+        "The setting train.devices differs: 1 in full",
+        "The setting train.nodes differs: 1 in full",
+    ]
+    settings(of(records, "qlora"), train__nodes=1, train__devices=1, train__parallel=None)
     settings(of(records, "full"), train__devices=2, train__parallel="fsdp")
     rules = [sentence.partition(":")[0] for _, sentence in told(records)]
     assert rules == ["The setting train.devices differs", "The setting train.parallel differs"]
@@ -480,6 +486,9 @@ def test_the_table_says_on_how_many_devices_cells_trained():
     assert not any("device" in line for line in comparison(records).caption if line.startswith("Cells trained"))
     settings(of(records, "full"), train__devices=2, train__parallel="fsdp")
     told = "Cells trained on 1 device or 2 devices (fsdp): tokens/s is the sum over devices, memory is the largest"
+    assert any(line.startswith(told) for line in comparison(records).caption)
+    settings(of(records, "lora"), train__nodes=2, train__devices=4, train__parallel="ddp")
+    told = "Cells trained on 1 device or 2 devices (fsdp) or 8 devices of 2 machines (ddp): tokens/s is the sum"
     assert any(line.startswith(told) for line in comparison(records).caption)
 
 

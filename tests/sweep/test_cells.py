@@ -98,13 +98,15 @@ def test_settings_that_came_later_leave_the_ids_of_recorded_cells(cell):
 
 
 def test_one_device_is_no_part_of_a_cell_and_several_are(cell):
-    for other in ("train.devices=1", "train.parallel=fsdp"):
+    for other in ("train.devices=1", "train.nodes=1", "train.parallel=fsdp"):
         assert cell("method=lora", other) == cell("method=lora")
         assert cell("method=base", "train.devices=2", other) == cell("method=base")
-    assert not {"devices", "parallel"} & plain(cell("method=lora").settings.train).keys()
+    assert cell("method=base", "train.nodes=2") == cell("method=base")
+    assert not {"devices", "nodes", "parallel"} & plain(cell("method=lora").settings.train).keys()
     made = [cell("method=lora", *s.split()) for s in ("", "train.devices=2", "train.devices=4")]
     made.append(cell("method=lora", "train.devices=2", "train.parallel=fsdp"))
-    assert len({c.id for c in made}) == 4
+    made += [cell("method=lora", "train.nodes=2", *s.split()) for s in ("", "train.devices=2", "train.parallel=fsdp")]
+    assert len({c.id for c in made}) == 7
 
 
 def test_cells_that_are_recorded_keep_their_ids(cell):

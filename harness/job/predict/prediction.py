@@ -74,7 +74,7 @@ class Predictor:
         With several devices the figures are of the one with the largest share of the batch.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
-        layout, devices = self._layout(cell, architecture), cell.settings.train.devices
+        layout, devices = self._layout(cell, architecture), cell.settings.train.total_devices
         chosen = cell.settings.train.sizes_itself
         if chosen:
             sizes = even_parts(cell.settings.train.micro_batch, devices)
@@ -118,7 +118,7 @@ class Predictor:
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
         twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train
-        rows = train.batch_size // train.devices if train.packing else shape.sequences
+        rows = train.batch_size // train.total_devices if train.packing else shape.sequences
 
         def fits(size: int) -> bool:
             return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
@@ -129,7 +129,7 @@ class Predictor:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low * cell.settings.train.devices
+        return low * cell.settings.train.total_devices
 
     def _line(
         self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
@@ -201,7 +201,11 @@ class Predictor:
             gradient_checkpointing.enable(net, stored=False)
         total = structure.count(net)
         AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
-        bf16, devices, sharded = settings.train.precision == "bf16", settings.train.devices, settings.train.sharded
+        bf16, devices, sharded = (
+            settings.train.precision == "bf16",
+            settings.train.total_devices,
+            settings.train.sharded,
+        )
         live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
         with distributed.pretended(devices) if sharded else nullcontext() as rank:
             if sharded:
@@ -269,7 +273,7 @@ class Predictor:
         steps = batching.pieces(steps, size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
-        shares = [largest[rank :: settings.train.devices] for rank in range(settings.train.devices)]
+        shares = [largest[rank :: settings.train.total_devices] for rank in range(settings.train.total_devices)]
         fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
         return Shape(
             [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
@@ -311,7 +315,7 @@ def _drawn_by(cell: Cell) -> list[Any]:
 
 def _share(train: TrainSettings) -> list[Any]:
     """What decides the share of weights and gradients of a device."""
-    return [train.devices if train.sharded else train.devices > 1, train.sharded]
+    return [train.total_devices if train.sharded else train.total_devices > 1, train.sharded]
 
 
 def without_rates(method: Any) -> Any:

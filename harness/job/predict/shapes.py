@@ -40,7 +40,7 @@ def assumed_shape(train: TrainSettings, size: int) -> Shape:
     length, step = train.max_length, train.micro_batch * (train.grad_accum or 1)
     tokens = step * length * (train.max_steps or 1)
     tokens = min(tokens, train.max_tokens or tokens)
-    share = -(-step // (size * train.devices))
+    share = -(-step // (size * train.total_devices))
     return Shape([[(length, 0)] * size] * share, raw=tokens, padded=tokens, real=False)
 
 

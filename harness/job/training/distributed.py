@@ -1,27 +1,24 @@
-"""Trains a cell on several devices: one process, a rank, for each device.
+"""A rank: one of the processes that train a cell together, one for each device.
 
-The job starts the ranks, and only listens. They train by accelerate: each with the whole model, averaging gradients
-(ddp), or each with a share of it (fsdp). After the last step all ranks but the first end; the first merges, times and
-scores the whole model alone. No rank waits for it, so no collective can time out in a long evaluation.
+launch.py starts them. They train by accelerate: each with the whole model, averaging gradients (ddp), or each with a
+share of it (fsdp). After the last step all ranks but the first are done; the first merges, times and scores the whole
+model alone. No rank waits for it in a collective, so none can time out in a long evaluation.
 
-A rank that raises leaves the record, and the others are killed, as they could wait for it forever. If a rank dies
-without an exception, the sweep is told, and leaves the record.
+A rank that raises leaves the record, and the others are killed, as they could wait for it forever.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -39,108 +36,34 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from harness.errors import UserError
-from harness.job.measure import device
+from harness.job.measure import device, heap
 from harness.protocol import RunCell
 from harness.record import Memory, Phase, Probe
 
 Report = Callable[[dict], None]
 PATIENCE = timedelta(days=365)  # time-out of collectives: dead ranks are noticed otherwise, slow ones are waited for
-MOMENT = 0.5  # seconds to find out whether a rank raised because another had died
-
-
-# The job's side
-
-
-def run(count: int, job: Callable[..., Any], request: RunCell, report: Report) -> int:
-    """Run ``job(request, report, rank)`` in `count` ranks, and pass on what the first reports.
-
-    Returns the exit status. Raises UserError if a rank refuses its input, or if there are too few devices. No rank
-    outlives this call.
-    """
-    device.check(count)
-    # Not forked beside an accelerator: its libraries may have used the device, and then forks fail.
-    context = get_context("spawn" if torch.accelerator.is_available() else "fork")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    ranks: dict[Connection, BaseProcess] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for number in range(count):
-                ours, theirs = context.Pipe()
-                given = (number, count, Path(folder) / "meeting", theirs, job, request)
-                ranks[ours] = context.Process(target=_work, args=given, name=f"rank {number}")
-                with _device(number):
-                    ranks[ours].start()
-                theirs.close()
-            return _follow(ranks, report)
-        finally:
-            for process in ranks.values():
-                process.kill()
-            for process in ranks.values():
-                process.join()
-
-
-def _device(number: int) -> AbstractContextManager[None]:
-    """A context in which started processes see only the GPU `number` of those that this process may use.
-
-    To them that GPU is the first, as to a cell on one device.
-    """
-    if not torch.cuda.is_available():
-        return nullcontext()
-    mine = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return device.seeing(str(number) if mine is None else mine.split(",")[number])
-
-
-def _follow(ranks: dict[Connection, BaseProcess], report: Report) -> int:
-    """Pass on the reports of the rank that leaves the record, until all have ended. Returns the exit status."""
-    numbers = {link: number for number, link in enumerate(ranks)}
-    speaker, talking, last = next(iter(ranks)), set(ranks), {"phase": "start"}
-    while talking:
-        link = wait(talking)[0]
-        try:
-            event = link.recv()
-        except (EOFError, OSError):
-            talking.remove(link)
-            ranks[link].join()
-            if code := ranks[link].exitcode:
-                report(last | {"rank": numbers[link], "code": code})
-                return 1
-            continue
-        if "refused" in event:
-            raise UserError(event["refused"])
-        if "broke" in event:
-            if (dead := _died(ranks, talking - {link})) is not None:
-                report(last | {"rank": numbers[dead], "code": ranks[dead].exitcode})
-                return 1
-            for other in talking - {link}:
-                ranks[other].kill()
-            speaker, talking = link, {link}
-            link.send(True)
-        elif link is speaker:
-            last = event
-            report(event)
-    return 0
-
-
-def _died(ranks: dict[Connection, BaseProcess], others: set[Connection]) -> Connection | None:
-    """One of `others` that failed, or fails within MOMENT; a rank that raises does not end by itself."""
-    ending = wait([ranks[link].sentinel for link in others], MOMENT)
-    for link in others:
-        if ranks[link].sentinel in ending:
-            ranks[link].join()  # its sentinel is ready before its exit status
-    return next((link for link in others if ranks[link].exitcode), None)
-
-
-# A rank's side
+LAUNCHER = (  # what torch's elastic launcher tells a rank, beside Rank.environment
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"),
+    *("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_ERROR_FILE"),
+)
 
 
 @dataclass
 class Rank:
-    """One of `of` ranks. link: to the job. threads: CPU threads that the job has for all ranks."""
+    """One of `of` ranks, `beside` of which are on this machine.
+
+    link: to this machine's job. threads: CPU threads that the job has for its ranks. moment: seconds in which the job
+    learns that another rank died, which made this one fail. failed: whether this one has.
+    """
 
     number: int
     of: int
+    beside: int
     link: Connection | None
     threads: int
+    moment: float = 0.0
+    failed: bool = False
 
     def report(self, event: dict) -> None:
         self.link.send(event)
@@ -152,7 +75,9 @@ class Rank:
         """
         if status == "ok":
             return self.number == 0
-        self.link.send({"broke": status})
+        self.failed = True
+        time.sleep(self.moment)
+        self.link.send({"failed": status})
         return self.link.recv()
 
     def leave(self) -> None:
@@ -160,49 +85,61 @@ class Rank:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(True)
-        for name in (*self.environment, "ACCELERATE_USE_FSDP"):
+        for name in (*self.environment, *LAUNCHER, "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
         torch.set_num_threads(self.threads)
+        if self.link is not None:
+            self.report({"apart": True})
 
-    def join(self, meeting: Path) -> None:
-        """Join the other ranks, through the file `meeting`."""
+    def join(self) -> None:
+        """Join the other ranks, where the launcher says."""
         AcceleratorState._reset_state(True)  # a fork has its parent's, of one process
         os.environ |= self.environment
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         torch.distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=meeting.as_uri(),
-            rank=self.number,
-            world_size=self.of,
-            timeout=PATIENCE,
+            "nccl" if torch.cuda.is_available() else "gloo", init_method="env://", timeout=PATIENCE
         )
 
     @property
     def environment(self) -> dict[str, str]:
         """The variables that accelerate reads. Each rank's device is the first that it sees."""
-        numbers = {"RANK": self.number, "LOCAL_RANK": 0, "WORLD_SIZE": self.of, "LOCAL_WORLD_SIZE": self.of}
+        numbers = {"RANK": self.number, "LOCAL_RANK": 0, "WORLD_SIZE": self.of, "LOCAL_WORLD_SIZE": self.beside}
         return {name: str(value) for name, value in numbers.items()}
 
     def accelerator(self, sharded: bool, bf16: bool, cpu: bool = False) -> Accelerator:
         """The accelerator of this rank, on its CUDA device if there is one and not `cpu`."""
         cpu = cpu or not torch.cuda.is_available()
         made = Sharding(bf16, cpu) if sharded else _replicating(bf16, cpu)
-        torch.set_num_threads(max(1, self.threads // self.of))  # accelerate has set another number
+        torch.set_num_threads(max(1, self.threads // self.beside))  # accelerate has set another number
         return made
 
 
-def _work(number: int, of: int, meeting: Path, link: Connection, job: Callable[..., Any], request: RunCell) -> None:
-    """The process of a rank. It dies with the job, however that ends."""
+def work(job: Callable[..., Any], request: RunCell, links: list[Connection], moment: float) -> None:
+    """Run ``job(request, report, rank)`` in this process, which the launcher has made a rank of this machine.
+
+    It dies with the process that launched it, however that ends. links: of this machine's ranks.
+    """
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    rank = Rank(number, of, link, torch.get_num_threads())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's own waits until a collective returns
+    number, of, beside, node = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    )
+    rank = Rank(number, of, beside, links[number - node * beside], torch.get_num_threads(), moment)
     try:
-        rank.join(meeting)
+        rank.join()
         job(request, rank.report, rank)
     except UserError as error:
-        link.send({"refused": str(error)})
-    sys.stderr.flush()
-    os._exit(0)  # unloading libraries takes a second, and could fail
+        rank.failed = True
+        rank.report({"refused": str(error)})
+    except Exception:
+        time.sleep(moment)
+        raise  # the launcher passes the reason on
+    if rank.failed:
+        sys.stderr.flush()
+        os._exit(1)  # the launcher ends the others
+    gc.collect()
+    heap.give_back()  # this process stays until the first rank is done
 
 
 @contextmanager
@@ -211,7 +148,7 @@ def pretended(of: int) -> Iterator[Rank]:
 
     Collectives return made-up values, so it works for tensors without storage only.
     """
-    rank = Rank(0, of, None, torch.get_num_threads())
+    rank = Rank(0, of, of, None, torch.get_num_threads())
     os.environ |= rank.environment
     torch.distributed.init_process_group("fake", rank=0, world_size=of)
     try:
@@ -266,15 +203,15 @@ def slowest(
 ) -> tuple[float, dict[str, float], float | None]:
     """Seconds of a step and of its parts in the slowest rank, and the joules of all devices.
 
-    On a CPU each rank's joules are already the whole machine's.
+    On a CPU each rank's joules are already its whole machine's.
     """
     if accelerator.num_processes == 1:
         return seconds, parts, joules
-    told = gather_object([(seconds, parts, joules)])
-    seconds, parts, joules = max(told, key=lambda each: each[0])
-    if accelerator.device.type == "cuda" and joules is not None:
-        joules = sum(each[2] for each in told)
-    return seconds, parts, joules
+    meter = accelerator.process_index if accelerator.device.type == "cuda" else int(os.environ["GROUP_RANK"])
+    told = gather_object([(seconds, parts, {meter: joules})])
+    seconds, parts, _ = max(told, key=lambda each: each[0])
+    by_meter = {meter: used for *_, metered in told for meter, used in metered.items()}
+    return seconds, parts, None if None in by_meter.values() else sum(by_meter.values())
 
 
 def largest(phases: list[dict[str, Phase]]) -> dict[str, Phase]:

@@ -30,7 +30,7 @@ TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_p
 # Settings of training that another rule checks, or that do not change results
 APART = {"max_steps", "batch_size", "global_batch", "grad_accum", "precision", "validate_every"}
 SWITCHES = ("packing", "activation_offload", "compile", "gradient_checkpointing")  # absent if off
-SHARED = ("devices", "parallel")  # how a step is distributed; changes neither its batch nor its result
+SHARED = ("devices", "nodes", "parallel")  # how a step is distributed; changes neither its batch nor its result
 
 
 def token_budgets(records: Sequence[Record]) -> Sentences:
@@ -93,8 +93,8 @@ def training_settings(records: Sequence[Record]) -> Sentences:
 
 
 def _trained(record: Record, name: str) -> str | None:
-    if name == "devices":
-        return str(record.cell.settings.train.devices)
+    if name in ("devices", "nodes"):
+        return str(getattr(record.cell.settings.train, name))
     settings = record.cell.settings.train_dict()
     return setting_text(settings.get(name, False if name in SWITCHES and settings else None))
 

@@ -123,11 +123,16 @@ def _batches_caption(rows: list[Row]) -> list[str]:
 def _devices_caption(records: list[Record]) -> list[str]:
     """The number of devices that cells trained on, if any cell used several."""
     trained = [record.cell.settings.train for record in records if record.train]
-    found = sorted({(train.devices, train.parallel or "") for train in trained})
+    found = sorted({(train.total_devices, train.nodes, train.parallel or "") for train in trained})
     if not found or found[-1][0] == 1:
         return []
-    devices = " or ".join(f"{n} devices ({parallel})" if n > 1 else "1 device" for n, parallel in found)
+    devices = " or ".join(_devices_text(*each) for each in found)
     return [f"Cells trained on {devices}: tokens/s is the sum over devices, memory is the largest of a device."]
+
+
+def _devices_text(devices: int, nodes: int, parallel: str) -> str:
+    machines = f" of {nodes} machines" if nodes > 1 else ""
+    return f"{devices} devices{machines} ({parallel})" if devices > 1 else "1 device"
 
 
 def _memory_caption(rows: list[Row]) -> list[str]:

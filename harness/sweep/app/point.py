@@ -11,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
 from harness.errors import UserError, about_file
+from harness.protocol import Rendezvous
 from harness.record import Cell, Record, RecordError
-from harness.sweep import api_cost, runner
+from harness.sweep import api_cost, machines, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
@@ -60,10 +61,15 @@ class RunPoint:
         # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
         known = recorded[cell.id] if cell.id in recorded else study.recorded(cell)
         if to_run(known, config):
+            rendezvous = machines.rendezvous(cell.settings.train.nodes)
+            if rendezvous is None and machines.spare():
+                return Outcome("spare", None)
+            if rendezvous is not None and rendezvous.number > 0:
+                return self._assist(cell, study, config, rendezvous)
             with study.lease(cell) as lease:
                 found = study.recorded(cell)
                 if found is None or found == known:
-                    return Outcome.of(self._launch(cell, study, lease, config))
+                    return Outcome.of(self._launch(cell, study, lease, config, rendezvous))
         else:
             found = known
         print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
@@ -75,7 +81,18 @@ class RunPoint:
             progress.skip()
         return Outcome.of(found)
 
-    def _launch(self, cell: Cell, study: Study, lease: Lease, config: DictConfig) -> Record:
+    def _assist(self, cell: Cell, study: Study, config: DictConfig, rendezvous: Rendezvous) -> Outcome:
+        """Train `cell` along with the first machine, whose record it is."""
+        runner.assist(runner.request_for(cell, study, config.data_root, rendezvous=rendezvous), study)
+        found = study.recorded(cell)
+        if found is None:
+            raise UserError(f"{cell.name} has no record: the first machine ended without one.")
+        self.session.outcomes.append(Outcome.of(found))
+        return Outcome.of(found)
+
+    def _launch(
+        self, cell: Cell, study: Study, lease: Lease, config: DictConfig, rendezvous: Rendezvous | None
+    ) -> Record:
         planned = self.session.progress is not None
         access = api_cost.access(cell, config, study)
         if access is not None and not planned:
@@ -93,6 +110,7 @@ class RunPoint:
                 save=config.save,
                 tracker=config.tracker,
                 access=access,
+                rendezvous=rendezvous,
             )
             found = runner.run(request, study, lease, progress.update)
         finally:

@@ -113,11 +113,28 @@ class GridSweeper(Sweeper):
         if pending:
             if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
                 require_gpus(max(point.cell.settings.train.devices for point in pending))
+            self._require_nodes({point.cell.settings.train.nodes for point in pending})
             check(pending, composed.data_root, self._session.options)
             study.plan(point.cell for point in unique.values())
             if self._session.options.fit:
                 pending = self._fitting(pending, study, composed.data_root)
         return study, pending
+
+    def _require_nodes(self, counts: set[int]) -> None:
+        """Raise UserError if the launcher can't give cells that many machines; a cell of one can do without the others.
+
+        counts: values of train.nodes.
+        """
+        for count in sorted(counts - {1}):
+            if type(self._launcher).__name__ != "SlurmLauncher":
+                raise UserError(
+                    f"train.nodes={count} requires hydra/launcher=slurm for a sweep; without Slurm, `run` the cell on "
+                    "each machine."
+                )
+            if count != (given := self.config.hydra.launcher.nodes):
+                raise UserError(
+                    f"hydra.launcher.nodes must be {count}, as train.nodes, got {given}; run one sweep for each number."
+                )
 
     def _compose_in_full(self, overrides: Sequence[str]) -> DictConfig:
         composed = self._loader.load_sweep_config(self.config, list(overrides))

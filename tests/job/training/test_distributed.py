@@ -9,10 +9,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
-import re
 import signal
+import sys
 import time
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 import torch
 from job_helpers import no_peak, run_here, run_leased, run_request, seen_by_jobs, tiny  # noqa: F401
 from records import change, make_record, measured
+from several_devices import SHORT, alike, go, short
 
 from harness import validate
 from harness.errors import UserError
@@ -28,7 +28,7 @@ from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.predict import prediction, workers
-from harness.job.training import distributed
+from harness.job.training import distributed, launch
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
@@ -38,101 +38,9 @@ from harness.sweep.store import Study
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
 TWO = ("train.devices=2",)
 SHARDED = (*TWO, "train.parallel=fsdp")
-SHORT = ("rank=4", "lr=0.01", "train.batch_size=4", "train.max_steps=4", "train.validate_every=2", "infer.repeats=0")
-HARM = '''
-import os, signal, sys
-
-import torch
-from peft.optimizers import create_lorafa_optimizer
-
-import harness.job.run_cell
-from harness.job.methods import optimizers
-
-harness.job.run_cell.matmul_peak = lambda *_: 1e9  # the look at the device's speed takes longer than all else here
-
-
-def build(model, harm="none", **slot):
-    """An optimizer's factory whose model comes to `harm` in the second rank, in the third step of training."""
-    print(f"rank {os.environ.get('RANK')} is process {os.getpid()}", file=sys.stderr)
-    made, passes = optimizers.build(model, **slot), []
-
-    def hook(model, args, keywords):
-        passes.append(model.training)
-        if harm == "hungry" and int((keywords["position_ids"] == 0).sum()) > 1:
-            torch.empty(2**50)
-        if passes.count(True) == 5:  # two in the probe
-            if harm == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if harm == "raises":
-                raise RuntimeError("as it was told")
-
-    if os.environ.get("RANK") == "1":
-        model.register_forward_pre_hook(hook, with_kwargs=True)
-        if harm == "drifts":
-            made.register_step_post_hook(lambda *_: next(model.parameters()).data.add_(1e-3))
-    return made
-'''
-
-
-@pytest.fixture(scope="module")
-def harmful(tmp_path_factory):
-    """Lets this process, and jobs, find the module `harm`."""
-    with seen_by_jobs(tmp_path_factory.mktemp("harm"), "harm", HARM):
-        yield
-
-
-def short(*overrides: str, harm: str = "none") -> Cell:
-    return tiny(*SHORT, "method.optim._target_=harm.build", f"+method.optim.harm={harm}", *overrides)
-
-
-def go(folder: Path, cell: Cell, on_event: Callable[[dict], None] = lambda event: None, **keywords) -> Record:
-    """Run `cell` in a job, as a sweep does; of none of its ranks may anything be left."""
-    study = Study(folder, "study")
-    try:
-        return run_leased(cell, study, None, on_event, **keywords)
-    finally:
-        if study.log(cell).exists():
-            pids = re.findall(r"is process (\d+)", study.log(cell).read_text())
-            assert pids
-            assert not [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists()]
 
 
 # Like one device
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, harmful):
-    """alone(*overrides): the record of such a cell on one device."""
-    known: dict[tuple[str, ...], Record] = {}
-
-    def record(*overrides: str) -> Record:
-        if overrides not in known:
-            known[overrides] = run_here(tmp_path_factory.mktemp("alone"), short(*overrides))
-        return known[overrides]
-
-    return record
-
-
-def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
-    """rel: how far losses may lie apart."""
-    assert (record.status, one.status) == ("ok", "ok"), record.failure
-    assert record.cell.id != one.cell.id
-    assert record.train.batches == one.train.batches
-    assert (record.train.tokens.raw, record.train.tokens.supervised) == (
-        one.train.tokens.raw,
-        one.train.tokens.supervised,
-    )
-    for name in ("loss", "grad_norm", "lr", "tokens"):
-        values = ([getattr(point, name) for point in of.train.loss] for of in (record, one))
-        assert next(values) == pytest.approx(next(values), rel=rel if name == "loss" else max(1e-4, 10 * rel)), name
-    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=rel)
-    assert len(record.validation) == 2
-    assert [(s.task, s.value, s.n) for s in record.scores] == [(s.task, s.value, s.n) for s in one.scores]
-    assert record.parameters == one.parameters
-    assert record.items == one.items
-    assert record.environment["threads"] == one.environment["threads"]
-    total = record.train.tokens.raw / sum(record.train.step_seconds)
-    assert record.train.tokens_per_second_amortised == pytest.approx(total)
 
 
 @pytest.mark.slow
@@ -236,20 +144,6 @@ def test_a_rank_that_dies_ends_all(tmp_path, harmful):
     assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL (the kernel does so")
 
 
-@on_cpu
-def test_a_death_counts_though_its_exit_status_comes_late():
-    def die() -> None:
-        os.closerange(3, 256)  # with it what shows the end to the parent, as the kernel closes it before the exit
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    process = get_context("fork").Process(target=die)
-    process.start()
-    ours, _ = get_context("fork").Pipe()
-    assert distributed._died({ours: process}, {ours}) is ours
-    assert process.exitcode == -signal.SIGKILL
-
-
 @pytest.mark.slow
 @on_cpu
 def test_a_rank_that_raises_says_why(tmp_path, harmful):
@@ -293,17 +187,17 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def sleeping(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+def sleeping(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
     note(folder / str(rank.number), os.getpid())
     time.sleep(600)
 
 
-def refusing(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+def refusing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
     sleeping(folder, report, rank) if rank.number == 0 else time.sleep(0.5)
     raise UserError("rank 1 can't work with this.")
 
 
-def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -> None:
+def agreeing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
     """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
     torch.cpu._is_avx512_bf16_supported = lambda: True
     timing.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
@@ -316,7 +210,7 @@ def agreeing(folder: Path, report: distributed.Report, rank: distributed.Rank) -
     note(folder / str(rank.number), (str(dtype), time, parts, joules))
 
 
-def gathering(asked: tuple[Path, Cell], report: distributed.Report, rank: distributed.Rank) -> None:
+def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.Rank) -> None:
     """Shards a model and gathers it."""
     folder, cell = asked
     net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
@@ -341,7 +235,7 @@ def noted(folder: Path) -> list:
 @on_cpu
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_ranks_end_with_their_job(tmp_path, sent):
-    job = get_context("fork").Process(target=distributed.run, args=(2, sleeping, tmp_path, print))
+    job = get_context("fork").Process(target=lambda: sys.exit(launch.run(2, sleeping, tmp_path, print)))
     job.start()
     pids = wait_for(lambda: len(noted(tmp_path)) == 2 and noted(tmp_path))
     os.kill(job.pid, sent)
@@ -370,14 +264,14 @@ def wait_for(condition, seconds=60):
 @on_cpu
 def test_what_a_rank_refuses_all_do(tmp_path, handler):
     with pytest.raises(UserError, match="rank 1 can't work with this"):
-        distributed.run(2, refusing, tmp_path, print)
+        launch.run(2, refusing, tmp_path, print)
     assert not any(running(pid) for pid in noted(tmp_path))
 
 
 @pytest.mark.slow
 @on_cpu
 def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, handler):
-    assert distributed.run(2, agreeing, tmp_path, print) == 0
+    assert launch.run(2, agreeing, tmp_path, print) == 0
     assert noted(tmp_path) == [("torch.bfloat16", 2.0, {"forward": 1.0}, 3.0)] * 2
 
 
@@ -385,7 +279,7 @@ def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, 
 @on_cpu
 def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
     cell = tiny("method=lora")  # whose base is frozen
-    assert distributed.run(2, gathering, (tmp_path, cell), print) == 0
+    assert launch.run(2, gathering, (tmp_path, cell), print) == 0
     (alike, count), other = noted(tmp_path)
     assert alike
     assert count > 0
@@ -407,6 +301,9 @@ def test_of_memory_the_largest_rank_is_told():
     ("overrides", "said"),
     [
         (("train.devices=0",), "train.devices must be 1 or more, got 0"),
+        (("train.nodes=0",), "train.nodes must be 1 or more, got 0"),
+        (("train.nodes=3",), "train.nodes=3 can't share train.batch_size=8, .*take a multiple of 3"),
+        (("train.nodes=3", *TWO), "train.nodes=3 train.devices=2 can't share train.batch_size=8, .*multiple of 6"),
         (("train.parallel=zero",), "train.parallel=zero is unknown"),
         (("train.devices=3",), "train.devices=3 can't share train.batch_size=8, .*take a multiple of 3"),
         ((*TWO, "eval.engine=vllm"), "train.devices=2 can't be combined with eval.engine=vllm, which"),
@@ -498,40 +395,42 @@ def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
 def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
-    assert distributed.run(2, recording.run, RunCell(cell, "test", str(path)), lambda event: None) == 0
+    assert launch.run(2, recording.run, RunCell(cell, "test", str(path)), lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 
 
-def out_of_memory(size: int, devices: int) -> Record:
-    train = {"batch_size": size, "grad_accum": 1, "devices": devices}
+def out_of_memory(size: int, nodes: int, devices: int) -> Record:
+    train = {"batch_size": size, "grad_accum": 1, "nodes": nodes, "devices": devices}
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure = Failure("train", 3, "no memory")
     return record
 
 
 @pytest.mark.parametrize(
-    ("size", "devices", "found"),
+    ("size", "nodes", "devices", "found"),
     [
-        (8, 2, [(4, 2), (2, 4)]),
-        (8, 8, []),
-        (6, 2, [(2, 3)]),
-        (10, 2, [(6, 2), (2, 5)]),
-        (12, 3, [(6, 2), (3, 4)]),
+        (8, 1, 2, [(4, 2), (2, 4)]),
+        (8, 2, 1, [(4, 2), (2, 4)]),
+        (8, 4, 2, []),
+        (6, 1, 2, [(2, 3)]),
+        (10, 1, 2, [(6, 2), (2, 5)]),
+        (12, 1, 3, [(6, 2), (3, 4)]),
     ],
 )
-def test_a_micro_batch_is_halved_on_each_device(size, devices, found):
-    record, halved = out_of_memory(size, devices), []
+def test_a_micro_batch_is_halved_on_each_device(size, nodes, devices, found):
+    record, halved = out_of_memory(size, nodes, devices), []
     while (smaller := micro_batch.smaller(record)) is not None:
         record.smaller_batches = smaller
         halved.append((smaller.batch_size, smaller.grad_accum))
-        pieces = batching.cut([list(range(size))], smaller.batch_size // devices)
-        assert len(pieces) % devices == 0
+        pieces = batching.cut([list(range(size))], smaller.batch_size // (nodes * devices))
+        assert len(pieces) % (nodes * devices) == 0
     assert halved == found
 
 
 def test_utilisation_is_of_each_device():
-    alone, two = measured(make_record("lora")), measured(make_record("lora"))
+    alone, two, four = (measured(make_record("lora")) for _ in range(3))
     change(two, train={"devices": 2})
-    one, half = frame([alone])["utilisation"][0], frame([two])["utilisation"][0]
-    assert one == pytest.approx(2 * half)
+    change(four, train={"devices": 2, "nodes": 2})
+    one, half, quarter = (frame([record])["utilisation"][0] for record in (alone, two, four))
+    assert one == pytest.approx(2 * half) == pytest.approx(4 * quarter)
