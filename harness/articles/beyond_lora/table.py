@@ -129,10 +129,15 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
             curves = [_curve(record, start if begins else None) for record in row.measured]
             reached = [_reach(tokens, losses, target) for tokens, losses in curves]
             within = any(losses[0] <= target for _, losses in curves)
-            mean = fmean(float(np.trapezoid(losses, tokens) / (tokens[-1] - tokens[0])) for tokens, losses in curves)
+            mean = fmean(_mean_over(tokens, losses) for tokens, losses in curves)
             point = Interval(*[fmean(reached)] * 3)
             converged[id(row)] = Convergence(seeds_interval(reached) or point, mean, within)
     return converged
+
+
+def _mean_over(tokens: np.ndarray, losses: np.ndarray) -> float:
+    """The mean of a curve over its tokens, by the trapezoidal rule. numpy has none of one name in versions 1 and 2."""
+    return float(np.diff(tokens) @ (losses[1:] + losses[:-1]) / 2 / (tokens[-1] - tokens[0]))
 
 
 def _start(row: Row, rows: Sequence[Row]) -> float | None:
