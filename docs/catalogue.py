@@ -47,11 +47,13 @@ class Entry:
     cell: Cell | str
 
 
-def entries() -> list[Entry]:
-    """All methods by name, composed for MODEL at RANK."""
+def entries(*names: str) -> list[Entry]:
+    """Methods, sorted by name, composed for MODEL at RANK. names: which (none: all)."""
     app.register()
     found = []
     for path in sorted((CONF / "method").glob("*.yaml")):
+        if names and path.stem not in names:
+            continue
         # Some methods refuse clipping, and it does not change the counts.
         asked = [f"method={path.stem}", f"model={MODEL}", f"rank={RANK}", "train.max_grad_norm=null"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

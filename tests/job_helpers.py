@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from command_line import own_server
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
@@ -57,12 +58,10 @@ def no_peak():
 def seen_by_jobs(folder: Path, name: str, source: str) -> Iterator[None]:
     """Lets this process, and jobs, import the module `name` of this `source`; `folder` is where it lies."""
     (folder / f"{name}.py").write_text(source)
-    with pytest.MonkeyPatch.context() as patched:
+    with own_server(), pytest.MonkeyPatch.context() as patched:  # the usual server knows no such module
         patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patched.syspath_prepend(folder)
-        runner._server.stop()  # one that runs knows no such module
         yield
-        runner._server.stop()
 
 
 def tiny(*overrides: str) -> Cell:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import own_server
 from hungry import HUNGRY
 from job_helpers import composed, seen_by_jobs
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.record import read_study
-from harness.sweep import runner
 
 sys.path.append(str(ROOT))
 from benchmarks.gpu import __main__ as script
@@ -40,14 +40,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def few() -> Iterator[None]:
     """Two methods stand for all, and one holder serves all jobs."""
-    with pytest.MonkeyPatch.context() as patch:
+    with own_server(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "METHODS", ("base", "lora", "qlora_paged", "no_such_method"))
         patch.setattr(checks, "RIVALS", ("lora",))
         patch.setattr(checks, "BUSY", ("lora",))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("HF_HUB_OFFLINE", "1")  # no time is spent on looking for it
         yield
-    runner._server.stop()
 
 
 @pytest.fixture
