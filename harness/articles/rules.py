@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import numpy as np
 from harness.record import Record, micro_batches
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
-from harness.report.evidence import Evidence
+from harness.report.evidence import Evidence, conditions, differing, numerics, started
 from harness.report.frame import measures
 from harness.report.select import Choice
-from harness.report.statistics import Interval
+from harness.report.statistics import Interval, Peak, Run, Statistic
 
 NO_GAIN = 0.01  # a gain in a score whose interval lies below it counts as none
 STRADDLES = "The interval includes both outcomes"
@@ -35,24 +36,42 @@ def gain(
     decide: Callable[[Interval], Decision] = better,
 ) -> Judgement:
     """The mean score of `ones` minus that of `others`, paired by item. Needs two seeds of each side to decide."""
+    return scored_gain(at, ones, others, score, decide)[0]
+
+
+def scored_gain(
+    at: Evidence,
+    ones: Sequence[Choice],
+    others: Sequence[Choice],
+    score: str,
+    decide: Callable[[Interval], Decision] = better,
+) -> tuple[Judgement, Statistic | None]:
+    """`gain`, and the difference with its error, for tests that are corrected over several gains."""
     records = [*at.chosen(*ones), *at.chosen(*others)]
     used = tuple(record.cell.name for record in records)
     one, other = at.sample(ones, score), at.sample(others, score)
     if one is None or other is None or one[1] != other[1]:
-        return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items")
+        return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items"), None
     difference = statistics.differences([one[0], other[0]])[0, 1]
     effect = Interval(difference.value, difference.low, difference.high)
     seeds = min(
-        len(values)
-        for values, side in ((one[0], ones), (other[0], others))
+        len(sample.values)
+        for sample, side in ((one[0], ones), (other[0], others))
         if at.chosen(*side)[0].cell.seed is not None  # an untuned model has no seeds
     )
     decision, why = decide(effect), ""
     if seeds < 2:
         decision, why = OPEN, "One seed"
+    elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
+        decision, why = OPEN, unlike(unequal)
     elif decision == OPEN:
         why = STRADDLES
-    return Judgement(decision, effect, seeds, one[0].shape[1], used, why)
+    return Judgement(decision, effect, seeds, one[0].values.shape[1], used, why), difference.statistic
+
+
+def unlike(facts: Sequence[str]) -> str:
+    """The reason why two sides are not compared."""
+    return f"The runs differ in {', '.join(facts)}"
 
 
 def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Record], list[Record]]]:
@@ -90,26 +109,117 @@ def adapt_settings(record: Record) -> dict[str, Any]:
     return record.cell.settings.method.adapt or {}
 
 
-def ratio(at: Evidence, one: str, other: str, measure: str, low: float, high: float, exact: bool = False) -> Judgement:
-    """The judgement on the claim that a measure of `one` over that of `other` lies between `low` and `high`.
+def counted(at: Evidence, one: str, other: str, measure: str, low: float, high: float) -> Judgement:
+    """The judgement on the claim that a count of `one` over that of `other` lies between `low` and `high`.
 
-    measure: a column of `frame`. exact: the measure has no error, so one run of each side decides. The effect is the
-    ratio closest to contradicting the claim, over all pairs of `matched`.
+    measure: a column of `frame` that follows from the settings alone, so it is exact; two runs of equal settings that
+    differ are not counted but measured, and open. The effect is the ratio closest to contradicting the claim.
     """
     pairs = []
     for where, ones, others in matched(at, one, other):
         sides = [[v for r in side if (v := measures(r)[measure]) is not None] for side in (ones, others)]
         if not all(sides):
             continue
-        effect = statistics.ratio_interval(*sides)
-        value = float(np.mean(sides[0]) / np.mean(sides[1]))
-        if effect is None:
-            effect = Interval(value, value, value) if exact else Interval(value, math.nan, math.nan)
-        decision = judge(effect, low, high)
-        why = "One run" if math.isnan(effect.low) else STRADDLES if decision == OPEN else ""
+        value = sides[0][0] / sides[1][0]
         used = tuple(record.cell.name for record in (*ones, *others))
-        pairs.append((where, Judgement(decision, effect, min(map(len, sides)), None, used, why)))
+        if any(len(set(side)) > 1 for side in sides):
+            pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), 1, None, used, "Counts differ")))
+            continue
+        effect = Interval(value, value, value)
+        pairs.append((where, Judgement(judge(effect, low, high), effect, min(map(len, sides)), None, used)))
     return everywhere(pairs, low, high) if pairs else lacking(one, other)
+
+
+def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, high: float) -> Judgement:
+    """The judgement on the claim that a peak of memory of `one` over that of `other` lies between `low` and `high`.
+
+    measure: a column of `frame` in bytes. Only runs alike in device, precision, versions and attention are compared.
+    The effect is the ratio closest to contradicting the claim, over all pairs of `matched`; a verdict says for which
+    batch, model and device it holds, since a ratio at another batch is another one.
+    """
+    pairs, apart = [], []
+    for where, ones, others in matched(at, one, other):
+        sides = [[(r, v) for r in side if (v := measures(r)[measure])] for side in (ones, others)]
+        if not all(sides):
+            continue
+        unequal = differing([r for r, _ in sides[0]], [r for r, _ in sides[1]], conditions)
+        if unequal:
+            apart += unequal
+            continue
+        found = statistics.of_memory(*([Peak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides))
+        decision = judge(found.interval, low, high)
+        why = STRADDLES if decision == OPEN else ""
+        used = tuple(r.cell.name for side in sides for r, _ in side)
+        pairs.append((where, Judgement(decision, found.interval, found.units, None, used, why)))
+    return _alike(pairs, apart, at, one, other, low, high)
+
+
+def time_ratio(
+    at: Evidence, one: str, other: str, seconds: Callable[[Record], float | None], low: float, high: float
+) -> Judgement:
+    """The judgement on the claim that a time of `one` over that of `other` lies between `low` and `high`.
+
+    seconds: of a run, or None. Runs that overlapped with others or were resumed are left out. What is independent
+    follows from the order in which all cells ran: `statistics.of_times`.
+    """
+    pairs, apart, disturbed = [], [], 0
+    for where, ones, others in matched(at, one, other):
+        timed = [[r for r in side if seconds(r)] for side in (ones, others)]
+        if not all(timed):
+            continue
+        clean = [[r for r in side if r.cell.name not in at.disturbed] for side in timed]
+        if not all(clean):
+            disturbed += sum(map(len, timed))
+            continue
+        if unequal := differing(*clean, conditions):
+            apart += unequal
+            continue
+        own = {id(r) for side in clean for r in side}
+        runs: dict[str, list[Run]] = {one: [], other: []}
+        for record in at.records:
+            if id(record) in own:
+                runs[record.cell.method].append(Run(seconds(record), record.cell.seed, started(record)))
+        found = statistics.of_times(runs, one, other)
+        used = tuple(r.cell.name for side in clean for r in side)
+        if found is None:
+            value = float(np.exp(np.mean(np.log([run.value for run in runs[one]]))))
+            value /= float(np.exp(np.mean(np.log([run.value for run in runs[other]]))))
+            fewest = min(len(own) for own in statistics.units(runs).values())
+            why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
+            pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
+            continue
+        decision = judge(found.interval, low, high)
+        why = STRADDLES if decision == OPEN else ""
+        pairs.append((where, Judgement(decision, found.interval, found.units, None, used, why)))
+    if disturbed and not pairs:
+        return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
+    return _alike(pairs, apart, at, one, other, low, high)
+
+
+def _alike(
+    pairs: Sequence[tuple[str, Judgement]],
+    apart: Sequence[str],
+    at: Evidence,
+    one: str,
+    other: str,
+    low: float,
+    high: float,
+) -> Judgement:
+    """`everywhere`, or why there is nothing to compare."""
+    if pairs:
+        found = everywhere(pairs, low, high)
+        if found.decision == OPEN or found.why:
+            return found
+        places = dict.fromkeys(where for where, _ in pairs)
+        ran = next(r for r in at.records if r.cell.name in found.records)
+        on = conditions(ran).get("device")
+        where = "; ".join(places)
+        return replace(found, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
+    if apart:
+        return Judgement(OPEN, why=unlike(dict.fromkeys(apart)))
+    if at.of(one) and at.of(other):
+        return Judgement(OPEN, why=f"No runs of {one} and {other} with equal batches and settings")
+    return lacking(one, other)
 
 
 def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
@@ -147,40 +257,27 @@ def _worst(judgements: Sequence[Judgement], low: float, high: float) -> Judgemen
 def best_rate(label: str, records: Sequence[Record]) -> Judgement:
     """The learning rate with the least validation loss among `records`, which differ only in rate and seed.
 
-    The effect is the geometric mean over seeds. Its interval covers what seeds and grid leave open: for each seed the
-    optimum is known to lie between the midpoints to the neighbouring rates. Never decided: the caller compares it.
-    `why` is set if the interval is unknown or rests on one seed.
+    The effect is `statistics.optimum`. Never decided: the caller compares it. `why` is set if there is no optimum or it
+    rests on one seed.
     """
     used = tuple(record.cell.name for record in records)
-    with_loss = [record for record in records if record.cell.lr and record.validation]
-    by_seed = defaultdict(list)
-    for record in with_loss:
-        by_seed[record.cell.seed].append((record.validation[-1].loss, record.cell.lr))
-    if not by_seed:
-        return Judgement(OPEN, records=used, why=f"No validation losses of {label} by learning rate")
-    rates = sorted({record.cell.lr for record in with_loss})
-    best = [min(losses)[1] for losses in by_seed.values()]
-    if len(rates) == 1:
-        return Judgement(OPEN, None, len(best), None, used, f"One rate of {label}")
-    if {rates[0], rates[-1]} & set(best):
-        why = f"{label}'s best rate is at an end of the rates tried"
-        return Judgement(OPEN, None, len(best), None, used, why)
-    at = [rates.index(rate) for rate in best]
-    effect = Interval(
-        math.exp(float(np.mean(np.log(best)))),
-        min(math.sqrt(rates[i] * rates[i - 1]) for i in at),
-        max(math.sqrt(rates[i] * rates[i + 1]) for i in at),
-    )
-    return Judgement(OPEN, effect, len(best), None, used, "One seed" if len(best) < 2 else "")
+    losses = defaultdict(dict)
+    for record in records:
+        if record.cell.lr and record.validation:
+            losses[record.cell.lr][record.cell.seed] = record.validation[-1].loss
+    seeds = len(set.intersection(*(set(of) for of in losses.values()))) if losses else 0
+    found = statistics.optimum(losses)
+    if isinstance(found, str):
+        return Judgement(OPEN, None, seeds, None, used, f"{label}: {found[0].lower()}{found[1:]}")
+    return Judgement(OPEN, found, seeds, None, used, "One seed" if seeds < 2 else "")
 
 
 def rate_ratio(one: Judgement, other: Judgement) -> Judgement:
-    """The ratio of two rates of `best_rate`, with the widest interval that theirs allow. Never decided."""
+    """The ratio of two rates of `best_rate`. Never decided."""
     for side in (one, other):
         if side.effect is None or side.why:
             return Judgement(OPEN, None, side.seeds, None, side.records, side.why)
-    a, b = one.effect, other.effect
-    effect = Interval(a.value / b.value, a.low / b.high, a.high / b.low)
+    effect = statistics.ratio_of_optima(one.effect, other.effect)
     return Judgement(OPEN, effect, min(one.seeds, other.seeds), None, names([one, other]))
 
 

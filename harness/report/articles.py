@@ -21,6 +21,7 @@ from harness.errors import one_of
 from harness.record import Record
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
 from harness.report.evidence import Evidence
+from harness.report.pairwise import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
@@ -44,8 +45,10 @@ class Article:
     caption: Sequence[str]
     table: Callable[[Sequence[Record], Path | None], Table] | None = None
 
-    def verdicts(self, records: Sequence[Record], folder: Path | None) -> list[Verdict]:
-        """The verdicts on each claim: one for each place that decides it, else the one with the most evidence.
+    def verdicts(self, records: Sequence[Record], folder: Items | None) -> list[Verdict]:
+        """The verdicts on each claim: one for each place with an effect, else the one with the most evidence.
+
+        A place that leaves a claim open stands beside one that decides it: dropping it would pick what suits.
 
         records: usually of one study, in any order. folder: of the study, where the items are; None compares no scores.
         """
@@ -56,8 +59,8 @@ class Article:
         verdicts = []
         for claim in self.claims.values():
             each = [Verdict(claim, place, claim.rule(at)) for place, at in evidence.items()]
-            decided = [verdict for verdict in each if verdict.judgement.decision != OPEN]
-            verdicts += decided or sorted(each, key=_lack)[:1]
+            estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
+            verdicts += estimated or sorted(each, key=_lack)[:1]
         return verdicts
 
     def verdict_table(self, verdicts: Sequence[Verdict]) -> Table:
@@ -129,7 +132,8 @@ def effect_text(verdict: Verdict) -> str:
         return ABSENT
     if math.isnan(effect.low) or effect.low == effect.high:
         return shown(effect.value)
-    return f"{shown(effect.value)} ({shown(effect.low)} to {shown(effect.high)})"
+    low, high = (("any" if math.isinf(end) else shown(end)) for end in effect[1:])
+    return f"{shown(effect.value)} ({low} to {high})"
 
 
 def _lack(verdict: Verdict) -> tuple[bool, bool]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from harness.record import Record
 from harness.report.frame import frame, score_name
-from harness.report.pairwise import items
+from harness.report.lint.environment import device, overlap, versions
+from harness.report.lint.training import attention_text, micro_batches_text, resumed
+from harness.report.pairwise import Items, items
 from harness.report.select import Choice, select
+from harness.report.statistics import Answers
+
+LIBRARIES = ("torch", "transformers", "peft", "lm_eval")  # whose versions move scores, speed and memory
 
 
 class Evidence:
-    """The records of one place, and their evaluation items in the study's folder (None: no scores are compared)."""
+    """The records of one place, and where their evaluation items are (None: no scores are compared)."""
 
-    def __init__(self, records: Sequence[Record], folder: Path | None):
+    def __init__(self, records: Sequence[Record], folder: Items | None):
         self.records, self._folder = records, folder
         self._choices: dict[tuple[str, ...], list[Choice]] = {}
 
@@ -38,6 +43,12 @@ class Evidence:
         """The finished records of `methods`."""
         return [r for r in self.records if r.cell.method in methods and r.status == "ok"]
 
+    @cached_property
+    def disturbed(self) -> set[str]:
+        """Names of cells whose times are not their own: others ran beside them, or they were interrupted and
+        resumed."""
+        return {name for rule in (overlap, resumed) for _, names in rule(self.records) for name in names}
+
     def choices(self, *by: str) -> dict[tuple, Choice]:
         """The chosen setting of each method by (method, *by), without those for which none could be chosen."""
         if by not in self._choices:
@@ -49,10 +60,11 @@ class Evidence:
         records = [self.records[i] for choice in choices for i in choice.index]
         return sorted(records, key=lambda record: record.cell.seed or 0)
 
-    def sample(self, choices: Sequence[Choice], score: str) -> tuple[np.ndarray, tuple] | None:
-        """(seeds, items) values of `score`, the mean over `choices`, and an identifier of the items.
+    def sample(self, choices: Sequence[Choice], score: str) -> tuple[Answers, tuple] | None:
+        """The values of `score`, the mean over `choices`, and an identifier of the items.
 
-        None if a choice lacks the score or its items, or if two choices answered different items.
+        None if a choice lacks the score or its items, or if two choices answered different items. Seeds of several
+        choices are averaged seed by seed, over those that all have.
         """
         groups = [self.chosen(choice) for choice in choices]
         scored = all(score in map(score_name, record.scores) for group in groups for record in group)
@@ -61,5 +73,46 @@ class Evidence:
         answered = [items(self._folder, group, score) for group in groups]
         if not all(answered) or len({which for _, which in answered}) > 1:
             return None
-        seeds = min(len(values) for values, _ in answered)
-        return np.mean([values[:seeds] for values, _ in answered], axis=0), answered[0][1]
+        common = set.intersection(*({record.cell.seed for record in group} for group in groups))
+        if not common:
+            return None
+        rows = []
+        for group, (sample, _) in zip(groups, answered, strict=True):
+            at = {record.cell.seed: row for record, row in zip(group, sample.values, strict=True)}
+            rows.append(np.stack([at[seed] for seed in sorted(common, key=lambda seed: seed or 0)]))
+        first, which = answered[0]
+        return Answers(np.mean(rows, axis=0), first.clusters), which
+
+
+def conditions(record: Record) -> dict[str, str]:
+    """What must be equal to compare the memory or the times of two cells, by name: what ran it, and on what."""
+    facts = {**device(record), **numerics(record)}
+    if record.probe and (seen := attention_text(record.probe)):
+        facts["attention"] = seen
+    if (size := micro_batches_text(record)) is not None:
+        facts["micro-batches"] = size
+    return facts
+
+
+def numerics(record: Record) -> dict[str, str]:
+    """What must be equal to compare the scores or losses of two cells, by name: precision, and versions of
+    libraries."""
+    facts = {name: version for name, version in versions(record).items() if name in LIBRARIES}
+    if precision := record.environment.get("precision"):
+        facts["precision"] = str(precision)
+    return facts
+
+
+def differing(ones: Sequence[Record], others: Sequence[Record], facts: Callable[[Record], dict[str, str]]) -> list[str]:
+    """Names of the facts that some cell of one side has otherwise than some cell of the other; unknown ones agree."""
+    known = [[facts(record) for record in side] for side in (ones, others)]
+    names = dict.fromkeys(name for side in known for found in side for name in found)
+    return [name for name in names if len({found[name] for side in known for found in side if name in found}) > 1]
+
+
+def started(record: Record) -> float | None:
+    """When the cell started, in seconds; None if its record does not tell."""
+    try:
+        return datetime.fromisoformat(record.started).timestamp()
+    except (TypeError, ValueError):
+        return None

@@ -22,7 +22,7 @@ from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.pairwise import answers, score_of
-from harness.report.statistics import ALPHA, Difference
+from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import group
 from harness.report.tables.table import Table
@@ -192,6 +192,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
     subjects = {subject: _tally(before[at], after[:, at]) for subject, at in places.items()}
     told = [tally.change.p for tally in subjects.values() if tally.change]
     by_subject = iter(statistics.holm(told).tolist())
+    clusters = np.unique(own["subject"].to_pylist(), return_inverse=True)[1]
     return Comparison(
         place=of_it.place,
         label=of_it.label,
@@ -199,7 +200,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
         cells=[record.cell.name for record in of_it.records],
         base=base.cell.name,
         score=name,
-        total=_tally(before, after),
+        total=_tally(before, after, clusters),
         subjects={
             subject: replace(tally, corrected=next(by_subject)) if tally.change else tally
             for subject, tally in subjects.items()
@@ -208,15 +209,21 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
     )
 
 
-def _tally(before: np.ndarray, after: np.ndarray) -> Tally:
-    """before: (items,) whether the base is right. after: (seeds, items) whether the tuned models are."""
+def _tally(before: np.ndarray, after: np.ndarray, clusters: np.ndarray | None = None) -> Tally:
+    """before: (items,) whether the base is right. after: (seeds, items) whether the tuned models are.
+
+    clusters: the subject of each item as a number; None, or one subject: items are independent.
+    """
     seeds, items = after.shape
+    if clusters is None or clusters.max() == 0:
+        clusters = np.arange(items)
+    sides = [Answers(values.astype(float), clusters) for values in (after, before[None])]
     return Tally(
         items=items,
         right=int(before.sum()),
         lost=float((after < before).sum()) / seeds,
         won=float((after > before).sum()) / seeds,
-        change=statistics.differences([after, before[None]])[0, 1] if items > 1 else None,
+        change=statistics.differences(sides)[0, 1] if items > 1 else None,
     )
 
 

@@ -151,7 +151,9 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     """A text that distinguishes each record's cell within its method, such as `r=16 α=32 lr=2e-4 train.max_steps=100`.
 
     Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
-    method, axes and knobs. Seeds are left out. The text is empty if there is nothing to distinguish.
+    method, axes and knobs. The seed of the training is left out. A setting that a record lacks is one that is off, so a
+    new setting with a neutral default does not split old and new cells. The text is empty if there is nothing to
+    distinguish.
     """
     axes = [_axes(record) for record in records]
     leaves = [dict(_leaves(plain(record.cell.settings))) for record in records]
@@ -161,7 +163,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     texts = list(axes)
     for members in alike.values():
         keys = sorted({key for i in members for key in leaves[i]})
-        varying = [key for key in keys if len({leaves[i].get(key) for i in members}) > 1]
+        varying = [key for key in keys if len({_or_off(leaves[i].get(key)) for i in members}) > 1]
         for i in members:
             texts[i] = " ".join([axes[i], *(f"{key}={leaves[i].get(key, '–')}" for key in varying)]).strip()
     return texts
@@ -310,12 +312,17 @@ def _axes(record: Record) -> str:
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of all settings but the seeds, which only repeat a setting."""
+    """Dotted names and texts of all settings but the seed of the training, which only repeats a setting."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
-        elif name != "seed":
+        elif f"{prefix}{name}" not in ("seed", "train.seed"):
             yield f"{prefix}{name}", _text(value)
+
+
+def _or_off(text: str | None) -> str | None:
+    """None for a setting that is missing, null, false or empty."""
+    return None if text in ("null", "false", "", "[]", "{}", "0") else text
 
 
 def _text(value: Any) -> str:

@@ -1,21 +1,32 @@
-"""Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties."""
+"""Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties.
+
+All differences of primary scores in one report are one family, corrected together by Holm; a task's other metrics and
+filters show intervals and ranks, and are not tested. Not being told apart is not being equal: `Contest.equivalent`
+has the methods that two one-sided tests find within a margin of the best.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import frame, score_name
+from harness.report.headline import LEARNED
 from harness.report.select import Choice, select
-from harness.report.statistics import ALPHA, Difference, Interval
+from harness.report.statistics import ALPHA, Answers, Difference, Interval, Rank
+
+MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
+Items = Path | Mapping[str, pa.Table]
+"""Where the answers to single items are: the folder of the study, or tables by the name of the cell."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +35,15 @@ class Standing:
 
     interval: mean over seeds with a 95% interval (`statistics.mean_intervals`, or `statistics.summary_interval` without
         items); None if the error is unknown.
-    letters: methods that share a letter are tied; None if the method could not be paired with others.
+    letters: methods that share a letter can't be told apart; None if the method was not tested against others.
+    rank: how likely it is the best of the methods with the same items, and its expected rank; None if not paired.
     """
 
     choice: Choice
     value: float
     interval: Interval | None
     letters: str | None = None
+    rank: Rank | None = None
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,13 @@ class Contest:
 
     score: its name in `frame`, TASK/METRIC/FILTER.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's.
-    corrected: their p-values by Holm, over all differences of all contests that were made together.
+    corrected: their p-values by Holm, over all differences of all primary contests that were made together; empty if
+        this one is not primary.
+    equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
+    clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
+    seed_spread: standard deviation of the score from seed to seed, pooled over methods; None without repeated seeds.
+    primary: whether this is the task's one score that is tested.
     """
 
     place: tuple[str, str, str]
@@ -49,10 +67,14 @@ class Contest:
     standings: list[Standing]
     differences: dict[tuple[str, str], Difference]
     corrected: dict[tuple[str, str], float]
+    equivalent: list[str]
     one_seed: list[str]
+    clusters: int | None = None
+    seed_spread: float | None = None
+    primary: bool = True
 
 
-def contests(records: Sequence[Record], folder: Path | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
+def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
     """A contest for each place and score, among the chosen settings that have the score with every seed.
 
     records: in the order of the frame that `choices` refer to. folder: of the study, where the items are; None compares
@@ -66,23 +88,34 @@ def contests(records: Sequence[Record], folder: Path | None, choices: Sequence[C
     for place in dict.fromkeys(choice.place for choice in choices):
         here = [choice for choice in choices if choice.place == place]
         scores = [{score_name(score): score for i in choice.index for score in records[i].scores} for choice in here]
-        for name in dict.fromkeys(name for own in scores for name in own):
-            found.append(_contest([[records[i] for i in choice.index] for choice in here], here, name, folder))
+        names = list(dict.fromkeys(name for own in scores for name in own))
+        main = {_primary(task, names, place[2]) for task in dict.fromkeys(name.partition("/")[0] for name in names)}
+        for name in names:
+            groups = [[records[i] for i in choice.index] for choice in here]
+            found.append(replace(_contest(groups, here, name, folder), primary=name in main))
     return _lettered([contest for contest in found if contest.standings])
 
 
-def items(folder: Path, records: Sequence[Record], name: str) -> tuple[np.ndarray, tuple] | None:
-    """(seeds, items) values of the score `name` of one setting's records, and an identifier of the items.
+def _primary(task: str, names: Sequence[str], data: str) -> str:
+    """The score by which a task is tested: what the data set trains for, else the first that the task defines."""
+    own = [name for name in names if name.partition("/")[0] == task]
+    return next((name for name in own if name == LEARNED.get(data) or name in LEARNED.values()), own[0])
 
-    None if a file is missing or lacks the score, or if two seeds answered different items.
+
+def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple] | None:
+    """The values of the score `name` of one setting's records, with their clusters, and an identifier of the items.
+
+    Items of one subject, or of one value in the column `cluster`, are a cluster. None if a file is missing or lacks the
+    score, if two seeds answered different items, or if a value is missing (null or nan).
     """
     found = [_read(folder, record, name) for record in records]
     if not all(found) or len({which for _, which in found}) != 1:
         return None
-    return np.stack([values for values, _ in found]), found[0][1]
+    first, which = found[0]
+    return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters), which
 
 
-def answers(folder: Path, record: Record, name: str) -> pa.Table | None:
+def answers(folder: Items, record: Record, name: str) -> pa.Table | None:
     """The answers to each item of the score `name`, sorted by subject and index.
 
     Columns subject, item, hash, value, prediction and target; None if the record's file is missing or lacks them.
@@ -91,20 +124,43 @@ def answers(folder: Path, record: Record, name: str) -> pa.Table | None:
     return score and _table(folder, record, score, ["subject", "item", "hash", "value", "prediction", "target"])
 
 
-def _read(folder: Path, record: Record, name: str) -> tuple[np.ndarray, tuple] | None:
-    """The values sorted by subject and index; only the columns needed are read."""
+def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:
+    """One record's answers sorted by subject and index; only the columns needed are read."""
     score = score_of(record, name)
-    table = score and _table(folder, record, score, ["subject", "item", "value"])
+    table = score and _table(folder, record, score, ["subject", "item", "value"], ["cluster"])
     if not table or len(table) < 2:
         return None
-    which = (score.num_fewshot, score.version, *table["subject"].to_pylist(), *table["item"].to_pylist())
-    return table["value"].to_numpy(), which
+    values = table["value"].to_numpy()
+    if not np.isfinite(values.astype(float)).all():
+        return None
+    subjects, numbers = table["subject"].to_pylist(), table["item"].to_pylist()
+    clusters = _clusters(subjects, table["cluster"].to_pylist() if "cluster" in table.column_names else None)
+    return Answers(values[None].astype(float), clusters), (score.num_fewshot, score.version, *subjects, *numbers)
 
 
-def _table(folder: Path, record: Record, score: Score, columns: list[str]) -> pa.Table | None:
+def _clusters(subjects: Sequence[str], named: Sequence[str | None] | None) -> np.ndarray:
+    """The cluster of each item as an integer. Without groups, or with a single one, each item is its own."""
+    keys = list(zip(subjects, named or [None] * len(subjects), strict=True))
+    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.arange(len(keys)) if len(order) == 1 else np.array([order[key] for key in keys])
+
+
+def _table(
+    folder: Items, record: Record, score: Score, columns: list[str], optional: Sequence[str] = ()
+) -> pa.Table | None:
     wanted = [(name, "=", getattr(score, name)) for name in ("task", "metric", "filter")]
+    if isinstance(folder, Mapping):
+        table = folder.get(record.cell.name)
+        if table is None:
+            return None
+        for column, _, value in wanted:
+            table = table.filter(pc.field(column) == value)
+        return table.sort_by([("subject", "ascending"), ("item", "ascending")])
+    path = folder / f"{record.cell.name}.items.parquet"
     try:
-        table = pq.read_table(folder / f"{record.cell.name}.items.parquet", columns=columns, filters=wanted)
+        file = pq.ParquetFile(path)
+        extra = [name for name in optional if name in file.schema_arrow.names]
+        table = pq.read_table(path, columns=[*columns, *extra], filters=wanted)
     except (OSError, ValueError, KeyError):  # missing, not Parquet, or other columns
         return None
     return table.sort_by([("subject", "ascending"), ("item", "ascending")])
@@ -114,7 +170,7 @@ def score_of(record: Record, name: str) -> Score | None:
     return next((score for score in record.scores if score_name(score) == name), None)
 
 
-def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folder: Path | None) -> Contest:
+def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folder: Items | None) -> Contest:
     """A contest without letters. groups: the records of each choice."""
     standings, samples = [], {}
     higher = True
@@ -129,7 +185,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         if folder and (found := items(folder, records, name)):
             samples[choice.label] = found
     common = Counter(which for _, which in samples.values()).most_common(1)
-    paired = {label: values for label, (values, which) in samples.items() if which == common[0][0]}
+    paired = {label: sample for label, (sample, which) in samples.items() if which == common[0][0]}
     intervals = {}
     for group in [paired, *({label: found[0]} for label, found in samples.items() if label not in paired)]:
         if group:
@@ -137,16 +193,31 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     standings = [replace(s, interval=intervals.get(s.choice.label, s.interval)) for s in standings]
     standings.sort(key=lambda standing: -standing.value if higher else standing.value)
     order = [standing.choice.label for standing in standings if standing.choice.label in paired]
-    gaps = statistics.differences([paired[label] for label in order]) if len(order) > 1 else {}
+    ordered = [paired[label] for label in order]
+    gaps = statistics.differences(ordered) if len(order) > 1 else {}
+    ranked = dict(zip(order, statistics.ranks(ordered, higher), strict=True)) if len(order) > 1 else {}
+    first = ordered[0] if ordered else None
     return Contest(
         place=choices[0].place,
         score=name,
         higher_is_better=higher,
-        standings=standings,
+        standings=[replace(standing, rank=ranked.get(standing.choice.label)) for standing in standings],
         differences={(order[i], order[j]): gap for (i, j), gap in gaps.items()},
         corrected={},
+        equivalent=[],
         one_seed=[c.label for c, group in zip(choices, groups, strict=True) if _single(group)],
+        clusters=int(first.clusters.max()) + 1 if first is not None and first.clustered else None,
+        seed_spread=_seed_spread(ordered),
     )
+
+
+def _seed_spread(samples: Sequence[Answers]) -> float | None:
+    """The standard deviation of the score from seed to seed beyond what the items' own chance makes."""
+    repeated = [(statistics.seed_level(sample), len(sample.values)) for sample in samples if len(sample.values) > 1]
+    if not repeated:
+        return None
+    weights = [n - 1 for _, n in repeated]
+    return max(0.0, float(np.average([n * level.variance for level, n in repeated], weights=weights))) ** 0.5
 
 
 def _single(records: list[Record]) -> bool:
@@ -154,9 +225,24 @@ def _single(records: list[Record]) -> bool:
 
 
 def _lettered(found: list[Contest]) -> list[Contest]:
-    """Each contest with corrected p-values and letters."""
-    corrected = iter(statistics.holm([gap.p for contest in found for gap in contest.differences.values()]))
-    return [_with_letters(contest, {pair: float(next(corrected)) for pair in contest.differences}) for contest in found]
+    """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
+    tested = [contest for contest in found if contest.primary]
+    corrected = iter(statistics.holm([gap.p for contest in tested for gap in contest.differences.values()]))
+    close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
+    made = []
+    for contest in found:
+        if contest.primary:
+            ps = {pair: float(next(corrected)) for pair in contest.differences}
+            near = [label for label in _closeness(contest) if next(close) < ALPHA]
+            contest = replace(_with_letters(contest, ps), equivalent=near)
+        made.append(contest)
+    return made
+
+
+def _closeness(contest: Contest) -> dict[str, float]:
+    """By label, the p-value of the hypothesis that a method is MARGIN or more from the best one."""
+    best = contest.standings[0].choice.label
+    return {other: gap.statistic.p_within(MARGIN) for (one, other), gap in contest.differences.items() if one == best}
 
 
 def _with_letters(contest: Contest, corrected: dict[tuple[str, str], float]) -> Contest:

@@ -57,9 +57,10 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
     over_seeds = 2 * given.seed_sd**2 / seeds
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
     each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
-    noise = statistics.welch([statistics.Level(variance, rest, seeds - 1) for variance in each])
-    z = -special.stdtrit(n - 1, alpha / 2)
-    return float(np.mean(np.abs(found) > statistics.half_width(alpha, noise, over_items, z)))
+    each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * 2))
+    noise = statistics.Level(each.sum(axis=0), 2 * rest, freedom.min(axis=0))
+    variance, freedom = statistics.combined(noise, over_items, n - 1)
+    return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * variance**0.5))
 
 
 def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:
@@ -98,7 +99,7 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
     names = dict.fromkeys(score_name(score) for group in chosen for score in group[0].scores)
     for name in names:
         found = [sample for group in chosen if (sample := items(folder, group, name))]
-        samples = [values for values, which in found if which == found[0][1]]
+        samples = [sample.values for sample, which in found if which == found[0][1]]
         if samples and all(np.isin(values, (0, 1)).all() for values in samples):
             return _measured(name, samples)
     raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
@@ -151,7 +152,7 @@ def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[s
     else:
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
-        levels = [statistics.seed_level(sample) for sample in repeated]
+        levels = [statistics.seed_level(statistics.Answers.independent(sample)) for sample in repeated]
         freedom = np.array([len(sample) - 1 for sample in repeated])
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
         observed = [len(s) * v.variance for s, v in zip(repeated, levels, strict=True)]

@@ -55,9 +55,11 @@ def select(data: pd.DataFrame, by: Sequence[str] = ("method",)) -> list[Choice]:
     data: a frame of `harness.report.frame.frame`. by: columns, the method first. ("method", "rank") chooses the best
     learning rate for each rank, as a comparison of ranks requires; the best over all ranks is the overall best.
 
-    A setting is a candidate if it finished with every seed of its group; its loss is the mean of the last validation
-    losses over seeds. A setting that failed with a seed counts as a lost try. The least loss wins; ties go to the
-    lowest rank, then the lowest learning rate. A single setting needs no validation loss to be chosen.
+    A setting is a candidate if it finished with every seed that was asked of it, and has at least half as many seeds as
+    the most that a setting of its group has; its loss is the mean of the last validation losses over the seeds that all
+    candidates have, so that more seeds are no disadvantage. A setting that failed with a seed counts as a lost try. The
+    least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no validation
+    loss to be chosen.
     """
     if data.empty:
         return []
@@ -66,27 +68,36 @@ def select(data: pd.DataFrame, by: Sequence[str] = ("method",)) -> list[Choice]:
     tries = tries.groupby(list(dict.fromkeys([*keys, "setting"])), sort=False, dropna=False, as_index=False).agg(
         **{name: (name, "first") for name in ("rank", "alpha", "lr", "failed") if name not in by},
         rows=("row", tuple),
-        seeds=("seed", "nunique"),
-        losses=("validation_loss", "count"),
-        loss=("validation_loss", "mean"),
+        seeds=("seed", lambda seeds: tuple(map(_plain, seeds))),
+        losses=("validation_loss", tuple),
     )
-    tries["loss"] = tries["loss"].where(tries["losses"] == tries["rows"].map(len))
     groups = tries.groupby(keys, sort=False, dropna=False)
     return [_choice(tuple(map(_plain, key)), group) for key, group in groups]
 
 
 def _choice(key: tuple, tries: pd.DataFrame) -> Choice:
     """The choice among `tries`, one row a setting."""
-    unfinished = tries["failed"].isna() & (tries["seeds"] < tries["seeds"].max())
+    counts = tries["seeds"].map(lambda seeds: len(set(seeds)))
+    unfinished = tries["failed"].isna() & (2 * counts < counts.max())
     lost = Counter(tries["failed"].mask(unfinished, "unfinished").dropna())
     finished = tries[tries["failed"].isna() & ~unfinished]
+    if len(finished):
+        common = set.intersection(*map(set, finished["seeds"]))
+        if not common:  # those with the most seeds are compared
+            finished = finished[counts[finished.index] == counts[finished.index].max()]
+        pairs = list(zip(finished["seeds"], finished["losses"], strict=True))
+        own = [_mean(losses) for _, losses in pairs]
+        shared = [
+            _mean([loss for seed, loss in zip(*pair, strict=True) if seed in common] or pair[1]) for pair in pairs
+        ]
+        finished = finished.assign(loss=own, compared=shared)
     best, reason = None, None
     if finished.empty:
         reason = "no setting finished with every seed"
     elif len(tries) > 1 and finished["loss"].isna().any():
         reason = "choosing a setting requires validation losses"
     else:
-        best = finished.sort_values(["loss", "rank", "lr", "alpha"], kind="stable").iloc[0]
+        best = finished.sort_values(["compared", "rank", "lr", "alpha"], kind="stable").iloc[0]
     axes = {axis: None if best is None else _plain(best[axis]) for axis in ("setting", "rank", "alpha", "lr")}
     return Choice(
         place=key[:3],
@@ -99,6 +110,11 @@ def _choice(key: tuple, tries: pd.DataFrame) -> Choice:
         edges=() if best is None else tuple(_edges(best, tries)),
         reason=reason,
     )
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """nan if one is missing; pandas would leave it out."""
+    return sum(map(float, losses)) / len(losses)
 
 
 def _edges(chosen: pd.Series, tries: pd.DataFrame) -> Iterator[str]:

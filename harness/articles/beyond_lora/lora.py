@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 
-import numpy as np
-from scipy import stats as distributions
-
-from harness.articles.rules import adapt_settings, ratio
+from harness.articles.rules import adapt_settings, memory_ratio
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times
 from harness.report.evidence import Evidence
@@ -39,7 +36,7 @@ def lora_parameters(at: Evidence) -> Judgement:
 
 @CLAIMS.claim("lora-memory", "LoRA reduces memory drastically (to at most half of full's peak)", "sweep memory", times)
 def lora_memory(at: Evidence) -> Judgement:
-    return ratio(at, "lora", "full", "train_allocated_peak", 0, 0.5, exact=True)
+    return memory_ratio(at, "lora", "full", "train_allocated_peak", 0, 0.5)
 
 
 @CLAIMS.claim(
@@ -50,21 +47,17 @@ def lora_memory(at: Evidence) -> Judgement:
     times,
 )
 def low_rank_spread(at: Evidence) -> Judgement:
-    """The ratio of two standard deviations, each pooled over ranks. The interval is that of the F distribution."""
+    """The ratio of two standard deviations, each pooled over ranks: `statistics.spread_ratio`."""
     chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     groups = [[c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]]
     if not all(groups):
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
     used = tuple(record.cell.name for group in groups for record in at.chosen(*group))
     losses = [[[r.validation[-1].loss for r in at.chosen(c) if r.validation] for c in group] for group in groups]
-    freedom = [sum(max(0, len(values) - 1) for values in group) for group in losses]
     seeds = min(len(values) for group in losses for values in group)
-    squares = [sum(len(values) * np.var(values) for values in group if values) for group in losses]
-    if not all(freedom) or not all(squares):
+    effect = statistics.spread_ratio(*losses)
+    if effect is None:
         return Judgement(OPEN, None, seeds, None, used, "No variation between seeds to compare")
-    variances = (squares[0] / freedom[0]) / (squares[1] / freedom[1])
-    ends = variances / distributions.f.ppf(statistics.TAILS[::-1], *freedom)
-    effect = Interval(*(float(value) ** 0.5 for value in (variances, *ends)))
     decision = judge(effect, low=2)
     return Judgement(decision, effect, seeds, None, used, "Too few seeds" if decision == OPEN else "")
 
@@ -77,23 +70,23 @@ def low_rank_spread(at: Evidence) -> Judgement:
     points,
 )
 def low_rank_divergence(at: Evidence) -> Judgement:
-    """The difference of two proportions. The interval is Newcombe's (Stat. Med. 17, 1998, method 10)."""
+    """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
     runs = [r for r in at.records if r.cell.method == "lora" and r.cell.rank and r.status in ("ok", "diverged")]
-    sides = [[r for r in runs if r.cell.rank <= LOW], [r for r in runs if r.cell.rank >= HIGH]]
-    shared = set.intersection(*({r.cell.lr for r in side} for side in sides))
-    sides = [[r for r in side if r.cell.lr in shared] for side in sides]
-    if not all(sides):
+    settings = defaultdict(list)
+    for record in runs:
+        if record.cell.rank <= LOW or record.cell.rank >= HIGH:
+            settings[record.cell.lr, record.cell.rank].append(record)
+    strata = defaultdict(lambda: ([], []))
+    for (lr, rank), members in settings.items():
+        diverged = sum(record.status == "diverged" for record in members)
+        strata[lr][rank >= HIGH].append(statistics.Outcomes(diverged, len(members)))
+    strata = {lr: sides for lr, sides in strata.items() if all(sides)}
+    if not strata:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
-    shares, lows, highs = [], [], []
-    for side in sides:
-        test = distributions.binomtest(sum(r.status == "diverged" for r in side), len(side))
-        ends = test.proportion_ci(method="wilson")
-        shares, lows, highs = [*shares, test.statistic], [*lows, ends.low], [*highs, ends.high]
-    value = shares[0] - shares[1]
-    below = math.hypot(shares[0] - lows[0], highs[1] - shares[1])
-    above = math.hypot(highs[0] - shares[0], shares[1] - lows[1])
-    effect = Interval(value, value - below, value + above)
+    effect, worth = statistics.difference_of_shares(strata)
     decision = judge(effect, low=0.1)
-    used = tuple(record.cell.name for side in sides for record in side)
+    used = tuple(record.cell.name for (lr, _), members in settings.items() if lr in strata for record in members)
     why = "Too few runs" if decision == OPEN else ""
-    return Judgement(decision, effect, min(map(len, sides)), None, used, why)
+    if decision == OPEN and worth < min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1)) / 2:
+        why = "Too few settings: runs of a setting end alike"
+    return Judgement(decision, effect, round(worth), None, used, why)

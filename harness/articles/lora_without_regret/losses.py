@@ -38,12 +38,12 @@ def judged(
     seeds = min(map(len, [*losses, *reference]))
     if seeds == 0:
         return Judgement(OPEN, None, 0, None, used, "No validation losses")
-    effect = statistics.products_ratio(losses, reference)
-    if effect is None:
+    found = statistics.of_losses(losses, reference)
+    if found is None:
         means = [math.prod(sum(values) / len(values) for values in side) for side in (losses, reference)]
         return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")
-    decision = decide(effect)
-    return Judgement(decision, effect, seeds, None, used, STRADDLES if decision == OPEN else "")
+    decision = decide(found.interval)
+    return Judgement(decision, found.interval, seeds, None, used, STRADDLES if decision == OPEN else "")
 
 
 def higher(ratio: Interval) -> Decision:

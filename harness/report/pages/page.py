@@ -29,7 +29,8 @@ from harness.report.claims import OPEN, Verdict
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.pairwise import Contest, contests
-from harness.report.tables.best import ahead, best_of
+from harness.report.tables.advice import ahead
+from harness.report.tables.best import best_of
 from harness.report.tables.entries import ABSENT, rate
 from harness.report.tables.formats import html_grid, one_line
 from harness.report.tables.rows import Row, Rows, group

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from harness import units
 from harness.record import Record
+from harness.report import statistics
+from harness.report.evidence import conditions, differing, started
 from harness.report.frame import score_name
+from harness.report.lint.environment import overlap
+from harness.report.lint.training import resumed
 from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
-from harness.report.statistics import ALPHA, Interval, ratio_interval, seeds_interval, speed_ratio
+from harness.report.statistics import Interval, Peak, Run, seeds_interval
+from harness.report.tables.advice import advice, ahead, headline, listed, optimism
 from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row, Rows, group, several_seeds
 from harness.report.tables.table import Table, comparison, comparison_of, title
@@ -64,16 +68,19 @@ def best_of(rows: Rows, folder: Path | None) -> Table:
     if several_seeds(list(filter(None, chosen))):
         columns["Seeds"] = [_seeds(row) for row in chosen]
     columns["Peak train memory"] = _with_ratios(chosen, "full", _memory, units.size, _memory_ratio)
-    columns["Tokens/s"] = _with_ratios(chosen, "lora", _speed, rate, _speed_ratio)
+    columns["Tokens/s"] = _with_ratios(chosen, "lora", _speed, rate, _speed_ratios(records))
     for name in dict.fromkeys(contest.score for contest in held):
         header, texts = _score_column([contest for contest in held if contest.score == name], records, choices)
         columns[header] = texts
+    if any(contest.primary and contest.differences for contest in held):
+        columns["Best (expected rank)"] = [_rank(choice, headline(held, choice.place)) for choice in choices]
     columns["Validation loss"] = [_loss(row) for row in chosen]
+    by_label = {(c.place, c.label): row for c, row in zip(choices, chosen, strict=True) if row}
     return Table(
         title=f"{title(rows)}: best settings",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
-        caption=list(_caption(records, choices, held)),
+        caption=list(_caption(records, choices, held, by_label)),
         data=None,
     )
 
@@ -111,23 +118,44 @@ def _speed(row: Row) -> float | None:
     return row.mean("tokens_per_second_steady")
 
 
-def _memory_ratio(row: Row, reference: Row) -> Interval | None:
-    return ratio_interval(row.values("train_allocated_peak"), reference.values("train_allocated_peak"))
+Ratios = Callable[[Row, Row, Sequence[Row]], Interval | None]
 
 
-def _speed_ratio(row: Row, reference: Row) -> Interval | None:
-    """Of several seeds by their rates, of one by its steps."""
-    rates = (side.values("tokens_per_second_steady") for side in (row, reference))
-    return ratio_interval(*rates) or speed_ratio(_token_seconds(row), _token_seconds(reference))
+def _memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval | None:
+    """None of a single seed, and of rows that ran under other conditions."""
+    sides = [_peaks(side) for side in (row, reference)]
+    if min(len({peak.seed for peak in side}) for side in sides) < 2:
+        return None
+    if differing(row.measured, reference.measured, conditions):
+        return None
+    field = [_peaks(other) for other in others if other is not row and other is not reference]
+    return statistics.of_memory(*sides, field=[peaks for peaks in field if peaks]).interval
 
 
-def _token_seconds(row: Row) -> list[list[float]]:
-    """The seconds a raw token took, by seed and step after warm-up; `tokens_per_second_steady` is 1 / their median."""
-    found = []
-    for train in (record.train for record in row.records):
-        tokens = [later - earlier for earlier, later in pairwise([0, *(point.tokens for point in train.loss)])]
-        found.append([train.step_seconds[i] / tokens[i] for i in train.steady_steps() if i < len(tokens)])
-    return found
+def _peaks(row: Row) -> list[Peak]:
+    found = zip(row.records, row.numbers, strict=True)
+    peaks = [(record, numbers["train_allocated_peak"]) for record, numbers in found if record.status == "ok"]
+    return [Peak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
+
+
+def _speed_ratios(records: Sequence[Record]) -> Ratios:
+    """Ratios of rates, over runs that neither overlapped with others nor were resumed; None without two of each."""
+    disturbed = {name for rule in (overlap, resumed) for _, names in rule(records) for name in names}
+
+    def ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval | None:
+        if differing(row.measured, reference.measured, conditions):
+            return None
+        runs = {str(id(side)): _runs(side, disturbed) for side in (row, reference, *others)}
+        found = statistics.of_times(runs, str(id(row)), str(id(reference)))
+        return found.interval if found else None
+
+    return ratio
+
+
+def _runs(row: Row, disturbed: set[str]) -> list[Run]:
+    found = zip(row.records, row.numbers, strict=True)
+    rates = [(record, numbers["tokens_per_second_steady"]) for record, numbers in found]
+    return [Run(v, r.cell.seed, started(r)) for r, v in rates if v and r.cell.name not in disturbed]
 
 
 def _with_ratios(
@@ -135,7 +163,7 @@ def _with_ratios(
     method: str,
     value: Callable[[Row], float | None],
     text: Callable[[float], str],
-    ratio: Callable[[Row, Row], Interval | None],
+    ratio: Ratios,
 ) -> list[str]:
     """A measure of each row, and its ratio to that of `method` with an interval where there are repeats."""
     cells = []
@@ -148,7 +176,8 @@ def _with_ratios(
         elif of is None:
             cells.append(text(own))
         else:
-            found = None if row is others[0] else ratio(row, others[0])
+            here = [other for other in rows if other and other.place == row.place]
+            found = None if row is others[0] else ratio(row, others[0], here)
             ends = f", {found.low:.2f}–{found.high:.2f}" if found else ""
             cells.append(f"{text(own)} ({own / of:.2f}×{ends})")
     return cells
@@ -171,10 +200,24 @@ def _score_column(held: list[Contest], records: Sequence[Record], choices: list[
     return header, cells
 
 
+def _rank(choice: Choice, contest: Contest | None) -> str:
+    """The probability that a method is the best one, and its expected rank, by the score of the data's task."""
+    standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
+    if standing is None or standing.rank is None:
+        return ABSENT
+    share = standing.rank.best
+    text = "< 1%" if share < 0.01 else "> 99%" if share > 0.99 else f"{share:.0%}"
+    return f"{text} ({standing.rank.expected:.1f})"
+
+
 # Caption
 
 
-def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+def _caption(
+    records: Sequence[Record], choices: list[Choice], held: list[Contest], rows: dict[tuple, Row]
+) -> Iterator[str]:
+    for place in dict.fromkeys(choice.place for choice in choices):
+        yield from advice(held, {label: row for (where, label), row in rows.items() if where == place}, place)
     several = len({choice.place for choice in choices}) > 1
     for contest in held:
         yield ahead(contest, several)
@@ -182,44 +225,35 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
         yield from _score_caption(records, choices, held)
     else:
         yield "No chosen setting has a score."
-    yield from _selection_caption(choices)
+    yield from _selection_caption(choices, held)
     yield (
         "Memory is the peak of live tensors in a training step; × is its ratio to full. Tokens/s counts raw tokens; × "
-        "is its ratio to lora. Ratios have 95% intervals over seeds; for a single seed, over steps."
+        "is its ratio to lora. Ratios have 95% intervals over seeds and runs; a single run, and runs beside others, "
+        "have none."
     )
-
-
-def ahead(contest: Contest, several: bool) -> str:
-    """One sentence on a score: the best method, and those that do not differ significantly from it."""
-    where = f" ({'/'.join(contest.place[1:])})" if several else ""
-    name = contest.score.removesuffix("/none").replace("/", " ") + where
-    first, *others = contest.standings
-    label = first.choice.label
-    end = "highest" if contest.higher_is_better else "lowest"
-    if not others:
-        return f"{name}: only {label} has this score."
-    if first.letters is None:
-        return f"{name}: {label} scores {end}. Its items are missing, so no difference from it is tested."
-    tied = [other for (one, other), p in contest.corrected.items() if one == label and p >= ALPHA]
-    if not tied:
-        return f"{name}: {label} scores {end}, and differs significantly from all methods with the same items."
-    if len(tied) == len(others):
-        return f"{name}: {label} scores {end}, but no method differs significantly from it."
-    return f"{name}: {label} scores {end}. Not significantly different from it: {_listed(tied)}."
 
 
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
     singles = [choice.label for choice in trained if len(choice.index) == 1]
-    pairs = sum(len(contest.differences) for contest in held)
+    pairs = sum(len(contest.differences) for contest in held if contest.primary)
     over = "items" if len(singles) == len(trained) else "seeds and items"
-    tests = "McNemar's exact test" if over == "items" else "paired by item; Student's t over seeds"
-    corrected = f"p ≥ 0.05, {tests}, Holm's correction for {pairs} pairs"
+    grouped = {c.clusters for c in held if c.clusters}
+    paired = "McNemar's exact test" if over == "items" and not grouped else "paired by item; Student's t"
+    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pairs"
     yield f"Brackets: 95% intervals over {over}." + (
-        f" Methods that share a letter do not differ significantly ({corrected})." if pairs else ""
+        f" Sharing a letter is not being equal: no test tells these methods apart ({corrected})." if pairs else ""
     )
+    if grouped:
+        counts = ", ".join(map(str, sorted(grouped)))
+        yield f"Items come in groups (subjects, passages or templates: {counts}), which count as such."
+    if pairs:
+        yield (
+            "Best: how likely a method is the best one (bootstrap over seeds and groups of items), and its expected "
+            "rank, by the score of the data's task."
+        )
     if singles:
-        who = "Single seed" if len(singles) == len(trained) else f"Single seed of {_listed(singles)}"
+        who = "Single seed" if len(singles) == len(trained) else f"Single seed of {listed(singles)}"
         yield f"{who}: intervals and letters exclude seed-to-seed variance. They hold for the trained models only."
     if any(len(choice.index) == 2 for choice in trained):
         yield "Two seeds: intervals are wide, so few differences are significant."
@@ -227,15 +261,18 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
         s.choice.label for c in held for s in c.standings if s.letters is None and len(c.standings) > 1
     )
     if alone:
-        yield f"No letter, as items are missing or differ from those of other methods: {_listed(alone)}."
+        yield f"No letter, as items are missing or differ from those of other methods: {listed(alone)}."
 
 
-def _selection_caption(choices: list[Choice]) -> Iterator[str]:
+def _selection_caption(choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     if any(choice.tries > 1 for choice in choices):
         yield (
             "Each setting has the least validation loss, mean over seeds, of its method's settings that finished with "
             "every seed. Test scores take no part."
         )
+        for place in dict.fromkeys(choice.place for choice in choices):
+            if told := optimism([choice for choice in choices if choice.place == place], headline(held, place)):
+                yield told
     elif choices:
         yield "Each method had one setting; another one may suit it better."
     edges = [f"{choice.label} {edge}" for choice in choices for edge in choice.edges]
@@ -244,8 +281,3 @@ def _selection_caption(choices: list[Choice]) -> Iterator[str]:
     for choice in choices:
         if choice.reason:
             yield f"{choice.label}: no setting chosen, {choice.reason}."
-
-
-def _listed(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last

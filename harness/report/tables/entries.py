@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean, median
 
 from harness import units
 from harness.record import Score
+from harness.report.evidence import started
 from harness.report.frame import FORMS, KINDS, score_name
 from harness.report.lint.training import attention_text
-from harness.report.statistics import speed_ratio
+from harness.report.statistics import Run, of_times
 from harness.report.tables.rows import Row, Rows
 
 ABSENT = "–"
@@ -110,8 +112,18 @@ def decode_ratio(row: Row, rows: Rows) -> str:
         return ABSENT
     if row is reference:
         return "1.00×"  # relative to itself
-    estimate = speed_ratio(row.served, reference.served)
-    return "{:.2f}× ({:.2f}–{:.2f})".format(*estimate) if estimate else ABSENT
+    speeds = [fmean(1 / median(repeats) for repeats in side.served) for side in (row, reference)]
+    found = of_times({"row": _served(row), "reference": _served(reference)}, "row", "reference")
+    ends = f" ({1 / found.high:.2f}–{1 / found.low:.2f})" if found else ""
+    return f"{speeds[0] / speeds[1]:.2f}×{ends}"
+
+
+def _served(row: Row) -> list[Run]:
+    """Seconds per decoded token of each run."""
+    return [
+        Run(median(repeats), record.cell.seed, started(record))
+        for record, repeats in zip(row.measured, row.served, strict=False)
+    ]
 
 
 def trainable(row: Row, rows: Rows) -> str:

@@ -1,0 +1,71 @@
+"""Estimates, tests and ties: samples in, numbers out; nothing here knows a study.
+
+One estimator for each kind of quantity. Each takes its data in a shape that shows what is independent of what:
+
+| Quantity | Independent units | Module |
+| --- | --- | --- |
+| accuracies and other scores of items | seeds, and clusters of items | `accuracies` |
+| validation losses | seeds | `ratios.of_losses` |
+| peaks of memory | seeds; learning rates of one seed are no repeats | `ratios.of_memory` |
+| times and rates | runs; runs of a method that follow each other are one | `ratios.of_times` |
+| best learning rates | seeds | `optima` |
+| shares of runs | settings and runs | `shares` |
+| variation from seed to seed | seeds | `spreads` |
+
+All use the same intervals (`estimates`), the same shrinkage of variances over methods (`variances`) and the same
+correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their coverage and error rates in simulated studies.
+"""
+
+from harness.report.statistics.accuracies import Answers, differences, mcnemar, mean_intervals, seed_level
+from harness.report.statistics.estimates import (
+    ALPHA,
+    TAILS,
+    Difference,
+    Interval,
+    Statistic,
+    preference,
+    seeds_interval,
+    summary_interval,
+)
+from harness.report.statistics.optima import optimum, ratio_of_optima
+from harness.report.statistics.ranks import Rank, ranks
+from harness.report.statistics.ratios import Peak, Ratio, Run, of_losses, of_memory, of_times, units
+from harness.report.statistics.shares import Outcomes, difference_of_shares
+from harness.report.statistics.spreads import spread_ratio
+from harness.report.statistics.ties import holm, letters
+from harness.report.statistics.variances import Level, combined, moderated
+
+__all__ = [
+    "ALPHA",
+    "TAILS",
+    "Answers",
+    "Difference",
+    "Interval",
+    "Level",
+    "Outcomes",
+    "Peak",
+    "Rank",
+    "Ratio",
+    "Run",
+    "Statistic",
+    "combined",
+    "difference_of_shares",
+    "differences",
+    "holm",
+    "letters",
+    "mcnemar",
+    "mean_intervals",
+    "moderated",
+    "of_losses",
+    "of_memory",
+    "of_times",
+    "optimum",
+    "preference",
+    "ranks",
+    "ratio_of_optima",
+    "seed_level",
+    "seeds_interval",
+    "spread_ratio",
+    "summary_interval",
+    "units",
+]

@@ -1,0 +1,149 @@
+"""Scores of items: means, differences and their errors, over seeds and over clusters of items.
+
+The model is two-way: value = mean + seed + item + rest, each a random effect, since all seeds answer the same items;
+items of one cluster (a subject, a passage, a template) share a part of theirs. So the variance of a mean is B + b: B,
+that of the seeds' means over their number, which has the rest in it, and b, what items add to that: their
+cluster-robust variance less the rest's share (Miller, arXiv:2411.00640; McCaffrey & Bell's correction for few
+clusters). B is shrunk over the methods that are compared (`variances.moderated`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from harness.report.statistics.estimates import TAILS, Difference, Interval, Statistic, quantile
+from harness.report.statistics.variances import Level, combined, moderated
+
+
+class Answers(NamedTuple):
+    """Values of one method: (seeds, items), and the cluster of each item as an integer.
+
+    Methods that are compared must have answered the same items, in one order. Independent items are clusters of one.
+    """
+
+    values: np.ndarray
+    clusters: np.ndarray
+
+    @classmethod
+    def independent(cls, values: np.ndarray) -> Answers:
+        return cls(values, np.arange(values.shape[1]))
+
+    @property
+    def clustered(self) -> bool:
+        return 1 < self.clusters.max() + 1 < len(self.clusters)
+
+
+def mean_intervals(samples: Sequence[Answers]) -> list[Interval]:
+    """The mean of each method's values and its 95% interval, over seeds and items.
+
+    samples: of at least 2 items; seeds may differ in number. Of one seed the interval is over items alone: how seeds
+    differ is not in it. Of right and wrong answers it is Jeffreys' interval of a proportion (Brown, Cai & DasGupta,
+    Stat. Sci. 16, 2001) with as many items as would have that error if they were independent (Korn & Graubard, Surv.
+    Methodol. 24, 1998); so none right of 57 is not known to be 0.
+    """
+    return [_mean_interval(sample, level) for sample, level in zip(samples, levels(samples), strict=True)]
+
+
+def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]:
+    """For each pair i < j of samples the mean of i less that of j; samples as in `mean_intervals`.
+
+    Items are paired: both methods answered the same. Seeds are not: one seed means the same batches to both, and where
+    that makes their results alike, intervals are too wide and p-values too large. The interval and the p-value are
+    Student's; the p-value of one seed each, values 0 or 1 and independent items is McNemar's exact one. A correction
+    for many comparisons is the caller's: `holm`.
+    """
+    of, means = levels(samples), [sample.values.mean(axis=0) for sample in samples]
+    found = {}
+    for i, j in itertools.combinations(range(len(samples)), 2):
+        one, other = samples[i], samples[j]
+        gap = means[i] - means[j]
+        items, freedom = over_items(gap, one.clusters)
+        variance, freedom = combined(_together(of[i], of[j]), items, freedom)
+        if _binary(one.values) and _binary(other.values):
+            variance = max(float(variance), gap.size**-2)  # a model that answers alike may differ by an item
+        statistic = Statistic(float(gap.mean()), float(variance) ** 0.5, float(freedom))
+        alone = len(one.values) == len(other.values) == 1 and not one.clustered
+        exact = alone and _binary(one.values) and _binary(other.values)
+        p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
+        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom)
+    return found
+
+
+def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+    """The exact two-sided p-value of McNemar's test: two models' right (1) and wrong (0) answers to the same items."""
+    from scipy.stats import binomtest
+
+    wins, losses = int(np.sum(one > other)), int(np.sum(one < other))
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+
+
+def over_items(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """The variance of the mean of `values`, one an item, over clusters, and its degrees of freedom.
+
+    Clusters of unequal size count for as many as equal ones would (Kish): 1 / the sum of their squared shares.
+    """
+    sums, shares = cluster_sums(values[None] - values.mean(), clusters)
+    return float((sums[0] ** 2 / (1 - shares)).sum()) / values.size**2, 1 / float((shares**2).sum()) - 1
+
+
+def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, clusters) sums of `values` (rows, items), and each cluster's share of the items."""
+    sizes = np.bincount(clusters)
+    sums = np.stack([np.bincount(clusters, row, len(sizes)) for row in values])
+    return sums, sizes / len(clusters)
+
+
+def seed_level(sample: Answers) -> Level:
+    """Of the mean over seeds and items, as this method's seeds alone tell it."""
+    values = sample.values
+    seeds, items = values.shape
+    if seeds == 1:
+        return Level(0.0, 0.0, np.inf)
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    sums, shares = cluster_sums(rest, sample.clusters)
+    rest = float((sums**2 / (1 - shares)).sum()) / items**2 / seeds / (seeds - 1)
+    return Level(float(np.var(values.mean(axis=1), ddof=1)) / seeds, rest, seeds - 1.0)
+
+
+def levels(samples: Sequence[Answers]) -> list[Level]:
+    """`seed_level` of each sample, with the variance of one seed shrunk over the samples of several seeds."""
+    found = [seed_level(sample) for sample in samples]
+    repeated = [i for i, sample in enumerate(samples) if len(sample.values) > 1]
+    if len(repeated) < 2:
+        return found
+    seeds = np.array([len(samples[i].values) for i in repeated])
+    own = np.array([found[i].variance for i in repeated]) * seeds
+    shrunk, freedom = moderated(own, seeds - 1.0)
+    for i, variance, degrees in zip(repeated, shrunk / seeds, freedom, strict=True):
+        found[i] = Level(float(variance), found[i].rest, float(degrees))
+    return found
+
+
+def _together(one: Level, other: Level) -> Level:
+    """The level of a difference of means; both variances may rest on the same methods, so the fewer degrees count."""
+    return Level(one.variance + other.variance, one.rest + other.rest, min(one.freedom, other.freedom))
+
+
+def _binary(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0, 1)).all())
+
+
+def _mean_interval(sample: Answers, level: Level) -> Interval:
+    values, n = sample.values, sample.values.shape[1]
+    value = float(values.mean())
+    items, freedom = over_items(values.mean(axis=0), sample.clusters)
+    variance, freedom = (float(part) for part in combined(level, items, freedom))
+    if not _binary(values):
+        return Statistic(value, variance**0.5, freedom).interval()
+    worth = float(n)
+    if variance > 0 and not (len(values) == 1 and not sample.clustered):
+        worth = value * (1 - value) / variance * (quantile(TAILS[1], np.inf) / quantile(TAILS[1], freedom)) ** 2
+    elif variance == 0 and sample.clustered:
+        worth = float(sample.clusters.max() + 1)
+    low, high = special.betaincinv(worth * value + 0.5, worth * (1 - value) + 0.5, TAILS)
+    return Interval(value, min(float(low), value), max(float(high), value))

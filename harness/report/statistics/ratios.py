@@ -1,0 +1,163 @@
+"""Ratios of positive quantities on the log scale: of losses, of memory, and of times."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.report.statistics.estimates import Interval, Statistic
+from harness.report.statistics.variances import moderated
+
+# Standard deviation of the log of a peak of memory from run to run, where no setting was run twice. Batches differ by
+# seed: in results/reference/smollm2 by 1.1% at most.
+SINGLE_RUN_SPREAD = 0.015
+
+
+class Peak(NamedTuple):
+    """A peak of memory of one run: bytes, the seed, and the setting, such as the learning rate."""
+
+    value: float
+    seed: Hashable
+    setting: Hashable
+
+
+class Run(NamedTuple):
+    """A measured time of one run: seconds (or another positive quantity), its seed, and when it started, in seconds."""
+
+    value: float
+    seed: Hashable
+    start: float | None
+
+
+class Ratio(NamedTuple):
+    """A ratio, its 95% interval, and how many independent units the smaller side has.
+
+    error, freedom: of the ratio's logarithm.
+    """
+
+    value: float
+    low: float
+    high: float
+    units: int
+    error: float
+    freedom: float
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, self.low, self.high)
+
+
+def of_losses(losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Ratio | None:
+    """The ratio of two products of mean losses, each factor with one loss a seed; None without two seeds of each.
+
+    The spread from seed to seed is shrunk over all factors.
+    """
+    factors = [*losses, *reference]
+    if min(map(len, factors)) < 2:
+        return None
+    logs = [np.log(factor) for factor in factors]
+    statistic = _contrast(logs, [1] * len(losses) + [-1] * len(reference))
+    return _exp(statistic, min(map(len, factors)))
+
+
+def of_memory(ones: Sequence[Peak], others: Sequence[Peak], field: Sequence[Sequence[Peak]] = ()) -> Ratio:
+    """The ratio of two methods' peaks of memory, at equal batches.
+
+    field: peaks of other methods at the same batches, whose spread counts too.
+
+    A peak is exact for its setting and its batches. So it differs by seed, since batches do; cells of one seed at
+    several learning rates have the same batches and are no repeats. The unit is the seed; if peaks differ by setting,
+    the interval is the wider one of those over seeds and over settings. Two methods that ran with the same seeds had
+    the same batches, and are paired. Of one seed nothing is known of other ones: an assumed spread stands in
+    (SINGLE_RUN_SPREAD).
+    """
+    over_seeds = _paired([ones, others, *field], lambda peak: peak.seed)
+    over_settings = _paired([ones, others], lambda peak: peak.setting)
+    units = min(len({peak.seed for peak in side}) for side in (ones, others))
+    if units < 2:
+        over_seeds = Statistic(over_seeds.value, SINGLE_RUN_SPREAD * 2**0.5, math.inf)
+    found = [statistic for statistic in (over_seeds, over_settings) if statistic.error is not None]
+    widest = max(found, key=lambda statistic: statistic.interval().high - statistic.value)
+    return _exp(widest._replace(value=over_seeds.value), units)
+
+
+def of_times(runs: Mapping[str, Sequence[Run]], one: str, other: str) -> Ratio | None:
+    """The ratio of the times of two methods; None without two units of each.
+
+    runs: of all methods that ran on the machine, alone, since their order tells what is independent. A machine has slow
+    spells, so runs of a method that follow each other without one of another method are one unit. Where the order is
+    unknown (equal starts) the seed is the unit. The spread from unit to unit is shrunk over the methods.
+    """
+    found = units(runs)
+    logs = {name: np.log(values) for name, values in found.items() if len(values) > 1}
+    if one not in logs or other not in logs:
+        return None
+    names = [one, other, *(name for name in logs if name not in (one, other))]
+    statistic = _contrast([logs[name] for name in names], [1, -1] + [0] * (len(names) - 2))
+    return _exp(statistic, min(len(logs[one]), len(logs[other])))
+
+
+def units(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
+    """The geometric mean of each independent unit of each method's runs, as in `of_times`."""
+    flat = [(run.start, name, run) for name, own in runs.items() for run in own]
+    starts = [start for start, _, _ in flat]
+    groups: dict[str, dict[Hashable, list[float]]] = {name: defaultdict(list) for name in runs}
+    if None in starts or len(set(starts)) < len(starts):
+        for _, name, run in flat:
+            groups[name][run.seed].append(math.log(run.value))
+    else:
+        block, last = 0, None
+        for _, name, run in sorted(flat, key=lambda entry: entry[0]):
+            block += name != last
+            last = name
+            groups[name][block].append(math.log(run.value))
+    return {name: [math.exp(np.mean(logs)) for logs in own.values()] for name, own in groups.items()}
+
+
+def _contrast(logs: Sequence[np.ndarray], signs: Sequence[int]) -> Statistic:
+    """The sum of signs × means, with the variances shrunk over all of `logs` (each of at least 2)."""
+    counts = np.array([len(values) for values in logs])
+    variances, freedoms = moderated(np.array([np.var(values, ddof=1) for values in logs]), counts - 1.0)
+    used = [i for i, sign in enumerate(signs) if sign]
+    value = sum(signs[i] * float(np.mean(logs[i])) for i in used)
+    return Statistic(value, float(sum(variances[i] / counts[i] for i in used)) ** 0.5, float(min(freedoms[used])))
+
+
+def _paired(sides: Sequence[Sequence[Peak]], unit: Callable[[Peak], Hashable]) -> Statistic:
+    """The log ratio of the first side to the second; its error is None without two units of both.
+
+    By the units that both have, else by the means of each side's own.
+    """
+    means = []
+    for side in sides:
+        grouped = defaultdict(list)
+        for peak in side:
+            grouped[unit(peak)].append(math.log(peak.value))
+        means.append({key: float(np.mean(values)) for key, values in grouped.items()})
+    one, other = means[:2]
+    common = [key for key in one if key in other]
+    if len(common) > 1:
+        table = np.array([[side[key] for key in common] for side in means if all(key in side for key in common)])
+        gaps = table[0] - table[1]
+        own, n = float(np.var(gaps, ddof=1)), len(common)
+        variance, freedom = own, n - 1.0
+        if len(table) > 2:
+            rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+            degrees = (len(table) - 1) * (n - 1)
+            pooled = 2 * float((rest**2).sum()) / degrees
+            if own <= 3 * pooled:  # else this pair is more restless than the others
+                variance, freedom = max(pooled, own / 3), float(degrees)
+        return Statistic(float(gaps.mean()), (variance / n) ** 0.5, freedom)
+    value = float(np.mean(list(one.values())) - np.mean(list(other.values())))
+    if min(len(one), len(other)) > 1:
+        return _contrast([np.array(list(side.values())) for side in (one, other)], [1, -1])._replace(value=value)
+    return Statistic(value, None, math.inf)
+
+
+def _exp(statistic: Statistic, n: int) -> Ratio:
+    value, low, high = (math.exp(min(end, 700.0)) for end in statistic.interval())
+    return Ratio(value, low, high, n, statistic.error, statistic.freedom)

@@ -1,0 +1,54 @@
+"""Whether a quantity varies more from seed to seed in one group than in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.report.statistics.estimates import Interval, Statistic
+
+LEAST = 5  # of seeds in a group; of fewer its kurtosis, and with it the interval, is unknown
+
+
+def spread_ratio(ones: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> Interval | None:
+    """The ratio of two standard deviations over seeds, each pooled over its groups, and its 95% interval.
+
+    ones, others: groups (such as ranks) of one positive number a seed. None if a side has fewer than two seeds, or no
+    variation. Few seeds (below LEAST) have the estimate alone, with infinite ends.
+
+    The F distribution holds for normal numbers only. Here the variance of the logarithm of a variance is that of the
+    jackknife over seeds (Miller, Ann. Math. Stat. 39, 1968), which heavy tails widen. Losses are skewed, so it is
+    done for the numbers and for their logarithms, and the interval covers both.
+    """
+    sides = [[np.asarray(group, dtype=float) for group in side if len(group) > 1] for side in (ones, others)]
+    if not all(sides) or any(_variance(side) == 0 for side in sides):
+        return None
+    value = (_variance(sides[0]) / _variance(sides[1])) ** 0.5
+    if min(len(group) for side in sides for group in side) < LEAST:
+        return Interval(value, 0.0, np.inf)
+    found = []
+    for transform in (lambda group: group, np.log):
+        parts = [_log_variance([transform(group) for group in side]) for side in sides]
+        (a, va, na), (b, vb, nb) = parts
+        total = va + vb
+        freedom = total**2 / (va**2 / (na - 1) + vb**2 / (nb - 1))
+        found.append(Statistic((a - b) / 2, total**0.5 / 2, freedom).interval())
+    low, high = min(f.low for f in found), max(f.high for f in found)
+    return Interval(value, float(np.exp(low)), float(np.exp(high)))
+
+
+def _variance(groups: Sequence[np.ndarray]) -> float:
+    return sum(len(g) * float(np.var(g)) for g in groups) / sum(len(g) - 1 for g in groups)
+
+
+def _log_variance(groups: Sequence[np.ndarray]) -> tuple[float, float, int]:
+    """The jackknife's estimate of the logarithm of a pooled variance, its variance, and the number of seeds."""
+    n = sum(map(len, groups))
+    whole = np.log(_variance(groups))
+    pseudo = []
+    for i, group in enumerate(groups):
+        for j in range(len(group)):
+            left = [*groups[:i], np.delete(group, j), *groups[i + 1 :]]
+            pseudo.append(n * whole - (n - 1) * np.log(max(_variance(left), 1e-300)))
+    return float(np.mean(pseudo)), float(np.var(pseudo, ddof=1)) / n, n
