@@ -14,6 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.report import statistics
+from harness.report.statistics import Answers, Outcomes, Peak, Run
 
 SEED = 0  # of all simulations; `python tests/report/test_statistics.py 1 2 3` runs them with others
 
@@ -26,7 +27,11 @@ def answers(draw, methods, seeds, items, level=0.0, seed_sd=0.0, item_sd=1.5, ow
     """
     item = draw.normal(0, item_sd, items)
     odds = [level + draw.normal(0, seed_sd, (seeds, 1)) + item + draw.normal(0, own_sd, items) for _ in range(methods)]
-    return [(draw.random((seeds, items)) < special.expit(each)).astype(float) for each in odds]
+    return [alone((draw.random((seeds, items)) < special.expit(each)).astype(float)) for each in odds]
+
+
+def alone(values):
+    return Answers.independent(np.asarray(values, dtype=float))
 
 
 def accuracy(level, seed_sd, item_sd=1.5, own_sd=0.75):
@@ -40,11 +45,13 @@ def numbers(draw, means, seeds, items, seed_sd, own_sd, rest_sd):
     """Scores that are no shares, of methods with these `means`: normal, (seeds, items) each."""
     item = draw.normal(0, 1, items)
     return [
-        mean
-        + draw.normal(0, seed_sd, (seeds, 1))
-        + item
-        + draw.normal(0, own_sd, items)
-        + draw.normal(0, rest_sd, (seeds, items))
+        alone(
+            mean
+            + draw.normal(0, seed_sd, (seeds, 1))
+            + item
+            + draw.normal(0, own_sd, items)
+            + draw.normal(0, rest_sd, (seeds, items))
+        )
         for mean in means
     ]
 
@@ -67,10 +74,7 @@ COVERAGE = [  # seeds, items, log odds, standard deviation over seeds, over item
 
 def covered(seed, seeds, items, level, seed_sd, item_sd):
     draw, truth = np.random.default_rng(seed), accuracy(level, seed_sd, item_sd)
-    found = [
-        statistics.mean_intervals(answers(draw, 1, seeds, items, level, seed_sd, item_sd), resamples=1000)[0]
-        for _ in range(1000)
-    ]
+    found = [statistics.mean_intervals(answers(draw, 1, seeds, items, level, seed_sd, item_sd))[0] for _ in range(1000)]
     return np.mean([interval.low <= truth <= interval.high for interval in found])
 
 
@@ -84,9 +88,7 @@ DIFFERENCES = [(1, 0.0), (3, 0.0), (3, 0.2), (3, 0.6), (5, 0.2)]  # seeds, stand
 
 def covered_differences(seed, seeds, seed_sd):
     draw = np.random.default_rng(seed)
-    found = [
-        statistics.differences(answers(draw, 2, seeds, 200, 0.3, seed_sd), resamples=1000)[0, 1] for _ in range(1000)
-    ]
+    found = [statistics.differences(answers(draw, 2, seeds, 200, 0.3, seed_sd))[0, 1] for _ in range(1000)]
     return np.mean([difference.low <= 0 <= difference.high for difference in found])
 
 
@@ -100,7 +102,7 @@ def test_a_plain_hierarchical_bootstrap_would_cover_too_seldom():
     for _ in range(300):
         (sample,) = answers(draw, 1, 3, 200, 0.0, 1.0)
         seeds, items = draw.integers(3, size=(300, 3)), draw.integers(200, size=(300, 200))
-        means = sample[seeds[:, :, None], items[:, None, :]].mean(axis=(1, 2))
+        means = sample.values[seeds[:, :, None], items[:, None, :]].mean(axis=(1, 2))
         low, high = np.quantile(means, [0.025, 0.975])
         hits += low <= truth <= high
     assert hits / 300 < 0.9
@@ -126,7 +128,7 @@ def winners(seed, methods, seeds, seed_sd):
     """The share of 500 studies of equal methods that find any two of them different."""
     draw, found = np.random.default_rng(seed), 0
     for _ in range(500):
-        pairs = statistics.differences(answers(draw, methods, seeds, 200, 0.3, seed_sd), resamples=2)
+        pairs = statistics.differences(answers(draw, methods, seeds, 200, 0.3, seed_sd))
         found += min(statistics.holm([difference.p for difference in pairs.values()])) < 0.05
     return found / 500
 
@@ -142,7 +144,7 @@ def winners_by_noise(seed, seeds):
     for _ in range(500):
         (steady,) = numbers(draw, [0.0], seeds, 100, 0.01, 0.5, 1.0)
         (restless,) = numbers(draw, [0.0], seeds, 100, 0.5, 0.5, 1.0)
-        found += statistics.differences([steady, restless], resamples=2)[0, 1].p < 0.05
+        found += statistics.differences([steady, restless])[0, 1].p < 0.05
     return found / 500
 
 
@@ -166,7 +168,7 @@ def found(seed, seeds, seed_sd, own_sd, rest_sd, items=200):
     error = (2 * (seed_sd**2 / seeds + own_sd**2 / items + rest_sd**2 / seeds / items)) ** 0.5
     draw = np.random.default_rng(seed)
     studies = [numbers(draw, [3 * error, 0.0], seeds, items, seed_sd, own_sd, rest_sd) for _ in range(500)]
-    return np.mean([statistics.differences(study, resamples=2)[0, 1].p < 0.05 for study in studies])
+    return np.mean([statistics.differences(study)[0, 1].p < 0.05 for study in studies])
 
 
 @pytest.mark.parametrize("setting", TRUE)
@@ -182,7 +184,7 @@ def found_by_mcnemar(seed, items=1000, lost=0.08):
     for _ in range(500):
         kind = draw.choice(4, items, p=[lost + gap, lost, 0.3, 0.7 - 2 * lost - gap])
         one, other = np.isin(kind, (0, 2)).astype(float), np.isin(kind, (1, 2)).astype(float)
-        hits += statistics.differences([one[None], other[None]], resamples=2)[0, 1].p < 0.05
+        hits += statistics.differences([alone(one[None]), alone(other[None])])[0, 1].p < 0.05
     return hits / 500
 
 
@@ -236,13 +238,13 @@ def test_mcnemar_is_that_of_statsmodels(wins, losses):
     other = np.array([0.0] * wins + [1.0] * losses + [1.0, 0.0])
     expected = statsmodels_mcnemar([[1, wins], [losses, 1]], exact=True).pvalue if wins + losses else 1.0
     assert statistics.mcnemar(one, other) == pytest.approx(expected)
-    assert statistics.differences([one[None], other[None]])[0, 1].p == pytest.approx(expected)
+    assert statistics.differences([alone(one[None]), alone(other[None])])[0, 1].p == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("right", [0, 1, 20, 57])
 def test_the_interval_of_one_seeds_accuracy_is_jeffreys(right):
     sample = np.array([[1.0] * right + [0.0] * (57 - right)])
-    (interval,) = statistics.mean_intervals([sample])
+    (interval,) = statistics.mean_intervals([alone(sample)])
     low, high = proportion_confint(right, 57, method="jeffreys")
     assert interval == pytest.approx((right / 57, 0.0 if right == 0 else low, 1.0 if right == 57 else high))
 
@@ -250,7 +252,7 @@ def test_the_interval_of_one_seeds_accuracy_is_jeffreys(right):
 def test_one_seeds_scores_are_compared_by_the_paired_t_test():
     draw = np.random.default_rng(0)
     one, other = draw.normal(0.1, 1, (1, 50)), draw.normal(0, 1, (1, 50))
-    difference = statistics.differences([one, other])[0, 1]
+    difference = statistics.differences([alone(one), alone(other)])[0, 1]
     assert difference.value == pytest.approx(one.mean() - other.mean())
     assert difference.p == pytest.approx(scipy_stats.ttest_rel(one[0], other[0]).pvalue)
 
@@ -258,14 +260,14 @@ def test_one_seeds_scores_are_compared_by_the_paired_t_test():
 def test_an_untuned_model_has_no_seeds_and_is_compared_all_the_same():
     draw = np.random.default_rng(0)
     tuned, base = numbers(draw, [2.0, 0.0], 3, 100, 0.1, 0.5, 0.5)
-    difference = statistics.differences([tuned, base[:1]])[0, 1]
+    difference = statistics.differences([tuned, alone(base.values[:1])])[0, 1]
     assert difference.low > 0
     assert difference.p < 0.05
 
 
 def test_models_that_answer_alike_do_not_differ():
     sample = np.tile([0.0, 1.0], (3, 20))
-    difference = statistics.differences([sample, sample])[0, 1]
+    difference = statistics.differences([alone(sample), alone(sample)])[0, 1]
     assert (difference.value, difference.p) == (0.0, 1.0)
     assert difference.low < 0 < difference.high
 
@@ -281,35 +283,196 @@ def test_the_interval_over_seeds_is_students():
 def test_a_score_without_items_has_the_interval_of_its_standard_errors():
     assert statistics.summary_interval([0.5], [0.1]) == pytest.approx((0.5, 0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
     assert statistics.summary_interval([0.5], [None]) is None
-    half = (0.01 * 12.706 + 0.01 * 1.96) / 0.02**0.5  # a variance of 0.01 over seeds, by t(1), and over items
-    assert statistics.summary_interval([0.4, 0.6], [0.1, 0.1]).high == pytest.approx(0.5 + half, rel=1e-4)
+    # a variance of 0.01 over seeds, by t(1), and of 0.01 over items: Cochran's quantile
+    half = (0.01 * 12.706 + 0.01 * 1.96) / 0.02 * 0.02**0.5
+    assert statistics.summary_interval([0.4, 0.6], [0.1, 0.1]).high == pytest.approx(0.5 + half, rel=1e-3)
 
 
-def test_the_ratio_of_means():
-    ratio, low, high = statistics.ratio_interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
-    assert ratio == pytest.approx(2.0)
-    half = scipy_stats.t.ppf(0.975, 2) * 0.2 / 3**0.5 / 2
-    assert (low, high) == pytest.approx((2 * np.exp(-half), 2 * np.exp(half)))
-    assert statistics.ratio_interval([2.0, 2.2], [1.0]) is None
+# Ratios
 
 
-def test_the_ratio_of_speeds():
-    assert statistics.speed_ratio([[2.0] * 5], [[2.0] * 5]) == (1.0, 1.0, 1.0)
-    assert statistics.speed_ratio([[4.0] * 5], [[2.0] * 5]) == (0.5, 0.5, 0.5)
-    ratio, low, high = statistics.speed_ratio([[1.0] * 3, [0.5] * 3], [[2.0] * 3])
-    assert ratio == 3.0  # (1 + 2) / 2 against 1/2
-    assert low < 0.1  # two seeds that differ say next to nothing
-    assert high > 90
-    repeats = [0.98, 0.99, 1.0, 1.01, 1.02]
-    ratio, low, high = statistics.speed_ratio([repeats], [repeats])
-    assert ratio == 1.0
-    assert 0.98 / 1.02 <= low < 1 < high <= 1.02 / 0.98
-    assert statistics.speed_ratio([repeats], [repeats]) == (ratio, low, high)  # the same on every call
+def test_the_ratio_of_losses_shrinks_the_spread_of_both_sides():
+    ones, others = [2.0, 2.2, 1.8], [1.0, 1.1, 0.9]
+    found = statistics.of_losses([ones], [others])
+    assert found.value == pytest.approx(2.0)
+    half = scipy_stats.t.ppf(0.975, 4) * (2 * np.var(np.log(ones), ddof=1) / 3) ** 0.5
+    assert (found.low, found.high) == pytest.approx((2 * np.exp(-half), 2 * np.exp(half)), rel=1e-6)
+    assert found.freedom == 4  # two samples that vary alike are one estimate
+    assert statistics.of_losses([[2.0, 2.2]], [[1.0]]) is None
 
 
-@pytest.mark.parametrize(("one", "other"), [([[1.0]], [[1.0, 1.0]]), ([], [[1.0, 1.0]]), ([[1.0, 1.0]], [])])
-def test_one_repeat_says_nothing_of_its_spread(one, other):
-    assert statistics.speed_ratio(one, other) is None
+def peaks(values, rates=3):
+    return [Peak(value, seed, rate) for seed, value in enumerate(values) for rate in range(rates)]
+
+
+def test_learning_rates_of_one_seed_are_no_repeats_of_its_memory():
+    few, many = (statistics.of_memory(peaks([4.0, 4.2], n), peaks([8.0, 8.1], n)) for n in (1, 8))
+    assert (few.low, few.high) == pytest.approx((many.low, many.high))
+    assert few.units == many.units == 2
+
+
+def test_memory_of_equal_seeds_is_paired_and_exact_where_nothing_varies():
+    assert statistics.of_memory(peaks([4.0, 4.4, 5.0]), peaks([8.0, 8.8, 10.0]))[:3] == pytest.approx((0.5, 0.5, 0.5))
+    settings = [Peak(4.0 + rate / 10, 0, rate) for rate in range(3)], [Peak(8.0, 0, rate) for rate in range(3)]
+    found = statistics.of_memory(*settings)
+    assert found.low < 0.5 < found.high  # settings differ, so the interval is about settings
+    assert found.units == 1
+
+
+def test_memory_of_a_single_run_is_not_exact():
+    found = statistics.of_memory(peaks([4.4], 1), peaks([4.0], 1))
+    assert found.low < 1.1 < found.high
+    assert found.low == pytest.approx(1.1 * np.exp(-1.96 * 0.015 * 2**0.5), rel=1e-4)
+
+
+def runs(values, starts=None):
+    return [Run(v, seed, None if starts is None else starts[seed]) for seed, v in enumerate(values)]
+
+
+def test_a_single_run_has_no_interval_of_its_speed():
+    assert statistics.of_times({"a": runs([1.0]), "b": runs([2.0])}, "a", "b") is None
+
+
+def test_runs_that_follow_each_other_are_one_unit():
+    order = {"a": runs([1.0, 1.1, 1.2], [0, 1, 2]), "b": runs([2.0, 2.1, 2.2], [3, 4, 5])}
+    assert statistics.of_times(order, "a", "b") is None
+    mixed = {"a": runs([1.0, 1.1, 1.2], [0, 2, 4]), "b": runs([2.0, 2.2, 2.4], [1, 3, 5])}
+    found = statistics.of_times(mixed, "a", "b")
+    assert found.value == pytest.approx(0.5)
+    assert found.units == 3
+
+
+def test_the_spread_of_times_is_shrunk_over_methods():
+    own = {"a": runs([1.0, 1.02]), "b": runs([1.0, 1.04])}
+    field = own | {name: runs([1.0, 1.03]) for name in "cdef"}
+    alone, together = (statistics.of_times(of, "a", "b") for of in (own, field))
+    assert together.high / together.low < alone.high / alone.low < 1.4
+
+
+# Best learning rates, shares, spreads
+
+
+def parabola(best, seeds=2, noise=0.0, grid=(8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4), curvature=0.1, draw=None):
+    draw = draw or np.random.default_rng(0)
+    return {
+        rate: {seed: 1 + curvature * np.log(rate / best) ** 2 + draw.normal(0, noise) for seed in range(seeds)}
+        for rate in grid
+    }
+
+
+@pytest.mark.parametrize("best", [3e-5, 5e-5, 7.7e-5])
+def test_an_optimum_between_two_rates_is_found(best):
+    found = statistics.optimum(parabola(best))
+    assert found.value == pytest.approx(best, rel=1e-6)
+    assert found.low < best < found.high < 1.3 * best
+
+
+def test_an_optimum_outside_of_the_grid_is_none():
+    assert "end of the rates" in statistics.optimum(parabola(1e-3))
+    assert statistics.optimum({}) == "No validation losses by learning rate"
+    assert statistics.optimum(parabola(1e-5, grid=(1e-5,))) == "One rate"
+
+
+def test_a_curve_as_flat_as_its_noise_has_no_ends():
+    found = statistics.optimum(parabola(5e-5, noise=0.5, curvature=1e-3, draw=np.random.default_rng(3)))
+    assert isinstance(found, str) or found.low == 0.0 or found.high == np.inf
+
+
+def test_the_share_of_one_setting_each_is_newcombes():
+    """56/70 against 48/80: 0.0524 to 0.3339 in Newcombe (1998), table II, method 10, example (a)."""
+    found, worth = statistics.difference_of_shares({1e-4: ([Outcomes(56, 70)], [Outcomes(48, 80)])})
+    assert found == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert worth == 70
+
+
+def test_runs_of_a_setting_that_end_alike_count_as_one():
+    alike = {lr: ([Outcomes(5 * (lr > 2), 5)], [Outcomes(0, 5)]) for lr in range(4)}
+    found, worth = statistics.difference_of_shares(alike)
+    assert worth == pytest.approx(4, abs=0.01)
+    assert found.low < 0 < found.high
+
+
+def test_shares_are_compared_within_rates():
+    """Simpson: at each rate both sides diverge alike, but the first side ran mostly at the rate that diverges."""
+    strata = {1e-4: ([Outcomes(1, 10)], [Outcomes(9, 90)]), 1e-2: ([Outcomes(81, 90)], [Outcomes(9, 10)])}
+    assert statistics.difference_of_shares(strata)[0].value == pytest.approx(0)
+
+
+def test_the_ratio_of_spreads_is_wider_than_f_where_tails_are_heavy():
+    draw = np.random.default_rng(0)
+    ones, others = np.exp(draw.normal(0, 1.0, 10)), np.exp(draw.normal(0, 1.0, 10))
+    found = statistics.spread_ratio([ones], [others])
+    f = scipy_stats.f.ppf(0.975, 9, 9) ** 0.5
+    assert found.high / found.low > f**2
+    assert statistics.spread_ratio([[1.0, 1.0]], [[1.0, 2.0]]) is None
+    assert statistics.spread_ratio([[1.0, 1.1]], [[1.0, 2.0]]).high == np.inf
+
+
+# Ranks and clusters
+
+
+def test_the_best_of_equal_methods_is_anyones_and_a_better_one_surely_first():
+    draw = np.random.default_rng(0)
+    equal = statistics.ranks([alone(np.tile([0.0, 1.0], (3, 50)))] * 4)
+    assert [rank.best for rank in equal] == pytest.approx([0.25] * 4)
+    assert [rank.expected for rank in equal] == pytest.approx([2.5] * 4)
+    better = statistics.ranks(numbers(draw, [1.0, 0.0, 0.0], 3, 200, 0.05, 0.2, 0.2))
+    assert better[0].best > 0.99
+    assert better[0].expected == pytest.approx(1, abs=0.01)
+    lower = statistics.ranks(numbers(draw, [1.0, 0.0, 0.0], 3, 200, 0.05, 0.2, 0.2), higher_is_better=False)
+    assert lower[0].expected == pytest.approx(3, abs=0.01)
+
+
+def clustered(draw, methods, seeds, clusters, size, own_cluster_sd):
+    """Equal methods with a preference of their own for each cluster."""
+    place = np.repeat(np.arange(clusters), size)
+    shared = draw.normal(0, 0.6, clusters)[place] + draw.normal(0, 1.5, len(place))
+    return [
+        Answers(
+            (
+                draw.random((seeds, len(place)))
+                < special.expit(shared + draw.normal(0, own_cluster_sd, clusters)[place])
+            ).astype(float),
+            place,
+        )
+        for _ in range(methods)
+    ]
+
+
+@pytest.mark.parametrize(("seeds", "own"), [(1, 0.5), (3, 0.3)])
+def test_items_of_a_cluster_are_not_independent(seeds, own):
+    draw, apart, naive = np.random.default_rng(SEED), 0, 0
+    for _ in range(200):
+        samples = clustered(draw, 4, seeds, 57, 20, own)
+        apart += min(statistics.holm([d.p for d in statistics.differences(samples).values()])) < 0.05
+        items = [alone(sample.values) for sample in samples]
+        naive += min(statistics.holm([d.p for d in statistics.differences(items).values()])) < 0.05
+    assert apart / 200 <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5
+    assert naive > 2 * apart
+
+
+def test_clusters_of_one_are_items():
+    (sample,) = numbers(np.random.default_rng(0), [0.0], 3, 50, 0.1, 1.0, 0.5)
+    means = sample.values.mean(axis=0)
+    level = statistics.seed_level(sample)
+    assert level.variance == pytest.approx(sample.values.mean(axis=1).var(ddof=1) / 3)
+    rest = sample.values - means - sample.values.mean(axis=1, keepdims=True) + sample.values.mean()
+    assert level.rest == pytest.approx((rest**2).sum() / (2 * 49) / 50 / 3)
+
+
+def test_equivalence_takes_two_one_sided_tests():
+    found = statistics.Statistic(0.005, 0.005, 20)
+    assert found.p_within(0.02) == pytest.approx(scipy_stats.t.sf(3, 20))
+    assert found.p_within(0.005) == pytest.approx(0.5)
+
+
+def test_variances_are_pooled_if_they_are_alike_and_kept_apart_if_one_is_erratic():
+    same, freedom = statistics.moderated(np.array([1.0, 1.2, 0.9, 1.1]), np.array([2.0] * 4))
+    assert same == pytest.approx([1.05] * 4)
+    assert freedom == pytest.approx([8.0] * 4)
+    apart, freedom = statistics.moderated(np.array([1.0, 1.2, 0.9, 1000.0]), np.array([2.0] * 4))
+    assert apart[3] > 400
+    assert freedom[3] < 4
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.evaluate import linear_weights, vllm_engine
+from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.models import hub
 from harness.job.models.structure import prompted
@@ -239,7 +240,8 @@ def score(
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
-    index in the test split), hash (of the document), filter, metric, value, prediction, target.
+    index in the test split), hash (of the document), filter, metric, value, prediction, target, cluster (what it shares
+    with other items, or null: `cluster_of`).
 
     speedups: False for lm-eval's own `HFLM`. engine: "vllm" for vLLM's. autocast: the dtype of linear layers; a model
     that is not peft's is left with its linear layers in it.
@@ -307,6 +309,7 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, 
         "value": float(entry[metric]),
         "prediction": str(entry["filtered_resps"]),
         "target": str(entry["target"]),
+        "cluster": cluster_of(entry["doc"]),
     }
 
 

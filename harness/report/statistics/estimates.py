@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats takes longer to import than most tables to make
 
+from harness.report.statistics.variances import Level, combined
+
 ALPHA = 0.05
 TAILS = (ALPHA / 2, 1 - ALPHA / 2)
 
@@ -104,6 +106,6 @@ def summary_interval(values: Sequence[float], stderrs: Sequence[float | None]) -
         return None
     over_items = float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
     over_seeds = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
-    total = over_seeds + over_items
-    freedom = total**2 / (over_seeds**2 / (len(values) - 1)) if over_seeds else math.inf
-    return Statistic(float(np.mean(values)), total**0.5, freedom).interval()
+    level = Level(over_seeds, 0.0, len(values) - 1.0 if over_seeds else math.inf)
+    variance, freedom = combined(level, over_items, math.inf)
+    return Statistic(float(np.mean(values)), float(variance) ** 0.5, float(freedom)).interval()

@@ -19,6 +19,7 @@ from harness.job.data.generators import facts, wordmath
 from harness.job.data.generators.wordmath_templates.template import Template
 from harness.job.data.generators.wordmath_templates.words import NAMES
 from harness.job.evaluate import scoring
+from harness.job.evaluate.clusters import cluster_of
 
 TASKS = Path(scoring.__file__).parent / "tasks"
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -389,3 +390,20 @@ def test_wordmath_short_has_one_step_and_scores_the_last_number():
     assert {item["answer"].count("\n") for item in long["train"]} == {1, 2, 3, 4}
     with pytest.raises(ValueError, match="got 5"):
         wordmath.load(max_steps=5)
+
+
+def test_the_template_of_a_question_is_found_again():
+    rng = random.Random(0)
+    for template in wordmath.TEMPLATES:
+        chosen = tuple(rng.choice(values) for values in template.free.values())
+        assert wordmath.template_of(template.render(chosen, rng)["question"]) == template.name
+    assert wordmath.template_of("How many apples are there?") is None
+
+
+def test_generated_items_know_their_cluster():
+    world = facts.load()
+    assert {cluster_of(item) for item in world["test"]} == {relation.name for relation in facts.RELATIONS}
+    items = wordmath.load(test=200, max_steps=1)["test"]
+    assert len({cluster_of(item) for item in items}) == 13
+    assert cluster_of({"question": "?", "passage": "a"}) == cluster_of({"question": "!", "passage": "a"})
+    assert cluster_of({"question": "Of GSM8K?"}) is None

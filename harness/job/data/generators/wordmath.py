@@ -14,8 +14,10 @@ All numbers are at least 2, so that nouns beside them are plurals.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
+import re
 
 from harness.job.data.generators.wordmath_templates import four_steps, one_step, three_steps, two_steps
 
@@ -32,6 +34,26 @@ def split_of(key: str) -> str:
     if place < SHARES["test"]:
         return "test"
     return "validation" if place < SHARES["test"] + SHARES["validation"] else "train"
+
+
+def template_of(question: str) -> str | None:
+    """The name of the template that a question was made from; None if it is from none."""
+    return next((name for name, form in _forms() if form.fullmatch(question)), None)
+
+
+@functools.cache
+def _forms() -> tuple[tuple[str, re.Pattern], ...]:
+    """The questions of all templates, with any number or word in each field."""
+    found = []
+    for template in TEMPLATES:
+        for question in template.questions:
+            parts = re.split(r"\{(\w+)\}", question)
+            numbers = set(template.values(tuple(values[0] for values in template.free.values())))
+            fields = [r"\d+" if name in numbers else r"[^\d.?]+?" for name in parts[1::2]]
+            texts = [re.escape(text) for text in parts[::2]]
+            form = texts[0] + "".join(field + text for field, text in zip(fields, texts[1:], strict=True))
+            found.append((template.name, re.compile(form, re.IGNORECASE)))
+    return tuple(found)
 
 
 def capacity(split: str, max_steps: int = 4) -> int:
