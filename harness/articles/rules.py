@@ -268,7 +268,8 @@ def best_rate(label: str, records: Sequence[Record]) -> Judgement:
     seeds = len(set.intersection(*(set(of) for of in losses.values()))) if losses else 0
     found = statistics.optimum(losses)
     if isinstance(found, str):
-        return Judgement(OPEN, None, seeds, None, used, f"{label}: {found[0].lower()}{found[1:]}")
+        why = found.replace("The best rate", f"{label}'s best rate", 1)
+        return Judgement(OPEN, None, seeds, None, used, why if label in why else f"{found} of {label}")
     return Judgement(OPEN, found, seeds, None, used, "One seed" if seeds < 2 else "")
 
 

@@ -140,7 +140,10 @@ def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | N
 
 def _clusters(subjects: Sequence[str], named: Sequence[str | None] | None) -> np.ndarray:
     """The cluster of each item as an integer. Without groups, or with a single one, each item is its own."""
-    keys = list(zip(subjects, named or [None] * len(subjects), strict=True))
+    if named and any(named):
+        keys = [(subject, name or i) for i, (subject, name) in enumerate(zip(subjects, named, strict=True))]
+    else:
+        keys = list(subjects)
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.arange(len(keys)) if len(order) == 1 else np.array([order[key] for key in keys])
 

@@ -34,6 +34,20 @@ def test_old_records_have_the_same_columns_and_nulls():
     assert old.loc[0, "step_seconds_p95"] == pytest.approx(20_000 / 495 / 50)
 
 
+def test_a_seed_of_the_evaluation_is_a_setting():
+    once = [make_record("lora", 16, settings={"eval": {"seed": seed}}) for seed in (0, 1)]
+    assert list(frame(once)["setting"]) == ["r=16 eval.seed=0", "r=16 eval.seed=1"]
+    assert list(frame([make_record("lora", 16, seed=seed) for seed in (0, 1)])["setting"]) == ["r=16", "r=16"]
+
+
+def test_a_new_setting_that_is_off_does_not_split_old_cells():
+    adapt = {"method": {"name": "lora", "adapt": {"r": 16}}}
+    off = {"method": {"name": "lora", "adapt": {"r": 16, "use_rslora": False}}}
+    on = {"method": {"name": "lora", "adapt": {"r": 16, "use_rslora": True}}}
+    assert list(frame([make_record("lora", 16, settings=s) for s in (adapt, off)])["setting"]) == ["r=16", "r=16"]
+    assert len(set(frame([make_record("lora", 16, settings=s) for s in (adapt, on)])["setting"])) == 2
+
+
 def test_unfit_cells_have_a_reason_and_no_numbers():
     row = one(make_record("full", status="unfit"))
     assert (row["status"], row["failed_phase"]) == ("unfit", "plan")

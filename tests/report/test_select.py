@@ -102,6 +102,14 @@ def test_a_setting_that_lacks_a_seed_is_unfinished():
     assert (lora.lr, lora.tries, lora.lost) == (1e-4, 2, {"unfinished": 1})
 
 
+def test_more_seeds_do_not_disqualify_a_better_setting():
+    records = [*tried("lora", 1e-4, (1.0, 1.0, 1.0)), *tried("lora", 2e-4, (1.5,) * 5)]
+    lora = chosen(records)["lora"]
+    assert (lora.lr, lora.lost) == (1e-4, {})
+    records = [*tried("lora", 1e-4, (1.2, 1.2, 1.2)), *tried("lora", 2e-4, (1.3, 1.3, 1.3, 0.1, 0.1))]
+    assert chosen(records)["lora"].lr == 1e-4, "the seeds that both have are compared"
+
+
 def test_equal_losses_take_the_lower_rank_and_rate():
     records = [r for rank in (16, 8) for lr in (2e-4, 1e-4) for r in tried("lora", lr, (1.0,), rank, 2.0 * rank)]
     assert chosen(records)["lora"].setting == "r=8 α=16 lr=1e-4"

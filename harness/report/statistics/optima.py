@@ -19,10 +19,9 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     noise.
 
     A parabola in log(rate) goes through the mean losses of the best rate and its neighbours. The interval of its vertex
-    -b / 2a is Fieller's (J. R. Stat. Soc. B 16, 1954), with an error from how curves differ between seeds, and from
-    what the parabola leaves unexplained. A loss is no parabola, so there are two, through three rates and through five;
-    the interval covers both, and at least a fifth of a step of the grid to each side. Where an interval leaves the
-    tried rates its end is 0 or infinite.
+    -b / 2a is Fieller's (J. R. Stat. Soc. B 16, 1954), with an error from how curves differ between seeds. A loss is no
+    parabola, so there are two, through three rates and through five: the interval covers both, and at least a fifth of
+    a step of the grid to each side. Where an interval leaves the tried rates its end is 0 or infinite.
     """
     rates = sorted(losses)
     seeds = sorted(set.intersection(*(set(losses[rate]) for rate in rates)), key=str) if rates else []
@@ -76,12 +75,7 @@ def _vertex(x: np.ndarray, y: np.ndarray, variance: float, freedom: float) -> tu
     middle = x.mean()
     design = np.stack([np.ones_like(x), x - middle, (x - middle) ** 2], axis=1)
     inverse = np.linalg.inv(design.T @ design)
-    _, b, a = coefficients = inverse @ design.T @ y
-    left = len(x) - 3
-    if left > 0:
-        unexplained = float(((y - design @ coefficients) ** 2).sum()) / left
-        if unexplained > variance:  # the parabola's own misfit
-            variance, freedom = unexplained, left
+    _, b, a = inverse @ design.T @ y
     t2 = variance * quantile(1 - ALPHA / 2, freedom) ** 2
     # Fieller: all v for which (b + 2 a v)² ≤ t² · Var(b + 2 a v)
     bb, ba, aa = inverse[1, 1] * t2, 2 * inverse[1, 2] * t2, 4 * inverse[2, 2] * t2

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special
 
-from harness.report.statistics.estimates import Interval, Statistic
+from harness.report.statistics.estimates import TAILS, Interval, Statistic
 
 LEAST = 5  # of seeds in a group; of fewer its kurtosis, and with it the interval, is unknown
 
@@ -17,9 +18,9 @@ def spread_ratio(ones: Sequence[Sequence[float]], others: Sequence[Sequence[floa
     ones, others: groups (such as ranks) of one positive number a seed. None if a side has fewer than two seeds, or no
     variation. Few seeds (below LEAST) have the estimate alone, with infinite ends.
 
-    The F distribution holds for normal numbers only. Here the variance of the logarithm of a variance is that of the
-    jackknife over seeds (Miller, Ann. Math. Stat. 39, 1968), which heavy tails widen. Losses are skewed, so it is
-    done for the numbers and for their logarithms, and the interval covers both.
+    The interval of the F distribution holds for normal numbers only. That of the jackknife over seeds (Miller, Ann.
+    Math. Stat. 39, 1968) is wider where tails are heavy. Losses are skewed, so it is made of the numbers and of their
+    logarithms; the interval covers all three.
     """
     sides = [[np.asarray(group, dtype=float) for group in side if len(group) > 1] for side in (ones, others)]
     if not all(sides) or any(_variance(side) == 0 for side in sides):
@@ -27,7 +28,9 @@ def spread_ratio(ones: Sequence[Sequence[float]], others: Sequence[Sequence[floa
     value = (_variance(sides[0]) / _variance(sides[1])) ** 0.5
     if min(len(group) for side in sides for group in side) < LEAST:
         return Interval(value, 0.0, np.inf)
-    found = []
+    freedoms = [sum(len(group) - 1 for group in side) for side in sides]
+    ends = value / special.fdtri(*freedoms, TAILS[::-1]) ** 0.5
+    found = [Interval(float(np.log(value)), *(float(end) for end in np.log(ends)))]
     for transform in (lambda group: group, np.log):
         parts = [_log_variance([transform(group) for group in side]) for side in sides]
         (a, va, na), (b, vb, nb) = parts

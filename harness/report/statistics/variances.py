@@ -30,7 +30,8 @@ def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, 
     variances: (methods, …); freedoms: (methods,), all above 0. Two seeds tell next to nothing of one method's variance,
     but those of six methods together tell much. By how much to shrink is estimated from how the variances differ, as in
     Smyth (Stat. Appl. Genet. Mol. Biol. 3, 2004): if no more than chance lets them, all are equal; if one method is
-    erratic, each keeps most of its own. The mean counts for no more degrees of freedom than the other methods have.
+    erratic, those above the mean keep their own, and those below keep most of it. The mean counts for no more degrees
+    of freedom than the other methods have.
     """
     variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
     d = freedoms.reshape(-1, *[1] * (variances.ndim - 1))
@@ -39,9 +40,11 @@ def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, 
     mean = (d * variances).sum(axis=0) / d.sum()
     logs = np.log(np.maximum(variances, 1e-5 * mean) + 1e-300) - special.digamma(d / 2) + np.log(d / 2)
     excess = logs.var(axis=0, ddof=1) - special.polygamma(1, d / 2).mean(axis=0)
-    prior = np.where(excess > 0, 2 * np.interp(-excess, -_TRIGAMMA, _HALVES), np.inf)
-    prior = np.minimum(prior, d.sum() - d)
-    return (prior * mean + d * variances) / (prior + d), prior + d
+    alike = excess <= 0
+    prior = np.minimum(2 * np.interp(-excess, -_TRIGAMMA, _HALVES), d.sum() - d)
+    prior = np.where(variances > mean, 0.0, prior)
+    shrunk = (prior * mean + d * variances) / (prior + d)
+    return np.where(alike, mean, shrunk), np.where(alike, d.sum(), prior + d)
 
 
 def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np.ndarray]:

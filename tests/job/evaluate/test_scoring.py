@@ -113,7 +113,18 @@ def test_scores_are_lm_evals_own(bench, scored):
 
 def test_each_item_has_a_row(scored):
     tasks, scores, items = scored
-    assert list(items) == ["task", "subject", "item", "hash", "filter", "metric", "value", "prediction", "target"]
+    assert list(items) == [
+        "task",
+        "subject",
+        "item",
+        "hash",
+        "filter",
+        "metric",
+        "value",
+        "prediction",
+        "target",
+        "cluster",
+    ]
     assert not items.isna().any().any()
     assert not items.duplicated(["subject", "item", "filter", "metric"]).any()
     for (task, metric, kind), group in items.groupby(["task", "metric", "filter"]):
