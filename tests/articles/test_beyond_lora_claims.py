@@ -357,12 +357,12 @@ def test_low_rank_divergence(study, diverged, runs, expected):
 
 
 def test_many_settings_of_which_none_diverges_refute_divergence_and_many_runs_of_one_do_not(study):
-    """Runs of a setting may end alike, so sixty of one setting tell of one."""
+    """Runs of a setting may end alike, so a hundred of one setting tell of one."""
     for rank in (4, 16):
-        for setting in range(60):
+        for setting in range(100):
             study.add("lora", rank, 0, lr=1e-5 * (1 + setting))
     found = study.judgement("low-rank-divergence")
-    assert (found.decision, found.seeds) == (REFUTED, 60)
+    assert (found.decision, found.seeds) == (REFUTED, 100)
 
 
 def test_divergence_is_compared_at_equal_rates(study):
@@ -488,10 +488,8 @@ def test_a_place_that_leaves_a_claim_open_is_not_dropped_for_one_that_decides_it
     for data, mib in (("gsm8k", 400), ("facts", 500)):
         memory(study.add("lora", data=data), mib)
         memory(study.add("full", data=data), 1000)
-    found = {
-        v.place[2]: v.judgement.decision for v in ARTICLE.verdicts(study.records, None) if v.claim.name == "lora-memory"
-    }
-    assert found == {"gsm8k": SUPPORTED, "facts": OPEN}
+    found = [v for v in ARTICLE.verdicts(study.records, None) if v.claim.name == "lora-memory"]
+    assert {v.place[2]: v.judgement.decision for v in found} == {"gsm8k": SUPPORTED, "facts": OPEN}
 
 
 # What the linter knows
@@ -538,9 +536,7 @@ def timed(study, order, slow=(), resumed=(), beside=False):
     """Runs in this order, each (method, seed); those at `slow` places take twice as long."""
     for i, (method, seed) in enumerate(order):
         record = study.add(method, seed=seed)
-        record.started = (
-            f"2026-01-02T{i // (60 if beside else 20):02d}:{(i % 60) if beside else 3 * (i % 20):02d}:00+00:00"
-        )
+        record.started = f"2026-01-02T00:{i if beside else 3 * i:02d}:00+00:00"  # each takes two minutes
         machine(record, boot="b", device={"type": "cpu", "id": "0"})
         seconds = (0.13 if method == "dora" else 0.1) * (1 + seed / 100) * (2 if i in slow else 1)
         record.train.step_seconds = [seconds] * 50
