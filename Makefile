@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-faults test-oldest check format pages docs bench gpu profile clean
+.PHONY: help compare setup test test-faults test-oldest check format pages docs bench gpu validity profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -102,6 +102,11 @@ CHECKS ?=
 gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (below 25 minutes on one H100 or a 24 GB card)
 	$(VENV)/bin/pip install --quiet --editable '.[gpu]'
 	$(VENV)/bin/python -m benchmarks.gpu $(CHECKS)
+
+# Situations that were not run keep what was measured before: make validity VALIDITY='--studies 100 --only letters'
+VALIDITY ?=
+validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about an hour on one core)
+	$(VENV)/bin/python benchmarks/validity.py $(VALIDITY)
 
 METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
