@@ -1,0 +1,165 @@
+"""Simulated studies: records with their items in memory, of methods whose truth is known."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from scipy import special
+
+from harness import record
+from harness.articles.beyond_lora import ARTICLE
+from harness.record import Record, Score
+from harness.report.articles import Article
+from harness.report.claims import Judgement
+from harness.report.evidence import Evidence
+from harness.settings import Settings
+
+TASKS = {"wordmath": ("wordmath", "exact_match", "flexible-extract"), "mmlu": ("mmlu", "acc", "none")}
+TASKS |= {"facts": ("facts", "acc", "none"), "plain_text": ("plain_text", "bits_per_byte", "none")}
+METHODS = ("full", "lora", "qlora", "dora", "galore")
+RATES = {"full": 2e-5, "galore": 2e-5}
+
+
+class Study:
+    """Records and their items, kept in memory."""
+
+    def __init__(self, draw: np.random.Generator, data: str = "wordmath"):
+        self.draw, self.data = draw, data
+        self.records: list[Record] = []
+        self.tables: dict[str, pa.Table] = {}
+
+    def add(
+        self,
+        method: str,
+        seed: int | None = 0,
+        lr: float | None = None,
+        rank: int | None = 16,
+        loss: float = 1.0,
+        mib: float = 1000.0,
+        seconds: float = 0.1,
+        start: float | None = None,
+        status: str = "ok",
+    ) -> Record:
+        """One cell. start: in minutes after the study's."""
+        lr = (lr or RATES.get(method, 2e-4)) if method != "base" else None
+        rank = rank if method in ("lora", "qlora", "dora", "galore") else None
+        made = _copy(template(method))
+        made.cell = replace(
+            made.cell,
+            name=f"{method}-{rank}-{lr}-{seed}-{len(self.records)}",
+            data=self.data,
+            rank=rank,
+            alpha=rank and 32.0,
+            lr=lr,
+            seed=seed if method != "base" else None,
+        )
+        made.status = status
+        if start is not None:
+            made.started = datetime.fromtimestamp(1.7e9 + 60 * start, UTC).isoformat()
+        if method != "base":
+            made.validation = [record.ValidationPoint(50, 20_000, loss)]
+            made.probe = replace(made.probe, peak=record.Kinds(int(mib * 2**20), 0, 0, 0, 0))
+            made.train = replace(made.train, step_seconds=[seconds] * 5, warmup_steps=0)
+            decode = [0.64 * seconds / 0.1] * 3
+            made.inference = {"merged": record.Inference(8, 128, 65, [0.25] * 3, decode)}
+        self.records.append(made)
+        return made
+
+    def score(self, made: Record, task: str, values: np.ndarray, clusters: np.ndarray) -> None:
+        """Give a record a score and its items."""
+        names = dict(zip(("task", "metric", "filter"), TASKS[task], strict=True))
+        higher = task != "plain_text"
+        error = float(values.std(ddof=1)) / len(values) ** 0.5
+        made.scores.append(
+            Score(
+                **names,
+                value=float(values.mean()),
+                stderr=error,
+                n=len(values),
+                num_fewshot=0,
+                version="1.0",
+                higher_is_better=higher,
+            )
+        )
+        columns = {name: [text] * len(values) for name, text in names.items()}
+        columns |= {"subject": [task] * len(values), "item": np.arange(len(values)), "value": values}
+        columns["cluster"] = [f"{cluster:04d}" for cluster in clusters]
+        self.tables[made.cell.name] = pa.table(columns)
+
+    def judgement(self, name: str, article: Article = ARTICLE) -> Judgement:
+        return article.claims[name].rule(Evidence(self.records, self.tables))
+
+
+@functools.cache
+def template(method: str) -> Record:
+    """A record with all that rules look at, of which cells are shallow copies."""
+    settings = Settings(seed=0)
+    settings = replace(settings, method=replace(settings.method, name=method))
+    cell = record.Cell("0" * 64, method, method, "small", "wordmath", None, None, None, 0, {}, settings)
+    made = record.Record(cell, "simulated", "ok", "2026-01-02T03:04:05+00:00", 60.0, {"precision": "bf16"})
+    made.parameters = record.Parameters(10**8, 0 if method == "base" else 10**6)
+    if method != "base":
+        tokens = record.Tokens(raw=20_000, padded=25_000, supervised=9_000)
+        made.train = record.Train(5, tokens, [0.1] * 5, 0, 500.0, 500.0, [], "b")
+        kinds = record.Kinds(1, 0, 0, 0, 0)
+        made.probe = record.Probe(kinds, kinds, 0, 1e9)
+    return made
+
+
+def _copy(made: Record) -> Record:
+    return replace(made, scores=[], validation=[], inference={})
+
+
+# How answers come about
+
+
+def shift(value: float, spread: float) -> float:
+    """The log odds at which answers of this spread (of the log odds) are right with probability `value`."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    grid = np.linspace(-6, 6, 601)
+    means = special.expit(grid[:, None] + spread * nodes) @ weights / weights.sum()
+    return float(np.interp(value, means, grid))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What makes answers differ, in log odds where not said otherwise.
+
+    seed_points: standard deviation from seed to seed, in points. clusters × size: the items. shared: of clusters, for
+    all methods; own: of clusters, for each method.
+    """
+
+    seed_points: float = 1.0
+    clusters: int = 57
+    size: int = 20
+    shared: float = 0.6
+    own: float = 0.3
+    item: float = 1.5
+    rest: float = 0.5
+
+    @property
+    def spread(self) -> float:
+        parts = (self.shared, self.own, self.item, self.rest, self.seed)
+        return float(np.sqrt(np.square(parts).sum()))
+
+    @property
+    def seed(self) -> float:
+        return self.seed_points / 100 / 0.14  # about the slope of a probability by log odds, over such items
+
+
+def answer(study: Study, task: str, values: dict[str, float], seeds: int, noise: Noise) -> None:
+    """Cells of each method with `seeds` seeds (base: one), whose true accuracies are `values`."""
+    draw, n = study.draw, noise.clusters * noise.size
+    place = np.repeat(np.arange(noise.clusters), noise.size)
+    item = draw.normal(0, noise.shared, noise.clusters)[place] + draw.normal(0, noise.item, n)
+    for method, value in values.items():
+        own = draw.normal(0, noise.own, noise.clusters)[place] + draw.normal(0, noise.rest, n) + item
+        level = shift(value, noise.spread)
+        for seed in range(1 if method == "base" else seeds):
+            odds = level + own + (draw.normal(0, noise.seed) if method != "base" else 0.0)
+            right = (draw.random(n) < special.expit(odds)).astype(float)
+            study.score(study.add(method, seed), task, right, place)
