@@ -162,6 +162,8 @@ def time_ratio(
     seconds: of a run, or None. Runs that overlapped with others or were resumed are left out. What is independent
     follows from the order in which all cells ran: `statistics.of_times`.
     """
+    if not all(any(seconds(record) for record in at.of(method)) for method in (one, other)):
+        return lacking(f"{one} with measured times", other)
     pairs, apart, disturbed = [], [], 0
     for where, ones, others in matched(at, one, other):
         timed = [[r for r in side if seconds(r)] for side in (ones, others)]

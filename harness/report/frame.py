@@ -316,7 +316,7 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
-        elif f"{prefix}{name}" not in ("seed", "train.seed"):
+        elif name != "seed" or prefix.endswith("eval."):
             yield f"{prefix}{name}", _text(value)
 
 

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from records import METHODS, MIB, make_record, make_score, make_study, measured
+from scipy import special
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
@@ -418,7 +419,7 @@ def test_intervals_of_committed_records_are_those_over_their_items():
     bars = dict(zip(legend(panel)[1:], panel.containers, strict=False))
     low, high = (float(y) / 100 for _, y in bars["lora"].lines[2][0].get_segments()[0])
     # Jeffreys' interval, as one seed's is over its items
-    expected = statistics.special.betaincinv(right + 0.5, lora.n - right + 0.5, statistics.TAILS)
+    expected = special.betaincinv(right + 0.5, lora.n - right + 0.5, statistics.TAILS)
     assert (low, high) == pytest.approx(tuple(expected))
     assert math.isfinite(low)
 

@@ -152,7 +152,7 @@ def test_every_row_and_every_claim_is_there(reference):
 def test_the_summary_says_who_is_ahead_and_what_is_lacking(reference):
     summary = reference.partition('id="summary"')[2].partition("</section>")[0]
     assert "8 cells of 8 methods" in summary
-    assert "mmlu acc: base_nf4 scores highest, but no method differs significantly from it." in summary
+    assert "mmlu acc: base_nf4 scores highest. Not decided against it: base, qlora, " in summary
     assert "Training needs the least memory with qlora (1.75 GiB) and the most with dora (3.23 GiB)." in summary
     assert "4 supported, 5 refuted, 17 not decided" in summary
     assert "Single seed" in summary

@@ -11,6 +11,8 @@ from harness.report.statistics.estimates import ALPHA, Interval, quantile
 
 WINDOW = 2  # rates on each side of the best one that the wider of two parabolas takes
 
+LEAST = 0.2  # the least half-width of an interval, in steps of the grid: a loss is no parabola
+
 
 def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     """The rate with the least loss and its 95% interval, or the reason why there is none.
@@ -21,7 +23,8 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     A parabola in log(rate) goes through the mean losses of the best rate and its neighbours. The interval of its vertex
     -b / 2a is Fieller's (J. R. Stat. Soc. B 16, 1954), with an error from how curves differ between seeds. A loss is no
     parabola, so there are two, through three rates and through five: the interval covers both, and at least a fifth of
-    a step of the grid to each side. Where an interval leaves the tried rates its end is 0 or infinite.
+    a step of the grid to each side (half a step of three rates). Where an interval leaves the tried rates its end is 0
+    or infinite.
     """
     rates = sorted(losses)
     seeds = sorted(set.intersection(*(set(losses[rate]) for rate in rates)), key=str) if rates else []
@@ -41,7 +44,7 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
         at = slice(max(0, best - reach), best + reach + 1)
         found.append(_vertex(x[at], means[at], noise / len(seeds), freedom))
     value = found[0][0]
-    step = (x[best + 1] - x[best - 1]) / 10
+    step = (x[best + 1] - x[best - 1]) / 2 * (LEAST if len(rates) > 3 else 0.5)  # three rates can't show a misfit
     low, high = min(f[1] for f in found), max(f[2] for f in found)
     low, high = min(low, value - step), max(high, value + step)
     ends = (0.0 if low < x[0] else math.exp(low), math.inf if high > x[-1] else math.exp(high))

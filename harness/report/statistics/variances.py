@@ -60,7 +60,7 @@ def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np
     alone = np.maximum(0.0, items - seeds.rest)
     total = seeds.variance + alone
     parts = seeds.variance * _quantile(seeds.freedom) + alone * _quantile(freedom)
-    mean = np.where(total > 0, parts / np.where(total > 0, total, 1.0), _QUANTILES[-1])
+    mean = np.where(total > 0, parts / np.where(total > 0, total, 1.0), _quantile(freedom))
     return total, np.interp(-mean, -_QUANTILES, _FREEDOMS)
 
 

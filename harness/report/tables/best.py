@@ -251,6 +251,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
         yield (
             "Best: how likely a method is the best one (bootstrap over seeds and groups of items), and its expected "
             "rank, by the score of the data's task."
+            + (" With one seed, of the trained models alone." if singles else "")
         )
     if singles:
         who = "Single seed" if len(singles) == len(trained) else f"Single seed of {listed(singles)}"
