@@ -31,7 +31,7 @@ from harness.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED
 from harness.report.pairwise import contests
-from harness.report.statistics import ALPHA, Peak, Run
+from harness.report.statistics import ALPHA, MemoryPeak, Run
 
 HERE = Path(__file__).parent
 MEASURED, DOCUMENT = HERE / "measured" / "validity.json", HERE / "VALIDITY.md"
@@ -212,7 +212,7 @@ def lora_memory(draw, ratio, wrong, rates, seeds) -> Outcome:
     study = remember(draw, {"full": 1000, "lora": 1000 * ratio}, rates, seeds, 0.01)
     found = statistics.of_memory(
         *(
-            [Peak(r.probe.peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
+            [MemoryPeak(r.probe.peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
             for m in ("lora", "full")
         )
     )

@@ -17,7 +17,7 @@ from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement,
 from harness.report.evidence import Evidence, conditions, differing, numerics, started
 from harness.report.frame import measures
 from harness.report.select import Choice
-from harness.report.statistics import Interval, Peak, Run, Statistic
+from harness.report.statistics import Interval, MemoryPeak, Run, Statistic
 
 NO_GAIN = 0.01  # a gain in a score whose interval lies below it counts as none
 STRADDLES = "The interval includes both outcomes"
@@ -146,7 +146,7 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
         if unequal:
             apart += unequal
             continue
-        found = statistics.of_memory(*([Peak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides))
+        found = statistics.of_memory(*([MemoryPeak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides))
         decision = judge(found.interval, low, high)
         why = STRADDLES if decision == OPEN else ""
         used = tuple(r.cell.name for side in sides for r, _ in side)

@@ -22,7 +22,7 @@ from harness.report import statistics
 from harness.report.frame import frame, score_name
 from harness.report.headline import LEARNED
 from harness.report.select import Choice, select
-from harness.report.statistics import ALPHA, Answers, Difference, Interval, Rank
+from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
 
 MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
 Items = Path | Mapping[str, pa.Table]
@@ -43,7 +43,7 @@ class Standing:
     value: float
     interval: Interval | None
     letters: str | None = None
-    rank: Rank | None = None
+    rank: MethodRank | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.report import statistics
-from harness.report.statistics import Answers, Outcomes, Peak, Run
+from harness.report.statistics import Answers, MemoryPeak, Outcomes, Run
 
 SEED = 0  # of all simulations; `python tests/report/test_statistics.py 1 2 3` runs them with others
 
@@ -302,7 +302,7 @@ def test_the_ratio_of_losses_shrinks_the_spread_of_both_sides():
 
 
 def peaks(values, rates=3):
-    return [Peak(value, seed, rate) for seed, value in enumerate(values) for rate in range(rates)]
+    return [MemoryPeak(value, seed, rate) for seed, value in enumerate(values) for rate in range(rates)]
 
 
 def test_learning_rates_of_one_seed_are_no_repeats_of_its_memory():
@@ -313,7 +313,10 @@ def test_learning_rates_of_one_seed_are_no_repeats_of_its_memory():
 
 def test_memory_of_equal_seeds_is_paired_and_exact_where_nothing_varies():
     assert statistics.of_memory(peaks([4.0, 4.4, 5.0]), peaks([8.0, 8.8, 10.0]))[:3] == pytest.approx((0.5, 0.5, 0.5))
-    settings = [Peak(4.0 + rate / 10, 0, rate) for rate in range(3)], [Peak(8.0, 0, rate) for rate in range(3)]
+    settings = (
+        [MemoryPeak(4.0 + rate / 10, 0, rate) for rate in range(3)],
+        [MemoryPeak(8.0, 0, rate) for rate in range(3)],
+    )
     found = statistics.of_memory(*settings)
     assert found.low < 0.5 < found.high  # settings differ, so the interval is about settings
     assert found.units == 1

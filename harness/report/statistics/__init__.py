@@ -28,8 +28,8 @@ from harness.report.statistics.estimates import (
     summary_interval,
 )
 from harness.report.statistics.optima import optimum, ratio_of_optima
-from harness.report.statistics.ranks import Rank, ranks
-from harness.report.statistics.ratios import Peak, Ratio, Run, of_losses, of_memory, of_times, units
+from harness.report.statistics.ranks import MethodRank, ranks
+from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
 from harness.report.statistics.ties import holm, letters
@@ -42,9 +42,9 @@ __all__ = [
     "Difference",
     "Interval",
     "Level",
+    "MemoryPeak",
+    "MethodRank",
     "Outcomes",
-    "Peak",
-    "Rank",
     "Ratio",
     "Run",
     "Statistic",

@@ -12,7 +12,7 @@ from harness.report.statistics.accuracies import Answers, cluster_sums, levels
 DRAWS = 4_000
 
 
-class Rank(NamedTuple):
+class MethodRank(NamedTuple):
     """The probability that a method is the best one (draws of equal methods are shared), and its expected rank from
     1."""
 
@@ -20,7 +20,9 @@ class Rank(NamedTuple):
     expected: float
 
 
-def ranks(samples: Sequence[Answers], higher_is_better: bool = True, seed: int = 0, draws: int = DRAWS) -> list[Rank]:
+def ranks(
+    samples: Sequence[Answers], higher_is_better: bool = True, seed: int = 0, draws: int = DRAWS
+) -> list[MethodRank]:
     """Of methods that answered the same items, by a bootstrap over clusters of items and over seeds.
 
     Clusters have random weights, the same for all methods (Bayesian bootstrap: Rubin, Ann. Stat. 9, 1981), so that
@@ -44,4 +46,4 @@ def ranks(samples: Sequence[Answers], higher_is_better: bool = True, seed: int =
         (ordered > ordered[:, [j]]).sum(axis=1) + (ordered == ordered[:, [j]]).sum(axis=1) / 2
         for j in range(len(samples))
     ]
-    return [Rank(float(p), float(np.mean(a)) + 0.5) for p, a in zip(best, above, strict=True)]
+    return [MethodRank(float(p), float(np.mean(a)) + 0.5) for p, a in zip(best, above, strict=True)]

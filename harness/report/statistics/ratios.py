@@ -17,7 +17,7 @@ from harness.report.statistics.variances import moderated
 SINGLE_RUN_SPREAD = 0.015
 
 
-class Peak(NamedTuple):
+class MemoryPeak(NamedTuple):
     """A peak of memory of one run: bytes, the seed, and the setting, such as the learning rate."""
 
     value: float
@@ -64,7 +64,9 @@ def of_losses(losses: Sequence[Sequence[float]], reference: Sequence[Sequence[fl
     return _exp(statistic, min(map(len, factors)))
 
 
-def of_memory(ones: Sequence[Peak], others: Sequence[Peak], field: Sequence[Sequence[Peak]] = ()) -> Ratio:
+def of_memory(
+    ones: Sequence[MemoryPeak], others: Sequence[MemoryPeak], field: Sequence[Sequence[MemoryPeak]] = ()
+) -> Ratio:
     """The ratio of two methods' peaks of memory, at equal batches.
 
     field: peaks of other methods at the same batches, whose spread counts too.
@@ -127,7 +129,7 @@ def _contrast(logs: Sequence[np.ndarray], signs: Sequence[int]) -> Statistic:
     return Statistic(value, float(sum(variances[i] / counts[i] for i in used)) ** 0.5, float(min(freedoms[used])))
 
 
-def _paired(sides: Sequence[Sequence[Peak]], unit: Callable[[Peak], Hashable]) -> Statistic:
+def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], Hashable]) -> Statistic:
     """The log ratio of the first side to the second; its error is None without two units of both.
 
     By the units that both have, else by the means of each side's own.

@@ -15,7 +15,7 @@ from harness.report.lint.environment import overlap
 from harness.report.lint.training import resumed
 from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
-from harness.report.statistics import Interval, Peak, Run, seeds_interval
+from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import advice, ahead, headline, listed, optimism
 from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -132,10 +132,10 @@ def _memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval |
     return statistics.of_memory(*sides, field=[peaks for peaks in field if peaks]).interval
 
 
-def _peaks(row: Row) -> list[Peak]:
+def _peaks(row: Row) -> list[MemoryPeak]:
     found = zip(row.records, row.numbers, strict=True)
     peaks = [(record, numbers["train_allocated_peak"]) for record, numbers in found if record.status == "ok"]
-    return [Peak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
+    return [MemoryPeak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
 
 
 def _speed_ratios(records: Sequence[Record]) -> Ratios:
@@ -250,8 +250,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     if pairs:
         yield (
             "Best: how likely a method is the best one (bootstrap over seeds and groups of items), and its expected "
-            "rank, by the score of the data's task."
-            + (" With one seed, of the trained models alone." if singles else "")
+            f"rank, by the score of the data's task{'; of one seed, for the trained models alone' * bool(singles)}."
         )
     if singles:
         who = "Single seed" if len(singles) == len(trained) else f"Single seed of {listed(singles)}"
