@@ -258,7 +258,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     if any(len(choice.index) == 2 for choice in trained):
         yield "Two seeds: intervals are wide, so few differences are significant."
     alone = dict.fromkeys(
-        s.choice.label for c in held for s in c.standings if s.letters is None and len(c.standings) > 1
+        s.choice.label for c in held if c.primary for s in c.standings if s.letters is None and len(c.standings) > 1
     )
     if alone:
         yield f"No letter, as items are missing or differ from those of other methods: {listed(alone)}."
