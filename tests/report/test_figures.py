@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from records import METHODS, MIB, make_record, make_score, make_study, measured
-from scipy import special
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
@@ -19,7 +18,9 @@ from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
+from harness.report.frame import score_name
 from harness.report.importers import collect
+from harness.report.pairwise import items
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
@@ -414,13 +415,13 @@ def test_intervals_of_committed_records_are_those_over_their_items():
     records, _ = read_study(QUICKSTART)
     drawn = drawings(records, QUICKSTART)
     panel = drawn["accuracy_memory"].figure.axes[0]
-    lora = next(record for record in records if record.cell.method == "lora").scores[0]
-    right = round(lora.value * lora.n)
+    lora = next(record for record in records if record.cell.method == "lora")
     bars = dict(zip(legend(panel)[1:], panel.containers, strict=False))
     low, high = (float(y) / 100 for _, y in bars["lora"].lines[2][0].get_segments()[0])
-    # Jeffreys' interval, as one seed's is over its items
-    expected = special.betaincinv(right + 0.5, lora.n - right + 0.5, statistics.TAILS)
-    assert (low, high) == pytest.approx(tuple(expected))
+    answers, _ = items(QUICKSTART, [lora], score_name(lora.scores[0]))
+    assert answers.clustered  # by template
+    (expected,) = statistics.mean_intervals([answers])
+    assert (low, high) == pytest.approx(expected[1:])
     assert math.isfinite(low)
 
 
