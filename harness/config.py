@@ -208,6 +208,9 @@ class InferConfig:
     """Timed rounds after one discarded round (0: inference is not measured)."""
     batch_size: int = 1
     """Sequences at a time."""
+    large_batch_size: int | None = None
+    """Sequences at a time in a second measurement (null: none). At batch size 1, a small model on a fast GPU measures
+    Python, so set it there."""
     prompt_tokens: int = 128
     """Tokens per prompt."""
     new_tokens: int = 16
@@ -272,6 +275,9 @@ class Config:
     """Folder with local copies of hub data sets under their names, such as openai/gsm8k (null: the hub)."""
     speedups: str = "auto"
     """auto enables every speed-up that does not change results; off trains and scores without them, to check."""
+    repeat: bool = False
+    """Runs a recorded cell again and adds the measurement to its record as a repeat, which shows the machine's drift.
+    `sweep --drift` sets it. Not part of the cell."""
     timeout: float | None = None
     """Time limit per cell in seconds (null: none). A cell beyond it is ended and recorded as failed."""
     save: str = "none"

@@ -151,6 +151,7 @@ class InferSettings:
 
     repeats: int = 0
     batch_size: int | None = None
+    large_batch_size: int | None = None
     prompt_tokens: int | None = None
     new_tokens: int | None = None
 

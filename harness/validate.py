@@ -37,7 +37,7 @@ LEAST = {
     ),
     "data": {"limit": 1},
     "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
-    "infer": {"repeats": 0, "batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
+    "infer": {"repeats": 0, "batch_size": 1, "large_batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
     "api": {"concurrency": 1, "retries": 0, "backoff": 0},
 }
 
@@ -56,6 +56,8 @@ def check(config: DictConfig) -> None:
     for status in config.retry.statuses:
         one_of("retry.statuses", status, ["failed", "oom", "diverged"])
     _check_endpoint(config)
+    if config.repeat and config.model.base_url is not None:
+        raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
         raise UserError("eval.fewshot_as_multiturn=true requires eval.chat_template=true.")
     _check_saving(config)

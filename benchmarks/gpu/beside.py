@@ -28,6 +28,7 @@ from harness.job import prepared_inputs, speedups
 from harness.job.data import batching
 from harness.job.evaluate import scoring
 from harness.job.measure import device, timing
+from harness.job.measure.busy import covered
 from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell, decode
@@ -83,15 +84,6 @@ def busy(cell: dict[str, Any]) -> dict[str, Any]:
     kernels = [e for e in trace.events() if e.device_type == kind and not e.is_user_annotation]
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
     return {"wall": wall, "kernels": len(kernels) / 2, "seconds": covered(spans) / 1e6}
-
-
-def covered(spans: list[tuple[float, float]]) -> float:
-    """The length of the union of `spans`, which are sorted: kernels in two streams at once count once."""
-    total, until = 0.0, float("-inf")
-    for start, end in spans:
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
 
 
 def engine(cell: dict[str, Any]) -> dict[str, Any]:

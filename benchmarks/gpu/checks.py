@@ -16,7 +16,7 @@ from benchmarks.gpu.bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, 
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import Cell, Record, read_study
+from harness.record import Cell, Record, read_study, train_memory
 from harness.studies import doctor as facts_of
 from harness.sweep.cells import from_config
 
@@ -110,7 +110,8 @@ def memory(bench: Bench) -> Check:
             continue
         tensors = sum(astuple(record.probe.peak))
         phase = record.phases["validate" if method in UNTUNED else "train"]
-        measured = phase.memory.allocated_peak if bench.on_cuda else tensors
+        untuned = phase.memory.allocated_peak if bench.on_cuda else tensors
+        measured = untuned if method in UNTUNED else train_memory(record)
         predicted = bench.planned[method].peak
         difference = predicted / measured - 1
         worst = max(worst, difference, key=abs)
@@ -269,7 +270,7 @@ def savers(bench: Bench) -> Check:
             wrong.append(f"{name}: {row['reason']}")
             continue
         row |= {"first loss": record.train.loss[0].loss, "tokens/s": record.train.tokens_per_second_steady}
-        peak = record.phases["train"].memory.allocated_peak if bench.on_cuda else sum(astuple(record.probe.peak))
+        peak = train_memory(record)
         row["peak"], plainly = peak, rows[0]
         if "peak" not in plainly or name == "global_batch":  # whose batches are others
             continue

@@ -237,6 +237,7 @@ def forgetting(options: argparse.Namespace) -> int:
 def lint(options: argparse.Namespace) -> int:
     """Print the linter's findings on one study or all; 1 if there are any, or a record is bad."""
     from harness.report.lint import findings
+    from harness.report.lint.drift import drift_text, drifts
 
     problems: list[str] = []
     total = 0
@@ -249,6 +250,8 @@ def lint(options: argparse.Namespace) -> int:
             print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {len(records)} cells")
         for finding in found:
             print(f"- {finding.sentence}")
+        for drift in drifts(records):
+            print(drift_text(drift))
     print_errors(problems)
     return int(bool(total or problems))
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from hydra.utils import instantiate
 from peft import PeftModel
 from torch import nn
@@ -27,7 +27,8 @@ from harness import record, redact
 from harness.job import prepared_inputs, shortage, speedups
 from harness.job.data import batching
 from harness.job.evaluate import decoding, linear_weights, scoring
-from harness.job.measure import device, disk_size, inference_speed
+from harness.job.measure import device, disk_size, inference_speed, nvml
+from harness.job.measure.gpu_state import GpuSampler
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.phases import Meter
 from harness.job.measure.timing import matmul_peak
@@ -48,6 +49,7 @@ from harness.job.training.checkpoints import Checkpoints
 from harness.protocol import RunCell
 from harness.record import (
     Disk,
+    Gpu,
     Merge,
     Parameters,
     Probe,
@@ -89,6 +91,9 @@ class LocalCell:
         self._speedups: dict[str, str] = {}  # by name: "on", or "off: " and the reason
         self._matmul_peak: float | None = None
         self._gpu_ids: str | None = None  # of those that trained together
+        on = self.accelerator.device
+        self._gpu = GpuSampler(on, nvml.watts(on) if on.type == "cuda" else None)
+        self._gpus: list[Gpu] = []
         self._training_only = ExitStack()  # undoes what the model has for training alone
 
     @property
@@ -183,7 +188,9 @@ class LocalCell:
         largest = max(self.steps, key=lambda step: max(map(self.layout.tokens, step)))
         micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in largest]
         measure = partial(
-            probe.steps, self.model, self.adapters, self._optimizer, micro, train.max_grad_norm, self.accelerator
+            probe.steps,
+            *(self.model, self.adapters, self._optimizer, micro, train.max_grad_norm, self.accelerator),
+            busy=not train.compile,  # the probe's model is not compiled, so its kernels are others
         )
         self._probe(result, measure)
         # An optimizer may leave some weights as they are.
@@ -213,7 +220,7 @@ class LocalCell:
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         if train.compile:
             self._training_only.callback(compiled.enable(self.model))
-        with self.meter.window("train"):
+        with self.meter.window("train"), self._gpu:
             result.train, result.validation = loop.train(
                 self.model,
                 optimizer,
@@ -225,6 +232,7 @@ class LocalCell:
                 self._checkpoints(),
             )
         del optimizer
+        self._gpus = self._state_of_gpu()
         self._training_only.close()
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         # Only training needs the optimizer's state and, with DDP, the buckets of gradients.
@@ -263,6 +271,7 @@ class LocalCell:
     def go_on_alone(self, result: Record) -> bool:
         """Leave the other devices. Returns whether this one goes on, with the whole model and the figures of all."""
         weights = distributed.weights(self.model, self.accelerator, self.sharded)
+        self._gpus = gather_object(self._gpus)
         result.probe, self._gpu_ids = distributed.combine(result.probe, self.meter.phases, self.accelerator.device)
         self.rank.leave()
         self.accelerator = self._accelerator()
@@ -296,7 +305,11 @@ class LocalCell:
         with self.meter.window(phase), ExitStack() as undone:
             if self.bf16:  # as a model is served that computes in it
                 undone.callback(linear_weights.cast(self.model, torch.bfloat16))
-            result.inference |= inference_speed.measure(self.model, forms, asked, self.accelerator, decoding.greedy)
+            timed = partial(inference_speed.measure, self.model, forms)
+            result.inference |= timed(asked, self.accelerator, decoding.greedy)
+            if asked.large_batch_size not in (None, asked.batch_size):
+                batched = replace(asked, batch_size=asked.large_batch_size)
+                result.batched_inference |= timed(batched, self.accelerator, decoding.greedy)
 
     # merge, save
 
@@ -357,8 +370,13 @@ class LocalCell:
     def _precision(self) -> str:
         return "bf16" if self.bf16 else "fp32"
 
+    def _state_of_gpu(self) -> list[Gpu]:
+        state = self._gpu.state()
+        return [] if state is None else [state]
+
     def describe(self, result: Record) -> None:
         result.phases = self.meter.phases
+        result.gpus = self._gpus or self._state_of_gpu()  # the latter of a cell that failed in training
         result.environment |= device.describe(self.accelerator.device)
         result.environment["precision"] = self._precision
         result.environment["device"]["matmul_flops_per_second"] = self._matmul_peak

@@ -30,6 +30,7 @@ from harness.record.files import (
 )
 from harness.record.measurements import (
     Disk,
+    Gpu,
     Inference,
     Kinds,
     LossPoint,
@@ -56,8 +57,14 @@ from harness.record.reading import (
     studies,
     write,
 )
-from harness.record.schema import SCHEMA, Cell, Record, Saved, Source, Status, TrackerName, micro_batches
+from harness.record.schema import SCHEMA, Cell, Record, Repeat, Saved, Source, Status, TrackerName, micro_batches
 from harness.record.scores import ApiUsage, Contamination, Score, Scoring
+from harness.record.train_memory import (
+    Instrument,
+    memory_instrument,
+    memory_remainder,
+    train_memory,
+)
 
 __all__ = [
     "CARD",
@@ -68,7 +75,9 @@ __all__ = [
     "Contamination",
     "Disk",
     "Failure",
+    "Gpu",
     "Inference",
+    "Instrument",
     "Kinds",
     "LossPoint",
     "Memory",
@@ -79,6 +88,7 @@ __all__ = [
     "Probe",
     "Record",
     "RecordError",
+    "Repeat",
     "Saved",
     "Score",
     "Scoring",
@@ -100,6 +110,8 @@ __all__ = [
     "machine",
     "machine_tag",
     "maker",
+    "memory_instrument",
+    "memory_remainder",
     "micro_batches",
     "model_folder",
     "names_a_file",
@@ -114,6 +126,7 @@ __all__ = [
     "short",
     "studies",
     "temporary",
+    "train_memory",
     "write",
     "write_json",
 ]

@@ -61,6 +61,11 @@ class Probe:
     one length. math, eager: products and a softmax, with the softmax's dtype."""
     recomputed_flops_per_token: float = 0.0
     """FLOPs per padded token that gradient checkpointing recomputed. Not part of flops_per_token."""
+    busy_share: float | None = None
+    """Share of a step in which the GPU ran a kernel, from 0 to 1: two further steps under torch.profiler, over the time
+    of the same steps without it. null on CPU, with train.compile, and of an untuned model."""
+    kernels: float | None = None
+    """Kernels that a step started, likewise."""
 
 
 @dataclass
@@ -167,6 +172,33 @@ class Train:
         left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
         steps = range(len(self.step_seconds))
         return [i for i in steps if i not in left_out] or list(steps[-1:])
+
+
+@dataclass
+class Gpu:
+    """State of one GPU during the training window, from NVML, about once a second; if resumed, in the last process.
+    null where NVML does not tell, as under MIG and on some consumer cards."""
+
+    samples: int
+    """Readings that the figures rest on."""
+    sm_mhz: float | None
+    """Clock of the streaming multiprocessors: median."""
+    sm_mhz_max: int | None
+    """The highest reading."""
+    memory_mhz: float | None
+    """Clock of the memory: median."""
+    memory_mhz_max: int | None
+    """The highest reading."""
+    power_limit_watts: float | None
+    """Enforced power limit: the lowest reading."""
+    celsius: int | None
+    """Temperature: the highest reading."""
+    throttle_reasons: list[str] | None
+    """Why clocks were lower than possible, of all readings: sw_power_cap, hw_slowdown, sync_boost, sw_thermal_slowdown,
+    hw_thermal_slowdown, hw_power_brake, application_clocks, display_clock. Idle moments are left out. Empty if clocks
+    were never held back."""
+    idle_watts: float | None
+    """Power before the cell loaded its model."""
 
 
 @dataclass

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.record.failures import Failure, Precautions, SmallerBatches
-from harness.record.measurements import Disk, Inference, Merge, Parameters, Phase, Probe, Train, ValidationPoint
+from harness.record.measurements import (
+    Disk,
+    Gpu,
+    Inference,
+    Memory,
+    Merge,
+    Parameters,
+    Phase,
+    Probe,
+    Train,
+    ValidationPoint,
+)
 from harness.record.scores import ApiUsage, Contamination, Score, Scoring
 from harness.settings import Settings
 
@@ -55,6 +66,33 @@ class Saved:
     """adapter, merged (the model with the adapter folded in), or model (of a method without adapter)."""
     files: dict[str, str]
     """SHA-256 of each file by its path in the folder. README.md, the model card, may be edited and is left out."""
+
+
+@dataclass
+class Repeat:
+    """A later run of the same cell, by a sweep with --drift or with repeat=true. It shows the machine's drift and is no
+    further seed: its scores are not kept."""
+
+    number: int
+    """2 is the first run after the record's own."""
+    status: Status
+    """As in the record."""
+    started: str
+    """Time in UTC."""
+    seconds: float
+    """Duration of the job in seconds."""
+    environment: dict[str, Any]
+    """As in the record."""
+    position: int | None
+    """As in the record."""
+    tokens_per_second_steady: float | None
+    """As in Train."""
+    validation_loss: float | None
+    """The last one. It differs from the record's where training is not deterministic."""
+    memory: Memory | None
+    """Peaks of the training window."""
+    gpus: list[Gpu]
+    """As in the record."""
 
 
 @dataclass
@@ -108,10 +146,14 @@ class Record:
     """null of an untuned model."""
     validation: list[ValidationPoint] = field(default_factory=list)
     """Validation losses, the last one at the end of training."""
+    gpus: list[Gpu] = field(default_factory=list)
+    """State of each GPU during training, in the order of the ranks. Empty on CPU and of an untuned model."""
     merge: Merge | None = None
     """Merging of the adapter. null if the cell ended before."""
     inference: dict[str, Inference] = field(default_factory=dict)
-    """Inference speed by form: base, unmerged, merged."""
+    """Inference speed by form: base, unmerged, merged. At infer.batch_size."""
+    batched_inference: dict[str, Inference] = field(default_factory=dict)
+    """The same at infer.large_batch_size. Empty where that is null."""
     disk: Disk | None = None
     """Size of the weights."""
     api: ApiUsage | None = None
@@ -130,6 +172,10 @@ class Record:
     """Hashes of data and model."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
+    position: int | None = None
+    """Place of the cell among those that its sweep started, from 1. null of `run` and `retry`."""
+    repeats: list[Repeat] = field(default_factory=list)
+    """Later runs of the same cell, in the order in which they ran."""
     source: Source | None = None
     """Origin of an imported record. null for the harness's own."""
     schema: int = SCHEMA

@@ -11,14 +11,27 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import Inference, Kinds, Record, Score, Train, micro_batches
+from harness.record import (
+    Inference,
+    Kinds,
+    Record,
+    Score,
+    Train,
+    memory_instrument,
+    memory_remainder,
+    micro_batches,
+    train_memory,
+)
 from harness.settings import plain
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
+TEXTS += ["memory_instrument"]
 KINDS = [kind.name for kind in fields(Kinds)]
+TRAIN_MEMORY = "train_allocated_peak"
 FORMS = ["base", "unmerged", "merged"]
 COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
 COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
+COUNTS += ["train_memory_remainder"]
 COUNTS += ["train_reserved_p99", "job_reserved_peak", "micro_batch"]
 COUNTS += ["requests", "read_tokens", "written_tokens"]
 COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
@@ -44,9 +57,13 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
 
     Memory, in bytes:
 
-    train_allocated_peak                peak of live tensors in a training step: `train_memory`
-    peak_KIND                           its parts: weights, adapters, gradients, optimizer, activations; those of a
-                                        forward pass for an untuned model
+    train_allocated_peak                the headline, `record.train_memory`: the peak of CUDA's allocator over training;
+                                        on a CPU the peak of live tensors in a training step
+    memory_instrument                   which of the two it is: allocator or tensors; they are not comparable
+    peak_KIND                           live tensors at the probe's peak: weights, adapters, gradients, optimizer,
+                                        activations; those of a forward pass for an untuned model
+    train_memory_remainder              on CUDA what these kinds leave of the headline; null on a CPU, where they add up
+                                        to it
     resident                            live tensors held between two steps, or after that pass
     gradients                           of all trainable weights; peak_gradients is what of them lived at the peak
     train_reserved_peak                 peak of what CUDA's allocator held, in training
@@ -70,6 +87,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     utilisation                         flops_per_token × padded tokens/s of one device at the steady rate / its
                                         measured peak of matrix products, a fraction of 1
     joules_per_token                    over all steps, a raw token
+    gpu_busy_share                      of a probe step's time, in which the GPU ran a kernel, a fraction of 1
+    kernels                             that such a step started
 
     Inference; FORM is base, unmerged or merged:
 
@@ -77,6 +96,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     FORM_decode_tokens_per_second       tokens written / second after the first of each sequence, likewise
     FORM_first_token_seconds            to the first token of a batch, likewise
     FORM_token_seconds                  between two tokens of a sequence, likewise
+    FORM_batched_…                      these four at infer.large_batch_size
 
     Of a model behind an API:
 
@@ -108,13 +128,14 @@ def measures(record: Record) -> Numbers:
     numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
     numbers |= {"micro_batch": (micro_batches(record) or (None,))[0]}
-    numbers |= {"train_allocated_peak": train_memory(record)}
+    numbers |= {TRAIN_MEMORY: train_memory(record), "train_memory_remainder": memory_remainder(record)}
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
     numbers |= {"job_reserved_peak": phases["job"].memory.reserved_peak if "job" in phases else None}
     numbers |= {**_each(train, TRAINING), "utilisation": _utilisation(record)}
     for form in FORMS:
-        numbers |= {f"{form}_{name}": value for name, value in _each(record.inference.get(form), INFERENCE).items()}
+        for prefix, speeds in ((form, record.inference), (f"{form}_batched", record.batched_inference)):
+            numbers |= {f"{prefix}_{name}": value for name, value in _each(speeds.get(form), INFERENCE).items()}
     numbers |= {f"{name}_seconds": phases[name].seconds if name in phases else None for name in PHASES}
     return numbers | _each(record.api, API) | _each(record.merge, MERGE) | _each(record.disk, DISK)
 
@@ -122,20 +143,6 @@ def measures(record: Record) -> Numbers:
 def score_name(score: Score) -> str:
     """`TASK/METRIC/FILTER`, the name of a score's column in `frame`."""
     return f"{score.task}/{score.metric}/{score.filter}"
-
-
-def train_memory(record: Record) -> int | None:
-    """Peak bytes of live tensors in a training step, or None; the process's peak is another quantity and no stand-in.
-
-    The sum of the kinds at the probe's peak; records from before the kinds were told apart, and cells that failed in
-    the probe, have the phase's peak alone. An untuned model has none: its probe is no training step.
-    """
-    if record.parameters is None or not record.parameters.trainable:
-        return None
-    if record.probe:
-        return _bytes(record.probe.peak)
-    phase = record.phases.get("train") or record.phases.get("probe")
-    return phase.memory.allocated_peak if phase else None
 
 
 def _bytes(kinds: Kinds) -> int:
@@ -186,6 +193,7 @@ def _row(record: Record, setting: str, numbers: Numbers) -> dict[str, Any]:
         "failed_phase": failure.phase if failure else None,
         "failed_step": failure.step if failure else None,
         "reason": failure.reason if failure else None,
+        "memory_instrument": memory_instrument(record) if numbers[TRAIN_MEMORY] is not None else None,
         **numbers,
     }
     for score in record.scores:
@@ -257,6 +265,8 @@ PROBE: Quantities = {
     "resident": lambda probe: _bytes(probe.resident),
     "gradients": lambda probe: probe.gradients,
     "flops_per_token": lambda probe: probe.flops_per_token,
+    "gpu_busy_share": lambda probe: probe.busy_share,
+    "kernels": lambda probe: probe.kernels,
 }
 
 PHASE_MEMORY: Quantities = {

@@ -209,6 +209,8 @@ def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float 
             f"{units.size(BESIDE)} of overhead are within {units.size(plan.budget)}; above {TIGHT:.0%} it is tight. "
             "batch ≤: the largest train.batch_size that fits; for auto, the micro-batch × the accumulation."
         )
+        if plan.kernels == "cuda":
+            notes.append("Tables show the allocator's peak, which has kernels' workspaces and rounding beside tensors.")
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
         if any(p.cell.settings.train.compile for p in possible):

@@ -34,6 +34,7 @@ def study(tmp_path):
 def memory(record, mib, states=100):
     """`record`, with a peak of `mib` MiB, of which `states` are the optimizer's."""
     record.probe = replace(measured(record).probe, peak=Kinds((mib - states) * MIB, 0, 0, states * MIB, 0))
+    record.phases["train"].memory.allocated_peak = mib * MIB
 
 
 def memories(study, **mib):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from records import MIB, make_record, measured
 
@@ -58,7 +59,8 @@ def test_memory_by_kind():
     record = measured(make_record("lora"))
     record.phases["train"].memory.device_process = 2000 * MIB
     row = one(record)
-    assert row["train_allocated_peak"] == 915 * MIB
+    assert (row["train_allocated_peak"], row["memory_instrument"]) == (1024 * MIB, "allocator")
+    assert row["train_memory_remainder"] == (1024 - 915) * MIB
     kinds = ("weights", "adapters", "gradients", "optimizer", "activations")
     assert [row[f"peak_{kind}"] / MIB for kind in kinds] == [513, 19, 0, 37, 346]
     assert row["resident"] == 569 * MIB
@@ -66,6 +68,10 @@ def test_memory_by_kind():
     assert row["train_reserved_peak"] == 1088 * MIB
     assert row["train_device_process"] == 2000 * MIB
     assert row["train_process_peak"] == 3000 * MIB
+    record.environment = {"device": {"type": "cpu"}}
+    row = one(record)
+    assert (row["train_allocated_peak"], row["memory_instrument"]) == (915 * MIB, "tensors")
+    assert pd.isna(row["train_memory_remainder"])
 
 
 def test_the_probe_of_an_untuned_model_is_no_training():

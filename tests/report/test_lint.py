@@ -10,7 +10,7 @@ from records import ENVIRONMENT, change, make_answered, make_record, make_score,
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import Failure, Scoring, SmallerBatches, Source, read_study, write
+from harness.record import Failure, Gpu, Scoring, SmallerBatches, Source, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.lint.training import SWITCHES
 from harness.report.tables.table import comparison
@@ -349,6 +349,51 @@ def test_other_devices(change, text):
 def test_a_failed_cell_that_knows_less_of_where_it_ran_is_no_difference():
     records = [*study(), make_record("lora", lr=2e-4, seed=0, status="failed", environment={})]
     assert [rule for rule, _ in told(records)] == ["failed"]
+
+
+def gpu(**fields):
+    known = {"samples": 60, "sm_mhz": 1980.0, "sm_mhz_max": 1980, "memory_mhz": 2619.0, "memory_mhz_max": 2619}
+    known |= {"power_limit_watts": 700.0, "celsius": 60, "throttle_reasons": [], "idle_watts": 70.0}
+    return Gpu(**(known | fields))
+
+
+def test_gpus_of_one_state_are_no_finding():
+    records = study()
+    for i, record in enumerate(records):
+        record.gpus = [gpu(sm_mhz=1980.0 - 15 * (i % 3), throttle_reasons=["application_clocks"])]
+    records[-1].gpus = [gpu(sm_mhz=None, power_limit_watts=None, memory_mhz=None, throttle_reasons=None)]
+    assert told(records) == []
+
+
+def test_throttled_cells():
+    records = study()
+    for record in records:
+        record.gpus = [gpu()]
+    for record in of(records, "dora"):
+        record.gpus = [gpu(), gpu(throttle_reasons=["sw_thermal_slowdown", "sw_power_cap"])]
+    assert told(records, "throttled") == (
+        "The GPU throttled (sw_power_cap, sw_thermal_slowdown) in dora (2 cells): speed depends on its temperature and "
+        "power."
+    )
+
+
+def test_power_limits():
+    records = study()
+    for record in records:
+        record.gpus = [gpu(power_limit_watts=700.0 if record.cell.method != "full" else 450.0)]
+    assert told(records, "power limit").startswith(
+        "Power limits of GPUs differ, so speeds are not comparable: 700 W in"
+    )
+    assert told(records, "power limit").endswith("450 W in full (2 cells).")
+
+
+def test_clocks():
+    records = study()
+    for record in records:
+        record.gpus = [gpu(sm_mhz=1980.0 if record.cell.method != "full" else 1200.0)]
+    sentence = told(records, "clocks")
+    assert sentence.startswith("SM clocks differ by more than 3%, so speeds are not comparable: 1,200 MHz in full")
+    assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "full"))
 
 
 def test_other_code():

@@ -14,7 +14,7 @@ from records import ENVIRONMENT, MIB, change, make_record, make_score, make_stud
 from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.errors import UserError
-from harness.record import ValidationPoint, write
+from harness.record import Inference, ValidationPoint, write
 from harness.report.frame import setting_texts
 from harness.report.tables.columns import COLUMNS
 from harness.report.tables.formats import render
@@ -54,6 +54,7 @@ def test_the_numbers_of_a_study():
         "Setting": "r=16 α=32 lr=2e-4",
         "Trainable": "4.88M (3.50%)",  # 4,884,480 of 139,399,488
         "Peak train memory": "1.00 GiB (0.50×)",  # full: 2 GiB
+        "Reserved peak": "1.06 GiB",
         "Tokens/s": "500 (1.00×)",
         "Tokens/s amortised": "495 (1.00×)",
         EXACT_MATCH: "23.0 ± 3.0 (+5.0)",  # base: 18.0
@@ -150,7 +151,7 @@ def test_what_a_cell_cost_in_detail():
     table = comparison([measured(make_record("full")), measured(make_record("lora"))], ["method", "memory", *COSTS])
     lora = {
         "Method": "lora",
-        "Peak train memory": "915 MiB (1.00×)",  # 513 + 19 + 0 + 37 + 346, and full was given the same
+        "Peak train memory": "1.00 GiB (0.50×)",
         "Weights / adapters / gradients / optimizer / activations": "513 / 19 / 0 / 37 / 346 MiB",
         "Resident memory": "569 MiB",
         "Step p95": "808 ms",  # 20,000 tokens at 495/s in 50 equal steps
@@ -193,6 +194,36 @@ def test_kinds_of_memory_share_the_unit_of_the_greatest(mib, shown):
     assert comparison([record], ["kinds"]).rows == [[shown]]
 
 
+def test_decoding_one_by_one_and_in_batches_are_columns_of_their_own():
+    record = measured(make_record("lora"))
+    record.inference["unmerged"], record.inference["merged"] = (Inference(1, 128, 65, [0.1], [s]) for s in (0.64, 0.32))
+    record.batched_inference = {"merged": Inference(16, 128, 65, [0.1], [0.64])}
+    table = comparison([record])
+    texts = row(table, "lora")
+    assert (texts["Decode tokens/s"], texts["Batched decode tokens/s"]) == ("100 → 200", "1,600")  # 16 × 64 / 0.64
+    assert comparison([record], ["batched_decode"]).columns == ["Batched decode tokens/s"]
+    del record.inference["base"]
+    text = caption(table)
+    assert "Batched decode: the decoding rate at the large batch size, of all sequences together." in text
+    assert "Batched inference was measured with 128 prompt tokens, 65 new tokens, batch size 16, greedy" in text
+
+
+def test_a_gpu_that_waits_for_python_is_told():
+    busy, idle = measured(make_record("full")), measured(make_record("lora"))
+    busy.probe.busy_share, busy.probe.kernels = 0.97, 900.0
+    idle.probe.busy_share, idle.probe.kernels = 0.31, 4_321.0
+    table = comparison([busy, idle])
+    assert row(table, "lora")["GPU busy"] == "31.0%"
+    assert comparison([idle], ["kernels"]).rows == [["4,321"]]
+    assert (
+        "Tokens/s measures Python rather than the GPU in lora: kernels run for less than 80.0% of a step (down to "
+        "31.0%)."
+    ) in caption(table)
+    assert "measures Python rather than the GPU in every row:" in caption(comparison([idle]))
+    assert "measures Python" not in caption(comparison([busy]))
+    assert "measures Python" not in caption(comparison([idle], ["memory"]))
+
+
 def test_decoding_is_compared_as_the_model_is_served():
     study = [measured(make_record("lora")), measured(make_record("full")), measured(make_record("dora"), 2.0)]
     table = comparison([*study, make_record("galore")], ["method", "decode_ratio"])
@@ -226,6 +257,7 @@ def test_details_of_few_columns_stand_in_the_default_table():
     old, new = comparison(make_study()), comparison([measured(record) for record in make_study()])
     assert set(new.columns) - set(old.columns) == {
         "Weights / adapters / gradients / optimizer / activations",
+        "Remainder",
         "Decode tokens/s",
         "Merged decode",
     }
@@ -239,7 +271,13 @@ def test_all_columns_are_those_that_have_a_value():
     assert {"Step p95", "Load time", "Score time"} <= set(old.columns)
     assert not {"Utilisation", "Resident memory", "Merged decode", "Size on disk"} & set(old.columns)
     elsewhere = {"reserved", "job_reserved", "asked", "price", "spent"}  # of imported records, or of models behind APIs
-    new = comparison([measured(record) for record in make_study()], ["all"])
+    study = [measured(record) for record in make_study()]
+    for record in study:
+        record.phases.get("train", record.phases["load"]).memory.device_process = 2048 * MIB
+        record.batched_inference = record.inference
+        if record.train:
+            record.probe.busy_share, record.probe.kernels = 0.9, 1200.0
+    new = comparison(study, ["all"])
     assert len(new.columns) == len(COLUMNS.keys() - elsewhere)
 
 

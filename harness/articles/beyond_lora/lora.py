@@ -8,6 +8,7 @@ from harness.articles.rules import adapt_settings, memory_ratio
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times
 from harness.report.evidence import Evidence
+from harness.report.frame import TRAIN_MEMORY
 from harness.report.statistics import Interval
 
 CLAIMS = Claims()
@@ -36,7 +37,7 @@ def lora_parameters(at: Evidence) -> Judgement:
 
 @CLAIMS.claim("lora-memory", "LoRA reduces memory drastically (to at most half of full's peak)", "sweep memory", times)
 def lora_memory(at: Evidence) -> Judgement:
-    return memory_ratio(at, "lora", "full", "train_allocated_peak", 0, 0.5)
+    return memory_ratio(at, "lora", "full", TRAIN_MEMORY, 0, 0.5)
 
 
 @CLAIMS.claim(

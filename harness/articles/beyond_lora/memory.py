@@ -5,9 +5,9 @@ from __future__ import annotations
 from harness.articles.rules import hold_all, memory_ratio
 from harness.report.claims import REFUTED, Claims, Judgement, lacking, names, times
 from harness.report.evidence import Evidence
+from harness.report.frame import TRAIN_MEMORY
 
 CLAIMS = Claims()
-PEAK = "train_allocated_peak"
 
 
 @CLAIMS.claim(
@@ -21,7 +21,7 @@ def qlora_memory(at: Evidence) -> Judgement:
     others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
     if not at.of("qlora") or len(others) < 4:
         return lacking("qlora", "all of full, lora, dora and galore")
-    return hold_all([(other, memory_ratio(at, "qlora", other, PEAK, 0, 1)) for other in others], 0, 1)
+    return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others], 0, 1)
 
 
 @CLAIMS.claim(
@@ -31,7 +31,7 @@ def qlora_memory(at: Evidence) -> Judgement:
     times,
 )
 def dora_memory(at: Evidence) -> Judgement:
-    return memory_ratio(at, "dora", "lora", PEAK, 1 / 1.1, 1.1)
+    return memory_ratio(at, "dora", "lora", TRAIN_MEMORY, 1 / 1.1, 1.1)
 
 
 @CLAIMS.claim(
@@ -41,7 +41,7 @@ def dora_memory(at: Evidence) -> Judgement:
     times,
 )
 def adapters_galore_memory(at: Evidence) -> Judgement:
-    return hold_all([(m, memory_ratio(at, m, "galore", PEAK, 0, 1)) for m in ("lora", "dora")], 0, 1)
+    return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")], 0, 1)
 
 
 @CLAIMS.claim(
@@ -51,7 +51,7 @@ def adapters_galore_memory(at: Evidence) -> Judgement:
     times,
 )
 def galore_memory(at: Evidence) -> Judgement:
-    return memory_ratio(at, "galore", "full", PEAK, 0, 2 / 3)
+    return memory_ratio(at, "galore", "full", TRAIN_MEMORY, 0, 2 / 3)
 
 
 @CLAIMS.claim(
@@ -79,7 +79,8 @@ def memory_order(at: Evidence) -> Judgement:
         ("galore", "full"): (0, 1),
     }
     judged = [
-        (f"{one}/{other}", memory_ratio(at, one, other, PEAK, low, high)) for (one, other), (low, high) in parts.items()
+        (f"{one}/{other}", memory_ratio(at, one, other, TRAIN_MEMORY, low, high))
+        for (one, other), (low, high) in parts.items()
     ]
     refuted = [(part, judgement) for part, judgement in judged if judgement.decision == REFUTED]
     if not refuted:

@@ -16,7 +16,9 @@ import pandas as pd
 
 from harness import units
 from harness.record import Record
+from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import LEARNED
+from harness.report.memory import comparable
 from harness.report.pairwise import contests
 from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import ABSENT
@@ -171,15 +173,15 @@ def _trainable(row: Row) -> str:
 
 
 def _memory(row: Row, rows: Sequence[Row]) -> str:
-    peak, ratio = row.mean("train_allocated_peak"), _over(row, rows, "full", "train_allocated_peak")
+    peak, ratio = row.mean(TRAIN_MEMORY), _over(row, rows, "full", TRAIN_MEMORY)
     return ABSENT if peak is None else units.size(peak) + ("" if ratio is None else f" ({ratio:.2f}×)")
 
 
 def _over(row: Row, rows: Sequence[Row], method: str, measure: str) -> float | None:
     """The row's measure over that of `method` in the same place."""
-    own = row.mean(measure)
-    others = [other.mean(measure) for other in rows if (other.place, other.method) == (row.place, method)]
-    return own / others[0] if own is not None and others and others[0] else None
+    others = (other for other in rows if (other.place, other.method) == (row.place, method))
+    first = next(others, None)
+    return None if first is None else row.over(first, measure)
 
 
 def _convergence(speed: Convergence | None) -> str:
@@ -225,8 +227,9 @@ def _best_for(
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place]
         tokens = {id(row): speeds[id(row)].tokens for row in here if id(row) in speeds}
+        one_memory = comparable([record for row in here for record in row.records], TRAIN_MEMORY)
         for name, value in (
-            ("least memory", lambda row: row.mean("train_allocated_peak")),
+            ("least memory", lambda row, known=one_memory: row.mean(TRAIN_MEMORY) if known else None),
             ("speed", lambda row: row.mean("step_seconds_median")),
             ("convergence", lambda row, known=tokens: known[id(row)].value if id(row) in known else None),
         ):
@@ -247,8 +250,8 @@ def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: lis
     tokens = speed.tokens if speed else Interval(np.nan, np.nan, np.nan)
     return {
         **{"study": study, "model": model, "data": data, "method": row.method, "setting": row.setting},
-        **{name: row.mean(name) for name in ("trainable", "trainable_share", "train_allocated_peak")},
-        "memory_over_full": _over(row, rows, "full", "train_allocated_peak"),
+        **{name: row.mean(name) for name in ("trainable", "trainable_share", TRAIN_MEMORY)},
+        "memory_over_full": _over(row, rows, "full", TRAIN_MEMORY),
         **{"tokens_to_target": tokens.value, "tokens_low": tokens.low, "tokens_high": tokens.high},
         "mean_validation_loss": speed.mean if speed else np.nan,
         "settings": len(_settings(row)),

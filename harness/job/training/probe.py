@@ -6,6 +6,7 @@ A run probes its real model before it trains; a prediction probes tensors withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from harness.job.data.batching import Batch
+from harness.job.measure.busy import measure as measure_busy
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.training import loop
@@ -36,6 +38,7 @@ def steps(
     accelerator: Accelerator,
     live: LiveBytes,
     count: int = 2,
+    busy: bool = False,
 ) -> Probe:
     """Probe `count` steps on the micro-batches `micro`.
 
@@ -44,6 +47,8 @@ def steps(
 
     The steps have learning rate 0 and an optimizer of their own, so the weights stay the same to the bit. Singular
     value decompositions only allocate their results, except for the first matrix of each shape on CUDA.
+
+    busy: whether to take further steps on a CUDA device, without counting, that measure how busy it is.
 
     Each of several processes probes itself. Under DDP gradients stay in the all-reduce buckets. Of a sharded model,
     gathered weights count as weights, and whole gradients before they are scattered as activations.
@@ -77,6 +82,10 @@ def steps(
     for hook in hooks:
         hook.remove()
     padded = sum(batch.padded for batch in loop.own(micro, accelerator))
+    found = None
+    if busy:
+        again = partial(loop.take_step, model, optimizer, micro, max_grad_norm, accelerator, lambda part: None)
+        found = measure_busy(again, accelerator.device)
     return Probe(
         live.peak_by_kind,
         resident,
@@ -84,6 +93,7 @@ def steps(
         live.flops / padded,
         dict(live.attention),
         live.recomputed / padded,
+        *(found or (None, None)),
     )
 
 

@@ -21,7 +21,8 @@ from harness.report.figures.style import (
     looks,
     place_panels,
 )
-from harness.report.frame import score_name
+from harness.report.frame import TRAIN_MEMORY, score_name
+from harness.report.memory import comparable, meaning
 from harness.report.tables.rows import Row
 
 
@@ -34,6 +35,7 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     for place in study.places:
         if score := study.headline(place):
             tuned = [row for row in study.finished(place) if row.mean(measure) and score_name(score) in row.scores]
+            tuned = _of_one_instrument(tuned, measure)
             found |= {place: (tuned, score)} if tuned else {}
     if not found:
         return None
@@ -41,18 +43,30 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     for (tuned, score), axes in zip(found.values(), panels, strict=False):
         _accuracy_memory(study, axes, tuned, score, measure)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
+    records = [record for tuned, _ in found.values() for row in tuned for record in row.records]
+    what = f": {meaning(records)}" if measure == TRAIN_MEMORY else ""
     return Drawn(
         made,
-        f"Score against {MEMORY[measure]}. Bars: 95% intervals. Small hollow markers: settings that were not chosen. "
-        "Line: Pareto front (no other chosen setting is better in both). Dashed: untuned model." + left_out(found),
+        f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals. Small hollow markers: settings that were not "
+        "chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: untuned model."
+        + left_out(found),
     )
 
 
 HOLLOW = {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
 MEMORY = {
-    "train_allocated_peak": "peak train memory",
+    TRAIN_MEMORY: "peak train memory",
     "train_reserved_p99": "memory reserved in 99% of training steps",
 }
+
+
+def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
+    """The rows whose measure is comparable with that of most others."""
+
+    def alike(row: Row) -> list[Row]:
+        return [other for other in rows if comparable([*row.records, *other.records], measure)]
+
+    return max(map(alike, rows), key=len, default=[])
 
 
 def _accuracy_memory(study: StudyResults, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_panels, label, label_bars, left_out
 from harness.report.frame import KINDS
+from harness.report.memory import MEANINGS, instruments
 from harness.report.statistics import Interval, seeds_interval
 
 
@@ -27,10 +28,12 @@ def memory(study: StudyResults) -> Drawn | None:
         label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
         axes.set_xlabel("live tensors at the peak (GiB)")
         add_legend(axes, handles, KINDS)
+    shown = [record for rows in found.values() for row in rows for record in row.records]
+    beside = f" The table's headline is {MEANINGS['allocator']}." if "allocator" in instruments(shown) else ""
     return Drawn(
         made,
         "Live tensors at the peak of a training step, by kind. Gradients may be freed before the peak; an untuned "
-        "model only has a forward pass." + left_out(found),
+        "model only has a forward pass." + beside + left_out(found),
     )
 
 

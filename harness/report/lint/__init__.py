@@ -16,7 +16,20 @@ from typing import Literal
 from harness.record import Record
 from harness.report.lint.completeness import failed_cells, missing_base, seed_counts
 from harness.report.lint.differences import Sentences, group_by
-from harness.report.lint.environment import code, device, overlap, same_environment, sources, speedups, versions
+from harness.report.lint.drift import drifted
+from harness.report.lint.environment import (
+    clocks,
+    code,
+    device,
+    memory_instruments,
+    overlap,
+    power_limits,
+    same_environment,
+    sources,
+    speedups,
+    throttled,
+    versions,
+)
 from harness.report.lint.evaluation import (
     asked_by,
     contaminated,
@@ -93,6 +106,11 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "inference": ("unequal", inference),
     "versions": ("unequal", same_environment("Library versions differ", versions)),
     "device": ("unequal", same_environment("Devices differ", device)),
+    "memory": ("unequal", memory_instruments),
+    "throttled": ("unequal", throttled),
+    "power limit": ("unequal", power_limits),
+    "clocks": ("unequal", clocks),
+    "drift": ("unequal", drifted),
     "code": ("unequal", code),
     "speedups": ("unequal", speedups),
     "source": ("unequal", sources),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 
-from harness.record import Record
+from harness.record import Instrument, Record, memory_instrument, train_memory
 from harness.report.lint.differences import (
     Sentences,
     differ,
@@ -17,6 +17,11 @@ from harness.report.lint.differences import (
     setting_text,
     tuned,
 )
+
+INSTRUMENTS: dict[Instrument, str] = {"allocator": "CUDA's allocator", "tensors": "a count of live tensors"}
+
+CLOCKS = 0.03  # clocks further apart than this share are told
+THROTTLING = {"sw_power_cap", "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake"}
 
 
 def ran_with(record: Record) -> dict[str, str]:
@@ -97,6 +102,62 @@ def speedups(records: Sequence[Record]) -> Sentences:
                 return states.get(name) if states else "not recorded"
 
             yield from differ(f"The speed-up {name} differs{where}", known + unknown, value)
+
+
+def memory_instruments(records: Sequence[Record]) -> Sentences:
+    """Peaks of CUDA's allocator and peaks of live tensors are different quantities; per place, as they are compared."""
+    for where, members in places(records):
+        yield from differ(f"Peak memory is measured by different instruments{where}", members, _memory_measured_by)
+
+
+def _memory_measured_by(record: Record) -> str | None:
+    return None if train_memory(record) is None else INSTRUMENTS.get(memory_instrument(record))
+
+
+def throttled(records: Sequence[Record]) -> Sentences:
+    """Cells whose GPU lowered its clocks; clocks that were set by hand are another rule's."""
+    cells = {id(record): why for record in records if (why := _throttling(record))}
+    held = [record for record in records if id(record) in cells]
+    if held:
+        reasons = sorted({name for names in cells.values() for name in names})
+        yield (
+            f"The GPU throttled ({', '.join(reasons)}) in {named(held, records)}: speed depends on its temperature and "
+            "power.",
+            tuple(record.cell.name for record in held),
+        )
+
+
+def _throttling(record: Record) -> set[str]:
+    return {reason for gpu in record.gpus for reason in gpu.throttle_reasons or ()} & THROTTLING
+
+
+def power_limits(records: Sequence[Record]) -> Sentences:
+    yield from differ("Power limits of GPUs differ, so speeds are not comparable", records, _power_limit)
+
+
+def _power_limit(record: Record) -> str | None:
+    limits = sorted({gpu.power_limit_watts for gpu in record.gpus} - {None})
+    return " and ".join(f"{limit:.0f} W" for limit in limits) or None
+
+
+def clocks(records: Sequence[Record]) -> Sentences:
+    """Median clocks in training that are further apart than boost clocks drift by themselves."""
+    for name, words in (("sm_mhz", "SM clocks"), ("memory_mhz", "Memory clocks")):
+        found = [(record, min(known)) for record in records if (known := _clocks(record, name))]
+        if not found:
+            continue
+        (slow, low), (fast, high) = (pick(found, key=lambda of: of[1]) for pick in (min, max))
+        if high > low * (1 + CLOCKS):
+            apart = tuple(record.cell.name for record, clock in found if high > clock * (1 + CLOCKS))
+            yield (
+                f"{words} differ by more than {CLOCKS:.0%}, so speeds are not comparable: {low:,.0f} MHz in "
+                f"{named([slow], records)}, {high:,.0f} MHz in {named([fast], records)}.",
+                apart,
+            )
+
+
+def _clocks(record: Record, name: str) -> list[float]:
+    return [value for gpu in record.gpus if (value := getattr(gpu, name)) is not None]
 
 
 def sources(records: Sequence[Record]) -> Sentences:

@@ -145,7 +145,8 @@ def inference(records: Sequence[Record]) -> Sentences:
 
 
 def _inferred(record: Record) -> str:
-    return "; ".join(dict.fromkeys(inference_text(speed) for speed in record.inference.values()))
+    speeds = (*record.inference.values(), *record.batched_inference.values())
+    return "; ".join(dict.fromkeys(inference_text(speed) for speed in speeds))
 
 
 def inference_text(speed: Inference) -> str:

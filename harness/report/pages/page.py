@@ -26,8 +26,10 @@ from harness.record import Record
 from harness.report import articles, figures
 from harness.report.articles import Article
 from harness.report.claims import OPEN, Verdict
+from harness.report.frame import TRAIN_MEMORY
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
+from harness.report.memory import comparable
 from harness.report.pairwise import Contest, contests
 from harness.report.tables.advice import ahead
 from harness.report.tables.best import best_of
@@ -136,11 +138,11 @@ def _summary(
 
 def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
     """The methods with the least memory and the highest speed, in their chosen settings."""
-    memory = {row.method: row.mean("train_allocated_peak") for row in rows}
+    memory = {row.method: row.mean(TRAIN_MEMORY) for row in rows}
     speed = {row.method: row.mean("tokens_per_second_steady") for row in rows}
     memory = {method: value for method, value in memory.items() if value is not None}
     speed = {method: value for method, value in speed.items() if value is not None}
-    if len(memory) > 1:
+    if len(memory) > 1 and comparable([record for row in rows for record in row.records], TRAIN_MEMORY):
         least, most = min(memory, key=memory.get), max(memory, key=memory.get)
         yield (
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "

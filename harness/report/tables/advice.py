@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from scipy import special
 
+from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.select import Choice
@@ -113,10 +114,10 @@ def _luck(choice: Choice, spread: float) -> float:
 
 
 def _saved(row: Row, reference: Row) -> str:
-    own, of = row.mean("train_allocated_peak"), reference.mean("train_allocated_peak")
-    if not own or not of or abs(own / of - 1) < 0.02:
+    ratio = row.over(reference, TRAIN_MEMORY)
+    if not ratio or abs(ratio - 1) < 0.02:
         return ""
-    return f" and takes {abs(1 - own / of):.0%} {'less' if own < of else 'more'} memory"
+    return f" and takes {abs(1 - ratio):.0%} {'less' if ratio < 1 else 'more'} memory"
 
 
 def _more_seeds(gap: Difference, seeds: int) -> str:

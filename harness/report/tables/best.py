@@ -10,9 +10,10 @@ from harness import units
 from harness.record import Record
 from harness.report import statistics
 from harness.report.evidence import conditions, differing, started
-from harness.report.frame import score_name
+from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.lint.environment import overlap
 from harness.report.lint.training import resumed
+from harness.report.memory import meaning
 from harness.report.pairwise import Contest, contests
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
@@ -67,8 +68,8 @@ def best_of(rows: Rows, folder: Path | None) -> Table:
     columns["Tries"] = [_tries(choice) for choice in choices]
     if several_seeds(list(filter(None, chosen))):
         columns["Seeds"] = [_seeds(row) for row in chosen]
-    columns["Peak train memory"] = _with_ratios(chosen, "full", _memory, units.size, _memory_ratio)
-    columns["Tokens/s"] = _with_ratios(chosen, "lora", _speed, rate, _speed_ratios(records))
+    columns["Peak train memory"] = _with_ratios(chosen, "full", TRAIN_MEMORY, units.size, _memory_ratio)
+    columns["Tokens/s"] = _with_ratios(chosen, "lora", "tokens_per_second_steady", rate, _speed_ratios(records))
     for name in dict.fromkeys(contest.score for contest in held):
         header, texts = _score_column([contest for contest in held if contest.score == name], records, choices)
         columns[header] = texts
@@ -110,14 +111,6 @@ def _loss(row: Row | None) -> str:
     return text + (f" ({units.significant(interval.low)}–{units.significant(interval.high)})" if interval else "")
 
 
-def _memory(row: Row) -> float | None:
-    return row.mean("train_allocated_peak")
-
-
-def _speed(row: Row) -> float | None:
-    return row.mean("tokens_per_second_steady")
-
-
 Ratios = Callable[[Row, Row, Sequence[Row]], Interval | None]
 
 
@@ -134,7 +127,7 @@ def _memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval |
 
 def _peaks(row: Row) -> list[MemoryPeak]:
     found = zip(row.records, row.numbers, strict=True)
-    peaks = [(record, numbers["train_allocated_peak"]) for record, numbers in found if record.status == "ok"]
+    peaks = [(record, numbers[TRAIN_MEMORY]) for record, numbers in found if record.status == "ok"]
     return [MemoryPeak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
 
 
@@ -161,25 +154,24 @@ def _runs(row: Row, disturbed: set[str]) -> list[Run]:
 def _with_ratios(
     rows: Sequence[Row | None],
     method: str,
-    value: Callable[[Row], float | None],
+    measure: str,
     text: Callable[[float], str],
     ratio: Ratios,
 ) -> list[str]:
     """A measure of each row, and its ratio to that of `method` with an interval where there are repeats."""
     cells = []
     for row in rows:
-        own = value(row) if row else None
+        own = row.mean(measure) if row else None
         others = [other for other in rows if other and row and other.method == method and other.place == row.place]
-        of = value(others[0]) if others else None
         if own is None:
             cells.append(ABSENT)
-        elif of is None:
+        elif not others or (over := row.over(others[0], measure)) is None:
             cells.append(text(own))
         else:
             here = [other for other in rows if other and other.place == row.place]
             found = None if row is others[0] else ratio(row, others[0], here)
             ends = f", {found.low:.2f}–{found.high:.2f}" if found else ""
-            cells.append(f"{text(own)} ({own / of:.2f}×{ends})")
+            cells.append(f"{text(own)} ({over:.2f}×{ends})")
     return cells
 
 
@@ -227,7 +219,7 @@ def _caption(
         yield "No chosen setting has a score."
     yield from _selection_caption(choices, held)
     yield (
-        "Memory is the peak of live tensors in a training step; × is its ratio to full. Tokens/s counts raw tokens; × "
+        f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
         "is its ratio to lora. Ratios have 95% intervals over seeds and runs; a single run, and runs beside others, "
         "have none."
     )

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable
 
 from harness.record import Record
 from harness.report.lint import Finding, findings
+from harness.report.lint.drift import drift_text, drifts
 from harness.report.lint.environment import ran_with
 from harness.report.lint.evaluation import inference_text
 from harness.report.lint.training import micro_batches_text
+from harness.report.memory import instruments
 from harness.report.tables.columns import COLUMNS
-from harness.report.tables.entries import CHOSEN
+from harness.report.tables.entries import CHOSEN, share
 from harness.report.tables.rows import Row, Rows, several_seeds
+
+BUSY = 0.8  # below this share of a step, what the host does decides the speed
 
 
 def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
@@ -26,7 +30,8 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
     if any(COLUMNS[name].topic == "memory" for name in names):
         lines += _memory_caption(rows)
-    lines += [*_seeds_caption(rows), *_environment_caption(records)]
+    lines += _busy_caption(rows) if any(COLUMNS[name].topic in ("speed", "busy") for name in names) else []
+    lines += [*_seeds_caption(rows), *map(drift_text, drifts(records)), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are shown for finished rows only.")
@@ -56,14 +61,15 @@ def _scores_caption(rows: list[Row]) -> list[str]:
     ]
 
 
-def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
+def _columns_caption(rows: Rows, names: list[str]) -> list[str]:
     """The meanings of the columns, one line per topic, and the ratios that lack a reference row."""
     within = " (Within the same model and data.)" if len({row.place for row in rows}) > 1 else ""
     columns = [COLUMNS[name] for name in names]
     topics: dict[str, list[str]] = defaultdict(list)
     for column in columns:
-        if column.meaning:
-            topics[column.topic].append(column.meaning.replace("{within}", within))
+        meaning = column.meaning(rows) if callable(column.meaning) else column.meaning
+        if meaning:
+            topics[column.topic].append(meaning.replace("{within}", within))
     lines = [" ".join(meanings) for meanings in topics.values()]
     for method, shown, measure in dict.fromkeys(column.reference for column in columns if column.reference):
         lines += _missing(rows, method, shown, lambda place: place, lambda row, m=measure: row.mean(m) is not None)
@@ -73,8 +79,11 @@ def _columns_caption(rows: list[Row], names: list[str]) -> list[str]:
 def _inference_caption(records: list[Record]) -> list[str]:
     """The shape of the inference measurement, if it is the same for all finished cells."""
     finished = [record for record in records if record.status == "ok"]
-    variants = {inference_text(speed) for record in finished for speed in record.inference.values()}
-    return [f"Inference was measured with {variant}, greedy decoding." for variant in variants if len(variants) == 1]
+    shown = {}
+    for name, speeds in (("Inference", "inference"), ("Batched inference", "batched_inference")):
+        variants = {inference_text(speed) for record in finished for speed in getattr(record, speeds).values()}
+        shown |= {name: variants.pop()} if len(variants) == 1 else {}
+    return [f"{name} was measured with {variant}, greedy decoding." for name, variant in shown.items()]
 
 
 def _missing(
@@ -147,8 +156,24 @@ def _memory_caption(rows: list[Row]) -> list[str]:
             f"{', '.join(paged)}; 8 bytes per trained weight (about 2 in 8 bits)."
         )
     if compiled:
-        lines.append(f"Memory is counted with uncompiled layers, also with train.compile=true: {', '.join(compiled)}.")
+        on_cuda = "allocator" in instruments(record for row in rows for record in row.records)
+        what = "Memory by kind" if on_cuda else "Memory"  # the allocator's peak is of what ran
+        lines.append(f"{what} is counted with uncompiled layers, also with train.compile=true: {', '.join(compiled)}.")
     return lines
+
+
+def _busy_caption(rows: list[Row]) -> list[str]:
+    """Which rows measure the host, if any."""
+    busy = {id(row): value for row in rows if (value := row.mean("gpu_busy_share")) is not None}
+    idle = [row for row in rows if busy.get(id(row), 1.0) < BUSY]
+    if not idle:
+        return []
+    which = "in every row" if len(idle) == len(busy) else f"in {', '.join(dict.fromkeys(row.method for row in idle))}"
+    lowest = min(busy.values())
+    return [
+        f"Tokens/s measures Python rather than the GPU {which}: kernels run for less than {share(BUSY)} of a step "
+        f"(down to {share(lowest)}). A larger batch or model, or train.compile=true, keeps the GPU busy."
+    ]
 
 
 def _seeds_caption(rows: list[Row]) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from harness import units
 from harness.errors import one_of
-from harness.report.frame import KINDS
+from harness.report.frame import KINDS, TRAIN_MEMORY
+from harness.report.memory import instruments, meaning
 from harness.report.tables.entries import (
     ABSENT,
     CHOSEN,
@@ -39,15 +40,15 @@ class Column:
     """One column of the table, or one for each score.
 
     entries: by header, a function of a row and all rows that returns the entry's text.
-    meaning: a sentence for the caption; `{within}` is replaced by the restriction of ratios. Columns of one topic share
-        a line of the caption.
+    meaning: a sentence for the caption, or what makes it from the rows; `{within}` is replaced by the restriction of
+        ratios. Columns of one topic share a line of the caption.
     reference: the method that ratios refer to, their name in the caption, and their measure.
     default: whether the column is shown unless columns are selected; columns without any value are hidden.
     """
 
     entries: Callable[[Rows], dict[str, Entry]]
     topic: str = ""
-    meaning: str = ""
+    meaning: str | Callable[[Rows], str] = ""
     reference: tuple[str, str, str] | None = None
     default: Callable[[Rows], bool] = lambda rows: False
 
@@ -84,6 +85,23 @@ def _any_api(rows: Rows) -> bool:
     return any(record.api for row in rows for record in row.records)
 
 
+def _memory_meaning(rows: Rows) -> str:
+    what = meaning(rows.records).removeprefix("the ")
+    return f"Memory: {what}; × is the ratio to the first finished full row.{{within}}"
+
+
+def _kinds_meaning(rows: Rows) -> str:
+    words = "Weights / adapters / gradients / optimizer / activations"
+    passes = "(for untuned rows: the peak of a forward pass); gradients may be freed before it."
+    if "allocator" in instruments(rows.records):
+        return f"{words} are live tensors at the peak of a probe step {passes}"
+    return f"{words} add up to that peak {passes}"
+
+
+def _signed_size(value: float) -> str:
+    return f"{'−' if value < 0 else ''}{units.size(abs(value))}"
+
+
 LORA = "the ratio to the first finished lora row, of the same rank if there is one"
 COLUMNS: dict[str, Column] = {
     "study": _place("Study", 0),
@@ -103,10 +121,10 @@ COLUMNS: dict[str, Column] = {
     ),
     "trainable": Column(_one("Trainable", trainable), default=_always),
     "memory": Column(
-        _one("Peak train memory", with_ratio("train_allocated_peak", units.size, "full")),
+        _one("Peak train memory", with_ratio(TRAIN_MEMORY, units.size, "full")),
         "memory",
-        "Memory: peak of live tensors in a training step; × is the ratio to the first finished full row.{within}",
-        ("full", "memory ratios", "train_allocated_peak"),
+        _memory_meaning,
+        ("full", "memory ratios", TRAIN_MEMORY),
         _always,
     ),
     "kinds": Column(
@@ -115,8 +133,26 @@ COLUMNS: dict[str, Column] = {
             together([f"peak_{kind}" for kind in KINDS], byte_unit),
         ),
         "memory",
-        "Weights / adapters / gradients / optimizer / activations add up to that peak (for untuned rows: the peak of "
-        "a forward pass); gradients may be freed before it.",
+        _kinds_meaning,
+        default=_always,
+    ),
+    "remainder": Column(
+        _one("Remainder", measure("train_memory_remainder", _signed_size)),
+        "memory",
+        "Remainder: what these kinds leave of the allocator's peak: kernels' workspaces and the allocator's rounding, "
+        "less the tensors that only the probe's largest batch has.",
+        default=_always,
+    ),
+    "reserved_peak": Column(
+        _one("Reserved peak", measure("train_reserved_peak", units.size)),
+        "driver",
+        "Reserved peak: held by CUDA's allocator in training, its cache included.",
+        default=_always,
+    ),
+    "device_process": Column(
+        _one("Driver's figure", measure("train_device_process", units.size)),
+        "driver",
+        "Driver's figure: what NVML and nvidia-smi show of the process at the end of training, with CUDA's context.",
         default=_always,
     ),
     "resident": Column(
@@ -176,6 +212,17 @@ COLUMNS: dict[str, Column] = {
         "Utilisation: counted operations per second of median steps, padding included, over the device's measured rate "
         "of matrix multiplication.",
     ),
+    "busy": Column(
+        _one("GPU busy", measure("gpu_busy_share", share)),
+        "busy",
+        "GPU busy: share of a step in which the GPU runs a kernel, in two profiled steps.",
+        default=_always,
+    ),
+    "kernels": Column(
+        _one("Kernels/step", measure("kernels", rate)),
+        "busy",
+        "Kernels/step: kernels that a step starts.",
+    ),
     "attention": Column(
         _one("Attention", attention),
         "use",
@@ -195,6 +242,17 @@ COLUMNS: dict[str, Column] = {
         _one("Decode tokens/s", forms("decode_tokens_per_second")),
         "inference",
         "Decode: tokens per second after the first (median), unmerged → merged.",
+        default=_always,
+    ),
+    "batched_prefill": Column(
+        _one("Batched prefill tokens/s", forms("batched_prefill_tokens_per_second")),
+        "inference",
+        "Batched prefill: the same at the large batch size.",
+    ),
+    "batched_decode": Column(
+        _one("Batched decode tokens/s", forms("batched_decode_tokens_per_second")),
+        "inference",
+        "Batched decode: the decoding rate at the large batch size, of all sequences together.",
         default=_always,
     ),
     "decode_ratio": Column(

@@ -64,8 +64,9 @@ def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry
         value = row.mean(measure)
         if value is None:
             return ABSENT
-        reference = next((found for other in _references(row, rows, method) if (found := other.mean(measure))), None)
-        return text(value) + (f" ({value / reference:.2f}×)" if reference and row.finished else "")
+        ratios = (row.over(other, measure) for other in _references(row, rows, method))
+        ratio = next((found for found in ratios if found is not None), None)
+        return text(value) + (f" ({ratio:.2f}×)" if ratio is not None and row.finished else "")
 
     return entry
 

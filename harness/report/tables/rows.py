@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.record import Record, Score
 from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.memory import comparable
 from harness.report.select import Choice, select
 
 METHODS = [  # their order in tables; other methods follow by name
@@ -55,7 +56,9 @@ class Row:
         return [record for record in self.records if record.status == "ok"] or self.records
 
     def values(self, measure: str) -> list[float]:
-        """The values of a column of `frame`, for the seeds that have it."""
+        """The values of a column of `frame`, for the seeds that have it; none if they are not comparable."""
+        if not comparable(self.records, measure):
+            return []
         found = zip(self.records, self.numbers, strict=True)
         known = [numbers[measure] for record, numbers in found if record.status == "ok" or not self.finished]
         return [value for value in known if value is not None]
@@ -64,6 +67,13 @@ class Row:
         """The mean of `values`; None if no seed has it."""
         known = self.values(measure)
         return fmean(known) if known else None
+
+    def over(self, other: Row, measure: str) -> float | None:
+        """The mean of a column of `frame` over that of `other`; None if one has none or they are not comparable."""
+        own, of = self.mean(measure), other.mean(measure)
+        if own is None or not of or not comparable([*self.records, *other.records], measure):
+            return None
+        return own / of
 
     @cached_property
     def scores(self) -> dict[str, MeanScore]:
