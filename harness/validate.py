@@ -58,6 +58,8 @@ def check(config: DictConfig) -> None:
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
+    if config.repeat and config.train.nodes > 1:
+        raise UserError(f"repeat=true requires train.nodes=1, got {config.train.nodes}.")
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
         raise UserError("eval.fewshot_as_multiturn=true requires eval.chat_template=true.")
     _check_saving(config)

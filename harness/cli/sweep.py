@@ -6,8 +6,10 @@ import argparse
 import textwrap
 
 from harness import units
-from harness.cli.parser import CommandLine, Parser
+from harness.cli.parser import CommandLine, Parser, positive
 from harness.errors import UserError
+
+DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
 
 def add(command_line: CommandLine) -> None:
@@ -29,6 +31,17 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("--fit", action="store_true", help="skip cells that are predicted not to fit into memory")
     _add_budget(parser, "24GB: memory for --fit (default: this machine's); 5USD: limit for models behind an API")
     _add_device(parser)
+    parser.add_argument(
+        "--order", choices=["random", "grid"], default="random", help="order in which cells run (default: random)"
+    )
+    parser.add_argument(
+        "--drift",
+        nargs="?",
+        const=DRIFT,
+        type=positive,
+        metavar="N",
+        help=f"run one cell again after each N cells, to measure the machine's drift (default of N: {DRIFT})",
+    )
     _add_hydra(parser)
 
     parser = group.add(
@@ -52,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid; 1 if one did not end as ok."""
-    return _launch("sweep", options, fit=options.fit, device=options.device)
+    return _launch("sweep", options, fit=options.fit, device=options.device, order=options.order, drift=options.drift)
 
 
 def plan(options: argparse.Namespace) -> int:

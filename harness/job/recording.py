@@ -80,6 +80,7 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         smaller_batches=request.smaller,
         save=request.save,
         tracker=request.tracker,
+        position=request.position,
     )
     try:
         job.run(result)

@@ -49,8 +49,9 @@ class RecordFile:
 
     @property
     def started(self) -> datetime:
-        """When the cell, or its last scoring, began, by the clock of its own machine."""
-        return max(map(_time, (self.record.started, *(scoring.started for scoring in self.record.rescored))))
+        """When the cell, its last scoring or its last repeat began, by the clock of its own machine."""
+        later = (*self.record.rescored, *self.record.repeats)
+        return max(map(_time, (self.record.started, *(run.started for run in later))))
 
     def equals(self, other: RecordFile) -> bool:
         """Whether both have the same record and the same items; missing items contradict nothing."""

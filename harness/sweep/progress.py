@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,7 @@ def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds:
     A cell has started once a process holds its lease, and ended once it has a new record.
     """
     left = {cell.name: cell for cell in cells}
+    times = Counter(cell.name for cell in cells)  # a repeated cell is run, and its record written, several times
     before = {name: _written(study.path(cell)) for name, cell in left.items()}
     started: set[str] = set()
     over = threading.Event()
@@ -91,9 +93,12 @@ def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds:
                 started.add(name)
                 progress.say_started(left[name])
         for name, cell in list(left.items()):
-            if _written(study.path(cell)) != before[name]:
+            if (written := _written(study.path(cell))) != before[name]:
                 progress.end(record.read(study.path(cell)))
-                del left[name]
+                before[name] = written
+                times[name] -= 1
+                if not times[name]:
+                    del left[name]
 
     def keep_looking() -> None:
         while not over.wait(seconds):

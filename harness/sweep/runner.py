@@ -43,12 +43,12 @@ from harness.protocol import (
     encode,
     facts,
 )
-from harness.record import Cell, Failure, Record, SmallerBatches
+from harness.record import Cell, Failure, Record, Repeat, SmallerBatches
 from harness.settings import EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.fork_server import Server
 from harness.sweep.lease import Held, Lease
-from harness.sweep.store import Study
+from harness.sweep.store import Study, discard
 
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
 BESIDE = 2**30
@@ -177,8 +177,8 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     Raises UserError if the job refuses its input, and Held if another process took over the lease. Then there is no
     record.
     """
-    cell, precautions, log = request.cell, request.precautions, study.log(request.cell)
-    path = Path(request.path)
+    cell, precautions, path = request.cell, request.precautions, Path(request.path)
+    log = path.with_suffix(".log")
     if request.warn:
         _warn_of_load()
     last = Progress("start")
@@ -216,6 +216,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
                 smaller_batches=smaller,
                 save=request.save,
                 tracker=request.tracker,
+                position=request.position,
             )
             record.write(failed, path)
         return record.read(path)
@@ -278,6 +279,44 @@ def _listens(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Record:
+    """Have the recorded cell of `request` run again, and add what was measured to its record's repeats.
+
+    Returns the record of the new run, which is not kept, nor are its scores and weights. Raises as `run`.
+    """
+    cell = request.cell
+    aside = study.repeating(cell)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    precautions = replace(request.precautions, save_every=None)
+    request = replace(
+        request, path=str(aside.absolute()), precautions=precautions, checkpoints=None, save="none", tracker=None
+    )
+    try:
+        again = run(request, study, lease, on_event)
+        found = study.recorded(cell)
+        found.repeats.append(_repeat(again, len(found.repeats) + 2))
+        record.write(found, study.path(cell))
+    finally:
+        discard(aside.parent)
+    return again
+
+
+def _repeat(again: Record, number: int) -> Repeat:
+    train, validation = again.train, again.validation
+    return Repeat(
+        number=number,
+        status=again.status,
+        started=again.started,
+        seconds=again.seconds,
+        environment=again.environment,
+        position=again.position,
+        tokens_per_second_steady=train.tokens_per_second_steady if train else None,
+        validation_loss=validation[-1].loss if validation else None,
+        memory=again.phases["train"].memory if "train" in again.phases else None,
+        gpus=again.gpus,
+    )
 
 
 def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:

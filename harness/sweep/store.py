@@ -8,6 +8,7 @@ results_dir/study/NAME.json            the record
                   .harness/plan.json   cells that sweeps requested
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
+                  .harness/repeats/NAME/       what a repeat writes until NAME.json has it
                   .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
 """
 
@@ -54,6 +55,13 @@ class Study:
 
     def checkpoints(self, cell: Cell) -> Path:
         return self._checkpoints(cell.name)
+
+    def repeating(self, cell: Cell) -> Path:
+        """Where a repeat's record is written, in a folder of its own, before the cell's record takes it in."""
+        return self._repeating(cell.name) / f"{cell.name}.json"
+
+    def _repeating(self, name: str) -> Path:
+        return self._state / "repeats" / name
 
     def answers(self, cell: Cell) -> Path:
         return self._answers(cell.name)
@@ -122,7 +130,7 @@ class Study:
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
         for found in (*gone, *begun):
             discard(found)
-        for found in (self._checkpoints(name), self._answers(name)):
+        for found in (self._checkpoints(name), self._answers(name), self._repeating(name)):
             discard(found)
         with lease.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()

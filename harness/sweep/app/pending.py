@@ -19,6 +19,8 @@ def study_of(config: DictConfig) -> Study:
 
 def to_run(found: Record | None, config: DictConfig) -> bool:
     """Whether a cell with this record is to run. A cell that --fit skipped is: another budget may hold it."""
+    if config.repeat and found is not None and found.status == "ok":
+        return True
     if found is None or found.status in (*config.retry.statuses, "unfit"):
         return True
     return (config.retry.on_oom or found.cell.settings.train.sizes_itself) and micro_batch.smaller(found) is not None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
 from harness.errors import UserError, about_file
-from harness.protocol import Rendezvous
+from harness.protocol import Rendezvous, RunCell
 from harness.record import Cell, Record, RecordError
 from harness.sweep import api_cost, machines, runner
 from harness.sweep import cells as cells_of
@@ -21,6 +23,8 @@ from harness.sweep.app.session import Outcome, Session
 from harness.sweep.lease import Held, Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
+
+Run = Callable[[RunCell, Study, Lease, runner.OnEvent], Record]
 
 
 class RunPoint:
@@ -58,6 +62,11 @@ class RunPoint:
     def _run(self, config: DictConfig) -> Outcome:
         cell, study = cells_of.from_config(config), study_of(config)
         recorded, progress = self.session.recorded, self.session.progress
+        if config.repeat and (found := study.recorded(cell)) is not None and found.status == "ok":
+            if machines.spare():
+                return Outcome("spare", None)
+            with study.lease(cell) as lease:
+                return Outcome.of(self._launch(cell, study, lease, config, None, runner.repeat))
         # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
         known = recorded[cell.id] if cell.id in recorded else study.recorded(cell)
         if to_run(known, config):
@@ -91,7 +100,13 @@ class RunPoint:
         return Outcome.of(found)
 
     def _launch(
-        self, cell: Cell, study: Study, lease: Lease, config: DictConfig, rendezvous: Rendezvous | None
+        self,
+        cell: Cell,
+        study: Study,
+        lease: Lease,
+        config: DictConfig,
+        rendezvous: Rendezvous | None,
+        run: Run = runner.run,
     ) -> Record:
         planned = self.session.progress is not None
         access = api_cost.access(cell, config, study)
@@ -111,8 +126,9 @@ class RunPoint:
                 tracker=config.tracker,
                 access=access,
                 rendezvous=rendezvous,
+                position=_position(),
             )
-            found = runner.run(request, study, lease, progress.update)
+            found = run(request, study, lease, progress.update)
         finally:
             progress.clear()
         progress.end(found)
@@ -121,6 +137,12 @@ class RunPoint:
             self.session.outcomes.append(Outcome.of(found))
             _print_scores(found)
         return found
+
+
+def _position() -> int | None:
+    """The place of this point among those that its sweep launched, from 1; None of `run`."""
+    hydra = HydraConfig.get()
+    return hydra.job.num + 1 if hydra.mode == RunMode.MULTIRUN else None
 
 
 def _print_scores(found: Record) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import UserError
 from harness.record import Record
+from harness.sweep.app.order import Order
 from harness.sweep.progress import SweepProgress
 
 
@@ -16,7 +17,8 @@ class Options:
     plan: predict, and launch nothing. fit: skip cells that are predicted not to fit into memory.
     memory: budget in bytes (null: the memory of this machine's device). dollars: budget for models behind an API
     (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a GPU's).
-    throughput: raw tokens/s of every cell (null: taken from records).
+    throughput: raw tokens/s of every cell (null: taken from records). order: of the cells, ``random`` or ``grid``.
+    drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     """
 
     plan: bool = False
@@ -25,6 +27,8 @@ class Options:
     dollars: float | None = None
     device: str | None = None
     throughput: float | None = None
+    order: Order = "random"
+    drift: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.grid import grid
+from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
 from harness.sweep.app.session import Options, Outcome
 from harness.sweep.launchers import lost_workers
@@ -118,7 +120,28 @@ class GridSweeper(Sweeper):
             study.plan(point.cell for point in unique.values())
             if self._session.options.fit:
                 pending = self._fitting(pending, study, composed.data_root)
-        return study, pending
+        return study, self._ordered(list(unique.values()), pending, study)
+
+    def _ordered(self, points: list[Point], pending: list[Point], study: Study) -> list[Point]:
+        """`pending` in the order in which they run, with the repeats that --drift asks for.
+
+        points: all of the sweep. Raises UserError if there is nothing to repeat.
+        """
+        options = self._session.options
+        if options.order == "random":
+            points, pending = (sorted(some, key=lambda p: random_key(p.cell, study.name)) for some in (points, pending))
+        if options.drift is None or not pending:
+            return pending
+        recorded = {point.cell.id: study.recorded(point.cell) for point in points}
+        cell = repeated([p.cell for p in points], recorded, {p.cell.id for p in pending})
+        if cell is None:
+            raise UserError("--drift requires a cell that is trained on this machine; the sweep has none.")
+        point = next(point for point in points if point.cell.id == cell.id)
+        first = next((point for point in pending if point.cell.id == cell.id), None)
+        repeat = dataclasses.replace(point, overrides=[*point.overrides, "repeat=true"])
+        order = with_repeats(pending, first, repeat, options.drift)
+        print(f"{cell.name} is repeated {len(order) - len(pending)} times, to measure drift.", file=sys.stderr)
+        return order
 
     def _require_nodes(self, counts: set[int]) -> None:
         """Raise UserError if the launcher can't give cells that many machines; a cell of one can do without the others.

@@ -196,5 +196,5 @@ def test_an_untuned_model_is_probed_by_one_pass_without_gradients():
 def test_training_begins_as_if_the_probe_had_not_been(tmp_path, monkeypatch):
     dropout = ("method=lora", "method.adapt.lora_dropout=0.5")
     first = run_tiny(tmp_path, *dropout)
-    monkeypatch.setattr(probe, "steps", lambda *_: first.probe)
+    monkeypatch.setattr(probe, "steps", lambda *_, **__: first.probe)
     assert [p.loss for p in run_tiny(tmp_path, *dropout).train.loss] == [p.loss for p in first.train.loss]
