@@ -1,10 +1,12 @@
-"""Compares the predictions of `plan` with measurements: our cells on SmolLM2-135M, and peft's runs of Llama-3.2-3B.
+"""Compares the predictions of `plan` with measurements: our cells on SmolLM2-135M, and what others published of GPUs.
 
-    harness sweep memory study=reference/memory      # the measured cells, about 3 minutes on 2 cores
-    python benchmarks/plan.py --peft DIR --out benchmarks/PLAN.md
+    harness sweep memory study=reference/memory                # the measured cells, about 3 minutes on 2 cores
+    python benchmarks/plan.py --data-root DIR --write          # PLAN.md, the record and its page; about 3 minutes
+    python benchmarks/plan.py published --data-root DIR        # published programs alone
+    python benchmarks/plan.py --render                         # the page of published programs anew, from its record
 
-DIR has result files of the MetaMathQA suite in huggingface/peft's method_comparison. Without it, the document has no
-table of them.
+Below DIR lie `peft_results`, result files of the MetaMathQA suite in huggingface/peft's method_comparison, and
+`published_memory`, peaks that training programs published. Without it, `own` has no table of peft's runs.
 """
 
 from __future__ import annotations
@@ -12,19 +14,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+from programs import compare, page
 from tabulate import tabulate
 
 from harness import units
 from harness.config import CONF, ROOT
+from harness.errors import UserError
 from harness.job.predict.prediction import Predictor
 from harness.record import Record, read_study
 from harness.sweep import app
 from harness.sweep.cells import from_config
 
+PLAN = ROOT / "benchmarks" / "PLAN.md"
+MEASURED = ROOT / "benchmarks" / "measured" / "published_memory.json"
+PAGE = ROOT / "docs" / "plan.md"
 LARGE = 2**50  # a budget that does not matter
 
 # Of each published run: its file, and the settings that make our cell the same.
@@ -140,17 +148,51 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
     return tabulate(rows, head, "pipe", disable_numparse=True)
 
 
+def of_programs(data_root: Path) -> list[dict[str, Any]]:
+    """Published programs beside their predictions, as JSON: a row a measurement. Raises UserError."""
+    return [dataclasses.asdict(row) for row in compare.compare(data_root)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help="own, published (none: both)")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "reference" / "memory", metavar="DIR")
-    parser.add_argument("--peft", type=Path, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of peft_results and published_memory")
+    parser.add_argument("--write", action="store_true", help="renew the committed documents and the record")
+    parser.add_argument("--render", action="store_true", help="renew the page from its record, predict nothing")
     options = parser.parse_args()
-    text = document(ours(options.records), published(options.peft) if options.peft else None)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    else:
+    try:
+        run(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def run(options: argparse.Namespace) -> None:
+    parts = options.parts or ["own", "published"]
+    for part in parts:
+        if part not in ("own", "published"):
+            raise UserError(f"PART must be own or published, got {part}.")
+    if options.render:
+        PAGE.write_text(page.page(json.loads(MEASURED.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
+    if "own" in parts:
+        others = published(options.data_root / "peft_results") if options.data_root else None
+        _shown(document(ours(options.records), others), PLAN if options.write else None)
+    if "published" in parts:
+        if options.data_root is None:
+            raise UserError("published requires --data-root.")
+        rows = of_programs(options.data_root)
+        if options.write:
+            MEASURED.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _shown(page.page(rows), PAGE if options.write else None)
+
+
+def _shown(text: str, file: Path | None) -> None:
+    if file is None:
         print(text, end="")
+    else:
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

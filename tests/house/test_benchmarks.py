@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from job_helpers import DATA, needs_data
 
 from harness.config import ROOT
+from harness.errors import UserError
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from programs import page
 
 PLAN = ROOT / "benchmarks" / "PLAN.md"
+PUBLISHED = json.loads((ROOT / "benchmarks" / "measured" / "published_memory.json").read_text(encoding="utf-8"))
 
 
 def rows(text: str) -> list[list[str]]:
@@ -21,11 +30,15 @@ def rows(text: str) -> list[list[str]]:
     return [row for row in cells if row[-1].endswith("%")]
 
 
+def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/plan.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.slow
 @needs_data
 def test_plan_keeps_within_what_we_promise():
-    command = [sys.executable, "benchmarks/plan.py", "--peft", str(DATA / "peft_results")]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    made = planned("own", "--data-root", str(DATA))
     assert made.returncode == 0, made.stderr
     assert made.stdout == PLAN.read_text(encoding="utf-8")
 
@@ -43,6 +56,121 @@ def test_predictions_are_near_the_measurements():
     }
     assert peaks["qlora"] < 8
     assert peaks["lora"] < 17
+
+
+# Programs whose measurements others published
+
+COLUMNS = [
+    *("source", "model", "method", "rank", "targets", "micro_batch", "tokens_per_row", "gradient_checkpointing"),
+    *("dtype", "attention", "notes", "hardware", "peak_bytes", "resident_bytes", "nvidia_smi_mib", "tokens_per_second"),
+]
+FMS = "foundation-model-stack/fms-acceleration scripts/benchmarks/refs/a100_80gb.csv"
+ROW = {
+    "source": FMS,
+    "model": "mistralai/Mistral-7B-v0.1",
+    "method": "lora",
+    "rank": "16",
+    "targets": "q,k,v,o",
+    "micro_batch": "4",
+    "tokens_per_row": "about 4096",
+    "gradient_checkpointing": "true",
+    "dtype": "bfloat16",
+    "attention": "flash_attention_2",
+    "notes": "plain Trainer",
+    "hardware": "A100-80GB",
+    "peak_bytes": "26704571904",
+    "resident_bytes": "14664493056",
+}
+
+
+def off(row: dict, which: str) -> float:
+    return abs(row[f"predicted_{which}"] / row[which] - 1)
+
+
+def written(root: Path, *rows: dict[str, str], columns: list[str] = COLUMNS) -> str:
+    (root / "published_memory").mkdir()
+    with (root / "published_memory" / "training_memory.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+    return str(root)
+
+
+def test_the_page_of_published_programs_is_its_record():
+    assert (ROOT / "docs" / "plan.md").read_text(encoding="utf-8") == page.page(PUBLISHED)
+
+
+def test_resident_memory_is_within_a_hundredth_of_every_row_that_publishes_it():
+    rows = [row for row in PUBLISHED if row["resident"]]
+    assert len(rows) == 26
+    for row in rows:
+        assert off(row, "resident") <= 0.01, row
+
+
+def test_peaks_are_within_five_hundredths_of_nine_rows_in_ten():
+    known = [r for r in PUBLISHED if r["predicted_peak"] and not r["unknown"] and "ms-swift" not in r["source"]]
+    assert len(known) >= 40
+    assert sum(off(row, "peak") <= 0.05 for row in known) >= 0.9 * len(known)
+
+
+@pytest.mark.slow
+def test_published_programs_are_predicted_anew_as_recorded(tmp_path):
+    litgpt = ROW | {"source": "Lightning-AI/litgpt config_hub/finetune/README.md", "rank": "32", "targets": "q,v"}
+    litgpt |= {"model": "meta-llama/Llama-3.1-8B", "micro_batch": "?", "tokens_per_row": "up to 512 (Alpaca)"}
+    litgpt |= {"gradient_checkpointing": "false", "hardware": "A10G-24GB", "resident_bytes": "", "notes": ""}
+    fused = {"method": "qlora", "notes": "accelerated-peft-bnb-foak (fused kernels)", "peak_bytes": "14115336192"}
+    tuned = ROW | {"source": "pytorch/torchtune README.md", "model": "meta-llama/Llama-3.2-3B", "method": "full"}
+    tuned |= {"micro_batch": "2", "tokens_per_row": "4096", "rank": "", "targets": "", "resident_bytes": ""}
+    tuned |= {"notes": "cumulative: + chunked cross-entropy", "gradient_checkpointing": "false"}
+    tuned |= {"peak_bytes": "46063524249"}
+    rows = [ROW, ROW | fused | {"resident_bytes": ""}, litgpt | {"peak_bytes": "19730000000"}, tuned]
+    made = planned("published", "--data-root", written(tmp_path, *rows))
+    assert made.returncode == 0, made.stderr
+    shown = {line.split("|")[6].strip() for line in made.stdout.splitlines() if "GiB" in line}
+    names = ("peak", "method", "model")
+    recorded = [next(r for r in PUBLISHED if str(r["peak"]) == row["peak_bytes"]) for row in rows]
+    assert [[r[n] for n in names[1:]] for r in recorded] == [[row[n] for n in names[1:]] for row in rows]
+    assert shown == {f"{row['predicted_peak'] / row['peak'] - 1:+.2%}" for row in recorded}
+
+
+@pytest.mark.slow
+def test_rows_that_can_not_be_predicted_say_why_and_lose_no_other(tmp_path):
+    wrong = {
+        "hardware must be A100-80GB, .*, got TPU.": {"hardware": "TPU"},
+        "A prediction requires micro_batch and tokens_per_row.": {"micro_batch": "?"},
+        "A prediction of an adapter requires rank and targets.": {"rank": "?"},
+        "source must begin with one of .*, got somebody/else README.md.": {"source": "somebody/else README.md"},
+        "model must be one whose dimensions are known .*, got a/b.": {"model": "a/b"},
+        "method must be full, lora or qlora, got ia3.": {"method": "ia3"},
+    }
+    rows = [ROW | {"method": "full", "peak_bytes": "72434837504", "resident_bytes": "43467876352"}]
+    made = planned("published", "--data-root", written(tmp_path, *rows, *(ROW | part for part in wrong.values())))
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("No prediction: ") == len(wrong)
+    for message in wrong:
+        assert re.search(f"No prediction: {message}", made.stdout), made.stdout
+    assert "-0.00%" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "says"),
+    [
+        ([*COLUMNS, "colour"], {}, "training_memory.csv has the unknown column colour; known are source, .*"),
+        (COLUMNS[:-1], {}, "training_memory.csv requires the column tokens_per_second."),
+        (
+            COLUMNS,
+            {"micro_batch": "many"},
+            "training_memory.csv, row 1: micro_batch must be a number or [?], got many.",
+        ),
+        (COLUMNS, {"peak_bytes": "?"}, "training_memory.csv, row 1 requires peak_bytes."),
+    ],
+)
+def test_a_malformed_file_of_measurements_is_one_sentence(tmp_path, columns, row, says):
+    from programs import rows
+
+    root = Path(written(tmp_path, ROW | row, columns=columns))
+    with pytest.raises(UserError, match=f"^{says}$"):
+        rows.read(root / "published_memory" / "training_memory.csv")
 
 
 def cells(text: str) -> list[list[str]]:

@@ -8,7 +8,7 @@ workspaces of kernels (harness/job/measure/workspaces.py). Tests compare this wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,15 +68,58 @@ class CudaKernels(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function in (Tensor.backward, torch.autograd.backward):
+            return self._backward(*args, **kwargs)
         if function is functional.scaled_dot_product_attention:
             return attention(*args, **kwargs)
+        if function is functional.dropout:
+            return dropout(*args, **kwargs)
         if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in IN_FP32:
             args, kwargs = tree_map_only(Tensor, _up, (args, kwargs))
         return function(*args, **kwargs)
 
+    def _backward(
+        self,
+        tensors: Tensor | Sequence[Tensor],
+        grad_tensors: Tensor | Sequence[Tensor | None] | None = None,
+        *,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> None:
+        """The backward pass under this mode, which torch turns off inside of it: layers are recomputed there.
+
+        Arguments as of ``torch.autograd.backward`` and ``Tensor.backward``.
+        """
+        given = gradient if grad_tensors is None else grad_tensors
+        tensors = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+        gradients = (given,) * len(tensors) if given is None or isinstance(given, Tensor) else tuple(given)
+        gradients = tuple(torch.ones_like(t) if g is None else g for t, g in zip(tensors, gradients, strict=True))
+        TorchFunctionMode.__enter__(self)
+        try:
+            torch.autograd.Variable._execution_engine.run_backward(
+                tensors,
+                gradients,
+                create_graph if retain_graph is None else retain_graph,
+                create_graph,
+                tuple(inputs or ()),
+                allow_unreachable=True,
+                accumulate_grad=True,
+            )
+        finally:
+            TorchFunctionMode.__exit__(self, None, None, None)
+
 
 def _up(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def dropout(tensor: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Dropout that keeps a mask of one byte per number; a CPU keeps one of the tensor's dtype."""
+    if not training or p == 0 or inplace:
+        return functional.dropout(tensor, p, training, inplace)
+    return torch.native_dropout(tensor, p, True)[0]
 
 
 def attention(

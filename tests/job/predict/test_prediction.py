@@ -9,14 +9,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from job_helpers import composed, run_here, tiny
 from omegaconf import OmegaConf
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from harness.config import CONF
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import checks, empty_weights, loading
 from harness.job.predict import prediction, shapes, workers
+from harness.job.predict.cuda_kernels import CudaKernels
 from harness.protocol import PlanCells, PlannedCell
 from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
 from harness.settings import Settings
@@ -117,6 +123,29 @@ def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
     deep = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, None)
     assert deep.others.pop("flops_per_token") == pytest.approx(shallow.others.pop("flops_per_token"))
     assert (shallow.peak, shallow.others) == (deep.peak, deep.others)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputed_layers_meet_the_kernels_of_cuda(reentrant):
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            names.append(operation.name())
+            return operation(*args, **kwargs or {})
+
+    names: list[str] = []
+    with FakeTensorMode(), CudaKernels(autocast=False), Operations():
+        query = torch.empty(1, 4, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+        key = torch.empty(1, 2, 8, 16, dtype=torch.bfloat16)  # of fewer heads: a CPU's kernel would refuse it
+
+        def layer(x: torch.Tensor) -> torch.Tensor:
+            return functional.dropout(functional.scaled_dot_product_attention(x, key, key, is_causal=True), 0.1)
+
+        out = checkpoint(layer, query, use_reentrant=reentrant, preserve_rng_state=False)
+        names.clear()
+        out.sum().backward()
+    assert "aten::_scaled_dot_product_flash_attention" in names
+    assert "aten::native_dropout" in names
+    assert query.grad.shape == query.shape
 
 
 def test_layers_that_differ_are_all_built():
