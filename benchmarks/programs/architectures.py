@@ -32,6 +32,7 @@ ARCHITECTURES = {
     "meta-llama/llama-3.2-1b": LLAMA_3_2_1B,
     "meta-llama/llama-3.2-3b": LLAMA_3_2_3B,
     "mistralai/mistral-7b-v0.1": MISTRAL_7B,
+    "thebloke/mistral-7b-v0.1": MISTRAL_7B,
     "mistralai/mistral-7b-v0.2": MISTRAL_7B,
     "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": TINY_LLAMA,
     "qwen/qwen-1_8b": QWEN_1_8B,
@@ -44,7 +45,9 @@ ARCHITECTURES = {
 
 def architecture(model: str) -> Architecture:
     """The dimensions of `model`, in whatever case it is written. Raises UserError."""
-    name = model.lower().removesuffix("-chat").removesuffix("-instruct")
+    name = model.lower()
+    for suffix in ("-gptq", "-chat", "-instruct"):
+        name = name.removesuffix(suffix)
     if name not in ARCHITECTURES:
         raise UserError(f"model must be one whose dimensions are known (programs/architectures.py), got {model}.")
     return ARCHITECTURES[name]

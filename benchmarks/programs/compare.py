@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.job.models.empty_weights import NeedsValues
 from programs import fms, litgpt, swift, torchtune
-from programs.rows import Row, read
+from programs.rows import UNKNOWN, Row, read
 from programs.step import Predicted, Program, predict
 
 FILE = "published_memory/training_memory.csv"  # below the data root
@@ -101,5 +101,5 @@ def _settings(row: Row) -> str:
     parts.append(f"{row.micro_batch or '?'} × {row.tokens_per_row or '?'} tokens")
     if row.gradient_checkpointing:
         parts.append("checkpointing")
-    parts.append(row.notes.split(";")[-1].strip() if ";" in row.notes else row.notes)
-    return ", ".join(part for part in parts if part)
+    notes = row.notes.rpartition(";")[2].strip()
+    return ", ".join([*parts, notes] if notes and not notes.startswith(UNKNOWN) else parts)

@@ -1,6 +1,6 @@
 """What the benchmark of foundation-model-stack/fms-acceleration does (scripts/benchmarks).
 
-transformers' Trainer, peft's adapters in fp32, NF4 with double quantisation over matrices of the layers, AdamW of
+transformers' Trainer, peft's adapters in fp32, NF4 with double quantisation or GPTQ of the layers' matrices, AdamW of
 torch with its foreach step, checkpointing in the reentrant form, FlashAttention 2, rows packed to 4096 tokens. It
 reports what torch's allocator handed out. Its files of references were made with two versions:
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import UserError
+from programs import gptq
 from programs.architectures import architecture
 from programs.decoder import Code, Decoder, Layer, Norm, adapt, quantise, reentrant, rotated
 from programs.fused_kernels import (
@@ -46,8 +47,10 @@ def program(row: Row) -> Program:
         raise UserError("A prediction requires micro_batch and tokens_per_row.")
     if row.method != "full" and not (row.rank and row.targets):
         raise UserError("A prediction of an adapter requires rank and targets.")
-    if "gptq" in row.notes.lower() or row.method.startswith("gptq"):
-        raise UserError("GPTQ layers are not modelled.")
+    if not row.gradient_checkpointing:
+        raise UserError("gradient_checkpointing must be true, as in the benchmark's defaults.yaml.")
+    if unknown := set(_targets(row)) - set(NAMES):
+        raise UserError(f"targets must be some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}.")
     earlier, packed = "liger" in row.source, row.method == "qlora"
     fused, liger = "fused kernels" in row.notes, "Liger loss" in row.notes
     code = Code(
@@ -72,15 +75,25 @@ def program(row: Row) -> Program:
     )
 
 
+def _targets(row: Row) -> list[str]:
+    return [name.strip() for name in (row.targets or "").split(",") if name.strip()]
+
+
+def _gptq(row: Row) -> bool:
+    return "gptq" in f"{row.notes} {row.model}".lower()
+
+
 def _build(row: Row, code: Code, depth: int) -> nn.Module:
     of = architecture(row.model)
     with torch.device("meta"):
         net = Decoder(of, depth, lambda: Layer(of, code), code.norm, reentrant).to(torch.bfloat16)
         if row.method == "full":
             return net
-        if row.method == "qlora":
+        if row.method == "qlora" and _gptq(row):
+            gptq.quantise(net.layers)
+        elif row.method == "qlora":
             quantise(net, net.layers)
-        targets = [NAMES[name.strip()] for name in row.targets.split(",")]
+        targets = [NAMES[name] for name in _targets(row)]
         adapt(net, peft.LoraConfig(r=row.rank, lora_alpha=row.rank, lora_dropout=DROPOUT, target_modules=targets))
         if "prepare_model_for_kbit_training" in row.notes:
             # It upcasts norms, embedding and head; then trl's peft_module_casting_to_bf16 casts all but norms back.

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from programs.decoder import Norm
+from programs.gptq import GptqLinear
 
 
 class _Normed(torch.autograd.Function):
@@ -93,6 +94,8 @@ class LigerCrossEntropy(torch.autograd.Function):
 def _matrix(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The packed matrix below an adapter, dequantised and transposed: (inputs, outputs)."""
     weight = layer.base_layer.weight
+    if isinstance(layer.base_layer, GptqLinear):
+        return layer.base_layer.whole()
     return packed.dequantize_4bit(weight, weight.quant_state).to(dtype).t()
 
 

@@ -56,8 +56,7 @@ def program(row: Row) -> Program:
 def why(row: Row, predicted: Predicted) -> str:
     """See programs.compare.Reading."""
     return (
-        "It reports what the allocator reserved (max_memory_reserved, swift/trainers/mixin.py): blocks of sequences of "
-        "other lengths stay reserved."
+        "It reports what the allocator reserved (max_memory_reserved, swift/trainers/mixin.py), not what it handed out."
     )
 
 

@@ -126,7 +126,7 @@ def test_published_programs_are_predicted_anew_as_recorded(tmp_path):
     rows = [ROW, ROW | fused | {"resident_bytes": ""}, litgpt | {"peak_bytes": "19730000000"}, tuned]
     made = planned("published", "--data-root", written(tmp_path, *rows))
     assert made.returncode == 0, made.stderr
-    shown = {line.split("|")[6].strip() for line in made.stdout.splitlines() if "GiB" in line}
+    shown = {line.split("|")[6].strip() for line in made.stdout.splitlines() if line.startswith("|") and "GiB" in line}
     names = ("peak", "method", "model")
     recorded = [next(r for r in PUBLISHED if str(r["peak"]) == row["peak_bytes"]) for row in rows]
     assert [[r[n] for n in names[1:]] for r in recorded] == [[row[n] for n in names[1:]] for row in rows]
