@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from harness import units
 from harness.config import CONF, ROOT
-from harness.errors import UserError
+from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
 from harness.record import Record, read_study
 from harness.sweep import app
@@ -163,8 +163,8 @@ def main() -> None:
     options = parser.parse_args()
     try:
         run(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(error if isinstance(error, UserError) else about_file(error), file=sys.stderr)
         sys.exit(2)
 
 
