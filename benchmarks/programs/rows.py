@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from harness.errors import UserError, one_of
+from harness.errors import UserError
 
 UNKNOWN = "?"
 # Bytes of a workspace of cuBLAS by card: torch's default is 8 MiB + 128 KiB, on Hopper 32 MiB (CUDABlas.cpp). A step
@@ -50,7 +50,7 @@ class Row:
     def workspaces(self) -> int:
         """Bytes of cuBLAS' workspaces. Raises UserError for an unknown card."""
         if self.hardware not in WORKSPACE:
-            raise UserError(f"hardware must be {one_of(WORKSPACE)}, got {self.hardware}.")
+            raise UserError(f"hardware must be {', '.join(WORKSPACE)}, got {self.hardware}.")
         return 2 * WORKSPACE[self.hardware]
 
 
