@@ -13,8 +13,6 @@ UNKNOWN = "?"
 # Bytes of a workspace of cuBLAS by card: torch's default is 8 MiB + 128 KiB, on Hopper 32 MiB (CUDABlas.cpp). A step
 # has two, of the forward and of the backward thread.
 WORKSPACE = {"A100-80GB": 8_519_680, "A100-40GB": 8_519_680, "A10G-24GB": 8_519_680, "H100-80GB": 32 * 2**20}
-# Bytes of memory that torch can hand out at most.
-CAPACITY = {"A100-80GB": 80 * 2**30, "A100-40GB": 40 * 2**30, "A10G-24GB": 24 * 2**30, "H100-80GB": 80 * 2**30}
 
 
 @dataclass(frozen=True)
