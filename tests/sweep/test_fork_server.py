@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -63,15 +64,27 @@ def clean(monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="module")
+def elsewhere(server, tmp_path_factory) -> SimpleNamespace:
+    """A job in another environment, in which libgomp tells of itself: its exit status, log, and the holders."""
+    log = tmp_path_factory.mktemp("elsewhere") / "log"
+    with open(log, "wb") as stderr, pytest.MonkeyPatch.context() as patch:
+        before = ask(server, stderr), server._holder.pid
+        clean(patch)
+        patch.setenv("OMP_DISPLAY_ENV", "verbose")  # of libgomp, when it is loaded
+        after = ask(server, stderr), server._holder.pid
+    return SimpleNamespace(answers=[before[0], after[0]], holders=[before[1], after[1]], said=log.read_text())
+
+
+def test_another_environment_is_another_holder(elsewhere):
+    assert elsewhere.answers == [(0, []), (0, [])]
+    assert elsewhere.holders[0] != elsewhere.holders[1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp's own words")
-def test_threads_of_a_job_sleep_while_they_wait(server, tmp_path, monkeypatch):
-    clean(monkeypatch)
-    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # of libgomp, when it is loaded
-    with open(tmp_path / "log", "wb") as log:
-        assert ask(server, log) == (0, [])
-    said = (tmp_path / "log").read_text()
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in said
-    assert "GOMP_SPINCOUNT = '1000'" in said
+def test_threads_of_a_job_sleep_while_they_wait(elsewhere):
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in elsewhere.said
+    assert "GOMP_SPINCOUNT = '1000'" in elsewhere.said
 
 
 def test_variables_that_the_user_set_are_kept(monkeypatch):
@@ -84,18 +97,10 @@ def test_variables_that_the_user_set_are_kept(monkeypatch):
     assert theirs == {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
 
 
-def test_another_environment_is_another_holder(server, tmp_path, monkeypatch):
-    with open(tmp_path / "log", "wb") as log:
-        ask(server, log)
-        holder = server._holder.pid
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1" if os.environ.get("HF_HUB_OFFLINE") != "1" else "0")
-        assert ask(server, log) == (0, [])
-        assert server._holder.pid != holder
-
-
 def test_a_holder_that_died_is_replaced(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
-        ask(server, log)
+        if server._holder is None:  # another test's serves as well
+            ask(server, log)
         server._holder.kill()
         server._holder.wait()
         assert ask(server, log) == (0, [])
