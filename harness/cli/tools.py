@@ -51,7 +51,9 @@ def import_results(options: argparse.Namespace) -> int:
 
     summary = importers.store(importers.collect(options.project, options.path, name), options.results_dir / name)
     counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
-    print(f"{options.results_dir / name}: {', '.join(f'{len(names)} {of}' for of, names in counts.items())} records.")
-    for path in summary.older:
-        print(f"{path} was skipped: there is a later result of the same settings.")
+    told = ", ".join(f"{len(names)} {of}" for of, names in counts.items())
+    repeats = f", with {summary.repeats} earlier runs of the same experiments as repeats" if summary.repeats else ""
+    print(f"{options.results_dir / name}: {told} records{repeats}.")
+    for path in summary.other_settings:
+        print(f"{path} was skipped: another run of the same experiment has other settings.")
     return 0

@@ -70,8 +70,8 @@ class Saved:
 
 @dataclass
 class Repeat:
-    """A later run of the same cell, by a sweep with --drift or with repeat=true. It shows the machine's drift and is no
-    further seed: its scores are not kept."""
+    """Another run of the same cell, which is no further seed. A later one by a sweep with --drift or with repeat=true
+    shows the machine's drift, and its scores are not kept. An earlier one of an imported record has its scores."""
 
     number: int
     """2 is the first run after the record's own."""
@@ -93,6 +93,8 @@ class Repeat:
     """Peaks of the training window."""
     gpus: list[Gpu]
     """As in the record."""
+    scores: list[Score] = field(default_factory=list)
+    """As in the record, of an imported run."""
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Record:
     position: int | None = None
     """Place of the cell among those that its sweep started, from 1. null of `run` and `retry`."""
     repeats: list[Repeat] = field(default_factory=list)
-    """Later runs of the same cell, in the order in which they ran."""
+    """Other runs of the same cell, in the order in which they ran."""
     source: Source | None = None
     """Origin of an imported record. null for the harness's own."""
     schema: int = SCHEMA

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
+import re
 import shutil
 
 import lm_eval
@@ -19,9 +21,13 @@ from harness.config import ROOT
 from harness.record import read_study
 from harness.report.frame import frame
 from harness.report.importers import collect, store
+from harness.report.lint import findings
+from harness.report.tables.best import tables
 from harness.report.tables.table import comparison
 
 PUBLISHED = DATA / "peft_results"
+RERUNS = DATA / "peft_reruns"
+needs_reruns = pytest.mark.skipif(not RERUNS.is_dir(), reason=f"{RERUNS} (peft's results on four days) is not there")
 needs_published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
 
 
@@ -102,7 +108,7 @@ def published(tmp_path):
             *parents, last = path.split(".")
             part = value
             for key in parents:
-                part = part[key]
+                part = part[int(key) if isinstance(part, list) else key]
             part[last] = new
         folder = tmp_path / "published"
         folder.mkdir(exist_ok=True)
@@ -213,7 +219,7 @@ def test_another_test_set_is_not_taken_for_gsm8k(published, tmp_path, capsys):
     metrics = copy.deepcopy(RUN["train_info"]["metrics"])
     metrics[-1]["test accuracy"] = 0.5
     assert run("peft", published(changes={"train_info.metrics": metrics}), "--results-dir", tmp_path) == 2
-    assert "no share of GSM8K's 1,319 test items" in capsys.readouterr().err
+    assert "its accuracy on gsm8k is no share of 1,319 items" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b'{"run_info": {"cr', b"\xff\xfe", b"[1, 2]", b"3", b"{}", b"[" * 100_000])
@@ -248,7 +254,8 @@ def test_bad_arguments_are_one_sentence(tmp_path, monkeypatch, capsys, arguments
 
 def test_importing_twice_changes_nothing(published, tmp_path, capsys):
     published()
-    folder = published("dora", {"run_info.peft_config.use_dora": True})
+    changes = {"run_info.peft_config.use_dora": True, "run_info.experiment_name": "lora/llama-3.2-3B-dora"}
+    folder = published("dora", changes)
     results = tmp_path / "results"
     assert run("peft", folder, "--results-dir", results) == 0
     assert "2 new, 0 changed, 0 unchanged" in capsys.readouterr().out
@@ -258,17 +265,46 @@ def test_importing_twice_changes_nothing(published, tmp_path, capsys):
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (results / "peft").iterdir()} == before
 
 
-def test_of_the_same_settings_the_latest_result_stands_whatever_the_order(published, tmp_path, capsys):
+LATER = {"run_info.created_at": "2026-08-01T00:00:00+00:00", "train_info.metrics.2.test accuracy": 600 / 1319}
+
+
+def test_runs_of_one_experiment_are_one_record_whatever_the_order(published, tmp_path, capsys):
     published("old")
-    folder = published("new", {"run_info.created_at": "2026-08-01T00:00:00+00:00", "run_info.total_time": 7.0})
-    for place, order in (("a", ["old", "new"]), ("b", ["new", "old"])):
+    # Between the two peft's config got a setting, and the suite one
+    settings = {"run_info.peft_config.use_qalora": False, "run_info.train_config.use_gc": False}
+    folder = published("new", LATER | settings | {"run_info.total_time": 7.0})
+    for place, order in (("a", ["old", "new"]), ("b", ["new", "old"]), ("c", ["new", "old", "new", "old"])):
         for name in order:
             assert run("peft", folder / f"{name}.json", "--results-dir", tmp_path, "--study", place) == 0
-    assert run("peft", folder, "--results-dir", tmp_path, "--study", "c") == 0
-    assert f"{folder / 'old.json'} was skipped: there is a later result" in capsys.readouterr().out
-    for place in "abc":
+    capsys.readouterr()
+    assert run("peft", folder, "--results-dir", tmp_path, "--study", "d") == 0
+    assert "1 new, 0 changed, 0 unchanged records, with 1 earlier runs" in capsys.readouterr().out
+    found = []
+    for place in "abcd":
         (record,), problems = read_study(tmp_path / place)
         assert (record.seconds, record.source.file, problems) == (7.0, "new.json", [])
+        (repeat,) = record.repeats
+        assert (repeat.number, repeat.started, repeat.seconds) == (2, "2026-07-15T05:41:18+00:00", 1000.0)
+        assert [score.value for score in (record.scores[0], repeat.scores[0])] == [600 / 1319, 631 / 1319]
+        found.append(dataclasses.replace(record, study=""))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_the_same_run_in_two_folders_is_no_repeat(published, tmp_path):
+    published("one")
+    folder = published("another")
+    assert run("peft", folder, "--results-dir", tmp_path) == 0
+    ((record,), _) = read_study(tmp_path / "peft")
+    assert record.repeats == []
+
+
+def test_a_run_with_other_settings_is_no_repeat(published, tmp_path, capsys):
+    published("old", {"run_info.train_config.max_seq_length": 512})
+    folder = published("new", LATER)
+    assert run("peft", folder, "--results-dir", tmp_path) == 0
+    assert f"{folder / 'old.json'} was skipped: another run of the same experiment" in capsys.readouterr().out
+    ((record,), _) = read_study(tmp_path / "peft")
+    assert (record.source.file, record.repeats) == ("new.json", [])
 
 
 def test_a_cell_of_the_harness_is_not_replaced(published, tmp_path, capsys):
@@ -281,6 +317,95 @@ def test_a_cell_of_the_harness_is_not_replaced(published, tmp_path, capsys):
     assert run("peft", folder, "--results-dir", tmp_path) == 2
     assert "is a cell that the harness ran; import into another --study" in capsys.readouterr().err
     assert json.loads(path.read_text()) == value
+
+
+# Experiments that were run again
+
+
+@pytest.fixture
+def repeated(published, tmp_path):
+    """repeated(experiments, before, after, …) is the table of experiments with these numbers of right items in runs."""
+
+    def table(**experiments):
+        for name, runs in experiments.items():
+            for day, right in enumerate(runs, start=1):
+                changes = {
+                    "run_info.experiment_name": f"lora/llama-3.2-3B-{name}",
+                    "run_info.created_at": f"2026-07-0{day}T00:00:00+00:00",
+                    "train_info.metrics.2.test accuracy": right / 1319,
+                    "meta_info.package_info.torch-version": f"2.{day}.0+cu130",
+                }
+                folder = published(f"{name}-{day}", changes)
+        store(collect("peft", folder, "peft"), tmp_path / "peft")
+        records, problems = read_study(tmp_path / "peft")
+        assert problems == []
+        first, second = tables(records, tmp_path / "peft")
+        assert second.title == "peft"
+        return first
+
+    return table
+
+
+def test_experiments_are_sorted_and_told_apart_where_they_can_be(repeated):
+    table = repeated(best=[700], near=[690], worst=[300])
+    assert table.title == "peft: all experiments by score"
+    lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [line["Setting"].partition("experiment=")[2].split()[0] for line in lines] == ["best", "near", "worst"]
+    assert [(line["Better than"], line["Worse than"]) for line in lines] == [("1", "0"), ("1", "0"), ("0", "2")]
+    # Jeffreys' interval of 700 of 1319
+    assert lines[0]["gsm8k accuracy (%)"] == "53.1 (50.4–55.8)"
+    assert (lines[0]["Reserved in the whole job"], lines[0]["Tokens/s amortised"]) == ("21 KiB", "2,000")
+    assert table.caption[0].startswith("2 of 3 pairs of experiments differ significantly")
+    assert "No experiment ran twice, so they exclude the variance between runs." in table.caption[1]
+
+
+def test_runs_that_differ_widen_intervals_and_shifts_of_libraries_are_named(repeated, tmp_path):
+    # Each falls by 40 items with the newer libraries, give or take 30
+    table = repeated(a=[700, 690], b=[600, 530], c=[500, 490], d=[400, 330], e=[700])
+    (line,) = [row for row in table.rows if "experiment=e" in row[1]]
+    interval = line[table.columns.index("gsm8k accuracy (%)")]
+    low, high = (float(end) for end in interval.partition("(")[2].rstrip(")").split("–"))
+    assert high - low > 1.2 * (55.8 - 50.4)
+    assert "4 experiments ran more than once" in table.caption[1]
+    (shift,) = [
+        text for text in table.caption if text.startswith("From torch 2.1.0, transformers 5.13.1 to torch 2.2.0")
+    ]
+    records, _ = read_study(tmp_path / "peft")
+    (found,) = [finding for finding in findings(records) if finding.rule == "versions of runs"]
+    assert found.sentence.endswith("which move scores: torch 2.1.0, transformers 5.13.1 in 4 runs.")
+    assert len(found.cells) == 4
+    assert "the same 4 experiments changed by −3.0 (−7.2 to +1.1) points" in shift
+    earlier = [row[table.columns.index("Earlier runs")] for row in table.rows]
+    assert sorted(earlier) == ["30.3", "37.9", "45.5", "53.1", "–"]
+
+
+def test_none_and_all_right_have_intervals_that_are_not_empty(repeated):
+    table = repeated(none=[0, 0], few=[3, 3], all=[1319, 1319])
+    scores = [row[table.columns.index("gsm8k accuracy (%)")] for row in table.rows]
+    assert scores == ["100.0 (99.8–100.0)", "0.2 (0.1–0.6)", "0.0 (0.0–0.2)"]
+
+
+def test_the_best_on_validation_items_is_marked(repeated, published, tmp_path):
+    published("x-1", {"run_info.experiment_name": "lora/x", "train_info.metrics.1.valid accuracy": 0.5})
+    table = repeated(y=[700])
+    settings = [row[1] for row in table.rows]
+    assert [setting.endswith(" *") for setting in settings] == [False, True]
+    assert table.caption[-1].startswith("* The best of its method by the source's accuracy on its validation items")
+
+
+@needs_reruns
+def test_what_peft_published_on_four_days_shows_how_far_runs_differ(tmp_path):
+    store(collect("peft", RERUNS, "peft"), tmp_path)
+    records, problems = read_study(tmp_path)
+    assert problems == []
+    assert sum(len(record.repeats) == 2 for record in records) == 24
+    table, _ = tables(records, tmp_path)
+    assert len(table.rows) == len(records) > 60
+    (newer,) = [text for text in table.caption if text.startswith("From torch 2.9.0")]
+    assert "changed by −1.6 (−2.0 to −1.3) points" in newer
+    pairs = re.match(r"([\d,]+) of ([\d,]+) pairs", table.caption[0])
+    differ, of = (int(number.replace(",", "")) for number in pairs.groups())
+    assert 0.4 < differ / of < 0.6
 
 
 @needs_published

@@ -16,23 +16,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from harness import record
 from harness.errors import UserError
-from harness.record import Record
+from harness.record import Record, Repeat
 from harness.report.importers.lm_eval import read_lm_eval
 from harness.report.importers.peft import read_peft
 from harness.report.importers.records import Imported
+from harness.settings import plain
 
 
 @dataclass
 class Summary:
-    """The names of new, changed and unchanged records, and the files replaced by later results of the same settings."""
+    """The names of new, changed and unchanged records, how many repeats they have, and the files that were left out.
+
+    other_settings: files of earlier runs whose settings differ from those of the latest run of the experiment.
+    """
 
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    older: list[Path] = field(default_factory=list)
+    repeats: int = 0
+    other_settings: list[Path] = field(default_factory=list)
 
 
 def collect(project: str, path: Path, study: str) -> list[Imported]:
@@ -52,28 +58,95 @@ def collect(project: str, path: Path, study: str) -> list[Imported]:
 def store(found: Sequence[Imported], folder: Path) -> Summary:
     """Write the records `found` and their items to `folder`. Repeating it changes nothing.
 
-    The latest result of the same settings wins. Raises UserError, before anything is written, if a record has the name
-    of a cell that the harness ran.
+    The latest run of an experiment is its record, and the others are its repeats, whatever the order of imports. Raises
+    UserError, before anything is written, if a record has the name of a cell that the harness ran.
     """
-    summary, latest = Summary(), dict[str, Imported]()
-    for new in sorted(found, key=lambda imported: imported.record.started):
-        name = new.record.cell.name
-        summary.older += [latest[name].path] if name in latest else []
-        latest[name] = new
-    there = {name: record.read(path) for name in latest if (path := folder / f"{name}.json").exists()}
+    summary = Summary()
+    there = {path.stem: record.read(path) for path in folder.glob("*.json")} if folder.is_dir() else {}
     for name, known in there.items():
-        if known.source is None:
+        if known.source is None and any(new.record.cell.name == name for new in found):
             raise UserError(f"{folder / name}.json is a cell that the harness ran; import into another --study.")
-    for name, new in latest.items():
-        known = there.get(name)
-        if known and known.started > new.record.started:
-            summary.older.append(new.path)
-        elif known and known == dataclasses.replace(new.record, items_sha256=known.items_sha256):
+    stored = [known for known in there.values() if known.source is not None]
+    for experiment in dict.fromkeys(_experiment(new.record) for new in found):
+        new = _latest([new for new in found if _experiment(new.record) == experiment], summary)
+        before = [known for known in stored if _experiment(known) == experiment]
+        known = max(before, key=lambda record: record.started, default=None)
+        latest = new.record if known is None else _joined(known, new, summary)
+        name = latest.cell.name
+        summary.repeats += len(latest.repeats)
+        if known is not None and known == dataclasses.replace(latest, items_sha256=known.items_sha256):
             summary.unchanged.append(name)
-        else:
+            continue
+        if latest is new.record:
             _write(new, folder / f"{name}.json")
-            (summary.changed if known else summary.new).append(name)
+        else:  # the items beside it are its own
+            record.write(latest, folder / f"{name}.json")
+        (summary.new if known is None else summary.changed).append(name)
+        for old in (known for known in before if known.cell.name != name):
+            (folder / f"{old.cell.name}.json").unlink()
+            (folder / f"{old.cell.name}.items.parquet").unlink(missing_ok=True)
     return summary
+
+
+def _experiment(imported: Record) -> tuple[str, str, int | None]:
+    """What the runs of one experiment share: by its source's own name if it has one, else by the settings."""
+    cell = imported.cell
+    return imported.source.project, cell.settings.other.get("experiment", cell.name), cell.seed
+
+
+def _latest(runs: Sequence[Imported], summary: Summary) -> Imported:
+    """The latest of `runs`, with the earlier ones of the same settings as its repeats."""
+    *earlier, latest = sorted(runs, key=lambda run: run.record.started)
+    for run in earlier:
+        _add(latest.record, run.record, run.path, summary)
+    return latest
+
+
+def _joined(known: Record, new: Imported, summary: Summary) -> Record:
+    """The later of `new` and the stored record `known`, with all runs of both as its repeats."""
+    stored_is_later = known.started > new.record.started
+    latest, other = (dataclasses.replace(known), new.record) if stored_is_later else (new.record, known)
+    _add(latest, other, new.path, summary)
+    runs = {run.started: run for run in (*other.repeats, *latest.repeats)}
+    latest.repeats = _numbered([run for started, run in runs.items() if started != latest.started])
+    return latest
+
+
+def _add(latest: Record, run: Record, path: Path, summary: Summary) -> None:
+    """Make `run` a repeat of `latest`, if it is another one and their settings agree."""
+    if not _agree(plain(run.cell.settings), plain(latest.cell.settings)):
+        summary.other_settings.append(path)
+        return
+    if run.started == latest.started:
+        return
+    trained = run.phases.get("train")
+    repeat = Repeat(
+        number=0,
+        status=run.status,
+        started=run.started,
+        seconds=run.seconds,
+        environment=run.environment,
+        position=None,
+        tokens_per_second_steady=None,
+        validation_loss=None,
+        memory=trained and trained.memory,
+        gpus=[],
+        scores=run.scores,
+    )
+    latest.repeats = _numbered([*(known for known in latest.repeats if known.started != run.started), repeat])
+
+
+def _numbered(repeats: Sequence[Repeat]) -> list[Repeat]:
+    """`repeats` in the order in which they ran, numbered from 2: the record's own run is the first."""
+    ordered = sorted(repeats, key=lambda repeat: repeat.started)
+    return [dataclasses.replace(repeat, number=number) for number, repeat in enumerate(ordered, start=2)]
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two settings are equal wherever both say something: sources add settings, with defaults, over time."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
+    return one == other or one is None or other is None
 
 
 def _write(new: Imported, path: Path) -> None:

@@ -11,9 +11,11 @@ from harness.record import Cell, Disk, Failure, Memory, Parameters, Phase, Recor
 from harness.report.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 
 GSM8K_TEST = 1319  # items of GSM8K's test split; the suite uses all
+VALIDATION_ITEMS = 50  # its accuracies are multiples of 0.02
 WIKI_PAGES = 100  # `get_wiki_small` in the suite's data.py
 FILE_SIZE_UNKNOWN = 99_999_999  # the suite's value if the adapter could not be saved
-# Settings of a peft config that do not describe the method
+VALIDATION = "validation"  # accuracy on held-out items after the last step
+# Settings of a peft config that do not describe the method; AdaLoRA's rank_pattern is what training made of its ranks
 BESIDE_THE_METHOD = {"peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"}
 OF_LOOP = ("max_steps", "batch_size")  # settings with the same meaning in both projects
 PEFT_NOTES = [
@@ -65,7 +67,7 @@ def read_peft(value: dict, path: Path) -> Imported:
         loss=[],
         batches=None,
     )
-    found.scores = _peft_scores(last)
+    found.scores = _peft_scores(last, windows)
     return Imported(found, None, path)
 
 
@@ -75,7 +77,8 @@ def _peft_cell(experiment: str, config: dict[str, Any], adapter: dict[str, Any] 
         method = "full"
     else:
         method = "dora" if adapter.get("use_dora") else adapter["peft_type"].lower()
-        adapter = {name: _sorted(part) for name, part in adapter.items() if name not in BESIDE_THE_METHOD}
+        beside = BESIDE_THE_METHOD | ({"rank_pattern"} if method == "adalora" else set())
+        adapter = {name: _sorted(part) for name, part in adapter.items() if name not in beside}
     model = config["model_id"].rsplit("/", 1)[-1]
     variant = re.sub(rf"^{re.escape(model)}-", "", experiment.rsplit("/", 1)[-1], flags=re.IGNORECASE)
     optimizer = {"_target_": f"torch.optim.{config['optimizer_type']}", **config["optimizer_kwargs"]}
@@ -143,14 +146,19 @@ def _peft_disk(size: int, adapter: dict[str, Any] | None) -> Disk | None:
     return Disk(None, size) if adapter is None else Disk(size, None)
 
 
-def _peft_scores(last: dict[str, Any]) -> list[Score]:
+def _peft_scores(last: dict[str, Any], windows: list[dict[str, Any]]) -> list[Score]:
     """The scores; stderr is that of a proportion, sqrt(p (1 - p) / (n - 1))."""
-    accuracy, n = last["test accuracy"], GSM8K_TEST
-    if abs(accuracy * n - round(accuracy * n)) > 1e-6:
-        raise ValueError(f"its test accuracy is no share of GSM8K's {n:,} test items")
-    error = math.sqrt(accuracy * (1 - accuracy) / (n - 1))
-    scores = [Score("gsm8k", "accuracy", "none", accuracy, error, n, 0, "peft", True)]
-    forgetting = finite_number(last["forgetting"])
+    scores = [_accuracy("gsm8k", last["test accuracy"], GSM8K_TEST)]
+    validated = [window["valid accuracy"] for window in windows if "valid accuracy" in window]
+    if validated:
+        scores.append(_accuracy(VALIDATION, validated[-1], VALIDATION_ITEMS))
+    forgetting = finite_number(last.get("forgetting"))
     if forgetting is not None:
         scores.append(Score("finewiki", "loss_increase", "none", forgetting, None, WIKI_PAGES, 0, "peft", False))
     return scores
+
+
+def _accuracy(task: str, accuracy: float, n: int) -> Score:
+    if abs(accuracy * n - round(accuracy * n)) > 1e-6:
+        raise ValueError(f"its accuracy on {task} is no share of {n:,} items")
+    return Score(task, "accuracy", "none", accuracy, math.sqrt(accuracy * (1 - accuracy) / (n - 1)), n, 0, "peft", True)

@@ -29,6 +29,7 @@ from harness.report.lint.environment import (
     speedups,
     throttled,
     versions,
+    versions_of_runs,
 )
 from harness.report.lint.evaluation import (
     asked_by,
@@ -105,6 +106,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "fingerprints": ("unequal", fingerprints),
     "inference": ("unequal", inference),
     "versions": ("unequal", same_environment("Library versions differ", versions)),
+    "versions of runs": ("unequal", versions_of_runs),
     "device": ("unequal", same_environment("Devices differ", device)),
     "memory": ("unequal", memory_instruments),
     "throttled": ("unequal", throttled),

@@ -17,6 +17,7 @@ from harness.report.lint.differences import (
     setting_text,
     tuned,
 )
+from harness.report.reruns import stack
 
 INSTRUMENTS: dict[Instrument, str] = {"allocator": "CUDA's allocator", "tensors": "a count of live tensors"}
 
@@ -64,6 +65,19 @@ def same_environment(
 
 def versions(record: Record) -> dict[str, str]:
     return {name: str(version) for name, version in environment_part(record, "versions").items() if version is not None}
+
+
+def versions_of_runs(records: Sequence[Record]) -> Sentences:
+    """The rule that all runs of an imported experiment had the same libraries."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for record in (record for record in records if record.source is not None):
+        for again in record.repeats:
+            if stack(again.environment) != stack(record.environment):
+                others[stack(again.environment)].append(record.cell.name)
+    if others:
+        parts = [f"{versions} in {len(names)} runs" for versions, names in sorted(others.items())]
+        cells = tuple(dict.fromkeys(name for names in others.values() for name in names))
+        yield f"Earlier runs had other library versions than the latest, which move scores: {'; '.join(parts)}.", cells
 
 
 def device(record: Record) -> dict[str, str]:

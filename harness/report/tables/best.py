@@ -15,10 +15,12 @@ from harness.report.lint.environment import overlap
 from harness.report.lint.training import resumed
 from harness.report.memory import meaning
 from harness.report.pairwise import Contest, contests
+from harness.report.reruns import only_published
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import advice, ahead, headline, listed, optimism
 from harness.report.tables.entries import ABSENT, rate, score_style
+from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
 from harness.report.tables.table import Table, comparison, comparison_of, title
 
@@ -30,6 +32,7 @@ def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str
     """What `harness table` shows of a study: each method in its best setting, then every setting.
 
     Where nothing was tuned there are no settings to choose from, and models stand side by side instead: `survey_of`.
+    Where others published a score and nothing to choose a setting by, all settings stand by score: `published_of`.
 
     folder: of the study, where the items lie. columns: of the second table, which then stands alone.
     """
@@ -38,6 +41,8 @@ def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str
     rows = group(records)
     if all(record.cell.seed is None for record in records):
         return [survey_of(rows), comparison_of(rows)]
+    if only_published(records) and (published := published_of(rows)):
+        return [published, comparison_of(rows)]
     return [best_of(rows, folder), comparison_of(rows)]
 
 

@@ -1,0 +1,99 @@
+"""The table of imported experiments of which only summaries were published: all of them, sorted by score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from harness import units
+from harness.report.frame import measures
+from harness.report.reruns import Experiment, Reruns, reruns
+from harness.report.statistics import Interval
+from harness.report.tables.entries import ABSENT, rate, score_style
+from harness.report.tables.rows import Row, Rows
+from harness.report.tables.table import Table, title
+
+BEST = "*"
+
+
+def published_of(rows: Rows) -> Table | None:
+    """The experiments of `rows` with intervals of their scores, and from how many others each differs significantly.
+
+    None if no finished experiment has a score. `Table.data` is None, as `best`'s.
+    """
+    found = reruns(rows.records)
+    if found is None:
+        return None
+    row_of = {id(record): row for row in rows for record in row.records}
+    best = _best_on_validation(found)
+    header, shown = score_style(
+        found.experiments[0].runs[-1].score, [experiment.interval.value for experiment in found.experiments]
+    )
+    columns = ["Method", "Setting", header, "Better than", "Worse than"]
+    columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in the whole job", "Tokens/s amortised"]
+    lines = []
+    for experiment in found.experiments:
+        numbers = measures(experiment.record)
+        score, low, high = (shown(value) for value in experiment.interval)
+        earlier = ", ".join(shown(run.score.value) for run in experiment.runs[:-1])
+        line = [experiment.record.cell.method, _setting(row_of[id(experiment.record)], experiment, best)]
+        line += [f"{score} ({low}–{high})", str(experiment.above), str(experiment.below)]
+        line += [earlier or ABSENT] * bool(found.repeated)
+        line += [_text(numbers["job_reserved_peak"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
+        lines.append(line)
+    return Table(
+        title=f"{title(rows)}: all experiments by score",
+        columns=columns,
+        rows=lines,
+        caption=list(_caption(found, bool(best))),
+        data=None,
+    )
+
+
+def _best_on_validation(found: Reruns) -> set[int]:
+    """The ids of the records that are best of several of their method by an accuracy on validation items."""
+    best: dict[str, tuple[float, int]] = {}
+    tries: dict[str, int] = {}
+    for experiment in found.experiments:
+        method = experiment.record.cell.method
+        values = [score.value for score in experiment.record.scores if score.task == "validation"]
+        if values:
+            tries[method] = tries.get(method, 0) + 1
+            best[method] = max(best.get(method, (-1.0, 0)), (values[0], id(experiment.record)), key=lambda of: of[0])
+    return {record for method, (_, record) in best.items() if tries[method] > 1}
+
+
+def _setting(row: Row, experiment: Experiment, best: set[int]) -> str:
+    return (row.setting or ABSENT) + f" {BEST}" * (id(experiment.record) in best)
+
+
+def _text(value: float | None, text: Callable[[float], str]) -> str:
+    return ABSENT if value is None else text(value)
+
+
+def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
+    pairs, differ = found.pairs
+    yield (
+        f"{differ:,} of {pairs:,} pairs of experiments differ significantly (p < 0.05, normal test on the latest runs, "
+        f"Holm's correction). Better than, worse than: from how many others an experiment differs significantly."
+    )
+    if found.repeated:
+        yield (
+            f"Brackets: 95% intervals over items and runs. {found.repeated} experiments ran more than once: from run "
+            f"to run an accuracy of 50% has a standard deviation of {100 * found.sd:.1f} points, beside shifts between "
+            "versions of the libraries. Earlier runs: their scores, the first one first."
+        )
+    else:
+        yield "Brackets: 95% intervals over items. No experiment ran twice, so they exclude the variance between runs."
+    for shift in found.shifts:
+        yield (
+            f"From {shift.before} to {shift.after} the score of the same {shift.experiments} experiments changed by "
+            f"{_points(shift.change)} points."
+        )
+    yield "Answers to single items were not published: items are taken as independent, which widens the intervals."
+    if chosen:
+        yield f"{BEST} The best of its method by the source's accuracy on its validation items."
+
+
+def _points(change: Interval) -> str:
+    value, low, high = (f"{100 * part:+.1f}".replace("-", "−") for part in change)
+    return f"{value} ({low} to {high})"
