@@ -26,9 +26,10 @@ FIGURE, FIGURE_STUDY = ROOT / "docs" / "figures" / "pareto.svg", "reference/quic
 
 
 def compact(records: list[Record], folder: Path) -> list[Table]:
-    """The best setting of each method in at most 100 columns: without tries, own knobs and intervals of speed.
+    """The best setting of each method in at most 100 columns: without tries, own knobs, ranks and intervals of speed.
 
-    Its caption leaves out the last line of `best`, which is about those intervals. Requires a study of one score.
+    Its caption leaves out what `best` says of ranks, and its last line, on those intervals. Requires a study of one
+    score.
     """
     full = best(records, folder)
     (score,) = [column for column in full.columns if column.endswith("(%)")]
@@ -43,7 +44,8 @@ def compact(records: list[Record], folder: Path) -> list[Table]:
     places = [full.columns.index(column) for column in short]
     rows = [[cut(row[i]) for i, (_, cut) in zip(places, short.values(), strict=True)] for row in full.rows]
     headers = [header for header, _ in short.values()]
-    return [replace(full, columns=headers, rows=rows, caption=full.caption[:-1])]
+    caption = [line for line in full.caption[:-1] if not line.startswith("Best: ")]
+    return [replace(full, columns=headers, rows=rows, caption=caption)]
 
 
 def claims(records: list[Record], folder: Path) -> list[Table]:

@@ -199,7 +199,7 @@ def test_the_caption_says_what_to_do(folder, study):
 def test_one_seed_gives_no_advice_and_no_win(folder, study):
     records = [record for record in study if record.cell.seed in (None, 0)]
     text = caption(best(records, folder))
-    assert "What to do: one seed can't choose between methods" in text
+    assert "What to do: repeat with seed=0,1,2. One seed can't choose between methods." in text
     assert "no win of a method" in text
     assert "one seed can't tell by how much" in text
 

@@ -67,10 +67,7 @@ def advice(held: Sequence[Contest], rows: Mapping[str, Row], place: tuple[str, s
         return
     first = trained[0].choice
     if first.label in contest.one_seed:
-        yield (
-            f"What to do: one seed can't choose between methods; repeat with seed=0,1,2. {first.label}'s model scores "
-            f"best by chance or not."
-        )
+        yield "What to do: repeat with seed=0,1,2. One seed can't choose between methods."
         return
     parts = [f"What to do: {first.label} ({first.setting or 'its only setting'})"]
     for standing in trained[1:]:
