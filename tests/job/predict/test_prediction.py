@@ -234,10 +234,9 @@ def test_a_plan_says_whose_loss_it_counts():
 
 
 def test_a_plan_says_what_it_leaves_out():
-    said = {}
+    prediction, said = predicted(tiny("method=lora")), {}
     for settings in ("method=lora", "method=lora train.compile=true", "method=qlora_paged"):
-        cell = tiny(*settings.split())
-        plan = planning.Plan([planning.Planned("it", cell, predicted(cell))], BUDGET, {}, "cuda")
+        plan = planning.Plan([planning.Planned("it", tiny(*settings.split()), prediction)], BUDGET, {}, "cuda")
         words = " ".join(planning.lines(plan, NOWHERE, None))
         said[settings] = ["counted as uncompiled" in words, "paged memory are left out" in words]
     assert list(said.values()) == [[False, False], [True, False], [False, True]]
