@@ -28,7 +28,7 @@ $(VENV)/tested: $(VENV)/installed
 
 # Two processes of one thread: tiny models gain nothing by a second one.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: $(VENV)/tested ## Run all tests (under 12 minutes on 2 cores)
+test: $(VENV)/tested ## Run all tests (about 20 minutes on 2 cores)
 	$(PYTEST)
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
