@@ -57,7 +57,18 @@ from harness.record.reading import (
     studies,
     write,
 )
-from harness.record.schema import SCHEMA, Cell, Record, Repeat, Saved, Source, Status, TrackerName, micro_batches
+from harness.record.schema import (
+    SCHEMA,
+    Cell,
+    Record,
+    Repeat,
+    Saved,
+    Source,
+    Status,
+    TrackerName,
+    micro_batches,
+    repeat_of,
+)
 from harness.record.scores import ApiUsage, Contamination, Score, Scoring
 from harness.record.train_memory import (
     Instrument,
@@ -120,6 +131,7 @@ __all__ = [
     "place",
     "read",
     "read_study",
+    "repeat_of",
     "replacing",
     "settle",
     "sha256",

@@ -184,6 +184,23 @@ class Record:
     """Version of this format."""
 
 
+def repeat_of(run: Record, number: int) -> Repeat:
+    """What another record of the same cell keeps of `run`, without its scores."""
+    train, trained = run.train, run.phases.get("train")
+    return Repeat(
+        number=number,
+        status=run.status,
+        started=run.started,
+        seconds=run.seconds,
+        environment=run.environment,
+        position=run.position,
+        tokens_per_second_steady=train.tokens_per_second_steady if train else None,
+        validation_loss=run.validation[-1].loss if run.validation else None,
+        memory=trained.memory if trained else None,
+        gpus=run.gpus,
+    )
+
+
 def micro_batches(record: Record) -> tuple[int, int] | None:
     """Sequences (or packs) a micro-batch, and micro-batches a step, as the cell ran; None where that is not known."""
     if (ran := record.smaller_batches) is not None:

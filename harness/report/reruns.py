@@ -17,7 +17,7 @@ from scipy import special
 
 from harness.record import Record, Score
 from harness.report.frame import score_name
-from harness.report.statistics import ALPHA, TAILS, Interval, holm
+from harness.report.statistics import ALPHA, TAILS, Interval, holm, seeds_interval
 
 STACK = ("torch", "transformers")  # libraries whose versions name a group of runs
 
@@ -169,11 +169,8 @@ def _shifts(groups: Sequence[Sequence[ExperimentRun]]) -> list[Shift]:
                 changes[before.stack, after.stack].append(after.score.value - before.score.value)
     found = []
     for (before, after), values in changes.items():
-        if len(values) < 3:
-            continue
-        mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-        half = error * float(special.stdtrit(len(values) - 1, TAILS[1]))
-        found.append(Shift(before, after, len(values), Interval(mean, mean - half, mean + half)))
+        if len(values) > 2:
+            found.append(Shift(before, after, len(values), seeds_interval(values)))
     return found
 
 

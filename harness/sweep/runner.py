@@ -43,7 +43,7 @@ from harness.protocol import (
     encode,
     facts,
 )
-from harness.record import Cell, Failure, Record, Repeat, SmallerBatches
+from harness.record import Cell, Failure, Record, SmallerBatches
 from harness.settings import EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.fork_server import Server
@@ -296,27 +296,11 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     try:
         again = run(request, study, lease, on_event)
         found = study.recorded(cell)
-        found.repeats.append(_repeat(again, len(found.repeats) + 2))
+        found.repeats.append(record.repeat_of(again, len(found.repeats) + 2))
         record.write(found, study.path(cell))
     finally:
         discard(aside.parent)
     return again
-
-
-def _repeat(again: Record, number: int) -> Repeat:
-    train, validation = again.train, again.validation
-    return Repeat(
-        number=number,
-        status=again.status,
-        started=again.started,
-        seconds=again.seconds,
-        environment=again.environment,
-        position=again.position,
-        tokens_per_second_steady=train.tokens_per_second_steady if train else None,
-        validation_loss=validation[-1].loss if validation else None,
-        memory=again.phases["train"].memory if "train" in again.phases else None,
-        gpus=again.gpus,
-    )
 
 
 def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:

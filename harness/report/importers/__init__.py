@@ -119,20 +119,7 @@ def _add(latest: Record, run: Record, path: Path, summary: Summary) -> None:
         return
     if run.started == latest.started:
         return
-    trained = run.phases.get("train")
-    repeat = Repeat(
-        number=0,
-        status=run.status,
-        started=run.started,
-        seconds=run.seconds,
-        environment=run.environment,
-        position=None,
-        tokens_per_second_steady=None,
-        validation_loss=None,
-        memory=trained and trained.memory,
-        gpus=[],
-        scores=run.scores,
-    )
+    repeat = dataclasses.replace(record.repeat_of(run, 0), scores=run.scores)  # numbered below
     latest.repeats = _numbered([*(known for known in latest.repeats if known.started != run.started), repeat])
 
 
