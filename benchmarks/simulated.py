@@ -85,9 +85,9 @@ class Study:
                 higher_is_better=higher,
             )
         )
-        columns = {name: [text] * len(values) for name, text in names.items()}
-        columns |= {"subject": [task] * len(values), "item": np.arange(len(values)), "value": values}
-        columns["cluster"] = [f"{cluster:04d}" for cluster in clusters]
+        columns = {name: pa.repeat(text, len(values)) for name, text in {**names, "subject": task}.items()}
+        columns |= {"item": np.arange(len(values)), "value": values}
+        columns["cluster"] = _labels(int(clusters[-1]) + 1).take(pa.array(clusters))
         self.tables[made.cell.name] = pa.table(columns)
 
     def judgement(self, name: str, article: Article = ARTICLE) -> Judgement:
@@ -110,6 +110,11 @@ def template(method: str) -> Record:
     return made
 
 
+@functools.cache
+def _labels(clusters: int) -> pa.Array:
+    return pa.array([f"{cluster:04d}" for cluster in range(clusters)])
+
+
 def _copy(made: Record) -> Record:
     return replace(made, scores=[], validation=[], inference={})
 
@@ -117,6 +122,7 @@ def _copy(made: Record) -> Record:
 # How answers come about
 
 
+@functools.cache
 def shift(value: float, spread: float) -> float:
     """The log odds at which answers of this spread (of the log odds) are right with probability `value`."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(64)

@@ -7,10 +7,9 @@ from datetime import datetime
 from functools import cached_property
 
 import numpy as np
-import pandas as pd
 
 from harness.record import Record
-from harness.report.frame import frame, score_name
+from harness.report.frame import score_name, setting_texts
 from harness.report.lint.environment import device, overlap, versions
 from harness.report.lint.training import attention_text, micro_batches_text, resumed
 from harness.report.pairwise import Items, items
@@ -32,8 +31,8 @@ class Evidence:
         return self.records[0].cell.data
 
     @cached_property
-    def _frame(self) -> pd.DataFrame:
-        return frame(self.records)
+    def _settings(self) -> list[str]:
+        return setting_texts(self.records)
 
     def where(self, keep: Callable[[Record], bool]) -> Evidence:
         """The part of the evidence whose records satisfy `keep`; its choices refer to its own records."""
@@ -52,7 +51,7 @@ class Evidence:
     def choices(self, *by: str) -> dict[tuple, Choice]:
         """The chosen setting of each method by (method, *by), without those for which none could be chosen."""
         if by not in self._choices:
-            self._choices[by] = select(self._frame, ("method", *by))
+            self._choices[by] = select(self.records, ("method", *by), self._settings)
         return {choice.key: choice for choice in self._choices[by] if choice.index}
 
     def chosen(self, *choices: Choice) -> list[Record]:

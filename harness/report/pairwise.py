@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from harness.record import Record, Score
 from harness.report import statistics
-from harness.report.frame import frame, score_name
+from harness.report.frame import score_name
 from harness.report.headline import LEARNED
 from harness.report.select import Choice, select
 from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
@@ -77,13 +77,13 @@ class Contest:
 def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
     """A contest for each place and score, among the chosen settings that have the score with every seed.
 
-    records: in the order of the frame that `choices` refer to. folder: of the study, where the items are; None compares
+    records: those whose positions `choices` refer to. folder: of the study, where the items are; None compares
     nothing. choices: by default each method's best setting.
 
     Two methods differ if the corrected p-value of their difference is below 0.05; otherwise they share a letter. Only
     methods that answered the same items, with equal shots and task version, are paired.
     """
-    choices = select(frame(records)) if choices is None else choices
+    choices = select(records) if choices is None else choices
     found = []
     for place in dict.fromkeys(choice.place for choice in choices):
         here = [choice for choice in choices if choice.place == place]
@@ -157,7 +157,7 @@ def _table(
         if table is None:
             return None
         for column, _, value in wanted:
-            table = table.filter(pc.field(column) == value)
+            table = table.filter(pc.equal(table[column], value))  # an expression would start a thread pool each time
         return table.sort_by([("subject", "ascending"), ("item", "ascending")])
     path = folder / f"{record.cell.name}.items.parquet"
     try:

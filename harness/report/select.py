@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import pandas as pd
-
-PLACE = ["study", "model", "data"]
+from harness.record import Record
+from harness.report.frame import setting_texts
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Choice:
     place: study, model and data; key: the values of the `by` columns, such as ("lora",) or ("lora", 16); the method
         is first.
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
-    index: positions in the frame of the chosen setting's records, one per seed.
+    index: positions of the chosen setting's records, one per seed.
     loss: mean validation loss over seeds, nats per token; None if no loss was recorded.
     tries: number of settings tried. lost: how many of them failed, by status, or lack seeds ("unfinished").
     edges: a text for each axis on which the choice is the lowest or highest value tried.
@@ -49,11 +49,27 @@ class Choice:
         return " ".join(str(part) for part in self.key if part is not None)
 
 
-def select(data: pd.DataFrame, by: Sequence[str] = ("method",)) -> list[Choice]:
-    """The best setting for each group of `by` in each place, in the order of the frame's rows.
+class Try(NamedTuple):
+    """The records of one setting: their positions, and of each its seed and its last validation loss (nan without)."""
 
-    data: a frame of `harness.report.frame.frame`. by: columns, the method first. ("method", "rank") chooses the best
-    learning rate for each rank, as a comparison of ranks requires; the best over all ranks is the overall best.
+    setting: str
+    rank: int | None
+    alpha: float | None
+    lr: float | None
+    failed: str | None
+    index: tuple[int, ...]
+    seeds: tuple[int | None, ...]
+    losses: tuple[float, ...]
+
+
+def select(
+    records: Sequence[Record], by: Sequence[str] = ("method",), settings: Sequence[str] | None = None
+) -> list[Choice]:
+    """The best setting for each group of `by` in each place, in the order of the records.
+
+    by: fields of a cell, the method first. ("method", "rank") chooses the best learning rate for each rank, as a
+    comparison of ranks requires; the best over all ranks is the overall best. settings: the records' `setting_texts`,
+    if they were computed before.
 
     A setting is a candidate if it finished with every seed that was asked of it, and has at least half as many seeds as
     the most that a setting of its group has; its loss is the mean of the last validation losses over the seeds that all
@@ -61,81 +77,98 @@ def select(data: pd.DataFrame, by: Sequence[str] = ("method",)) -> list[Choice]:
     least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no validation
     loss to be chosen.
     """
-    if data.empty:
-        return []
-    keys = [*PLACE, *by]
-    tries = data.assign(failed=data["status"].where(data["status"] != "ok"), row=range(len(data)))
-    tries = tries.groupby(list(dict.fromkeys([*keys, "setting"])), sort=False, dropna=False, as_index=False).agg(
-        **{name: (name, "first") for name in ("rank", "alpha", "lr", "failed") if name not in by},
-        rows=("row", tuple),
-        seeds=("seed", lambda seeds: tuple(map(_plain, seeds))),
-        losses=("validation_loss", tuple),
+    groups = defaultdict(lambda: defaultdict(list))
+    settings = setting_texts(records) if settings is None else settings
+    for i, (record, setting) in enumerate(zip(records, settings, strict=True)):
+        cell = record.cell
+        place = (record.study, cell.model, cell.data)
+        groups[place, tuple(getattr(cell, name) for name in by)][setting].append(i)
+    return [
+        _choice(place, key, [_try(setting, index, records) for setting, index in tries.items()])
+        for (place, key), tries in groups.items()
+    ]
+
+
+def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
+    members = [records[i] for i in index]
+    cell = members[0].cell
+    return Try(
+        setting,
+        cell.rank,
+        cell.alpha,
+        cell.lr,
+        next((record.status for record in members if record.status != "ok"), None),
+        tuple(index),
+        tuple(record.cell.seed for record in members),
+        tuple(float(record.validation[-1].loss) if record.validation else math.nan for record in members),
     )
-    groups = tries.groupby(keys, sort=False, dropna=False)
-    return [_choice(tuple(map(_plain, key)), group) for key, group in groups]
 
 
-def _choice(key: tuple, tries: pd.DataFrame) -> Choice:
-    """The choice among `tries`, one row a setting."""
-    counts = tries["seeds"].map(lambda seeds: len(set(seeds)))
-    unfinished = tries["failed"].isna() & (2 * counts < counts.max())
-    lost = Counter(tries["failed"].mask(unfinished, "unfinished").dropna())
-    finished = tries[tries["failed"].isna() & ~unfinished]
-    if len(finished):
-        common = set.intersection(*map(set, finished["seeds"]))
-        if not common:  # those with the most seeds are compared
-            finished = finished[counts[finished.index] == counts[finished.index].max()]
-        pairs = list(zip(finished["seeds"], finished["losses"], strict=True))
-        own = [_mean(losses) for _, losses in pairs]
-        shared = [
-            _mean([loss for seed, loss in zip(*pair, strict=True) if seed in common] or pair[1]) for pair in pairs
-        ]
-        finished = finished.assign(loss=own, compared=shared)
+def _choice(place: tuple[str, str, str], key: tuple, tries: Sequence[Try]) -> Choice:
+    most = max(len(set(tried.seeds)) for tried in tries)
+    lost: Counter[str] = Counter()
+    finished = []
+    for tried in tries:
+        if reason := tried.failed or ("unfinished" if 2 * len(set(tried.seeds)) < most else None):
+            lost[reason] += 1
+        else:
+            finished.append(tried)
+    common = set.intersection(*(set(tried.seeds) for tried in finished)) if finished else set()
+    if not common:  # those with the most seeds are compared
+        most = max((len(set(tried.seeds)) for tried in finished), default=0)
+        finished = [tried for tried in finished if len(set(tried.seeds)) == most]
     best, reason = None, None
-    if finished.empty:
+    if not finished:
         reason = "no setting finished with every seed"
-    elif len(tries) > 1 and finished["loss"].isna().any():
+    elif len(tries) > 1 and any(math.isnan(_mean(tried.losses)) for tried in finished):
         reason = "choosing a setting requires validation losses"
     else:
-        best = finished.sort_values(["compared", "rank", "lr", "alpha"], kind="stable").iloc[0]
-    axes = {axis: None if best is None else _plain(best[axis]) for axis in ("setting", "rank", "alpha", "lr")}
+        best = min(finished, key=lambda tried: _order(tried, common))
+    loss = math.nan if best is None else _mean(best.losses)
     return Choice(
-        place=key[:3],
-        key=key[3:],
-        **axes,
-        index=() if best is None else best["rows"],
-        loss=None if best is None else _plain(best["loss"]),
+        place=place,
+        key=key,
+        setting=best and best.setting,
+        rank=best and best.rank,
+        alpha=best and best.alpha,
+        lr=best and best.lr,
+        index=best.index if best else (),
+        loss=None if math.isnan(loss) else loss,
         tries=len(tries),
         lost=dict(lost),
-        edges=() if best is None else tuple(_edges(best, tries)),
+        edges=tuple(_edges(best, tries)) if best else (),
         reason=reason,
     )
 
 
+def _order(tried: Try, common: set[int | None]) -> tuple[float, ...]:
+    """The mean loss over the seeds in `common` (over all if there is none), then the axes; a missing one is last."""
+    shared = [loss for seed, loss in zip(tried.seeds, tried.losses, strict=True) if seed in common]
+    axes = (tried.rank, tried.lr, tried.alpha)
+    return _mean(shared or tried.losses), *(math.inf if value is None else value for value in axes)
+
+
 def _mean(losses: Sequence[float]) -> float:
-    """nan if one is missing; pandas would leave it out."""
-    return sum(map(float, losses)) / len(losses)
+    """nan if one is missing."""
+    return sum(losses) / len(losses)
 
 
-def _edges(chosen: pd.Series, tries: pd.DataFrame) -> Iterator[str]:
+def _edges(chosen: Try, tries: Sequence[Try]) -> Iterator[str]:
     """Failed tries count: the highest rate that finished is no edge if a higher one diverged.
 
     Alpha is ignored: it follows the rank unless it is swept.
     """
-    for axis, others in (("lr", ["rank", "alpha"]), ("rank", ["lr"])):
-        alike = (tries[others].fillna(-1) == chosen[others].fillna(-1)).all(axis=1)
-        values = sorted(set(tries.loc[alike, axis].dropna()))
+    for axis, others in (("lr", ("rank", "alpha")), ("rank", ("lr",))):
+        alike = [t for t in tries if all(getattr(t, other) == getattr(chosen, other) for other in others)]
+        values = _tried(axis, alike)
         if len(values) < 2:  # not a grid: the axes were sampled together
-            values = sorted(set(tries[axis].dropna()))
+            values = _tried(axis, tries)
         if len(values) < 2:
             continue
         for end, value in (("lowest", values[0]), ("highest", values[-1])):
-            if chosen[axis] == value:
+            if getattr(chosen, axis) == value:
                 yield f"{axis}={value:g} is the {end} of {len(values)} tried"
 
 
-def _plain(value: Any) -> Any:
-    """A pandas scalar as a Python value; missing values as None."""
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value
+def _tried(axis: str, tries: Sequence[Try]) -> list[float]:
+    return sorted({value for tried in tries if (value := getattr(tried, axis)) is not None})

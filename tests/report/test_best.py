@@ -10,7 +10,6 @@ from rendered import HOSTILE, Tags, caption, row
 
 from harness.record import LossPoint, ValidationPoint, write
 from harness.report import statistics
-from harness.report.frame import frame
 from harness.report.pairwise import contests, items
 from harness.report.power import Assumptions, assumptions, items_needed, power, seed_sd
 from harness.report.select import select
@@ -143,7 +142,7 @@ def test_settings_can_be_compared_by_rank(folder):
     for rank in (8, 16):
         for seed in range(2):
             records.append(leave(folder, make_record("lora", rank, 2.0 * rank, 2e-4, seed), answers(0.02 * rank, seed)))
-    choices = select(frame(records), by=("method", "rank"))
+    choices = select(records, by=("method", "rank"))
     (contest,) = contests(records, folder, choices)
     assert [standing.choice.label for standing in contest.standings] == ["lora 16", "lora 8"]
     assert ("lora 16", "lora 8") in contest.differences

@@ -8,7 +8,6 @@ import pytest
 from records import make_record, make_score
 
 from harness.record import ValidationPoint
-from harness.report.frame import frame
 from harness.report.select import select
 from harness.report.tables.best import best
 
@@ -26,7 +25,7 @@ def tried(method, lr, losses, rank=None, alpha=None, accuracy=0.2, **fields):
 
 
 def chosen(records, **options):
-    return {choice.label: choice for choice in select(frame(records), **options)}
+    return {choice.label: choice for choice in select(records, **options)}
 
 
 def study():
@@ -82,7 +81,7 @@ def test_a_random_search_has_the_ends_of_all_its_tries():
 
 def test_test_scores_take_no_part():
     records = study()
-    before, shown = select(frame(records)), best(records, None)
+    before, shown = select(records), best(records, None)
     setting = shown.columns.index("Setting")
     for seed in range(5):
         scores = [record.scores for record in records]
@@ -92,7 +91,7 @@ def test_test_scores_take_no_part():
         for record in records:
             for score in record.scores:
                 score.value = random.Random(f"{seed} {record.cell.name}").random()
-        assert select(frame(records)) == before
+        assert select(records) == before
         assert [row[setting] for row in best(records, None).rows] == [row[setting] for row in shown.rows]
 
 
@@ -116,15 +115,15 @@ def test_equal_losses_take_the_lower_rank_and_rate():
 
 
 def test_without_validation_one_setting_is_chosen_and_of_several_none():
-    (alone,) = select(frame(tried("lora", 1e-4, (None,))))
+    (alone,) = select(tried("lora", 1e-4, (None,)))
     assert (alone.setting, alone.loss, alone.reason) == ("lr=1e-4", None, None)
-    (choice,) = select(frame([*tried("lora", 1e-4, (1.0,)), *tried("lora", 2e-4, (None,))]))
+    (choice,) = select([*tried("lora", 1e-4, (1.0,)), *tried("lora", 2e-4, (None,))])
     assert (choice.setting, choice.index, choice.tries) == (None, (), 2)
     assert choice.reason == "choosing a setting requires validation losses"
 
 
 def test_when_all_failed_none_is_chosen():
-    (choice,) = select(frame([*tried("lora", 1e-4, ("oom",)), *tried("lora", 2e-4, ("diverged",))]))
+    (choice,) = select([*tried("lora", 1e-4, ("oom",)), *tried("lora", 2e-4, ("diverged",))])
     assert choice.lost == {"oom": 1, "diverged": 1}
     assert choice.reason == "no setting finished with every seed"
 
@@ -132,8 +131,8 @@ def test_when_all_failed_none_is_chosen():
 def test_places_are_chosen_for_apart():
     records = [*tried("lora", 1e-4, (1.0,), model="a"), *tried("lora", 2e-4, (2.0,), model="a")]
     records += [*tried("lora", 1e-4, (2.0,), model="b"), *tried("lora", 2e-4, (1.0,), model="b")]
-    assert [(choice.place[1], choice.lr) for choice in select(frame(records))] == [("a", 1e-4), ("b", 2e-4)]
+    assert [(choice.place[1], choice.lr) for choice in select(records)] == [("a", 1e-4), ("b", 2e-4)]
 
 
 def test_no_records_have_no_choice():
-    assert select(frame([])) == []
+    assert select([]) == []

@@ -31,7 +31,7 @@ from harness.units import significant
 def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
     ranked = defaultdict(list)
-    for choice in select(study.rows.data, ("method", "rank")):
+    for choice in select(study.rows.records, ("method", "rank"), study.rows.settings):
         imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, not a sweep
         if choice.rank is not None and not imported:
             ranked[choice.place, choice.method].append(choice)
@@ -92,7 +92,7 @@ def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, l
 def lr_methods(study: StudyResults) -> Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
     tried = defaultdict(list)
-    for choice in select(study.rows.data, ("method", "lr")):
+    for choice in select(study.rows.records, ("method", "lr"), study.rows.settings):
         if choice.key[1] is not None:
             tried[choice.place].append(choice)
     found = {

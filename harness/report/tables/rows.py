@@ -105,14 +105,20 @@ class Rows(list[Row]):
         return [record for row in self for record in row.records]
 
     @cached_property
+    def settings(self) -> list[str]:
+        """`setting_texts` of `records`."""
+        return [row.setting for row in self for _ in row.records]
+
+    @cached_property
     def data(self) -> pd.DataFrame:
         """`frame` of `records`."""
-        return frame(self.records, [(row.setting, numbers) for row in self for numbers in row.numbers])
+        numbers = (numbers for row in self for numbers in row.numbers)
+        return frame(self.records, zip(self.settings, numbers, strict=True))
 
     @cached_property
     def choices(self) -> list[Choice]:
         """The choices of `select` among all settings; their `index` refers to `records`."""
-        return select(self.data)
+        return select(self.records, settings=self.settings)
 
     @cached_property
     def chosen(self) -> set[int]:
