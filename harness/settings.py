@@ -10,6 +10,7 @@ Settings are hashable: what is free in form counts for equality alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -194,14 +195,26 @@ def plain(settings: Any) -> dict[str, Any]:
     So a setting that is added later, with a default that means "as before", changes no cell's id.
     """
     found = {}
-    for part in dataclasses.fields(settings):
-        value = getattr(settings, part.name)
-        if dataclasses.is_dataclass(value):
-            value, neutral = plain(value), {}
-        else:
-            neutral = part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
+    for name, neutral, group in _neutral(type(settings)):
+        value = getattr(settings, name)
+        if group:
+            value = plain(value)
         if value != neutral:
-            found[part.name] = value
+            found[name] = value
+    return found
+
+
+@functools.cache  # studies have thousands of records
+def _neutral(kind: type) -> list[tuple[str, Any, bool]]:
+    """Of each field of a dataclass of settings: its name, its neutral default, and whether it is a group of settings.
+
+    That of a group is no setting.
+    """
+    found = []
+    for part in dataclasses.fields(kind):
+        value = part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
+        group = dataclasses.is_dataclass(value)
+        found.append((part.name, {} if group else value, group))
     return found
 
 

@@ -83,9 +83,18 @@ def _union_decoder(kinds: list[Any]) -> Callable[[Any], Any]:
     return decode
 
 
+def _taken_as_it_is(kind: Any) -> frozenset[type]:
+    """The types of values that fit `kind` as they come from JSON; a call for each of them would take most of the
+    time."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    plain = (str, int, float, bool, types.NoneType)
+    return frozenset(plain if Any in kinds else (one for one in kinds if one in plain))
+
+
 def _object_decoder(kind: type) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
+    taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
     fields = dataclasses.fields(kind)
     missing = dataclasses.MISSING
     required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
@@ -100,7 +109,7 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
         found = {}
         try:
             for name, part in value.items():
-                found[name] = part if type(part) is hints[name] else decoders[name](part)
+                found[name] = part if type(part) in taken[name] else decoders[name](part)
         except Misfit as misfit:
             misfit.way = f".{name}{misfit.way}"
             raise
@@ -116,7 +125,7 @@ def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
     def decode(value: Any) -> Any:
         if type(value) is not container:
             raise Misfit("should be a list" if container is list else "should be an object")
-        if container is list and value and set(map(type, value)) == plain:
+        if kind is Any or (container is list and value and set(map(type, value)) == plain):
             return value
         found = {}
         try:

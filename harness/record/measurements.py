@@ -41,6 +41,11 @@ class Kinds:
     activations: int
     """Everything else: saved activations, temporaries, the batch."""
 
+    @property
+    def total(self) -> int:
+        """Of all kinds together."""
+        return self.weights + self.adapters + self.gradients + self.optimizer + self.activations
+
 
 @dataclass
 class Probe:

@@ -5,7 +5,6 @@ It says what the record says and nothing beside it; of licences the record knows
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -122,7 +121,7 @@ def _cost(record: Record) -> Iterator[tuple[str, str]]:
         share = record.parameters.trainable / record.parameters.total
         yield "trained weights", f"{units.count(record.parameters.trainable)} ({100 * share:.3g}% of all)"
     if record.probe:
-        yield "peak memory of tensors in a training step", units.size(sum(dataclasses.astuple(record.probe.peak)))
+        yield "peak memory of tensors in a training step", units.size(record.probe.peak.total)
     if record.train and record.train.tokens_per_second_steady:
         yield "training speed", f"{units.significant(record.train.tokens_per_second_steady, 3)} tokens/s"
     yield "time of the whole job", f"{record.seconds:.0f} s"

@@ -107,11 +107,14 @@ def studies(results: Path) -> list[str]:
 
     Neither hidden ones nor saved models count.
     """
-    found = list(results.rglob("*.json"))
-    configured = {path.parent for path in found if path.name in CONFIGS}
-    models = {folder for folder in configured if any(folder.glob("*.safetensors"))}
-    folders = {path.parent.relative_to(results) for path in found if path.parent not in models}
-    return sorted(f.as_posix() for f in folders if f.parts and not any(part.startswith(".") for part in f.parts))
+    found = []
+    for folder, inner, files in os.walk(results):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        endings = {os.path.splitext(name)[1] for name in files}
+        model = ".safetensors" in endings and any(name in files for name in CONFIGS)
+        if ".json" in endings and not model and Path(folder) != results:
+            found.append(Path(folder).relative_to(results).as_posix())
+    return sorted(found)
 
 
 def _finite(number: str) -> float:

@@ -8,7 +8,6 @@ record's headline says which one it is, and the two are never compared.
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Literal
 
 from harness.record.schema import Record
@@ -32,7 +31,7 @@ def train_memory(record: Record) -> int | None:
     if record.parameters is None or not record.parameters.trainable:
         return None
     if memory_instrument(record) != "allocator" and record.probe is not None:
-        return sum(astuple(record.probe.peak))
+        return record.probe.peak.total
     phase = record.phases.get("train") or record.phases.get("probe")
     return phase.memory.allocated_peak if phase else None
 
@@ -45,4 +44,4 @@ def memory_remainder(record: Record) -> int | None:
     peak = train_memory(record)
     if peak is None or record.probe is None or memory_instrument(record) != "allocator":
         return None
-    return peak - sum(astuple(record.probe.peak))
+    return peak - record.probe.peak.total

@@ -145,10 +145,6 @@ def score_name(score: Score) -> str:
     return f"{score.task}/{score.metric}/{score.filter}"
 
 
-def _bytes(kinds: Kinds) -> int:
-    return sum(getattr(kinds, kind) for kind in KINDS)
-
-
 def decoded_tokens(speed: Inference) -> int | None:
     """Tokens that a repeat decodes after the first of each sequence; None if there are none."""
     return speed.batch_size * (speed.new_tokens - 1) or None
@@ -262,7 +258,7 @@ PARAMETERS: Quantities = {
 
 PROBE: Quantities = {
     **{f"peak_{kind}": lambda probe, kind=kind: getattr(probe.peak, kind) for kind in KINDS},
-    "resident": lambda probe: _bytes(probe.resident),
+    "resident": lambda probe: probe.resident.total,
     "gradients": lambda probe: probe.gradients,
     "flops_per_token": lambda probe: probe.flops_per_token,
     "gpu_busy_share": lambda probe: probe.busy_share,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import csv
 import json
+import pstats
 import re
 import subprocess
 import sys
@@ -17,7 +19,11 @@ from harness.errors import UserError
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import table as benchmark
 from programs import page
+
+from harness.record import read_study
+from harness.report.tables.table import comparison
 
 PLAN = ROOT / "benchmarks" / "PLAN.md"
 PUBLISHED = json.loads((ROOT / "benchmarks" / "measured" / "published_memory.json").read_text(encoding="utf-8"))
@@ -185,6 +191,22 @@ def test_tables_of_many_records_keep_within_what_we_promise():
     assert float(many[1].removesuffix(" s")) < 10
     assert many[4].endswith(" MiB")
     assert seconds[2] - seconds[0] < 1.5 * 11 * (seconds[1] - seconds[0])  # 11 times if linear, 101 if quadratic
+
+
+def test_a_table_takes_few_calls_a_record(tmp_path):
+    """Calls of functions are counted, as times depend on the machine and on what else it does."""
+    few, many = (_calls_of_a_table(tmp_path / f"n{n}", n) for n in (60, 240))
+    assert (many - few) / 180 < MOST_CALLS
+
+
+MOST_CALLS = 3_000
+
+
+def _calls_of_a_table(folder: Path, records: int) -> int:
+    benchmark.write_study(folder, records)
+    profile = cProfile.Profile()
+    profile.runcall(lambda: comparison(read_study(folder)[0]))
+    return pstats.Stats(profile).total_calls
 
 
 @pytest.mark.slow

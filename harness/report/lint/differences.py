@@ -33,7 +33,8 @@ def differ(subject: str, records: Sequence[Record], value: Value, tail: str = ""
 
     All cells without the most common value stand out.
     """
-    by_value = group_by([record for record in records if value(record) is not None], value)
+    by_value = group_by(records, value)
+    by_value.pop(None, None)
     if len(by_value) < 2:
         return
     ordered = sorted(by_value.items(), key=lambda item: -len(item[1]))
@@ -51,11 +52,11 @@ def confounded(
 
     unit: by default a method in one setting. Facts that failed cells may lack are compared between whole methods.
     """
-    having = defaultdict(set)
-    for record in records:
-        having[value(record)].add(unit(record))
-    having.pop(None, None)
-    if len(set(map(frozenset, having.values()))) > 1:
+    by_value = group_by(records, value)
+    by_value.pop(None, None)
+    if len(by_value) < 2:
+        return
+    if len({frozenset(map(unit, members)) for members in by_value.values()}) > 1:
         yield from differ(subject, records, value)
 
 

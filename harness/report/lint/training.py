@@ -83,19 +83,18 @@ def _effective(record: Record) -> str | None:
 def training_settings(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained = tuned(members)
-        names = dict.fromkeys(
-            name for record in trained for name in record.cell.settings.train_dict() if name not in APART
-        )
+        settings = {id(record): record.cell.settings.train_dict() for record in trained}
+        names = dict.fromkeys(name for of in settings.values() for name in of if name not in APART)
         for name in names:
             if name != "seed":
                 subject = f"The setting train.{name} differs{where}"
-                yield from confounded(subject, trained, lambda r, name=name: _trained(r, name))
+                values = {id(r): _trained(r, settings[id(r)], name) for r in trained}
+                yield from confounded(subject, trained, lambda r, values=values: values[id(r)])
 
 
-def _trained(record: Record, name: str) -> str | None:
+def _trained(record: Record, settings: dict[str, Any], name: str) -> str | None:
     if name in ("devices", "nodes"):
         return str(getattr(record.cell.settings.train, name))
-    settings = record.cell.settings.train_dict()
     return setting_text(settings.get(name, False if name in SWITCHES and settings else None))
 
 
