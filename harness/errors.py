@@ -20,9 +20,15 @@ def one_of(key: str, value: str, options: Iterable[str]) -> None:
     """Raise UserError, with the nearest option, unless `value` is one of `options`."""
     options = list(options)
     if value not in options:
-        near = difflib.get_close_matches(value, options, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest(value, options)
+        hint = f" Did you mean {near}?" if near else ""
         raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")
+
+
+def nearest(value: str, options: Iterable[str]) -> str | None:
+    """The one of `options` that `value` is a misspelling of; None if none is close. Swapped letters come first."""
+    close = difflib.get_close_matches(value, options, n=5)  # the closest first
+    return min(close, key=lambda option: sorted(option) != sorted(value), default=None)
 
 
 def first_line(error: BaseException) -> str:

@@ -49,11 +49,18 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
     [
         ("run method=lorra", ["method=lorra", "Did you mean lora?", "galore"]),
         ("run model=tinny", ["model=tinny", "Did you mean tiny?"]),
+        ("run method=lroa", ["method=lroa", "Did you mean lora?"]),
+        ("run model=meta-llama/Llama-3.1-8B", ["use model=llama_3_1_8b, or model.path=meta-llama/Llama-3.1-8B."]),
+        ("run model=me/mine", ["got me/mine; use model.path=me/mine."]),
+        ("run data=mine.jsonl", ["use data=local data.path=mine.jsonl."]),
         ("run data=nope", ["data=nope", "wordmath"]),
         ("run eval=nope", ["eval=nope", "wordmath"]),
         ("sweep quickstrat", ["quickstrat", "Did you mean quickstart?"]),
         ("run rnk=8", ["There is no setting 'rnk'; did you mean rank?"]),
         ("run max_steps=8", ["'max_steps'", "did you mean train.max_steps?"]),
+        ("run train.epochs=3", ["'train.epochs'", "did you mean train.max_steps?", "train.max_tokens"]),
+        ("run train.learning_rate=1e-4", ["'train.learning_rate'", "did you mean lr?"]),
+        ("run eval.tasks=gsm9k", ["eval.tasks must be a list, got gsm9k; write eval.tasks=[gsm9k]."]),
         ("run colour=red", ["'colour'", "--help"]),
         ("run method.adapt.use_rslora=true", ["'method.adapt.use_rslora'", "+"]),
         ("run rank=abc", ["rank=abc", "Integer"]),
@@ -67,6 +74,11 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run study=../x", ["study must", "got ../x"]),
         ("run data_root=/not/there", ["data_root must", "got /not/there"]),
         ("run method=lora,dora", ["method=lora,dora", "`sweep`"]),
+        ("run method=lora, dora", ["without spaces", "method=lora,dora"]),
+        ("sweep method=lora, dora rank=8", ["without spaces", "method=lora,dora"]),
+        ("run method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
+        ("sweep method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
+        ("sweep", ["requires a grid", "quickstart"]),
         ("run --bogus", ["--bogus", "`python -m harness run --help`"]),
         ("run results_dir=/dev/null/x", ["/dev/null/x"]),
         ("sweep method=lora,lorra", ["method=lorra"]),
@@ -83,6 +95,10 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, l
     assert run.stdout == ""
     assert_refused(run.stderr, *culprits)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_methods_of_run_are_not_advised_as_a_list(inside):
+    assert "[" not in inside("run", "method=lora,dora").stderr
 
 
 @pytest.mark.slow

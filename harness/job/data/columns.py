@@ -23,12 +23,22 @@ Item = dict[str, Any]
 CHAT = "messages"
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # roles by other names
 READERS = {
-    ".jsonl": lambda file: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()],
+    ".jsonl": lambda file: _json_lines(file),
     ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
     ".csv": lambda file: _table(file, ","),
     ".tsv": lambda file: _table(file, "\t"),
     ".parquet": lambda file: pq.read_table(file).to_pylist(),
 }
+
+
+def _json_lines(file: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):  # text may hold U+2028
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
+    return rows
 
 
 def _table(file: Path, delimiter: str) -> list[dict[str, str]]:

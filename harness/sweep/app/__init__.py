@@ -52,6 +52,9 @@ def main(arguments: Arguments, options: Options) -> int:
     register()
     require_own_names()
     conf = _primary_folder(arguments.config_dir)
+    if arguments.command == "sweep" and not arguments.settings and not arguments.hydra:
+        raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {', '.join(named_sweeps())}.")
+    messages.refuse_slips(arguments.settings)
     name, overrides = _named_sweep(arguments)
     # Without these, Hydra would leave an app.log in the user's folder.
     defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}

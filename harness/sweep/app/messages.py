@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config
 from harness.config_folders import group_files
-from harness.errors import UserError, one_of
+from harness.errors import UserError, nearest, one_of
+
+GROUPS = ("method", "model", "data", "eval", "hydra/launcher", "hydra/sweeper")
+FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # that data=local reads
+# What transformers, trl, peft and lm-eval call a setting of ours.
+ELSEWHERE = {
+    "lr": ("learning_rate",),
+    "rank": ("r", "lora_r", "lora_rank"),
+    "alpha": ("lora_alpha",),
+    "method.adapt.target_modules": ("target_modules", "lora_target_modules"),
+    "model.path": ("model_name_or_path", "pretrained_model_name_or_path", "pretrained", "base_model"),
+    "data.path": ("train_file", "data_path", "dataset_path"),
+    "data": ("dataset", "dataset_name"),
+    "study": ("output_dir", "run_name", "name"),
+    "eval.tasks": ("tasks", "task"),
+    "eval.num_fewshot": ("num_fewshot", "shots"),
+    "train.batch_size": ("per_device_train_batch_size", "micro_batch_size"),
+    "train.grad_accum": ("gradient_accumulation_steps", "gradient_accumulation"),
+    "train.max_length": ("max_seq_length", "max_seq_len", "cutoff_len", "block_size", "seq_len"),
+    "train.max_steps": ("epochs", "num_epochs", "num_train_epochs", "max_epochs", "steps", "num_steps"),
+    "train.warmup_ratio": ("warmup_steps", "warmup"),
+    "train.validate_every": ("eval_steps", "eval_every"),
+    "train.save_every": ("save_steps",),
+    "train.precision": ("bf16", "fp16", "mixed_precision"),
+    "train.max_grad_norm": ("gradient_clipping", "grad_clip", "clip_grad_norm"),
+}
+UNITS = {
+    "train.max_steps": "; training is counted in optimizer steps (train.max_steps) or tokens (train.max_tokens)",
+    "train.warmup_ratio": "; the warm-up is a share of the steps",
+}
 
 # The extra that installs the plugin behind a choice of a config group.
 EXTRAS = {
@@ -27,11 +58,13 @@ EXTRAS = {
 def sentence(error: Exception) -> str:
     """The message of an error of Hydra's or OmegaConf's."""
     if isinstance(error, MissingConfigException):
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        group, choice = _chosen(str(error.missing_cfg_file))
         if extra := EXTRAS.get((group, choice)):
             return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
+        if hint := _no_choice(group, choice):
+            return hint
         try:
-            one_of(group, choice, sorted(error.options or [choice]))
+            one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
         except UserError as unknown:
             return str(unknown)
     first, cause = first_line(error), first_line(error.__cause__ or error)
@@ -40,13 +73,32 @@ def sentence(error: Exception) -> str:
     if found := re.match(r"Could not override '(.+)'", first):
         return _no_setting(found[1])
     if found := re.match(r"Error merging override (.+)", first):
+        if "ListConfig" in cause:
+            key, _, value = found[1].partition("=")
+            return f"{key} must be a list, got {value}; write {key}=[{value}]."
         return f"{found[1]}: {cause.rstrip('.')}."
     if found := re.match(r"Ambiguous value for argument '(.+)'", first):
-        as_list = found[1].replace("=", "=[", 1) + "]"
-        return f"{found[1]} names several values: `sweep` runs them all, and {as_list} is one list."
+        key, _, values = found[1].partition("=")
+        as_list = "" if key in GROUPS else f", and {key}=[{values}] is one list"
+        return f"{found[1]} names several values: `sweep` runs them all{as_list}."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
     return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def refuse_slips(overrides: list[str]) -> None:
+    """Raise UserError for values that a space separates, and for a list where a config group takes one name a cell.
+
+    Hydra would read the first as two settings, and make one cell of the second by the last of its names.
+    """
+    for before, after in itertools.pairwise(overrides):
+        if before.endswith(",") or after.startswith(","):
+            raise UserError(f"Values are separated by commas without spaces, got {before} {after}: {before}{after}.")
+    for typed in overrides:
+        key, _, value = typed.partition("=")
+        if key in GROUPS and value.startswith("["):
+            names = ",".join(name.strip() for name in value.strip("[]").split(","))
+            raise UserError(f"{key} must be one name a cell, got the list {value}; for a cell each, `sweep {key}={names}`.")
 
 
 def require_choices(overrides: list[str]) -> None:
@@ -62,15 +114,33 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def _chosen(missing: str) -> tuple[str, str]:
+    """The config group and the choice in the path of a config that is not there; a choice may have slashes."""
+    group = next((group for group in GROUPS if missing.startswith(f"{group}/")), missing.rpartition("/")[0])
+    return group, missing[len(group) :].lstrip("/")
+
+
+def _no_choice(group: str, choice: str) -> str | None:
+    """What to type in place of a model's hub id or folder, or of a file of data; None if the choice looks like none."""
+    if group == "model" and ("/" in choice or Path(choice).is_dir()):
+        named = [name for name, path in group_files("model").items() if OmegaConf.load(path).path == choice]
+        known = f"model={named[0]}, or " if named else ""
+        return f"model must be a name in conf/model/, got {choice}; use {known}model.path={choice}."
+    if group == "data" and choice.endswith(FILES):
+        return f"data must be a name in conf/data/, got the file {choice}; use data=local data.path={choice}."
+    return None
+
+
 def _no_setting(key: str) -> str:
     if key.startswith(("method.", "data.load.", "hydra.")):  # open to what the callable they name takes
         return f"There is no setting {key!r}; to add one, put a + before it."
-    known = list(_keys(Config))
-    near = difflib.get_close_matches(key, known, n=1)
+    last, known = key.rpartition(".")[2], list(_keys(Config))
+    elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.
-    near = near or [k for k in known if k.rpartition(".")[2] == key]
-    hint = f"did you mean {near[0]}?" if near else "`run --help` lists them."
-    return f"There is no setting {key!r}; {hint}"
+    own = [k for k in known if k.rpartition(".")[2] == last]
+    if near := next(iter(elsewhere or own), None) or nearest(key, known):
+        return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
+    return f"There is no setting {key!r}; `run --help` lists them."
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:

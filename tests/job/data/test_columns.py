@@ -284,6 +284,7 @@ def test_messages_that_are_none_are_refused():
     ("name", "text", "said"),
     [
         ("mine.jsonl", "{", r"data\.path=mine\.jsonl can't be read as jsonl"),
+        ("mine.jsonl", '{"a": 1}\n{"a" 2}\n', r"can't be read as jsonl: line 2, column 6: Expecting ':' delimiter\.$"),
         ("mine.json", "3", r"data\.path=mine\.json must hold a list of records"),
         ("mine.parquet", "x", r"data\.path=mine\.parquet can't be read as parquet"),
         ("mine.xlsx", "", r"data\.path must have one of the suffixes \.jsonl, \.json, \.csv.*, got mine\.xlsx"),
