@@ -13,6 +13,7 @@ from harness.cli.parser import (
     add_data_root,
     add_json,
     add_study,
+    add_study_name,
     comma_separated,
     positive,
 )
@@ -23,7 +24,7 @@ def add(command_line: CommandLine) -> None:
     group = command_line.group("watch and repeat")
 
     parser = group.add(status, "status", "Show which cells are done, running, failed and left.", "--watch")
-    add_study(parser)
+    add_study_name(parser)
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -89,7 +90,7 @@ def add(command_line: CommandLine) -> None:
         "Check every record, its items and their hash. Exit status 1 if anything is wrong.",
         "--study quickstart",
     )
-    add_study(parser)
+    add_study_name(parser)
     add_json(parser)
 
     parser = group.add(push, "push", "Upload a cell's saved weights and their card to the hub.", "lora-r16 me/my-lora")

@@ -119,6 +119,24 @@ def add_study(parser: Parser, summary: str = "study below the results folder (de
     add_results_dir(parser)
 
 
+def add_study_name(parser: Parser, summary: str = "study below the results folder (default: all)") -> None:
+    """A study by --study NAME, or by NAME alone, for commands without other positional arguments."""
+    parser.add_argument("study", nargs="?", metavar="STUDY", action=OneStudy, help="the same as --study STUDY")
+    add_study(parser, summary)
+
+
+class OneStudy(argparse.Action):
+    """Takes a study that is named by position; refused if --study names another one."""
+
+    def __init__(self, **keywords: Any):
+        super().__init__(**keywords | {"default": argparse.SUPPRESS})
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if (other := getattr(namespace, self.dest, None)) not in (None, values):
+            parser.error(f"one study at a time, got {values} and --study {other}")
+        setattr(namespace, self.dest, values)
+
+
 def add_results_dir(parser: Parser) -> None:
     parser.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
 
@@ -136,7 +154,7 @@ def add_json(parser: Parser) -> None:
 
 def add_tables(parser: Parser, *formats: str) -> None:
     """The options of a command that renders tables. formats: what it renders besides those of every table."""
-    add_study(parser)
+    add_study_name(parser)
     choices = ["md", "csv", "html", "latex", *formats]
     parser.add_argument("--format", default="md", choices=choices, help="(default: md)")
     add_out(parser)

@@ -18,7 +18,7 @@ from harness.cli.parser import (
     add_cells,
     add_json,
     add_out,
-    add_study,
+    add_study_name,
     add_tables,
     comma_separated,
 )
@@ -53,11 +53,11 @@ def add(command_line: CommandLine) -> None:
     )
 
     parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
-    add_study(parser, "study to report on (default: the only one)")
+    add_study_name(parser, "study to report on (default: the only one)")
     add_out(parser)
 
     parser = group.add(figures, "figures", "Draw the comparison, each figure as PNG and as SVG.", "--study quickstart")
-    add_study(parser)
+    add_study_name(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/STUDY (default: the study's figures/)")
 
     parser = group.add(claims, "claims", "Show the verdicts of the records on an article's claims.", "--study article")
@@ -73,7 +73,6 @@ def add(command_line: CommandLine) -> None:
         "quickstart --figure lost.png",
     )
     add_tables(parser, "json")
-    parser.add_argument("name", nargs="?", metavar="STUDY", help="the same as --study STUDY")
     parser.add_argument("--cells", action="store_true", help="every cell, not each method's chosen setting")
     parser.add_argument("--items", type=int, default=3, metavar="N", help="items shown of each method (default: 3)")
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
@@ -85,7 +84,7 @@ def add(command_line: CommandLine) -> None:
         "Show how many items and seeds tell two methods apart.",
         "--effect 0.02 --seeds 3",
     )
-    add_study(parser, "study to measure the noise on (default: assumptions)")
+    add_study_name(parser, "study to measure the noise on (default: assumptions)")
     parser.add_argument("--effect", type=float, required=True, metavar="SHARE", help="0.02 is 2 points of accuracy")
     parser.add_argument("--seeds", type=int, required=True, metavar="N")
 
@@ -95,7 +94,7 @@ def add(command_line: CommandLine) -> None:
         "Show what makes the cells of a study hard to compare. Exit status 1 if anything does.",
         "--study quickstart",
     )
-    add_study(parser)
+    add_study_name(parser)
 
     parser = group.add(diff, "diff", "Show what differs between two cells.", "lora-r8 lora-r16")
     add_cells(parser, "a", "b")
@@ -190,7 +189,6 @@ def power(options: argparse.Namespace) -> int:
 
 def forgetting(options: argparse.Namespace) -> int:
     """Compare the tuned cells of one study or of all with the untuned base, item by item."""
-    options.study = options.name or options.study
     if options.items < 0:
         raise UserError(f"--items must be 0 or more, got {options.items}.")
     if options.figure and options.figure.suffix not in (".png", ".svg"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -89,10 +90,17 @@ class Study:
             if path.stem not in running:
                 record.settle(path)
 
+    def command(self, name: str) -> str:
+        """A command on this study alone, to paste into a shell."""
+        return self._typed(name, self.name)
+
     def anew(self, found: Record) -> str:
         """The commands that train the cell of a record again."""
-        where = "" if self._results == Path("results") else f" --results-dir {self._results}"
-        return f"`{PROGRAM} rm {self.name}/{found.cell.name}{where}`, then its sweep's command"
+        return f"`{self._typed('rm', f'{self.name}/{found.cell.name}')}`, then its sweep's command"
+
+    def _typed(self, *words: str) -> str:
+        where = [] if self._results == Path("results") else ["--results-dir", str(self._results)]
+        return f"{PROGRAM} {shlex.join([*words, *where])}"
 
     def planned(self) -> list[Cell]:
         """The cells that sweeps of this study requested, in order."""

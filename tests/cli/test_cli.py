@@ -35,6 +35,7 @@ def results(tmp_path):
         ("diff one", ["CELL", "--help"]),
         ("retry", ["requires --failed"]),
         ("logs one --follow --format json", ["--follow", "json"]),
+        ("table one --study two", ["one study at a time", "one", "two"]),
     ],
 )
 def test_a_bad_command_line_is_one_error(capsys, line, culprits):
@@ -99,6 +100,20 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, l
 
 def test_several_methods_of_run_are_not_advised_as_a_list(inside):
     assert "[" not in inside("run", "method=lora,dora").stderr
+
+
+@pytest.mark.parametrize("command", ["table", "report", "claims", "lint", "status", "verify", "forgetting"])
+def test_a_study_is_named_by_position_as_by_the_option(results, capsys, command):
+    write(make_study()[0], results / "second" / "second.json")
+    said = []
+    for named in (["demo"], ["--study", "demo"], ["demo", "--study", "demo"]):
+        main([command, *named, "--results-dir", str(results)])
+        said.append(capsys.readouterr())
+    assert "demo" in "".join(said[0])
+    assert "second" not in "".join(said[0])
+    if command == "report":  # which names the command that wrote it
+        said = [len(out) > 1000 for out, _ in said]
+    assert said[0] == said[1] == said[2]
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ class GridSweeper(Sweeper):
         self._session.outcomes.extend(outcomes)
         statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-        print(f"Done: {counts}. `{PROGRAM} table` renders the table.", file=sys.stderr)
+        print(f"Done: {counts}. `{study.command('table')}` renders the table.", file=sys.stderr)
         return returns
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point]]:
