@@ -202,7 +202,7 @@ JobRequest = RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Re
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the job stands: its phase, and in training the step with its figures.
+    """Where the job stands: its phase, in training the step with its figures, in scoring the requests answered.
 
     rank, code: a rank that died, and its exit status; node: its machine; reason: what it raised. Without a rank, the
     node left, and the reason says so. asked, kept: numbers of problems so far. asking: which model.
@@ -211,6 +211,7 @@ class Progress:
     phase: str
     step: int | None = None
     of: int | None = None
+    answered: int | None = None
     loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None

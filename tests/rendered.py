@@ -26,7 +26,7 @@ def row(table, method, setting=None):
 
 
 def caption(table):
-    return "\n".join(table.caption)
+    return "\n".join([*table.answer, *table.caption])
 
 
 class Tags(HTMLParser):

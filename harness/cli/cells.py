@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, study_names
+from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
     CommandLine,
     add_cells,
@@ -110,23 +110,33 @@ def status(options: argparse.Namespace) -> int:
     if options.watch and options.format == "json":
         raise UserError("--watch can't be combined with --format json.")
 
-    from harness.studies.status import RecordCache, lines, study_status
+    from harness import terminal
+    from harness.studies.status import RecordCache, study_status, view
 
     cache = RecordCache()
 
     def read():
         return [study_status(options.results_dir, name, cache) for name in begun_study_names(options)]
 
+    def read_if_begun():
+        try:
+            return read()
+        except UserError:  # it has not begun yet
+            return []
+
     if options.watch:
         from harness.studies.watch import watch
 
-        studies = watch(read)
+        if options.study is not None:
+            require_study_name(options.study, options.results_dir)
+        studies = watch(read_if_begun)
     elif options.format == "json":
         studies = read()
         print_json([study.to_json() for study in studies])
     else:
-        studies = read()
-        print("\n".join(line for study in studies for line in lines(study)))
+        studies, shown = read(), terminal.console()
+        for study in studies:
+            terminal.show(shown, view(study, shown.width))
     problems = [problem for study in studies for problem in study.problems]
     print_errors(problems)
     return int(bool(problems))

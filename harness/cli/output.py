@@ -13,6 +13,7 @@ from harness.errors import UserError
 from harness.record import STUDY_NAME, studies
 
 if TYPE_CHECKING:
+    from harness.report.tables.table import Table
     from harness.studies.find import CellRef
 
 
@@ -48,6 +49,23 @@ def write(text: str, out: Path | None) -> None:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
+
+
+def render(tables: Sequence[Table], options: argparse.Namespace) -> None:
+    """Write `tables` in the requested format; by default for reading on a terminal, and as Markdown elsewhere."""
+    if options.format not in (None, "text") or (options.format is None and (options.out or not sys.stdout.isatty())):
+        from harness.report.tables.formats import document
+
+        write(document(tables, options.format or "md"), options.out)
+        return
+    from harness import terminal
+    from harness.report.tables import screen
+
+    if options.out is not None:
+        write("\n".join(terminal.lines(*screen.view(tables, terminal.UNLIMITED))) + "\n", options.out)
+        return
+    shown = terminal.console(wide=options.wide)
+    terminal.show(shown, screen.view(tables, shown.width))
 
 
 def print_json(value: Any) -> None:

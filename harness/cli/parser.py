@@ -155,8 +155,9 @@ def add_json(parser: Parser) -> None:
 def add_tables(parser: Parser, *formats: str) -> None:
     """The options of a command that renders tables. formats: what it renders besides those of every table."""
     add_study_name(parser)
-    choices = ["md", "csv", "html", "latex", *formats]
-    parser.add_argument("--format", default="md", choices=choices, help="(default: md)")
+    choices = ["text", "md", "csv", "html", "latex", *formats]
+    parser.add_argument("--format", choices=choices, help="(default: text on a terminal, else md)")
+    parser.add_argument("--wide", action="store_true", help="on a terminal: all columns, not only those that fit")
     add_out(parser)
 
 

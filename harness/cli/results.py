@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.output import find_cell, print_errors, print_json, study_names, write
+from harness.cli.output import find_cell, print_errors, print_json, render, study_names, write
 from harness.cli.parser import (
     CommandLine,
     add_cells,
@@ -212,14 +212,12 @@ def forgetting(options: argparse.Namespace) -> int:
         by_study = {name: compare.to_json(comparison) for name, comparison in comparisons.items()}
         write(json.dumps(by_study, indent=1) + "\n", options.out)
     else:
-        from harness.report.tables.formats import document
-
         tables = [
             table
             for name, comparison in comparisons.items()
             for table in compare.tables(comparison, name, options.items)
         ]
-        write(document(tables, options.format), options.out)
+        render(tables, options)
     if options.figure:
         from harness.report.figures.forgetting import lost_won
 
@@ -279,8 +277,6 @@ def _only(names: Sequence[str], what: str) -> str:
 
 def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
     """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
-    from harness.report.tables.formats import document
-
     found, problems = [], []
     gc.disable()  # all that is read is kept to the end: collecting garbage would take a third of the time
     try:
@@ -295,5 +291,5 @@ def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], 
     print_errors(problems)
     if not found:
         raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-    write(document(found, options.format), options.out)
+    render(found, options)
     return int(bool(problems))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import units
 from harness.cli.parser import CommandLine, Parser, positive
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.sweep.app import Session
 
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
@@ -42,6 +47,9 @@ def add(command_line: CommandLine) -> None:
         metavar="N",
         help=f"run one cell again after each N cells, to measure the machine's drift (default of N: {DRIFT})",
     )
+    parser.add_argument(
+        "--skip-impossible", action="store_true", help="skip cells whose settings exclude each other; others run"
+    )
     _add_hydra(parser)
 
     parser = group.add(
@@ -60,22 +68,38 @@ def add(command_line: CommandLine) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run one cell; 1 if it did not end as ok."""
-    return _launch("run", options)
+    return _launch("run", options).exit_status
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Run the cells of a grid; 1 if one did not end as ok."""
-    return _launch("sweep", options, fit=options.fit, device=options.device, order=options.order, drift=options.drift)
+    """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok."""
+    names = ("fit", "device", "order", "drift", "skip_impossible")
+    session = _launch("sweep", options, **{name: getattr(options, name) for name in names})
+    if session.study is not None:
+        _print_answer(session.study.folder)
+    return session.exit_status
+
+
+def _print_answer(folder: Path) -> None:
+    """What the study's table says first; nothing if there is nothing to compare."""
+    from harness import terminal
+    from harness.record import read_study
+    from harness.report.tables.best import best
+
+    records, _ = read_study(folder)
+    shown = terminal.console()
+    for sentence in best(records, folder).answer if any(record.cell.seed is not None for record in records) else ():
+        shown.print(terminal.printable(sentence))
 
 
 def plan(options: argparse.Namespace) -> int:
     """Print what a grid would take."""
     if options.throughput is not None and not options.throughput > 0:
         raise UserError(f"--throughput must be positive, got {options.throughput:g}.")
-    return _launch("plan", options, plan=True, device=options.device, throughput=options.throughput)
+    return _launch("plan", options, plan=True, device=options.device, throughput=options.throughput).exit_status
 
 
-def _launch(command: str, options: argparse.Namespace, **more) -> int:
+def _launch(command: str, options: argparse.Namespace, **more) -> Session:
     budget = options.budget
     in_bytes = budget is not None and not isinstance(budget, units.Dollars)
     predicts = more.get("plan") or more.get("fit")

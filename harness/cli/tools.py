@@ -35,10 +35,15 @@ def add(command_line: CommandLine) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """Print what this machine can run; 1 if not even the embedded default model can."""
+    from harness import terminal
     from harness.studies import doctor as machine
 
     facts = machine.examine(options.results_dir, options.data_root)
-    print("\n".join(machine.lines(facts)))
+    shown = terminal.console()
+    if shown.is_terminal:
+        terminal.show(shown, machine.view(facts))
+    else:
+        print("\n".join(machine.lines(facts)))
     return int(machine.obstacle(facts) is not None)
 
 

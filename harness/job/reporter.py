@@ -22,7 +22,7 @@ class Reporter:
         self.phase: str = "start"
         self.step: int | None = None
         self._report, self._meter, self._tracker = report, meter, tracker
-        self._entered, self._steps_taken = time.monotonic(), 0
+        self._entered, self._steps_taken, self._told = time.monotonic(), 0, 0.0
 
     def enter(self, phase: str) -> None:
         self.phase, self.step = phase, None
@@ -41,6 +41,16 @@ class Reporter:
         self._report({"phase": self.phase} | event | live)
         values = {f"train/{name}": event[name] for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
         self.track(values | {"train/memory_bytes": live["memory_bytes"]})
+
+    def answered(self, answers: int, of: int) -> None:
+        """Report how many requests are answered, at most twice a second."""
+        now = time.monotonic()
+        if answers < of and now - self._told < 0.5:
+            return
+        self._told = now
+        pace = (now - self._entered) / answers
+        live = {"memory_bytes": in_use(self._meter.device), "seconds_left": pace * (of - answers)}
+        self._report({"phase": self.phase, "answered": answers, "of": of} | live)
 
     def track(self, values: dict[str, float | None]) -> None:
         """Pass `values` to the tracker, if there is one; the phase's seconds and memory leave that out."""

@@ -136,7 +136,9 @@ class LocalCell:
             result.parameters.trainable = 0
         pad = self.inputs.tokenizer.pad_token_id
         self.layout, self._speedups = speedups.enable(self.model, self.settings.speedups, pad, self.accelerator)
-        self._loaded["attention"] = structure.inner(self.model).config._attn_implementation
+        config = structure.inner(self.model).config
+        self._loaded["attention"] = config._attn_implementation
+        self._guess = math.log(config.get_text_config().vocab_size)
         held_out, size = self.inputs.held_out, self.batch_size
         self.validation = [self.layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
 
@@ -230,6 +232,7 @@ class LocalCell:
                 self._validate,
                 self.reporter.end_step,
                 self._checkpoints(),
+                self._guess,
             )
         del optimizer
         self._gpus = self._state_of_gpu()
@@ -361,6 +364,7 @@ class LocalCell:
                 torch.bfloat16 if self.bf16 else None,
                 speedups=self.settings.fast,
                 engine=asked.engine,
+                answered_so_far=self.reporter.answered,
             )
         self._speedups |= used
 

@@ -120,7 +120,8 @@ class Record:
     study: str
     """Folder below results."""
     status: Status
-    """ok, failed, oom (out of memory), diverged (loss not finite), or unfit (left out by --fit)."""
+    """ok, failed, oom (out of memory), diverged (loss not finite, or at the end no better than a uniform guess), or
+    unfit (left out by --fit)."""
     started: str
     """Time in UTC."""
     seconds: float

@@ -84,7 +84,7 @@ class Article:
             caption=[
                 *(f"{claim.name}: {claim.text}." for claim in dict.fromkeys(v.claim for v in verdicts)),
                 *(f"{_where(v, columns)}: {v.judgement.why}." for v in remarks),
-                *(f"{_where(v, columns)}: {v.judgement.why}. To decide it, run {command(v.claim)}." for v in open_),
+                *(f"{_where(v, columns)}: {v.judgement.why}. To decide it, run `{command(v.claim)}`." for v in open_),
                 f"Source: {self.source}.",
                 *self.caption,
                 "--format csv names the records.",

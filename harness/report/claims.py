@@ -8,7 +8,7 @@ otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +87,14 @@ def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> D
 def lacking(*what: str) -> Judgement:
     """The judgement if no finished cell of `what` is in the study."""
     return Judgement(OPEN, why=f"No finished {' and '.join(what)}")
+
+
+def unchosen(at: Evidence, methods: Iterable[str], by: Sequence[str], *what: str) -> Judgement:
+    """The judgement if no setting of some of `methods` is chosen by (method, *by): `lacking` if none finished."""
+    for choice in at.unchosen(*by):
+        if choice.method in methods and at.of(choice.method):
+            return Judgement(OPEN, why=f"No setting of {choice.label} is chosen: {choice.reason}")
+    return lacking(*what)
 
 
 def names(judgements: Sequence[Judgement]) -> tuple[str, ...]:

@@ -54,6 +54,11 @@ class Evidence:
             self._choices[by] = select(self.records, ("method", *by), self._settings)
         return {choice.key: choice for choice in self._choices[by] if choice.index}
 
+    def unchosen(self, *by: str) -> list[Choice]:
+        """The choices by (method, *by) that `choices` leaves out: there was nothing to choose a setting by."""
+        self.choices(*by)
+        return [choice for choice in self._choices[by] if not choice.index]
+
     def chosen(self, *choices: Choice) -> list[Record]:
         """The records of `choices`, sorted by seed."""
         records = [self.records[i] for choice in choices for i in choice.index]

@@ -11,15 +11,18 @@ import shutil
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
-from harness import env
+from harness import env, terminal
 from harness.config_folders import group_files
 from harness.errors import UserError
 from harness.sweep import runner
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 OWN_PACKAGE = "finetune-harness"
 DEFAULT_MODEL = "smollm2_135m"
@@ -99,7 +102,36 @@ def obstacle(facts: dict[str, Any]) -> str | None:
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
-    """The facts by section, with a remedy for each thing that is missing."""
+    """The facts by section as plain lines, with a remedy for each thing that is missing."""
+    rows = [line for title, rows in _sections(facts).items() for line in _section(title, rows)]
+    return [*rows, "", _verdict(facts)]
+
+
+def view(facts: dict[str, Any]) -> list[RenderableType]:
+    """The same for a terminal: the verdict first, and sections whose texts wrap within their column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(_verdict(facts), style="bold")]
+    for title, rows in _sections(facts).items():
+        count = max(map(len, rows), default=0)
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=9, style="bold")
+        for _ in range(count):
+            grid.add_column(overflow="fold")
+        for i, row in enumerate(rows):
+            texts = [terminal.printable(cell) for cell in row] + [""] * (count - len(row))
+            grid.add_row(title if i == 0 else "", *(Text(t, style=terminal.STYLES.get(t, "")) for t in texts))
+        parts += [Text(""), grid]
+    return parts
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    why = obstacle(facts)
+    return f"model={DEFAULT_MODEL} data=wordmath can" + (" run here." if why is None else f"'t run here: {why}")
+
+
+def _sections(facts: dict[str, Any]) -> dict[str, list[Row]]:
     job = facts["job"]
     sections = {"device": _device(facts), "versions": _versions(facts["versions"]), "conflicts": _conflicts(facts)}
     if job is not None:
@@ -116,9 +148,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ],
         "disk": [_disk(name, folder, free) for name, (folder, free) in facts["disk"].items()],
     }
-    why = obstacle(facts)
-    verdict = f"model={DEFAULT_MODEL} data=wordmath can" + (" run here." if why is None else f"'t run here: {why}")
-    return [line for title, rows in sections.items() for line in _section(title, rows)] + ["", verdict]
+    return sections
 
 
 def _section(title: str, rows: list[Row]) -> list[str]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness import terminal
 from harness.studies.find import CellRef
 
 TAIL_BYTES = 8192  # searched for the last lines
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def shown(line: str) -> str:
     """A line without control sequences, safe on a terminal; of a progress bar, its last state."""
-    return CONTROL.sub("", ESCAPES.sub("", line.rstrip("\r\n").rpartition("\r")[2]))
+    return terminal.printable(line.rstrip("\r\n").rpartition("\r")[2])
 
 
 def tail(path: Path, lines: int) -> list[str]:

@@ -5,69 +5,33 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
-from harness import record, units
+from harness import record, terminal
 from harness.errors import UserError
 from harness.record import Cell, Record, RecordError
 from harness.studies import logs
+from harness.sweep.cell_status import AT_WORK, CellStatus, table, to_go
 from harness.sweep.store import Study
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 LOG_LINES = 3  # shown of a failed cell's log
-# The progress that a running cell reports, with types.
-PROGRESS = {"phase": str} | dict.fromkeys(("step", "of", "memory_bytes"), int)
-PROGRESS |= dict.fromkeys(("loss", "tokens_per_second", "seconds_left"), float)
-HEADER = [
-    "state",
-    "cell",
-    "at",
-    "to go",
-    "loss",
-    "tokens/s",
-    "memory",
-    "time",
-    "host",
-]  # narrow terminals cut the end
-
-
-@dataclass
-class CellStatus:
-    """The status of one cell; null where a value is unknown or does not apply.
-
-    state: the status of its record, ``running`` or ``left``. phase, step, of, loss, tokens_per_second: the last
-    progress of a running cell, or where it failed. memory_bytes: of the CUDA device, else the process's resident set.
-    seconds: so far, or in total. seconds_left: of a running cell. log: the last lines of a failed cell's log.
-    """
-
-    cell: str
-    state: str
-    id: str | None = None
-    method: str | None = None
-    host: str | None = None
-    phase: str | None = None
-    step: int | None = None
-    of: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    memory_bytes: int | None = None
-    seconds: float | None = None
-    seconds_left: float | None = None
-    reason: str | None = None
-    log: list[str] = field(default_factory=list)
 
 
 @dataclass
 class StudyStatus:
-    """The status of a study: all its cells, the seconds left (null: unknown), and one sentence per bad file."""
+    """The status of a study: all its cells, the seconds left (null: unknown) also in words, and bad files, a sentence
+    each."""
 
     study: str
     cells: list[CellStatus]
     seconds_left: float | None
+    time_left: str
     problems: list[str]
 
     def having(self, *states: str) -> list[CellStatus]:
@@ -75,17 +39,18 @@ class StudyStatus:
 
     @property
     def failed(self) -> list[CellStatus]:
-        return [cell for cell in self.cells if cell.state not in ("ok", "running", "left")]
+        return [cell for cell in self.cells if cell.failed]
 
     @property
     def over(self) -> bool:
         """Whether no cell is running or left."""
-        return not self.having("running", "left")
+        return not self.having(*AT_WORK)
 
     @property
     def counts(self) -> dict[str, int]:
         done, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
-        return {"done": done, "running": running, "failed": len(self.failed), "left": left}
+        counts = {"done": done, "running": running, "failed": len(self.failed), "left": left}
+        return counts | ({"unfit": unfit} if (unfit := len(self.having("unfit"))) else {})
 
     def to_json(self) -> dict[str, Any]:
         return {"study": self.study, **self.counts, **dataclasses.asdict(self)}
@@ -135,10 +100,18 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
 
     states = [_running(name, marker, cells.get(name), durations) for name, marker in running.items()]
     states += [_recorded(r, study) for r in records if r.cell.name not in running]
-    states += [CellStatus(c.name, "left", c.id, c.method) for c in left if c.name not in running]
-    to_go = [durations.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states]
-    total = None if None in to_go else sum(to_go) / max(1, len(running))
-    return StudyStatus(name, states, total, problems)
+    resumes = dict.fromkeys(study.checkpointed(), "checkpoint")
+    states += [
+        CellStatus(c.name, "left", c.id, c.method, phase=resumes.get(c.name)) for c in left if c.name not in running
+    ]
+    # Those of `run`, which plans nothing.
+    states += [CellStatus(n, "left", phase=at) for n, at in resumes.items() if n not in cells and n not in running]
+    remaining = [
+        durations.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states if s.state in AT_WORK
+    ]
+    shared = [seconds and seconds / max(1, len(running)) for seconds in remaining]
+    total = None if None in shared else sum(seconds for seconds in shared if seconds > 0)
+    return StudyStatus(name, states, total, to_go(shared) if shared else "", problems)
 
 
 class Durations:
@@ -152,13 +125,14 @@ class Durations:
         return mean(found) if found else None
 
     def to_go(self, state: CellStatus, cell: Cell) -> float | None:
-        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells."""
-        if state.state not in ("running", "left"):
-            return 0.0
+        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells.
+
+        Below 0 if it takes longer than those did.
+        """
         if state.seconds_left is not None or not self._done:
             return state.seconds_left
         expected = self.of_method(cell.method) or mean(r.seconds for r in self._done)
-        return max(0.0, expected - (state.seconds or 0.0))
+        return expected - (state.seconds or 0.0)
 
     def after_training(self, method: str) -> float:
         """Mean seconds of the phases after training; 0 if there is no recorded cell of the method."""
@@ -174,65 +148,43 @@ def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Du
     found = CellStatus(
         name, "running", host=marker["host"], seconds=max(0.0, time.time() - marker["started"]), phase="start"
     )
-    progress = marker["progress"] if isinstance(marker["progress"], dict) else {}
-    for key, kind in PROGRESS.items():
-        if isinstance(progress.get(key), kind):
-            setattr(found, key, progress[key])
+    found.follow(marker["progress"] if isinstance(marker["progress"], dict) else {})
     if cell is None:  # of `run`, which plans nothing
         return found
     found.id, found.method = cell.id, cell.method
     if found.seconds_left is not None:
         found.seconds_left += durations.after_training(cell.method)
     elif (expected := durations.of_method(cell.method)) is not None:
-        found.seconds_left = max(0.0, expected - found.seconds)
+        found.seconds_left = expected - found.seconds if expected > found.seconds else None
     return found
 
 
 def _recorded(found: Record, study: Study) -> CellStatus:
-    state = CellStatus(found.cell.name, found.status, found.cell.id, found.cell.method, seconds=found.seconds)
-    if found.failure is not None:
-        state.phase, state.step, state.reason = found.failure.phase, found.failure.step, found.failure.reason
+    state = CellStatus.of_record(found)
     if found.status != "ok":
         state.log = logs.tail(study.log(found.cell), LOG_LINES)
     return state
 
 
 def lines(status: StudyStatus) -> list[str]:
-    """The status for a terminal: counts, a row for each cell that is not done, and why cells failed."""
-    rows = [_row(cell) for cell in (*status.having("running"), *status.failed, *status.having("left"))]
-    out = [f"{status.study}: {', '.join(f'{n} {state}' for state, n in status.counts.items())}{_to_go(status)}"]
-    if rows:
-        out += ["  " + line for line in tabulate(rows, HEADER, "plain", disable_numparse=True).splitlines()]
-    for cell in status.failed:
-        out.append(f"  {cell.cell} {cell.state}: {logs.shown(cell.reason or 'no reason recorded')}")
-        out += [f"    | {line}" for line in cell.log]
-    return out
+    """The status as plain lines: counts, a row for each cell that is not done, and why cells failed."""
+    return terminal.lines(*view(status, terminal.UNLIMITED))
 
 
-def _row(cell: CellStatus) -> list[str]:
-    at = cell.phase or ""
-    if cell.step is not None:
-        at += f" {cell.step}" + (f"/{cell.of}" if cell.of is not None else "")
-    return [
-        cell.state,
-        cell.cell,
-        at,
-        "" if cell.seconds_left is None else duration(cell.seconds_left),
-        "" if cell.loss is None else f"{cell.loss:.3f}",
-        "" if cell.tokens_per_second is None else f"{cell.tokens_per_second:.0f}",
-        "" if cell.memory_bytes is None else units.size(cell.memory_bytes),
-        "" if cell.seconds is None else duration(cell.seconds),
-        cell.host or "",
+def view(status: StudyStatus, width: int, rows: int | None = None) -> list[RenderableType]:
+    """The status for a terminal of `width` characters, with at most `rows` rows of cells (null: all)."""
+    from rich.text import Text
+
+    counts = ", ".join(f"{n} {state}" for state, n in status.counts.items())
+    parts: list[RenderableType] = [
+        Text(f"{status.study}: {counts}{', ' if status.time_left else ''}{status.time_left}", style="bold")
     ]
-
-
-def _to_go(status: StudyStatus) -> str:
-    if status.over:
-        return ""
-    if status.seconds_left is None:
-        return ", time left unknown until a cell is done"
-    return f", about {duration(status.seconds_left)} to go"
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+    cells = [*status.having("running"), *status.failed, *status.having("unfit"), *status.having("left")]
+    if cells:
+        parts.append(table(cells[:rows], width, indent=2))
+    if rows is not None and len(cells) > rows:
+        parts.append(Text(f"  … and {len(cells) - rows} more; `status` without --watch shows all"))
+    for cell in (*status.failed, *status.having("unfit")):
+        parts.append(Text(f"  {cell.cell} {cell.state}: {logs.shown(cell.reason or 'no reason recorded')}"))
+        parts += [Text(f"    | {line}") for line in cell.log]
+    return parts

@@ -5,47 +5,73 @@ On a terminal the table is redrawn in place; elsewhere (a file, a pipe) each cha
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from harness.studies.status import StudyStatus, lines
+from harness import terminal
+from harness.studies.status import StudyStatus, lines, view
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 SECONDS = 2.0  # between two reads
+AROUND = 5  # lines of a study beside its rows of cells
+WAITING = "Waiting for the study to begin. Ctrl-C ends the watch."
 
 
 def watch(read: Callable[[], list[StudyStatus]], seconds: float = SECONDS) -> list[StudyStatus]:
-    """Print what `read` returns, every `seconds`; returns the last status. Ctrl-C ends it in order."""
-    show = Screen() if sys.stdout.isatty() else Changes()
-    studies = read()
-    try:
-        show(studies)
-        while not all(study.over for study in studies):
-            time.sleep(seconds)
-            studies = read()
-            show(studies)
-    except KeyboardInterrupt:
-        pass
+    """Print what `read` returns, every `seconds`; returns the last status. Ctrl-C ends it in order.
+
+    Without a study yet, it waits for one.
+    """
+    studies: list[StudyStatus] = []
+    with Screen() if sys.stdout.isatty() else Changes() as show:
+        try:
+            while True:
+                studies = read()
+                show(studies)
+                if studies and all(study.over for study in studies):
+                    break
+                time.sleep(seconds)
+        except KeyboardInterrupt:
+            pass
     return studies
 
 
 class Screen:
-    """Redraws everything in place, as far as the terminal has room."""
+    """Redraws the studies that are not over in place, as far as the terminal has room; all of them once all are."""
 
-    def __init__(self) -> None:
-        self._drawn = 0
+    def __enter__(self) -> Screen:
+        from rich.live import Live
+
+        self._console = terminal.console()
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._live.stop()
 
     def __call__(self, studies: Sequence[StudyStatus]) -> None:
-        width, height = shutil.get_terminal_size()
-        text = [line for study in studies for line in lines(study)]
-        if len(text) >= height:
-            hidden = len(text) - height + 2
-            text = [*text[: height - 2], f"… and {hidden} more lines; without --watch all are shown"]
-        up = f"\x1b[{self._drawn}F" if self._drawn else ""  # to the start of the first line that was drawn
-        sys.stdout.write(up + "\x1b[J" + "".join(f"{line[:width]}\n" for line in text))
-        sys.stdout.flush()
-        self._drawn = len(text)
+        self._live.update(screenful(studies, *self._console.size), refresh=True)
+
+
+def screenful(studies: Sequence[StudyStatus], width: int, height: int) -> Group:
+    """What a screen shows: the studies at work, or all if none is. What has no room is counted."""
+    from rich.console import Group
+    from rich.text import Text
+
+    if not studies:
+        return Group(Text(WAITING))
+    shown = [study for study in studies if not study.over] or list(studies)
+    rows = max(2, height // len(shown) - AROUND)
+    parts = [part for study in shown for part in view(study, width, rows)]
+    if hidden := len(studies) - len(shown):
+        what = "1 more study is" if hidden == 1 else f"{hidden} more studies are"
+        parts.insert(0, Text(f"{what} over; `status` shows all."))
+    return Group(*parts)
 
 
 class Changes:
@@ -53,8 +79,20 @@ class Changes:
 
     def __init__(self) -> None:
         self._states: dict[tuple[str, str], str] | None = None
+        self._waits = False
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
 
     def __call__(self, studies: Sequence[StudyStatus]) -> None:
+        if not studies:
+            if not self._waits:
+                print(WAITING, flush=True)
+            self._waits = True
+            return
         cells = {(study.study, cell.cell): cell for study in studies for cell in study.cells}
         if self._states is None:
             text = [line for study in studies for line in lines(study)]

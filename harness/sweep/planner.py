@@ -1,25 +1,23 @@
-"""Plans a grid before anything runs: memory and FLOPs predicted by a job, times from records, and their table."""
+"""Plans a grid before anything runs: memory and FLOPs predicted by a job, times from records."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tabulate import tabulate
-
 from harness import units
 from harness.protocol import PlannedCell
 from harness.record import Cell, Record, read_study, studies
-from harness.sweep import micro_batch, runner
-from harness.sweep.runner import BESIDE, TIGHT
+from harness.sweep import runner
+from harness.sweep.runner import BESIDE
 
-HELD = ("weights", "adapters", "optimizer")  # between steps, and as much at the peak
-PASSING = ("gradients", "activations")
-NAMES = {"cpu": "the CPU's", "cuda": "CUDA's"}
+REMEDIES = 8  # cells of which a plan says what would make them fit
+LIKE = 4.0  # within this factor the sizes of models and of steps are alike enough to tell a time by
 
 
 @dataclass
@@ -45,13 +43,19 @@ class Plan:
     """The planned points of a grid.
 
     budget: bytes of memory that each cell must fit in. environment: this machine's, as in a record. kernels: whose
-    kernels the prediction assumes, ``cpu`` or ``cuda``.
+    kernels the prediction assumes, ``cpu`` or ``cuda``. remedies: where nothing fits, a sentence on each cell.
     """
 
     points: list[Planned]
     budget: int
     environment: dict[str, Any]
     kernels: str
+    remedies: list[str] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> list[Planned]:
+        """The points whose memory is predicted."""
+        return [point for point in self.points if not point.prediction.keys() & {"impossible", "unknown"}]
 
     def fits(self, point: Planned) -> bool:
         """Whether the point fits the budget. A point that can't be predicted counts as fitting."""
@@ -80,7 +84,51 @@ def make(
         Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})
         for name, cell in points
     ]
-    return Plan(planned, answer["budget"], answer["environment"], answer["kernels"])
+    plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"])
+    if plan.predicted and not any(map(plan.fits, plan.predicted)):
+        least = sorted(plan.predicted, key=lambda point: point.peak)[:REMEDIES]
+        tried = [PlannedCell(_smallest(point.cell), architectures.get(point.cell.model)) for point in least]
+        found = runner.plan(tried, data_root, answer["budget"], answer["kernels"])["predictions"]
+        plan.remedies = [_remedy(plan, point, smallest) for point, smallest in zip(least, found, strict=True)]
+    return plan
+
+
+def _smallest(cell: Cell) -> Cell:
+    """The cell with the least memory for its step: one sequence a device at a time, and activations recomputed."""
+    train = cell.settings.train
+    if not cell.settings.method.tuned:
+        return dataclasses.replace(
+            cell, settings=dataclasses.replace(cell.settings, train=dataclasses.replace(train, batch_size=1))
+        )
+    size, devices = train.micro_batch, train.total_devices
+    smaller = dataclasses.replace(
+        train,
+        batch_size=devices,
+        global_batch=None,
+        grad_accum=(train.grad_accum or 1) * size // devices,
+        gradient_checkpointing=True,
+    )
+    return dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, train=smaller))
+
+
+def _remedy(plan: Plan, point: Planned, smallest: dict[str, Any]) -> str:
+    """What makes `point` fit, if its batch or recomputed activations can. smallest: the prediction of `_smallest`."""
+    train, largest = point.cell.settings.train, point.prediction["largest_batch"]
+    if largest and point.cell.settings.method.tuned:
+        even = [n for n in range(1, largest + 1) if train.micro_batch % n == 0 and n % train.total_devices == 0]
+        size = max(even, default=largest)
+        accum = (train.grad_accum or 1) * train.micro_batch // size
+        return f"{point.name} fits with train.batch_size={size} train.grad_accum={accum}."
+    peak = sum(smallest["peak"].values()) if "peak" in smallest else None
+    train = _smallest(point.cell).settings.train
+    if peak is not None and peak + BESIDE <= plan.budget:
+        more = f" train.grad_accum={train.grad_accum} train.gradient_checkpointing=true" if train.grad_accum else ""
+        return f"{point.name} fits with train.batch_size={train.batch_size}{more}."
+    return (
+        f"{point.name} fits with no batch size: "
+        + (f"one sequence takes {units.size(peak + BESIDE)}. " if peak is not None else "")
+        + "Take a method with a quantised base (qlora), a smaller model or more memory."
+    )
 
 
 def refusal(plan: Plan, point: Planned) -> str:
@@ -91,72 +139,68 @@ def refusal(plan: Plan, point: Planned) -> str:
     )
 
 
-def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
-    """The table for a terminal, with notes on how its figures were obtained.
-
-    throughput: raw tokens/s to assume for every cell (None: from records of the same device).
-    """
-    speed = Speed(results, plan.environment)
-    possible = [p for p in plan.points if not p.prediction.keys() & {"impossible", "unknown"}]
-    header = ["cell", "trainable", "resident", " / ".join(HELD), "peak", "+ " + " / ".join(PASSING), "FLOPs", "time"]
-    header += ["fits", "batch ≤"]
-    rows = []
-    for point in possible:
-        p = point.prediction
-        seconds = speed.seconds(point, throughput)
-        rows.append(
-            [
-                point.name,
-                f"{units.count(p['trainable'])} ({100 * p['trainable'] / p['total']:.3g}%)",
-                units.size(sum(p["resident"].values())),
-                " / ".join(_short(p["resident"][kind]) for kind in HELD),
-                units.size(point.peak),
-                " / ".join(_short(p["peak"][kind]) for kind in PASSING),
-                units.count(p["flops"]),
-                "–" if seconds is None else _duration(seconds),
-                _fit(plan, point),
-                _batch(point),
-            ]
-        )
-    out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
-    out += [""] if rows else []
-    for point in plan.points:
-        if "impossible" in point.prediction:
-            out.append(f"Impossible: {point.name}: {point.prediction['impossible']}")
-        if "unknown" in point.prediction:
-            out.append(f"Not predicted: {point.name}: {point.prediction['unknown']}")
-    return out + _notes(plan, possible, speed, throughput)
-
-
 class Speed:
-    """Estimates training time from the records of this machine's device."""
+    """Estimates training time from records of this machine's device that ran undisturbed.
 
-    def __init__(self, results: Path, environment: dict[str, Any]):
-        self._tokens: dict[tuple[str, str, int], list[float]] = {}
-        self._flops: list[float] = []
-        self.records = 0
+    kernels: of the planned cells; those of another kind than this machine's device have no time.
+    """
+
+    def __init__(self, results: Path, environment: dict[str, Any], kernels: str):
         found = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
-        for record in found:
-            if record.train and not record.source and _device(record.environment) == _device(environment):
-                self.records += 1
-                self._tokens.setdefault(_kind(record.cell), []).append(record.train.tokens_per_second_steady)
-                self._flops += _flops_per_second(record)
+        device = _device(environment)
+        crowded = _overlapping(found)
+        self._records = [
+            record
+            for record in found
+            if record.train and not record.source and _device(record.environment) == device and device[0] == kernels
+            if id(record) not in crowded and not record.train.resumed_at
+        ]
+        self.used: set[int] = set()  # the records that a time rests on, by identity
 
     def seconds(self, point: Planned, throughput: float | None) -> float | None:
         """Seconds of a point's training steps; None without records, or without trained weights.
 
-        Tokens at `throughput`, else at the median rate of the same model, method and number of devices, else FLOPs at
-        the median FLOP/s per device of all records.
+        Tokens at `throughput`, else at the median rate of the same model, method and number of devices in steps of a
+        like size, else FLOPs at the median FLOP/s per device of models and steps of a like size.
         """
         p = point.prediction
         if not p["trainable"]:
             return None
-        known = self._tokens.get(_kind(point.cell))
-        if throughput is None and known:
-            throughput = median(known)
         if throughput is not None:
             return p["shape"]["raw"] / throughput
-        return p["flops"] / median(self._flops) / point.cell.settings.train.total_devices if self._flops else None
+        train = point.cell.settings.train
+        step = p["shape"]["raw"] / (train.max_steps or 1)
+        like = [r for r in self._records if _alike(r.train.tokens.raw / r.train.steps, step)]
+        if same := [r for r in like if _kind(r.cell) == _kind(point.cell)]:
+            self.used |= set(map(id, same))
+            return p["shape"]["raw"] / median(r.train.tokens_per_second_steady for r in same)
+        sized = [r for r in like if r.parameters and _alike(r.parameters.total, p["total"]) and _flops_per_second(r)]
+        self.used |= set(map(id, sized))
+        rates = [rate for r in sized for rate in _flops_per_second(r)]
+        return p["flops"] / median(rates) / train.total_devices if rates else None
+
+
+def _alike(a: float, b: float) -> bool:
+    return b / LIKE <= a <= b * LIKE
+
+
+def _overlapping(records: Iterable[Record]) -> set[int]:
+    """The records, by identity, that ran while another one did on the same GPU (or CPU): neither time counts."""
+    found: set[int] = set()
+    before: dict[Any, tuple[float, Record]] = {}  # by device, the end of the one that ends last, and that one
+    for record in sorted((r for r in records if r.seconds and r.environment.get("boot")), key=_start):
+        start, gpus = _start(record), str((record.environment.get("device") or {}).get("id"))
+        for device in [(record.environment["boot"], gpu) for gpu in gpus.split("+")]:
+            end, running = before.get(device, (0.0, None))
+            if start + 1 < end:  # starts are in whole seconds
+                found |= {id(record), id(running)}
+            if start + record.seconds > end:
+                before[device] = start + record.seconds, record
+    return found
+
+
+def _start(record: Record) -> float:
+    return datetime.fromisoformat(record.started).timestamp()
 
 
 def _kind(cell: Cell) -> tuple[str, str, int, int]:
@@ -178,66 +222,3 @@ def _device(environment: dict[str, Any]) -> tuple[Any, ...]:
     device, cpu = environment.get("device") or {}, environment.get("cpu") or {}
     where = (cpu.get("name"), environment.get("threads")) if device.get("type") == "cpu" else (device.get("name"),)
     return (device.get("type"), *where)
-
-
-def _fit(plan: Plan, point: Planned) -> str:
-    if not plan.fits(point):
-        return "no"
-    return "yes" if point.peak + BESIDE <= TIGHT * plan.budget else "tight"
-
-
-def _batch(point: Planned) -> str:
-    """The largest train.batch_size that fits; with train.batch_size=auto the micro-batch × the accumulation."""
-    size = point.prediction["micro_batch"]
-    if size is not None:
-        taken = micro_batch.planned(point.cell, point.prediction)
-        return f"auto: {taken.batch_size} × {taken.grad_accum}"
-    largest = point.prediction["largest_batch"]
-    return "–" if largest is None else str(largest)
-
-
-def _notes(plan: Plan, possible: list[Planned], speed: Speed, throughput: float | None) -> list[str]:
-    notes = []
-    shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
-    for sequences, tokens, real in sorted(shapes):
-        source = "from the data" if real else "assumed: each sequence of train.max_length tokens, all in the loss"
-        notes.append(f"Largest batch: {sequences} sequences, {tokens} tokens ({source}).")
-    if possible:
-        precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
-        notes.append(
-            f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if they and "
-            f"{units.size(BESIDE)} of overhead are within {units.size(plan.budget)}; above {TIGHT:.0%} it is tight. "
-            "batch ≤: the largest train.batch_size that fits; for auto, the micro-batch × the accumulation."
-        )
-        if plan.kernels == "cuda":
-            notes.append("Tables show the allocator's peak, which has kernels' workspaces and rounding beside tensors.")
-        if (plan.environment.get("versions") or {}).get("liger-kernel"):
-            notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
-        if any(p.cell.settings.train.compile for p in possible):
-            notes.append(
-                "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "
-                "and their time."
-            )
-        if any(p.cell.settings.method.paged for p in possible):
-            notes.append(
-                "Moments in paged memory are left out, as CUDA moves them to the host when memory is short: 8 bytes "
-                "per trained weight, about 2 with method.adamw=paged_8bit."
-            )
-        if throughput is not None:
-            notes.append(f"Time: training steps, at {throughput:g} tokens/s.")
-        elif speed.records:
-            notes.append(f"Time: training steps, estimated from {speed.records} records of this device.")
-        else:
-            notes.append("Time: unknown without records of this device; --throughput sets a rate.")
-    return [line for note in notes for line in textwrap.wrap(note, 110)]
-
-
-def _short(n: float) -> str:
-    """Bytes in short form, such as 1.5G, for lists."""
-    return "0" if not n else units.size(n).replace(" GiB", "G").replace(" MiB", "M").replace(" KiB", "K")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

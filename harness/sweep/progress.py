@@ -1,4 +1,4 @@
-"""Progress of a sweep: two bars on a terminal, for the sweep (cell k of n) and the running cell (step, loss, tokens/s).
+"""Progress of a sweep: on a terminal one live table of its cells, running ones with step, loss, pace, memory and time.
 
 Elsewhere (a file, a cluster's log) each start and each end of a cell is a line.
 """
@@ -8,15 +8,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from harness import protocol, record
+from harness import protocol, record, terminal
 from harness.record import Cell, Record, RecordError
+from harness.sweep.cell_status import CellStatus, table, to_go
 from harness.sweep.store import Study
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+AROUND = 5  # lines of the screen beside the rows of cells and the reasons of failures
+PER_SECOND = 2.0  # refreshes
 
 
 class SweepProgress:
@@ -24,55 +33,109 @@ class SweepProgress:
 
     def __init__(self, total: int):
         self.total, self.started, self.done = total, 0, 0
-        self._live = sys.stderr.isatty()
-        self._cell: tqdm | None = None
-        self._sweep = tqdm(
-            total=total, unit="cell", desc="sweep", position=0, disable=not self._live or total < 2, file=sys.stderr
-        )
+        self._cells: dict[str, CellStatus] = {}  # that are running or have ended, in the order of their last change
+        self._began: dict[str, float] = {}  # by name of a running cell
+        self._current: str | None = None
+        self._live = self._screen() if sys.stderr.isatty() else None
 
     def start(self, cell: Cell) -> None:
+        """Begin the one cell that `update` and `clear` are about."""
         self.say_started(cell)
-        self._cell = tqdm(desc="start", unit="step", position=1, leave=False, disable=not self._live, file=sys.stderr)
+        self._current = cell.name
 
     def say_started(self, cell: Cell) -> None:
-        """The same as `start`, without a bar: for several cells at a time."""
+        """Begin one of several cells that run at a time; `follow` tells of it."""
         self.started += 1
+        self._cells.pop(cell.name, None)
+        self._cells[cell.name] = CellStatus(cell.name, "running", cell.id, cell.method, phase="start")
+        self._began[cell.name] = time.monotonic()
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
     def update(self, event: protocol.Progress) -> None:
         """Show one event of the job: its phase and, in training, step, of, loss, tokens_per_second."""
-        bar = self._cell
-        if bar is None or bar.disable:
-            return
-        bar.set_description(event.phase, refresh=False)
-        bar.total, bar.n = event.of, event.step or 0
-        speed = "" if event.loss is None else f"loss {event.loss:.3f}, {event.tokens_per_second:.0f} tok/s"
-        bar.set_postfix_str(speed, refresh=False)
-        bar.refresh()
+        if self._current is not None:
+            self.follow(self._current, protocol.facts(event))
+
+    def follow(self, name: str, progress: dict[str, Any]) -> None:
+        """Show the last progress of a running cell."""
+        if (cell := self._cells.get(name)) is not None and cell.state == "running":
+            cell.follow(progress)
 
     def end(self, record: Record) -> None:
         self.clear()
         self.done += 1
+        name = record.cell.name
+        self._began.pop(name, None)
+        self._cells.pop(name, None)
+        self._cells[name] = CellStatus.measured(record)
         why = f": {record.failure.reason}" if record.failure else ""
-        self._say(f"[{self.done}/{self.total}] {record.cell.name} {record.status} in {record.seconds:.0f} s{why}")
-        self._sweep.update()
+        self._say(f"[{self.done}/{self.total}] {name} {record.status} in {record.seconds:.0f} s{why}")
 
     def skip(self) -> None:
         """Count a cell that another sweep has run in the meantime."""
         self.done += 1
-        self._sweep.update()
 
     def clear(self) -> None:
-        if self._cell is not None:
-            self._cell.close()
-            self._cell = None
+        """The cell that was started runs no more."""
+        if self._current is not None:
+            self._cells.pop(self._current, None)
+            self._began.pop(self._current, None)
+            self._current = None
 
     def close(self) -> None:
         self.clear()
-        self._sweep.close()
+        for name in self._began:  # of a worker that was lost, or a sweep that was stopped
+            self._cells[name].state = "stopped"
+        self._began.clear()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)
+        if self._live is None:
+            print(terminal.printable(line), file=sys.stderr, flush=True)
+
+    def _screen(self) -> Live:
+        from rich.live import Live
+
+        shown = terminal.console(to_stderr=True)
+        live = Live(console=shown, get_renderable=lambda: self.view(*shown.size), refresh_per_second=PER_SECOND)
+        live.start()
+        return live
+
+    def view(self, width: int, height: int) -> RenderableType:
+        """What the terminal shows: the head, a row for each cell as far as there is room, and why cells failed."""
+        from rich.console import Group
+        from rich.text import Text
+
+        now, cells = time.monotonic(), list(self._cells.values())
+        for name, began in list(self._began.items()):
+            self._cells[name].seconds = now - began
+        running = [cell for cell in cells if cell.state == "running"]
+        failed = [cell for cell in cells if cell.failed]
+        reasons = [f"{cell.cell} {cell.state}: {cell.reason or 'no reason recorded'}" for cell in failed]
+        reasons = reasons[-max(1, height // 8) :]
+        room = max(2, height - AROUND - sum(-(-len(reason) // width) for reason in reasons))
+        first = [*running, *failed[::-1], *(cell for cell in cells[::-1] if cell.state == "ok")][:room]
+        shown = [cell for cell in cells if any(cell is kept for kept in first)]
+        parts: list[RenderableType] = [Text(self._head(running, failed), style="bold")]
+        parts += [table(shown, width, indent=2)] if shown else []
+        parts += [Text(f"  … and {len(cells) - len(shown)} more that have ended")] if len(shown) < len(cells) else []
+        return Group(*parts, *(Text(terminal.printable(reason), style="red") for reason in reasons))
+
+    def _head(self, running: list[CellStatus], failed: list[CellStatus]) -> str:
+        counts = f"{self.done} of {self.total} cells ended" + (f", {len(failed)} failed" if failed else "")
+        if self.done >= self.total:
+            return f"{counts}."
+        left = [cell.seconds_left for cell in running]
+        waiting = self.total - self.done - len(running)
+        if took := [cell.seconds for cell in self._cells.values() if cell.state == "ok" and cell.seconds]:
+            usual = mean(took)
+            left = [usual - (c.seconds or 0) if c.seconds_left is None else c.seconds_left for c in running]
+            left += [usual] * waiting
+        elif waiting:
+            left.append(None)
+        return f"{counts}, {to_go(left)}."
 
 
 @contextlib.contextmanager
@@ -88,10 +151,14 @@ def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds:
     over = threading.Event()
 
     def look() -> None:
-        for name in study.running():
-            if name in left and name not in started:
+        for name, owner in study.running().items():
+            if name not in left:
+                continue
+            if name not in started:
                 started.add(name)
                 progress.say_started(left[name])
+            if isinstance(owner["progress"], dict):
+                progress.follow(name, owner["progress"])
         for name, cell in list(left.items()):
             if (written := _written(study.path(cell))) != before[name]:
                 progress.end(record.read(study.path(cell)))

@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from harness import env, record, redact
 from harness.errors import UserError
 from harness.protocol import (
@@ -156,7 +154,7 @@ def _warn_of_load() -> None:
 
 
 def _warn(words: str) -> None:
-    tqdm.write(f"warning: {words}", file=sys.stderr)  # beside the bars, where there are any
+    print(f"warning: {words}", file=sys.stderr)
 
 
 def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any) -> RunCell:

@@ -70,6 +70,10 @@ class Study:
     def _answers(self, name: str) -> Path:
         return self._state / "answers" / f"{name}.jsonl"
 
+    def checkpointed(self) -> list[str]:
+        """The names of cells that left checkpoints to resume from."""
+        return sorted(path.name for path in (self._state / "checkpoints").glob("*") if path.is_dir())
+
     def _checkpoints(self, name: str) -> Path:
         return self._state / "checkpoints" / name
 

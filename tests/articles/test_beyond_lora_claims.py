@@ -590,6 +590,14 @@ def test_records_without_anything_decide_nothing():
     assert len(render(ARTICLE.verdict_table(found), "md").splitlines()) > len(CLAIMS)
 
 
+def test_records_without_validation_are_not_said_to_be_missing(study):
+    for method in ("lora", "dora"):
+        for lr in (1e-4, 2e-4):
+            study.add(method, lr=lr, gsm8k=0.5).validation = []
+    why = study.judgement("dora-task").why
+    assert why == "No setting of lora 16 is chosen: choosing a setting requires validation losses"
+
+
 def test_imported_records_may_know_no_axes():
     bare = [make_record(method, settings={"train": {}}) for method in TUNED]
     for record in bare:

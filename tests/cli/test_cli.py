@@ -80,6 +80,9 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
         ("sweep method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
         ("sweep", ["requires a grid", "quickstart"]),
+        ("run method=full ++method.adapt.target_modules=[q_proj]", ["can't be set: the method has no `adapt`"]),
+        ("sweep method=lora,galore_layer", ["method=galore_layer can't", "`sweep --skip-impossible` leaves such"]),
+        ("sweep method=galore_layer --skip-impossible", ["method=galore_layer can't"]),
         ("run --bogus", ["--bogus", "`python -m harness run --help`"]),
         ("run results_dir=/dev/null/x", ["/dev/null/x"]),
         ("sweep method=lora,lorra", ["method=lorra"]),
@@ -98,19 +101,26 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, l
     assert list(tmp_path.iterdir()) == []
 
 
+def test_impossible_cells_are_named_when_they_are_left_out(inside):
+    grid = ("method=lora,galore_layer", "--skip-impossible", "train.nodes=2")  # which this launcher refuses later
+    said = inside("sweep", *grid).stderr
+    assert "Left out: method=galore_layer can't be combined with train.max_grad_norm=1.0" in said
+    assert_refused(said, "requires hydra/launcher=slurm")
+
+
 def test_several_methods_of_run_are_not_advised_as_a_list(inside):
     assert "[" not in inside("run", "method=lora,dora").stderr
 
 
 @pytest.mark.parametrize("command", ["table", "report", "claims", "lint", "status", "verify", "forgetting"])
 def test_a_study_is_named_by_position_as_by_the_option(results, capsys, command):
-    write(make_study()[0], results / "second" / "second.json")
+    write(make_study()[0], results / "zzz" / "zzz.json")
     said = []
     for named in (["demo"], ["--study", "demo"], ["demo", "--study", "demo"]):
         main([command, *named, "--results-dir", str(results)])
         said.append(capsys.readouterr())
     assert "demo" in "".join(said[0])
-    assert "second" not in "".join(said[0])
+    assert "zzz" not in "".join(said[0])
     if command == "report":  # which names the command that wrote it
         said = [len(out) > 1000 for out, _ in said]
     assert said[0] == said[1] == said[2]

@@ -160,3 +160,14 @@ def test_a_cell_that_ray_does_not_try_again_is_run_by_the_next_sweep(ray_cluster
     status, err = finish(start(tmp_path, *once))
     assert status == 0, err
     assert len(finished(tmp_path)) == 3
+
+
+@needs_ray
+def test_a_cluster_without_gpus_is_refused_at_once(ray_cluster, tmp_path):
+    on = [part for part in on_ray(ray_cluster) if "num_gpus" not in part]
+    status, err = finish(start(tmp_path, *on))
+    assert status == 2
+    assert err.splitlines()[-1].endswith(
+        "num_gpus=1 requires a cluster with GPUs, got 0; on a cluster without GPUs add "
+        "hydra.launcher.ray.remote.num_gpus=0."
+    )

@@ -79,7 +79,7 @@ def test_no_two_files_import_each_other():
     TopologicalSorter(graph).prepare()
 
 
-LEAVES = {"errors", "program", "redact", "units"}
+LEAVES = {"errors", "program", "redact", "terminal", "units"}
 BELOW = {"record", "settings", "protocol", "validate", "config", "config_folders", "config_help", "env"} | LEAVES
 ARROWS = {  # of each room, the rooms and files it may import
     "record": {"settings"} | LEAVES,

@@ -117,10 +117,13 @@ def test_the_items_lie_beside_the_record(lora):
 
 def test_progress_is_reported(lora):
     events = lora[2]
-    assert [e["phase"] for e in events if "step" not in e] == ["start", *PHASES, "recorded"]
+    assert [e["phase"] for e in events if not {"step", "answered"} & e.keys()] == ["start", *PHASES, "recorded"]
     steps = [e for e in events if "step" in e]
     assert [(e["phase"], e["step"], e["of"]) for e in steps] == [("train", i, 4) for i in range(1, 5)]
     assert all(e["tokens_per_second"] > 0 for e in steps)
+    scored = [(e["phase"], e["answered"], e["of"]) for e in events if "answered" in e]
+    assert scored[-1] == ("score", 4 * 4, 4 * 4)  # items, choices
+    assert all(answered <= of == 16 for _, answered, of in scored)
 
 
 def test_the_same_cell_gives_the_same_numbers(lora, tmp_path):
@@ -218,6 +221,12 @@ def test_diverging_at_the_last_step(tmp_path):
     record = recorded(tmp_path, "method=full", "lr=1e36", "train.warmup_ratio=0", "train.max_steps=1")
     assert (record.status, record.failure.phase, record.failure.step) == ("diverged", "train", 1)
     assert "validation loss" in record.failure.reason
+
+
+def test_a_model_that_ends_at_the_loss_of_a_guess_has_diverged(tmp_path):
+    record = recorded(tmp_path, "method=full", "lr=1e3", "train.warmup_ratio=0", "train.max_steps=1")
+    assert (record.status, record.failure.phase, record.failure.step) == ("diverged", "train", 1)
+    assert "no better than a uniform guess (6.93)" in record.failure.reason
 
 
 def test_breaking_in_merge_keeps_what_was_measured(tmp_path, monkeypatch):

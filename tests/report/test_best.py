@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -264,8 +266,15 @@ def test_one_seed_says_nothing_of_methods(folder, study):
     records = [record for record in study if record.cell.seed in (None, 0)]
     text = caption(best(records, folder))
     assert "95% intervals over items" in text
-    assert "McNemar's exact test" in text
+    assert "(p ≥ 0.05, paired by item; McNemar's exact test, Holm's" in text
     assert "Single seed: intervals and letters exclude seed-to-seed variance." in text
+
+
+def test_the_caption_names_the_test_that_was_used(folder):
+    bits = make_score(n=60, task="plain_text", metric="bits_per_byte", filter="none", higher_is_better=False)
+    values = {method: np.random.default_rng(i).random(60) for i, method in enumerate(("lora", "dora"))}
+    records = [leave(folder, make_record(method), found, replace(bits)) for method, found in values.items()]
+    assert "(p ≥ 0.05, paired by item; Student's t, Holm's" in caption(best(records, folder))
 
 
 def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):

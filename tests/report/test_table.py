@@ -18,7 +18,7 @@ from harness.record import Inference, ValidationPoint, write
 from harness.report.frame import setting_texts
 from harness.report.tables.columns import COLUMNS
 from harness.report.tables.formats import render
-from harness.report.tables.table import comparison
+from harness.report.tables.table import Table, comparison
 
 EXACT_MATCH = "gsm8k exact_match strict-match (%)"
 
@@ -488,6 +488,14 @@ def test_html_is_whole_and_escapes_hostile_names():
     assert sum(attributes.get("scope") == "row" for _, attributes in tags.tags) == len(HOSTILE)
 
 
+def test_a_command_in_markdown_can_be_pasted():
+    command = "`harness sweep 'method.adapt.target_modules=[q_proj,v_proj]' a|b`"
+    table = Table("t", ["a"], [["x<b> [y]"]], [f"Run {command}, not `<i>` but [this] or <that>."], None)
+    text = render(table, "md")
+    assert f"Run {command.replace('|', chr(92) + '|')}, not `<i>` but \\[this] or \\<that>." in text
+    assert "x\\<b> \\[y]" in text
+
+
 def test_latex_is_escaped():
     record = make_record(r"a_b & 50% $x$ #1 {y} ~ ^ \input", 16, 32.0, 2e-4)
     text = render(comparison([record, make_record("base")]), "latex")
@@ -526,7 +534,7 @@ import harness.report
 assert "pandas" not in sys.modules
 from harness.record import read_study
 from harness.report.tables.formats import render
-from harness.report.tables.table import comparison
+from harness.report.tables.table import Table, comparison
 table = comparison(read_study(Path(sys.argv[1]))[0])
 for fmt in ("md", "csv", "html", "latex"):
     render(table, fmt)

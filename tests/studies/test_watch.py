@@ -13,14 +13,18 @@ import time
 from pathlib import Path
 
 import pytest
+from on_screen import OnScreen
 from records import make_record, measured
 
+from harness import terminal
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import names_a_file, read, write
 from harness.studies import logs
 from harness.studies.find import find
 from harness.studies.status import RecordCache, lines, study_status
+from harness.studies.watch import screenful
+from harness.sweep.cell_status import to_go
 from harness.sweep.store import Study, begun
 
 
@@ -136,8 +140,8 @@ def test_records_are_read_again_only_when_they_changed(study, monkeypatch):
 # Live
 
 
-def watching(study, **keywords):
-    command = [sys.executable, "-m", "harness", "status", "--watch", "--results-dir", str(study.folder.parent)]
+def watching(study, *names, **keywords):
+    command = [sys.executable, "-m", "harness", "status", *names, "--watch", "--results-dir", str(study.folder.parent)]
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **keywords)
 
 
@@ -160,30 +164,91 @@ def test_off_a_terminal_a_watch_prints_changes_until_all_is_done(study):
     assert "\x1b" not in rest
 
 
+def on_screen(study, *arguments, columns=80, **variables):
+    command = [sys.executable, "-m", "harness", *arguments, "--results-dir", str(study.folder.parent)]
+    return OnScreen(command, columns, **variables)
+
+
 def test_on_a_terminal_a_watch_draws_over_what_it_drew(study):
-    ours, theirs = pty.openpty()
-    watch = watching(study, stdout=theirs)
-    os.close(theirs)
-    shown = b""
-
-    def read_until(text):
-        nonlocal shown
-        until = time.monotonic() + 20
-        while text not in shown:
-            assert time.monotonic() < until, shown
-            try:
-                shown += os.read(ours, 4096)
-            except OSError:  # the other side was closed
-                break
-        assert text in shown
-
-    read_until(b"1 left")
+    watch = on_screen(study, "status", "--watch")
+    watch.until("1 left")
     finish_what_is_left(study)
-    read_until(b"demo: 2 done, 0 running, 1 failed, 0 left")
-    assert watch.wait(20) == 0
-    os.close(ours)
-    lines_drawn = shown.partition(b"\x1b[J")[2].partition(b"\x1b")[0].count(b"\n")
-    assert f"\x1b[{lines_drawn}F\x1b[J".encode() in shown
+    watch.until("demo: 2 done, 0 running, 1 failed, 0 left")
+    assert watch.end() == 0
+    assert sum(line.startswith("demo:") for line in watch.display) == 1
+
+
+def test_a_narrow_terminal_shows_reasons_and_what_counts_of_a_running_cell(study):
+    cell = make_record("full").cell
+    told = {"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4}
+    told |= {"memory_bytes": 3 * 2**29, "seconds_left": 470.0}
+    with study.lease(cell) as note:
+        note(told)
+        narrow, wide = (on_screen(study, "status", columns=columns) for columns in (80, 200))
+        assert [narrow.end(), wide.end()] == [0, 0]
+    (row,) = [line for line in narrow.display if "running" in line and "full" in line]
+    for shown in ("train 3/50", "8 min", "2.500", "1.50 GiB"):
+        assert shown in row
+    reason = " ".join(narrow.display)
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in " ".join(reason.split())
+    (row,) = [line for line in wide.display if "running" in line and "full" in line]
+    for shown in (cell.name, "train 3/50", "8 min", "2.500", "400", "1.50 GiB"):
+        assert shown in row
+
+
+def test_no_color_turns_colours_off(study):
+    plain, coloured = (on_screen(study, "status", **v) for v in ({"NO_COLOR": "1"}, {}))
+    assert [plain.end(), coloured.end()] == [0, 0]
+    assert plain.display == coloured.display
+    assert b"\x1b[31m" in coloured.raw
+    assert b"\x1b[3" not in plain.raw
+
+
+def test_a_watch_waits_for_a_study_that_has_not_begun(study):
+    watch = watching(study, "new", stdout=subprocess.PIPE, text=True)
+    assert watch.stdout.readline().startswith("Waiting for the study to begin.")
+    write(make_record("full"), study.folder.parent / "new" / "full.json")
+    rest, _ = watch.communicate(timeout=20)
+    assert watch.returncode == 0
+    assert rest.startswith("new: 1 done")
+
+
+def test_a_watch_shows_what_is_at_work_and_counts_what_is_over(study):
+    failed = make_record("full", status="failed")
+    write(failed, study.folder.parent / "old" / "full.json")
+    results = study.folder.parent
+    shown = terminal.lines(screenful([study_status(results, name) for name in ("demo", "old")], 80, 24), width=80)
+    assert shown[0] == "1 more study is over; `status` shows all."
+    assert any(line.startswith("demo: ") for line in shown)
+    assert not any(line.startswith("old: ") for line in shown)
+
+
+def test_a_killed_run_with_a_checkpoint_is_left(study):
+    (study.folder / ".harness" / "checkpoints" / "lora-r4").mkdir(parents=True)
+    found = study_status(study.folder.parent, "demo")
+    assert found.counts["left"] == 2
+    assert ["left", "lora-r4", "checkpoint"] in [line.split() for line in lines(found)]
+
+
+def test_a_cell_that_did_not_fit_has_not_failed(study):
+    write(make_record("full", status="unfit"), study.folder / "full.json")
+    assert study_status(study.folder.parent, "demo").counts == {
+        "done": 1, "running": 0, "failed": 1, "left": 1, "unfit": 1,
+    }  # fmt: skip
+
+
+def test_a_cell_that_takes_longer_than_others_is_not_said_to_be_done_in_no_time(study):
+    cell = make_record("lora", 16, 32.0, 2e-4, 2).cell
+    quick = read(study.folder / f"{name_of(study, 'lora-r16-a32-lr0.0002-s0')}.json")
+    quick.seconds = 1e-6
+    write(quick, study.path(quick.cell))
+    study.plan([cell])
+    with study.lease(cell) as note:
+        note({"phase": "score"})
+        assert study_status(study.folder.parent, "demo").time_left == "time left unknown: longer than cells before"
+    assert to_go([-5.0]) == "time left unknown: longer than cells before"
+    assert to_go([-5.0, 300.0]) == "more than 5 min to go"
+    assert to_go([0.0]) == "almost done"
 
 
 def test_ctrl_c_ends_a_watch_in_order(study):

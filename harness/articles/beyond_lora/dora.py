@@ -7,7 +7,7 @@ from statistics import median
 
 from harness.articles.rules import counted, gain, time_ratio
 from harness.record import Record
-from harness.report.claims import Claims, Judgement, judge, lacking, points, times
+from harness.report.claims import Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.frame import decoded_tokens, measures
 from harness.report.headline import LEARNED, MMLU
@@ -20,7 +20,7 @@ def _dora_gain(at: Evidence, score: str) -> Judgement:
     chosen = at.choices("rank")
     ranks = [rank for method, rank in chosen if method == "lora" and ("dora", rank) in chosen]
     if not ranks:
-        return lacking("lora", "dora of the same rank")
+        return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
     return gain(at, [chosen["dora", rank] for rank in ranks], [chosen["lora", rank] for rank in ranks], score)
 
 
@@ -54,7 +54,7 @@ def dora_mmlu(at: Evidence) -> Judgement:
 def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
     if at.data not in LEARNED or ("dora",) not in chosen or ("full",) not in chosen:
-        return lacking("dora", "full")
+        return unchosen(at, ("dora", "full"), [], "dora", "full")
     return gain(at, [chosen["dora",]], [chosen["full",]], LEARNED[at.data], lambda effect: judge(effect, low=-0.02))
 
 

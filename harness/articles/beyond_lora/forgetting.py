@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import scored_gain
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, names, points
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, names, points, unchosen
 from harness.report.evidence import Evidence
 from harness.report.headline import MMLU, PLAIN_TEXT
 from harness.report.statistics import ALPHA
@@ -22,7 +22,7 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) ->
     chosen = at.choices()
     methods = [method for method in TUNED if (method,) in chosen]
     if ("base",) not in chosen or not methods:
-        return lacking("base", "tuned method")
+        return unchosen(at, ("base", *TUNED), [], "base", "tuned method")
     losses, above = {}, []
     for method in methods:
         sides = [[chosen["base",]], [chosen[method,]]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import NO_GAIN, STRADDLES, counted, scored_gain
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, lacking, names, points, times
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, lacking, names, points, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.headline import LEARNED
 from harness.report.statistics import ALPHA
@@ -40,7 +40,7 @@ def galore_facts(at: Evidence) -> Judgement:
     if at.data not in FACTS:
         return lacking("cell trained on facts")
     if missing := [method for method in TUNED if (method,) not in chosen]:
-        return lacking(*missing)
+        return unchosen(at, missing, [], *missing)
     score, rivals = LEARNED[at.data], [method for method in TUNED if method != "galore"]
     found = {m: scored_gain(at, [chosen["galore",]], [chosen[m,]], score) for m in rivals}
     judged = [judgement for judgement, _ in found.values()]

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.articles.beyond_lora.methods import ADAPTERS
 from harness.articles.rules import best_rate, gain, rate_ratio, within
-from harness.report.claims import OPEN, Claims, Judgement, lacking, names, points, rate, times
+from harness.report.claims import OPEN, Claims, Judgement, lacking, names, points, rate, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.headline import LEARNED
 from harness.report.statistics import Interval
@@ -35,7 +35,7 @@ def rank_capacity(at: Evidence) -> Judgement:
     methods = [{choice.method for choice in group} for group in groups]
     groups = [[c for c in group if c.method in set.intersection(*methods)] for group in groups]
     if not all(groups):
-        return lacking("adapters of rank 64 or 128", "8 or 16")
+        return unchosen(at, ADAPTERS, ["rank"], "adapters of rank 64 or 128", "8 or 16")
     return gain(at, *groups, LEARNED[at.data])
 
 
@@ -47,7 +47,8 @@ def _alpha_gain(at: Evidence, times: int) -> Judgement:
         if method in ADAPTERS and rank and alpha == 2 * rank and (method, rank, times * rank) in chosen
     ]
     if not pairs or at.data not in LEARNED:
-        return lacking("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
+        lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
+        return unchosen(at, ADAPTERS, ["rank", "alpha"], *lacks)
     return gain(at, *zip(*pairs, strict=True), LEARNED[at.data])
 
 
@@ -67,7 +68,7 @@ def _best_rates(at: Evidence, methods: Sequence[str]) -> Judgement:
     for method in methods:
         choice = at.choices().get((method,))
         if choice is None:
-            return lacking(method)
+            return unchosen(at, [method], [], method)
         axes = (choice.rank, choice.alpha)
         best = best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
         if best.effect is None:

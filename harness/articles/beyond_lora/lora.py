@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from harness.articles.rules import adapt_settings, memory_ratio
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.statistics import Interval
@@ -52,7 +52,7 @@ def low_rank_spread(at: Evidence) -> Judgement:
     chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     groups = [[c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]]
     if not all(groups):
-        return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
+        return unchosen(at, ["lora"], ["rank"], f"lora at ranks up to {LOW}", f"at {HIGH} and above")
     used = tuple(record.cell.name for group in groups for record in at.chosen(*group))
     losses = [[[r.validation[-1].loss for r in at.chosen(c) if r.validation] for c in group] for group in groups]
     seeds = min(len(values) for group in losses for values in group)

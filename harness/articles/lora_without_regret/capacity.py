@@ -9,7 +9,7 @@ from statistics import fmean
 from harness.articles.lora_without_regret.losses import equal, higher, penalty, smallest_batch
 from harness.articles.rules import adapt_settings
 from harness.record import Record
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, lacking, names, times
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, names, times, unchosen
 from harness.report.evidence import Evidence
 
 CLAIMS = Claims()
@@ -33,7 +33,7 @@ def rank_capacity(at: Evidence) -> Judgement:
     full = at.choices().get(("full",))
     adapters = _adapters(at)
     if full is None or len(adapters) < 2:
-        return lacking("full", "lora with two capacities")
+        return unchosen(at, ("full", "lora"), [], "full", "lora with two capacities")
     reference = at.chosen(full)
     small, large = adapters[0], adapters[-1]
     exceeded, sufficient = _exceeded(small), _exceeded(large)

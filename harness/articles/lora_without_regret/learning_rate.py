@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.articles.lora_without_regret.losses import on_all_layers, smallest_batch
 from harness.articles.rules import best_rate, rate_ratio, within
 from harness.record import Record
-from harness.report.claims import OPEN, Claims, Judgement, lacking, times
+from harness.report.claims import OPEN, Claims, Judgement, times, unchosen
 from harness.report.evidence import Evidence
 
 CLAIMS = Claims()
@@ -25,7 +25,7 @@ def lr_ratio(at: Evidence) -> Judgement:
     for method in ("lora", "full"):
         choice = at.choices().get((method,))
         if choice is None:
-            return lacking(method)
+            return unchosen(at, [method], [], method)
         rates.append(best_rate(method, _like(at, method, choice.rank, choice.alpha)))
     return within(rate_ratio(*rates), TIMES / FAR, TIMES * FAR)
 
@@ -45,7 +45,7 @@ def lr_rank(at: Evidence) -> Judgement:
     at = smallest_batch(at).where(on_all_layers)
     chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     if not chosen or max(chosen) < SPREAD * min(chosen):
-        return lacking(f"lora at ranks that span {SPREAD}×")
+        return unchosen(at, ["lora"], ["rank"], f"lora at ranks that span {SPREAD}×")
     high, low = chosen[max(chosen)], chosen[min(chosen)]
     if high.alpha != low.alpha:
         return Judgement(OPEN, why=f"alpha differs between ranks ({low.alpha:g} and {high.alpha:g})")

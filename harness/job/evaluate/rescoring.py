@@ -28,6 +28,7 @@ from harness.job.evaluate import scoring, vllm_engine
 from harness.job.measure import device, heap
 from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, saved, structure
+from harness.job.reporter import Reporter
 from harness.job.training import attention
 from harness.record import Record, Scoring, model_card
 from harness.settings import EvalSettings
@@ -85,10 +86,11 @@ def _score(
     bf16 = device.compute_dtype(asked.train.precision) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     meter, speedups = Meter(accelerator.device), {}
+    reporter = Reporter(report, meter, None)
     if asked.fast:
         speedups["kept_memory"] = heap.keep(accelerator.device.type)
     set_seed(found.cell.seed or 0)
-    report({"phase": "load"})
+    reporter.enter("load")
     with meter.window("load"):
         net = saved.load(found, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
@@ -98,7 +100,7 @@ def _score(
     if isinstance(net, PeftModel) and found.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
         adapting.forget_adapters(net)
-    report({"phase": "score"})
+    reporter.enter("score")
     with meter.window("score"):
         scores, items, used = scoring.score(
             net,
@@ -108,6 +110,7 @@ def _score(
             torch.bfloat16 if bf16 else None,
             speedups=asked.fast,
             engine=settings.engine,
+            answered_so_far=reporter.answered,
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}

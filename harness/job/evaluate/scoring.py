@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
-from lm_eval.api.model import LM
+from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
@@ -236,6 +236,7 @@ def score(
     autocast: torch.dtype | None,
     speedups: bool = True,
     engine: str = "auto",
+    answered_so_far: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
@@ -244,10 +245,13 @@ def score(
     with other items, or null: `cluster_of`).
 
     speedups: False for lm-eval's own `HFLM`. engine: "vllm" for vLLM's. autocast: the dtype of linear layers; a model
-    that is not peft's is left with its linear layers in it.
+    that is not peft's is left with its linear layers in it. answered_so_far: called after each answer with the number
+    of requests that are answered, and of all.
     """
     model.eval()
     with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
+        if answered_so_far is not None:
+            lm.set_cache_hook(AnswerCount(tasks, answered_so_far))
         scores, items = answered(lm, tasks)
     return scores, items, dict(used)
 
@@ -268,6 +272,24 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
     ]
     return scores, items
+
+
+class AnswerCount(CacheHook):
+    """Counts answers: lm-eval's models tell their cache of each one, and this one keeps none."""
+
+    def __init__(self, tasks: Tasks, tell: Callable[[int, int], None]):
+        super().__init__(None)
+        self._tasks, self._tell, self._answers = tasks, tell, 0
+
+    def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        self._answers += 1
+        self._tell(self._answers, max(self._answers, self._of))
+
+    @functools.cached_property
+    def _of(self) -> int:
+        """All requests; lm-eval builds them before it asks the first."""
+        leaves = [task for leaf, task in self._tasks.leaves.items() if leaf in self._tasks.sample]
+        return sum(request.repeats for task in leaves for request in task.instances)
 
 
 @contextlib.contextmanager

@@ -39,11 +39,17 @@ PARTS = ("forward", "backward", "optimizer")  # of a step
 WARMUP = 3  # first steps, which the steady rate leaves out: they choose kernels and allocate state
 
 
-class Diverged(Exception):
-    """The loss or the norm of its gradient is not finite."""
+UNLEARNED, FORGOT = 0.99, 1.5  # shares of a uniform guess's loss, and of the first step's, that a final loss exceeds
 
-    def __init__(self, step: int, what: str, value: float):
-        super().__init__(f"The {what} became {value} at step {step}; a lower lr or stronger clipping may help.")
+
+class Diverged(Exception):
+    """The loss or the norm of its gradient is not finite, or the model that was trained knows nothing any more.
+
+    what: a predicate's subject and verb, such as "The loss became nan".
+    """
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} at step {step}; a lower lr or stronger clipping may help.")
         self.step = step
 
 
@@ -80,12 +86,15 @@ def train(
     validate: Callable[[], float],
     report: Callable[[dict], None],
     checkpoints: Checkpoints | None = None,
+    guess: float = math.inf,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
     validate: returns the validation loss; called at intervals and after the last step.
     report: called with each step's number, loss, learning rate, norm and pace.
     checkpoints: training resumes from them, and saves at their interval and after the last step.
+    guess: loss of a uniform guess over the vocabulary, in nats a token. A model that ends there and began well below
+        has diverged.
     """
     total = settings.max_steps
     schedule = LambdaLR(optimizer, warmup_cosine(total, settings.warmup_ratio))
@@ -126,7 +135,7 @@ def train(
         loss, norm = float(accelerator.reduce(loss, "mean")), None if norm is None else float(norm)
         for what, value in (("loss", loss), ("gradient's norm", norm)):
             if value is not None and not math.isfinite(value):
-                raise Diverged(step, what, value)
+                raise Diverged(step, f"The {what} became {value}")
         done.raw.append(sum(batch.raw for batch in micro))
         done.padded += sum(batch.padded for batch in micro)
         done.supervised += sum(batch.supervised for batch in micro)
@@ -137,7 +146,14 @@ def train(
         if step == total or (every and step % every == 0):
             held_out = validate()
             if not math.isfinite(held_out):
-                raise Diverged(step, "validation loss", held_out)
+                raise Diverged(step, f"The validation loss became {held_out}")
+            began = done.losses[0].loss
+            if step == total and held_out > max(UNLEARNED * guess, FORGOT * began):
+                raise Diverged(
+                    step,
+                    f"The validation loss is {held_out:.2f}, no better than a uniform guess ({guess:.2f}), after a "
+                    f"training loss of {began:.2f} at step 1,",
+                )
             done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
             model.train()
         save = checkpoints is not None and (step == total or step % checkpoints.every == 0)

@@ -70,7 +70,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         alone = len(one.values) == len(other.values) == 1 and not one.clustered
         exact = alone and _binary(one.values) and _binary(other.values)
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
-        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom)
+        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, exact)
     return found
 
 

@@ -52,7 +52,10 @@ class Statistic(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """By how much one mean exceeds another, the ends of its 95% interval, and the two-sided p of no difference."""
+    """By how much one mean exceeds another, the ends of its 95% interval, and the two-sided p of no difference.
+
+    exact: whether p is McNemar's exact one, else Student's.
+    """
 
     value: float
     low: float
@@ -60,6 +63,7 @@ class Difference(NamedTuple):
     p: float
     error: float
     freedom: float
+    exact: bool = False
 
     @property
     def statistic(self) -> Statistic:

@@ -82,12 +82,14 @@ def best_of(rows: Rows, folder: Path | None) -> Table:
         columns["Best (expected rank)"] = [_rank(choice, headline(held, choice.place)) for choice in choices]
     columns["Validation loss"] = [_loss(row) for row in chosen]
     by_label = {(c.place, c.label): row for c, row in zip(choices, chosen, strict=True) if row}
+    answer = list(_answer(choices, held, by_label))
     return Table(
         title=f"{title(rows)}: best settings",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
-        caption=list(_caption(records, choices, held, by_label)),
+        caption=[line for line in _caption(records, choices, held) if line not in answer],
         data=None,
+        answer=answer,
     )
 
 
@@ -207,14 +209,19 @@ def _rank(choice: Choice, contest: Contest | None) -> str:
     return f"{text} ({standing.rank.expected:.1f})"
 
 
-# Caption
+# Answer and caption
 
 
-def _caption(
-    records: Sequence[Record], choices: list[Choice], held: list[Contest], rows: dict[tuple, Row]
-) -> Iterator[str]:
-    for place in dict.fromkeys(choice.place for choice in choices):
+def _answer(choices: list[Choice], held: list[Contest], rows: dict[tuple, Row]) -> Iterator[str]:
+    """For each place what to do, and how methods stand by the score of the data's task."""
+    places = dict.fromkeys(choice.place for choice in choices)
+    for place in places:
         yield from advice(held, {label: row for (where, label), row in rows.items() if where == place}, place)
+        if (contest := headline(held, place)) is not None:
+            yield ahead(contest, len(places) > 1)
+
+
+def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     several = len({choice.place for choice in choices}) > 1
     for contest in held:
         yield ahead(contest, several)
@@ -233,10 +240,12 @@ def _caption(
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
     singles = [choice.label for choice in trained if len(choice.index) == 1]
-    pairs = sum(len(contest.differences) for contest in held if contest.primary)
+    tested = [gap for contest in held if contest.primary for gap in contest.differences.values()]
+    pairs = len(tested)
     over = "items" if len(singles) == len(trained) else "seeds and items"
     grouped = {c.clusters for c in held if c.clusters}
-    paired = "McNemar's exact test" if over == "items" and not grouped else "paired by item; Student's t"
+    tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
+    paired = f"paired by item; {' or '.join(sorted(tests))}"
     corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pairs"
     yield f"Brackets: 95% intervals over {over}." + (
         f" Sharing a letter is not being equal: no test tells these methods apart ({corrected})." if pairs else ""

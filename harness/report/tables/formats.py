@@ -47,6 +47,7 @@ def _escaped(table: Table, escape: Callable[[str], str]) -> Table:
         columns=[line(column) for column in table.columns],
         rows=[[line(cell) for cell in row] for row in table.rows],
         caption=[line(text) for text in table.caption],
+        answer=[line(text) for text in table.answer],
     )
 
 
@@ -56,9 +57,15 @@ def _markdown(tables: Sequence[Table]) -> str:
 
 def _markdown_table(table: Table) -> str:
     align = ["left" if column in table.text_columns else "right" for column in table.columns]
-    table = _escaped(table, lambda text: re.sub(r"([\\|<`\[])", r"\\\1", text))
+    table = _escaped(table, _markdown_text)
     grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
-    return "\n".join([f"**{table.title}**", "", grid, "", *(f"- {text}" for text in table.caption)])
+    answer = [" ".join(table.answer), ""] if table.answer else []
+    return "\n".join([f"**{table.title}**", "", *answer, grid, "", *(f"- {text}" for text in table.caption)])
+
+
+def _markdown_text(text: str) -> str:
+    """`text` escaped, apart from code between backticks: nothing is obeyed there, and a command can be pasted."""
+    return re.sub(r"`[^`]+`|[\\|<`\[]", lambda m: m[0].replace("|", "\\|") if m[0][1:] else "\\" + m[0], text)
 
 
 def _csv(tables: Sequence[Table]) -> str:
@@ -86,7 +93,8 @@ def _html(tables: Sequence[Table]) -> str:
 def _html_table(table: Table) -> list[str]:
     shown = _escaped(table, html.escape)
     caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
-    return ["<table>", "<caption>", *caption, "</caption>", *html_grid(table), "</table>"]
+    answer = [f"<p><strong>{text}</strong></p>" for text in shown.answer]
+    return [*answer, "<table>", "<caption>", *caption, "</caption>", *html_grid(table), "</table>"]
 
 
 def html_grid(table: Table) -> list[str]:
@@ -146,7 +154,8 @@ def _latex_table(table: Table) -> str:
     # {} before a row: a cell that starts with [ must not be read as an argument of the \\ above
     lines += ["{}" + " & ".join(row) + r" \\" for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-    return "\n".join([*lines, *(rf"{text}\par" for text in table.caption), r"\end{minipage}", r"\end{table}"]) + "\n"
+    lines += [rf"{text}\par" for text in (*table.answer, *table.caption)]
+    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
 
 
 FORMATS = {"md": _markdown, "csv": _csv, "html": _html, "latex": _latex}

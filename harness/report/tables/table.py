@@ -28,6 +28,7 @@ TEXT_COLUMNS += ("Remark or next run", "What", "Value", "File", "SHA-256")
 class Table:
     """A table as text cells, its caption line by line, and the numbers behind it.
 
+    answer: sentences that decide, which stand before the table.
     data: `frame`'s columns and `chosen` (whether `select` took the record's setting), one row a record; None if the
     table has no numbers of its own. text_columns: names of columns that are aligned left.
     """
@@ -38,6 +39,7 @@ class Table:
     caption: list[str]
     data: pd.DataFrame | None = field(repr=False)
     text_columns: Sequence[str] = field(default=TEXT_COLUMNS, repr=False)
+    answer: Sequence[str] = ()
 
 
 def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) -> Table:

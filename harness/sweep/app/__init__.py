@@ -44,8 +44,8 @@ class Arguments:
     config_dir: str | None
 
 
-def main(arguments: Arguments, options: Options) -> int:
-    """Run ``run``, ``sweep`` or ``plan``; returns the exit status (1 if a cell failed).
+def main(arguments: Arguments, options: Options) -> Session:
+    """Run ``run``, ``sweep`` or ``plan``; returns what became of it.
 
     Raises UserError for bad input, KeyboardInterrupt when stopped.
     """
@@ -81,6 +81,9 @@ def main(arguments: Arguments, options: Options) -> int:
     except ValueError:
         messages.require_choices(overrides)
         raise
+    except AssertionError:  # OmegaConf's, on a value below one that is null
+        messages.require_slots(overrides)
+        raise
     finally:
         if not full_error:
             del os.environ["HYDRA_FULL_ERROR"]
@@ -89,7 +92,7 @@ def main(arguments: Arguments, options: Options) -> int:
     for outcome in session.outcomes:
         if isinstance(outcome, UserError):
             raise outcome
-    return int(any(outcome.status != "ok" for outcome in session.outcomes))
+    return session
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -98,7 +98,20 @@ def refuse_slips(overrides: list[str]) -> None:
         key, _, value = typed.partition("=")
         if key in GROUPS and value.startswith("["):
             names = ",".join(name.strip() for name in value.strip("[]").split(","))
-            raise UserError(f"{key} must be one name a cell, got the list {value}; for a cell each, `sweep {key}={names}`.")
+            raise UserError(f"{key} must be one name a cell, got {value}; for a cell each, `sweep {key}={names}`.")
+
+
+def slot(override: str) -> str | None:
+    """The slot of the method that an override adds a value to, such as ``++method.adapt.r=8``; None if it adds none."""
+    found = re.match(r"\+{1,2}method\.(adapt|init|optim)\.", override)
+    return found and found[1]
+
+
+def require_slots(overrides: list[str]) -> None:
+    """Raise UserError for the first override that adds a value to a slot: called where Hydra could not add one."""
+    for override in overrides:
+        if name := slot(override):
+            raise UserError(f"{override} can't be set: the method has no `{name}`.")
 
 
 def require_choices(overrides: list[str]) -> None:
@@ -133,7 +146,7 @@ def _no_choice(group: str, choice: str) -> str | None:
 
 def _no_setting(key: str) -> str:
     if key.startswith(("method.", "data.load.", "hydra.")):  # open to what the callable they name takes
-        return f"There is no setting {key!r}; to add one, put a + before it."
+        return f"There is no setting {key!r}; to add one, put ++ before it."
     last, known = key.rpartition(".")[2], list(_keys(Config))
     elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.

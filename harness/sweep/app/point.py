@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
+from harness import units
 from harness.errors import UserError, about_file
 from harness.protocol import Rendezvous, RunCell
-from harness.record import Cell, Record, RecordError
+from harness.record import Cell, Record, RecordError, train_memory
 from harness.sweep import api_cost, machines, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
@@ -114,8 +115,8 @@ class RunPoint:
             counts = runner.check([cell], config.data_root, {cell.id: access})
             api_cost.check(api_cost.estimates([cell], {cell.id: access}, counts), self.session.options.dollars)
         progress = self.session.progress or SweepProgress(1)
-        progress.start(cell)
         try:
+            progress.start(cell)
             request = runner.request_for(
                 cell,
                 study,
@@ -129,13 +130,14 @@ class RunPoint:
                 position=_position(),
             )
             found = run(request, study, lease, progress.update)
+            progress.end(found)
         finally:
             progress.clear()
-        progress.end(found)
+            if not planned:
+                progress.close()
         if not planned:
-            progress.close()
             self.session.outcomes.append(Outcome.of(found))
-            _print_scores(found)
+            _print_summary(found, study)
         return found
 
 
@@ -145,8 +147,19 @@ def _position() -> int | None:
     return hydra.job.num + 1 if hydra.mode == RunMode.MULTIRUN else None
 
 
-def _print_scores(found: Record) -> None:
+def _print_summary(found: Record, study: Study) -> None:
+    """What a single cell shows: its loss, speed and memory, its scores, and where its record lies."""
+    figures = []
+    if found.validation:
+        figures.append(f"validation loss {found.validation[-1].loss:.4g}")
+    if found.train is not None and found.train.tokens_per_second_steady:
+        figures.append(f"{found.train.tokens_per_second_steady:.0f} tokens/s")
+    if (peak := train_memory(found)) is not None:
+        figures.append(f"peak train memory {units.size(peak)}")
+    if figures:
+        print(", ".join(figures))
     for score in found.scores:
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
         name = f"{score.task} {score.metric} ({score.filter})"
         print(f"{name}: {score.value:.4f}{error}, n = {score.n}, {score.num_fewshot} shots")
+    print(f"record: {study.path(found.cell)}")

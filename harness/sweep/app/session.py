@@ -8,6 +8,7 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.sweep.app.order import Order
 from harness.sweep.progress import SweepProgress
+from harness.sweep.store import Study
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Options:
     (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a GPU's).
     throughput: raw tokens/s of every cell (null: taken from records). order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
+    skip_impossible: leave out the cells of a grid that can't work, where others can.
     """
 
     plan: bool = False
@@ -29,6 +31,7 @@ class Options:
     throughput: float | None = None
     order: Order = "random"
     drift: int | None = None
+    skip_impossible: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,17 @@ class Session:
     """The state that the sweeper and the grid points of one command line share in this process.
 
     progress: of a planned sweep; null for a single cell and in a launcher's worker. outcomes: one for each cell, or
-    the error that refused it. recorded: by cell id, the record that was there when the sweep was planned.
+    the error that refused it. recorded: by cell id, the record that was there when the sweep was planned. study: of a
+    sweep.
     """
 
     options: Options = field(default_factory=Options)
     progress: SweepProgress | None = None
     outcomes: list[Outcome | UserError] = field(default_factory=list)
     recorded: dict[str, Record | None] = field(default_factory=dict)
+    study: Study | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """1 if a cell did not end as ok."""
+        return int(any(isinstance(outcome, UserError) or outcome.status != "ok" for outcome in self.outcomes))

@@ -17,12 +17,11 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from harness import record
+from harness import record, terminal
 from harness.errors import UserError
-from harness.program import PROGRAM
 from harness.protocol import ApiAccess
 from harness.record import Cell, Failure, Record
-from harness.sweep import api_cost, planner, runner
+from harness.sweep import api_cost, plan_view, planner, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
 from harness.sweep.app.composing import Composer
@@ -30,7 +29,7 @@ from harness.sweep.app.grid import grid
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
 from harness.sweep.app.session import Options, Outcome
-from harness.sweep.launchers import lost_workers
+from harness.sweep.launchers import lost_workers, ray_cluster
 from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.lease import Held
@@ -60,6 +59,7 @@ class GridSweeper(Sweeper):
     # `plan` replaces any other sweeper by this one, so it accepts their parameters.
     def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
         self._params, self._candidates = params, candidates
+        self._said: set[str] = set()
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.config, self._loader = config, hydra_context.config_loader
@@ -74,31 +74,42 @@ class GridSweeper(Sweeper):
         if self._session.options.plan:
             self._predict(requested)
             return []
-        study, pending = self._plan(requested)
-        if not pending:
-            return []
-        self._session.progress = SweepProgress(len(pending))
-        returns = self._run_all(study, pending)
-        outcomes = [job.return_value for job in returns]
-        self._session.outcomes.extend(outcomes)
-        statuses = ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
+        study, pending, unfit = self._plan(requested)
+        self._session.study = study
+        statuses = ["unfit"] * unfit
+        returns: list[JobReturn] = []
+        if pending:
+            self._session.progress = SweepProgress(len(pending))
+            returns = self._run_all(study, pending)
+            self._session.progress.close()
+            outcomes = [job.return_value for job in returns]
+            self._session.outcomes.extend(outcomes)
+            statuses += ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-        print(f"Done: {counts}. `{study.command('table')}` renders the table.", file=sys.stderr)
+        done = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
+        print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
         return returns
 
-    def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point]]:
-        """The study and its points that still have to run: equal ones once, recorded ones not at all.
+    def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
+        """The study, its points that still have to run, and how many of them do not fit into memory.
 
-        Raises UserError if a point can't work.
+        Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
+        asked to skip such ones.
         """
         for key in ("study", "results_dir", "data_root"):
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
+        refused: dict[str, UserError] = {}
         for overrides in requested:
-            composed = self._compose(overrides)
-            point = _point(composed, overrides)
-            unique.setdefault(point.cell.id, point)
+            composed, applicable = self._composed(overrides)
+            try:
+                point = _point(composed, applicable)
+            except UserError as error:
+                refused.setdefault(str(error), error)
+            else:
+                unique.setdefault(point.cell.id, point)
+        self._skip(refused, some_work=bool(unique))
         study = study_of(composed)
         pending, without_weights = [], []
         for point in unique.values():
@@ -115,12 +126,46 @@ class GridSweeper(Sweeper):
         if pending:
             if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
                 require_gpus(max(point.cell.settings.train.devices for point in pending))
+            if type(self._launcher).__name__ == "RayLauncher":
+                ray_cluster.require_gpus(self.config.hydra.launcher.ray)
             self._require_nodes({point.cell.settings.train.nodes for point in pending})
             check(pending, composed.data_root, self._session.options)
             study.plan(point.cell for point in unique.values())
             if self._session.options.fit:
+                requested_here = len(pending)
                 pending = self._fitting(pending, study, composed.data_root)
-        return study, self._ordered(list(unique.values()), pending, study)
+                return study, self._ordered(list(unique.values()), pending, study), requested_here - len(pending)
+        return study, self._ordered(list(unique.values()), pending, study), 0
+
+    def _skip(self, refused: dict[str, UserError], some_work: bool) -> None:
+        """Name the points that can't work, by sentence. Raises UserError unless they are to be skipped, or if none can.
+
+        some_work: whether other points can work.
+        """
+        if not refused:
+            return
+        first = next(iter(refused.values()))
+        if not some_work:
+            raise first
+        if not self._session.options.skip_impossible:
+            raise UserError(f"{first} `sweep --skip-impossible` leaves such cells out.")
+        for sentence in refused:
+            print(f"Left out: {sentence}", file=sys.stderr)
+
+    def _composed(self, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+        """The configuration of a point, and its overrides without those for a slot that its method does not fill.
+
+        ``++method.adapt.target_modules=[…]`` is for the methods of a grid that have an adapter.
+        """
+        added = [override for override in overrides if messages.slot(override)]
+        if not added:
+            return self._compose(overrides), overrides
+        composed = self._compose([override for override in overrides if override not in added])
+        kept = [o for o in overrides if o not in added or composed.method[messages.slot(o)] is not None]
+        for override in overrides:
+            if override not in kept:
+                self._say_once(f"{override.lstrip('+')} does not apply to method={composed.method.name}.")
+        return self._compose(kept), kept
 
     def _ordered(self, points: list[Point], pending: list[Point], study: Study) -> list[Point]:
         """`pending` in the order in which they run, with the repeats that --drift asks for.
@@ -142,6 +187,11 @@ class GridSweeper(Sweeper):
         order = with_repeats(pending, first, repeat, options.drift)
         print(f"{cell.name} is repeated {len(order) - len(pending)} times, to measure drift.", file=sys.stderr)
         return order
+
+    def _say_once(self, note: str) -> None:
+        if note not in self._said:
+            self._said.add(note)
+            print(note, file=sys.stderr)
 
     def _require_nodes(self, counts: set[int]) -> None:
         """Raise UserError if the launcher can't give cells that many machines; a cell of one can do without the others.
@@ -190,6 +240,8 @@ class GridSweeper(Sweeper):
                 if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
                     record.write(unfit, study.path(point.cell))
             print(f"{point.cell.name} is skipped. {reason}", file=sys.stderr)
+        for remedy in plan.remedies:
+            print(remedy, file=sys.stderr)
         return fitting
 
     def _predict(self, requested: list[list[str]]) -> None:
@@ -198,9 +250,9 @@ class GridSweeper(Sweeper):
         local: list[Point] = []
         remote: dict[str, Point] = {}
         for overrides in requested:
-            composed = self._compose(overrides)
+            composed, applicable = self._composed(overrides)
             try:
-                point = _point(composed, overrides)
+                point = _point(composed, applicable)
             except UserError as error:
                 planned.setdefault(str(error), (" ".join(overrides), str(error)))
                 continue
@@ -216,7 +268,11 @@ class GridSweeper(Sweeper):
             predicted = list(planned.values())
             plan = planner.make(predicted, _architectures(local), composed.data_root, options.memory, options.device)
             results = Path(composed.results_dir).expanduser()
-            print("\n".join(planner.lines(plan, results, options.throughput)))
+            shown = terminal.console()
+            if shown.is_terminal:
+                terminal.show(shown, plan_view.view(plan, results, options.throughput, shown.width))
+            else:
+                print("\n".join(plan_view.lines(plan, results, options.throughput)))
 
     def _run_all(self, study: Study, pending: list[Point]) -> list[JobReturn]:
         """Run all points: first those that no other sweep runs, then those that other sweeps leave unfinished."""

@@ -26,7 +26,6 @@ import pynvml
 from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
-from tqdm import tqdm
 
 from harness import config as settings_of
 from harness.errors import UserError
@@ -67,7 +66,7 @@ class LocalParallel(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
             words = f"{len(places)} cells at a time share this CPU: measured times will not be comparable."
-            tqdm.write(f"warning: {words}", file=sys.stderr)
+            print(f"warning: {words}", file=sys.stderr)
         waiting = deque(jobs.items())
         idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(places)][: len(waiting)]
         busy: dict[Worker, int] = {}

@@ -24,10 +24,11 @@ from harness.job.models import checks, empty_weights, loading
 from harness.job.predict import prediction, shapes, workers
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.protocol import PlanCells, PlannedCell
-from harness.record import Cell, Kinds, Probe, Record, Source, Tokens, Train, read_study, write
-from harness.settings import Settings
+from harness.record import Cell, Kinds, Parameters, Probe, Record, Source, Tokens, Train, read_study, write
+from harness.settings import Settings, TrainSettings
+from harness.sweep import plan_view
 from harness.sweep import planner as planning
-from harness.units import parse_size
+from harness.units import count, parse_size
 
 METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
 # One each of what else there is: hooks of a step, a part frozen, two optimizers, tokens, tensors that are no buffers
@@ -103,7 +104,7 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     point = planning.Planned(cell.name, cell, found)
     made = planning.Plan([point], 1, {}, "cpu")
     assert made.fits(point)
-    assert planning.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
+    assert plan_view.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
 
 
 def test_layers_that_a_method_names_are_there():
@@ -227,7 +228,7 @@ def test_a_plan_says_whose_loss_it_counts():
     prediction = predicted(tiny("method=lora"))
     point = planning.Planned("it", tiny("method=lora"), prediction)
     said = {
-        version: "liger-kernel" in " ".join(planning.lines(planning.Plan([point], BUDGET, e, "cuda"), NOWHERE, None))
+        version: "liger-kernel" in " ".join(plan_view.lines(planning.Plan([point], BUDGET, e, "cuda"), NOWHERE, None))
         for version, e in ((v, {"versions": {"liger-kernel": v}}) for v in (None, "0.8.5"))
     }
     assert said == {None: False, "0.8.5": True}
@@ -237,7 +238,7 @@ def test_a_plan_says_what_it_leaves_out():
     prediction, said = predicted(tiny("method=lora")), {}
     for settings in ("method=lora", "method=lora train.compile=true", "method=qlora_paged"):
         plan = planning.Plan([planning.Planned("it", tiny(*settings.split()), prediction)], BUDGET, {}, "cuda")
-        words = " ".join(planning.lines(plan, NOWHERE, None))
+        words = " ".join(plan_view.lines(plan, NOWHERE, None))
         said[settings] = ["counted as uncompiled" in words, "paged memory are left out" in words]
     assert list(said.values()) == [[False, False], [True, False], [False, True]]
 
@@ -245,9 +246,19 @@ def test_a_plan_says_what_it_leaves_out():
 # Times
 
 
-def known(method: str, steady: float, device: dict, flops: float | None = None, source: Source | None = None) -> Record:
-    cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, Settings())
-    found = Record(cell, "s", "ok", "2026-01-01", 1.0, device, source=source)
+def known(
+    method: str,
+    steady: float,
+    device: dict,
+    flops: float | None = None,
+    source: Source | None = None,
+    total: int = 1000,
+    minute: int = 0,
+) -> Record:
+    settings = Settings(train=TrainSettings(max_steps=10))
+    cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, settings)
+    found = Record(cell, "s", "ok", f"2026-01-01T00:{minute:02}", 30.0, device, source=source)
+    found.parameters = Parameters(total, 1)
     found.train = Train(1, Tokens(100, 200, 50), [1.0], 0, steady, steady, [], "b")
     if flops is not None:
         nothing = Kinds(0, 0, 0, 0, 0)
@@ -265,19 +276,47 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
         "imported": known("lora", 1e9, here, source=Source("peft", "lora.json", "0" * 64, [])),
     }.items():
         write(record, tmp_path / "s" / f"{name}.json")
-    speed = planning.Speed(tmp_path, here)
-
-    def point(method: str) -> planning.Planned:
-        prediction = {"trainable": 1, "shape": {"raw": 1000}, "flops": 5000.0}
-        return planning.Planned(method, known(method, 1.0, here).cell, prediction)
-
-    assert speed.records == 2
+    speed = planning.Speed(tmp_path, here, "cuda")
     assert speed.seconds(point("lora"), None) == 1000 / 100  # the median of its method's rates
+    assert len(speed.used) == 2
     assert speed.seconds(point("dora"), None) == 5000 / (10.0 * 50.0 * 200 / 100)  # by FLOP/s, padding included
     assert speed.seconds(point("lora"), 500.0) == 2.0
-    assert (
-        planning.Speed(tmp_path, there | {"device": {"type": "cuda", "name": "C"}}).seconds(point("lora"), None) is None
-    )
+    other = there | {"device": {"type": "cuda", "name": "C"}}
+    assert planning.Speed(tmp_path, other, "cuda").seconds(point("lora"), None) is None
+
+
+def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
+    prediction = {"trainable": 1, "total": total, "shape": {"raw": raw}, "flops": 5000.0}
+    return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
+
+
+def test_a_gpus_time_is_not_by_records_of_the_cpu(tmp_path):
+    here = {"device": {"type": "cpu"}, "cpu": {"name": "x"}}
+    write(known("lora", 50.0, here, flops=10.0), tmp_path / "s" / "one.json")
+    times = [planning.Speed(tmp_path, here, kernels).seconds(point("lora"), None) for kernels in ("cpu", "cuda")]
+    assert times == [20.0, None]
+
+
+def test_time_is_by_models_and_steps_of_a_like_size(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A"}}
+    write(known("lora", 50.0, here, flops=10.0), tmp_path / "s" / "one.json")
+    speed = planning.Speed(tmp_path, here, "cuda")
+    asked = [point("lora"), point("lora", raw=10_000), point("dora"), point("dora", total=10_000)]
+    assert [speed.seconds(one, None) is not None for one in asked] == [True, False, True, False]
+
+
+def test_time_is_by_records_that_ran_alone(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A", "id": "0"}, "boot": "b"}
+    beside = here | {"device": here["device"] | {"id": "1"}}
+    for name, record in {
+        "one": known("lora", 1.0, here),
+        "same-time": known("dora", 1.0, here),
+        "other-gpu": known("lora", 100.0, beside),
+        "later": known("dora", 100.0, here, minute=5),
+    }.items():
+        write(record, tmp_path / "s" / f"{name}.json")
+    speed = planning.Speed(tmp_path, here, "cuda")
+    assert [speed.seconds(point(method), None) for method in ("lora", "dora")] == [10.0, 10.0]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +362,17 @@ def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
     assert "lora-r4-a8-lr1e-4" in done.stdout
 
 
+def test_a_setting_of_adapters_holds_for_the_methods_that_have_one(inside):
+    done = inside("plan", "method=full,lora", *TINY, "++method.adapt.target_modules=[q_proj]", "--budget", "2GB")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("method.adapt.target_modules=[q_proj] does not apply to method=full.") == 1
+    assert "Impossible" not in done.stdout
+    trainable = {line.partition("-")[0]: line.split()[1] for line in done.stdout.splitlines() if "-lr" in line}
+    only = composed("method=lora", *TINY, "method.adapt.target_modules=[q_proj]")
+    assert trainable.keys() == {"full", "lora"}
+    assert trainable["lora"] == count(predicted(only)["trainable"])
+
+
 def test_plan_of_nothing_that_can_be(inside):
     done = inside("plan", "method=lora", "lr=-1", *TINY)
     assert done.returncode == 0, done.stderr
@@ -345,6 +395,25 @@ def test_bad_options_are_one_sentence(inside, arguments, says):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_where_nothing_fits_the_plan_says_what_would(inside):
+    big = ["method=full,lora", *TINY[:3], "train.batch_size=64", "train.max_length=512", "infer.repeats=0"]
+    peaks = {m: sum(predicted(composed(f"method={m}", *big[1:]))["peak"].values()) for m in ("full", "lora")}
+    budget = planning.BESIDE + min(peaks.values()) // 2
+    said = inside("plan", *big, "--budget", f"{budget}B").stdout
+    found = re.findall(r"^(\w+)-\S+ fits with (.*)\.$", said, re.MULTILINE)
+    assert {method for method, _ in found} == peaks.keys()
+    for method, remedy in found:
+        smaller = [*big[1:], *remedy.split()]
+        assert sum(predicted(composed(f"method={method}", *smaller))["peak"].values()) + planning.BESIDE <= budget
+        train = composed(f"method={method}", *smaller).settings.train
+        assert train.micro_batch * train.grad_accum == 64
+
+
+def test_where_no_batch_fits_the_plan_says_so(inside):
+    said = inside("plan", "method=lora", *TINY, "--budget", f"{planning.BESIDE + 1000}B").stdout
+    assert "fits with no batch size: one sequence takes" in said
+
+
 @pytest.mark.slow
 def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     # The budget lies between the two, beside what tensors don't get.
@@ -362,6 +431,7 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     assert unfit.failure.phase == "plan"
     assert "exceeds the budget" in unfit.failure.reason
     assert "is skipped" in done.stderr
+    assert "Done: 1 ok, 1 unfit." in done.stderr
     table = inside("table", "--study", "fit")
     assert "unfit" in table.stdout
     again = inside("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs

@@ -1,0 +1,61 @@
+"""Tables for a terminal: the answer first, the columns that fit by importance, and captions wrapped to its width."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from harness import terminal
+from harness.report.tables.formats import one_line
+from harness.report.tables.table import Table
+from harness.terminal import FittedColumn
+
+# From the first that is shown to the last; scores come after the setting, all others last.
+IMPORTANCE = ("Method", "Claim", "Model", "Verdict", "Setting", "SCORE", "Effect", "Peak train memory", "Tokens/s")
+IMPORTANCE += ("Status", "Validation loss", "Study", "Data", "Trainable", "Best (expected rank)", "Seeds", "Tries")
+CUT = {"Setting": 14, "Study": 12, "Model": 12, "Data": 10}  # characters that a text may be cut to
+COMMAND = re.compile(r"`((?:python -m )?harness [^`]+)`[.,]?")
+
+
+def view(tables: Sequence[Table], width: int) -> list[RenderableType]:
+    """`tables` for a terminal of `width` characters."""
+    return [part for table in tables for part in _view(table, width)]
+
+
+def _view(table: Table, width: int) -> Iterator[RenderableType]:
+    for sentence in table.answer:
+        yield Text("\n".join(textwrap.wrap(one_line(sentence), width)), style="bold")
+    if table.answer:
+        yield Text("")
+    yield Text(one_line(table.title), style="bold")
+    columns = [FittedColumn(header, *_standing(header), header not in table.text_columns) for header in table.columns]
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
+    grid, left_out = terminal.fitted(columns, rows, width)
+    yield grid
+    if left_out:
+        hidden = f"Not shown at this width: {', '.join(left_out)}. --wide shows all."
+        yield Text("\n".join(textwrap.wrap(hidden, width)), style="dim")
+    for sentence in table.caption:
+        yield from _sentence(one_line(sentence), width)
+    yield Text("")
+
+
+def _standing(header: str) -> tuple[int, int | None]:
+    """The rank of a column, and to how many characters its texts may be cut (null: not at all)."""
+    name = "SCORE" if "(%)" in header or "↓" in header else header
+    return IMPORTANCE.index(name) if name in IMPORTANCE else len(IMPORTANCE), CUT.get(name)
+
+
+def _sentence(text: str, width: int) -> Iterator[Text]:
+    """A line of the caption. A command stands on a line of its own that only the terminal breaks, to be pasted."""
+    start = "- "
+    for i, part in enumerate(COMMAND.split(text)):
+        if i % 2:
+            yield Text(f"    {part}", no_wrap=True, overflow="ignore")
+        elif part.strip():
+            yield Text(textwrap.fill(part.strip(), width, initial_indent=start, subsequent_indent="  "))
+            start = "  "

@@ -1,0 +1,133 @@
+"""What people see in a terminal, by rich: tables that fit its width, and texts that can't command it.
+
+Elsewhere (a file, a pipe) the same content is plain lines. Colours only repeat what words say; NO_COLOR turns them off.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+UNLIMITED = 10_000  # columns of what is no terminal
+GAP = 2  # between columns, one of it the box's
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green", "tight": "yellow"}
+STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
+STYLES |= dict.fromkeys(("unfit", "not decided", "left"), "yellow")
+
+
+@dataclass(frozen=True)
+class FittedColumn:
+    """A column of a table that is made to fit.
+
+    rank: columns of the highest rank are left out first where there is no room. least: characters that a text may be
+    cut to (null: it is shown whole or not at all). right: whether it is aligned right.
+    """
+
+    header: str
+    rank: int = 0
+    least: int | None = None
+    right: bool = False
+
+
+def printable(text: str) -> str:
+    """`text` without control sequences and line breaks, safe on a terminal."""
+    return CONTROL.sub("", ESCAPES.sub("", text))
+
+
+def console(to_stderr: bool = False, wide: bool = False) -> Console:
+    """The console of standard output, or of standard error. Its width is the terminal's; unlimited if `wide`, or where
+    there is no terminal."""
+    from rich.console import Console
+
+    file = sys.stderr if to_stderr else sys.stdout
+    width = None if file.isatty() and not wide else UNLIMITED
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, legacy_windows=False)
+
+
+def show(on: Console, shown: Iterable[RenderableType]) -> None:
+    """Print each of `shown`. A line that is not to be wrapped is left to the terminal, so that it can be copied."""
+    for part in shown:
+        copied = getattr(part, "no_wrap", None)
+        on.print(part, crop=False, no_wrap=copied, overflow="ignore" if copied else None)
+
+
+def lines(*shown: RenderableType, width: int = UNLIMITED) -> list[str]:
+    """What `shown` looks like without colours, `width` characters wide."""
+    from rich.console import Console
+
+    plain = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, color_system=None)
+    show(plain, shown)
+    return [line.rstrip() for line in plain.file.getvalue().splitlines()]
+
+
+def needed(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that `columns` take when nothing is cut."""
+    return sum(_cells(column, rows, i)[1] + GAP for i, column in enumerate(columns))
+
+
+def fitted(
+    columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]], width: int, indent: int = 0
+) -> tuple[Table, list[str]]:
+    """A table of the columns that fit into `width` characters, and the headers of those that do not.
+
+    The column of the lowest rank is always shown, cut if need be. A cell is coloured by its word, if that has a colour.
+    """
+    from rich import box
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [[printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    widths = _widths(columns, rows, width - indent)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
+    for i, size in widths.items():
+        column = columns[i]
+        table.add_column(
+            Text(printable(column.header)),
+            justify="right" if column.right else "left",
+            no_wrap=column.least is not None,
+            overflow="ellipsis",
+            width=size,
+        )
+    for row in rows:
+        shown = (row[i] for i in widths)
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in shown))
+    left_out = [column.header for i, column in enumerate(columns) if i not in widths]
+    return (Padding(table, (0, 0, 0, indent)) if indent else table), left_out
+
+
+def _widths(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]], room: int) -> dict[int, int]:
+    """The columns that fit into `room` characters, in their order, with the width of each."""
+    taken: dict[int, int] = {}
+    by_rank = sorted(range(len(columns)), key=lambda i: (columns[i].rank, i))
+    for i in by_rank:
+        least, _ = _cells(columns[i], rows, i)
+        if not taken or sum(taken.values()) + GAP * len(taken) + least <= room:
+            taken[i] = least
+    spare = max(0, room - sum(taken.values()) - GAP * (len(taken) - 1))
+    for i in by_rank:  # what is left goes to texts that would be cut
+        if i in taken:
+            more = min(spare, _cells(columns[i], rows, i)[1] - taken[i])
+            taken[i] += more
+            spare -= more
+    return {i: min(taken[i], max(1, room)) for i in sorted(taken)}
+
+
+def _cells(column: FittedColumn, rows: Sequence[Sequence[str | Text]], i: int) -> tuple[int, int]:
+    """The least and the whole width of a column, in characters of the terminal. Headers wrap between words."""
+    from rich.cells import cell_len
+
+    words = max(map(cell_len, printable(column.header).split()), default=0)
+    whole = max([words, *(cell_len(row[i]) if isinstance(row[i], str) else row[i].cell_len for row in rows)])
+    return (whole if column.least is None else max(words, min(whole, column.least))), whole
