@@ -21,6 +21,7 @@ UNLIMITED = 10_000  # columns of what is no terminal
 GAP = 2  # between columns, one of it the box's
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green", "tight": "yellow"}
 STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
 STYLES |= dict.fromkeys(("unfit", "not decided", "left"), "yellow")
@@ -125,9 +126,10 @@ def _widths(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]
 
 
 def _cells(column: FittedColumn, rows: Sequence[Sequence[str | Text]], i: int) -> tuple[int, int]:
-    """The least and the whole width of a column, in characters of the terminal. Headers wrap between words."""
+    """The least and the whole width of a column, in characters of the terminal. Long headers wrap between words."""
     from rich.cells import cell_len
 
-    words = max(map(cell_len, printable(column.header).split()), default=0)
+    header = printable(column.header)
+    words = max(map(cell_len, [header] if len(header) <= SHORT else header.split()), default=0)
     whole = max([words, *(cell_len(row[i]) if isinstance(row[i], str) else row[i].cell_len for row in rows)])
     return (whole if column.least is None else max(words, min(whole, column.least))), whole

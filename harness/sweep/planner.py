@@ -86,56 +86,58 @@ def make(
     ]
     plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"])
     if plan.predicted and not any(map(plan.fits, plan.predicted)):
-        least = sorted(plan.predicted, key=lambda point: point.peak)[:REMEDIES]
-        tried = [PlannedCell(_smallest(point.cell), architectures.get(point.cell.model)) for point in least]
-        found = runner.plan(tried, data_root, answer["budget"], answer["kernels"])["predictions"]
-        plan.remedies = [_remedy(plan, point, smallest) for point, smallest in zip(least, found, strict=True)]
+        plan.remedies = _remedies(plan, architectures, data_root)
     return plan
 
 
-def _smallest(cell: Cell) -> Cell:
-    """The cell with the least memory for its step: one sequence a device at a time, and activations recomputed."""
-    train = cell.settings.train
-    if not cell.settings.method.tuned:
-        return dataclasses.replace(
-            cell, settings=dataclasses.replace(cell.settings, train=dataclasses.replace(train, batch_size=1))
-        )
-    size, devices = train.micro_batch, train.total_devices
-    smaller = dataclasses.replace(
-        train,
-        batch_size=devices,
-        global_batch=None,
-        grad_accum=(train.grad_accum or 1) * size // devices,
-        gradient_checkpointing=True,
-    )
-    return dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, train=smaller))
+def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: str | None) -> list[str]:
+    """Where nothing fits, what makes the smallest cells fit: smaller micro-batches, recomputed activations."""
+    least = sorted(plan.predicted, key=lambda point: point.peak)[:REMEDIES]
+    smaller = {point.name: _smaller(point) for point in least}
+    tried = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
+    answers = runner.plan(tried, data_root, plan.budget, plan.kernels)["predictions"]
+    found = iter([Planned(asked.cell.name, asked.cell, answer) for asked, answer in zip(tried, answers, strict=True)])
+    return [_remedy(plan, name, [next(found) for _ in cells]) for name, cells in smaller.items()]
 
 
-def _remedy(plan: Plan, point: Planned, smallest: dict[str, Any]) -> str:
-    """What makes `point` fit, if its batch or recomputed activations can. smallest: the prediction of `_smallest`."""
-    train, largest = point.cell.settings.train, point.prediction["largest_batch"]
-    if largest and point.cell.settings.method.tuned:
-        even = [n for n in range(1, largest + 1) if train.micro_batch % n == 0 and n % train.total_devices == 0]
-        size = max(even, default=largest)
-        accum = (train.grad_accum or 1) * train.micro_batch // size
-        return f"{point.name} fits with train.batch_size={size} train.grad_accum={accum}."
-    peak = sum(smallest["peak"].values()) if "peak" in smallest else None
-    train = _smallest(point.cell).settings.train
-    if peak is not None and peak + BESIDE <= plan.budget:
-        more = f" train.grad_accum={train.grad_accum} train.gradient_checkpointing=true" if train.grad_accum else ""
-        return f"{point.name} fits with train.batch_size={train.batch_size}{more}."
+def _smaller(point: Planned) -> list[Cell]:
+    """The cell in steps of the same size that take less memory: with the largest micro-batch that may fit, then one
+    sequence a device, then recomputed activations."""
+    train, method = point.cell.settings.train, point.cell.settings.method
+    devices, step = train.total_devices, train.micro_batch * (train.grad_accum or 1)
+    most = point.prediction["largest_batch"] or devices
+    even = [size for size in range(devices, most + 1, devices) if train.micro_batch % size == 0]
+    sizes = list(dict.fromkeys([max(even, default=devices), devices]))
+    if (method.optim or {}).get("per_layer"):  # it can't accumulate
+        sizes = [train.micro_batch]
+    found: list[dict[str, Any]] = [{"batch_size": size} for size in sizes]
+    if method.tuned:
+        found = [one | {"grad_accum": step // one["batch_size"], "global_batch": None} for one in found]
+    if method.tuned and not train.gradient_checkpointing:
+        found.append(found[-1] | {"gradient_checkpointing": True})
+    return [_training(point.cell, changes) for changes in found]
+
+
+def _training(cell: Cell, changes: dict[str, Any]) -> Cell:
+    train = dataclasses.replace(cell.settings.train, **changes)
+    return dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, train=train))
+
+
+def _remedy(plan: Plan, name: str, smaller: Sequence[Planned]) -> str:
+    """The first of the `smaller` cells that fits, as what to type; if none does, what else there is."""
+    predicted = [point for point in smaller if "peak" in point.prediction]
+    for point in predicted:
+        if plan.fits(point):
+            train = point.cell.settings.train
+            typed = [f"train.batch_size={train.batch_size}"]
+            typed += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
+            typed += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
+            return f"{name} fits with {' '.join(typed)}."
+    least = min((point.peak for point in predicted), default=None)
+    takes = "" if least is None else f": one sequence takes {units.size(least + BESIDE)}"
     return (
-        f"{point.name} fits with no batch size: "
-        + (f"one sequence takes {units.size(peak + BESIDE)}. " if peak is not None else "")
-        + "Take a method with a quantised base (qlora), a smaller model or more memory."
-    )
-
-
-def refusal(plan: Plan, point: Planned) -> str:
-    """The sentence on a cell that does not fit, for its record."""
-    return (
-        f"Its predicted peak, {units.size(point.peak)} of tensors and {units.size(BESIDE)} of overhead, "
-        f"exceeds the budget of {units.size(plan.budget)}."
+        f"{name} fits with no batch size{takes}. Take a method with a quantised base (qlora), a smaller model or more "
+        "memory."
     )
 
 

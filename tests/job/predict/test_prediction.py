@@ -396,7 +396,7 @@ def test_bad_options_are_one_sentence(inside, arguments, says):
 
 
 def test_where_nothing_fits_the_plan_says_what_would(inside):
-    big = ["method=full,lora", *TINY[:3], "train.batch_size=64", "train.max_length=512", "infer.repeats=0"]
+    big = ["method=full,lora", *TINY[:3], "train.batch_size=64", "train.max_length=512", "train.precision=fp32"]
     peaks = {m: sum(predicted(composed(f"method={m}", *big[1:]))["peak"].values()) for m in ("full", "lora")}
     budget = planning.BESIDE + min(peaks.values()) // 2
     said = inside("plan", *big, "--budget", f"{budget}B").stdout
