@@ -1,7 +1,7 @@
 """Renders what README.md, docs/ and results/reference/ show of the published studies: `python docs/published.py`.
 
 A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
-in results/STUDY. tests/house/test_readme.py holds every page and the figure to the records.
+in results/STUDY. tests/house/test_readme.py holds every page and picture to the records.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md"]
 BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-FIGURE, FIGURE_STUDY = ROOT / "docs" / "figures" / "pareto.svg", "reference/quickstart"
+PICTURES = {  # by name of the file: figure, study
+    "pareto": ("accuracy_memory", "reference/quickstart"),
+    "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
+}
 
 
 def compact(records: list[Record], folder: Path) -> list[Table]:
@@ -58,6 +61,7 @@ KINDS = {
     "best": lambda records, folder: [best(records, folder)],
     "compact": compact,
     "claims": claims,
+    "experiments": lambda records, folder: tables(records, folder)[:1],
 }
 
 
@@ -94,9 +98,14 @@ def documents() -> list[tuple[Path, str, str]]:
     return [*found, (RESULTS / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
 
 
-def pareto() -> str:
-    """Score against memory of the quickstart, as SVG."""
-    return FIGURES["accuracy_memory"](records(FIGURE_STUDY), RESULTS / FIGURE_STUDY).svg()
+def picture(name: str) -> str:
+    """One of PICTURES, as SVG."""
+    figure, study = PICTURES[name]
+    return FIGURES[figure](records(study), RESULTS / study).svg()
+
+
+def picture_file(name: str) -> Path:
+    return ROOT / "docs" / "figures" / f"{name}.svg"
 
 
 if __name__ == "__main__":
@@ -104,4 +113,5 @@ if __name__ == "__main__":
         path.write_text(rendered(kind, study), encoding="utf-8")
     for page in PAGES:
         page.write_text(renewed(page), encoding="utf-8")
-    FIGURE.write_text(pareto(), encoding="utf-8")
+    for name in PICTURES:
+        picture_file(name).write_text(picture(name), encoding="utf-8")

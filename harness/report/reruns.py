@@ -111,6 +111,20 @@ def reruns(records: Sequence[Record]) -> Reruns | None:
     )
 
 
+def best_on_validation(found: Reruns) -> dict[str, Experiment]:
+    """By method, the experiment with the highest accuracy on the source's validation items, where there are some."""
+    best: dict[str, Experiment] = {}
+    for experiment in found.experiments:
+        if _validation(experiment) is not None:
+            method = experiment.record.cell.method
+            best[method] = max(best.get(method, experiment), experiment, key=_validation)
+    return best
+
+
+def _validation(experiment: Experiment) -> float | None:
+    return next((score.value for score in experiment.record.scores if score.task == "validation"), None)
+
+
 def _runs(record: Record) -> list[ExperimentRun]:
     """The runs of `record` that have its first score, earliest first."""
     if not record.scores or record.source is None:

@@ -35,6 +35,7 @@ def test_pages_have_all_tables():
         ("table", "reference/quickstart"),
         ("best", "reference/smollm2"),
         ("table", "reference/gsm8k"),
+        ("experiments", "reference/peft_llama_3_2_3b"),
     ]
 
 
@@ -52,13 +53,14 @@ def drawn(svg: str) -> tuple[list[str], list[float]]:
     ]
 
 
-def test_the_figure_shows_the_records():
-    texts, marks = drawn(published.FIGURE.read_text(encoding="utf-8"))
-    expected_texts, expected_marks = drawn(published.pareto())
-    assert "qlora" in texts
+@pytest.mark.parametrize("name", published.PICTURES)
+def test_pictures_show_the_records(name):
+    texts, marks = drawn(published.picture_file(name).read_text(encoding="utf-8"))
+    expected_texts, expected_marks = drawn(published.picture(name))
+    assert len(marks) > 10
     assert texts == expected_texts
     assert marks == pytest.approx(expected_marks, abs=2)  # points; versions of matplotlib differ a little in layout
-    assert f"({published.FIGURE.relative_to(ROOT)})" in README.read_text(encoding="utf-8")
+    assert f"(docs/figures/{name}.svg)" in README.read_text(encoding="utf-8")
 
 
 def test_readme_is_short_and_its_table_narrow():

@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import read_study
+from harness.report.figures import FIGURES
 from harness.report.frame import frame
 from harness.report.importers import collect, store
 from harness.report.lint import findings
@@ -391,6 +392,23 @@ def test_the_best_on_validation_items_is_marked(repeated, published, tmp_path):
     settings = [row[1] for row in table.rows]
     assert [setting.endswith(" *") for setting in settings] == [False, True]
     assert table.caption[-1].startswith("* The best of its method by the source's accuracy on its validation items")
+
+
+def test_the_figure_of_experiments_shows_the_spread_of_runs(repeated, published, tmp_path):
+    p99 = "train_info.accelerator_memory_reserved_99th"
+    published("near-1", {p99: 20 * 2**30, "run_info.experiment_name": "lora/llama-3.2-3B-near"})
+    published("worst-1", {p99: 18 * 2**30, "run_info.experiment_name": "lora/llama-3.2-3B-worst"})
+    repeated(best=[700, 710])
+    records, _ = read_study(tmp_path / "peft")
+    best = next(record for record in records if record.cell.knobs["experiment"] == "best")
+    best.phases["train"].memory.reserved_p99 = 24 * 2**30
+    best.repeats[0].memory.reserved_p99 = 21 * 2**30
+    (panel,) = FIGURES["experiments"](records, None).figure.axes
+    bars = {round(bar.lines[0].get_xdata()[0]): bar for bar in panel.containers}
+    assert set(bars) == {18, 20, 24}
+    across = bars[24].lines[2][0].get_segments()[0]
+    assert [round(x, 6) for x, _ in across] == [21, 24]
+    assert FIGURES["accuracy_memory"](records, None) is None
 
 
 @needs_reruns

@@ -23,11 +23,17 @@ from harness.report.figures.style import (
 )
 from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.memory import comparable, meaning
+from harness.report.reruns import only_published
 from harness.report.tables.rows import Row
 
 
 def accuracy_memory(study: StudyResults) -> Drawn | None:
-    """Score of each setting against its training memory, with the Pareto front of the chosen settings."""
+    """Score of each setting against its training memory, with the Pareto front of the chosen settings.
+
+    None also for records that `experiments` draws.
+    """
+    if only_published(study.rows.records):
+        return None
     measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
     if measure is None:
         return None

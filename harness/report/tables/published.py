@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from harness import units
 from harness.report.frame import measures
-from harness.report.reruns import Experiment, Reruns, reruns
+from harness.report.reruns import Experiment, Reruns, best_on_validation, reruns
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row, Rows
@@ -24,7 +25,8 @@ def published_of(rows: Rows) -> Table | None:
     if found is None:
         return None
     row_of = {id(record): row for row in rows for record in row.records}
-    best = _best_on_validation(found)
+    tries = Counter(experiment.record.cell.method for experiment in found.experiments)
+    best = [each for each in best_on_validation(found).values() if tries[each.record.cell.method] > 1]
     header, shown = score_style(
         found.experiments[0].runs[-1].score, [experiment.interval.value for experiment in found.experiments]
     )
@@ -49,21 +51,8 @@ def published_of(rows: Rows) -> Table | None:
     )
 
 
-def _best_on_validation(found: Reruns) -> set[int]:
-    """The ids of the records that are best of several of their method by an accuracy on validation items."""
-    best: dict[str, tuple[float, int]] = {}
-    tries: dict[str, int] = {}
-    for experiment in found.experiments:
-        method = experiment.record.cell.method
-        values = [score.value for score in experiment.record.scores if score.task == "validation"]
-        if values:
-            tries[method] = tries.get(method, 0) + 1
-            best[method] = max(best.get(method, (-1.0, 0)), (values[0], id(experiment.record)), key=lambda of: of[0])
-    return {record for method, (_, record) in best.items() if tries[method] > 1}
-
-
-def _setting(row: Row, experiment: Experiment, best: set[int]) -> str:
-    return (row.setting or ABSENT) + f" {BEST}" * (id(experiment.record) in best)
+def _setting(row: Row, experiment: Experiment, best: list[Experiment]) -> str:
+    return (row.setting or ABSENT) + f" {BEST}" * (experiment in best)
 
 
 def _text(value: float | None, text: Callable[[float], str]) -> str:
