@@ -50,7 +50,8 @@ def find(results: Path, names: Sequence[str], text: str) -> CellRef:
     matches = _matching(named, cell) or _matching({key: i for study in studies for key, i in _ids(study)}, cell)
     if not matches:
         near = difflib.get_close_matches(cell, set(named.values()), n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" `{PROGRAM} status` lists the cells that are not done."
+        where = f" {names[0]}" if len(names) == 1 else ""
+        hint = f" Did you mean {near[0]}?" if near else f" `{PROGRAM} status{where}` lists the cells that are not done."
         raise UserError(f"There is no cell {text} in {', '.join(names)}.{hint}")
     if len(matches) > 1:
         shown = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)

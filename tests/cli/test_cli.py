@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
@@ -143,6 +144,16 @@ def test_errors_known_only_to_libraries_are_one_sentence_without_a_record(inside
     assert run.stdout == ""
     assert_refused(run.stderr, *culprits)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_what_it_measured_and_where_that_is(inside, tmp_path):
+    run = inside("run", *TINY, "method=lora", "infer.repeats=0", "train.validation_items=2", "study=one")
+    assert run.returncode == 0, run.stderr
+    first, *scores, last = run.stdout.splitlines()
+    assert re.fullmatch(r"validation loss \d\S+, \d+ tokens/s, peak train memory \d+ MiB", first)
+    assert [score.partition(":")[0] for score in scores] == ["facts acc (none)", "facts acc_norm (none)"]
+    assert (tmp_path / last.removeprefix("record: ")).is_file()
 
 
 @pytest.mark.slow

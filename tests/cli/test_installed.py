@@ -77,7 +77,7 @@ def test_a_cell_is_planned_and_run(harness, tmp_path):
     assert run.returncode == 0, run.stderr
     (record,), problems = read_study(tmp_path / "results" / "here")
     assert (record.status, problems) == ("ok", [])
-    assert_refused(harness("logs", "nope").stderr, "`harness status` lists the cells")
+    assert_refused(harness("logs", "nope").stderr, "`harness status here` lists the cells")
 
 
 def test_every_config_is_shipped(installed):

@@ -12,7 +12,9 @@ import time
 
 import pytest
 from command_line import assert_refused, own_server
+from rich.cells import cell_len
 
+from harness import terminal
 from harness.__main__ import main
 from harness.config import CONF
 from harness.studies import doctor
@@ -225,6 +227,17 @@ FACTS = {
 def said(**changes):
     """The screen on FACTS, of which `changes` are others."""
     return "\n".join(doctor.lines(copy.deepcopy(FACTS) | changes))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_it_fits_the_terminal_and_begins_with_the_verdict(width):
+    shown = terminal.lines(*doctor.view(FACTS), width=width)
+    assert max(map(cell_len, shown)) <= width
+    assert shown[0].startswith("model=smollm2_135m data=wordmath can")
+    titles = [line.split()[0] for line in shown[1:] if line and line[0] != " "]
+    assert titles == ["device", "versions", "conflicts", "models", "data", "hub", "launchers", "disk"]
+    for line in doctor.lines(FACTS):
+        assert set(line.split()) & set(" ".join(shown).split()) or not line
 
 
 def test_each_gap_has_its_remedy():
