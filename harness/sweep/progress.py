@@ -128,6 +128,8 @@ class SweepProgress:
         if self.done >= self.total:
             return f"{counts}."
         left = [cell.seconds_left for cell in running]
+        if self.total == 1 and None in left:
+            return "One cell is running."
         waiting = self.total - self.done - len(running)
         if took := [cell.seconds for cell in self._cells.values() if cell.state == "ok" and cell.seconds]:
             usual = mean(took)
