@@ -5,6 +5,7 @@ items that were scored (``NAME.items.parquet``), the full log (``NAME.log``) and
 weights (``NAME/``). Standard library only, so that tables can be made on a machine without torch.
 """
 
+from harness.record.clusters import cluster_numbers, clustered_error, subject_weights
 from harness.record.codec import (
     decode,
     decode_tagged,
@@ -113,6 +114,8 @@ __all__ = [
     "ValidationPoint",
     "beginnings",
     "cell_name",
+    "cluster_numbers",
+    "clustered_error",
     "decode",
     "decode_tagged",
     "encode",
@@ -137,6 +140,7 @@ __all__ = [
     "sha256",
     "short",
     "studies",
+    "subject_weights",
     "temporary",
     "train_memory",
     "write",

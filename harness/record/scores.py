@@ -20,9 +20,9 @@ class Score:
     filter: str
     """lm-eval filter that extracts the answer."""
     value: float
-    """Mean over items."""
+    """Mean over items, or of the means of subjects if `by_subject`."""
     stderr: float | None
-    """Standard error of the mean over items. null for fewer than two items."""
+    """Standard error of the mean over items, which counts `clusters`. null for fewer than two items."""
     n: int
     """Items."""
     num_fewshot: int
@@ -31,6 +31,11 @@ class Score:
     """Version of the task."""
     higher_is_better: bool
     """Direction of the metric."""
+    clusters: int | None = None
+    """Groups of items that are alike (subjects, passages, templates), as the standard error counts them. null: it takes
+    items as independent."""
+    by_subject: bool = False
+    """Whether subjects count alike, however many items they have: `weight_by_size: false` of an lm-eval group."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties.
 
-All differences of primary scores in one report are one family, corrected together by Holm; a task's other metrics and
-filters show intervals and ranks, and are not tested. Not being told apart is not being equal: `Contest.equivalent`
+All differences of primary scores in one report are one family, corrected together (`statistics.stepwise`); a task's
+other metrics and filters show intervals and ranks, and are not tested. Of many methods each is tested against the best
+one alone. Not being told apart is not being equal: `Contest.equivalent`
 has the methods that two one-sided tests find within a margin of the best.
 """
 
@@ -17,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.record import Record, Score
+from harness.record import Record, Score, cluster_numbers, subject_weights
 from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.headline import LEARNED
 from harness.report.select import Choice, select
 from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
 
+MANY = 10  # of more methods than this, pairs without the best one are not tested: few would be found, and none read
 MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
 Items = Path | Mapping[str, pa.Table]
 """Where the answers to single items are: the folder of the study, or tables by the name of the cell."""
@@ -52,8 +54,8 @@ class Contest:
 
     score: its name in `frame`, TASK/METRIC/FILTER.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's.
-    corrected: their p-values by Holm, over all differences of all primary contests that were made together; empty if
-        this one is not primary.
+    corrected: p-values of those that are tested (all, or of more than MANY methods those from the best one), by
+        `statistics.stepwise` over all primary contests that were made together; empty if this one is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
@@ -72,6 +74,11 @@ class Contest:
     clusters: int | None = None
     seed_spread: float | None = None
     primary: bool = True
+
+    @property
+    def many(self) -> bool:
+        """Whether each method is tested against the best one alone."""
+        return len({label for pair in self.differences for label in pair}) > MANY
 
 
 def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
@@ -130,22 +137,17 @@ def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | N
     table = score and _table(folder, record, score, ["subject", "item", "value"], ["cluster"])
     if not table or len(table) < 2:
         return None
-    values = table["value"].to_numpy()
-    if not np.isfinite(values.astype(float)).all():
+    values = table["value"].to_numpy().astype(float)
+    if not np.isfinite(values).all():
         return None
     subjects, numbers = table["subject"].to_pylist(), table["item"].to_pylist()
-    clusters = _clusters(subjects, table["cluster"].to_pylist() if "cluster" in table.column_names else None)
-    return Answers(values[None].astype(float), clusters), (score.num_fewshot, score.version, *subjects, *numbers)
-
-
-def _clusters(subjects: Sequence[str], named: Sequence[str | None] | None) -> np.ndarray:
-    """The cluster of each item as an integer. Without groups, or with a single one, each item is its own."""
-    if named and any(named):
-        keys = [(subject, name or i) for i, (subject, name) in enumerate(zip(subjects, named, strict=True))]
-    else:
-        keys = list(subjects)
-    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return np.arange(len(keys)) if len(order) == 1 else np.array([order[key] for key in keys])
+    if score.by_subject:  # so that the mean over items is that of the subjects' means, and deviations weigh alike
+        weights = np.array(subject_weights(subjects))
+        mean = float((weights * values).mean())
+        values = mean + weights * (values - mean)
+    named = table["cluster"].to_pylist() if "cluster" in table.column_names else None
+    clusters = np.array(cluster_numbers(subjects, named))
+    return Answers(values[None], clusters), (score.num_fewshot, score.version, *subjects, *numbers)
 
 
 def _table(
@@ -169,6 +171,15 @@ def _table(
     return table.sort_by([("subject", "ascending"), ("item", "ascending")])
 
 
+def of_summaries(scores: Sequence[Score]) -> Interval | None:
+    """The mean of scores, one a seed, and its interval by what their records say of their items; None if nothing."""
+    shares = all(score.higher_is_better and 0 <= score.value <= 1 for score in scores)
+    worth = min((score.clusters or score.n for score in scores), default=0)
+    return statistics.summary_interval(
+        [score.value for score in scores], [score.stderr for score in scores], worth if shares and worth else None
+    )
+
+
 def score_of(record: Record, name: str) -> Score | None:
     return next((score for score in record.scores if score_name(score) == name), None)
 
@@ -182,9 +193,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         if not records or len(scores) < len(records):
             continue
         higher = scores[0].higher_is_better
-        values = [score.value for score in scores]
-        interval = statistics.summary_interval(values, [score.stderr for score in scores])
-        standings.append(Standing(choice, float(np.mean(values)), interval))
+        standings.append(Standing(choice, float(np.mean([score.value for score in scores])), of_summaries(scores)))
         if folder and (found := items(folder, records, name)):
             samples[choice.label] = found
     common = Counter(which for _, which in samples.values()).most_common(1)
@@ -230,16 +239,26 @@ def _single(records: list[Record]) -> bool:
 def _lettered(found: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
     tested = [contest for contest in found if contest.primary]
-    corrected = iter(statistics.holm([gap.p for contest in tested for gap in contest.differences.values()]))
+    pairs = [_tested(contest) for contest in tested]
+    families = [
+        statistics.Family([contest.differences[pair].p for pair in own], contest.many)
+        for contest, own in zip(tested, pairs, strict=True)
+    ]
+    corrected = iter(zip(pairs, statistics.stepwise(families), strict=True))
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     made = []
     for contest in found:
         if contest.primary:
-            ps = {pair: float(next(corrected)) for pair in contest.differences}
+            ps = {pair: float(p) for pair, p in zip(*next(corrected), strict=True)}
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
         made.append(contest)
     return made
+
+
+def _tested(contest: Contest) -> list[tuple[str, str]]:
+    best = next((pair[0] for pair in contest.differences), None)
+    return [pair for pair in contest.differences if pair[0] == best or not contest.many]
 
 
 def _closeness(contest: Contest) -> dict[str, float]:

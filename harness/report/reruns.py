@@ -7,6 +7,7 @@ run to run, and with the versions of the libraries.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from scipy import special
 
 from harness.record import Record, Score
 from harness.report.frame import score_name
-from harness.report.statistics import ALPHA, TAILS, Interval, holm, seeds_interval
+from harness.report.statistics import ALPHA, Interval, holm, seeds_interval, share_interval
 
 STACK = ("torch", "transformers")  # libraries whose versions name a group of runs
 
@@ -211,7 +212,4 @@ def _compared(groups: Sequence[list[ExperimentRun]], spread: float) -> list[Expe
 
 def _interval(score: Score, spread: float) -> Interval:
     """Jeffreys' interval of a proportion whose variance is 1 + `spread` times that of its items."""
-    n = score.n / (1 + spread)
-    right = score.value * n
-    low, high = special.betaincinv(right + 0.5, n - right + 0.5, TAILS)
-    return Interval(score.value, min(float(low), score.value), max(float(high), score.value))
+    return share_interval(score.value, 0.0, math.inf, score.n / (1 + spread))

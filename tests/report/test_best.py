@@ -205,6 +205,23 @@ def test_one_seed_gives_no_advice_and_no_win(folder, study):
     assert "one seed can't tell by how much" in text
 
 
+def test_of_many_methods_each_is_compared_with_the_best(folder):
+    """Letters of 40 methods read "pqrtuvwxyza'"."""
+    records = []
+    for i in range(40):
+        share = 0.7 if i % 2 else 0.3
+        records.append(leave(folder, make_record(f"m{i:02}", lr=1e-4), answers(share, i)))
+    (contest,) = contests(records, folder)
+    assert len(contest.corrected) == 39
+    assert {standing.letters for standing in contest.standings[:20]} == {"a", "ab"}
+    assert {standing.letters for standing in contest.standings[20:]} == {"b"}
+    table = best(records, folder)
+    assert [cells[0] for cells in table.rows] == [standing.choice.label for standing in contest.standings]
+    text = caption(table)
+    assert "Of more than 10 methods each is tested against the best one alone" in text
+    assert "correction for 39 pairs" in text
+
+
 def test_a_missing_value_among_the_items_compares_nothing(folder, study):
     record = next(r for r in study if r.cell.method == "lora" and r.cell.lr == 2e-4)
     path = folder / f"{record.cell.name}.items.parquet"
@@ -304,7 +321,37 @@ def test_failed_tries_are_told():
     assert row(table, "qlora")["Tries"] == "2 (1 oom)"
     assert row(table, "qlora")["Setting"] == "r=16 α=32 lr=2e-4 †"  # the lower of two ranks
     assert "Its items are missing, so no difference from it is tested" in caption(table)
-    assert row(table, "lora")[HEADER] == "23.0 (17.1–28.9)"  # 1.96 · 3.0
+    assert row(table, "lora")[HEADER] == "23.0 (17.5–29.2)"  # Jeffreys' of 197 items: 0.23 · 0.77 / 0.03²
+
+
+def test_small_shares_without_items_have_exact_intervals():
+    """An imported 0.2% of 1,319 showed −0.1–0.4, and an imported 0.0 showed 0.0–0.0."""
+    records = []
+    for method, right in (("lora", 3), ("full", 0)):
+        share = right / 1319
+        error = (share * (1 - share) / 1318) ** 0.5
+        records.append(make_record(method, scores=[make_score(share, error, n=1319)]))
+    shown, every = tables(records, None)
+    assert [row(shown, method)[HEADER] for method in ("lora", "full")] == ["0.2 (0.1–0.6)", "0.0 (0.0–0.2)"]
+    assert [row(every, method)[HEADER] for method in ("lora", "full")] == ["0.2 ± 0.1", "0.0 ± 0.1"]
+
+
+def test_subjects_that_count_alike_do_so_in_every_comparison(folder):
+    """Subjects of 4, 12, 12 and 12 items, of which LoRA answers all, 0, 3 and 6, and full 0, 6, 6 and 6."""
+    sizes, records = [4, 12, 12, 12], []
+    for method, rights in (("lora", [4, 0, 3, 6]), ("full", [0, 6, 6, 6])):
+        values = [float(i < right) for size, right in zip(sizes, rights, strict=True) for i in range(size)]
+        score = make_score(n=40, by_subject=True)
+        record = leave(folder, make_record(method), values, score, subject=np.repeat([*"abcd"], sizes))
+        score.value = float(np.mean(np.divide(rights, sizes)))
+        records.append(record)
+    (contest,) = contests(records, folder)
+    means = {s.choice.label: s.interval.value for s in contest.standings}
+    assert means == {"lora": pytest.approx(1.75 / 4), "full": pytest.approx(1.5 / 4)}
+    (gap,) = contest.differences.values()
+    gaps = [1.0, -0.5, -0.25, 0.0]
+    assert gap.value == pytest.approx(np.mean(gaps))
+    assert gap.error == pytest.approx(np.std(gaps, ddof=1) / 2, rel=0.1)
 
 
 def test_speed_of_one_seed_has_no_interval():

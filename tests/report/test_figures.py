@@ -65,7 +65,7 @@ def test_scores_stand_at_their_memory_with_the_interval_that_the_table_has():
     }
     (bar,) = panel.containers[1].lines[2]  # lora's
     low, high = (float(y) for _, y in bar.get_segments()[0])
-    interval = statistics.summary_interval([0.23], [0.03])
+    interval = statistics.summary_interval([0.23], [0.03], 200)
     assert (low, high) == pytest.approx((100 * interval.low, 100 * interval.high))
 
 

@@ -510,6 +510,19 @@ def test_scores_are_those_that_lm_eval_wrote(evaluated):
     assert record.environment["versions"]["lm_eval"] == lm_eval.__version__
 
 
+def test_a_group_that_does_not_weigh_by_size_is_known_by_its_value(evaluated, tmp_path):
+    folder, path = copied(evaluated, tmp_path / "lm_eval")
+    written = json.loads(path.read_text())
+    results = written["results"]
+    results["facts_one"]["acc,none"], results["facts_two"]["acc,none"] = 0.5, 0.25  # of 10 and of 20 items
+    for value, by_subject in ((0.375, True), (1 / 3, False)):
+        results["world"]["acc,none"] = value
+        path.write_text(json.dumps(written))
+        assert run("lm_eval", folder, "--results-dir", tmp_path / "results", "--study", f"of-{by_subject}") == 0
+        records, _ = read_study(tmp_path / "results" / f"of-{by_subject}")
+        assert [s.by_subject for record in records for s in record.scores if s.task == "world"] == [by_subject]
+
+
 def test_items_lie_beside_the_record_and_mean_its_scores(evaluated, tmp_path):
     store(collect("lm-eval", evaluated[0], "lm-eval"), tmp_path)
     (record,), _ = read_study(tmp_path)

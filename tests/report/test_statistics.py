@@ -288,6 +288,57 @@ def test_a_score_without_items_has_the_interval_of_its_standard_errors():
     assert statistics.summary_interval([0.4, 0.6], [0.1, 0.1]).high == pytest.approx(0.5 + half, rel=1e-3)
 
 
+def test_a_share_of_known_size_has_the_interval_of_a_proportion():
+    for right in (0, 3, 700, 1319):
+        share = right / 1319
+        expected = scipy_stats.beta.ppf([0.025, 0.975], right + 0.5, 1319 - right + 0.5)
+        low, high = min(expected[0], share), max(expected[1], share)
+        for error in (None, (share * (1 - share) / 1319) ** 0.5):
+            assert statistics.summary_interval([share], [error], 1319) == pytest.approx((share, low, high), abs=1e-5)
+    three = statistics.summary_interval([0.0, 0.0, 0.0], [0.0] * 3, 1319)
+    assert (three.low, three.high) == (0.0, pytest.approx(0.0019, abs=1e-4))
+
+
+# Many tests
+
+
+def test_steps_over_all_pairs_are_holms():
+    p = [0.01, 0.04, 0.03, 0.005]
+    (alone,) = statistics.stepwise([statistics.Family(p, with_best=False)])
+    assert alone == pytest.approx(statistics.holm(p))
+    first, second = statistics.stepwise([statistics.Family(p[:2], False), statistics.Family(p[2:], False)])
+    assert [*first, *second] == pytest.approx(statistics.holm(p))
+
+
+def test_steps_from_the_best_count_the_pairs_of_the_methods_that_are_left():
+    (found,) = statistics.stepwise([statistics.Family([0.001, 0.002, 0.2, 0.01], with_best=True)])
+    assert found == pytest.approx([0.001 * 10, 0.002 * 6, 0.2 * 1, 0.01 * 3])
+    one, other = statistics.stepwise([statistics.Family([0.001, 0.2], True), statistics.Family([0.004], False)])
+    assert (one.tolist(), other.tolist()) == (pytest.approx([0.001 * 4, 0.2]), pytest.approx([0.004 * 2]))
+
+
+@pytest.mark.parametrize("means", [[0.0] * 12, [0.0] * 6 + [1.5] * 6, [0.0, 0.5, 1.0, 1.5] * 3, [0.0] * 11 + [5.0]])
+def test_equal_methods_are_rarely_told_from_the_best(means):
+    """Of 12 normal means with known errors, a method as good as the best one, or better, is called worse."""
+    draw, studies, wrong, found, of_all = np.random.default_rng(0), 2_000, 0, 0, 0
+    means = np.array(means)
+    for _ in range(studies):
+        seen = means + draw.normal(size=12)
+        best = int(np.argmax(seen))
+        others = [i for i in range(12) if i != best]
+        p = 2 * scipy_stats.norm.sf((seen[best] - seen) / 2**0.5)
+        (corrected,) = statistics.stepwise([statistics.Family(p[others], with_best=True)])
+        worse = [i for i, corrected_p in zip(others, corrected, strict=True) if corrected_p < 0.05]
+        wrong += any(means[i] >= means[best] for i in worse)
+        found += len(worse)
+        pairs = [(i, j) for i in range(12) for j in range(i)]
+        gaps = np.array([abs(seen[i] - seen[j]) for i, j in pairs])
+        all_pairs = statistics.holm(2 * scipy_stats.norm.sf(gaps / 2**0.5))
+        of_all += sum(best in pair and q < 0.05 for pair, q in zip(pairs, all_pairs, strict=True))
+    assert wrong / studies < 0.05 + 2 * (0.05 * 0.95 / studies) ** 0.5
+    assert found >= of_all, "never fewer than by Holm's correction of all pairs"
+
+
 # Ratios
 
 

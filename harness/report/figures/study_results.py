@@ -13,9 +13,9 @@ from harness.record import Record, Score
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
-from harness.report.pairwise import Contest, Standing, contests, items
+from harness.report.pairwise import Contest, Standing, contests, items, of_summaries
 from harness.report.select import Choice
-from harness.report.statistics import Interval, mean_intervals, seeds_interval, summary_interval
+from harness.report.statistics import Interval, mean_intervals, seeds_interval
 from harness.report.tables.rows import Row, group
 
 BARS = 40
@@ -126,7 +126,7 @@ class StudyResults:
         if id(row) in self.chosen and (standing := self.standing(row, name)):
             return standing.interval
         scores = [score for record in row.measured for score in record.scores if score_name(score) == name]
-        return summary_interval([score.value for score in scores], [score.stderr for score in scores])
+        return of_summaries(scores)
 
     def estimate(self, choice: Choice, score: Score | None) -> Estimated | None:
         """The choice's `score` (None: its validation loss) with its interval; None if a seed lacks it."""
@@ -141,7 +141,7 @@ class StudyResults:
         if self.folder and (found := items(self.folder, records, name)):
             interval = mean_intervals([found[0]])[0]
         else:
-            interval = summary_interval([s.value for s in scores], [s.stderr for s in scores])
+            interval = of_summaries(scores)
         return float(np.mean([s.value for s in scores])), interval
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,10 +129,21 @@ def _lm_eval_scores(name: str, leaves: list[str], value: dict[str, Any]) -> list
             num_fewshot=value["n-shot"][leaves[0]],
             version=str(value["versions"].get(name) or value["versions"][leaves[0]]),
             higher_is_better=better.get(metric) is not False,
+            by_subject=_by_subject(number, leaves, (metric, kind), value),
         )
         for (metric, kind), number in values.items()
         if not metric.endswith("_stderr")
     ]
+
+
+def _by_subject(number: float, leaves: list[str], score: tuple[str, str], value: dict[str, Any]) -> bool:
+    """Whether a group's score is the mean of its tasks' means and not that of all items; the file does not say."""
+    means = [_values(value["results"].get(leaf, {})).get(score) for leaf in leaves]
+    if len(leaves) < 2 or None in means:
+        return False
+    sizes = [value["n-samples"][leaf]["effective"] for leaf in leaves]
+    over_items = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)
+    return math.isclose(number, sum(means) / len(means)) and not math.isclose(number, over_items)
 
 
 def _lm_eval_items(path: Path, members: dict[str, list[str]]) -> pd.DataFrame | None:

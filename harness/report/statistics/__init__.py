@@ -25,6 +25,7 @@ from harness.report.statistics.estimates import (
     Statistic,
     preference,
     seeds_interval,
+    share_interval,
     summary_interval,
 )
 from harness.report.statistics.optima import optimum, ratio_of_optima
@@ -32,7 +33,7 @@ from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
-from harness.report.statistics.ties import holm, letters
+from harness.report.statistics.ties import Family, holm, letters, stepwise
 from harness.report.statistics.variances import Level, combined, moderated
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "TAILS",
     "Answers",
     "Difference",
+    "Family",
     "Interval",
     "Level",
     "MemoryPeak",
@@ -65,7 +67,9 @@ __all__ = [
     "ratio_of_optima",
     "seed_level",
     "seeds_interval",
+    "share_interval",
     "spread_ratio",
+    "stepwise",
     "summary_interval",
     "units",
 ]

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
-from harness.report.statistics.estimates import TAILS, Difference, Interval, Statistic, quantile
+from harness.report.statistics.estimates import Difference, Interval, Statistic, share_interval
 from harness.report.statistics.variances import Level, combined, moderated
 
 
@@ -42,9 +41,7 @@ def mean_intervals(samples: Sequence[Answers]) -> list[Interval]:
     """The mean of each method's values and its 95% interval, over seeds and items.
 
     samples: of at least 2 items; seeds may differ in number. Of one seed the interval is over items alone: how seeds
-    differ is not in it. Of right and wrong answers it is Jeffreys' interval of a proportion (Brown, Cai & DasGupta,
-    Stat. Sci. 16, 2001) with as many items as would have that error if they were independent (Korn & Graubard, Surv.
-    Methodol. 24, 1998); so none right of 57 is not known to be 0.
+    differ is not in it. Of right and wrong answers it is `share_interval`.
     """
     return [_mean_interval(sample, level) for sample, level in zip(samples, levels(samples), strict=True)]
 
@@ -134,16 +131,11 @@ def _binary(values: np.ndarray) -> bool:
 
 
 def _mean_interval(sample: Answers, level: Level) -> Interval:
-    values, n = sample.values, sample.values.shape[1]
+    values = sample.values
     value = float(values.mean())
     items, freedom = over_items(values.mean(axis=0), sample.clusters)
     variance, freedom = (float(part) for part in combined(level, items, freedom))
     if not _binary(values):
         return Statistic(value, variance**0.5, freedom).interval()
-    worth = float(n)
-    if variance > 0 and not (len(values) == 1 and not sample.clustered):
-        worth = value * (1 - value) / variance * (quantile(TAILS[1], np.inf) / quantile(TAILS[1], freedom)) ** 2
-    elif variance == 0 and sample.clustered:
-        worth = float(sample.clusters.max() + 1)
-    low, high = special.betaincinv(worth * value + 0.5, worth * (1 - value) + 0.5, TAILS)
-    return Interval(value, min(float(low), value), max(float(high), value))
+    exact = len(values) == 1 and not sample.clustered
+    return share_interval(value, 0.0 if exact else variance, freedom, int(sample.clusters.max()) + 1)

@@ -99,17 +99,39 @@ def seeds_interval(values: Sequence[float]) -> Interval | None:
     return summary_interval(values, [0.0] * len(values)) if len(values) > 1 else None
 
 
-def summary_interval(values: Sequence[float], stderrs: Sequence[float | None]) -> Interval | None:
+def summary_interval(values: Sequence[float], stderrs: Sequence[float | None], n: int | None = None) -> Interval | None:
     """The mean of scores, one a seed, of which the items are not at hand, and its 95% interval.
 
-    stderrs: the scores' standard errors over items; of one seed without any None is returned. The variance is that of
-    the seeds' means plus the items', which all seeds share. Without items the rest (what differs by seed and item)
-    can't be told from them and is counted twice.
+    stderrs: the scores' standard errors over items; of one seed without any None is returned, unless n is known. The
+    variance is that of the seeds' means plus the items', which all seeds share. Without items the rest (what differs by
+    seed and item) can't be told from them and is counted twice.
+
+    n: of scores that are shares, how many independent items or groups of items they are of. The interval is then
+    `share_interval`. A share whose error is unknown is taken as one of right and wrong answers.
     """
+    value = float(np.mean(values))
+    if n is not None:
+        stderrs = [(value * (1 - value) / n) ** 0.5 if error is None else error for error in stderrs]
     if len(values) == 1 and stderrs[0] is None:
         return None
     over_items = float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
     over_seeds = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
     level = Level(over_seeds, 0.0, len(values) - 1.0 if over_seeds else math.inf)
-    variance, freedom = combined(level, over_items, math.inf)
-    return Statistic(float(np.mean(values)), float(variance) ** 0.5, float(freedom)).interval()
+    variance, freedom = (float(part) for part in combined(level, over_items, math.inf))
+    if n is not None:
+        return share_interval(value, variance, freedom, n)
+    return Statistic(value, variance**0.5, freedom).interval()
+
+
+def share_interval(value: float, variance: float, freedom: float, n: float) -> Interval:
+    """The 95% interval of a proportion of this variance with these degrees of freedom.
+
+    Jeffreys' interval (Brown, Cai & DasGupta, Stat. Sci. 16, 2001) with as many items as would have that variance if
+    they were independent (Korn & Graubard, Surv. Methodol. 24, 1998); so none right of 57 is not known to be 0. n:
+    independent items or groups of items, which count where the variance is 0.
+    """
+    worth = n
+    if variance > 0:
+        worth = value * (1 - value) / variance * (quantile(TAILS[1], math.inf) / quantile(TAILS[1], freedom)) ** 2
+    low, high = special.betaincinv(worth * value + 0.5, worth * (1 - value) + 0.5, TAILS)
+    return Interval(value, min(float(low), value), max(float(high), value))

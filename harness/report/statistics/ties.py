@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,34 @@ def holm(p: Sequence[float]) -> np.ndarray:
     order = np.argsort(p)
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+class Family(NamedTuple):
+    """p-values that are tested together.
+
+    with_best: of the best observed method against each other one; else of all pairs.
+    """
+
+    p: Sequence[float]
+    with_best: bool
+
+
+def stepwise(families: Sequence[Family]) -> list[np.ndarray]:
+    """The p-values of each family, corrected for all of them together: below 0.05 is a difference.
+
+    Of families of all pairs alone it is Holm's correction. Which method is the best one is itself observed, so the
+    largest difference from it is the largest of all pairs of methods, and counts for as many tests. Once a method is
+    found worse it is out: of m methods that are left, the best included, m (m - 1) / 2 pairs count. That is fewer than
+    all pairs that are left, which makes it easier to tell the others (Newman & Keuls' steps, in the best one's group).
+    """
+    left = [len(family.p) for family in families]
+    corrected = [np.ones(len(family.p)) for family in families]
+    worst = 0.0
+    for p, f, i in sorted((p, f, i) for f, family in enumerate(families) for i, p in enumerate(family.p)):
+        pairs = sum(n * (n + 1) / 2 if family.with_best else n for n, family in zip(left, families, strict=True))
+        corrected[f][i] = worst = max(worst, min(1.0, float(p) * pairs))
+        left[f] -= 1
     return corrected
 
 

@@ -14,7 +14,7 @@ from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.lint.environment import overlap
 from harness.report.lint.training import resumed
 from harness.report.memory import meaning
-from harness.report.pairwise import Contest, contests
+from harness.report.pairwise import MANY, Contest, contests
 from harness.report.reruns import only_published
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
@@ -62,10 +62,11 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
 
 def best_of(rows: Rows, folder: Path | None) -> Table:
     """`best` of the records of `rows`."""
-    records, choices = rows.records, rows.choices
+    records = rows.records
+    held = contests(records, folder, rows.choices)
+    choices = _in_order(rows.choices, held)
     row_of = [row for row in rows for _ in row.records]
     chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
-    held = contests(records, folder, choices)
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
     columns["Method"] = [choice.label for choice in choices]
@@ -91,6 +92,19 @@ def best_of(rows: Rows, folder: Path | None) -> Table:
         data=None,
         answer=answer,
     )
+
+
+def _in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
+    """`choices`, best first where there are too many methods in one place to find one's way by their names."""
+    at = {}
+    for place in dict.fromkeys(choice.place for choice in choices):
+        contest = headline(held, place)
+        if contest and contest.many:
+            at |= {(place, standing.choice.label): rank for rank, standing in enumerate(contest.standings)}
+    if not at:
+        return list(choices)
+    places = list(dict.fromkeys(choice.place for choice in choices))
+    return sorted(choices, key=lambda c: (places.index(c.place), at.get((c.place, c.label), len(choices))))
 
 
 # Cells
@@ -240,7 +254,7 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
     trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
     singles = [choice.label for choice in trained if len(choice.index) == 1]
-    tested = [gap for contest in held if contest.primary for gap in contest.differences.values()]
+    tested = [contest.differences[pair] for contest in held for pair in contest.corrected]
     pairs = len(tested)
     over = "items" if len(singles) == len(trained) else "seeds and items"
     grouped = {c.clusters for c in held if c.clusters}
@@ -250,6 +264,12 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     yield f"Brackets: 95% intervals over {over}." + (
         f" Sharing a letter is not being equal: no test tells these methods apart ({corrected})." if pairs else ""
     )
+    if any(contest.corrected and contest.many for contest in held):
+        yield (
+            f"Of more than {MANY} methods each is tested against the best one alone; those that are not significantly "
+            "worse share the letter a with it. As the best one is itself observed, all pairs of the methods that are "
+            "not found worse yet count as tests."
+        )
     if grouped:
         counts = ", ".join(map(str, sorted(grouped)))
         yield f"Items come in groups (subjects, passages or templates: {counts}), which count as such."

@@ -162,6 +162,9 @@ def _mean_score(scores: list[Score]) -> MeanScore:
         seeds = variance(values) / len(values) if len(values) > 1 else 0.0
         stderr = (fmean(error**2 for error in errors) + seeds) ** 0.5
     first = scores[0]
+    if stderr == 0 and first.higher_is_better and values[0] in (0, 1):  # none or all right: that is not known exactly
+        right, wrong = (share * first.n + 0.5 for share in (values[0], 1 - values[0]))
+        stderr = (right * wrong / (first.n + 2)) ** 0.5 / (first.n + 1)  # of Jeffreys' posterior
     return MeanScore(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
 
 
