@@ -89,7 +89,21 @@ def select(
     ]
 
 
+def latest(index: Sequence[int], records: Sequence[Record]) -> list[int]:
+    """Of the positions of one setting's records those that count: of a seed that was run twice, the later run that
+    finished.
+
+    A study has two cells of one setting and seed if it was run by two versions of the harness, of which one writes a
+    setting that the other lacks. They are no two seeds.
+    """
+    of_seed = {}
+    for i in sorted(index, key=lambda i: (records[i].status == "ok", records[i].started, i)):
+        of_seed[records[i].cell.seed] = i
+    return sorted(of_seed.values())
+
+
 def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
+    index = latest(index, records)
     members = [records[i] for i in index]
     cell = members[0].cell
     return Try(

@@ -28,7 +28,7 @@ def leave(folder, record, values, score=None, **columns):
     """Gives `record` the score that `values` mean, and lays them beside it as `harness.job.evaluate.scoring` would."""
     score = score or make_score(n=len(values))
     score.value = float(np.mean(values))
-    score.stderr = float(np.std(values, ddof=1) / len(values) ** 0.5)
+    score.stderr = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     record.scores = [score]
     table = pd.DataFrame(
         {
@@ -320,7 +320,7 @@ def test_failed_tries_are_told():
     table = best(make_study(), None)
     assert row(table, "qlora")["Tries"] == "2 (1 oom)"
     assert row(table, "qlora")["Setting"] == "r=16 α=32 lr=2e-4 †"  # the lower of two ranks
-    assert "Its items are missing, so no difference from it is tested" in caption(table)
+    assert "Its items are missing or too few, so no difference from it is tested" in caption(table)
     assert row(table, "lora")[HEADER] == "23.0 (17.5–29.2)"  # Jeffreys' of 197 items: 0.23 · 0.77 / 0.03²
 
 

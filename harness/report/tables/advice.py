@@ -36,7 +36,7 @@ def ahead(contest: Contest, several: bool) -> str:
     if not contest.primary:
         return f"{name}: {label} scores {end}. Not tested: another score of this task is."
     if first.letters is None:
-        return f"{name}: {label} scores {end}. Its items are missing, so no difference from it is tested."
+        return f"{name}: {label} scores {end}. Its items are missing or too few, so no difference from it is tested."
     worse = [other for (one, other), p in contest.corrected.items() if one == label and p < ALPHA]
     near = [other for other in contest.equivalent if other not in worse]
     paired = [other for one, other in contest.differences if one == label]

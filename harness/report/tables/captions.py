@@ -33,6 +33,9 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     lines += _busy_caption(rows) if any(COLUMNS[name].topic in ("speed", "busy") for name in names) else []
     lines += [*_seeds_caption(rows), *map(drift_text, drifts(records)), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
+    if rows.superseded:
+        names = ", ".join(record.cell.name for record in rows.superseded)
+        lines.append(f"Left out, as a later run has the same setting and seed: {names}.")
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are shown for finished rows only.")
     of_no_column = {"evaluation": not scored, "base": not scored, "inference": not inference}

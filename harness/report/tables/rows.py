@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, variance
@@ -13,7 +13,7 @@ import pandas as pd
 from harness.record import Record, Score
 from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.memory import comparable
-from harness.report.select import Choice, select
+from harness.report.select import Choice, latest, select
 
 METHODS = [  # their order in tables; other methods follow by name
     *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),
@@ -98,7 +98,14 @@ class Row:
 
 
 class Rows(list[Row]):
-    """The rows of a table, and results on all of them that are computed once."""
+    """The rows of a table, and results on all of them that are computed once.
+
+    superseded: records that no row has, since a later one has their setting and seed (`select.latest`).
+    """
+
+    def __init__(self, rows: Iterable[Row], superseded: Sequence[Record] = ()):
+        super().__init__(rows)
+        self.superseded = superseded
 
     @cached_property
     def records(self) -> list[Record]:
@@ -149,10 +156,13 @@ def group(records: Sequence[Record]) -> Rows:
         order = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
         axes = tuple((value is not None, value or 0) for value in (cell.rank, cell.alpha, cell.lr))
         groups[place, order, cell.method, axes, setting].append(record)
-    return Rows(
-        Row(place, method, setting, group[0].cell.rank, sorted(group, key=lambda record: record.cell.seed or 0))
-        for (place, _, method, _, setting), group in sorted(groups.items(), key=lambda item: item[0])
-    )
+    rows, superseded = [], []
+    for (place, _, method, _, setting), members in sorted(groups.items(), key=lambda item: item[0]):
+        counted = [members[i] for i in latest(range(len(members)), members)]
+        superseded += [record for record in members if not any(record is other for other in counted)]
+        counted.sort(key=lambda record: record.cell.seed or 0)
+        rows.append(Row(place, method, setting, counted[0].cell.rank, counted))
+    return Rows(rows, superseded)
 
 
 def _mean_score(scores: list[Score]) -> MeanScore:
