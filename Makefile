@@ -105,7 +105,7 @@ gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (below 25
 
 # Situations that were not run keep what was measured before: make validity VALIDITY='--studies 100 --only letters'
 VALIDITY ?=
-validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about an hour on one core)
+validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about 15 minutes on one core)
 	$(VENV)/bin/python benchmarks/validity.py $(VALIDITY)
 
 METHOD ?= lora

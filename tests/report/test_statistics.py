@@ -414,11 +414,34 @@ def parabola(best, seeds=2, noise=0.0, grid=(8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4), cu
     }
 
 
+GRIDS = [(2e-5, 5e-5, 1.2e-4), (8e-6, 2e-5, 5e-5, 1.2e-4), (8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4)]
+
+
 @pytest.mark.parametrize("best", [3e-5, 5e-5, 7.7e-5])
 def test_an_optimum_between_two_rates_is_found(best):
     found = statistics.optimum(parabola(best))
     assert found.value == pytest.approx(best, rel=1e-6)
     assert found.low < best < found.high < 1.3 * best
+
+
+CURVES = {"parabola": lambda u: u**2, "steeper above": lambda u: 2 * (np.exp(u) - u - 1)}
+
+
+@pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+def test_intervals_of_best_rates_cover_the_truth(curve):
+    draw, hits = np.random.default_rng(SEED), []
+    for _ in range(400):
+        rates = np.log(2.5) * (np.arange(6) - 2 + draw.uniform(-1, 0))
+        losses = {np.exp(u): dict(enumerate(1 + 0.1 * curve(u) + draw.normal(0, 0.02, 3))) for u in rates}
+        if not isinstance(found := statistics.optimum(losses), str):
+            hits.append(found.low <= 1 <= found.high)
+    assert 0.93 - 2 * (0.07 * 0.93 / 400) ** 0.5 <= np.mean(hits) <= 0.97 + 2 * (0.03 * 0.97 / 400) ** 0.5
+
+
+def test_four_rates_and_three_are_less_sure_than_five():
+    widths = [(of := statistics.optimum(parabola(5e-5, grid=grid))).high / of.low for grid in GRIDS]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 3
 
 
 def test_an_optimum_outside_of_the_grid_is_none():
@@ -460,6 +483,12 @@ def test_the_ratio_of_spreads_is_wider_than_f_where_tails_are_heavy():
     assert found.high / found.low > f**2
     assert statistics.spread_ratio([[1.0, 1.0]], [[1.0, 2.0]]) is None
     assert statistics.spread_ratio([[1.0, 1.1]], [[1.0, 2.0]]).high == np.inf
+
+
+def test_a_side_that_shows_no_tail_may_have_one():
+    tailed, even = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 4.0]), np.linspace(1.0, 1.9, 10)
+    both, one = (statistics.spread_ratio([tailed], [side]) for side in (tailed, even))
+    assert one.high / one.low >= both.high / both.low
 
 
 # Ranks and clusters

@@ -55,17 +55,18 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
     for many comparisons is the caller's: `holm`.
     """
     of, means = levels(samples), [sample.values.mean(axis=0) for sample in samples]
+    binary = [_binary(sample.values) for sample in samples]
     found = {}
     for i, j in itertools.combinations(range(len(samples)), 2):
         one, other = samples[i], samples[j]
         gap = means[i] - means[j]
         items, freedom = over_items(gap, one.clusters)
         variance, freedom = combined(_together(of[i], of[j]), items, freedom)
-        if _binary(one.values) and _binary(other.values):
+        if binary[i] and binary[j]:
             variance = max(float(variance), gap.size**-2)  # a model that answers alike may differ by an item
         statistic = Statistic(float(gap.mean()), float(variance) ** 0.5, float(freedom))
         alone = len(one.values) == len(other.values) == 1 and not one.clustered
-        exact = alone and _binary(one.values) and _binary(other.values)
+        exact = alone and binary[i] and binary[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
         found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, exact)
     return found
@@ -127,7 +128,7 @@ def _together(one: Level, other: Level) -> Level:
 
 
 def _binary(values: np.ndarray) -> bool:
-    return bool(np.isin(values, (0, 1)).all())
+    return bool(((values == 0) | (values == 1)).all())
 
 
 def _mean_interval(sample: Answers, level: Level) -> Interval:

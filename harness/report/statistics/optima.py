@@ -1,4 +1,4 @@
-"""Where a loss is least over learning rates: a parabola in the logarithm of the rate, with its interval."""
+"""Where a loss is least over learning rates: the least of a curve in the logarithm of the rate, with its interval."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.polynomial import Polynomial
 
 from harness.report.statistics.estimates import ALPHA, Interval, quantile
 
-WINDOW = 2  # rates on each side of the best one that the wider of two parabolas takes
-
-LEAST = 0.2  # the least half-width of an interval, in steps of the grid: a loss is no parabola
+TINY = 1e-4  # logarithms of rates closer than this are equal
+POINTS = 5  # rates around the best one through which the curve goes
+# The least half-width of an interval, in steps of the grid, by the number of rates: what a curve through so few misses
+LEAST = {3: 0.5, 4: 0.25, 5: 0.1}
 
 
 def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
@@ -20,11 +22,11 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     losses: by rate and seed. Seeds that have a loss at every rate count, and are paired: a seed's own level is no
     noise.
 
-    A parabola in log(rate) goes through the mean losses of the best rate and its neighbours. The interval of its vertex
-    -b / 2a is Fieller's (J. R. Stat. Soc. B 16, 1954), with an error from how curves differ between seeds. A loss is no
-    parabola, so there are two, through three rates and through five: the interval covers both, and at least a fifth of
-    a step of the grid to each side (half a step of three rates). Where an interval leaves the tried rates its end is 0
-    or infinite.
+    A polynomial in log(rate) goes through the mean losses of the best rate and its neighbours, five in all. A parabola
+    would be surer and wrong: a loss rises faster above its best rate than below. The interval has the rates around the
+    least of the curve at which its slope can't be told from 0: Fieller's (J. R. Stat. Soc. B 16, 1954) of a parabola.
+    The error is of how curves differ between seeds. Where the slope can't be told from 0 up to the last of the five
+    rates the end is 0 or infinite.
     """
     rates = sorted(losses)
     seeds = sorted(set.intersection(*(set(losses[rate]) for rate in rates)), key=str) if rates else []
@@ -33,22 +35,15 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     if len(rates) == 1:
         return "One rate"
     table = np.array([[losses[rate][seed] for rate in rates] for seed in seeds])
-    means = table.mean(axis=0)
-    best = int(means.argmin())
+    best = int(table.mean(axis=0).argmin())
     if best in (0, len(rates) - 1):
         return "The best rate is at an end of the rates tried"
     x = np.log(rates)
-    noise, freedom = _noise(table)
-    found = []
-    for reach in range(1, WINDOW + 1):
-        at = slice(max(0, best - reach), best + reach + 1)
-        found.append(_vertex(x[at], means[at], noise / len(seeds), freedom))
-    value = found[0][0]
-    step = (x[best + 1] - x[best - 1]) / 2 * (LEAST if len(rates) > 3 else 0.5)  # three rates can't show a misfit
-    low, high = min(f[1] for f in found), max(f[2] for f in found)
-    low, high = min(low, value - step), max(high, value + step)
-    ends = (0.0 if low < x[0] else math.exp(low), math.inf if high > x[-1] else math.exp(high))
-    return Interval(math.exp(value), *ends)
+    start = min(max(0, best - POINTS // 2), max(0, len(rates) - POINTS))
+    near = slice(start, start + POINTS)
+    value, low, high = _least(x[near], table[:, near], best - start)
+    margin = LEAST[len(x[near])] * (x[best + 1] - x[best - 1]) / 2
+    return Interval(math.exp(value), math.exp(min(low, value - margin)), math.exp(max(high, value + margin)))
 
 
 def ratio_of_optima(one: Interval, other: Interval) -> Interval:
@@ -59,31 +54,26 @@ def ratio_of_optima(one: Interval, other: Interval) -> Interval:
     return Interval(math.exp(a - b), math.exp(low) if low > -690 else 0.0, math.exp(high) if high < 690 else math.inf)
 
 
-def _noise(table: np.ndarray) -> tuple[float, float]:
-    """The variance of a loss of one seed at one rate around its seed's level, and its degrees of freedom."""
-    seeds, rates = table.shape
-    if seeds < 2:
-        return 0.0, math.inf
-    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    # A loss far from the best one varies more than those that matter: the median over rates keeps it out
-    each = (rest**2).sum(axis=0) / (seeds - 1) * rates / (rates - 1)
-    return max(float(np.median(each)), float(np.sort(each)[: max(3, rates // 2)].mean())), (seeds - 1.0) * (rates - 1)
+def _least(x: np.ndarray, table: np.ndarray, best: int) -> tuple[float, float, float]:
+    """Where the curve through the means of `table` (seeds, rates) is least between the neighbours of rate `best`, and
+    the ends of its interval, all as x is: logarithms."""
+    seeds, n = table.shape
+    means = table.mean(axis=0)
+    rest = table - means - table.mean(axis=1, keepdims=True) + table.mean()
+    freedom = (seeds - 1.0) * (n - 1) or math.inf
+    t2 = quantile(1 - ALPHA / 2, freedom) ** 2 * float((rest**2).sum()) / freedom / seeds  # 0 of one seed
+    ends = x - x[best]
+    bases = [Polynomial(part) for part in np.linalg.inv(np.vander(ends, increasing=True)).T]  # 1 at one rate, else 0
+    curve = sum(mean * basis for mean, basis in zip(means, bases, strict=True))
+    slope = curve.deriv()
+    inner = [root for root in _roots(slope) if ends[best - 1] < root < ends[best + 1]]
+    value = min(inner, key=curve, default=0.0)
+    level = _roots(slope**2 - t2 * sum(basis.deriv() ** 2 for basis in bases))
+    low = max((root for root in level if ends[0] < root < value + TINY), default=-math.inf)
+    high = min((root for root in level if value - TINY < root < ends[-1]), default=math.inf)
+    return x[best] + value, x[best] + low, x[best] + high
 
 
-def _vertex(x: np.ndarray, y: np.ndarray, variance: float, freedom: float) -> tuple[float, float, float]:
-    """The vertex of the parabola through (x, y) and the ends of its interval; infinite ends where it may be none.
-
-    variance: of each y.
-    """
-    middle = x.mean()
-    design = np.stack([np.ones_like(x), x - middle, (x - middle) ** 2], axis=1)
-    inverse = np.linalg.inv(design.T @ design)
-    _, b, a = inverse @ design.T @ y
-    t2 = variance * quantile(1 - ALPHA / 2, freedom) ** 2
-    # Fieller: all v for which (b + 2 a v)² ≤ t² · Var(b + 2 a v)
-    bb, ba, aa = inverse[1, 1] * t2, 2 * inverse[1, 2] * t2, 4 * inverse[2, 2] * t2
-    lead, half, rest = 4 * a * a - aa, 2 * a * b - ba, b * b - bb
-    if a <= 0 or lead <= 0:
-        return middle - b / (2 * a) if a else middle, -math.inf, math.inf
-    root = math.sqrt(max(0.0, half * half - lead * rest))
-    return middle - b / (2 * a), middle + (-half - root) / lead, middle + (-half + root) / lead
+def _roots(polynomial: Polynomial) -> list[float]:
+    """Real roots, also those that are equal to another one, which rounding takes off the axis."""
+    return [float(root.real) for root in polynomial.roots() if abs(root.imag) < TINY]

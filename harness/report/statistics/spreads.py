@@ -19,8 +19,9 @@ def spread_ratio(ones: Sequence[Sequence[float]], others: Sequence[Sequence[floa
     variation. Few seeds (below LEAST) have the estimate alone, with infinite ends.
 
     The interval of the F distribution holds for normal numbers only. That of the jackknife over seeds (Miller, Ann.
-    Math. Stat. 39, 1968) is wider where tails are heavy. Losses are skewed, so it is made of the numbers and of their
-    logarithms; the interval covers all three.
+    Math. Stat. 39, 1968) is wider where tails are heavy. A side without one of its rare large numbers does not show its
+    tail, so the larger error of the two sides stands for both. Losses are skewed, so it is made of the numbers and of
+    their logarithms; the interval covers all three.
     """
     sides = [[np.asarray(group, dtype=float) for group in side if len(group) > 1] for side in (ones, others)]
     if not all(sides) or any(_variance(side) == 0 for side in sides):
@@ -34,9 +35,8 @@ def spread_ratio(ones: Sequence[Sequence[float]], others: Sequence[Sequence[floa
     for transform in (lambda group: group, np.log):
         parts = [_log_variance([transform(group) for group in side]) for side in sides]
         (a, va, na), (b, vb, nb) = parts
-        total = va + vb
-        freedom = total**2 / (va**2 / (na - 1) + vb**2 / (nb - 1))
-        found.append(Statistic((a - b) / 2, total**0.5 / 2, freedom).interval())
+        error = (max(va, vb) * (1 / na + 1 / nb)) ** 0.5
+        found.append(Statistic((a - b) / 2, error / 2, na + nb - 2.0).interval())
     low, high = min(f.low for f in found), max(f.high for f in found)
     return Interval(value, float(np.exp(low)), float(np.exp(high)))
 
@@ -46,7 +46,8 @@ def _variance(groups: Sequence[np.ndarray]) -> float:
 
 
 def _log_variance(groups: Sequence[np.ndarray]) -> tuple[float, float, int]:
-    """The jackknife's estimate of the logarithm of a pooled variance, its variance, and the number of seeds."""
+    """The jackknife's estimate of the logarithm of a pooled variance, the variance of its pseudo-values, and the number
+    of seeds."""
     n = sum(map(len, groups))
     whole = np.log(_variance(groups))
     pseudo = []
@@ -54,4 +55,4 @@ def _log_variance(groups: Sequence[np.ndarray]) -> tuple[float, float, int]:
         for j in range(len(group)):
             left = [*groups[:i], np.delete(group, j), *groups[i + 1 :]]
             pseudo.append(n * whole - (n - 1) * np.log(max(_variance(left), 1e-300)))
-    return float(np.mean(pseudo)), float(np.var(pseudo, ddof=1)) / n, n
+    return float(np.mean(pseudo)), float(np.var(pseudo, ddof=1)), n
