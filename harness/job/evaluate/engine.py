@@ -14,8 +14,8 @@ import logging
 import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
@@ -28,14 +28,15 @@ from transformers import DynamicCache, EosTokenCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
+from harness.job.evaluate import rows
 from harness.job.evaluate.decoding import cache_keyword, written
 from harness.job.evaluate.kv_cache import Lent, Slots
+from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
 from harness.job.models.structure import prompted
 from harness.job.training import attention
-from harness.job.training.attention import PROMPTED
+from harness.job.training.attention import PROMPTED, SequenceRow
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
-CALL = 32  # tokens that cost about as much as one more call
 CHECKED = 320  # first tokens of the longest request, which are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
 # Generation settings that keep the likeliest token: of a task, and in a model's config.
@@ -45,44 +46,7 @@ HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transfor
 
 logger = logging.getLogger(__name__)
 
-Tokens = tuple[int, ...]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
-
-
-@dataclass
-class Segment:
-    """Tokens of a row that attend to the cached prefix, to segment `parent` of the row, and to themselves.
-
-    start: position of the first token in its sequence. wanted: number of last tokens whose logits are needed.
-    """
-
-    tokens: Tokens
-    start: int
-    wanted: int
-    parent: int | None = None
-
-
-def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
-    """Group `stems` by common prefixes. Returns the prefix length and the indices of each group, longest stems first.
-
-    A group is not split if sharing its prefix saves more tokens than all groups that it could be split into.
-    """
-
-    def divided(members: list[int]) -> tuple[int, list[tuple[int, list[int]]]]:
-        if len(members) == 1:
-            return 0, [(0, members)]
-        first, last = stems[members[0]], stems[members[-1]]  # sorted, so these two differ the most
-        depth = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        whole = depth * (len(members) - 1) - CALL, [(depth, members)]
-        parts = [list(part) for _, part in itertools.groupby(members, lambda m: stems[m][depth : depth + 1])]
-        if len(parts) == 1:
-            return whole
-        saved, groups = zip(*map(divided, parts), strict=True)
-        return max(whole, (sum(saved), [group for part in groups for group in part]), key=lambda option: option[0])
-
-    _, groups = divided(sorted(range(len(stems)), key=stems.__getitem__))
-    ordered = [(shared, sorted(members, key=lambda m: -len(stems[m]))) for shared, members in groups]
-    return sorted(ordered, key=lambda group: -len(stems[group[1][0]]))
 
 
 class Engine(HFLM):
@@ -96,7 +60,7 @@ class Engine(HFLM):
         super().__init__(*args, **kwargs)
         self.used: dict[str, str] = {}
         self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
-        self.apart = self.device.type == "cpu" and self.model.config._attn_implementation == attention.NAME
+        self.kernels = self._kernels()
 
     # Log-likelihoods
 
@@ -115,53 +79,44 @@ class Engine(HFLM):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         sequences = list(asked)
         wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in sequences]
-        answers = [(math.nan, False)] * len(requests)
+        order, likely, greedy = [], [], []  # requests as they are answered; of each of their tokens, on the device
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
-        for members, logits in self._scored(sequences, wanted):
-            likely = functional.log_softmax(logits.float(), dim=-1)
-            for member, rows in zip(members, likely.split([wanted[m] for m in members]), strict=True):
-                greedy = rows.argmax(dim=-1).tolist()
+        head, prefix = (), None
+        for row in rows.packed(sequences, wanted, self.room):
+            if row.prefix != head:
+                head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
+            ends = itertools.accumulate(wanted[member] for member in row.members)
+            tokens: list[int] = []
+            places: list[int] = []
+            for member, end in zip(row.members, ends, strict=True):
                 for index in asked[sequences[member]]:
-                    text, _, continuation = requests[index]
-                    last = slice(-len(continuation), None)
-                    total = rows[last].gather(1, torch.tensor(continuation, device=rows.device)[:, None]).sum()
-                    answers[index] = (float(total), greedy[last] == continuation)
-                    if text is not None:  # None for windows of a rolling request
-                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
-                    pbar.update(1)
+                    continuation = requests[index][2]
+                    order.append(index)
+                    tokens += continuation
+                    places += range(end - len(continuation), end)
+            logits, _, (at, said) = self._forward(row.segments, prefix, places, tokens)
+            probabilities = functional.log_softmax(logits.float(), dim=-1)
+            likely.append(probabilities[at, said])
+            greedy.append(probabilities.argmax(dim=-1)[at] == said)
+            pbar.update(sum(len(asked[sequences[member]]) for member in row.members))
         pbar.close()
+        answers = self._summed(requests, order, likely, greedy)
+        for (text, _, _), answer in zip(requests, answers, strict=True):
+            if text is not None:  # None for windows of a rolling request
+                self.cache_hook.add_partial("loglikelihood", text, answer)
         return answers
 
-    def _scored(self, sequences: list[Tokens], wanted: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Indices of the sequences in a row, and their wanted logits in that order: (positions, vocabulary)."""
-        members: list[int] = []
-        row: list[Segment] = []
-
-        def flushed(prefix: DynamicCache | None = None) -> Iterator[tuple[list[int], torch.Tensor]]:
-            if row:
-                yield list(members), self._forward(row, prefix)[0]
-            members.clear()
-            row.clear()
-
-        for shared, group in grouped([s[: len(s) - n] for s, n in zip(sequences, wanted, strict=True)]):
-            head = sequences[group[0]][:shared]
-            size = shared + sum(len(sequences[m]) - shared for m in group)
-            if _size(row) + size > self.room:
-                yield from flushed()
-            parent, prefix = None, None
-            if shared and size > self.room:
-                prefix = self._encoded(head)
-            elif shared:
-                parent = len(row)
-                row.append(Segment(head, 0, 0))
-            for member in group:
-                if _size(row) + len(sequences[member]) - shared > self.room:
-                    yield from flushed(prefix)
-                members.append(member)
-                row.append(Segment(sequences[member][shared:], shared, wanted[member], parent))
-            if prefix:
-                yield from flushed(prefix)
-        yield from flushed()
+    @staticmethod
+    def _summed(
+        requests: list[Request], order: list[int], likely: list[torch.Tensor], greedy: list[torch.Tensor]
+    ) -> list[tuple[float, bool]]:
+        """The answers, from each token's log-probability and whether it is the likeliest: one read from the device."""
+        lengths = [len(requests[index][2]) for index in order]
+        answers = [(math.nan, False)] * len(requests)
+        tokens = (torch.cat(parts).cpu().split(lengths) for parts in (likely, greedy))
+        for index, each, same in zip(order, *tokens, strict=True):
+            answers[index] = (float(each.sum()), bool(same.all()))
+        return answers
 
     # Greedy answers
 
@@ -203,10 +158,10 @@ class Engine(HFLM):
         last = set(eos) if isinstance(eos, list) else {eos}
         # As in lm-eval: generated tokens of a text may differ from its encoding.
         looked_at = 2 + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in until)
-        waiting = deque((prompts[m][:n], m) for n, group in grouped([p[:-1] for p in prompts]) for m in group)
+        waiting = deque((prompts[m][:n], m) for n, group in rows.grouped([p[:-1] for p in prompts]) for m in group)
         slots = Slots(self.batch_size, self.device)
         writing: list[tuple[int, list[int]]] = []  # in the order of their slots
-        head, prefix = (), None
+        head, prefix, only = (), None, torch.zeros(1, dtype=torch.long, device=self.device)
 
         def ended(answer: list[int]) -> bool:
             if len(answer) >= limit or answer[-1] in last:
@@ -234,18 +189,18 @@ class Engine(HFLM):
                 row: list[Segment] = []
                 while waiting and waiting[0][0] == head and len(writing) < self.batch_size:
                     tail = prompts[waiting[0][1]][len(head) :]
-                    if row and _size(row) + len(tail) > self.room:
+                    if row and rows.size(row) + len(tail) > self.room:
                         break
                     row.append(Segment(tail, len(head), 1))
                     writing.append((waiting.popleft()[1], []))
-                logits, new = self._forward(row, prefix)
+                logits, new, _ = self._forward(row, prefix)
                 slots.fill(prefix, new, [len(segment.tokens) for segment in row])
                 yield from appended(logits)
             if writing:
-                ids = torch.tensor([[answer[-1]] for _, answer in writing])
-                positions = slots.extend()
+                ids, ends = rows.uploaded([[answer[-1] for _, answer in writing], slots.lengths], self.device)
+                positions = slots.extend(ends)
                 mask = (torch.arange(max(slots.lengths), device=self.device) <= positions)[:, None, None]
-                yield from appended(self._logits(ids, positions, mask, torch.tensor([0]), slots)[:, 0])
+                yield from appended(self._logits(ids[:, None], positions, mask, only, slots)[:, 0])
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -270,24 +225,35 @@ class Engine(HFLM):
     def _encoded(self, prefix: Tokens) -> DynamicCache:
         return self._forward([Segment(prefix, 0, 0)], None)[1]
 
-    def _forward(self, row: list[Segment], prefix: DynamicCache | None) -> tuple[torch.Tensor, DynamicCache]:
-        """Logits at the wanted positions (positions, vocabulary), and the cache of the new tokens."""
-        lengths = [len(segment.tokens) for segment in row]
-        ids = torch.tensor([token for segment in row for token in segment.tokens])
-        positions = torch.cat([torch.arange(len(segment.tokens)) + segment.start for segment in row])
-        ends = zip(itertools.accumulate(lengths), row, strict=True)
-        keep = torch.cat([torch.arange(end - segment.wanted, end) for end, segment in ends])
-        before = prefix.get_seq_length() if prefix else 0
+    def _forward(
+        self, segments: list[Segment], prefix: DynamicCache | None, *extra: list[int]
+    ) -> tuple[torch.Tensor, DynamicCache, list[torch.Tensor]]:
+        """Logits at the wanted positions (positions, vocabulary), the cache of the new tokens, and `extra` placed."""
+        row = rows.placed(segments, self.device, *extra)
         cache = Lent(prefix) if prefix else DynamicCache()
-        independent = all(segment.parent is None for segment in row)
-        with attention.end_to_end(self.model, tuple(lengths) if self.apart and independent else None, before) as apart:
-            mask = None
-            if not apart and (prefix or len(row) > 1):
-                own = torch.arange(len(row)).repeat_interleave(torch.tensor(lengths))
-                parent = torch.tensor([i if s.parent is None else s.parent for i, s in enumerate(row)])[own]
-                mask = ((own[:, None] == own) | (parent[:, None] == own)).tril()[None, None]
-                mask = functional.pad(mask, (before, 0), value=True)
-            return self._logits(ids[None], positions[None], mask, keep, cache)[0], cache
+        with self._attending(segments, row, prefix.get_seq_length() if prefix else 0) as mask:
+            return self._logits(row.ids, row.positions, mask, row.keep, cache)[0], cache, row.extra
+
+    @contextmanager
+    def _attending(self, segments: list[Segment], row: PlacedRow, before: int) -> Iterator[torch.Tensor | None]:
+        """A context in which the model's attention keeps apart what `row` does; yields the mask for where it can't.
+
+        before: tokens of the prefix.
+        """
+        lengths = tuple(len(segment.tokens) for segment in segments)
+        apart = self.kernels == "cuda" or (self.kernels == "cpu" and all(s.parent is None for s in segments))
+        if not apart or not attention.within_window(self.model, before + max(lengths)):
+            yield row.mask(before) if before or len(segments) > 1 else None
+            return
+        with attention.over(row.sequences(before) if self.kernels == "cuda" else SequenceRow(lengths, before, None)):
+            yield None
+
+    def _kernels(self) -> Literal["cpu", "cuda"] | None:
+        """Whose attention keeps the segments of a row apart; None if that takes masks. CUDA's computes in 16 bits."""
+        kind = self.model.config._attn_implementation
+        if kind == attention.ON_CUDA:
+            return "cuda" if (self.mixed_precision_dtype or self.model.dtype) in attention.HALF else None
+        return "cpu" if kind == attention.NAME and self.device.type == "cpu" else None
 
     def _logits(
         self,
@@ -301,17 +267,15 @@ class Engine(HFLM):
 
         mask: which keys each query attends to (rows, 1, queries, keys); None: causal.
         """
-        if mask is not None:
-            mask = mask.to(self.device)
-            if self.model.config._attn_implementation == "eager":
-                mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
+        if mask is not None and self.model.config._attn_implementation == "eager":
+            mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
         dtype = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.model(
-                input_ids=ids.to(self.device),
-                position_ids=positions.to(self.device),
+                input_ids=ids,
+                position_ids=positions,
                 attention_mask=mask,
-                logits_to_keep=keep.to(self.device),
+                logits_to_keep=keep,
                 use_cache=True,
                 **{cache_keyword(self.model): cache},
             ).logits
@@ -361,7 +325,7 @@ class Engine(HFLM):
 
         in_row: whether to check a prefix in the same row too, which generation does not use.
         """
-        head, tail = tokens[:-CALL], tokens[-CALL:]
+        head, tail = tokens[: -rows.CALL], tokens[-rows.CALL :]
         row = [Segment(tail, len(head), 1)] * 2
         try:
             ways = [self._forward(row, self._encoded(head) if head else None)[0]]
@@ -377,7 +341,3 @@ class Engine(HFLM):
         if difference <= TOLERANCE[plain.dtype]:
             return None
         return f"shared prefixes move a log-probability by {difference:.2g} nats"
-
-
-def _size(row: list[Segment]) -> int:
-    return sum(len(segment.tokens) for segment in row)

@@ -56,9 +56,12 @@ class Slots(DynamicCache):
         self.lengths[slot] = self.lengths[-1]
         self.lengths.pop()
 
-    def extend(self) -> torch.Tensor:
-        """Add a token to each used slot, which `update` will write. Returns its positions: (slots, 1)."""
-        self.at = torch.arange(len(self.lengths), device=self.device), torch.tensor(self.lengths, device=self.device)
+    def extend(self, ends: torch.Tensor) -> torch.Tensor:
+        """Add a token to each used slot, which `update` will write. Returns its positions: (slots, 1).
+
+        ends: `lengths` on the device.
+        """
+        self.at = torch.arange(len(self.lengths), device=self.device), ends
         self.lengths = [length + 1 for length in self.lengths]
         return self.at[1][:, None]
 

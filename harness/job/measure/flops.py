@@ -22,10 +22,11 @@ def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, 
     return 2 * batch * heads * rows * key.shape[2] * (3 * width + 2 * value.shape[3])
 
 
-def _varlen_flops(query, key, value, bounds, *args, out_val=None, **kwargs) -> int:
+def _varlen_flops(query, key, value, bounds, key_bounds, *args, out_val=None, **kwargs) -> int:
     """As `_attention_flops`, for sequences end to end in [tokens, heads, width], separated by `bounds`."""
     _, heads, width = query.shape
-    return 2 * heads * sum(n * n for n in _lengths(bounds)) * (width + value.shape[2])
+    pairs = sum(n * m for n, m in zip(_lengths(bounds), _lengths(key_bounds), strict=True))
+    return 2 * heads * pairs * (width + value.shape[2])
 
 
 def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args, out_val=None, **kwargs) -> int:

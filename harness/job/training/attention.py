@@ -3,14 +3,14 @@
 Transformers separates such sequences by a mask over the row, which their position ids imply ("packing without
 cross-contamination"). Here each sequence has its own causal attention: the same result without products across
 sequences. On a CPU neighbouring sequences of one length form a batch, and all may attend to a cached prefix; on CUDA
-one kernel computes all.
+one kernel computes all. Keys that sequences share there take a second call, and the two results are merged.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
+from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -30,21 +30,39 @@ from harness.job.models.structure import inner, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
+HALF = (torch.float16, torch.bfloat16)  # what CUDA's kernel for rows computes in
+CAUSAL = (-1, 0)  # a window without end to the left
 NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # names of the implementations in transformers
 # Torch 2.11 has no such argument, and does not require equal numbers of heads.
 GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True)
+class SharedKeys:
+    """What sequences of a row attend to besides themselves, in whole: groups of queries, each with its keys.
+
+    queries: indices of tokens, group after group; null for all tokens. keys: indices of tokens; null for the prefix's.
+    query_bounds, key_bounds: begin and end of the groups in these, as `bounds_of` makes them.
+    """
+
+    queries: Tensor | None
+    keys: Tensor | None
+    query_bounds: Tensor
+    key_bounds: Tensor
+
+
+@dataclass(frozen=True)
 class SequenceRow:
     """The lengths of a row's sequences, and the tokens of the prefix before them.
 
-    bounds: on CUDA, where there is no prefix, the begin and end of the sequences: (sequences + 1,) as int32.
+    bounds: on CUDA, the begin and end of the sequences: (sequences + 1,) as int32. shared: on CUDA, what they attend to
+    besides; the prefix, if there is one. No gradients go through it.
     """
 
     lengths: tuple[int, ...]
     prefix: int
     bounds: Tensor | None
+    shared: SharedKeys | None = None
 
 
 _row: ContextVar[SequenceRow | None] = ContextVar("row", default=None)
@@ -110,8 +128,7 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
     Yields whether this attention applies: a sequence longer than the model's sliding window needs a mask.
     """
     net = inner(model)
-    window = getattr(net.config.get_text_config(), "sliding_window", None)
-    if lengths is None or (window is not None and prefix + max(lengths) > window):
+    if lengths is None or not within_window(model, prefix + max(lengths)):
         yield False
         return
     bounds = None
@@ -119,6 +136,12 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
         bounds = bounds_of(lengths, net.device)
     with over(SequenceRow(lengths, prefix, bounds)):
         yield True
+
+
+def within_window(model: nn.Module, tokens: int) -> bool:
+    """Whether a sequence of so many tokens fits the sliding window of `model`, if it has one."""
+    window = getattr(inner(model).config.get_text_config(), "sliding_window", None)
+    return window is None or tokens <= window
 
 
 @contextmanager
@@ -137,13 +160,16 @@ def row() -> SequenceRow | None:
 
 
 def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """The begins and ends of sequences of `lengths` in a row: (sequences + 1,) as int32.
+    """The begins and ends of sequences of `lengths` in a row: (sequences + 1,) as int32."""
+    return with_lengths(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), lengths)
 
-    The tensor has the attribute ``lengths``, which FLOPs are counted from: reading values from the device would make it
-    wait, and a tensor without storage has none.
+
+def with_lengths(bounds: Tensor, lengths: Iterable[int]) -> Tensor:
+    """`bounds` of sequences of `lengths`, with the attribute ``lengths``, which FLOPs are counted from.
+
+    Reading values from the device would make it wait, and a tensor without storage has none.
     """
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
-    bounds.lengths = lengths
+    bounds.lengths = tuple(lengths)
     return bounds
 
 
@@ -170,8 +196,10 @@ def _attend(
     precision = nullcontext()
     if row.bounds is not None:
         query, key, value = _as_autocast(query, key, value)
-        if not dropout and query.dtype in (torch.float16, torch.bfloat16):
+        if not dropout and query.dtype in HALF:
             return _flash(row, query, key, value, scaling), None
+        if row.shared is not None and row.shared.keys is not None:
+            raise ValueError(f"Keys that sequences share within a row require 16 bits, got {query.dtype}.")
     elif query.device.type == "cpu":  # its backward pass is up to three times slower in autocast's bf16
         query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)
@@ -237,19 +265,45 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _flash(row: SequenceRow, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attention by one kernel for all sequences. Keys and values may have fewer heads than queries."""
-    flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
-    longest = max(row.lengths)
-    return varlen_attn(
-        *flat,
-        row.bounds,
-        row.bounds,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1, 0),  # causal
-        **GROUPED,
-    ).unsqueeze(0)
+    """Attention by one kernel for all sequences, and by another call of it for the keys that they share.
+
+    Keys and values may have fewer heads than queries.
+    """
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
+    if row.shared is None:
+        return _varlen(query, key, value, row.bounds, row.bounds, scaling, window_size=CAUSAL).unsqueeze(0)
+    shared, sums = row.shared, {"return_aux": AuxRequest(lse=True)}
+    own = key[row.prefix :], value[row.prefix :]
+    whole = (key[: row.prefix], value[: row.prefix]) if shared.keys is None else (x[shared.keys] for x in own)
+    chosen = slice(None) if shared.queries is None else shared.queries
+    out, own_sums = _varlen(query, *own, row.bounds, row.bounds, scaling, window_size=CAUSAL, **sums)
+    other = _varlen(query[chosen], *whole, shared.query_bounds, shared.key_bounds, scaling, **sums)
+    out[chosen] = merged((out[chosen], own_sums[:, chosen]), other)
+    return out.unsqueeze(0)
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    key_bounds: Tensor,
+    scaling: float | None,
+    **keywords: Any,
+) -> Any:
+    """Torch's kernel for sequences between `bounds`, each of which attends to the keys between its `key_bounds`."""
+    longest = max(bounds.lengths), max(key_bounds.lengths)
+    return varlen_attn(query, key, value, bounds, key_bounds, *longest, scale=scaling, **keywords, **GROUPED)
+
+
+def merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention to two sets of keys together, from attention to each: (tokens, heads, width).
+
+    Of each set: the attention, and the log-sum-exp of the scores, (heads, tokens). With the sums of exponentials a and
+    b, the second has the share b / (a + b), which is the sigmoid of the difference of their logarithms.
+    """
+    share = (second[1] - first[1]).sigmoid().transpose(0, 1)[..., None]
+    return torch.lerp(first[0].float(), second[0].float(), share).to(first[0].dtype)
 
 
 for name in (NAME, ON_CUDA):

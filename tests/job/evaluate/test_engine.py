@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import random
 from types import SimpleNamespace
@@ -31,8 +32,9 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from harness.job.evaluate import engine, scoring
-from harness.job.evaluate.engine import CALL, Engine, grouped
+from harness.job.evaluate import engine, rows, scoring
+from harness.job.evaluate.engine import Engine
+from harness.job.evaluate.rows import CALL, grouped
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED
 from harness.settings import EvalSettings
@@ -178,6 +180,37 @@ def test_answers_are_the_same(name, tokenizer, tmp_path):
     assert ours.generate_until(questions(), disable_tqdm=True) == expected
     assert ours.used == {"continuous_batching": "on"}
     assert len(set(map(len, expected))) > 3, "answers that all end at once show nothing"
+
+
+def kernel_for_rows(query, key, value, bounds, key_bounds, _longest, _longest_keys, *, return_aux=None, **how):
+    """What torch says of `varlen_attn`, on a CPU: attention (tokens, heads, width), sums of scores (heads, tokens)."""
+    causal, groups = how.get("window_size") == (-1, 0), query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    parts = []
+    for (begin, end), (first, last) in zip(
+        *(itertools.pairwise(b.tolist()) for b in (bounds, key_bounds)), strict=True
+    ):
+        of_one = (t.transpose(0, 1)[None] for t in (query[begin:end], key[first:last], value[first:last]))
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        parts.append(kernel(*of_one, 0.0, causal, scale=how.get("scale")))
+    out, sums = torch.cat([p[0][0].transpose(0, 1) for p in parts]), torch.cat([p[1][0] for p in parts], dim=1)
+    return (out, sums) if return_aux else out
+
+
+@pytest.mark.parametrize("room", [100, 512])  # a prefix in a cache of its own, and prefixes in the row
+def test_cudas_way_gives_the_same_numbers(tokenizer, tmp_path, monkeypatch, room):
+    monkeypatch.setitem(engine.ROW, "cpu", room)
+    monkeypatch.setattr(attention, "HALF", (torch.float32,))
+    monkeypatch.setattr(attention, "varlen_attn", kernel_for_rows)
+    monkeypatch.setattr(attention, "enable", functools.partial(attention.enable, kernels="cuda"))
+    monkeypatch.setattr(rows.PlacedRow, "mask", None)  # it takes none
+    stock, ours = pair(built(llama, tokenizer, tmp_path), tokenizer)
+    assert ours.kernels == "cuda"
+    expected = stock.loglikelihood(multiple_choice(), disable_tqdm=True)
+    assert_same_likelihoods(expected, ours.loglikelihood(multiple_choice(), disable_tqdm=True))
+    expected = stock.generate_until(questions(), disable_tqdm=True)
+    assert ours.generate_until(questions(), disable_tqdm=True) == expected
+    assert ours.used == {"shared_prefix": "on", "continuous_batching": "on"}
 
 
 def in_the_dtype_of_keys(layer, keys, values):

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
+from on_fake_cuda import run_there
 
-from harness.config import CONF, ROOT
+from harness.config import CONF
 
-FAKE = Path(__file__).parents[2] / "fake_cuda"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "api")
 # What else there is for GPUs, one setting at a time.
 SETTINGS = [
@@ -49,23 +43,8 @@ NEARLY = {"adafactor": 0.001, "gralora": 0.005, "psoft": 0.005, "tinylora": 0.00
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, dict]:
     """By method or settings, what the steps on the fake GPU took."""
-    if shutil.which("g++") is None:
-        pytest.skip("it takes a C++ compiler to build the hooks")
-    libraries = Path(torch.__file__).parent / "lib"
-    hooks = tmp_path_factory.mktemp("fake_cuda") / "hooks.so"
-    headers = Path(torch.__file__).parent / "include"
-    build = ["g++", "-shared", "-fPIC", "-std=c++20", "-O1", FAKE / "hooks.cpp", "-o", hooks]
-    build += [f"-I{headers}", f"-I{headers}/torch/csrc/api/include", f"-L{libraries}", "-lc10", "-ltorch_cpu"]
-    subprocess.run(build, check=True)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(libraries),
-        "LD_PRELOAD": str(hooks),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[2])]),
-    }
     asked = [_overrides(cell) for cell in CELLS]
-    run = subprocess.run(
-        [sys.executable, FAKE / "steps.py"], input=json.dumps(asked), env=environment, capture_output=True, text=True
-    )
+    run = run_there("steps.py", json.dumps(asked), tmp_path_factory.mktemp("fake_cuda"))
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(lines) == len(CELLS), run.stderr[-3000:]
     return dict(zip(CELLS, lines, strict=True))

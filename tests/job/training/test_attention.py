@@ -161,6 +161,23 @@ def test_outside_a_row_and_asked_off_it_is_plain_attention():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+# Keys that sequences share
+
+
+def test_attention_to_two_sets_of_keys_merges_into_attention_to_both():
+    torch.manual_seed(0)
+    query, key, value = (4 * torch.randn(1, 3, n, 16) for n in (7, 20, 20))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    parts = []
+    for begin, end in ((0, 13), (13, 20)):
+        out, sums = kernel(query, key[:, :, begin:end], value[:, :, begin:end])[:2]
+        parts.append((out[0].transpose(0, 1), sums[0]))
+    assert torch.allclose(attention.merged(*parts), expected, atol=1e-5)
+    assert (parts[0][0] - expected).abs().max() > 0.1
+    assert (parts[1][0] - expected).abs().max() > 0.1
+
+
 # CUDA's kernel for rows, on tensors without storage, which need no GPU
 
 QUERY, KEY, VALUE = (6, 17), (2, 17), (2, 17)  # heads, and tokens of sequences of 9, 3 and 5
@@ -206,9 +223,8 @@ def test_both_kernels_count_the_same_operations():
 def test_the_kernels_flops_can_be_read_from_bounds_that_have_values():
     query = torch.empty(17, 6, 32, device="meta")
     known, plain = attention.bounds_of((9, 3, 5), torch.device("cpu")), torch.tensor([0, 9, 12, 17], dtype=torch.int32)
-    assert FLOPS[torch.ops.torch_attn._varlen_attn](query, query, query, known) == FLOPS[
-        torch.ops.torch_attn._varlen_attn
-    ](query, query, query, plain)
+    flops = FLOPS[torch.ops.torch_attn._varlen_attn]
+    assert flops(query, query, query, known, known) == flops(query, query, query, plain, plain)
 
 
 def test_the_kernel_takes_fewer_heads_of_keys_as_they_are():
