@@ -32,6 +32,7 @@ from harness.job.evaluate import rows
 from harness.job.evaluate.decoding import cache_keyword, written
 from harness.job.evaluate.kv_cache import Lent, Slots
 from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
+from harness.job.evaluate.tokenising import SharedBeginnings
 from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED, SequenceRow
@@ -61,6 +62,21 @@ class Engine(HFLM):
         self.used: dict[str, str] = {}
         self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
         self.kernels = self._kernels()
+        self._texts = SharedBeginnings(self.tokenizer, super().tok_encode)
+        self._prompts = SharedBeginnings(self.tokenizer, self._whole_prompt)
+
+    # Tokens
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """As in `HFLM`; what a text shares with the texts before it is not encoded again."""
+        if add_special_tokens is not None or left_truncate_len is not None or kwargs:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        return self._texts.encode(string)
+
+    def _whole_prompt(self, text: str) -> list[int]:
+        return self.tok_batch_encode([text])[0][0].tolist()
 
     # Log-likelihoods
 
@@ -71,10 +87,7 @@ class Engine(HFLM):
         asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token only are one
         for index, (_, context, continuation) in enumerate(requests):
             asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
-        if cut := sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests):
-            logger.warning(
-                f"{cut} requests were truncated on the left to {self.max_length} tokens, the model's maximum."
-            )
+        _tell_cut([len(context) + len(continuation) for _, context, continuation in requests], self.max_length + 1)
         if not self._permitted("shared_prefix", self._obstacle(asked)):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         sequences = list(asked)
@@ -137,9 +150,9 @@ class Engine(HFLM):
         limit = kwargs.pop("max_gen_toks")
         prompts: list[Tokens] = []
         if not (obstacle := self._not_plain(kwargs, limit)):
-            for request in requests:
-                ids, _ = self.tok_batch_encode([request.args[0]], "left", self.max_length - limit, self.truncation)
-                prompts.append(tuple(ids[0].tolist()))
+            prompts = [tuple(self._prompts.encode(request.args[0])) for request in requests]
+            _tell_cut(list(map(len, prompts)), self.max_length - limit)
+            prompts = [prompt[limit - self.max_length :] for prompt in prompts]
             obstacle = self._obstacle(prompts, limit)
         if not self._permitted("continuous_batching", obstacle):
             return super().generate_until(requests, disable_tqdm)
@@ -341,3 +354,8 @@ class Engine(HFLM):
         if difference <= TOLERANCE[plain.dtype]:
             return None
         return f"shared prefixes move a log-probability by {difference:.2g} nats"
+
+
+def _tell_cut(lengths: list[int], most: int) -> None:
+    if cut := sum(length > most for length in lengths):
+        logger.warning(f"{cut} requests were truncated on the left to {most} tokens, which the model has room for.")

@@ -1,0 +1,118 @@
+"""Tokenises texts that begin alike, as questions with the same examples and choices of one question do.
+
+What a text shares with a recent one is not tokenised again. A tokenizer cuts a text into words before it looks into
+any, so tokens up to a word's end do not depend on what follows at some distance.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+OVERLAP = 64  # characters before the first difference that are tokenised again, and compared
+DISTANT = 16  # characters after a token within which a difference may change it
+
+
+@dataclass
+class Encoded:
+    """A text's tokens. begin, end: special tokens around `ids`. words, starts, ends: of each token, its word's number
+
+    and its first and last character. Null where the tokenizer does not tell.
+    """
+
+    text: str
+    ids: list[int]
+    words: list[int | None]
+    starts: list[int]
+    ends: list[int]
+    begin: list[int]
+    end: list[int]
+
+    @property
+    def whole(self) -> list[int]:
+        return [*self.begin, *self.ids, *self.end]
+
+
+class SharedBeginnings:
+    """Encodes texts as `encode` does, which may add special tokens at both ends.
+
+    recent: texts that a new one is compared with: a question, and a choice of it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encode: Callable[[str], list[int]]):
+        self._tokenizer, self._encode = tokenizer, encode
+        self._recent: deque[Encoded] = deque(maxlen=2)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of `text`."""
+        depths = [_shared(text, known.text) for known in self._recent]
+        best = max(range(len(depths)), key=depths.__getitem__, default=None)
+        known = None if best is None else self._recent[best]
+        if known is None or known.text != text:
+            after = known and self._after(known, depths[best], text)
+            known = after or self._anew(text)
+            self._recent.append(known)
+        return known.whole
+
+    def _anew(self, text: str) -> Encoded:
+        whole = self._encode(text)
+        if self._tokenizer.is_fast:
+            plain = self._plain(text)
+            ids = plain.ids
+            at = next((i for i in range(len(whole) - len(ids) + 1) if whole[i : i + len(ids)] == ids), None)
+            if at is not None and ids:
+                spans = map(list, zip(*plain.offsets, strict=True))
+                return Encoded(text, ids, plain.word_ids, *spans, whole[:at], whole[at + len(ids) :])
+        return Encoded(text, whole, [None] * len(whole), [0] * len(whole), [0] * len(whole), [], [])
+
+    def _after(self, known: Encoded, depth: int, text: str) -> Encoded | None:
+        """`text`, which begins with the first `depth` characters of `known`; None if it has to be encoded anew."""
+        cut = self._cut(known, depth - OVERLAP)
+        if cut is None:
+            return None
+        at = known.ends[cut - 1]
+        rest = self._plain(text[at:])
+        again = bisect_right([end for _, end in rest.offsets], depth - at - DISTANT)
+        if not again or rest.ids[:again] != known.ids[cut : cut + again]:
+            return None  # a text's beginning is encoded in another way than its middle
+        first = rest.word_ids[0]
+        return Encoded(
+            text,
+            known.ids[:cut] + rest.ids,
+            known.words[:cut] + [w if w is None else w - first + known.words[cut] for w in rest.word_ids],
+            known.starts[:cut] + [start + at for start, _ in rest.offsets],
+            known.ends[:cut] + [end + at for _, end in rest.offsets],
+            known.begin,
+            known.end,
+        )
+
+    @staticmethod
+    def _cut(known: Encoded, most: int) -> int | None:
+        """The last token that begins a word of `known`, of those whose word before ends within `most` characters."""
+        if most <= 0:
+            return None
+        for cut in range(bisect_right(known.ends, most), 0, -1):
+            if cut < len(known.ids) and None not in (known.words[cut - 1], known.words[cut]):
+                between = known.text[known.ends[cut - 1] : known.starts[cut]]
+                if known.words[cut - 1] != known.words[cut] and between in ("", " "):
+                    return cut
+        return None
+
+    def _plain(self, text: str):
+        return self._tokenizer(text, add_special_tokens=False).encodings[0]
+
+
+def _shared(a: str, b: str) -> int:
+    """How many first characters two texts share."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a.startswith(b[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
