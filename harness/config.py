@@ -131,8 +131,9 @@ class EvalConfig:
     """Items per task or group (null: all): a seeded, stratified sample, the same for every cell."""
     num_fewshot: int | None = None
     """Examples before each question (null: the task's own number)."""
-    batch_size: int = 16
-    """Sequences scored at a time."""
+    batch_size: int | str = "auto"
+    """Sequences answered at a time. auto: on a GPU, as many as fit its memory, halved after a shortage; 16 on a CPU and
+    with speedups=off."""
     seed: int = 0
     """Seed of the sample of items, the same for every cell."""
     engine: str = "auto"

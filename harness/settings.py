@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-AUTO: Literal["auto"] = "auto"  # the train.batch_size that is chosen where a cell is run
+AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
 
 
@@ -84,7 +84,7 @@ class EvalSettings:
     tasks: list[str] = field(default_factory=list, hash=False)
     limit: int | None = None
     num_fewshot: int | None = None
-    batch_size: int | None = None
+    batch_size: int | Literal["auto"] | None = None
     seed: int | None = None
     engine: str = "auto"
     chat_template: bool = False

@@ -36,7 +36,7 @@ LEAST = {
         1,
     ),
     "data": {"limit": 1},
-    "eval": {"limit": 1, "num_fewshot": 0, "batch_size": 1},
+    "eval": {"limit": 1, "num_fewshot": 0},
     "infer": {"repeats": 0, "batch_size": 1, "large_batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
     "api": {"concurrency": 1, "retries": 0, "backoff": 0},
 }
@@ -48,6 +48,8 @@ def check(config: DictConfig) -> None:
         redact.named.add(config.model.key_env)
     redact.refuse(OmegaConf.to_container(config, resolve=True))
     _check_numbers(config)
+    for group in ("train", "eval"):
+        _check_size(group, config[group].batch_size)
     _check_batch(config.train)
     _check_training(config)
     check_precautions(config)
@@ -103,11 +105,14 @@ def _check_numbers(config: DictConfig) -> None:
         raise UserError(f"data.noise must be a share from 0 to 1, got {config.data.noise}.")
 
 
-def _check_batch(train: DictConfig) -> None:
-    """Raise UserError if a step's batch is none, or is said twice."""
-    size, accum = train.batch_size, train.grad_accum
+def _check_size(group: str, size: int | str) -> None:
     if size != AUTO and (isinstance(size, str) or size < 1):
-        raise UserError(f"train.batch_size must be a positive number or auto, got {size}.")
+        raise UserError(f"{group}.batch_size must be a positive number or auto, got {size}.")
+
+
+def _check_batch(train: DictConfig) -> None:
+    """Raise UserError if a step's batch is said twice."""
+    size, accum = train.batch_size, train.grad_accum
     if size == AUTO and train.global_batch is None:
         raise UserError("train.batch_size=auto requires train.global_batch, the sequences of a step.")
     if size == AUTO and accum != 1:

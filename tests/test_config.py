@@ -157,7 +157,6 @@ def test_the_stable_keys_exist(compose, key):
         ("data.noise=1.1", "data.noise"),
         ("eval.limit=0", "eval.limit"),
         ("eval.num_fewshot=-1", "eval.num_fewshot"),
-        ("eval.batch_size=0", "eval.batch_size"),
         ("infer.repeats=-1", "infer.repeats"),
         ("infer.batch_size=0", "infer.batch_size"),
         ("infer.prompt_tokens=0", "infer.prompt_tokens"),
@@ -183,6 +182,8 @@ def test_impossible_settings_are_refused_by_name(compose, override, key):
     [
         (("train.batch_size=0",), r"train\.batch_size must be a positive number or auto, got 0\."),
         (("train.batch_size=most",), r"train\.batch_size must be a positive number or auto, got most\."),
+        (("eval.batch_size=0",), r"eval\.batch_size must be a positive number or auto, got 0\."),
+        (("eval.batch_size=most",), r"eval\.batch_size must be a positive number or auto, got most\."),
         (("train.batch_size=auto",), r"train\.batch_size=auto requires train\.global_batch, the sequences of a step\."),
         (
             ("train.batch_size=auto", "train.global_batch=8", "train.grad_accum=2"),

@@ -87,7 +87,7 @@ class LocalCell:
         self.holders = shortage.Holders()
         self.model: nn.Module | None = None
         self.items: pd.DataFrame | None = None
-        self._loaded: dict[str, Any] = {}  # what the record's environment says of the model
+        self._loaded: dict[str, Any] = {}  # what the record's environment says of the model, and of its scoring
         self._speedups: dict[str, str] = {}  # by name: "on", or "off: " and the reason
         self._matmul_peak: float | None = None
         self._gpu_ids: str | None = None  # of those that trained together
@@ -364,6 +364,7 @@ class LocalCell:
                 torch.bfloat16 if self.bf16 else None,
                 speedups=self.settings.fast,
                 engine=asked.engine,
+                tell_batch=partial(self._loaded.__setitem__, "eval_batch_size"),
                 answered_so_far=self.reporter.answered,
             )
         self._speedups |= used

@@ -127,7 +127,8 @@ class Record:
     seconds: float
     """Duration of the job in seconds."""
     environment: dict[str, Any]
-    """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups."""
+    """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups,
+    eval_batch_size (sequences answered at a time)."""
     failure: Failure | None = None
     """null of a cell that ended as ok."""
     precautions: Precautions = field(default_factory=Precautions)

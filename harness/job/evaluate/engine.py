@@ -15,11 +15,11 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch.nn import functional
@@ -29,15 +29,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
 from harness.job.evaluate import rows
+from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.decoding import cache_keyword, written
-from harness.job.evaluate.kv_cache import Lent, Slots
+from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots
 from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
-from harness.job.evaluate.tokenising import SharedBeginnings
+from harness.job.evaluate.tokenised_once import Request, TokenisedOnce
 from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED, SequenceRow
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
+LOGIT = 10  # bytes of a logit: as it is computed, in fp32, and its log-probability
 CHECKED = 320  # first tokens of the longest request, which are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
 # Generation settings that keep the likeliest token: of a task, and in a model's config.
@@ -47,36 +49,24 @@ HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transfor
 
 logger = logging.getLogger(__name__)
 
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
-
-class Engine(HFLM):
+class Engine(TokenisedOnce):
     """`HFLM` that shares prefixes and refills slots if that gives the same numbers.
 
     used: after scoring, "on", or "off: " and the reason, for "shared_prefix" (log-likelihoods) and
     "continuous_batching" (greedy answers), if such requests came.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, batch_size: int | AnswerBatch = 1, **kwargs):
         super().__init__(*args, **kwargs)
+        self.batch = batch_size if isinstance(batch_size, AnswerBatch) else AnswerBatch(batch_size, self.device)
         self.used: dict[str, str] = {}
         self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
         self.kernels = self._kernels()
-        self._texts = SharedBeginnings(self.tokenizer, super().tok_encode)
-        self._prompts = SharedBeginnings(self.tokenizer, self._whole_prompt)
 
-    # Tokens
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
-    ) -> list[int]:
-        """As in `HFLM`; what a text shares with the texts before it is not encoded again."""
-        if add_special_tokens is not None or left_truncate_len is not None or kwargs:
-            return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
-        return self._texts.encode(string)
-
-    def _whole_prompt(self, text: str) -> list[int]:
-        return self.tok_batch_encode([text])[0][0].tolist()
+    @property
+    def batch_size(self) -> int:
+        return self.batch.size
 
     # Log-likelihoods
 
@@ -89,7 +79,8 @@ class Engine(HFLM):
             asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
         _tell_cut([len(context) + len(continuation) for _, context, continuation in requests], self.max_length + 1)
         if not self._permitted("shared_prefix", self._obstacle(asked)):
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            self._fit_unshared([context + continuation for _, context, continuation in requests])
+            return self.batch.run(partial(super()._loglikelihood_tokens, requests, disable_tqdm, override_bs))
         sequences = list(asked)
         wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in sequences]
         order, likely, greedy = [], [], []  # requests as they are answered; of each of their tokens, on the device
@@ -150,20 +141,29 @@ class Engine(HFLM):
         limit = kwargs.pop("max_gen_toks")
         prompts: list[Tokens] = []
         if not (obstacle := self._not_plain(kwargs, limit)):
-            prompts = [tuple(self._prompts.encode(request.args[0])) for request in requests]
+            prompts = self.prompts([request.args[0] for request in requests])
             _tell_cut(list(map(len, prompts)), self.max_length - limit)
             prompts = [prompt[limit - self.max_length :] for prompt in prompts]
             obstacle = self._obstacle(prompts, limit)
         if not self._permitted("continuous_batching", obstacle):
-            return super().generate_until(requests, disable_tqdm)
-        answers = [""] * len(requests)
+            self._fit_unshared(prompts or [self.tok_encode(request.args[0]) for request in requests], limit)
+            return self.batch.run(partial(super().generate_until, requests, disable_tqdm))
+        if self.batch.chooses:
+            self.batch.fit(self._cached_bytes(max(prompts, key=len), limit), len(prompts))
+        answers: dict[int, str] = {}
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        for index, tokens in self._written(prompts, until, limit):
-            answers[index] = postprocess_generated_text(self.tok_decode(tokens), until, None)
-            self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
-            pbar.update(1)
+
+        def answer() -> None:
+            left = [index for index in range(len(prompts)) if index not in answers]
+            for at, tokens in self._written([prompts[index] for index in left], until, limit):
+                index = left[at]
+                answers[index] = postprocess_generated_text(self.tok_decode(tokens), until, None)
+                self.cache_hook.add_partial("generate_until", requests[index].args, answers[index])
+                pbar.update(1)
+
+        self.batch.run(answer)
         pbar.close()
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
         """Index of each prompt and the tokens of its answer, as answers end."""
@@ -292,6 +292,24 @@ class Engine(HFLM):
                 use_cache=True,
                 **{cache_keyword(self.model): cache},
             ).logits
+
+    # What a sequence takes
+
+    def _cached_bytes(self, prompt: Tokens, more: int) -> int:
+        """Bytes of a sequence's keys and values, measured on the begin of `prompt`, and of a token's logits.
+
+        more: tokens after the prompt.
+        """
+        layers = self._encoded(begin := prompt[: rows.CALL]).layers
+        each = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // len(begin)
+        return each * (len(prompt) + more + BLOCK) + LOGIT * self.model.config.get_text_config().vocab_size
+
+    def _fit_unshared(self, sequences: Collection[list[int] | Tokens], more: int = 0) -> None:
+        """Fit stock's batches: it has the logits of all tokens, and keys and values for at most every head."""
+        if self.batch.chooses:
+            config = self.model.config.get_text_config()
+            each = LOGIT * config.vocab_size + 8 * config.num_hidden_layers * config.hidden_size
+            self.batch.fit(each * (max(map(len, sequences)) + more), len(sequences))
 
     # When the numbers would differ
 

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def _score(
             torch.bfloat16 if bf16 else None,
             speedups=asked.fast,
             engine=settings.engine,
+            tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
             answered_so_far=reporter.answered,
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded

@@ -16,7 +16,7 @@ import random
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lm_eval
 import pandas as pd
@@ -35,7 +35,8 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import sources
-from harness.job.evaluate import linear_weights, vllm_engine
+from harness.job.evaluate import linear_weights, request_cache, vllm_engine
+from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.models import hub
@@ -139,12 +140,11 @@ class Tasks:
         }
 
     def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
-        """lm-eval's `build_all_requests`, except that it reuses requests that were built before."""
+        """lm-eval's `build_all_requests`, except that it reuses requests that were built before, here or elsewhere."""
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
-            type(task).build_all_requests(task, samples=samples, **asked)
-            self._requests[key] = task.instances
+            self._requests[key] = request_cache.built(task, request_cache.Asked(samples, FEWSHOT_SEED, asked))
         # Copies, as answers are stored in them.
         task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
 
@@ -232,10 +232,11 @@ def score(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Tasks,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     autocast: torch.dtype | None,
     speedups: bool = True,
     engine: str = "auto",
+    tell_batch: Callable[[int], Any] = lambda size: None,
     answered_so_far: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
@@ -244,12 +245,14 @@ def score(
     index in the test split), hash (of the document), filter, metric, value, prediction, target, cluster (what it shares
     with other items, or null: `cluster_of`).
 
+    tell_batch: called with the number of sequences that are answered at a time, and again if it becomes smaller.
     speedups: False for lm-eval's own `HFLM`. engine: "vllm" for vLLM's. autocast: the dtype of linear layers; a model
     that is not peft's is left with its linear layers in it. answered_so_far: called after each answer with the number
     of requests that are answered, and of all.
     """
     model.eval()
-    with torch.inference_mode(), _engine(model, tokenizer, batch_size, autocast, speedups, engine) as (lm, used):
+    batch = AnswerBatch(batch_size, model.device, tell_batch)
+    with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups, engine) as (lm, used):
         if answered_so_far is not None:
             lm.set_cache_hook(AnswerCount(tasks, answered_so_far))
         scores, items = answered(lm, tasks)
@@ -296,7 +299,7 @@ class AnswerCount(CacheHook):
 def _engine(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    batch_size: int,
+    batch: AnswerBatch,
     autocast: torch.dtype | None,
     speedups: bool,
     engine: str,
@@ -306,12 +309,13 @@ def _engine(
         with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
             yield lm, {"vllm": "on"}
         return
-    asked = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, "mixed_precision_dtype": autocast}
+    asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast}
     if not speedups:
-        yield (Engine if prompted(model) else HFLM)(**asked), {}
+        batch.use_fixed()
+        yield Engine(**asked, batch_size=batch) if prompted(model) else HFLM(**asked, batch_size=batch.size), {}
         return
     with attention.enabled(model), linear_weights.expanded(model) as used, contextlib.ExitStack() as stack:
-        lm = Engine(**asked)
+        lm = Engine(**asked, batch_size=batch)
         if autocast is not None and linear_weights.only_multiplied(model):
             # After lm-eval's class was made, which ties the head to the embedding again.
             undo = linear_weights.cast(model, autocast)

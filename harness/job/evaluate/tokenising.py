@@ -6,22 +6,29 @@ any, so tokens up to a word's end do not depend on what follows at some distance
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+IDENTITY = "sha256:"  # begins a tokenizer's identity
 OVERLAP = 64  # characters before the first difference that are tokenised again, and compared
 DISTANT = 16  # characters after a token within which a difference may change it
 
 
 @dataclass
 class Encoded:
-    """A text's tokens. begin, end: special tokens around `ids`. words, starts, ends: of each token, its word's number
+    """A text's tokens.
 
-    and its first and last character. Null where the tokenizer does not tell.
+    begin, end: special tokens around `ids`. words, starts, ends: of each token the number of its word (null where the
+    tokenizer does not tell), its first character, and the one after its last.
     """
 
     text: str
@@ -34,6 +41,7 @@ class Encoded:
 
     @property
     def whole(self) -> list[int]:
+        """All tokens."""
         return [*self.begin, *self.ids, *self.end]
 
 
@@ -49,7 +57,7 @@ class SharedBeginnings:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`."""
-        depths = [_shared(text, known.text) for known in self._recent]
+        depths = [shared(text, known.text) for known in self._recent]
         best = max(range(len(depths)), key=depths.__getitem__, default=None)
         known = None if best is None else self._recent[best]
         if known is None or known.text != text:
@@ -102,17 +110,32 @@ class SharedBeginnings:
                     return cut
         return None
 
-    def _plain(self, text: str):
+    def _plain(self, text: str) -> Encoding:
         return self._tokenizer(text, add_special_tokens=False).encodings[0]
 
 
-def _shared(a: str, b: str) -> int:
-    """How many first characters two texts share."""
+def shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many first characters of two texts, or tokens of two lists, are the same."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
-        if a.startswith(b[low:middle], low):
+        if a[low:middle] == b[low:middle]:
             low = middle
         else:
             high = middle - 1
     return low
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A text that differs for tokenizers that give other tokens, or put chats in another way; None if it isn't known.
+
+    A template that writes the date has another identity each day.
+    """
+    if not tokenizer.is_fast:
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend |= {"truncation": None, "padding": None}  # which are of its last call
+    parts = [backend, tokenizer.chat_template, tokenizer.special_tokens_map]
+    if "strftime_now" in json.dumps(tokenizer.chat_template):
+        parts.append(datetime.now().date())
+    return IDENTITY + hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

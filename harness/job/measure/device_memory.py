@@ -21,6 +21,11 @@ def in_use(device: torch.device) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def free(device: torch.device) -> int:
+    """Bytes that tensors on a CUDA device can still take: free there, or held unused by torch's allocator."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def largest_free(device: torch.device) -> int | None:
     """Bytes of the largest block that CUDA's allocator can hand out, cached or free on the device; null on CPU."""
     if device.type != "cuda":

@@ -1,0 +1,57 @@
+"""How many sequences are answered at a time: `eval.batch_size`, where `auto` is as many as the device has room for."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from harness.job import shortage
+from harness.job.measure.device_memory import free
+from harness.settings import AUTO
+
+FIXED = 16  # what `auto` is on a CPU, where more sequences bring no speed, and without speed-ups
+SHARE = 0.8  # of the free memory; layers' own tensors take some of the rest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class AnswerBatch:
+    """The number of sequences that are answered at a time.
+
+    chooses: whether that many are taken as fit the device. tell: called with each number that is used.
+    """
+
+    def __init__(
+        self, asked: int | Literal["auto"], device: torch.device, tell: Callable[[int], Any] = lambda size: None
+    ):
+        self._device, self._tell = device, tell
+        self.chooses, self.size = asked == AUTO and device.type == "cuda", FIXED if asked == AUTO else asked
+
+    def fit(self, each: int, most: int) -> None:
+        """Take as many sequences of `each` bytes as fit the device, at most `most`."""
+        self.size = max(1, min(most, int(SHARE * free(self._device)) // each))
+
+    def use_fixed(self) -> None:
+        """Choose nothing from here on."""
+        self.chooses = False
+        self._tell(self.size)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns; where the number is chosen here, `work` is called again with half after a shortage."""
+        while True:
+            self._tell(self.size)
+            try:
+                return work()
+            except Exception as error:
+                if not self.chooses or self.size == 1 or not shortage.of_memory(error):
+                    raise
+            self.size = -(-self.size // 2)
+            logger.warning(f"Memory ran out; answering {self.size} sequences at a time.")
+            gc.collect()
+            torch.cuda.empty_cache()
