@@ -60,7 +60,7 @@ def digest(*parts: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestForm:
     """How the requests of a task are built, as lm-eval's `build_all_requests` is told."""
 
     samples: list[int]
@@ -80,7 +80,7 @@ class Asked:
         return digest("requests", config, self.samples, self.seed, form, texts.hexdigest())
 
 
-def built(task: Task, asked: Asked) -> list[Instance]:
+def built(task: Task, asked: RequestForm) -> list[Instance]:
     """The requests of `task`: read from the file that another cell left, or built and left for others."""
     docs = dict(task.doc_iterator(rank=0, limit=None, world_size=1, samples=asked.samples))
     name = asked.name(task, docs)

@@ -144,7 +144,7 @@ class Tasks:
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
-            self._requests[key] = request_cache.built(task, request_cache.Asked(samples, FEWSHOT_SEED, asked))
+            self._requests[key] = request_cache.built(task, request_cache.RequestForm(samples, FEWSHOT_SEED, asked))
         # Copies, as answers are stored in them.
         task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
 
