@@ -26,6 +26,7 @@ from harness import record
 from harness.job.evaluate.tokenising import IDENTITY, shared
 from harness.job.models import embedded
 
+FORMAT = 1  # to be raised with every change to what the files hold, or to how it is made here
 KEPT = 30 * 24 * 3600  # seconds that a file is kept after it was last read
 FORM = ("system_instruction", "apply_chat_template", "fewshot_as_multiturn", "tokenizer_name")
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "jinja2", "datasets")
@@ -51,8 +52,8 @@ def folder() -> Path:
 
 
 def digest(*parts: Any) -> str:
-    """Of `parts`, which JSON can hold, and of the versions of the libraries that make requests."""
-    text = json.dumps([*parts, [version(name) for name in PACKAGES]], sort_keys=True)
+    """Of `parts`, which JSON can hold, and of the versions of what makes requests."""
+    text = json.dumps([FORMAT, [version(name) for name in PACKAGES], *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -82,7 +83,8 @@ class RequestForm:
 
 def built(task: Task, asked: RequestForm) -> list[Instance]:
     """The requests of `task`: read from the file that another cell left, or built and left for others."""
-    docs = dict(task.doc_iterator(rank=0, limit=None, world_size=1, samples=asked.samples))
+    sampled = set(asked.samples)
+    docs = dict(enumerate(doc for number, doc in enumerate(task.eval_docs) if number in sampled))
     name = asked.name(task, docs)
     if name is not None and (table := _read(name, REQUESTS)) is not None and (known := _requests(table, task, docs)):
         return known
@@ -165,7 +167,7 @@ def _read(name: str, schema: pa.Schema) -> pa.Table | None:
     path = folder() / f"{name}.parquet"
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+            table = file.read(use_threads=False)  # this process may fork
         os.utime(path)
     except (OSError, pa.ArrowException):
         return None

@@ -85,7 +85,7 @@ class SharedBeginnings:
         at = known.ends[cut - 1]
         rest = self._plain(text[at:])
         again = bisect_right([end for _, end in rest.offsets], depth - at - DISTANT)
-        if not again or rest.ids[:again] != known.ids[cut : cut + again]:
+        if not again or rest.ids[:again] != known.ids[cut : cut + again] or rest.word_ids[0] is None:
             return None  # a text's beginning is encoded in another way than its middle
         first = rest.word_ids[0]
         return Encoded(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
@@ -31,9 +33,13 @@ def room(monkeypatch):
 
 
 def answered(bench, asked, device=GPU):
-    told = []
+    """The answers, the numbers that were told, and the engine, of which each answer was heard of once."""
+    told, heard = [], []
     engine = Engine(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=AnswerBatch(asked, device, told.append))
-    return engine.generate_until(REQUESTS, disable_tqdm=True), told, engine
+    engine.cache_hook = SimpleNamespace(add_partial=lambda kind, request, answer: heard.append(request))
+    answers = engine.generate_until(REQUESTS, disable_tqdm=True)
+    assert sorted(text for text, _ in heard) == sorted(TEXTS)
+    return answers, told, engine
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +66,16 @@ def test_auto_is_as_many_as_fit_a_gpu(bench, expected, room):
 
 def test_a_shortage_halves_it_and_no_answer_is_written_twice(bench, expected, room, monkeypatch):
     room(2**40)
-    fill, seen = Slots.fill, []
+    fill = Slots.fill
 
     def short_of_memory(self, prefix, new, lengths):
         if len(self.lengths) + len(lengths) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        seen.extend(lengths)
         fill(self, prefix, new, lengths)
 
     monkeypatch.setattr(Slots, "fill", short_of_memory)
     answers, told, _ = answered(bench, "auto")
     assert (answers, told) == (expected, [10, 5, 3])
-    assert len(seen) == len(TEXTS)
     with pytest.raises(torch.OutOfMemoryError):
         answered(bench, 8)
 
@@ -115,7 +119,9 @@ def test_stocks_batches_are_fitted_too(bench, expected, room, monkeypatch):
 def test_the_number_is_recorded(tmp_path):
     sizes = []
     for speedups in ("auto", "off"):
-        record = run_tiny(tmp_path / speedups, "method=base", "eval=wordmath", "eval.limit=2", f"speedups={speedups}")
+        record = run_tiny(
+            tmp_path / speedups, "method=base", "eval.tasks=[wordmath]", "eval.limit=2", f"speedups={speedups}"
+        )
         assert record.status == "ok", record.failure
         sizes.append(record.environment["eval_batch_size"])
         assert record.cell.settings.eval.batch_size == "auto"

@@ -25,13 +25,6 @@ def bench():
 
 
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """An empty cache."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    return tmp_path / "requests"
-
-
-@pytest.fixture
 def work(monkeypatch):
     """How many contexts were built, and texts tokenised, in a dict."""
     counts = {"built": 0, "tokenised": 0}
@@ -80,7 +73,7 @@ def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench,
     assert scores == again
     pd.testing.assert_frame_equal(items, same)
     # Neither is anything read that is not there: built anew, without a cache, they are the same too.
-    monkeypatch.setenv("HARNESS_CACHE", str(folder.parent / "other"))
+    monkeypatch.setattr(request_cache, "folder", lambda: folder / "other")
     assert built("facts", "wordmath") == first
     assert work["built"] == 12
 
@@ -175,15 +168,14 @@ def test_a_damaged_file_is_made_again(folder, work, kind):
     assert work["built"] == 6
 
 
-def _build(folder, queue):
-    os.environ["HARNESS_CACHE"] = str(folder)
+def _build(queue):
     queue.put([one.args for one in built("facts")["facts"]])
 
 
 def test_two_cells_may_write_at_once(folder):
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
-    cells = [fork.Process(target=_build, args=(folder.parent, queue)) for _ in range(3)]
+    cells = [fork.Process(target=_build, args=(queue,)) for _ in range(3)]
     for cell in cells:
         cell.start()
     found = [queue.get(timeout=60) for _ in cells]
@@ -196,7 +188,7 @@ def test_two_cells_may_write_at_once(folder):
 def test_where_nothing_can_be_written_nothing_fails(monkeypatch, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    monkeypatch.setenv("HARNESS_CACHE", str(blocked))
+    monkeypatch.setattr(request_cache, "folder", lambda: blocked / "requests")
     assert len(built("facts")["facts"]) >= 6
 
 
