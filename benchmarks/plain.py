@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate import scoring
+from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.measure import device
 from harness.job.models import adapting, loading
 from harness.job.training import loop
@@ -88,7 +89,7 @@ def main(cell: Cell) -> dict[str, Any]:
     net.eval()
     asked = cell.settings.eval
     result = lm_eval.simple_evaluate(
-        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=asked.batch_size),
+        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=AnswerBatch(asked.batch_size, net.device).size),
         tasks=asked.tasks,
         num_fewshot=asked.num_fewshot or 0,
         samples=scoring.Tasks(asked, None).sample,
