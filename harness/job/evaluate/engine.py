@@ -39,6 +39,7 @@ from harness.job.training import attention
 from harness.job.training.attention import PROMPTED, SequenceRow
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
+UNREAD = {"cpu": 1, "cuda": 32}  # rows that are computed before their results are read
 LOGIT = 10  # bytes of a logit: as it is computed, in fp32, and its log-probability
 CHECKED = 320  # first tokens of the longest request, which are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
@@ -61,7 +62,8 @@ class Engine(TokenisedOnce):
         super().__init__(*args, **kwargs)
         self.batch = batch_size if isinstance(batch_size, AnswerBatch) else AnswerBatch(batch_size, self.device)
         self.used: dict[str, str] = {}
-        self.room = ROW["cuda" if self.device.type == "cuda" else "cpu"]
+        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        self.room, self.unread = ROW[kind], UNREAD[kind]
         self.kernels = self._kernels()
 
     @property
@@ -83,10 +85,23 @@ class Engine(TokenisedOnce):
             return self.batch.run(partial(super()._loglikelihood_tokens, requests, disable_tqdm, override_bs))
         sequences = list(asked)
         wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in sequences]
-        order, likely, greedy = [], [], []  # requests as they are answered; of each of their tokens, on the device
+        answers = [(math.nan, False)] * len(requests)
+        order, likely, greedy = [], [], []  # requests, and of each of their tokens what is on the device
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+
+        def read() -> None:
+            """Read what is on the device, which it is waited for."""
+            tokens = (torch.cat(parts).cpu().split([len(requests[i][2]) for i in order]) for parts in (likely, greedy))
+            for index, each, same in zip(order, *tokens, strict=True):
+                answers[index] = (float(each.sum()), bool(same.all()))
+                if (text := requests[index][0]) is not None:  # None for windows of a rolling request
+                    self.cache_hook.add_partial("loglikelihood", text, answers[index])
+            pbar.update(len(order))
+            for waiting in (order, likely, greedy):
+                waiting.clear()
+
         head, prefix = (), None
-        for row in rows.packed(sequences, wanted, self.room):
+        for number, row in enumerate(rows.packed(sequences, wanted, self.room), start=1):
             if row.prefix != head:
                 head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
             ends = itertools.accumulate(wanted[member] for member in row.members)
@@ -102,24 +117,11 @@ class Engine(TokenisedOnce):
             probabilities = functional.log_softmax(logits.float(), dim=-1)
             likely.append(probabilities[at, said])
             greedy.append(probabilities.argmax(dim=-1)[at] == said)
-            pbar.update(sum(len(asked[sequences[member]]) for member in row.members))
+            if number % self.unread == 0:
+                read()
+        if order:
+            read()
         pbar.close()
-        answers = self._summed(requests, order, likely, greedy)
-        for (text, _, _), answer in zip(requests, answers, strict=True):
-            if text is not None:  # None for windows of a rolling request
-                self.cache_hook.add_partial("loglikelihood", text, answer)
-        return answers
-
-    @staticmethod
-    def _summed(
-        requests: list[Request], order: list[int], likely: list[torch.Tensor], greedy: list[torch.Tensor]
-    ) -> list[tuple[float, bool]]:
-        """The answers, from each token's log-probability and whether it is the likeliest: one read from the device."""
-        lengths = [len(requests[index][2]) for index in order]
-        answers = [(math.nan, False)] * len(requests)
-        tokens = (torch.cat(parts).cpu().split(lengths) for parts in (likely, greedy))
-        for index, each, same in zip(order, *tokens, strict=True):
-            answers[index] = (float(each.sum()), bool(same.all()))
         return answers
 
     # Greedy answers
