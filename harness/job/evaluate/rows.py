@@ -32,7 +32,7 @@ class Segment:
 
 
 @dataclass
-class Row:
+class TokenRow:
     """Segments of sequences, in order.
 
     members: the sequences whose logits are wanted. prefix: tokens that all segments attend to besides; they are no part
@@ -67,33 +67,33 @@ def grouped(stems: list[Tokens]) -> list[tuple[int, list[int]]]:
     return sorted(ordered, key=lambda group: -len(stems[group[1][0]]))
 
 
-def packed(sequences: list[Tokens], wanted: list[int], room: int) -> Iterator[Row]:
+def packed(sequences: list[Tokens], wanted: list[int], room: int) -> Iterator[TokenRow]:
     """Rows of at most `room` tokens that hold all `sequences`, of whose last `wanted` tokens the logits are needed.
 
     A group that fits a row has its prefix in the row; the prefix of a larger one is the row's.
     """
-    row = Row([], [])
+    row = TokenRow([], [])
     for shared, group in grouped([s[: len(s) - n] for s, n in zip(sequences, wanted, strict=True)]):
         head = sequences[group[0]][:shared]
         whole = shared + sum(len(sequences[m]) - shared for m in group)
         if row.segments and size(row.segments) + whole > room:
             yield row
-            row = Row([], [])
+            row = TokenRow([], [])
         parent, apart = None, bool(shared) and whole > room
         if apart:
-            row = Row([], [], head)
+            row = TokenRow([], [], head)
         elif shared:
             parent = len(row.segments)
             row.segments.append(Segment(head, 0, 0))
         for member in group:
             if row.segments and size(row.segments) + len(sequences[member]) - shared > room:
                 yield row
-                row = Row([], [], row.prefix)
+                row = TokenRow([], [], row.prefix)
             row.members.append(member)
             row.segments.append(Segment(sequences[member][shared:], shared, wanted[member], parent))
         if apart:
             yield row
-            row = Row([], [])
+            row = TokenRow([], [])
     if row.segments:
         yield row
 
