@@ -10,7 +10,8 @@ from harness.job.evaluate import request_cache
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path) -> Path:
-    """The folder of cached requests."""
-    monkeypatch.setattr(request_cache, "folder", lambda: tmp_path / "requests")
-    return tmp_path / "requests"
+def cached_requests(monkeypatch, tmp_path_factory) -> Path:
+    """The folder of cached requests, which is not there yet."""
+    folder = tmp_path_factory.mktemp("cache") / "requests"
+    monkeypatch.setattr(request_cache, "folder", lambda: folder)
+    return folder

@@ -58,7 +58,7 @@ def built(*names, **more):
     return requests_of(tasks)
 
 
-def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench, folder, work, monkeypatch):
+def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench, cached_requests, work, monkeypatch):
     results = []
     for _ in range(2):
         tasks = loaded("facts", "wordmath")
@@ -73,12 +73,12 @@ def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench,
     assert scores == again
     pd.testing.assert_frame_equal(items, same)
     # Neither is anything read that is not there: built anew, without a cache, they are the same too.
-    monkeypatch.setattr(request_cache, "folder", lambda: folder / "other")
+    monkeypatch.setattr(request_cache, "folder", lambda: cached_requests / "other")
     assert built("facts", "wordmath") == first
     assert work["built"] == 12
 
 
-def test_tokens_come_from_the_file(bench, folder, work):
+def test_tokens_come_from_the_file(bench, cached_requests, work):
     taken = []
     for _ in range(2):
         tasks = loaded("facts", "wordmath")
@@ -97,16 +97,16 @@ def test_tokens_come_from_the_file(bench, folder, work):
         {"system_instruction": "Be brief."},
     ],
 )
-def test_what_is_asked_otherwise_has_another_file(folder, work, other):
+def test_what_is_asked_otherwise_has_another_file(cached_requests, work, other):
     first = built("facts")
-    files, work["built"] = len(list(folder.iterdir())), 0
+    files, work["built"] = len(list(cached_requests.iterdir())), 0
     second = built("facts", **other)
     assert work["built"] > 0
-    assert len(list(folder.iterdir())) == 2 * files
+    assert len(list(cached_requests.iterdir())) == 2 * files
     assert second != first
 
 
-def test_other_documents_have_another_file(folder, work, monkeypatch):
+def test_other_documents_have_another_file(cached_requests, work, monkeypatch):
     first = built("facts")
     docs = ConfigurableTask.test_docs
     monkeypatch.setattr(
@@ -118,7 +118,7 @@ def test_other_documents_have_another_file(folder, work, monkeypatch):
     assert [one.args for one in second["facts"]] != [one.args for one in first["facts"]]
 
 
-def test_requests_in_a_template_go_by_the_tokenizer_and_its_template(bench, folder, work):
+def test_requests_in_a_template_go_by_the_tokenizer_and_its_template(bench, cached_requests, work):
     found = []
     for template in (TEMPLATE, TEMPLATE, f"{TEMPLATE}!"):
         tokenizer = copy.deepcopy(bench.tokenizer)
@@ -131,9 +131,9 @@ def test_requests_in_a_template_go_by_the_tokenizer_and_its_template(bench, fold
     assert found[0][1] == found[1][1]
     assert found[2][1] == f"{found[0][1]}!"
     # By the name alone, which lm-eval's own class gives, nothing is kept.
-    files = len(list(folder.iterdir()))
+    files = len(list(cached_requests.iterdir()))
     scoring.score(bench.net, tokenizer, loaded("facts", limit=3, chat_template=True), 2, None, speedups=False)
-    assert len(list(folder.iterdir())) == files
+    assert len(list(cached_requests.iterdir())) == files
 
 
 def test_a_tokenizers_identity(bench):
@@ -155,9 +155,9 @@ def damages(path):
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_a_damaged_file_is_made_again(folder, work, kind):
+def test_a_damaged_file_is_made_again(cached_requests, work, kind):
     first = built("facts")
-    (path,) = folder.iterdir()
+    (path,) = cached_requests.iterdir()
     whole = path.read_bytes()
     path.write_bytes(list(damages(path))[kind][1])
     work["built"] = 0
@@ -172,7 +172,7 @@ def _build(queue):
     queue.put([one.args for one in built("facts")["facts"]])
 
 
-def test_two_cells_may_write_at_once(folder):
+def test_two_cells_may_write_at_once(cached_requests):
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     cells = [fork.Process(target=_build, args=(queue,)) for _ in range(3)]
@@ -182,7 +182,7 @@ def test_two_cells_may_write_at_once(folder):
     for cell in cells:
         cell.join()
     assert found[0] == found[1] == found[2]
-    assert [path.suffix for path in folder.iterdir()] == [".parquet"]
+    assert [path.suffix for path in cached_requests.iterdir()] == [".parquet"]
 
 
 def test_where_nothing_can_be_written_nothing_fails(monkeypatch, tmp_path):
@@ -192,13 +192,13 @@ def test_where_nothing_can_be_written_nothing_fails(monkeypatch, tmp_path):
     assert len(built("facts")["facts"]) >= 6
 
 
-def test_files_that_nobody_reads_are_deleted(folder):
+def test_files_that_nobody_reads_are_deleted(cached_requests):
     built("facts")
-    (old,) = folder.iterdir()
+    (old,) = cached_requests.iterdir()
     os.utime(old, (0, 0))
     built("facts", limit=5)
-    assert old not in folder.iterdir()
-    assert len(list(folder.iterdir())) == 1
+    assert old not in cached_requests.iterdir()
+    assert len(list(cached_requests.iterdir())) == 1
 
 
 def test_a_sequence_is_kept_as_what_differs_from_the_one_before():
