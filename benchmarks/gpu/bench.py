@@ -1,4 +1,4 @@
-"""What the checks have in hand: cells and how they are run, child processes, the time that is left."""
+"""What the checks use: cells and how to run them, child processes, the remaining time."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from harness.sweep.cells import from_config
 from harness.sweep.planner import Planned
 from harness.sweep.store import Study
 
-# Core methods in the order of their worth; those that conf/method has.
+# Core methods, the most important first; those that conf/method lacks are left out.
 METHODS = (
     *("lora", "qlora", "full", "galore_rsvd", "dora", "base", "base_nf4", "dora_fast", "qdora", "galore_8bit"),
     *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "full_kahan", "galore_bf16", "galore", "galore_layer"),
     "base_int8",
 )
 UNTUNED = ("base", "base_nf4", "base_int8")
-MORE = {  # what a method wants besides
+MORE = {  # further settings that a method requires
     "galore_layer": ["train.max_grad_norm=null"],
     **{name: ["model.dtype=bfloat16"] for name in ("full_bf16", "full_kahan", "galore_bf16")},
 }
 
 SHORT = ["rank=16", "eval.tasks=[wordmath_short,facts_short]", "infer.new_tokens=5"]
-LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this script
+LOAD = {  # by device: enough to keep it busy; on a CPU just enough to test this script
     "cuda": [
         *("data=wordmath", "train.batch_size=16", "train.max_steps=10", "train.validation_items=16"),
         *("eval.limit=16", "eval.batch_size=16", "infer.repeats=2"),
@@ -52,21 +52,21 @@ LOAD = {  # by device: enough to keep it busy; on a CPU just enough to try this 
         *("eval.limit=4", "infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
     ],
 }
-SAVERS = {  # switches of train, where there are any of that name
+SAVERS = {  # settings of train that save memory or time
     "gradient_checkpointing": ["train.gradient_checkpointing=true"],
     "activation_offload": ["train.activation_offload=true"],
     "global_batch": ["train.batch_size=auto", "train.global_batch=64"],
     "compile": ["train.compile=true"],  # the last, as it takes longest
 }
 TRAINING_ALONE = ["eval.tasks=[]", "infer.repeats=0"]
-CELL_SECONDS = 240.0  # after which a cell, or another process, is ended
+CELL_SECONDS = 240.0  # time limit of a cell, and of any other process
 
 Status = Literal["passed", "failed", "skipped"]
 
 
 @dataclass
 class Check:
-    """What came of a check. detail: by how much, or why not; rows: its numbers, one dict a row of its table."""
+    """The result of a check. detail: by how much, or why not; rows: its numbers, one dict per row of its table."""
 
     status: Status
     detail: str
@@ -77,17 +77,18 @@ class Check:
 
 
 class Skip(Exception):
-    """The check can't be made here; the message says why."""
+    """The check can't run here; the message says why."""
 
 
 class OutOfTime(Skip):
-    """The time limit came first."""
+    """The time limit of the run is reached."""
 
 
 class Bench:
     """Runs cells into the study's folder `out` and its subfolders.
 
-    facts: of the machine (harness.studies.doctor). model: overrides that name it. until: time.monotonic of the end.
+    facts: of the machine (harness.studies.doctor). model: overrides that select the model. until: time.monotonic() when
+        the run must end.
     """
 
     def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float):
@@ -110,9 +111,9 @@ class Bench:
             raise Skip("no CUDA device")
 
     def seconds(self) -> float:
-        """How long a process may take that begins now; OutOfTime where that is too short for any."""
+        """Seconds that a process started now may take. Raises OutOfTime if less than 10 are left."""
         if self.left < 10:
-            raise OutOfTime("the time limit came first")
+            raise OutOfTime("the time limit was reached")
         return min(CELL_SECONDS, self.left)
 
     # Cells
@@ -129,24 +130,24 @@ class Bench:
         return from_config(self.config(*asked))
 
     def record(self, cell: Cell, folder: str = "", anew: bool = False, **keywords: Any) -> Record:
-        """The record of `cell` in a subfolder of `out`: one that is there and ok, or else of a run now."""
+        """The record of `cell` in a subfolder of `out`: an existing one that is ok, else that of a run now."""
         study = self._study(folder)
-        found = study.recorded(cell)
-        if not anew and found is not None and found.status == "ok":
-            return found
+        record = study.recorded(cell)
+        if not anew and record is not None and record.status == "ok":
+            return record
         asked = keywords.pop("precautions", {}) | {"timeout": self.seconds()}
         study.folder.mkdir(parents=True, exist_ok=True)
         with study.lease(cell) as lease:
             events: Callable[[Progress], None] = keywords.pop("on_event", lambda event: None)
             request = runner.request_for(cell, study, None, precautions=Precautions(**asked), **keywords)
-            found = runner.run(request, study, lease, events)
-        if found.status == "failed" and self.left <= 0:
+            record = runner.run(request, study, lease, events)
+        if record.status == "failed" and self.left <= 0:
             study.remove(cell.name)
-            raise OutOfTime("the time limit came first")
-        return found
+            raise OutOfTime("the time limit was reached")
+        return record
 
     def kill_at(self, cell: Cell, folder: str, step: int, **keywords: Any) -> Record:
-        """Run `cell` and kill its process after `step` steps; the record that is left."""
+        """Run `cell` and kill its process after `step` steps. Returns the record of that run."""
         study = self._study(folder)
 
         def on_event(event: Progress) -> None:
@@ -159,23 +160,23 @@ class Bench:
 
     @cached_property
     def cells(self) -> dict[str, Cell | str]:
-        """By method its cell, or why it can't be on this device or of this model."""
-        found: dict[str, Cell | str] = {}
+        """By method its cell, or why it can't run on this device or with this model."""
+        cells: dict[str, Cell | str] = {}
         for method in self.methods:
             try:
-                found[method] = self.cell(method)
+                cells[method] = self.cell(method)
             except UserError as reason:
-                found[method] = str(reason)
-        return found
+                cells[method] = str(reason)
+        return cells
 
     @cached_property
     def planned(self) -> dict[str, Planned]:
-        """By method, what its cell is predicted to take."""
+        """By method, the prediction for its cell."""
         self._plan = planner.make(list(self.cells.items()), {}, None, None)
         return {point.name: point for point in self._plan.points}
 
     def obstacle(self, method: str) -> str | None:
-        """Why the cell of `method` can't be run on this device; None if it can."""
+        """Why the cell of `method` can't run on this device; None if it can."""
         point = self.planned[method]
         if "impossible" in point.prediction:
             return point.prediction["impossible"]
@@ -183,7 +184,7 @@ class Bench:
 
     @contextmanager
     def hidden(self, package: str) -> Iterator[None]:
-        """In this block no process that is started finds `package`."""
+        """A context in which started processes can't import `package`."""
         before = os.environ.get("PYTHONPATH")
         with tempfile.TemporaryDirectory() as folder:
             # Python runs it as it starts; a module that is None can neither be found nor imported.
@@ -197,7 +198,7 @@ class Bench:
     # Other processes
 
     def beside(self, what: str, **request: Any) -> dict[str, Any]:
-        """What `benchmarks/gpu/beside.py` answers to `request` in a process of its own, which is ended if it hangs."""
+        """The answer of `benchmarks/gpu/beside.py` to `request`, from a process of its own, with a time limit."""
         log = self.out / f"{what}.log"
         command = [sys.executable, "-m", "benchmarks.gpu.beside", what]
         with open(log, "ab") as stderr:
@@ -205,10 +206,10 @@ class Bench:
         try:
             return json.loads(out.splitlines()[-1])
         except (IndexError, ValueError):
-            raise RuntimeError(f"{what} broke off; its last words are in {log.name}.") from None
+            raise RuntimeError(f"{what} gave no result; see {log.name}.") from None
 
     def command(self, command: list[str], stderr: Any, input: bytes = b"") -> bytes:
-        """The output of `command`, run in the checkout; all its processes are ended when it takes too long."""
+        """The output of `command`, run in the checkout; at the time limit all its processes are ended."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
             command,
@@ -223,9 +224,9 @@ class Bench:
             return process.communicate(input, timeout=limit)[0]
         except subprocess.TimeoutExpired:
             raise (
-                OutOfTime("the time limit came first")
+                OutOfTime("the time limit was reached")
                 if self.left <= 0
-                else RuntimeError(f"It took longer than {limit:.0f} seconds.")
+                else RuntimeError(f"The process exceeded its time limit of {limit:.0f} seconds.")
             ) from None
         finally:
             if process.poll() is None:

@@ -1,7 +1,7 @@
-"""What checks measure in a process of its own, beside the cells that the harness runs: python -m benchmarks.gpu.beside.
+"""Measurements in a process of their own, outside the harness's cells: python -m benchmarks.gpu.beside NAME.
 
-The name of one of ANSWERS is the argument; its keywords come as JSON on standard input, and what it returns goes as
-JSON, in one line, to standard output.
+NAME is one of ANSWERS. Its keyword arguments are read as JSON from standard input; its result is printed to standard
+output as one line of JSON.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ from harness.settings import TrainSettings
 
 
 class Training:
-    """A cell's model, optimizer and steps, as its job has them when training begins."""
+    """A cell's model, optimizer and steps, as in its job when training begins."""
 
     def __init__(self, cell: Cell):
         settings = cell.settings
-        self.ready = prepared_inputs.of(settings, None)
+        self.inputs = prepared_inputs.of(settings, None)
         self.norm = settings.train.max_grad_norm
         bf16 = device.compute_dtype(settings.train.precision) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
         net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
-        pad = self.ready.tokenizer.pad_token_id
+        pad = self.inputs.tokenizer.pad_token_id
         self.layout, _ = speedups.enable(net, settings.speedups, pad, self.accelerator)
         optimizer = instantiate(settings.method.optim, _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
 
     def _samples(self, size: int) -> Iterator[batching.Batch]:
-        padded = batching.Layout(flat=False, pad=self.ready.tokenizer.pad_token_id)
-        examples = [example for step in self.ready.steps for micro in step for example in micro]
+        padded = batching.Layout(flat=False, pad=self.inputs.tokenizer.pad_token_id)
+        examples = [example for step in self.inputs.steps for micro in step for example in micro]
         for i in range(0, len(examples), size):
             yield padded.batch(examples[i : i + size]).to(self.accelerator.device)
 
     def step(self, number: int) -> None:
-        micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in self.ready.steps[number]]
+        micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in self.inputs.steps[number]]
         loop.take_step(self.net, self.optimizer, micro, self.norm, self.accelerator, lambda part: None)
 
 
 def busy(cell: dict[str, Any]) -> dict[str, Any]:
-    """Of two steps: seconds of wall time unobserved, seconds in which kernels run, and kernels a step."""
+    """Of two steps: wall time in seconds without the profiler, seconds in which kernels run, and kernels per step."""
     training = Training(decode(Cell, cell))
-    *before, last_but_one, last = range(len(training.ready.steps))
-    for number in before:  # kernels are chosen, and the optimizer's state is made
+    *before, last_but_one, last = range(len(training.inputs.steps))
+    for number in before:  # warm-up: chooses kernels and creates the optimizer's state
         training.step(number)
     timing.synchronize()
     start = timing.clock()
@@ -87,15 +87,15 @@ def busy(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def engine(cell: dict[str, Any]) -> dict[str, Any]:
-    """By precision: seconds of lm-eval's own class and of ours, items of each metric, and how many came out alike."""
-    found, asked = {}, decode(Cell, cell)
+    """By precision: seconds taken by lm-eval's own class and by ours, and the number of answers, and of equal ones."""
+    results, asked = {}, decode(Cell, cell)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     net, tokenizer = loading.load(asked, on), loading.tokenizer(asked.settings.model)
     settings = asked.settings.eval
     tasks = scoring.Tasks(settings, None)
     tasks.build()
     formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
-    scoring.score(net, tokenizer, tasks, settings.batch_size, formats[-1])  # kernels are chosen
+    scoring.score(net, tokenizer, tasks, settings.batch_size, formats[-1])  # warm-up: chooses kernels
     for autocast in formats:
         seconds, items, used = {}, {}, {}
         for ours in (False, True):
@@ -107,18 +107,18 @@ def engine(cell: dict[str, Any]) -> dict[str, Any]:
             seconds[ours] = timing.clock() - start
         theirs, own = (_answers(items[ours]) for ours in (False, True))
         name = str(autocast or net.dtype).removeprefix("torch.")
-        found[name] = {
+        results[name] = {
             "theirs": seconds[False],
             "ours": seconds[True],
             "answers": len(theirs),
             "same": int((theirs == own.reindex(theirs.index)).sum()),
             "speedups": used[True],
         }
-    return found
+    return results
 
 
 def _answers(items: Any) -> Any:
-    """By item, filter and metric the text that was written, or for a choice of several whether it was right."""
+    """By item, filter and metric: the generated text; for multiple choice, whether the answer is correct."""
     answers = items["prediction"].where(~items["prediction"].str.startswith("[("), items["value"].astype(str))
     return answers.set_axis(list(zip(*(items[k] for k in ("subject", "item", "filter", "metric")), strict=True)))
 
@@ -154,22 +154,22 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        made = _trainer(trl, folder, net, prepared.tokenizer, batches, settings, on_cuda)
-        made.optimizer, made.lr_scheduler = optimizer, schedule
-        made.add_callback(Watch())
-        made.train()
+        rival = _trainer(trl, folder, net, prepared.tokenizer, batches, settings, on_cuda)
+        rival.optimizer, rival.lr_scheduler = optimizer, schedule
+        rival.add_callback(Watch())
+        rival.train()
     seconds = [end - start for start, end in list(pairwise(moments))[::2]]
     raw = [sum(len(example.ids) for example in examples) for examples in steps]
     rates = [tokens / taken for tokens, taken in zip(raw, seconds, strict=True)][min(loop.WARMUP, len(raw) - 1) :]
     peak = torch.cuda.max_memory_allocated() if on_cuda else None
-    losses = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    losses = [entry["loss"] for entry in rival.state.log_history if "loss" in entry]
     return {"rate": median(rates), "peak": peak, "loss": losses[-1] if losses else None}
 
 
 def _trainer(
     trl: bool, folder: str, net: nn.Module, tokenizer: Any, batches: list, settings: TrainSettings, on_cuda: bool
 ) -> Any:
-    """The trainer over ready batches in their order, which logs once, at the end."""
+    """A trainer over `batches` in their order, which logs once, at the end."""
     if trl:
         from trl import SFTConfig as Arguments
         from trl import SFTTrainer as Trainer
@@ -193,21 +193,21 @@ def _trainer(
         "report_to": [],
         "disable_tqdm": True,
     }
-    wanted = settings.gradient_checkpointing  # which TRL has on by itself
+    wanted = settings.gradient_checkpointing  # on by default in TRL
     names = {field.name for field in dataclasses.fields(Arguments)}
     arguments |= {name: wanted for name in ("gradient_checkpointing", "activation_checkpointing") if name in names}
     if not trl:
         return Ordered(net, Arguments(**arguments), train_dataset=batches)
     from datasets import Dataset
 
-    # Its own data set is never looked at, but it insists on one.
+    # TRL requires a data set, and never reads it here.
     stand_in = Dataset.from_list([{"input_ids": [0], "labels": [0]}])
     arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
     return Ordered(net, Arguments(**arguments), train_dataset=stand_in, processing_class=tokenizer)
 
 
 def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, Any]:
-    """Write a model of this architecture with random weights to `folder`, beside the tokenizer of the tiny one."""
+    """Write a model of this architecture with random weights to `folder`, with the tokenizer of the tiny model."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from harness.job.models import embedded
@@ -232,6 +232,6 @@ ANSWERS = {"busy": busy, "engine": engine, "trainer": trainer, "random": random}
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    found = ANSWERS[sys.argv[1]](**json.load(sys.stdin))
-    print(json.dumps(found), file=answers, flush=True)
+    os.dup2(2, 1)  # what libraries print is not part of the result
+    result = ANSWERS[sys.argv[1]](**json.load(sys.stdin))
+    print(json.dumps(result), file=answers, flush=True)

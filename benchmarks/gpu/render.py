@@ -1,4 +1,4 @@
-"""GPU.md: a line a check and the tables behind them, from the study's records and its `checks.jsonl` alone."""
+"""GPU.md: one line per check and their tables, from the study's records and its `checks.jsonl` alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness import units
 from harness.errors import UserError
 from harness.record import Record, decode, read_study
 
-CHECKS = "checks.jsonl"  # one JSON object a line, in the order in which they were made; not *.json, which is a record
+CHECKS = "checks.jsonl"  # one JSON object a line, in the order of the runs; not *.json, which is a record
 BYTES = {"peak", "predicted", "measured", "tensors", "reserved", "our peak", "peak of Trainer", "peak of SFTTrainer"}
 BYTES |= {"weights", "adapters", "gradients", "optimizer", "rest", "allocated", "largest_free"}
 PERCENT = {"difference", "share", "last", "first"}
@@ -28,11 +28,11 @@ def add(check: Check, folder: Path) -> None:
 
 
 def read(folder: Path) -> list[Check]:
-    """The checks that were made in `folder`, the last of each name; UserError if there are none."""
+    """The checks recorded in `folder`, the latest of each name. Raises UserError if there are none."""
     try:
         lines = (folder / CHECKS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise UserError(f"There is no {folder / CHECKS}; leave out --render to make the checks.") from None
+        raise UserError(f"--render requires recorded checks; {folder / CHECKS} does not exist.") from None
     checks = [decode(Check, json.loads(line)) for line in lines]
     return list({check.name: check for check in checks}.values())
 
@@ -42,11 +42,18 @@ def document(folder: Path) -> str:
     checks, (records, _) = read(folder), read_study(folder)
     counts = [(status, sum(check.status == status for check in checks)) for status in ("passed", "failed", "skipped")]
     lines = [[c.name, c.about, c.status, c.detail.replace("|", "\\|"), f"{c.seconds:.0f} s"] for c in checks]
-    out = ["# What was proved on this device", "", "Made by `make gpu`.", *_where(records), ""]
+    out = ["# GPU checks", "", "Written by `make gpu`.", *_where(records), ""]
     out += [", ".join(f"{n} {status}" for status, n in counts if n) + ".", ""]
-    out += [_table(lines, ["Check", "What it shows", "Result", "By how much", "Took"]), ""]
+    out += [_table(lines, ["Check", "What it checks", "Result", "Detail", "Time"]), ""]
     if records:
-        out += ["## Records", "", _cells(records), "", "Peaks are CUDA's allocator's; on a CPU what is counted.", ""]
+        out += [
+            "## Records",
+            "",
+            _cells(records),
+            "",
+            "Peaks: CUDA's allocator; on a CPU, counted tensors.",
+            "",
+        ]
     for check in checks:
         if check.rows:
             out += [f"## {check.name.capitalize()}", "", _rows(check.rows), ""]
@@ -69,7 +76,7 @@ def _where(records: list[Record]) -> list[str]:
 
 
 def _cells(records: list[Record]) -> str:
-    """A row a record: speed, losses, and the peak of each phase."""
+    """One row per record: speed, losses, and the peak of each phase."""
     phases = list(dict.fromkeys(name for record in records for name in record.phases))
     rows = []
     for record in records:
@@ -82,7 +89,7 @@ def _cells(records: list[Record]) -> str:
         ]
         peaks = (record.phases[name].memory.allocated_peak if name in record.phases else None for name in phases)
         rows.append([*row, *("–" if peak is None else units.size(peak) for peak in peaks)])
-    head = ["cell", "status", "took", "tokens/s", "loss", "tensors in the probe", *(f"peak: {name}" for name in phases)]
+    head = ["cell", "status", "time", "tokens/s", "loss", "tensors in the probe", *(f"peak: {name}" for name in phases)]
     return _table(rows, head)
 
 

@@ -75,7 +75,7 @@ def test_without_a_gpu_its_checks_are_skipped(prove, folder, capsys):
     assert code == 0
     assert found["oom"].detail == found["tests"].detail == "no CUDA device"
     refused = "qlora_paged: method.adamw=paged requires a CUDA device."
-    assert found["cells"].detail == f"2 of 3 ended well, their losses finite; {refused}"
+    assert found["cells"].detail == f"2 of 3 cells are ok with finite losses; {refused}"
     assert {row["method"]: round(row["difference"], 2) for row in found["memory"].rows} == {"base": 0, "lora": 0}
     assert found["attention"].detail == "flash_for_cpu float32: 4"  # two lengths in two layers
     document = (folder / "GPU.md").read_text(encoding="utf-8")
@@ -109,14 +109,14 @@ def test_a_shortage_on_purpose_is_recorded(tmp_path, on_cpu, monkeypatch):
     monkeypatch.setattr(Bench, "cell", lambda self, method, *rest: plainly(self, method, *rest, *more.get(method, [])))
     on_cpu.methods = ["full"]
     with seen_by_jobs(tmp_path, "proof_shortage", HUNGRY):
-        found = checks.made("oom", on_cpu)
+        found = checks.run("oom", on_cpu)
         assert found.status == "passed", found
-        assert found.detail.endswith("; the next cell ended as ok")
+        assert found.detail.endswith("; the next cell has status ok")
         assert "oom in probe with " in found.detail
         (row,) = found.rows
         assert row["weights"] > 0
         more.clear()  # none runs out of memory now
-        assert checks.made("oom", on_cpu).detail.endswith("and the record says ok")
+        assert checks.run("oom", on_cpu).detail.endswith("the record has status ok")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -126,9 +126,9 @@ def test_the_gpu_tests_are_found_and_counted(tmp_path, on_cpu, monkeypatch):
     monkeypatch.setattr(checks, "ROOT", tmp_path)
     test = "import pytest\n\n@pytest.mark.gpu\ndef test_it():\n    assert 1 + 1 == {}\n"
     (tmp_path / "tests" / "job" / "test_one.py").write_text(test.format(2))
-    assert checks.made("tests", on_cpu).detail.startswith("1 passed")
+    assert checks.run("tests", on_cpu).detail.startswith("1 passed")
     (tmp_path / "tests" / "job" / "test_two.py").write_text(test.format(3))
-    found = checks.made("tests", on_cpu)
+    found = checks.run("tests", on_cpu)
     assert found.status == "failed"
     assert found.detail.startswith("1 failed, 1 passed")
     assert "test_two.py::test_it" in found.detail
@@ -142,10 +142,10 @@ def test_a_trainer_and_kernels_are_measured_beside_the_cells(on_cpu, monkeypatch
 
     monkeypatch.setattr(Bench, "beside", here)
     on_cpu.methods = ["lora"]
-    assert checks.made("throughput", on_cpu).detail == "no cell is recorded"
-    assert checks.made("cells", on_cpu).status == "passed"
+    assert checks.run("throughput", on_cpu).detail == "no cell is recorded; run the check `cells` first"
+    assert checks.run("cells", on_cpu).status == "passed"
     for name in ("throughput", "busy"):
-        check = checks.made(name, on_cpu)
+        check = checks.run(name, on_cpu)
         assert (check.status, len(check.rows)) == ("passed", {"throughput": 1, "busy": 2}[name]), check
     ours, plainly = check.rows
     assert ours["kernels"] > 0
@@ -157,7 +157,7 @@ def test_at_the_time_limit_it_stops_with_what_it_has(prove, folder):
     code, found = prove("cells", "engine", "--minutes", "0.01")
     assert code == 0
     for name in ("cells", "engine"):
-        assert (found[name].status, found[name].detail.partition(":")[0]) == ("skipped", "the time limit came first")
+        assert (found[name].status, found[name].detail.partition(":")[0]) == ("skipped", "the time limit was reached")
     assert sorted(folder.glob("*.json")) == before
 
 
@@ -166,7 +166,7 @@ def test_at_the_time_limit_it_stops_with_what_it_has(prove, folder):
     [
         (["engin"], "check=engin is unknown. Did you mean engine?"),
         (["--minutes", "0"], "--minutes must be positive, got 0."),
-        (["--render"], "There is no "),
+        (["--render"], "--render requires recorded checks; "),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, sentence):
@@ -182,7 +182,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, sentence):
 def test_without_a_gpu_it_says_so(tmp_path, capsys):
     assert script.main(["--out", str(tmp_path / "gpu")]) == 2
     *_, last = capsys.readouterr().err.splitlines()  # that others use the CPU may be told before
-    assert last == "There is no CUDA device: torch sees cpu; --cpu tries the script itself."
+    assert last == "A CUDA device is required, torch found cpu; --cpu tests the script itself."
     assert not list(tmp_path.iterdir())
 
 
@@ -198,15 +198,16 @@ def test_a_failed_check_is_told_and_is_the_exit_status(tmp_path, monkeypatch, on
         raise ZeroDivisionError("of | nothing")
 
     monkeypatch.setitem(checks.CHECKS, "engine", checks.Step(broken, 0))
-    render.add(checks.made("engine", on_cpu), tmp_path)
+    render.add(checks.run("engine", on_cpu), tmp_path)
     assert script.main(["--render", "--out", str(tmp_path)]) == 1
-    assert "| It breaks       | failed   | ZeroDivisionError: of \\| nothing |" in (tmp_path / "GPU.md").read_text()
+    told = re.sub(" +", " ", (tmp_path / "GPU.md").read_text())  # a table's columns are padded
+    assert "| It breaks | failed | ZeroDivisionError: of \\| nothing |" in told
 
 
 def test_a_process_that_hangs_is_ended(on_cpu, monkeypatch):
     monkeypatch.setattr(bench, "CELL_SECONDS", 1)
     begun = time.monotonic()
-    with pytest.raises(RuntimeError, match="longer than 1 seconds"):
+    with pytest.raises(RuntimeError, match="time limit of 1 seconds"):
         on_cpu.command([sys.executable, "-c", "import time; time.sleep(60)"], None)
     assert time.monotonic() - begun < 10
 
@@ -281,14 +282,14 @@ def test_losses_are_held_against_the_reference():
     later = dataclasses.replace(lora.validation[-1], loss=1.06 * lora.validation[-1].loss)
     assert checks.against(lora, dataclasses.replace(lora, validation=[later]))["apart"].startswith("the last loss")
     other = dataclasses.replace(lora.train, batches="sha256:other")
-    assert checks.against(lora, dataclasses.replace(lora, train=other))["apart"] == "the batches are others"
+    assert checks.against(lora, dataclasses.replace(lora, train=other))["apart"] == "the batches differ"
 
 
 def test_a_loss_that_is_not_finite_is_a_failure():
     record = read_study(checks.REFERENCE)[0][-1]
-    assert checks._told(record)["status"] == "ok"
+    assert checks._summary(record)["status"] == "ok"
     broken = [dataclasses.replace(record.validation[-1], loss=math.nan)]
-    assert checks._told(dataclasses.replace(record, validation=broken))["status"] == "failed"
+    assert checks._summary(dataclasses.replace(record, validation=broken))["status"] == "failed"
 
 
 def test_the_last_run_of_a_check_counts(tmp_path):
