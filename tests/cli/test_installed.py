@@ -16,7 +16,7 @@ from command_line import assert_refused
 from harness.config_folders import CONF, ROOT, SWEEPS
 from harness.record import read_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TINY = ["model=tiny", "data=facts", "train.max_steps=1", "train.batch_size=2", "train.validation_items=2"]
 TINY += ["eval.tasks=[]", "infer.repeats=0"]

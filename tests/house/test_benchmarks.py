@@ -19,6 +19,7 @@ from harness.errors import UserError
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import plan
 import table as benchmark
 from programs import page
 
@@ -36,15 +37,12 @@ def rows(text: str) -> list[list[str]]:
     return [row for row in cells if row[-1].endswith("%")]
 
 
-def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "benchmarks/plan.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
+@pytest.mark.long
 @pytest.mark.slow
 @needs_data
 def test_plan_keeps_within_what_we_promise():
-    made = planned("own", "--data-root", str(DATA))
+    command = [sys.executable, "benchmarks/plan.py", "own", "--data-root", str(DATA)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
     assert made.stdout == PLAN.read_text(encoding="utf-8")
 
@@ -120,7 +118,7 @@ def test_peaks_are_within_five_hundredths_of_nine_rows_in_ten():
 
 
 @pytest.mark.slow
-def test_published_programs_are_predicted_anew_as_recorded(tmp_path):
+def test_published_programs_are_predicted_anew_as_recorded(tmp_path, capsys):
     litgpt = ROW | {"source": "Lightning-AI/litgpt config_hub/finetune/README.md", "rank": "32", "targets": "q,v"}
     litgpt |= {"model": "meta-llama/Llama-3.1-8B", "micro_batch": "?", "tokens_per_row": "up to 512 (Alpaca)"}
     litgpt |= {"gradient_checkpointing": "false", "hardware": "A10G-24GB", "resident_bytes": "", "notes": ""}
@@ -130,9 +128,9 @@ def test_published_programs_are_predicted_anew_as_recorded(tmp_path):
     tuned |= {"notes": "cumulative: + chunked cross-entropy", "gradient_checkpointing": "false"}
     tuned |= {"peak_bytes": "46063524249"}
     rows = [ROW, ROW | fused | {"resident_bytes": ""}, litgpt | {"peak_bytes": "19730000000"}, tuned]
-    made = planned("published", "--data-root", written(tmp_path, *rows))
-    assert made.returncode == 0, made.stderr
-    shown = {line.split("|")[6].strip() for line in made.stdout.splitlines() if line.startswith("|") and "GiB" in line}
+    plan.main(["published", "--data-root", written(tmp_path, *rows)])
+    lines = capsys.readouterr().out.splitlines()
+    shown = {line.split("|")[6].strip() for line in lines if line.startswith("|") and "GiB" in line}
     names = ("peak", "method", "model")
     recorded = [next(r for r in PUBLISHED if str(r["peak"]) == row["peak_bytes"]) for row in rows]
     assert [[r[n] for n in names[1:]] for r in recorded] == [[row[n] for n in names[1:]] for row in rows]
@@ -140,7 +138,7 @@ def test_published_programs_are_predicted_anew_as_recorded(tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_that_can_not_be_predicted_say_why_and_lose_no_other(tmp_path):
+def test_rows_that_can_not_be_predicted_say_why_and_lose_no_other(tmp_path, capsys):
     wrong = {
         "hardware must be A100-80GB, .*, got TPU.": {"hardware": "TPU"},
         "A prediction requires micro_batch and tokens_per_row.": {"micro_batch": "?"},
@@ -150,12 +148,12 @@ def test_rows_that_can_not_be_predicted_say_why_and_lose_no_other(tmp_path):
         "method must be full, lora or qlora, got ia3.": {"method": "ia3"},
     }
     rows = [ROW | {"method": "full", "peak_bytes": "72434837504", "resident_bytes": "43467876352"}]
-    made = planned("published", "--data-root", written(tmp_path, *rows, *(ROW | part for part in wrong.values())))
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.count("No prediction: ") == len(wrong)
+    plan.main(["published", "--data-root", written(tmp_path, *rows, *(ROW | part for part in wrong.values()))])
+    out = capsys.readouterr().out
+    assert out.count("No prediction: ") == len(wrong)
     for message in wrong:
-        assert re.search(f"No prediction: {message}", made.stdout), made.stdout
-    assert "-0.00%" in made.stdout
+        assert re.search(f"No prediction: {message}", out), out
+    assert "-0.00%" in out
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import own_server
-from hungry import HUNGRY
-from job_helpers import composed, seen_by_jobs
+from job_helpers import composed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.config import CONF, ROOT
@@ -45,7 +44,6 @@ def few() -> Iterator[None]:
         patch.setattr(checks, "RIVALS", ("lora",))
         patch.setattr(checks, "BUSY", ("lora",))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setenv("HF_HUB_OFFLINE", "1")  # no time is spent on looking for it
         yield
 
 
@@ -87,6 +85,7 @@ def test_without_a_gpu_its_checks_are_skipped(prove, folder, capsys):
     assert {record.cell.method for record in read_study(folder)[0]} == {"base", "lora"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
     code, found = prove("engine", "resume")
@@ -101,22 +100,21 @@ def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
     assert {record.status for record in read_study(folder / "killed")[0]} == {"ok"}
 
 
-def test_a_shortage_on_purpose_is_recorded(tmp_path, on_cpu, monkeypatch):
+def test_a_shortage_on_purpose_is_recorded(on_cpu, monkeypatch):
     """On the CPU a hook asks torch's allocator for a pebibyte, in cells of `full` alone."""
     monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)
     plainly = Bench.cell
-    more = {"full": ["method.optim._target_=proof_shortage.build", "+method.optim.limit=0"]}
+    more = {"full": ["method.optim._target_=hungry.build", "+method.optim.limit=0"]}
     monkeypatch.setattr(Bench, "cell", lambda self, method, *rest: plainly(self, method, *rest, *more.get(method, [])))
     on_cpu.methods = ["full"]
-    with seen_by_jobs(tmp_path, "proof_shortage", HUNGRY):
-        found = checks.run("oom", on_cpu)
-        assert found.status == "passed", found
-        assert found.detail.endswith("; the next cell has status ok")
-        assert "oom in probe with " in found.detail
-        (row,) = found.rows
-        assert row["weights"] > 0
-        more.clear()  # none runs out of memory now
-        assert checks.run("oom", on_cpu).detail.endswith("the record has status ok")
+    found = checks.run("oom", on_cpu)
+    assert found.status == "passed", found
+    assert found.detail.endswith("; the next cell has status ok")
+    assert "oom in probe with " in found.detail
+    (row,) = found.rows
+    assert row["weights"] > 0
+    more.clear()  # none runs out of memory now
+    assert checks.run("oom", on_cpu).detail.endswith("the record has status ok")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

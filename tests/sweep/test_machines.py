@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from several_devices import HARM
+from command_line import own_server
 
 from harness import record
 from harness.config import CONF, ROOT
@@ -155,10 +155,10 @@ def meeting(number: int, port: str) -> dict[str, str]:
     return {"NODE_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_both_machines_try_again_with_less_after_a_shortage_on_one(tmp_path):
-    (tmp_path / "harm.py").write_text(HARM)
-    port, path = free_port(), os.pathsep.join(map(str, (ROOT, tmp_path)))
+    port, path = free_port(), os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
     command = [sys.executable, "-m", "harness", *TINY, "+method.optim.harm=hungry", "retry.on_oom=true"]
     both = [
         subprocess.Popen(
@@ -184,13 +184,15 @@ def test_both_machines_try_again_with_less_after_a_shortage_on_one(tmp_path):
     assert not list((tmp_path / "results" / "two" / ".harness" / "running").iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_machine_that_stays_alone_is_refused_and_leaves_nothing(inside, tmp_path, monkeypatch, given, number):
     port = free_port()
     given(**meeting(number, port))
     monkeypatch.setattr(machines, "SECONDS", 2.0)
-    run = inside(*(setting for setting in TINY if "harm" not in setting))
+    with own_server():
+        run = inside(*(setting for setting in TINY if "harm" not in setting))
     said = {
         0: f"train.nodes=2 requires 2 machines, but within 2 seconds 1 did not join at 127.0.0.1:{port} (NODE_RANK).",
         1: f"Machine 1 found none at 127.0.0.1:{port} within 2 seconds: the first machine (NODE_RANK=0) must run the "

@@ -125,6 +125,7 @@ def test_one_recorded_cell_is_named_and_not_run_again(swept, folder):
 # --- one sweep of two long cells: the first is killed, the second interrupted
 
 
+@pytest.mark.long
 def test_kill_and_interrupt(tmp_path):
     study = tmp_path / "results" / "long"
     command = ["sweep", *TINY, "study=long", "method=full", "seed=0,1", "train.max_steps=4000", "retry.statuses=[]"]
@@ -175,6 +176,7 @@ def test_kill_and_interrupt(tmp_path):
         again.kill()
 
 
+@pytest.mark.long
 def test_out_of_memory_is_told_from_other_failures(tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))

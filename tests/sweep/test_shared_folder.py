@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 CHEAP = [*TINY, "eval.tasks=[]", "infer.repeats=0", "method=full"]
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_run_each_cell_once(tmp_path):
     """Those that break, too: a failure of the other sweep is no old one, which would be tried again."""
     optimizers = "method.optim.optimizer._target_=torch.optim.AdamW,torch.optim.NoSuch"

@@ -62,14 +62,15 @@ class Predictor:
         self._layouts: dict[str, batching.Layout] = {}
 
     def predict(
-        self, cell: Cell, architecture: dict[str, Any] | None, budget: int, safe: int | None = None
+        self, cell: Cell, architecture: dict[str, Any] | None, budget: int | None = None, safe: int | None = None
     ) -> dict[str, Any]:
         """What `cell` takes: bytes by kind (peak, resident), weights, FLOPs and tokens, as JSON.
 
         architecture: the model's dimensions, in place of its own config. budget: bytes, for the largest batch that fits
-        (null if none does). safe: bytes, for the micro_batch of train.batch_size=auto (null otherwise): the largest
-        even part of a step that fits, or else one sequence a device. Raises UserError if the cell does not work, and
-        NeedsValues if the method depends on values of weights or gradients.
+        (null if none does); null: it is not looked for, which takes half the time. safe: bytes, for the micro_batch of
+        train.batch_size=auto (null otherwise): the largest even part of a step that fits, or else one sequence a
+        device; null: the budget. Raises UserError if the cell does not work, and NeedsValues if the method depends on
+        values of weights or gradients.
 
         With several devices the figures are of the one with the largest share of the batch.
         """
@@ -89,6 +90,9 @@ class Predictor:
             size = cell.settings.train.batch_size // devices
         shape = self._shape(cell, layout, size)
         line = self._line(cell, shape, 1, layout, architecture)
+        largest = None
+        if budget is not None and not chosen:
+            largest = self._largest(cell, shape, layout, line, architecture, budget)
         return {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
             "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
@@ -104,7 +108,7 @@ class Predictor:
             },
             "precision": cell.settings.train.precision,
             "micro_batch": size * devices if chosen else None,
-            "largest_batch": None if chosen else self._largest(cell, shape, layout, line, architecture, budget),
+            "largest_batch": largest,
         }
 
     def _largest(

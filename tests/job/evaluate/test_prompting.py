@@ -281,6 +281,7 @@ def test_a_tuned_cell_answers_by_its_weights_and_its_base_without(results, here,
     assert "save=adapter" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results, harness, tmp_path, monkeypatch):
     """The whole way: the command line, a job, an adapter on disk, and `transformers serve`."""

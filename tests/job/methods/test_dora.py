@@ -338,7 +338,7 @@ def test_a_training_is_the_same_and_takes_less(base):
         bench = prepared(cell)
         step = partial(loop.take_step, bench.net, bench.optimizer)
         losses.append([float(step(micro, 1.0, bench.accelerator, str)[0]) for micro in bench.steps])
-        plans.append(prediction.Predictor(None, "fp32").predict(cell, None, 2**40))
+        plans.append(prediction.Predictor(None, "fp32").predict(cell, None))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][-1] < losses[0][0] - 0.1
     assert plans[1]["trainable"] == plans[0]["trainable"]

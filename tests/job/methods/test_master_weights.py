@@ -153,7 +153,7 @@ def test_galore_keeps_all_in_bf16():
 def test_on_several_devices_gradients_have_the_weights_dtype():
     ddp, fsdp = (
         prediction.Predictor(None, "fp32").predict(
-            tiny("method=full", *BF16, "train.devices=2", f"train.parallel={way}"), None, 2**40
+            tiny("method=full", *BF16, "train.devices=2", f"train.parallel={way}"), None
         )
         for way in ("ddp", "fsdp")
     )

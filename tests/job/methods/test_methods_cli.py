@@ -24,7 +24,7 @@ SETTINGS = (
     "study=methods",
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

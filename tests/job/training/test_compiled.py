@@ -19,6 +19,7 @@ from harness.job.training import compiled, gradient_checkpointing, loop
 COMPILE = "train.compile=true"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_compiled_cell_has_the_losses_of_one_that_is_not(tmp_path):
     # Padded, so that a layer is one graph: to compile them for real takes most of the time.

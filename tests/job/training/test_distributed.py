@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_helpers import no_peak, run_here, run_leased, run_request, seen_by_jobs, tiny  # noqa: F401
+from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import change, make_record, measured
 from several_devices import SHORT, alike, go, short
 
@@ -61,7 +61,7 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
     assert (held.weights, held.adapters, held.optimizer) == (here.weights, here.adapters, here.optimizer)
     assert held.gradients == record.probe.gradients == one.probe.gradients > here.gradients  # where they are added up
     assert record.probe.peak.activations < one.probe.peak.activations
-    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None)
     assert Kinds(**predicted["peak"]) == record.probe.peak
     assert predicted["resident"]["gradients"] == held.gradients
 
@@ -90,24 +90,24 @@ def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
     assert record.probe.gradients == one.probe.gradients / 2
     # Whole are at most the head with the embedding that it shares, and a layer.
     assert held.weights < record.probe.peak.weights < here.weights
-    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None)
     assert Kinds(**predicted["peak"]) == record.probe.peak
     assert Kinds(**predicted["resident"] | {"activations": 0}) == dataclasses.replace(held, activations=0)
 
 
 @pytest.mark.slow
 @on_cpu
-def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path, harmful):
+def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path):
     lorafa = (*SHORT, "method=lorafa", "method.optim._target_=harm.create_lorafa_optimizer")
     record = run_leased(tiny(*lorafa, *TWO), Study(tmp_path, "study"), None, lambda event: None)
     alike(record, run_here(tmp_path, tiny(*lorafa)))
-    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None, 2**40)
+    predicted = prediction.Predictor(None, "fp32").predict(record.cell, None)
     assert Kinds(**predicted["peak"]) == record.probe.peak
 
 
 @pytest.mark.slow
 @on_cpu
-def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone, harmful):
+def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone):
     cell = short("method=lora", "train.grad_accum=2", "train.bucketing=2", *TWO)
 
     def stop(event: Progress) -> None:
@@ -138,7 +138,7 @@ def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
 
 @pytest.mark.slow
 @on_cpu
-def test_a_rank_that_dies_ends_all(tmp_path, harmful):
+def test_a_rank_that_dies_ends_all(tmp_path):
     record = go(tmp_path, short("method=lora", *TWO, harm="dies"))
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", 2), record.failure
     assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL (the kernel does so")
@@ -146,7 +146,7 @@ def test_a_rank_that_dies_ends_all(tmp_path, harmful):
 
 @pytest.mark.slow
 @on_cpu
-def test_a_rank_that_raises_says_why(tmp_path, harmful):
+def test_a_rank_that_raises_says_why(tmp_path):
     events: list[Progress] = []
     record = go(tmp_path, short("method=lora", *TWO, harm="raises"), events.append)
     assert (record.status, record.failure) == ("failed", Failure("train", 3, "RuntimeError: as it was told"))
@@ -157,7 +157,7 @@ def test_a_rank_that_raises_says_why(tmp_path, harmful):
 
 @pytest.mark.slow
 @on_cpu
-def test_devices_that_drift_apart_are_no_result(tmp_path, harmful):
+def test_devices_that_drift_apart_are_no_result(tmp_path):
     record = go(tmp_path, short("method=full", *TWO, harm="drifts"))
     assert record.status == "failed"
     assert "The devices' weights differ" in record.failure.reason
@@ -165,7 +165,7 @@ def test_devices_that_drift_apart_are_no_result(tmp_path, harmful):
 
 @pytest.mark.slow
 @on_cpu
-def test_one_device_out_of_memory_is_enough(tmp_path, harmful):
+def test_one_device_out_of_memory_is_enough(tmp_path):
     record = go(
         tmp_path, short("method=lora", *TWO, "eval.tasks=[]", harm="hungry"), precautions=Precautions(on_oom=True)
     )

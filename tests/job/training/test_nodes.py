@@ -137,7 +137,7 @@ def test_a_machine_that_leaves_is_the_reason_and_the_cell_resumes(tmp_path, alon
         ),
     ],
 )
-def test_a_rank_of_another_machine_gives_its_reason(tmp_path, harmful, harm, phase, reason):
+def test_a_rank_of_another_machine_gives_its_reason(tmp_path, harm, phase, reason):
     cell, port = short("method=lora", *TWO, harm=harm), free_port()
     with second(cell, port) as other:
         record = go(tmp_path, cell, rendezvous=place(0, port))
@@ -152,7 +152,7 @@ def metering(request: RunCell, report: launch.Report, rank: distributed.Rank) ->
 
 
 @pytest.mark.slow
-def test_joules_are_those_of_all_machines(harmful):
+def test_joules_are_those_of_all_machines():
     cell, port = short("method=lora", "train.devices=2", *TWO), free_port()
     with second(cell, port, job=metering):
         assert launch.run(2, metering, asked(cell), lambda event: None, place(0, port)) == 0
@@ -167,7 +167,7 @@ def refused(port: int) -> str:
 
 
 @pytest.mark.slow
-def test_whom_nobody_joins_waits_no_longer_than_it_should(tmp_path, harmful):
+def test_whom_nobody_joins_waits_no_longer_than_it_should(tmp_path):
     cell, port = short("method=lora", *TWO), free_port()
     study = Study(tmp_path, "study")
     with pytest.raises(UserError) as error:
@@ -186,7 +186,7 @@ def asked(cell: Cell) -> RunCell:
 
 
 @pytest.mark.slow
-def test_machines_that_run_other_cells_say_so(harmful):
+def test_machines_that_run_other_cells_say_so():
     one, two = short("method=lora", *TWO), short("method=full", *TWO)
     port = free_port()
     with second(two, port) as job, pytest.raises(UserError) as error:
@@ -196,7 +196,7 @@ def test_machines_that_run_other_cells_say_so(harmful):
 
 
 @pytest.mark.slow
-def test_two_machines_with_one_number_say_so(harmful):
+def test_two_machines_with_one_number_say_so():
     """Of three, so that the first waits while the second number 1 comes."""
     cell, port = short("method=lora", *TWO), free_port()
     store = launch._open(place(0, port))

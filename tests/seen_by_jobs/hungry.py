@@ -1,12 +1,11 @@
-"""A model that needs more memory than there is."""
+"""Makes a model need more memory than there is."""
 
 from __future__ import annotations
 
-from job_helpers import no_peak, run_here, run_leased, seen_by_jobs, tiny  # noqa: F401
-
-HUNGRY = '''
 import torch
+
 from harness.job.methods import optimizers
+
 
 def build(model, limit, **slot):
     """An optimizer's factory whose model needs more memory than there is for more than `limit` sequences at a time."""
@@ -17,4 +16,3 @@ def build(model, limit, **slot):
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return optimizers.build(model, **slot)
-'''
