@@ -279,6 +279,9 @@ class Config:
     repeat: bool = False
     """Runs a recorded cell again and adds the measurement to its record as a repeat, which shows the machine's drift.
     `sweep --drift` sets it. Not part of the cell."""
+    confirmation: bool = False
+    """Marks the cell as a fresh seed of a chosen setting: it decides between methods, and takes no part in choosing
+    settings. `sweep --confirm` sets it. Not part of the cell."""
     timeout: float | None = None
     """Time limit per cell in seconds (null: none). A cell beyond it is ended and recorded as failed."""
     save: str = "none"

@@ -59,7 +59,7 @@ class RunCell:
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position: as in the record.
+    position, confirmation: as in the record.
     """
 
     cell: Cell
@@ -75,6 +75,7 @@ class RunCell:
     warn: bool = False
     rendezvous: Rendezvous | None = None
     position: int | None = None
+    confirmation: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from harness.cli.parser import CommandLine, Parser, positive
 from harness.errors import UserError
 
 if TYPE_CHECKING:
+    from harness.record import Record
     from harness.sweep.app import Session
 
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
@@ -50,6 +52,12 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument(
         "--skip-impossible", action="store_true", help="skip cells whose settings exclude each other; others run"
     )
+    parser.add_argument(
+        "--confirm",
+        type=positive,
+        metavar="N",
+        help="then run N fresh seeds of each method's best setting; methods are compared on these alone",
+    )
     _add_hydra(parser)
 
     parser = group.add(
@@ -73,11 +81,21 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok."""
-    names = ("fit", "device", "order", "drift", "skip_impossible")
-    session = _launch("sweep", options, **{name: getattr(options, name) for name in names})
+    names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
+    session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
+    if options.confirm and session.study is None:
+        raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:
         _print_answer(session.study.folder)
     return session.exit_status
+
+
+def _chosen(records: Sequence[Record]) -> list[Record]:
+    """A record of each chosen setting: one that chose it."""
+    from harness.report.select import select
+
+    tried = [record for record in records if not record.confirmation]
+    return [tried[choice.index[0]] for choice in select(tried) if choice.index]
 
 
 def _print_answer(folder: Path) -> None:

@@ -81,6 +81,7 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         save=request.save,
         tracker=request.tracker,
         position=request.position,
+        confirmation=request.confirmation,
     )
     try:
         job.run(result)

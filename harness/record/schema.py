@@ -178,6 +178,8 @@ class Record:
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None
     """Place of the cell among those that its sweep started, from 1. null of `run` and `retry`."""
+    confirmation: bool = False
+    """Whether the seed is a fresh one of a chosen setting, by `sweep --confirm`. It takes no part in the choice."""
     repeats: list[Repeat] = field(default_factory=list)
     """Other runs of the same cell, in the order in which they ran."""
     source: Source | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from harness.record import Record
@@ -19,11 +19,12 @@ class Choice:
     place: study, model and data; key: the values of the `by` columns, such as ("lora",) or ("lora", 16); the method
         is first.
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
-    index: positions of the chosen setting's records, one per seed.
+    index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
     loss: mean validation loss over seeds, nats per token; None if no loss was recorded.
     tries: number of settings tried. lost: how many of them failed, by status, or lack seeds ("unfinished").
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
+    confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
     """
 
     place: tuple[str, str, str]
@@ -38,6 +39,7 @@ class Choice:
     lost: dict[str, int]
     edges: tuple[str, ...]
     reason: str | None
+    confirmed: bool = False
 
     @property
     def method(self) -> str:
@@ -76,6 +78,9 @@ def select(
     candidates have, so that more seeds are no disadvantage. A setting that failed with a seed counts as a lost try. The
     least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no validation
     loss to be chosen.
+
+    Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
+    of them that finished, if it has any.
     """
     groups = defaultdict(lambda: defaultdict(list))
     settings = setting_texts(records) if settings is None else settings
@@ -83,10 +88,21 @@ def select(
         cell = record.cell
         place = (record.study, cell.model, cell.data)
         groups[place, tuple(getattr(cell, name) for name in by)][setting].append(i)
-    return [
-        _choice(place, key, [_try(setting, index, records) for setting, index in tries.items()])
-        for (place, key), tries in groups.items()
-    ]
+    return [_chosen(place, key, by_setting, records) for (place, key), by_setting in groups.items()]
+
+
+def _chosen(
+    place: tuple[str, str, str], key: tuple, by_setting: dict[str, list[int]], records: Sequence[Record]
+) -> Choice:
+    tried = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
+    tries = [_try(setting, index, records) for setting, index in tried.items() if index]
+    choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
+    fresh = [i for i in by_setting.get(choice.setting, []) if records[i].confirmation and records[i].status == "ok"]
+    if not tries or not fresh:
+        return choice
+    confirmed = _try(choice.setting, fresh, records)
+    loss = _mean(confirmed.losses)
+    return replace(choice, index=confirmed.index, loss=None if math.isnan(loss) else loss, confirmed=True)
 
 
 def latest(index: Sequence[int], records: Sequence[Record]) -> list[int]:

@@ -96,6 +96,7 @@ def _run(
         progress.start(found.cell)
         try:
             options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
+            options["confirmation"] = found.confirmation
             request = runner.request_for(found.cell, study, data_root, **options)
             again = runner.run(request, study, lease, progress.update)
         finally:

@@ -215,6 +215,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
                 save=request.save,
                 tracker=request.tracker,
                 position=request.position,
+                confirmation=request.confirmation,
             )
             record.write(failed, path)
         return record.read(path)

@@ -9,7 +9,7 @@ from records import make_record, make_score
 
 from harness.record import ValidationPoint
 from harness.report.select import select
-from harness.report.tables.best import best
+from harness.report.tables.best import best, tables
 
 
 def tried(method, lr, losses, rank=None, alpha=None, accuracy=0.2, **fields):
@@ -136,3 +136,44 @@ def test_places_are_chosen_for_apart():
 
 def test_no_records_have_no_choice():
     assert select([]) == []
+
+
+def confirming(lr, losses, first=10):
+    records = tried("lora", lr, [0.0] * first + list(losses), accuracy=0.1)[first:]
+    for record in records:
+        record.confirmation = True
+    return records
+
+
+def test_fresh_seeds_stand_for_the_setting_that_they_confirm():
+    records = [*tried("lora", 1e-4, (1.0, 1.1)), *tried("lora", 2e-4, (1.2, 1.3))]
+    assert not chosen(records)["lora"].confirmed
+    records += confirming(1e-4, (1.4, 1.5, "diverged"))
+    lora = chosen(records)["lora"]
+    assert (lora.lr, lora.index, lora.confirmed) == (1e-4, (4, 5), True)
+    assert lora.loss == pytest.approx(1.45)
+    assert (lora.tries, lora.lost) == (2, {}), "a fresh seed is no try, and one that failed loses none"
+
+
+def test_fresh_seeds_take_no_part_in_the_choice():
+    records = [*tried("lora", 1e-4, (1.0, 1.1)), *tried("lora", 2e-4, (1.2, 1.3)), *confirming(2e-4, (0.1, 0.1, 0.1))]
+    lora = chosen(records)["lora"]
+    assert (lora.lr, lora.index, lora.confirmed) == (1e-4, (0, 1), False)
+
+
+def test_the_table_shows_fresh_seeds_alone_and_says_so():
+    records = [*tried("lora", 1e-4, (1.0, 1.1), accuracy=0.9), *tried("lora", 2e-4, (1.2, 1.3), accuracy=0.8)]
+    told = "\n".join(best(records, None).caption)
+    assert "The best of several tries looks better than it is" in told
+    records += confirming(1e-4, (1.4, 1.5, 1.6))
+    shown, every = tables(records, None)
+    (line,) = shown.rows
+    cells = dict(zip(shown.columns, line, strict=True))
+    assert (cells["Tries"], cells["Seeds"]) == ("2", "3")
+    assert cells["Validation loss"].startswith("1.500 (")
+    assert cells["gsm8k exact_match strict-match (%)"].startswith("10.0 (")
+    told = "\n".join(shown.caption)
+    assert "Fresh seeds, which took no part in the choice, stand for lora" in told
+    assert "looks better than it is" not in told
+    settings = [row[every.columns.index("Setting")] for row in every.rows]
+    assert settings == ["lr=1e-4", "lr=1e-4 (fresh seeds) *", "lr=2e-4"]

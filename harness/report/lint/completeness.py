@@ -28,7 +28,8 @@ def missing_base(records: Sequence[Record]) -> Sentences:
 
 
 def seed_counts(records: Sequence[Record]) -> Sentences:
-    rows = group_by(tuned(finished(records)), lambda r: (r.cell.model, r.cell.data, point(r), _unseeded(r)))
+    tried = [record for record in tuned(finished(records)) if not record.confirmation]
+    rows = group_by(tried, lambda r: (r.cell.model, r.cell.data, point(r), _unseeded(r)))
     counts = {len(members) for members in rows.values()}
     if counts == {1}:
         yield "Single seed: error bars exclude seed-to-seed variance.", ()

@@ -85,8 +85,11 @@ def advice(held: Sequence[Contest], rows: Mapping[str, Row], place: tuple[str, s
 
 
 def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
-    """By how much the best of several tries looks better than it is, at most; None if nothing was tried twice."""
-    tried = [choice for choice in choices if choice.tries > 1 and choice.index]
+    """By how much the best of several tries looks better than it is, at most; None if nothing was tried twice.
+
+    Of settings that fresh seeds confirmed nothing is said.
+    """
+    tried = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
     if not tried or contest is None:
         return None
     if contest.seed_spread is None:

@@ -299,6 +299,11 @@ def _selection_caption(choices: list[Choice], held: list[Contest]) -> Iterator[s
         for place in dict.fromkeys(choice.place for choice in choices):
             if told := optimism([choice for choice in choices if choice.place == place], headline(held, place)):
                 yield told
+        if confirmed := [choice.label for choice in choices if choice.confirmed]:
+            yield (
+                f"Fresh seeds, which took no part in the choice, stand for {listed(confirmed)}: the best of several "
+                "tries looks no better there than it is."
+            )
     elif choices:
         yield "Each method had one setting; another one may suit it better."
     edges = [f"{choice.label} {edge}" for choice in choices for edge in choice.edges]

@@ -12,6 +12,7 @@ from harness.report.memory import instruments, meaning
 from harness.report.tables.entries import (
     ABSENT,
     CHOSEN,
+    FRESH,
     Entry,
     asked,
     attention,
@@ -109,7 +110,11 @@ COLUMNS: dict[str, Column] = {
     "data": _place("Data", 2),
     "method": Column(_one("Method", lambda row, rows: row.method), default=_always),
     "setting": Column(
-        _one("Setting", lambda row, rows: (row.setting or ABSENT) + CHOSEN * (id(row) in rows.chosen)), default=_always
+        _one(
+            "Setting",
+            lambda row, rows: (row.setting or ABSENT) + FRESH * row.confirms + CHOSEN * (id(row) in rows.chosen),
+        ),
+        default=_always,
     ),
     "seeds": Column(_one("Seeds", seeds), default=several_seeds),
     "asked": Column(

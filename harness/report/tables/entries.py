@@ -15,6 +15,7 @@ from harness.report.tables.rows import Row, Rows
 
 ABSENT = "–"
 CHOSEN = " *"
+FRESH = " (fresh seeds)"
 Entry = Callable[[Row, Rows], str]
 
 

@@ -35,7 +35,8 @@ class MeanScore:
 
 @dataclass
 class Row:
-    """The records of one method in one setting, which differ only in their seeds.
+    """The records of one method in one setting, which differ only in their seeds. Seeds that confirm it have a row of
+    their own.
 
     Means are over the finished records, or over all records if none finished, so that a failed cell shows what it
     measured. Only finished rows are compared with others.
@@ -46,6 +47,11 @@ class Row:
     setting: str
     rank: int | None
     records: list[Record]
+
+    @property
+    def confirms(self) -> bool:
+        """Whether the seeds are fresh ones, which had no part in choosing settings."""
+        return self.records[0].confirmation
 
     @cached_property
     def finished(self) -> bool:
@@ -155,9 +161,9 @@ def group(records: Sequence[Record]) -> Rows:
         place = (record.study, cell.model, cell.data)
         order = METHODS.index(cell.method) if cell.method in METHODS else len(METHODS)
         axes = tuple((value is not None, value or 0) for value in (cell.rank, cell.alpha, cell.lr))
-        groups[place, order, cell.method, axes, setting].append(record)
+        groups[place, order, cell.method, axes, setting, record.confirmation].append(record)
     rows, superseded = [], []
-    for (place, _, method, _, setting), members in sorted(groups.items(), key=lambda item: item[0]):
+    for (place, _, method, _, setting, _), members in sorted(groups.items(), key=lambda item: item[0]):
         counted = [members[i] for i in latest(range(len(members)), members)]
         superseded += [record for record in members if not any(record is other for other in counted)]
         counted.sort(key=lambda record: record.cell.seed or 0)

@@ -128,6 +128,7 @@ class RunPoint:
                 access=access,
                 rendezvous=rendezvous,
                 position=_position(),
+                confirmation=config.confirmation,
             )
             found = run(request, study, lease, progress.update)
             progress.end(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import UserError
@@ -21,6 +22,8 @@ class Options:
     throughput: raw tokens/s of every cell (null: taken from records). order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
+    confirm: fresh seeds to run of each chosen setting (null: none). choose: of a study's records, one of each chosen
+    setting.
     """
 
     plan: bool = False
@@ -32,6 +35,8 @@ class Options:
     order: Order = "random"
     drift: int | None = None
     skip_impossible: bool = False
+    confirm: int | None = None
+    choose: Callable[[Sequence[Record]], list[Record]] | None = None
 
 
 @dataclass(frozen=True)

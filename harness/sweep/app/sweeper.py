@@ -25,6 +25,7 @@ from harness.sweep import api_cost, plan_view, planner, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.app import messages
 from harness.sweep.app.composing import Composer
+from harness.sweep.app.confirmation import MARK, fresh_points
 from harness.sweep.app.grid import grid
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
@@ -60,6 +61,7 @@ class GridSweeper(Sweeper):
     def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
         self._params, self._candidates = params, candidates
         self._said: set[str] = set()
+        self._points: dict[str, Point] = {}  # by the id of the cell
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.config, self._loader = config, hydra_context.config_loader
@@ -74,6 +76,24 @@ class GridSweeper(Sweeper):
         if self._session.options.plan:
             self._predict(requested)
             return []
+        returns = self._run(requested)
+        if self._session.options.confirm:
+            returns += self._confirm(self._session.study)
+        return returns
+
+    def _confirm(self, study: Study) -> list[JobReturn]:
+        """Run fresh seeds of each method's chosen setting, as --confirm asks for."""
+        options = self._session.options
+        records, _ = record.read_study(study.folder)
+        overrides = {cell: point.overrides for cell, point in self._points.items()}
+        fresh = fresh_points(options.choose(records), records, overrides, options.confirm)
+        if not fresh:
+            print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
+            return []
+        print(f"Confirming: {options.confirm} fresh seeds of each chosen setting.", file=sys.stderr)
+        return self._run(fresh)
+
+    def _run(self, requested: list[list[str]]) -> list[JobReturn]:
         study, pending, unfit = self._plan(requested)
         self._session.study = study
         statuses = ["unfit"] * unfit
@@ -110,6 +130,7 @@ class GridSweeper(Sweeper):
             else:
                 unique.setdefault(point.cell.id, point)
         self._skip(refused, some_work=bool(unique))
+        self._points |= unique
         study = study_of(composed)
         pending, without_weights = [], []
         for point in unique.values():
@@ -236,6 +257,7 @@ class GridSweeper(Sweeper):
             reason = planner.refusal(plan, prediction)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             unfit = Record(point.cell, study.name, "unfit", now, 0.0, plan.environment, Failure("plan", None, reason))
+            unfit.confirmation = MARK in point.overrides
             with contextlib.suppress(Held), study.lease(point.cell):  # another sweep may have a larger budget for it
                 if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
                     record.write(unfit, study.path(point.cell))

@@ -1,0 +1,84 @@
+"""Fresh seeds of chosen settings: which are run, how records say so, and that a resumed sweep goes on with the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from records import make_record
+
+from harness.__main__ import main
+from harness.cli.sweep import _chosen
+from harness.record import ValidationPoint, read_study
+from harness.sweep.app.confirmation import fresh_points
+from harness.sweep.store import Study
+
+SMALL = (
+    *("model=tiny", "rank=8", "train.precision=fp32", "train.max_steps=3", "train.batch_size=2"),
+    *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval=facts", "eval.limit=4"),
+    *("infer.repeats=0", "study=mine"),
+)
+
+
+def tried(method, lr, seed, loss):
+    record = make_record(method, lr=lr, seed=seed)
+    record.cell = replace(record.cell, id=f"{method} {lr} {seed}")
+    record.validation = [ValidationPoint(50, 20_000, loss)]
+    return record
+
+
+@pytest.fixture
+def study():
+    records = [tried("lora", lr, seed, lr) for lr in (2.0, 1.0) for seed in (0, 1)]
+    return [*records, tried("full", 3.0, 0, 1.0), make_record("base")]
+
+
+def overrides(records):
+    return {r.cell.id: [f"method={r.cell.method}", f"lr={r.cell.lr}", f"seed={r.cell.seed}"] for r in records}
+
+
+def test_the_chosen_settings_run_with_seeds_above_all_that_were_tried(study):
+    points = fresh_points(_chosen(study), study, overrides(study), 2)
+    assert points == [
+        [f"method={method}", f"lr={lr}", f"seed={seed}", "confirmation=true"]
+        for method, lr in (("lora", 1.0), ("full", 3.0))
+        for seed in (2, 3)
+    ]
+
+
+def test_a_resumed_sweep_goes_on_with_the_same_seeds(study):
+    before = fresh_points(_chosen(study), study, overrides(study), 2)
+    fresh = tried("lora", 1.0, 2, 0.0)
+    fresh.confirmation = True
+    assert fresh_points(_chosen([*study, fresh]), [*study, fresh], overrides(study), 2) == before
+
+
+def test_settings_of_other_sweeps_are_left_alone(study):
+    assert fresh_points(_chosen(study), study, overrides([study[2]]), 1) == [
+        ["method=lora", "lr=1.0", "seed=2", "confirmation=true"]
+    ]
+
+
+def test_a_bad_number_of_seeds_is_refused(capsys):
+    for bad in ("0", "-1", "three"):
+        assert main(["sweep", "method=lora", "--confirm", bad]) == 2
+        assert f"argument --confirm: must be a positive number, got {bad};" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_confirms_and_resumes(inside, tmp_path):
+    command = ("sweep", *SMALL, "method=lora", "lr=1e-3,1e-5", "seed=0", "--confirm=2")
+    run = inside(*command)
+    assert run.returncode == 0, run.stderr
+    study = Study(tmp_path / "results", "mine")
+    records, _ = read_study(study.folder)
+    assert sorted((r.cell.seed, r.confirmation) for r in records) == [(0, False), (0, False), (1, True), (2, True)]
+    fresh = [record for record in records if record.confirmation]
+    best = min((r for r in records if not r.confirmation), key=lambda r: r.validation[-1].loss)
+    assert {record.cell.lr for record in fresh} == {best.cell.lr}
+    study.path(fresh[0].cell).unlink()
+    kept = study.path(fresh[1].cell).stat().st_mtime_ns
+    again = inside(*command)
+    assert again.returncode == 0, again.stderr
+    assert study.recorded(fresh[0].cell).confirmation
+    assert study.path(fresh[1].cell).stat().st_mtime_ns == kept
