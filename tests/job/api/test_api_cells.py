@@ -509,8 +509,9 @@ def test_how_it_is_asked_is_no_part_of_a_cell(monkeypatch):
 
 
 def test_models_that_are_here_keep_their_cells():
-    assert composed("method=base").id == "77d330acfd8e161fd21dd59e695de82a185ba9d22f3dfc7474e6b0418c2ddea2"
-    lora = composed("method=lora", "model=tiny", "api.concurrency=3")
+    then = "eval.batch_size=16"  # the default until it became auto
+    assert composed("method=base", then).id == "77d330acfd8e161fd21dd59e695de82a185ba9d22f3dfc7474e6b0418c2ddea2"
+    lora = composed("method=lora", "model=tiny", "api.concurrency=3", then)
     assert lora.id == "f35ab81b48c50bb33eda6da0c2b0226d6a0cc30764c1e9e98a7afb3f263cf800"
 
 
