@@ -6,6 +6,7 @@ damaged file is made again. Files that nobody has read for a month are deleted.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -53,8 +54,13 @@ def folder() -> Path:
 
 def digest(*parts: Any) -> str:
     """Of `parts`, which JSON can hold, and of the versions of what makes requests."""
-    text = json.dumps([FORMAT, [version(name) for name in PACKAGES], *parts], sort_keys=True)
+    text = json.dumps([FORMAT, _versions(), *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _versions() -> list[str]:
+    return [version(name) for name in PACKAGES]
 
 
 # Requests

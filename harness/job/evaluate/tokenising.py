@@ -133,8 +133,8 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """
     if not tokenizer.is_fast:
         return None
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"truncation": None, "padding": None}  # which are of its last call
+    backend = tokenizer.backend_tokenizer.to_str()
+    backend = backend[backend.index('"added_tokens"') :]  # before it are truncation and padding of the last call
     parts = [backend, tokenizer.chat_template, tokenizer.special_tokens_map]
     if "strftime_now" in json.dumps(tokenizer.chat_template):
         parts.append(datetime.now().date())
