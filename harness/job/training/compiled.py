@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from harness.errors import UserError
 from harness.job.measure import device
 from harness.job.models import structure
 from harness.job.training import attention
 from harness.settings import Settings
+
+GRAPHS = 64  # of one function. torch allows 8, and the linear layers in DoRA's, which come alone, have more shapes.
 
 
 def check(settings: Settings) -> None:
@@ -35,22 +38,24 @@ def check(settings: Settings) -> None:
 def enable(net: nn.Module) -> Callable[[], None]:
     """Compile each decoder layer of `net`. Returns what undoes it. Raises UserError if there are no layers.
 
-    Gradient checkpointing, if it is to be enabled, must be so already.
+    Gradient checkpointing, if it is to be enabled, must be so already. Layers of equal modules and shapes share graphs.
+    Training raises RuntimeError if a function needs more than GRAPHS; by torch's default it would run uncompiled.
     """
     inner = structure.inner(net)
     layers = structure.decoder_layers(inner, inner.config)
     if layers is None:
         raise UserError("train.compile=true requires a model with a list of decoder layers.")
     attention.keep_from_compilation(True)
-    torch.compiler.config.force_disable_caches = True  # otherwise compile time depends on earlier cells
     undone = ExitStack()
+    limits = {"recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
+    caches = {"force_disable_caches": True}  # otherwise compile time depends on earlier cells
+    undone.enter_context(torch.compiler.config.patch(**limits, **caches))
     for layer in layers:
         undone.callback((_enable_recomputed if getattr(layer, "gradient_checkpointing", False) else _enable)(layer))
 
     def undo() -> None:
         attention.keep_from_compilation(False)
         undone.close()
-        torch.compiler.config.force_disable_caches = False
         torch.compiler.reset()
 
     return undo
@@ -58,7 +63,7 @@ def enable(net: nn.Module) -> Callable[[], None]:
 
 def _enable(layer: nn.Module) -> Callable[[], None]:
     plain = layer._call_impl
-    layer._compiled_call_impl = functools.partial(_called, torch.compile(plain, dynamic=True), plain)
+    layer._compiled_call_impl = functools.partial(_called, _compile(plain), plain)
     return lambda: setattr(layer, "_compiled_call_impl", None)
 
 
@@ -73,11 +78,25 @@ def _enable_recomputed(layer: nn.Module) -> Callable[[], None]:
     def compiling(forward: functools.partial, *args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
-            compiled = torch.compile(forward.func, dynamic=True)  # of this layer; what is partial are its arguments
+            compiled = _compile(forward.func)  # of this layer; what is partial are its arguments
         return checkpoint(functools.partial(compiled, *forward.args, **forward.keywords), *args)
 
     layer._gradient_checkpointing_func = compiling
     return lambda: setattr(layer, "_gradient_checkpointing_func", checkpoint)
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = torch.compile(function, dynamic=True)
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        try:
+            return compiled(*args, **keywords)
+        except FailOnRecompileLimitHit:
+            raise RuntimeError(
+                f"train.compile=true requires layers that share their graphs; these need more than {GRAPHS}."
+            ) from None
+
+    return call
 
 
 def seconds() -> float:

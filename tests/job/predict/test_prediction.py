@@ -352,6 +352,7 @@ def test_plan_tells_and_launches_nothing(inside, tmp_path):
     rows = {line.split()[0].split("-")[0]: line for line in done.stdout.splitlines() if re.search("yes|no|tight", line)}
     assert {"base", "full", "lora", "galore"} <= rows.keys()
     assert "yes" in rows["full"]
+    assert "with CUDA's kernels" in " ".join(done.stdout.split())  # a budget is that of a GPU
     assert done.stdout.count("Impossible: ") == 2  # lora and galore at rank 500
     assert re.search("rank must be at most .*, got rank=500", done.stdout)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,11 @@ import torch
 import torch._inductor.config
 from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
 from records import make_record, measured
+from smaller import SMALLER
+from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 
+from harness.config import CONF
 from harness.errors import UserError
 from harness.job import preflight
 from harness.job.measure import device, live_memory
@@ -44,13 +48,13 @@ def test_a_compiled_cell_has_the_losses_of_one_that_is_not(tmp_path):
     assert record.train.tokens_per_second_steady > record.train.tokens_per_second_amortised
 
 
-def counting(monkeypatch) -> list[str]:
-    """Compiles by running as it is; the list tells of each graph."""
+def counting(monkeypatch, compiler=lambda graph, inputs: graph.forward) -> list[torch.fx.GraphModule]:
+    """Compiles by `compiler`, by default to what runs anyway; the list is of all graphs."""
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
-        return graph.forward
+        return compiler(graph, inputs)
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     return graphs
@@ -109,6 +113,104 @@ def test_layers_that_are_computed_again_are_compiled(monkeypatch, settings):
     assert gradients(bench.steps[0][0])[0] == expected[0][0]
     disable()
     assert len(graphs) == made[-1]
+
+
+# All methods
+
+UNTUNED = {"api", "base", "base_int8", "base_nf4"}
+METHODS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - UNTUNED)
+REFUSED = {"adamss", "cartridge", "prefix_tuning", "tinylora"}
+
+
+@pytest.fixture(scope="module")
+def compared() -> set[tuple]:
+    """What compiled layers consisted of, of the methods that were compared."""
+    return set()
+
+
+def layers_of(net) -> nn.ModuleList:
+    inner = structure.inner(net)
+    return structure.decoder_layers(inner, inner.config)
+
+
+def parts(layers) -> tuple:
+    """What the compiler sees of `layers`: modules, their hooks, and their weights without values."""
+    weights = {name: (p.shape, p.dtype, p.requires_grad) for name, p in layers.named_parameters()}
+    return tuple((name, type(m), len(m._forward_hooks)) for name, m in layers.named_modules()), tuple(weights.items())
+
+
+def steps_of(bench) -> tuple[list[float], list[torch.Tensor]]:
+    """The losses of the bench's steps, and the trained weights after them."""
+    bench.net.train()
+    # Else the first layer, whose input requires no gradient, needs graphs of its own.
+    structure.inner(bench.net).enable_input_require_grads()
+    torch.manual_seed(0)
+    take = functools.partial(loop.take_step, bench.net, bench.optimizer)
+    losses = [float(take(micro, bench.settings.max_grad_norm, bench.accelerator, str)[0]) for micro in bench.steps]
+    return losses, [p.detach() for p in bench.net.parameters() if p.requires_grad]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # peft warns of much that is meant
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_as_it_does_uncompiled_or_is_refused(monkeypatch, compared, method):
+    """Methods of which the compiler sees the same are compared once.
+
+    Of a method that adapts all matrices in one way, one matrix is adapted, and only its block is compiled.
+    """
+    if method.startswith("apollo"):
+        pytest.importorskip("apollo_torch")
+    asked = [f"method={method}", "lr_scale=50", "train.max_steps=2", "speedups=off", *SMALLER.get(method, [])]
+    matrices = (tiny(*asked).settings.method.adapt or {}).get("target_modules")
+    asked += ["method.adapt.target_modules=[down_proj]"] if matrices == "all-linear" else []
+    if method in REFUSED:
+        with pytest.raises(UserError, match=rf"^method={method} can't be combined with train\.compile=true: its "):
+            tiny(*asked, COMPILE)
+        return
+    cell = tiny(*asked, COMPILE)
+    find = structure.decoder_layers
+    if matrices == "all-linear":
+        monkeypatch.setattr(structure, "decoder_layers", lambda *of: nn.ModuleList(layer.mlp for layer in find(*of)))
+    bench = prepared(cell)
+    if (seen := parts(layers_of(bench.net))) in compared:
+        return
+    compared.add(seen)
+    losses, weights = steps_of(bench)
+    bench = prepared(cell)
+    graphs = counting(monkeypatch, aot_eager)
+    undo = compiled.enable(bench.net)
+    known = []  # the graphs before and after the last layer is called
+    last = layers_of(bench.net)[-1]
+    call = last._compiled_call_impl
+
+    def counted(*args, **keywords):
+        known.append(len(graphs))
+        out = call(*args, **keywords)
+        known.append(len(graphs))
+        return out
+
+    last._compiled_call_impl = counted
+    found, others = steps_of(bench)
+    undo()
+    assert known[0::2] == known[1::2], "the last layer does not share the graphs of the others"
+    assert known[0] > 0
+    assert found == pytest.approx(losses, rel=1e-6)
+    for weight, other in zip(weights, others, strict=True):
+        assert torch.allclose(other, weight, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_share_no_graphs_are_an_error(monkeypatch):
+    """By torch's default the layers above its limit would run uncompiled."""
+    counting(monkeypatch)
+    bench = prepared(tiny("method=full", "speedups=off"))
+    for number, layer in enumerate(layers_of(bench.net)):
+        layer.mlp.gate_proj = nn.Linear(64, 128, bias=bool(number))
+    monkeypatch.setattr(compiled, "GRAPHS", 1)
+    undo = compiled.enable(bench.net)
+    bench.net.train()
+    with pytest.raises(RuntimeError, match=r"^train\.compile=true requires layers that share .* more than 1\.$"):
+        loop.summed_loss(bench.net, bench.steps[0][0])
+    undo()
 
 
 def test_steps_that_compile_are_no_part_of_the_steady_rate():

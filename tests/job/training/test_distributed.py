@@ -387,6 +387,7 @@ def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
 def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
     found, told = workers.answer(PlanCells([PlannedCell(tiny(*SHORT))], None, None, 0, 1.0, None))
     assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
+    assert found["kernels"] == "cpu"
     assert found["environment"]["device"]["type"] == "cpu"
     assert told["prediction"]["largest_batch"] > 0
 
