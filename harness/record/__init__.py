@@ -32,6 +32,7 @@ from harness.record.files import (
 from harness.record.measurements import (
     Disk,
     Gpu,
+    HeldOut,
     Inference,
     Kinds,
     LossPoint,
@@ -88,6 +89,7 @@ __all__ = [
     "Disk",
     "Failure",
     "Gpu",
+    "HeldOut",
     "Inference",
     "Instrument",
     "Kinds",
