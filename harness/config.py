@@ -137,7 +137,10 @@ class EvalConfig:
     seed: int = 0
     """Seed of the sample of items, the same for every cell."""
     engine: str = "auto"
-    """auto scores the model in the training process; vllm saves it and has vLLM answer. vllm requires CUDA."""
+    """auto scores the model in the training process. vllm has vLLM write the answers of tasks that ask for text, over
+    saved weights. Requires eval.vllm_python."""
+    vllm_python: str | None = None
+    """Path of the python of an environment with vllm, such as ~/vllm/bin/python. Not part of the cell."""
     chat_template: bool = False
     """Asks each question as a message in the tokenizer's chat template."""
     fewshot_as_multiturn: bool = False

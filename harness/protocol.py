@@ -59,7 +59,7 @@ class RunCell:
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position, confirmation: as in the record.
+    position, confirmation: as in the record. vllm_python: as in harness.config.EvalConfig.
     """
 
     cell: Cell
@@ -76,16 +76,21 @@ class RunCell:
     rendezvous: Rendezvous | None = None
     position: int | None = None
     confirmation: bool = False
+    vllm_python: str | None = None
 
 
 @dataclass(frozen=True)
 class CheckCells:
-    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered."""
+    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered.
+
+    vllm_python: as in harness.config.EvalConfig.
+    """
 
     cells: list[Cell]
     data_root: str | None = None
     access: dict[str, ApiAccess] = field(default_factory=dict)
     warn: bool = False
+    vllm_python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +138,15 @@ class CheckTasks:
 
 @dataclass(frozen=True)
 class Rescore:
-    """Score the recorded cell at `path` by `settings`, and add that to its record."""
+    """Score the recorded cell at `path` by `settings`, and add that to its record.
+
+    vllm_python: as in harness.config.EvalConfig.
+    """
 
     path: str
     settings: EvalSettings
     data_root: str | None = None
+    vllm_python: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from harness.cli.parser import (
     add_json,
     add_study,
     add_study_name,
+    add_vllm_python,
     comma_separated,
     positive,
 )
@@ -52,6 +53,7 @@ def add(command_line: CommandLine) -> None:
         help="timeout, train.save_every or retry.on_oom, if it should differ from the recorded one",
     )
     add_data_root(parser)
+    add_vllm_python(parser)
     add_json(parser)
 
     parser = group.add(
@@ -74,6 +76,7 @@ def add(command_line: CommandLine) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="score again what a cell was scored on already")
     add_data_root(parser)
+    add_vllm_python(parser)
     add_json(parser)
 
     group = command_line.group("keep and share")
@@ -180,7 +183,7 @@ def retry(options: argparse.Namespace) -> int:
         print("No cell failed.", file=sys.stderr)
     done = []
     for study, broken in requested.items():
-        done += run_again(study, broken, options.data_root, changed)
+        done += run_again(study, broken, options.data_root, changed, options.vllm_python)
     if options.format == "json":
         print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
     return int(len(done) < sum(map(len, requested.values())) or any(record.status != "ok" for record in done))
@@ -201,7 +204,8 @@ def score(options: argparse.Namespace) -> int:
     if planned.known:
         print(f"Scored already (--replace scores again): {', '.join(planned.known)}.", file=sys.stderr)
     text = options.format == "text"
-    done = rescore.score(planned, settings, options.data_root, print if text else lambda line: None)
+    tell = print if text else lambda line: None
+    done = rescore.score(planned, settings, options.data_root, tell, options.vllm_python)
     if not text:
         print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in done])
     print_errors(planned.refused)

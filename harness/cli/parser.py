@@ -165,5 +165,9 @@ def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of standard output")
 
 
+def add_vllm_python(parser: Parser) -> None:
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="as eval.vllm_python, for cells with eval.engine=vllm")
+
+
 def add_data_root(parser: Parser) -> None:
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds hub data sets by name")

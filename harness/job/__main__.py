@@ -89,7 +89,7 @@ def _check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
     from harness.job.api import run_api_cell
 
-    preflight.check(request.cells, request.data_root)
+    preflight.check(request.cells, request.data_root, request.vllm_python)
     for cell in request.cells:
         if (access := request.access.get(cell.id)) is not None:
             send(Result({"id": cell.id, "estimate": run_api_cell.estimate(cell, access, request.data_root)}))
@@ -117,7 +117,7 @@ def _check_tasks(request: CheckTasks, send: Send) -> None:
 def _rescore(request: Rescore, send: Send) -> None:
     from harness.job.evaluate import rescoring
 
-    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send))
+    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send), request.vllm_python)
 
 
 def _synthesize(request: Synthesize, send: Send) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from harness.job.api import run_api_cell
 from harness.job.data import chat, columns, sources
-from harness.job.evaluate import scoring, vllm_engine
+from harness.job.evaluate import scoring
+from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device
 from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
 from harness.record import Cell
 
 
-def check(cells: list[Cell], data_root: str | None) -> None:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here."""
+def check(cells: list[Cell], data_root: str | None, vllm_python: str | None = None) -> None:
+    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+
+    vllm_python: as in harness.config.EvalConfig.
+    """
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
         if cell.settings.behind_api:
             run_api_cell.check(cell, data_root)
             continue
-        check_machine(cell)
+        check_machine(cell, vllm_python)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         if cell.settings.eval not in tasks:
@@ -31,10 +35,10 @@ def check(cells: list[Cell], data_root: str | None) -> None:
             splits.append(cell.settings.data)
 
 
-def check_machine(cell: Cell) -> None:
+def check_machine(cell: Cell, vllm_python: str | None = None) -> None:
     """Raise UserError if the model is out of reach, or a setting does not work on this machine."""
     device.check_formats(cell.settings)
     checks.check(cell)
     compiled.check(cell.settings)
     activation_offload.check(cell.settings)
-    vllm_engine.check(cell.settings)
+    vllm_engine.check(cell.settings, vllm_python)

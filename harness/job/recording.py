@@ -17,11 +17,12 @@ from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import preflight, run_cell, shortage
 from harness.job.api import client, run_api_cell
+from harness.job.evaluate.vllm.process import VllmFailed
 from harness.job.reporter import Report
 from harness.job.tracker import Tracker
 from harness.job.training import distributed, loop
 from harness.protocol import RunCell
-from harness.record import Failure, Record, Shortage, model_card
+from harness.record import Failure, Record, Saved, Shortage, model_card
 
 
 class RunningCell(Protocol):
@@ -58,13 +59,12 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
     cell, path = request.cell, Path(request.path)
     started, clock = datetime.now(UTC), time.monotonic()
     report({"phase": "start"})
-    weights, _ = left = record.beginnings(path)
-    for folder in left:
-        shutil.rmtree(folder, ignore_errors=True)
+    weights = record.beginnings(path)[0]
+    _discard_beginnings(path)
     if cell.settings.behind_api:
         job: RunningCell = run_api_cell.ApiCell(request, report)
     else:
-        preflight.check_machine(cell)
+        preflight.check_machine(cell, request.vllm_python)
         first = rank is None or rank.number == 0
         tracked = request.tracker is not None and first
         start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None
@@ -87,10 +87,10 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         job.run(result)
     except loop.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
-    except client.Stopped as error:
+    except (client.Stopped, VllmFailed) as error:
         result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
     except UserError:
-        shutil.rmtree(weights, ignore_errors=True)
+        _discard_beginnings(path)
         raise
     except Exception as error:
         print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
@@ -117,7 +117,7 @@ def _write(result: Record, items: pd.DataFrame | None, path: Path, weights: Path
     weights: the folder that the tuned weights were saved in, if `result` says so; it is gone after this.
     """
     if result.status != "ok":
-        result.saved = None
+        _keep_for_scoring(result, weights, record.scored_model(path))
     try:
         if items is not None:
             result.items_sha256 = _write_items(items, path.with_suffix(".items.parquet"))
@@ -130,7 +130,25 @@ def _write(result: Record, items: pd.DataFrame | None, path: Path, weights: Path
     except OSError as error:
         raise UserError(about_file(error)) from None
     finally:
-        shutil.rmtree(weights, ignore_errors=True)
+        _discard_beginnings(path)
+
+
+def _keep_for_scoring(result: Record, weights: Path, scored: Path) -> None:
+    """Keep the tuned weights of a cell that failed, if scores are all that it lacks.
+
+    scored: the folder that vLLM read, if any: it takes the place of `weights` where none were to be saved.
+    """
+    phase, tuned = result.failure.phase, result.cell.settings.method.tuned
+    if phase not in ("save_for_vllm", "score"):
+        result.saved = None
+    elif result.saved is None and tuned and phase == "score" and scored.is_dir():
+        scored.rename(weights)
+        result.saved = Saved("merged" if result.merge.merged else "model", record.hashes(weights))
+
+
+def _discard_beginnings(path: Path) -> None:
+    for folder in record.beginnings(path):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_items(items: pd.DataFrame, path: Path) -> str:

@@ -25,8 +25,9 @@ from torch.optim import Optimizer
 
 from harness import record, redact
 from harness.job import prepared_inputs, shortage, speedups
-from harness.job.data import batching, encoding
+from harness.job.data import batching
 from harness.job.evaluate import decoding, linear_weights, scoring
+from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device, disk_size, inference_speed, nvml
 from harness.job.measure.gpu_state import GpuSampler
 from harness.job.measure.live_memory import LiveBytes
@@ -47,15 +48,7 @@ from harness.job.training import (
 )
 from harness.job.training.checkpoints import Checkpoints
 from harness.protocol import RunCell
-from harness.record import (
-    Disk,
-    Gpu,
-    Merge,
-    Parameters,
-    Probe,
-    Record,
-    Shortage,
-)
+from harness.record import Disk, Gpu, Merge, Parameters, Probe, Record, Shortage
 
 
 class LocalCell:
@@ -141,8 +134,6 @@ class LocalCell:
         self._guess = math.log(config.get_text_config().vocab_size)
         held_out, size = self.inputs.held_out, self.batch_size
         self.validation = [self.layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
-        answers = sum(batch.supervised for batch in self.validation)
-        result.held_out = record.HeldOut(answers, encoding.answer_bytes(self.inputs.tokenizer, held_out))
 
     def _load(self, phase: str, on: torch.device) -> None:
         """Load and adapt the model on the device `on`."""
@@ -355,8 +346,15 @@ class LocalCell:
         tasks, asked = self.inputs.tasks, self.settings.eval
         if not tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
+        vllm = None
+        if asked.engine == "vllm" and tasks.written:
+            self.reporter.enter("save_for_vllm")
+            with self.meter.window("save_for_vllm"):
+                whole = self._weights if result.saved is not None and result.saved.form != "adapter" else None
+                python, path = self.request.vllm_python, Path(self.request.path)
+                tokenizer = self.inputs.tokenizer
+                vllm = vllm_engine.writer(python, self.cell, path, self.model, tokenizer, self.bf16, whole)
         self.reporter.enter("score")
-        result.items = tasks.sample
         with self.meter.window("score"):  # not live: of each token it would be a third
             result.scores, self.items, used = scoring.score(
                 self.model,
@@ -365,10 +363,11 @@ class LocalCell:
                 asked.batch_size,
                 torch.bfloat16 if self.bf16 else None,
                 speedups=self.settings.fast,
-                engine=asked.engine,
                 tell_batch=partial(self._loaded.__setitem__, "eval_batch_size"),
                 answered_so_far=self.reporter.answered,
+                vllm=vllm,
             )
+        result.items, result.vllm = tasks.sample, vllm and vllm.usage
         self._speedups |= used
 
     # What the record says beside the phases

@@ -25,6 +25,7 @@ from harness.record.files import (
     pending,
     place,
     replacing,
+    scored_model,
     sha256,
     temporary,
     write_json,
@@ -32,7 +33,6 @@ from harness.record.files import (
 from harness.record.measurements import (
     Disk,
     Gpu,
-    HeldOut,
     Inference,
     Kinds,
     LossPoint,
@@ -68,10 +68,11 @@ from harness.record.schema import (
     Source,
     Status,
     TrackerName,
+    awaits_scoring,
     micro_batches,
     repeat_of,
 )
-from harness.record.scores import ApiUsage, Contamination, Score, Scoring
+from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage
 from harness.record.train_memory import (
     Instrument,
     memory_instrument,
@@ -89,7 +90,6 @@ __all__ = [
     "Disk",
     "Failure",
     "Gpu",
-    "HeldOut",
     "Inference",
     "Instrument",
     "Kinds",
@@ -114,6 +114,8 @@ __all__ = [
     "TrackerName",
     "Train",
     "ValidationPoint",
+    "VllmUsage",
+    "awaits_scoring",
     "beginnings",
     "cell_name",
     "cluster_numbers",
@@ -138,6 +140,7 @@ __all__ = [
     "read_study",
     "repeat_of",
     "replacing",
+    "scored_model",
     "settle",
     "sha256",
     "short",

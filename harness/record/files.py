@@ -64,7 +64,12 @@ def place(made: Path, folder: Path) -> None:
 
 def beginnings(path: Path) -> list[Path]:
     """Where folders that belong to the record at `path` are made, or were left by a process that died meanwhile."""
-    return [_aside(model_folder(path), kind) for kind in ("tmp", "old")]
+    return [_aside(model_folder(path), kind) for kind in ("tmp", "old", "scored")]
+
+
+def scored_model(path: Path) -> Path:
+    """Where the model of the record at `path` lies while vLLM reads it, unless it is to be kept whole anyway."""
+    return _aside(model_folder(path), "scored")
 
 
 def _aside(folder: Path, kind: str) -> Path:

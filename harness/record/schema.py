@@ -12,7 +12,6 @@ from harness.record.failures import Failure, Precautions, SmallerBatches
 from harness.record.measurements import (
     Disk,
     Gpu,
-    HeldOut,
     Inference,
     Memory,
     Merge,
@@ -22,7 +21,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
-from harness.record.scores import ApiUsage, Contamination, Score, Scoring
+from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
 SCHEMA = 2
@@ -151,8 +150,6 @@ class Record:
     """null of an untuned model."""
     validation: list[ValidationPoint] = field(default_factory=list)
     """Validation losses, the last one at the end of training."""
-    held_out: HeldOut | None = None
-    """Size of the validation answers. null in records from before it was kept."""
     gpus: list[Gpu] = field(default_factory=list)
     """State of each GPU during training, in the order of the ranks. Empty on CPU and of an untuned model."""
     merge: Merge | None = None
@@ -165,6 +162,8 @@ class Record:
     """Size of the weights."""
     api: ApiUsage | None = None
     """Cost of a model behind an API. null for local weights."""
+    vllm: VllmUsage | None = None
+    """Answers that vLLM wrote. null where the harness wrote all."""
     scores: list[Score] = field(default_factory=list)
     """All scores."""
     items: dict[str, Any] = field(default_factory=dict)
@@ -172,7 +171,8 @@ class Record:
     items_sha256: str | None = None
     """SHA-256 of NAME.items.parquet. null without one."""
     saved: Saved | None = None
-    """Saved weights. null if none were kept. The folder may have been removed since."""
+    """Saved weights. null if none were kept. The folder may have been removed since. Of a failed cell: the weights that
+    it was to be scored with, from which `retry` resumes."""
     rescored: list[Scoring] = field(default_factory=list)
     """Later scorings."""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -206,6 +206,11 @@ def repeat_of(run: Record, number: int) -> Repeat:
         memory=trained.memory if trained else None,
         gpus=run.gpus,
     )
+
+
+def awaits_scoring(record: Record) -> bool:
+    """Whether scores are all that is missing: the cell was trained, scoring failed, and its weights were saved."""
+    return record.status != "ok" and record.saved is not None
 
 
 def micro_batches(record: Record) -> tuple[int, int] | None:

@@ -86,6 +86,24 @@ class ApiUsage:
 
 
 @dataclass
+class VllmUsage:
+    """Answers behind the scores that vLLM wrote. Its environment is its own, so its torch is not the record's."""
+
+    version: str
+    """Version of vLLM."""
+    answers: int
+    """Answers."""
+    read: int
+    """Prompt tokens."""
+    written: int
+    """Answer tokens."""
+    load_seconds: float
+    """Seconds until vLLM had loaded and compiled the model."""
+    seconds: float
+    """Seconds from then on until all answers were written."""
+
+
+@dataclass
 class Scoring:
     """A later scoring by `harness score`, of saved weights or of the untuned model."""
 
@@ -98,4 +116,6 @@ class Scoring:
     environment: dict[str, Any]
     """As in the record."""
     phases: dict[str, Phase]
+    """As in the record."""
+    vllm: VllmUsage | None = None
     """As in the record."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.record import Record, RecordError, read_study
+from harness.record import Record, RecordError, awaits_scoring, read_study
 from harness.settings import EvalSettings
 from harness.studies import verify
 from harness.studies.find import find
@@ -47,7 +47,7 @@ def plan(results: Path, names: Sequence[str], texts: Sequence[str], tasks: Seque
     asked = Asked()
     for study, found, named in _cells(results, names, texts, asked):
         left = [task for task in tasks if replace or task not in {score.task for score in found.scores}]
-        if not named and found.status != "ok":
+        if not named and found.status != "ok" and not awaits_scoring(found):
             continue
         if not left:
             asked.known.append(found.cell.name)
@@ -91,7 +91,7 @@ def _objection(study: Study, found: Record) -> str | None:
     """Why the cell of a record can't be scored without training, as a clause; None if it can be."""
     if found.source is not None:
         return f"it is an imported result of {found.source.project}, without weights"
-    if found.status != "ok":
+    if found.status != "ok" and not awaits_scoring(found):
         return f"it ended as {found.status}"
     if (why := objection(found)) is not None:
         return why
@@ -105,12 +105,17 @@ def _objection(study: Study, found: Record) -> str | None:
 
 
 def score(
-    asked: Asked, given: dict[str, Any], data_root: str | None, tell: Callable[[str], None]
+    asked: Asked,
+    given: dict[str, Any],
+    data_root: str | None,
+    tell: Callable[[str], None],
+    vllm_python: str | None = None,
 ) -> list[tuple[Study, Record]]:
     """Score the cells of `asked.todo`; returns their new records. `tell` gets one line for each score.
 
     given: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after all
-    is added to those that were refused. Raises UserError, before anything is scored, if a task can't be had.
+    is added to those that were refused. vllm_python: as in harness.config.EvalConfig. Raises UserError, before anything
+    is scored, if a task can't be had.
     """
 
     def of(found: Record, tasks: list[str]) -> EvalSettings:
@@ -132,7 +137,8 @@ def score(
                 with study.lease(found.cell) as lease:
                     if study.recorded(found.cell) != found:
                         raise UserError(f"{found.cell.name} is not scored: another process has changed its record.")
-                    again = runner.score(found.cell, study, lease, of(found, tasks), data_root, progress.update)
+                    settings, update = of(found, tasks), progress.update
+                    again = runner.score(found.cell, study, lease, settings, data_root, update, vllm_python)
             except (UserError, RecordError) as error:
                 asked.refused.append(str(error))
             else:

@@ -22,7 +22,8 @@ from harness import validate
 from harness.config import ADAMW, PRECAUTIONS, Config
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
-from harness.record import Precautions, Record, read_study
+from harness.protocol import RunCell
+from harness.record import Record, read_study
 from harness.redact import leaves
 from harness.settings import cell_id, plain
 from harness.sweep import runner
@@ -57,12 +58,17 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def retry(
-    study: Study, records: Sequence[Record], data_root: str | None, changed: dict[str, Any] | None = None
+    study: Study,
+    records: Sequence[Record],
+    data_root: str | None,
+    changed: dict[str, Any] | None = None,
+    vllm_python: str | None = None,
 ) -> list[Record]:
     """Run the cells of `records` again with the recorded precautions, save and tracker; returns the new records.
 
-    changed: precautions that differ from the recorded ones. Raises UserError, before anything runs, if a record is
-    refused. A cell that another process runs, or has just run, is skipped with a line on standard error.
+    changed: precautions that differ from the recorded ones. vllm_python: as in harness.config.EvalConfig.
+    Raises UserError, before anything runs, if a record is refused. A cell that another process runs, or has just run,
+    is skipped with a line on standard error.
     """
     for found in records:
         if (why := objection(found)) is not None:
@@ -70,13 +76,16 @@ def retry(
         if found.tracker is not None:
             validate.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    runner.check([found.cell for found in records], data_root)
+    runner.check([found.cell for found in records], data_root, vllm_python=vllm_python)
     progress, done = SweepProgress(len(records)), []
     try:
         for found in records:
             try:
                 precautions = dataclasses.replace(found.precautions, **changed or {})
-                again = _run(study, found, data_root, precautions, progress)
+                options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
+                options["confirmation"] = found.confirmation
+                request = runner.request_for(found.cell, study, data_root, vllm_python, **options)
+                again = _run(study, found, request, progress)
             except UserError as error:
                 print(f"{found.cell.name} is not run: {error}", file=sys.stderr)
             else:
@@ -86,18 +95,13 @@ def retry(
     return done
 
 
-def _run(
-    study: Study, found: Record, data_root: str | None, precautions: Precautions, progress: SweepProgress
-) -> Record:
+def _run(study: Study, found: Record, request: RunCell, progress: SweepProgress) -> Record:
     """The new record of a cell; UserError if another process has the cell or has just run it."""
     with study.lease(found.cell) as lease:
         if study.recorded(found.cell) != found:
             raise UserError("another process has just run it.")
         progress.start(found.cell)
         try:
-            options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
-            options["confirmation"] = found.confirmation
-            request = runner.request_for(found.cell, study, data_root, **options)
             again = runner.run(request, study, lease, progress.update)
         finally:
             progress.clear()

@@ -58,15 +58,21 @@ _server = Server()  # of this process
 
 
 def check(
-    cells: list[Cell], data_root: str | None, access: dict[str, ApiAccess] | None = None
+    cells: list[Cell],
+    data_root: str | None,
+    access: dict[str, ApiAccess] | None = None,
+    vllm_python: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Have a job check what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
-    access: of the cells behind an API, by id. Returns what they would ask for, by id.
+    access: of the cells behind an API, by id. vllm_python: as in harness.config.EvalConfig. Returns what the former
+    would ask for, by id.
     Raises UserError for the first thing that does not work; warns if others use this machine.
     """
     _warn_of_load()
-    answers = _ask("The check before the sweep", CheckCells(cells, _absolute(data_root), access or {}, warn=True))
+    python = _absolute(vllm_python)
+    request = CheckCells(cells, _absolute(data_root), access or {}, warn=True, vllm_python=python)
+    answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer["estimate"] for answer in answers}
 
 
@@ -104,6 +110,7 @@ def score(
     settings: EvalSettings,
     data_root: str | None,
     on_event: OnEvent,
+    vllm_python: str | None = None,
 ) -> Record:
     """Score the recorded `cell` by `settings` in a job, under `lease`. Returns its record with the new scores.
 
@@ -115,9 +122,10 @@ def score(
         on_event(event)
         lease(facts(event))
 
+    request = Rescore(str(path.absolute()), settings, _absolute(data_root), _absolute(vllm_python))
     try:
         with open(log, "ab") as stderr:
-            code = _converse(Rescore(str(path.absolute()), settings, _absolute(data_root)), stderr, follow, lease)
+            code = _converse(request, stderr, follow, lease)
     finally:
         redact.scrub(log)
     if code:
@@ -157,7 +165,9 @@ def _warn(words: str) -> None:
     print(f"warning: {words}", file=sys.stderr)
 
 
-def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any) -> RunCell:
+def request_for(
+    cell: Cell, study: Study, data_root: str | None, vllm_python: str | None = None, **options: Any
+) -> RunCell:
     """The request to run `cell` in `study`; options: the other fields of RunCell."""
     return RunCell(
         cell,
@@ -165,6 +175,7 @@ def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any)
         str(study.path(cell).absolute()),
         _absolute(data_root),
         checkpoints=str(study.checkpoints(cell).absolute()),
+        vllm_python=_absolute(vllm_python),
         **options,
     )
 
@@ -172,10 +183,16 @@ def request_for(cell: Cell, study: Study, data_root: str | None, **options: Any)
 def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Record:
     """Run the cell of `request` in a job, under `lease`. Returns its record, which is in the study's folder by then.
 
+    A cell whose weights were kept when scoring failed is scored, not trained again.
+
     Raises UserError if the job refuses its input, and Held if another process took over the lease. Then there is no
-    record.
+    record, or the record stays as it is.
     """
     cell, precautions, path = request.cell, request.precautions, Path(request.path)
+    earlier = study.recorded(cell)
+    if earlier is not None and record.awaits_scoring(earlier) and study.weights(earlier) is not None:
+        own = cell.settings.eval
+        return score(cell, study, lease, own, request.data_root, on_event, request.vllm_python)
     log = path.with_suffix(".log")
     if request.warn:
         _warn_of_load()
@@ -221,7 +238,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
         return record.read(path)
 
     halves = precautions.on_oom or cell.settings.train.sizes_itself
-    smaller = micro_batch.for_rerun(study.recorded(cell)) if halves else None
+    smaller = micro_batch.for_rerun(earlier) if halves else None
     if smaller is None and cell.settings.train.sizes_itself:
         on_event(Progress("plan"))
         smaller = micro_batch.planned(cell, plan([PlannedCell(cell)], request.data_root)["predictions"][0])
@@ -378,5 +395,5 @@ def _converse(
     return code
 
 
-def _absolute(folder: str | None) -> str | None:
-    return None if folder is None else str(Path(folder).expanduser().absolute())
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())

@@ -10,7 +10,7 @@ from records import ENVIRONMENT, change, make_answered, make_record, make_score,
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import Failure, Gpu, Scoring, SmallerBatches, Source, read_study, write
+from harness.record import Failure, Gpu, Scoring, SmallerBatches, Source, VllmUsage, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.lint.training import SWITCHES
 from harness.report.tables.table import comparison
@@ -792,6 +792,27 @@ def test_answers_that_were_cut_off_and_such_as_are_drawn_at_random():
     assert found["drawn"] == [
         ("thinks accepts no temperature: its answers are sampled and differ from run to run.", (thinks,))
     ]
+
+
+def test_answers_by_different_engines():
+    """Also where each method was scored by both, as by an axis: no cell is to be compared with one of the other."""
+    records = study("base", "lora", "dora")
+    assert "written by" not in dict(told(records))
+    for record in records:
+        if record.cell.seed == 0:
+            change(record, eval={"engine": "vllm"})
+            record.vllm = VllmUsage("0.32.0", 4, 100, 50, 30.0, 5.0)
+    assert dict(told(records))["written by"] == (
+        "Answers were written by different engines: the harness in base, lora-lr0.0002-s1 and dora-lr0.0002-s1; vLLM "
+        "0.32.0 in lora-lr0.0002-s0 and dora-lr0.0002-s0. Score all cells by one: eval.engine."
+    )
+    for record in records:
+        record.vllm = VllmUsage("0.32.0", 4, 100, 50, 30.0, 5.0)
+    records[0].vllm.version = "0.33.0"
+    assert "vLLM 0.33.0 in base" in dict(told(records))["written by"]
+    for record in records:
+        record.vllm = None  # no task asked for written answers
+    assert "written by" not in dict(told(records))
 
 
 def test_models_that_were_asked_in_different_ways():

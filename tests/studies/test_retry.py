@@ -73,7 +73,7 @@ def retried(cell, tmp_path, monkeypatch):
         failed = dataclasses.replace(failed, cell=cell("method=lora"), precautions=RAN_WITH, **kept)
         write(failed, Study(tmp_path / "results", "demo").path(failed.cell))
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(runner, "check", lambda *_: {})
+        monkeypatch.setattr(runner, "check", lambda *_, **__: {})
         monkeypatch.setattr(runner, "run", ends_well)
         assert main(["retry", *overrides[:1], "--failed", *overrides[1:]]) == 0
         return given[0]

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch.nn import functional
@@ -142,7 +143,7 @@ class Engine(TokenisedOnce):
         until = handle_stop_sequences(kwargs.pop("until", None), self.tok_decode(self.eot_token_id, False))
         limit = kwargs.pop("max_gen_toks")
         prompts: list[Tokens] = []
-        if not (obstacle := self._not_plain(kwargs, limit)):
+        if not (obstacle := not_plain(self, kwargs, limit)):
             prompts = self.prompts([request.args[0] for request in requests])
             _tell_cut(list(map(len, prompts)), self.max_length - limit)
             prompts = [prompt[limit - self.max_length :] for prompt in prompts]
@@ -319,16 +320,6 @@ class Engine(TokenisedOnce):
         self.used[name] = f"off: {obstacle}" if obstacle else "on"
         return obstacle is None
 
-    def _not_plain(self, kwargs: dict[str, Any], limit: int) -> str | None:
-        """Why these generation settings do not mean the likeliest token; None if they do."""
-        unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
-        unusual |= self.model.generation_config.to_diff_dict().keys() - HARMLESS
-        if unusual:
-            return f"generation is set to {', '.join(sorted(unusual))}"
-        if self.think_end_token is not None:
-            return "thinking is cut from the answers"
-        return None if limit < self.max_length else f"answers of {limit} tokens leave no room for a prompt"
-
     def _obstacle(self, sequences: Collection[Tokens], more: int = 0) -> str | None:
         """Why prefixes of `sequences`, with `more` tokens after them, can't be shared; None if they can."""
         if self.backend != "causal":
@@ -379,3 +370,17 @@ class Engine(TokenisedOnce):
 def _tell_cut(lengths: list[int], most: int) -> None:
     if cut := sum(length > most for length in lengths):
         logger.warning(f"{cut} requests were truncated on the left to {most} tokens, which the model has room for.")
+
+
+def not_plain(lm: HFLM, kwargs: dict[str, Any], limit: int) -> str | None:
+    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
+
+    limit: tokens of an answer.
+    """
+    unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
+    unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
+    if unusual:
+        return f"generation is set to {', '.join(sorted(unusual))}"
+    if lm.think_end_token is not None:
+        return "thinking is cut from the answers"
+    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"

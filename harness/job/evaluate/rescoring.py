@@ -7,6 +7,7 @@ precision and with the same speed-ups. Scores and items are added together or no
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from peft import PeftModel
 from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import prepared_inputs
-from harness.job.evaluate import scoring, vllm_engine
+from harness.job.evaluate import scoring
+from harness.job.evaluate.vllm import engine as vllm_engine
+from harness.job.evaluate.vllm.process import VllmFailed
 from harness.job.measure import device, heap
 from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, saved, structure
@@ -35,30 +38,41 @@ from harness.record import Record, Scoring, model_card
 from harness.settings import EvalSettings
 
 
-def rescore(path: Path, settings: EvalSettings, data_root: str | None, report: Callable[[dict], None]) -> None:
+def rescore(
+    path: Path,
+    settings: EvalSettings,
+    data_root: str | None,
+    report: Callable[[dict], None],
+    vllm_python: str | None = None,
+) -> None:
     """Score the cell of the record at `path` by `settings` (as `eval` of a cell), replacing its scores on these tasks.
 
-    Raises UserError if that fails; the record stays unchanged then.
+    A cell that failed in scoring is ok once it has its own scores. vllm_python: as in harness.config.EvalConfig.
+    Raises UserError if scoring fails; the record stays unchanged then.
     """
     report({"phase": "start"})
     found = record.read(path)
     tasks = prepared_inputs.tasks(settings, data_root)
     _refuse_twice(found, tasks)
-    vllm_engine.check(replace(found.cell.settings, eval=settings))
+    vllm_engine.check(replace(found.cell.settings, eval=settings), vllm_python)
     tokenizer = loading.tokenizer(found.cell.settings.model)
     scoring.check_template(settings, tokenizer)
     if loading.fingerprint(found.cell.settings.model) != found.fingerprints.get("model"):
         raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
     try:
-        _score(found, path, tasks, tokenizer, settings, report)
+        _score(found, path, tasks, tokenizer, settings, report, vllm_python)
     except UserError:
         raise
+    except VllmFailed as error:
+        raise UserError(f"{found.cell.name} is not scored: {error}") from error
     except OSError as error:
         raise UserError(about_file(error) if error.filename else str(error)) from error
     except Exception as error:
         print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
         why = " ".join(redact.clean(f"{type(error).__name__}: {error}").split())[:300].rstrip(".")
         raise UserError(f"{found.cell.name} is not scored: {why}.") from error
+    finally:
+        shutil.rmtree(record.scored_model(path), ignore_errors=True)
     report({"phase": "recorded"})
 
 
@@ -82,6 +96,7 @@ def _score(
     tokenizer: Any,
     settings: EvalSettings,
     report: Callable[[dict], None],
+    vllm_python: str | None,
 ) -> None:
     started, asked = datetime.now(UTC), found.cell.settings
     bf16 = device.compute_dtype(asked.train.precision) is torch.bfloat16
@@ -101,6 +116,10 @@ def _score(
     if isinstance(net, PeftModel) and found.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
         adapting.forget_adapters(net)
+    vllm = None
+    if settings.engine == "vllm" and tasks.written:
+        whole = record.model_folder(path) if found.saved is not None and found.saved.form != "adapter" else None
+        vllm = vllm_engine.writer(vllm_python, found.cell, path, net, tokenizer, bf16, whole)
     reporter.enter("score")
     with meter.window("score"):
         scores, items, used = scoring.score(
@@ -110,14 +129,16 @@ def _score(
             settings.batch_size,
             torch.bfloat16 if bf16 else None,
             speedups=asked.fast,
-            engine=settings.engine,
             tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
             answered_so_far=reporter.answered,
+            vllm=vllm,
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}
     names = list(tasks.by_name)
-    made = Scoring(names, started.isoformat(timespec="seconds"), settings, environment, meter.phases)
+    made = Scoring(
+        names, started.isoformat(timespec="seconds"), settings, environment, meter.phases, vllm and vllm.usage
+    )
     _add(found, path, tasks, scores, items, made)
 
 
@@ -139,6 +160,12 @@ def _add(
     for earlier in found.rescored:
         earlier.tasks = [name for name in earlier.tasks if name not in again]
     found.rescored = [earlier for earlier in found.rescored if earlier.tasks] + [made]
+    completed = record.awaits_scoring(found) and made.settings == found.cell.settings.eval
+    discarded = completed and found.save == "none"  # the weights were kept for this scoring
+    if completed:
+        found.status, found.failure, found.vllm = "ok", None, made.vllm
+    if discarded:
+        found.saved = None
     if beside.exists():
         known = pd.read_parquet(beside)
         items = pd.concat([known[~known["task"].isin(again)], items], ignore_index=True)
@@ -147,6 +174,8 @@ def _add(
         found.items_sha256 = record.sha256(temporary)
         record.write(found, record.pending(path))
     os.replace(record.pending(path), path)
-    if plain:
+    if discarded:
+        shutil.rmtree(record.model_folder(path), ignore_errors=True)
+    elif plain:
         with record.replacing(cards) as temporary:
             temporary.write_text(model_card.text(found), encoding="utf-8")

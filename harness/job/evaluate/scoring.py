@@ -21,7 +21,6 @@ from typing import Any, Literal
 import lm_eval
 import pandas as pd
 import torch
-from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM, CacheHook
@@ -36,14 +35,16 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import sources
-from harness.job.evaluate import linear_weights, request_cache, vllm_engine
+from harness.job.evaluate import linear_weights, request_cache
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
+from harness.job.evaluate.vllm.engine import VllmEngine
+from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
 from harness.job.models.structure import prompted
 from harness.job.training import attention
-from harness.record import Score, cluster_numbers, clustered_error, subject_weights
+from harness.record import Score
 from harness.settings import EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
@@ -128,6 +129,11 @@ class Tasks:
             return
         for leaf, items in self.sample.items():
             self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
+
+    @property
+    def written(self) -> bool:
+        """Whether a task asks for written answers."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.leaves.values())
 
     def texts(self) -> dict[str, list[str]]:
         """The sampled items' questions by task, without few-shot examples."""
@@ -236,9 +242,9 @@ def score(
     batch_size: int | Literal["auto"],
     autocast: torch.dtype | None,
     speedups: bool = True,
-    engine: str = "auto",
     tell_batch: Callable[[int], Any] = lambda size: None,
     answered_so_far: Callable[[int, int], None] | None = None,
+    vllm: VllmWriter | None = None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
@@ -247,15 +253,19 @@ def score(
     with other items, or null: `cluster_of`).
 
     tell_batch: called with the number of sequences that are answered at a time, and again if it becomes smaller.
-    speedups: False for lm-eval's own `HFLM`. engine: "vllm" for vLLM's. autocast: the dtype of linear layers; a model
-    that is not peft's is left with its linear layers in it. answered_so_far: called after each answer with the number
-    of requests that are answered, and of all.
+    speedups: False for lm-eval's own `HFLM`. autocast: the dtype of linear layers; a model that is not peft's is left
+    with its linear layers in it. answered_so_far: called after each answer with the number of requests that are
+    answered, and of all. vllm: writes the answers of tasks that ask for them, with `model` as it lies on disk.
     """
     model.eval()
     batch = AnswerBatch(batch_size, model.device, tell_batch)
-    with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups, engine) as (lm, used):
-        if answered_so_far is not None:
-            lm.set_cache_hook(AnswerCount(tasks, answered_so_far))
+    count = None if answered_so_far is None else AnswerCount(tasks, answered_so_far)
+    with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups) as (lm, used):
+        if count is not None:
+            lm.set_cache_hook(count)
+        if vllm is not None:
+            lm = VllmEngine(lm, vllm, count and count.add)
+            used = ChainMap(lm.used, used)
         scores, items = answered(lm, tasks)
     return scores, items, dict(used)
 
@@ -272,7 +282,7 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
                 rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
     items = pd.DataFrame(rows)
     scores = [
-        _score(name, metric, kind, group, tasks.by_name[name])
+        _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
     ]
     return scores, items
@@ -286,6 +296,10 @@ class AnswerCount(CacheHook):
         self._tasks, self._tell, self._answers = tasks, tell, 0
 
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
+        self.add()
+
+    def add(self) -> None:
+        """Count one more."""
         self._answers += 1
         self._tell(self._answers, max(self._answers, self._of))
 
@@ -303,13 +317,8 @@ def _engine(
     batch: AnswerBatch,
     autocast: torch.dtype | None,
     speedups: bool,
-    engine: str,
-) -> Iterator[tuple[LM, Mapping[str, str]]]:
+) -> Iterator[tuple[HFLM, Mapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
-    if engine == "vllm":
-        with vllm_engine.engine(model, tokenizer, autocast or model.dtype) as lm:
-            yield lm, {"vllm": "on"}
-        return
     asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast}
     if not speedups:
         batch.use_fixed()
@@ -340,30 +349,18 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, 
     }
 
 
-def _score(name: str, metric: str, kind: str, items: pd.DataFrame, loaded: dict[str, Any]) -> Score:
-    """Mean and its standard error, by the weights of the task's group. items: of this score."""
-    first = next(iter(loaded["tasks"].values()))
-    values, subjects, n = items["value"].tolist(), items["subject"].tolist(), len(items)
-    named = [name if isinstance(name, str) else None for name in items["cluster"]]  # pandas has NaN beside text
-    clusters = cluster_numbers(subjects, named)
-    by_subject = _by_subject(loaded["groups"].get(name), metric)
-    weights = subject_weights(subjects) if by_subject else [1.0] * n
+def _score(name: str, metric: str, kind: str, values: pd.Series, leaves: dict[str, Any]) -> Score:
+    """Mean and its standard error, sqrt(s² / n) with the sample variance s²."""
+    first = next(iter(leaves.values()))
+    n = len(values)
     return Score(
         task=name,
         metric=metric,
         filter=kind,
-        value=sum(weight * value for weight, value in zip(weights, values, strict=True)) / n,
-        stderr=clustered_error(values, clusters, weights) if n > 1 else None,
+        value=float(values.mean()),
+        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
         n=n,
         num_fewshot=first.config.num_fewshot,
         version=str(first.VERSION),
         higher_is_better=bool(first.higher_is_better().get(metric, True)),
-        clusters=max(clusters) + 1 if max(clusters) + 1 < n else None,
-        by_subject=by_subject,
     )
-
-
-def _by_subject(group: Group | None, metric: str) -> bool:
-    """Whether `group` says that `metric` does not weigh subjects by their size."""
-    weighed = group.aggregate_metric_list or [] if group else []
-    return any(aggregate.metric == metric and not aggregate.weight_by_size for aggregate in weighed)

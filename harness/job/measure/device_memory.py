@@ -35,6 +35,18 @@ def largest_free(device: torch.device) -> int | None:
     return max([torch.cuda.mem_get_info(device)[0], *cached])
 
 
+def free_share(device: torch.device) -> float:
+    """Share of the memory that is free now: of a CUDA device, else of the machine; 1 off Linux, which does not say."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free / total
+    try:
+        known = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    except OSError:
+        return 1.0
+    return int(known["MemAvailable"]) / int(known["MemTotal"])
+
+
 def reset_process_peak() -> None:
     """Measure `process_peak` from now on."""
     with contextlib.suppress(OSError):  # not Linux, or not allowed: then no peak is reported

@@ -34,14 +34,21 @@ def form(asked: str, net: nn.Module) -> Form | None:
 
 def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
     """Save `net`, which has the form `form`, and its tokenizer in `folder`. Raises OSError."""
-    folder.mkdir(parents=True)
     if form == "adapter":
+        folder.mkdir(parents=True)
         net.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub whether they were resized
         _name_base(folder / ADAPTER[0], cell.settings.model)
+        tokenizer.save_pretrained(folder)
     else:
-        net.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        write_whole(net, tokenizer, folder)
     return Saved(form, hashes(folder))
+
+
+def write_whole(net: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save `net`, which has no adapter, and its tokenizer in `folder`. Raises OSError."""
+    folder.mkdir(parents=True)
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _name_base(config: Path, model: ModelSettings) -> None:

@@ -40,6 +40,7 @@ from harness.report.lint.evaluation import (
     fingerprints,
     inference,
     rescored,
+    written_by,
 )
 from harness.report.lint.training import (
     adapter_targets,
@@ -100,6 +101,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "attention": ("unequal", attention),
     "tries": ("unequal", tries),
     "evaluation": ("unequal", evaluation),
+    "written by": ("unequal", written_by),
     "asked by": ("unequal", asked_by),
     "cut off": ("unequal", cut_off),
     "drawn": ("unequal", drawn),

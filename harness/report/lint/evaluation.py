@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.record import Inference, Record
+from harness.record import Inference, Record, Scoring
 from harness.report.lint.differences import (
     Sentences,
     confounded,
@@ -29,10 +29,22 @@ CUT = 0.05  # the share of truncated answers above which there is a finding
 def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         unequal = []
-        for name in ("tasks", "limit", "num_fewshot", "seed", "engine", *CHAT):
+        for name in ("tasks", "limit", "num_fewshot", "seed", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from unequal or _scored(members, where)
+
+
+def written_by(records: Sequence[Record]) -> Sentences:
+    """Engines have kernels of their own, so of two tokens that are about as likely they may write different ones."""
+    for where, members in places(records):
+        scored = [r for r in finished(members) if r.scores and r.source is None and not r.cell.settings.behind_api]
+        subject = f"Answers were written by different engines{where}"
+        yield from differ(subject, scored, _writer, " Score all cells by one: eval.engine.")
+
+
+def _writer(scored: Record | Scoring) -> str:
+    return f"vLLM {scored.vllm.version}" if scored.vllm else "the harness"
 
 
 def asked_by(records: Sequence[Record]) -> Sentences:
@@ -171,6 +183,6 @@ def _means(record: Record, task: str) -> dict[str, str]:
     settings = later.settings if later else record.cell.settings.eval
     facts = ran_with(replace(record, environment=later.environment) if later else record)
     means = {name: facts.get(name) for name in ("device", "precision", "torch", "transformers", "peft", "lm_eval")}
-    means |= {"engine": settings.engine}
+    means |= {"engine": _writer(later or record)}
     means |= {name: setting_text(getattr(settings, name) or None) or "not set" for name in CHAT}
     return {name: value for name, value in means.items() if value is not None}

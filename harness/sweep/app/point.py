@@ -126,6 +126,7 @@ class RunPoint:
                 save=config.save,
                 tracker=config.tracker,
                 access=access,
+                vllm_python=config.eval.vllm_python,
                 rendezvous=rendezvous,
                 position=_position(),
                 confirmation=config.confirmation,

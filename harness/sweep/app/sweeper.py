@@ -116,7 +116,7 @@ class GridSweeper(Sweeper):
         Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
         asked to skip such ones.
         """
-        for key in ("study", "results_dir", "data_root"):
+        for key in ("study", "results_dir", "data_root", "eval.vllm_python"):
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
@@ -150,7 +150,7 @@ class GridSweeper(Sweeper):
             if type(self._launcher).__name__ == "RayLauncher":
                 ray_cluster.require_gpus(self.config.hydra.launcher.ray)
             self._require_nodes({point.cell.settings.train.nodes for point in pending})
-            check(pending, composed.data_root, self._session.options)
+            check(pending, composed, self._session.options)
             study.plan(point.cell for point in unique.values())
             if self._session.options.fit:
                 requested_here = len(pending)
@@ -285,7 +285,7 @@ class GridSweeper(Sweeper):
                 planned.setdefault(point.cell.id, (point.cell.name, point.cell))
         options = self._session.options
         if remote:
-            check(list(remote.values()), composed.data_root, options)
+            check(list(remote.values()), composed, options)
         if planned:
             predicted = list(planned.values())
             plan = planner.make(predicted, _architectures(local), composed.data_root, options.memory, options.device)
@@ -341,11 +341,14 @@ class GridSweeper(Sweeper):
         return jobs
 
 
-def check(points: Sequence[Point], data_root: str | None, options: Options) -> None:
-    """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget."""
+def check(points: Sequence[Point], config: DictConfig, options: Options) -> None:
+    """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget.
+
+    config: of any of the points.
+    """
     cells = [point.cell for point in points]
     access = {point.cell.id: point.access for point in points if point.access is not None}
-    counts = runner.check(cells, data_root, access)
+    counts = runner.check(cells, config.data_root, access, config.eval.vllm_python)
     api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
 
 
