@@ -14,6 +14,7 @@ from harness.record import (
     Cell,
     Disk,
     Failure,
+    HeldOut,
     Inference,
     Kinds,
     Memory,
@@ -162,6 +163,7 @@ def measured(record: Record, slowdown: float = 1.0) -> Record:
     if adapter:
         record.inference |= {"base": disabled, "unmerged": slow}
     record.merge = Merge(True, None, 0.001, seconds=0.125) if adapter else None
+    record.held_out = HeldOut(3_000, 9_000)
     record.disk = Disk(18 * MIB if adapter else None, 257 * MIB)
     return record
 

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from harness import record, redact
 from harness.job import prepared_inputs, shortage, speedups
-from harness.job.data import batching
+from harness.job.data import batching, encoding
 from harness.job.evaluate import decoding, linear_weights, scoring
 from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device, disk_size, inference_speed, nvml
@@ -134,6 +134,8 @@ class LocalCell:
         self._guess = math.log(config.get_text_config().vocab_size)
         held_out, size = self.inputs.held_out, self.batch_size
         self.validation = [self.layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+        answers = sum(batch.supervised for batch in self.validation)
+        result.held_out = record.HeldOut(answers, encoding.answer_bytes(self.inputs.tokenizer, held_out))
 
     def _load(self, phase: str, on: torch.device) -> None:
         """Load and adapt the model on the device `on`."""

@@ -33,6 +33,7 @@ from harness.record.files import (
 from harness.record.measurements import (
     Disk,
     Gpu,
+    HeldOut,
     Inference,
     Kinds,
     LossPoint,
@@ -90,6 +91,7 @@ __all__ = [
     "Disk",
     "Failure",
     "Gpu",
+    "HeldOut",
     "Inference",
     "Instrument",
     "Kinds",

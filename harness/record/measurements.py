@@ -135,6 +135,16 @@ class ValidationPoint:
 
 
 @dataclass
+class HeldOut:
+    """The answers that the validation loss is the mean over: what it takes to compare it between tokenizers."""
+
+    tokens: int
+    """Supervised tokens, the ends of text included."""
+    bytes: int
+    """Bytes of the answers' text in UTF-8."""
+
+
+@dataclass
 class Train:
     """What the training loop measured. On several devices: tokens of all, seconds of the slowest. Imported records
     without single steps have empty step_seconds and loss, and null for the steady rate and batches."""

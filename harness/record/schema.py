@@ -12,6 +12,7 @@ from harness.record.failures import Failure, Precautions, SmallerBatches
 from harness.record.measurements import (
     Disk,
     Gpu,
+    HeldOut,
     Inference,
     Memory,
     Merge,
@@ -150,6 +151,8 @@ class Record:
     """null of an untuned model."""
     validation: list[ValidationPoint] = field(default_factory=list)
     """Validation losses, the last one at the end of training."""
+    held_out: HeldOut | None = None
+    """Size of the validation answers. null in records from before it was kept."""
     gpus: list[Gpu] = field(default_factory=list)
     """State of each GPU during training, in the order of the ranks. Empty on CPU and of an untuned model."""
     merge: Merge | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -54,6 +55,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     trainable, total                    weights
     trainable_share                     trainable / total, a fraction of 1
     validation_loss                     the last one, nats per token
+    answer_bits_per_byte                the same answers in bits per byte of their text, which does not depend on how a
+                                        tokenizer cuts them: loss × tokens / bytes / ln 2
 
     Memory, in bytes:
 
@@ -127,6 +130,7 @@ def measures(record: Record) -> Numbers:
     train, phases = record.train, record.phases
     numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
+    numbers |= {"answer_bits_per_byte": _answer_bits(record)}
     numbers |= {"micro_batch": (micro_batches(record) or (None,))[0]}
     numbers |= {TRAIN_MEMORY: train_memory(record), "train_memory_remainder": memory_remainder(record)}
     numbers |= _each(record.probe, PROBE)
@@ -220,6 +224,14 @@ def _quantile(values: list[float], share: float) -> float | None:
     at = share * (len(values) - 1)
     low, high = values[int(at)], values[min(int(at) + 1, len(values) - 1)]
     return low + (high - low) * (at - int(at))
+
+
+def _answer_bits(record: Record) -> float | None:
+    """Bits per byte of the validation answers (Gao et al., The Pile, arXiv:2101.00027, section 3.1)."""
+    size = record.held_out
+    if size is None or not record.validation:
+        return None
+    return _ratio(record.validation[-1].loss * size.tokens / math.log(2), size.bytes)
 
 
 def _steady(train: Train) -> list[float]:

@@ -97,6 +97,7 @@ def test_a_record_is_complete(lora):
     assert counted == {"load", "probe"}
     assert record.train.steps == len(record.train.step_seconds) == len(record.train.loss) == 4
     assert [point.step for point in record.validation] == [2, 4]
+    assert 0 < record.held_out.tokens <= record.held_out.bytes + record.cell.settings.train.validation_items
     assert {score.metric for score in record.scores} == {"acc", "acc_norm"}
     assert record.fingerprints.keys() == {"data", "model"}
     assert all(f.startswith("sha256:") for f in record.fingerprints.values())

@@ -518,7 +518,7 @@ def test_a_group_that_does_not_weigh_by_size_is_known_by_its_value(evaluated, tm
     for value, by_subject in ((0.375, True), (1 / 3, False)):
         results["world"]["acc,none"] = value
         path.write_text(json.dumps(written))
-        assert run("lm_eval", folder, "--results-dir", tmp_path / "results", "--study", f"of-{by_subject}") == 0
+        assert run("lm-eval", folder, "--results-dir", tmp_path / "results", "--study", f"of-{by_subject}") == 0
         records, _ = read_study(tmp_path / "results" / f"of-{by_subject}")
         assert [s.by_subject for record in records for s in record.scores if s.task == "world"] == [by_subject]
 

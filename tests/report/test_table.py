@@ -14,7 +14,7 @@ from records import ENVIRONMENT, MIB, change, make_record, make_score, make_stud
 from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.errors import UserError
-from harness.record import Inference, ValidationPoint, write
+from harness.record import HeldOut, Inference, ValidationPoint, write
 from harness.report.frame import setting_texts
 from harness.report.tables.columns import COLUMNS
 from harness.report.tables.formats import render
@@ -543,3 +543,17 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_models_of_different_tokenizers_are_compared_by_bits_per_byte():
+    """The same 1,000 bytes in 250 tokens of 1.2 nats, and in 500 tokens of 0.7 nats."""
+    records = [make_record("lora", model=name) for name in ("long", "short")]
+    for record, loss, tokens in zip(records, (1.2, 0.7), (250, 500), strict=True):
+        record.validation = [ValidationPoint(50, 20_000, loss)]
+        record.held_out = HeldOut(tokens, 1_000)
+    table = comparison(records)
+    column = [cells[table.columns.index("Answers, bits/byte ↓")] for cells in table.rows]
+    assert column == ["0.4328", "0.5049"]  # 1.2 · 250 / 1000 / ln 2, and 0.7 · 500 / 1000 / ln 2
+    assert "Bits per byte of the validation answers" in "\n".join(table.caption)
+    assert "Answers, bits/byte ↓" not in comparison(records[:1]).columns
+    assert "Answers, bits/byte ↓" in comparison(records[:1], ["answer_bits"]).columns

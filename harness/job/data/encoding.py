@@ -42,6 +42,13 @@ class Example:
         ]
 
 
+def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
+    """Bytes of the answers of `examples` in UTF-8, without ends of text."""
+    answers = ([example.ids[at] for at in example.supervised] for example in examples)
+    keep = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return sum(len(tokenizer.decode(ids, **keep).encode()) for ids in answers)
+
+
 Encoder = Callable[[list[Item]], list[Example]]
 
 

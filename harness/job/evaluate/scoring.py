@@ -21,6 +21,7 @@ from typing import Any, Literal
 import lm_eval
 import pandas as pd
 import torch
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM, CacheHook
@@ -44,7 +45,7 @@ from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
 from harness.job.models.structure import prompted
 from harness.job.training import attention
-from harness.record import Score
+from harness.record import Score, cluster_numbers, clustered_error, subject_weights
 from harness.settings import EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
@@ -282,7 +283,7 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
                 rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
     items = pd.DataFrame(rows)
     scores = [
-        _score(name, metric, kind, group["value"], tasks.by_name[name]["tasks"])
+        _score(name, metric, kind, group, tasks.by_name[name])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
     ]
     return scores, items
@@ -349,18 +350,30 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, 
     }
 
 
-def _score(name: str, metric: str, kind: str, values: pd.Series, leaves: dict[str, Any]) -> Score:
-    """Mean and its standard error, sqrt(s² / n) with the sample variance s²."""
-    first = next(iter(leaves.values()))
-    n = len(values)
+def _score(name: str, metric: str, kind: str, items: pd.DataFrame, loaded: dict[str, Any]) -> Score:
+    """Mean and its standard error, by the weights of the task's group. items: of this score."""
+    first = next(iter(loaded["tasks"].values()))
+    values, subjects, n = items["value"].tolist(), items["subject"].tolist(), len(items)
+    named = [name if isinstance(name, str) else None for name in items["cluster"]]  # pandas has NaN beside text
+    clusters = cluster_numbers(subjects, named)
+    by_subject = _by_subject(loaded["groups"].get(name), metric)
+    weights = subject_weights(subjects) if by_subject else [1.0] * n
     return Score(
         task=name,
         metric=metric,
         filter=kind,
-        value=float(values.mean()),
-        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+        value=sum(weight * value for weight, value in zip(weights, values, strict=True)) / n,
+        stderr=clustered_error(values, clusters, weights) if n > 1 else None,
         n=n,
         num_fewshot=first.config.num_fewshot,
         version=str(first.VERSION),
         higher_is_better=bool(first.higher_is_better().get(metric, True)),
+        clusters=max(clusters) + 1 if max(clusters) + 1 < n else None,
+        by_subject=by_subject,
     )
+
+
+def _by_subject(group: Group | None, metric: str) -> bool:
+    """Whether `group` says that `metric` does not weigh subjects by their size."""
+    weighed = group.aggregate_metric_list or [] if group else []
+    return any(aggregate.metric == metric and not aggregate.weight_by_size for aggregate in weighed)

@@ -318,5 +318,11 @@ COLUMNS: dict[str, Column] = {
     ),
     "scores": Column(score_entries, default=_always),
     "loss": Column(_one("Validation loss", measure("validation_loss", units.significant)), default=_always),
+    "answer_bits": Column(
+        _one("Answers, bits/byte ↓", measure("answer_bits_per_byte", units.significant)),
+        "answers",
+        "Bits per byte of the validation answers: the loss of models with different tokenizers on one scale.",
+        default=lambda rows: len({row.place[1] for row in rows}) > 1,
+    ),
     "status": Column(_one("Status", status), default=_always),
 }

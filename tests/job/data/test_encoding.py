@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.errors import UserError
 from harness.job.data import batching, encoding, sources
 from harness.job.data.batching import Layout
-from harness.job.data.encoding import Example
+from harness.job.data.encoding import Example, answer_bytes
 from harness.job.evaluate import scoring
 from harness.job.models import embedded, hub
 from harness.settings import DataSettings, EvalSettings, TrainSettings
@@ -383,3 +383,8 @@ def test_packed_training_goes_through_the_loop_and_counts_its_tokens(tmp_path):
     assert flat.train.tokens.raw == flat.train.tokens.padded == plain.train.tokens.raw < plain.train.tokens.padded
     assert flat.train.tokens.raw > 0.6 * 3 * 2 * 128, "packs are hardly filled"
     assert [p.loss for p in flat.train.loss] == pytest.approx([p.loss for p in plain.train.loss], rel=1e-4)
+
+
+def test_bytes_of_answers_are_those_of_their_text(tokenizer):
+    examples = encoded(tokenizer, ITEMS)
+    assert answer_bytes(tokenizer, examples) == sum(len(f" {item['answer']}".encode()) for item in ITEMS)

@@ -14,12 +14,14 @@ import torch
 from huggingface_hub import constants
 from job_helpers import DATA, moved, needs_data, prepared, tiny
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from harness.errors import UserError
 from harness.job import preflight
 from harness.job.evaluate import linear_weights, scoring
 from harness.job.evaluate.scoring import Tasks, stratified
 from harness.job.models import hub
+from harness.report.statistics.accuracies import over_items
 from harness.settings import EvalSettings
 
 
@@ -96,7 +98,7 @@ def test_every_cell_is_asked_the_same():
 
 
 def test_scores_are_lm_evals_own(bench, scored):
-    tasks, scores, _ = scored
+    tasks, scores, items = scored
     engine = HFLM(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=8)
     result = lm_eval.simple_evaluate(
         engine, tasks=["facts", "wordmath"], samples=tasks.sample, task_manager=scoring._manager(stock=False)
@@ -106,9 +108,39 @@ def test_scores_are_lm_evals_own(bench, scored):
     assert len(scores) == 4  # exact_match has two filters
     for s in scores:
         assert s.value == pytest.approx(result[s.task][f"{s.metric},{s.filter}"], abs=1e-12)
-        assert s.stderr == pytest.approx(result[s.task][f"{s.metric}_stderr,{s.filter}"], abs=1e-9)
+        if s.clusters is None:
+            assert s.stderr == pytest.approx(result[s.task][f"{s.metric}_stderr,{s.filter}"], abs=1e-9)
+        else:
+            own = items[(items["task"] == s.task) & (items["metric"] == s.metric) & (items["filter"] == s.filter)]
+            clusters = own["cluster"].fillna(own["item"].astype(str)).factorize()[0]
+            assert s.clusters == clusters.max() + 1
+            assert s.stderr == pytest.approx(over_items(own["value"].to_numpy(), clusters)[0] ** 0.5)
         assert (s.n, s.num_fewshot, s.version, s.higher_is_better) == (40, 0, "1.0", True)
     assert all(0 < s.value < 1 for s in scores if s.task == "facts")  # else every standard error were 0
+
+
+def test_a_groups_scores_weigh_its_tasks_as_lm_eval_does(bench, tmp_path, monkeypatch):
+    ours = Path(scoring.__file__).parent / "tasks" / "facts.yaml"
+    for name in ("one", "two"):
+        (tmp_path / f"facts_{name}.yaml").write_text(f"include: {ours}\ntask: facts_{name}\n")
+    for weighed in (True, False):
+        (tmp_path / "world.yaml").write_text(
+            "group: world\ntask: [facts_one, facts_two]\n"
+            f"aggregate_metric_list: [{{metric: acc, weight_by_size: {str(weighed).lower()}}}]\n"
+        )
+        manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+        monkeypatch.setattr(scoring, "index_of", lambda names, manager=manager: manager)
+        tasks = Tasks(settings("world"), None)
+        tasks.sample = {"facts_one": list(range(10)), "facts_two": list(range(10, 50))}
+        found = next(s for s in scoring.score(bench.net, bench.tokenizer, tasks, 8, None)[0] if s.metric == "acc")
+        engine = HFLM(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=8)
+        result = lm_eval.simple_evaluate(engine, tasks=["world"], samples=tasks.sample, task_manager=manager)["results"]
+        one, two = (result[f"facts_{name}"]["acc,none"] for name in ("one", "two"))
+        assert one != two
+        assert found.value == pytest.approx(result["world"]["acc,none"])
+        assert (found.by_subject, found.n) == (not weighed, 50)
+        if not weighed:
+            assert found.value == pytest.approx((one + two) / 2)
 
 
 def test_each_item_has_a_row(scored):
