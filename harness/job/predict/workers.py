@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from harness import env
 from harness.errors import UserError
@@ -40,7 +42,8 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
     # Spawned beside an accelerator: importing libraries uses it, after which forks fail, and a backward pass starts
     # threads for every device. Otherwise forked, before this process computes in threads.
     how = "spawn" if torch.accelerator.is_available() else "fork"
-    with ProcessPoolExecutor(max(1, min(os.cpu_count() or 1, len(groups))), mp_context=get_context(how)) as pool:
+    count = max(1, min(os.cpu_count() or 1, len(groups)))
+    with ProcessPoolExecutor(count, get_context(how), _end_with_parent) as pool:
         if how == "fork":
             pool.submit(int).result()
         here = device.here()
@@ -61,6 +64,11 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
     yield {"budget": budget, "kernels": kernels, "environment": environment}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
+
+
+def _end_with_parent() -> None:
+    """Have the system end this process when the parent is killed: it would wait for tasks forever."""
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
 
 
 def _predict(

@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -440,3 +442,37 @@ def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     again = inside("sweep", *grid, "study=fit")  # without a budget it is asked anew, and runs
     assert again.returncode == 0, again.stderr
     assert {r.status for r in read_study(tmp_path / "results" / "fit")[0]} == {"ok"}
+
+
+def _stay(*_: object) -> None:
+    Path(os.environ["WORKER"]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path, monkeypatch):
+    note = tmp_path / "worker"
+    monkeypatch.setenv("WORKER", str(note))
+    monkeypatch.setattr(workers, "_predict", _stay)
+    job = os.fork()
+    if job == 0:
+        list(workers.answer(PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")))
+        os._exit(0)
+    until = time.monotonic() + 30
+    while not (note.is_file() and note.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    worker = int(note.read_text())
+    os.kill(job, signal.SIGKILL)
+    os.waitpid(job, 0)
+    try:
+        while _runs(worker) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not _runs(worker)
+    finally:
+        if _runs(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there and no zombie."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
