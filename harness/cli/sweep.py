@@ -85,7 +85,7 @@ def sweep(options: argparse.Namespace) -> int:
     session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
-    if session.study is not None:
+    if session.study is not None and session.outcomes:
         _print_answer(session.study.folder)
     return session.exit_status
 

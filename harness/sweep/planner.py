@@ -62,6 +62,14 @@ class Plan:
         return "unknown" in point.prediction or point.peak + BESIDE <= self.budget
 
 
+def refusal(plan: Plan, point: Planned) -> str:
+    """The sentence on a cell that does not fit, for its record."""
+    return (
+        f"Its predicted peak, {units.size(point.peak)} of tensors and {units.size(BESIDE)} of overhead, "
+        f"exceeds the budget of {units.size(plan.budget)}."
+    )
+
+
 def make(
     points: Sequence[tuple[str, Cell | str]],
     architectures: dict[str, dict[str, Any]],

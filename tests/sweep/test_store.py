@@ -73,15 +73,15 @@ def test_status_counts_and_names_cells(study, tmp_path):
     (study.folder / "broken.json").write_text("{")
     study.plan(r.cell for r in (done, failed, running, left))
     with study.lease(running.cell) as note:
-        note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4})
+        note({"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4, "memory_bytes": 2**30})
         standing = study_status(tmp_path, "demo")
     # Cells of this method take 120 s: one has just started, one is left, one runs at a time.
-    head, header, *rows, reason = lines(standing)
+    head, header, _, *rows, reason = lines(standing)
     assert head == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
     assert header.split() == ["state", "cell", "at", "to", "go", "loss", "tokens/s", "memory", "time", "host"]
     host = os.uname().nodename
     assert [row.split() for row in rows] == [
-        ["running", running.cell.name, "train", "3/50", "120", "s", "2.500", "400", "0", "s", host],
+        ["running", running.cell.name, "train", "3/50", "120", "s", "2.500", "400", "1.00", "GiB", "0", "s", host],
         ["oom", failed.cell.name, "train", "3", "2", "min"],
         ["left", left.cell.name],
     ]

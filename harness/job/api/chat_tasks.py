@@ -32,12 +32,13 @@ class ChatTasks(scoring.Tasks):
         pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}
         self.sample = {pairs[leaf][0]: items for leaf, items in self.sample.items()}
         self.leaves = dict(pairs.values())
-        self.by_name = {
-            (name if all(leaf == new for leaf, (new, _) in by_leaf.items()) else _stand_in(name)) + ASKED: {
-                "tasks": dict(by_leaf.values())
-            }
-            for name, by_leaf in asked.items()
-        }
+        variants = {}
+        for name, by_leaf in asked.items():
+            own = all(leaf == new for leaf, (new, _) in by_leaf.items())
+            variant = (name if own else _stand_in(name)) + ASKED
+            group = self.by_name[name]["groups"].get(name)
+            variants[variant] = {"tasks": dict(by_leaf.values()), "groups": {variant: group} if group else {}}
+        self.by_name = variants
         self._settle(settings)
         self.put |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
 
