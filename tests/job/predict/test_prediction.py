@@ -400,6 +400,8 @@ def test_bad_options_are_one_sentence(inside, arguments, says):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_where_nothing_fits_the_plan_says_what_would(inside):
     big = ["method=full,lora", *TINY[:3], "train.batch_size=64", "train.max_length=512", "train.precision=fp32"]
     peaks = {m: sum(predicted(composed(f"method={m}", *big[1:]))["peak"].values()) for m in ("full", "lora")}

@@ -151,6 +151,7 @@ def steps_of(bench) -> tuple[list[float], list[torch.Tensor]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # peft warns of much that is meant
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_as_it_does_uncompiled_or_is_refused(monkeypatch, compared, method):

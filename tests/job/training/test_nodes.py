@@ -30,6 +30,7 @@ from harness.record import Cell, Precautions
 from harness.sweep.store import Study
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's"),
 ]
 TWO = ("train.nodes=2",)
