@@ -23,6 +23,7 @@ from typing import Any
 
 import speed
 from speed import HERE, MEASURED, composed, kept, timed
+from speed_page import WALL, provenance
 from tabulate import tabulate
 
 from harness import units
@@ -146,7 +147,7 @@ def rendered() -> str:
         file = MEASURED / f"growth_{part}.json"
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))
-            out += [f"## {part.capitalize()}", "", *render(found["rows"]), "", speed.provenance(found), ""]
+            out += [f"## {part.capitalize()}", "", *render(found["rows"]), "", provenance(found), ""]
     return "\n".join(out)
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     app.register()
     for part in arguments.parts:
-        by = {"clock": speed.WALL} if part == "cells" else {}
+        by = {"clock": WALL} if part == "cells" else {}
         kept(f"growth_{part}", lambda part=part, by=by: {"rows": PARTS[part][0]()} | by)
     (HERE / "GROWTH.md").write_text(rendered(), encoding="utf-8")
     print(rendered(), end="")

@@ -9,6 +9,7 @@ smallest and the largest. Measurements are saved in `benchmarks/measured/PART.js
 
 training  steps on the same batches, of GSM8K with --data-root, else of wordmath; both sides in one process, so that
           both reuse freed memory in the same way (harness/job/measure/heap.py)
+trainer   likewise, beside transformers' Trainer in the precision of our training, and with our layers compiled
 mmlu      5 shots, 10 questions per subject, by lm-eval's HFLM and by our engine, in fp32; requires --data-root
 gsm8k     5 shots, likewise
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
@@ -40,17 +41,21 @@ from typing import Any
 import hydra
 import plain
 import torch
+import trainer
 from accelerate import Accelerator
-from tabulate import tabulate
+from accelerate.state import AcceleratorState
+from speed_page import OWN, STEPS, WALL, page
 from torch import nn
+from transformers import TrainerCallback, TrainerState
 
 from harness import env
 from harness.config import CONF, ROOT
+from harness.job import speedups
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.measure import device
 from harness.job.models import loading
-from harness.job.training import attention, loop
+from harness.job.training import attention, compiled, loop
 from harness.record import Cell, Record, read_study
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -58,8 +63,8 @@ from harness.sweep.cells import from_config
 HERE = Path(__file__).parent
 MEASURED = HERE / "measured"
 METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd")
+COMPILED = ("lora", "dora_fast", "full")  # each costs up to a minute and a half of compilation
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
-STEPS = 50
 STUDY = "beside"
 
 
@@ -86,21 +91,21 @@ def ratios(plain_side: list[float], ours: list[float]) -> dict[str, Any]:
     }
 
 
-WALL = "by the clock"
-OWN = "in the process's own time"
-
-
 def clock() -> str:
     """How this process is timed. On one CPU thread, process time excludes what else the machine does."""
     return OWN if torch.get_num_threads() == 1 and not torch.accelerator.is_available() else WALL
 
 
+def now(by: str | None = None) -> float:
+    """Seconds by this process's clock. by: WALL if other processes do the work."""
+    return time.process_time() if (by or clock()) == OWN else time.perf_counter()
+
+
 def timed(take: Callable[[], Any], by: str | None = None) -> float:
-    """Seconds of a call of `take`. by: WALL if other processes do the work."""
-    now = time.process_time if (by or clock()) == OWN else time.perf_counter
-    start = now()
+    """Seconds of a call of `take`, by the clock that `now` has for `by`."""
+    start = now(by)
     take()
-    return now() - start
+    return now(by) - start
 
 
 def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]) -> dict[str, Any]:
@@ -113,21 +118,24 @@ def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]
 
 
 class Side:
-    """One side's model, optimizer and step; both sides train on the same examples."""
+    """One side's model, optimizer and step; all sides train on the same examples."""
 
     def __init__(self, method: str, text: str, plainly: bool, *more: str):
-        speedups = "speedups=off" if plainly else "speedups=auto"
-        self.cell = composed(*TRAINING, f"data={text}", f"train.max_steps={STEPS}", f"method={method}", speedups, *more)
+        switch = "speedups=off" if plainly else "speedups=auto"
+        self.cell = composed(*TRAINING, f"data={text}", f"train.max_steps={STEPS}", f"method={method}", switch, *more)
         self.settings = self.cell.settings.train
         bf16 = device.compute_dtype(self.settings.precision) is torch.bfloat16
         self.accelerator = None if plainly else Accelerator(mixed_precision="bf16" if bf16 else "no")
         self.net, self.optimizer = plain.built(self.cell)
         self.tokenizer = loading.tokenizer(self.cell.settings.model)
-        self.layout, _ = attention.layout(self.net, self.cell.settings.speedups, self.tokenizer.pad_token_id)
-        if self.layout.flat:
-            attention.enable(self.net)
+        pad = self.tokenizer.pad_token_id
         if self.accelerator:
+            self.layout, _ = speedups.enable(self.net, self.cell.settings.speedups, pad, self.accelerator)
             self.net, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
+        else:
+            self.layout, _ = attention.layout(self.net, "off", pad)
+        if self.settings.compile:
+            compiled.enable(self.net)
         factor = loop.warmup_cosine(self.settings.max_steps, self.settings.warmup_ratio)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
@@ -180,6 +188,56 @@ def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[st
         side.step(batches[0])
     row = paired(pairs, lambda i: plainly.step(batches[i + 1]), lambda i: ours.step(batches[i + 1]))
     used = batches[1 : pairs + 1]
+    row["raw"] = sum(len(e.ids) for batch in used for e in batch) / pairs
+    row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in used) / pairs
+    print(method, row, file=sys.stderr, flush=True)
+    return row
+
+
+def beside_trainer(pairs: int, data_root: str | None) -> dict[str, Any]:
+    text = "gsm8k" if data_root else "wordmath"
+    return {"text": text, "rows": {method: _steps_beside_trainer(method, text, pairs, data_root) for method in METHODS}}
+
+
+def _steps_beside_trainer(method: str, text: str, pairs: int, data_root: str | None) -> dict[str, Any]:
+    """Ratios of `pairs` steps. Ours are taken between the Trainer's steps, inside its own loop."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # the last method's Trainer made its own
+    others = {"ours": Side(method, text, plainly=False)}
+    if method in COMPILED:
+        others["compiled"] = Side(method, text, False, "train.compile=true")
+    batches = examples_for(others["ours"], data_root)[0][: pairs + 1]
+    seconds: dict[str, list[float]] = {name: [] for name in (*others, "trainer")}
+
+    def step(at: int) -> None:
+        for name in list(others)[:: 1 if at % 4 < 2 else -1]:
+            seconds[name].append(timed(lambda side=others[name]: side.step(batches[at])))
+
+    class Between(TrainerCallback):
+        """Has ours take even steps before the Trainer, odd ones after it."""
+
+        def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+            if state.global_step % 2 == 0:
+                step(state.global_step)
+            self.begin = now()
+
+        def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+            seconds["trainer"].append(now() - self.begin)
+            if state.global_step % 2 == 0:  # it counts the step that has just ended
+                step(state.global_step - 1)
+
+    rival = Side(plain_way_of(method), text, plainly=True)
+    padded = [plain.padded(examples, rival.tokenizer.pad_token_id) for examples in batches]
+    bf16 = device.compute_dtype(rival.settings.precision) is torch.bfloat16
+    compiling = compiled.seconds()
+    trainer.train(rival.net, rival.optimizer, rival.schedule, padded, rival.settings, Between(), bf16=bf16)
+    compiling = compiled.seconds() - compiling
+    for each in seconds.values():  # in the first step kernels are chosen and state is allocated
+        each.pop(0)
+    row = ratios(seconds["trainer"], seconds["ours"])
+    if method in COMPILED:
+        row["compiled"] = ratios(seconds["trainer"], seconds["compiled"]) | {"compiling": compiling}
+        torch.compiler.reset()
+    used = batches[1:]
     row["raw"] = sum(len(e.ids) for batch in used for e in batch) / pairs
     row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in used) / pairs
     print(method, row, file=sys.stderr, flush=True)
@@ -310,6 +368,7 @@ def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "training": training,
+    "trainer": beside_trainer,
     "mmlu": functools.partial(answers, "mmlu", 10),
     "gsm8k": functools.partial(answers, "gsm8k", 8),
     "sweep": sweep,
@@ -334,147 +393,6 @@ def kept(name: str, measure: Callable[[], dict[str, Any]]) -> None:
     (MEASURED / f"{name}.json").write_text(json.dumps(told | found, indent=1) + "\n", encoding="utf-8")
 
 
-def provenance(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    timed_by = found.get("clock", WALL)
-    return f"{found['where'].replace('1 threads', '1 thread')}, {timed_by}, {found['started'][:10]}; {versions}."
-
-
-def rendered() -> str:
-    """The document, from saved measurements."""
-    out = [
-        "# The harness against the plain way",
-        "",
-        "Made by `make bench`: see `benchmarks/speed.py` and `plain.py`.",
-        "",
-    ]
-    for part in PARTS:
-        file = MEASURED / f"{part}.json"
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            title = part.upper() if part in ("mmlu", "gsm8k") else part.capitalize()
-            out += [f"## {title}", "", *RENDERED[part](found), "", provenance(found), ""]
-    return "\n".join(out)
-
-
-def _table(rows: list[list[str]], head: list[str]) -> str:
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    return f"{row['ratio']:.2f}× ({row['least']:.2f}–{row['largest']:.2f})"
-
-
-def _training(found: dict[str, Any]) -> list[str]:
-    rows = [
-        [name, f"{r['plain']:.2f} s", f"{r['ours']:.2f} s", _ratio(r), f"{r['raw'] / r['ours']:.0f}", str(r["pairs"])]
-        for name, r in found["rows"].items()
-    ]
-    (first, *_) = found["rows"].values()
-    return [
-        f"One optimizer step on SmolLM2-135M, rank 16, 4 sequences of {found['text']}'s text: {first['raw']:.0f} "
-        f"tokens, {first['padded']:.0f} with the plain way's padding. `dora_fast` is compared with peft's DoRA, "
-        "`galore_rsvd` with galore-torch.",
-        "",
-        _table(rows, ["Method", "Plain step", "Our step", "Faster", "Tokens/s", "Pairs"]),
-    ]
-
-
-def _scored(asked: str, r: dict[str, Any]) -> list[str]:
-    same = f"{r['same']} of {r['predictions']}"
-    row = [f"{r['plain']:.1f} s", f"{r['ours']:.1f} s", _ratio(r), same, str(r["pairs"])]
-    return [
-        f"{asked}; the untuned SmolLM2-135M in fp32, by lm-eval's `HFLM` and by our engine. Same predictions: of all "
-        "questions, filters and metrics.",
-        "",
-        _table([row], ["Stock", "Ours", "Faster", "Same predictions", "Pairs"]),
-    ]
-
-
-def _sweep(found: dict[str, Any]) -> list[str]:
-    rows, ratio = [], []
-    for name, r in found["rows"].items():
-        phases = r["phases"]
-        work = sum(phases.get(p, 0.0) for p in ("train", "validate", "score"))
-        measured = sum(phases.get(p, 0.0) for p in ("probe", "infer", "serve"))
-        ratio.append(r["ours"] / r["plain"])
-        rows.append(
-            [
-                name,
-                f"{r['plain']:.0f} s",
-                f"{r['ours']:.0f} s",
-                f"{ratio[-1]:.2f}",
-                f"{work:.1f} s",
-                f"{measured:.1f} s",
-                f"{r['ours'] - work - measured:.1f} s",
-                f"{100 * r['plain_score']:.1f}",
-                f"{100 * r['score']:.1f} ± {100 * r['stderr']:.1f}",
-            ]
-        )
-    total = sum(r["plain"] for r in found["rows"].values())
-    head = [
-        "Cell",
-        "Plain",
-        "Ours",
-        "Ours / plain",
-        "Train, score",
-        "Probe, inference",
-        "Rest",
-        "Plain score",
-        "Our score",
-    ]
-    first, last = found["wholes"]
-    return [
-        _table(rows, head),
-        "",
-        f"Our sweep ran before and after the plain cells: {first:.0f} s and {last:.0f} s, with start and checks. The "
-        f"plain cells took {total:.0f} s. Ratio: **{mean(found['wholes']) / total:.2f}**; median ratio of the cells: "
-        f"{median(ratio):.2f}. Our seconds per cell are the mean of both runs. The plain way does not measure "
-        "probe and inference.",
-    ]
-
-
-def _losses(found: dict[str, Any]) -> list[str]:
-    def difference(row: dict[str, float], which: str) -> str:
-        return f"{row[which] / row['plain'] - 1:+.2%}"
-
-    rows = [
-        [name, *(f"{r[when]:.4f}" for when in ("before", "plain", "ours")), difference(r, "ours"), difference(r, "own")]
-        for name, r in found["rows"].items()
-    ]
-    return [
-        f"Validation loss on 32 held-out answers of {found['text']} after {STEPS} steps of 4 sequences, computed "
-        "in fp32 from the weights that each way trained. Last column: our loss in the precision of training, as "
-        "records have it. bf16 also rounds the weights, and so hides small changes of them.",
-        "",
-        _table(rows, ["Method", "Before", "Plain", "Ours", "Difference", "In training's precision"]),
-    ]
-
-
-def _beside(found: dict[str, Any]) -> list[str]:
-    rows = [
-        [name, f"{r['plain']:.2f} s", f"{r['ours']:.2f} s", _ratio(r), str(r["pairs"])]
-        for name, r in found["rows"].items()
-    ]
-    return [
-        "One step of LoRA on SmolLM2-135M, 4 sequences of wordmath_short, in a cell of its own. By default, a thread "
-        "that waits for others spins for milliseconds. Jobs let it sleep soon (`OMP_WAIT_POLICY=passive "
-        "GOMP_SPINCOUNT=1000`), unless the environment sets a policy.",
-        "",
-        _table(rows, ["This machine", "They spin", "They sleep", "Faster", "Pairs"]),
-    ]
-
-
-RENDERED = {
-    "training": _training,
-    "mmlu": functools.partial(_scored, "5 shots, 10 questions per subject, 2 subjects per pair"),
-    "gsm8k": functools.partial(_scored, "5 shots, 8 questions per pair"),
-    "sweep": _sweep,
-    "losses": _losses,
-    "beside": _beside,
-}
-
-
 def add_parts(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
     """The argument `parts`: some of `known`, or none, which argparse's own `choices` would not have."""
 
@@ -495,8 +413,9 @@ def main() -> None:
     app.register()
     for part in arguments.parts:
         kept(part, lambda part=part: PARTS[part](arguments.pairs, arguments.data_root))
-    (HERE / "RESULTS.md").write_text(rendered(), encoding="utf-8")
-    print(rendered(), end="")
+    rendered = page(MEASURED, PARTS)
+    (HERE / "RESULTS.md").write_text(rendered, encoding="utf-8")
+    print(rendered, end="")
 
 
 if __name__ == "__main__":

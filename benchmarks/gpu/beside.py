@@ -6,7 +6,6 @@ output as one line of JSON.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -20,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from hydra.utils import instantiate
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import plain
@@ -32,7 +30,6 @@ from harness.job.measure.busy import covered
 from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell, decode
-from harness.settings import TrainSettings
 
 
 class Training:
@@ -125,9 +122,9 @@ def _answers(items: Any) -> Any:
 
 def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     """Tokens/s (median of the steps after warm-up) and peak of transformers' Trainer, or of TRL's."""
-    import tempfile
-
     from transformers import TrainerCallback
+
+    from benchmarks.trainer import train
 
     asked = decode(Cell, cell)
     settings, on_cuda = asked.settings.train, torch.cuda.is_available()
@@ -153,57 +150,13 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        rival = _trainer(trl, folder, net, prepared.tokenizer, batches, settings, on_cuda)
-        rival.optimizer, rival.lr_scheduler = optimizer, schedule
-        rival.add_callback(Watch())
-        rival.train()
+    loss = train(
+        net, optimizer, schedule, batches, settings, Watch(), bf16=on_cuda, trl=trl, tokenizer=prepared.tokenizer
+    )
     seconds = [end - start for start, end in list(pairwise(moments))[::2]]
     raw = [sum(len(example.ids) for example in examples) for examples in steps]
     rates = [tokens / taken for tokens, taken in zip(raw, seconds, strict=True)][min(loop.WARMUP, len(raw) - 1) :]
-    peak = torch.cuda.max_memory_allocated() if on_cuda else None
-    losses = [entry["loss"] for entry in rival.state.log_history if "loss" in entry]
-    return {"rate": median(rates), "peak": peak, "loss": losses[-1] if losses else None}
-
-
-def _trainer(
-    trl: bool, folder: str, net: nn.Module, tokenizer: Any, batches: list, settings: TrainSettings, on_cuda: bool
-) -> Any:
-    """A trainer over `batches` in their order, which logs once, at the end."""
-    if trl:
-        from trl import SFTConfig as Arguments
-        from trl import SFTTrainer as Trainer
-    else:
-        from transformers import Trainer
-        from transformers import TrainingArguments as Arguments
-
-    class Ordered(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(batches, batch_size=None)
-
-    arguments = {
-        "output_dir": folder,
-        "max_steps": len(batches),
-        "per_device_train_batch_size": settings.batch_size,
-        "bf16": on_cuda,
-        "use_cpu": not on_cuda,
-        "max_grad_norm": settings.max_grad_norm or 0.0,
-        "logging_steps": len(batches),
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
-    wanted = settings.gradient_checkpointing  # on by default in TRL
-    names = {field.name for field in dataclasses.fields(Arguments)}
-    arguments |= {name: wanted for name in ("gradient_checkpointing", "activation_checkpointing") if name in names}
-    if not trl:
-        return Ordered(net, Arguments(**arguments), train_dataset=batches)
-    from datasets import Dataset
-
-    # TRL requires a data set, and never reads it here.
-    stand_in = Dataset.from_list([{"input_ids": [0], "labels": [0]}])
-    arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
-    return Ordered(net, Arguments(**arguments), train_dataset=stand_in, processing_class=tokenizer)
+    return {"rate": median(rates), "peak": torch.cuda.max_memory_allocated() if on_cuda else None, "loss": loss}
 
 
 def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, Any]:
