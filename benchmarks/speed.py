@@ -187,11 +187,7 @@ def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[st
     for side in (plainly, ours):  # kernels are chosen and state is allocated; GaLore's first projection
         side.step(batches[0])
     row = paired(pairs, lambda i: plainly.step(batches[i + 1]), lambda i: ours.step(batches[i + 1]))
-    used = batches[1 : pairs + 1]
-    row["raw"] = sum(len(e.ids) for batch in used for e in batch) / pairs
-    row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in used) / pairs
-    print(method, row, file=sys.stderr, flush=True)
-    return row
+    return _told(method, row, batches[1 : pairs + 1])
 
 
 def beside_trainer(pairs: int, data_root: str | None) -> dict[str, Any]:
@@ -237,9 +233,13 @@ def _steps_beside_trainer(method: str, text: str, pairs: int, data_root: str | N
     if method in COMPILED:
         row["compiled"] = ratios(seconds["trainer"], seconds["compiled"]) | {"compiling": compiling}
         torch.compiler.reset()
-    used = batches[1:]
-    row["raw"] = sum(len(e.ids) for batch in used for e in batch) / pairs
-    row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in used) / pairs
+    return _told(method, row, batches[1:])
+
+
+def _told(method: str, row: dict[str, Any], batches: list[list[encoding.Example]]) -> dict[str, Any]:
+    """`row` with the mean tokens of the steps that it times, without and with padding; printed, as it takes long."""
+    row["raw"] = sum(len(e.ids) for batch in batches for e in batch) / len(batches)
+    row["padded"] = sum(len(batch) * max(len(e.ids) for e in batch) for batch in batches) / len(batches)
     print(method, row, file=sys.stderr, flush=True)
     return row
 
