@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 
 
 def main() -> None:
@@ -35,8 +36,9 @@ def main() -> None:
     try:
         write(request, send)
     except Exception as error:
+        traceback.print_exc()  # before the event, because the harness kills this process when it has read that
         send("failed", kind=type(error).__name__, reason=str(error))
-        raise
+        sys.exit(1)
 
 
 def write(request, send):
