@@ -27,6 +27,7 @@ from harness.report.statistics import ALPHA, Answers, Difference, Interval, Meth
 
 MANY = 10  # of more methods than this, pairs without the best one are not tested: few would be found, and none read
 MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
+DECISIONS = ("different", "equivalent", "not decided")
 Items = Path | Mapping[str, pa.Table]
 """Where the answers to single items are: the folder of the study, or tables by the name of the cell."""
 
@@ -79,6 +80,22 @@ class Contest:
     def many(self) -> bool:
         """Whether each method is tested against the best one alone."""
         return len({label for pair in self.differences for label in pair}) > MANY
+
+    @property
+    def against_best(self) -> dict[str, Difference]:
+        """By label, the difference of the best method's score and that of each method paired with it."""
+        best = self.standings[0].choice.label
+        return {other: gap for (one, other), gap in self.differences.items() if one == best}
+
+    def decision(self, other: str, best: str | None = None) -> str:
+        """One of DECISIONS on `other` against `best`, by default the best method: equivalence to another is not tested.
+
+        Not decided also if the pair was not tested.
+        """
+        first = self.standings[0].choice.label
+        if self.corrected.get((best or first, other), 1.0) < ALPHA:
+            return "different"
+        return "equivalent" if best in (None, first) and other in self.equivalent else "not decided"
 
 
 def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[Choice] | None = None) -> list[Contest]:
@@ -263,8 +280,7 @@ def _tested(contest: Contest) -> list[tuple[str, str]]:
 
 def _closeness(contest: Contest) -> dict[str, float]:
     """By label, the p-value of the hypothesis that a method is MARGIN or more from the best one."""
-    best = contest.standings[0].choice.label
-    return {other: gap.statistic.p_within(MARGIN) for (one, other), gap in contest.differences.items() if one == best}
+    return {other: gap.statistic.p_within(MARGIN) for other, gap in contest.against_best.items()}
 
 
 def _with_letters(contest: Contest, corrected: dict[tuple[str, str], float]) -> Contest:

@@ -60,7 +60,7 @@ def test_pictures_show_the_records(name):
     assert len(marks) > 10
     assert texts == expected_texts
     assert marks == pytest.approx(expected_marks, abs=2)  # points; versions of matplotlib differ a little in layout
-    assert f"(docs/figures/{name}.svg)" in README.read_text(encoding="utf-8")
+    assert f'src="docs/figures/{name}.svg"' in README.read_text(encoding="utf-8")
 
 
 def test_readme_is_short_and_its_table_narrow():

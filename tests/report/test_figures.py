@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from records import METHODS, MIB, make_record, make_score, make_study, measured
 
 from harness.config import ROOT
@@ -20,12 +21,14 @@ from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
 from harness.report.frame import score_name
 from harness.report.importers import collect
-from harness.report.pairwise import items
+from harness.report.pairwise import contests, items
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
 SVG = "{http://www.w3.org/2000/svg}"
-OF_OURS = [name for name in FIGURES if name != "experiments"]  # that one is of imported records
+PEFT = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
+# experiments are of imported records, differences of items
+OF_OURS = [name for name in FIGURES if name not in ("experiments", "differences")]
 
 
 def draw(name, records):
@@ -36,7 +39,14 @@ def draw(name, records):
 
 
 def legend(panel):
-    return [text.get_text() for text in panel.get_legend().get_texts()]
+    """The labels of the figure's one legend."""
+    (found,) = panel.get_figure().legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def titles(name, records, folder=None):
+    """The titles of a figure's panels, each on one line."""
+    return [" ".join(axes.get_title("left").split()) for axes in FIGURES[name](records, folder).figure.axes]
 
 
 def points(panel):
@@ -99,11 +109,14 @@ def test_an_untuned_model_is_a_line_at_its_score():
     assert legend(panel)[-2:] == ["base", "base_nf4"]
 
 
-def test_settings_that_were_not_chosen_are_hollow():
+def test_settings_that_were_not_chosen_are_faint_and_have_no_interval():
     panel = draw("accuracy_memory", [swept("lora", 16, 2e-4, 1.0, 0.3), swept("lora", 16, 1e-3, 1.2, 0.4)])[0]
-    faces = {y: bar.lines[0].get_markerfacecolor() for bar, (_, y) in zip(panel.containers, points(panel), strict=True)}
-    assert faces[40.0] == "white"
-    assert faces[30.0] != "white"
+    bars = {y: bar for bar, (_, y) in zip(panel.containers, points(panel), strict=True)}
+    assert bars[30.0].has_yerr
+    assert not bars[40.0].has_yerr
+    assert bars[40.0].lines[0].get_alpha() < 0.5
+    assert bars[40.0].lines[0].get_markersize() < bars[30.0].lines[0].get_markersize()
+    assert bars[40.0].lines[0].get_markerfacecolor() == "white"
 
 
 def test_imported_records_have_reserved_memory_alone():
@@ -141,6 +154,36 @@ def test_the_front_of_published_results():
     assert len(points(panel)) == len(rows)
 
 
+def test_the_title_says_which_method_leads_and_which_is_not_told_apart():
+    records, _ = read_study(QUICKSTART)
+    assert titles("accuracy_memory", records, QUICKSTART) == [
+        "lora scores highest; dora and galore can't be told apart from it. qlora takes the least memory"
+    ]
+    (said,) = titles("accuracy_memory", make_study())
+    assert said == "full scores highest; no difference is tested. qlora takes the least memory"
+
+
+def test_differences_from_the_best_method_and_what_the_tests_say_of_them():
+    records, _ = read_study(QUICKSTART)
+    drawn = FIGURES["differences"](records, QUICKSTART)
+    (panel,) = drawn.figure.axes
+    (contest,) = [contest for contest in contests(records, QUICKSTART) if contest.primary]
+    others = [standing.choice.label for standing in contest.standings[1:]]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == others == list(contest.against_best)
+    for y, (bar, other) in enumerate(zip(panel.containers, others, strict=True)):
+        gap = contest.differences["lora", other]
+        assert points(panel)[y] == (pytest.approx(-100 * gap.value), y)
+        ((low, _), (high, _)) = bar.lines[2][0].get_segments()[0]
+        assert (low, high) == pytest.approx((-100 * gap.high, -100 * gap.low))
+    markers = [bar.lines[0].get_marker() for bar in panel.containers]
+    assert markers == ["X" if contest.corrected["lora", other] < 0.05 else "o" for other in others]
+    assert set(markers) == {"X", "o"}
+    assert legend(panel) == ["different", "equivalent", "not decided"]
+    assert titles("differences", records, QUICKSTART) == [
+        "full, qlora and base are worse than lora; dora and galore are not decided"
+    ]
+
+
 # Ranks and learning rates
 
 
@@ -170,6 +213,11 @@ def test_each_rank_scores_at_its_chosen_learning_rate():
         assert list(line.get_ydata()) == pytest.approx(values)
         assert np.log2(line.get_xdata()) == pytest.approx([2, 6], abs=0.1)
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "64"]
+
+
+def test_the_title_says_by_how_much_scores_change_with_rank():
+    said = "From rank 4 to 64 lora changes by +10.0 and dora changes by +10.0 points"
+    assert titles("rank_sweep", ranks()) == [said]
 
 
 def mpl_line(method):
@@ -206,6 +254,7 @@ def test_the_heat_map_has_the_loss_of_each_method_at_each_rate():
     assert told[2, 0].get_text() == "diverged"
     assert (1, 0) not in told  # never tried
     assert {at for at, text in told.items() if text.get_fontweight() == "bold"} == {(0, 0), (1, 1)}
+    assert titles("lr_methods", records) == ["Chosen rates: full 2e-5, lora 2e-4"]
 
 
 # Loss
@@ -214,6 +263,7 @@ def test_the_heat_map_has_the_loss_of_each_method_at_each_rate():
 def test_validation_loss_against_tokens_and_seconds():
     records = [swept("lora", 16, 2e-4, 1.0, 0.2, seed) for seed in (0, 1)]
     records[1].validation[-1].loss = 1.2
+    assert titles("loss", records) == ["lora ends with the least validation loss, 1.10", ""]
     by_tokens, by_time = draw("loss", records)
     (line,) = by_tokens.lines
     assert list(line.get_xdata()) == [0, 10_000, 20_000]
@@ -256,7 +306,10 @@ def test_memory_of_unlike_batches_is_kept_apart():
             record.probe.peak = Kinds(size * MIB, 0, 0, 0, 0)
             records.append(record)
     panels = draw("memory", [*records, measured(make_record("base", settings={"train": {"batch_size": 8}}))])
-    assert [panel.get_title() for panel in panels] == ["train.batch_size=2", "train.batch_size=8"]
+    assert [panel.get_title("left").partition(":")[0] for panel in panels] == [
+        "train.batch_size=2",
+        "train.batch_size=8",
+    ]
     shown = [[tick.get_text() for tick in panel.get_yticklabels()] for panel in panels]
     assert shown == [["lora", "dora"], ["base (forward pass)", "lora", "dora"]]
     assert [bar.get_width() * 1024 for bar in panels[0].containers[0]] == pytest.approx([2, 2])
@@ -266,8 +319,8 @@ def test_throughput_of_training_and_of_answering():
     records = [measured(make_record("lora", 16, 32.0, 2e-4, seed)) for seed in (0, 1)]
     records[1].train.tokens_per_second_steady = 600.0
     training, decoding = draw("throughput", records)
-    assert (training.get_title(), decoding.get_title()) == ("training", "decoding")
-    assert legend(training) == ["median step", "all steps"]
+    assert (training.get_title("left"), decoding.get_title("left")) == ("training", "decoding")
+    assert legend(training) == ["median step", "all steps", "without adapter", "unmerged", "merged"]
     steady, amortised = [bars for bars in training.containers if hasattr(bars, "patches")]
     assert steady[0].get_width() == pytest.approx(550)
     assert amortised[0].get_width() == pytest.approx(495)
@@ -296,6 +349,7 @@ def test_forgetting_stands_against_gain_in_points():
     assert legend(panel) == ["full", "lora"]
     assert points(panel) == [pytest.approx((7, 1)), pytest.approx((5, -3))]
     assert panel.get_ylabel() == "change of mmlu acc (points)"
+    assert titles("forgetting", records) == ["Changes of mmlu are not tested"]
 
 
 def test_what_is_better_lower_is_forgotten_downwards():
@@ -346,6 +400,35 @@ def test_no_figure_without_anything_to_draw(name):
     assert FIGURES[name]([], None) is None
     assert FIGURES[name]([make_record("lora", 16, 32.0, 2e-4, status=s) for s in ("failed", "unfit")], None) is None
     assert FIGURES[name](everything(), None) is not None
+
+
+def read_in_a_column(name, found):
+    """A figure is as wide as a column of a paper, no text is cut or smaller than 6 points, and it has one legend."""
+    found.draw_without_rendering()
+    width, height = found.bbox.size
+    assert width / found.dpi == pytest.approx(3.3)
+    assert len(found.legends) == (name not in ("verdicts", "lr_methods"))
+    assert not any(axes.get_legend() for axes in found.axes)
+    texts = [text for text in found.findobj(Text) if text.get_text() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) >= 6
+    drawn, margin = found.get_tightbbox(), 0.02
+    assert drawn.x0 >= -margin
+    assert drawn.y0 >= -margin
+    assert drawn.x1 <= width / found.dpi + margin
+    assert drawn.y1 <= height / found.dpi + margin
+
+
+@pytest.mark.parametrize("name", OF_OURS)
+def test_a_figure_can_be_read_in_a_column_of_a_paper(name):
+    read_in_a_column(name, FIGURES[name](everything(), None).figure)
+
+
+@pytest.mark.parametrize("folder", [QUICKSTART, PEFT], ids=lambda folder: folder.name)
+def test_published_figures_can_be_read_in_a_column_of_a_paper(folder):
+    found = drawings(read_study(folder)[0], folder)
+    assert {"differences" if folder == QUICKSTART else "experiments"} <= set(found)
+    for name, drawn in found.items():
+        read_in_a_column(name, drawn.figure)
 
 
 def test_methods_are_told_apart_without_colours():
@@ -408,7 +491,7 @@ def test_hostile_names_are_text():
 def test_several_models_have_panels_of_their_own():
     records = [make_record("lora", 16, 32.0, 2e-4, model=f"model{i}") for i in range(8)]
     drawn = FIGURES["accuracy_memory"](records, None)
-    assert [panel.get_title() for panel in drawn.figure.axes] == [f"model{i}" for i in range(6)]
+    assert [panel.get_title("left").partition(":")[0] for panel in drawn.figure.axes] == [f"model{i}" for i in range(6)]
     assert "the first 6 of 8 panels" in drawn.caption
 
 

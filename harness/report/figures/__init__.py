@@ -20,6 +20,7 @@ from harness.record import Record
 from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.cost import memory, throughput
 from harness.report.figures.curves import loss
+from harness.report.figures.differences import differences
 from harness.report.figures.experiments import experiments
 from harness.report.figures.forgetting import forgetting
 from harness.report.figures.study_results import StudyResults
@@ -47,7 +48,10 @@ class Plot:
 
 FIGURES = {
     draw.__name__: Plot(draw)
-    for draw in (accuracy_memory, experiments, rank_sweep, lr_methods, loss, memory, throughput, forgetting, verdicts)
+    for draw in (
+        *(accuracy_memory, differences, experiments, rank_sweep, lr_methods),
+        *(loss, memory, throughput, forgetting, verdicts),
+    )
 }
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from harness.record import Score
+from harness.report.figures.messages import score_and_memory
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
     LEGEND,
     Drawn,
     Look,
+    Place,
     add_legend,
     add_point,
     axis_scale,
     label,
     left_out,
+    legend_point,
     looks,
     place_panels,
 )
@@ -45,21 +49,25 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
             found |= {place: (tuned, score)} if tuned else {}
     if not found:
         return None
-    made, panels = place_panels(list(found))
+    messages = {place: _message(study, place, *of, measure) for place, of in found.items()}
+    made, panels = place_panels(messages, height=3.0)
+    distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
+    handles, numbers = {}, itertools.count(1)
     for (tuned, score), axes in zip(found.values(), panels, strict=False):
-        _accuracy_memory(study, axes, tuned, score, measure)
+        handles |= _accuracy_memory(study, axes, tuned, score, measure, None if distinguishable else numbers)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
+    add_legend(made, handles)
     records = [record for tuned, _ in found.values() for row in tuned for record in row.records]
     what = f": {meaning(records)}" if measure == TRAIN_MEMORY else ""
     return Drawn(
         made,
-        f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals. Small hollow markers: settings that were not "
-        "chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: untuned model."
-        + left_out(found),
+        f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals of the chosen settings. Small, faint markers: "
+        "settings that were not chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: "
+        "untuned model." + left_out(found),
     )
 
 
-HOLLOW = {"mfc": "white", "alpha": 0.6, "ms": 4, "capsize": 0}
+FAINT = {"mfc": "white", "alpha": 0.35, "ms": 3}
 MEMORY = {
     TRAIN_MEMORY: "peak train memory",
     "train_reserved_p99": "memory reserved in 99% of training steps",
@@ -75,7 +83,15 @@ def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
     return max(map(alike, rows), key=len, default=[])
 
 
-def _accuracy_memory(study: StudyResults, axes: Axes, rows: list[Row], score: Score, measure: str) -> None:
+def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:
+    memory = {row.method: row.mean(measure) for row in rows if id(row) in study.chosen}
+    return score_and_memory(study.contests.get((place, score_name(score))), memory)
+
+
+def _accuracy_memory(
+    study: StudyResults, axes: Axes, rows: list[Row], score: Score, measure: str, numbers: Iterator[int] | None
+) -> dict[str, Any]:
+    """Draws a panel; returns what the legend says. numbers: names the front by them instead of all methods by looks."""
     name = score_name(score)
     untuned = [row for row in study.finished(rows[0].place) if is_untuned(row) and name in row.scores]
     title, scale = axis_scale(score, [row.scores[name].value for row in [*rows, *untuned]])
@@ -85,31 +101,33 @@ def _accuracy_memory(study: StudyResults, axes: Axes, rows: list[Row], score: Sc
     judged = {id(row) for row in study.shown(rows[0].place)}
     shown = [i for i, row in enumerate(rows) if id(row) in judged]
     front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
-    distinguishable = len({row.method for row in rows}) <= LEGEND
-    handles = {}
-    for i, row in enumerate(rows):
-        if distinguishable:
-            of, style = look[row.method], {} if i in shown else HOLLOW
-        else:
-            of, style = (Look("black", "o", "-"), {}) if i in front else (Look("0.6", ".", "-"), {"elinewidth": 0.8})
-        drawn = add_point(axes, *points[i], study.interval(row, name), scale, of, **style)
-        if i in shown or row.method not in handles:
-            handles[row.method] = drawn
     steps = [(points[i][0], scale * points[i][1]) for i in front]
-    line = axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color="0.4", linewidth=1, zorder=1)[0]
-    if not distinguishable:
-        handles = {}
-        for number, i in enumerate(front, 1):
-            side = {"xytext": (6, 0), "ha": "left"} if i == front[-1] else {"xytext": (-6, 0), "ha": "right"}
-            axes.annotate(str(number), steps[number - 1], textcoords="offset points", va="center", **side)
-            handles[f"{number}  {label(rows[i], rows)}"] = Line2D([], [], color="black", marker="o", linestyle="")
-        handles["others"] = Line2D([], [], color="0.6", marker=".", linestyle="")
+    handles = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
+    for i, row in enumerate(rows):
+        of = look[row.method] if numbers is None else PLAIN
+        if i in shown and (numbers is None or i in front):
+            drawn = add_point(axes, *points[i], study.interval(row, name), scale, of)
+        else:
+            drawn = add_point(axes, *points[i], None, scale, of, **FAINT)
+        if numbers is None and (i in shown or row.method not in handles):
+            handles[row.method] = drawn
+    if numbers is not None:
+        for i, step in zip(front, steps, strict=True):
+            number = next(numbers)
+            side = {"xytext": (5, 0), "ha": "left"} if i == front[-1] else {"xytext": (-5, 0), "ha": "right"}
+            axes.annotate(str(number), step, textcoords="offset points", va="center", **side)
+            handles[f"{number}  {label(rows[i], rows)}"] = legend_point(PLAIN)
+        handles["others"] = legend_point(PLAIN, **FAINT)
     for row in untuned:
         style = {"color": look[row.method].colour, "linestyle": look[row.method].line}
         handles[row.method] = axes.axhline(scale * row.scores[name].value, **style)
     axes.set_ylabel(title)
     axes.margins(x=0.12, y=0.1)
-    add_legend(axes, [line, *handles.values()], ["Pareto front", *handles])
+    return handles
+
+
+FRONT = {"drawstyle": "steps-post", "color": "0.4", "linewidth": 0.8, "zorder": 1}
+PLAIN = Look("black", "o", "-")
 
 
 def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from harness.report.figures.study_results import StudyResults, is_untuned
@@ -9,6 +11,9 @@ from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_p
 from harness.report.frame import KINDS
 from harness.report.memory import MEANINGS, instruments
 from harness.report.statistics import Interval, seeds_interval
+from harness.report.tables.entries import rate
+from harness.report.tables.rows import Row
+from harness.units import size
 
 
 def memory(study: StudyResults) -> Drawn | None:
@@ -16,18 +21,19 @@ def memory(study: StudyResults) -> Drawn | None:
     found = study.alike("peak_weights")
     if not found:
         return None
-    made, panels = bar_panels(found, per_bar=0.28)
+    titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in found.items()}
+    made, panels = bar_panels(titled, per_bar=0.2)
+    handles = {}
     for rows, axes in zip(found.values(), panels, strict=False):
         left = np.zeros(len(rows))
-        handles = []
         for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
             sizes = np.array([row.mean(f"peak_{kind}") / 2**30 for row in rows])
             style = {"color": colour, "hatch": hatch, **EDGE}
-            handles.append(axes.barh(range(len(rows)), sizes, left=left, **style))
+            handles[kind] = axes.barh(range(len(rows)), sizes, left=left, **style)
             left += sizes
         label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
         axes.set_xlabel("live tensors at the peak (GiB)")
-        add_legend(axes, handles, KINDS)
+    add_legend(made, handles)
     shown = [record for rows in found.values() for row in rows for record in row.records]
     beside = f" The table's headline is {MEANINGS['allocator']}." if "allocator" in instruments(shown) else ""
     return Drawn(
@@ -35,6 +41,19 @@ def memory(study: StudyResults) -> Drawn | None:
         "Live tensors at the peak of a training step, by kind. Gradients may be freed before the peak; an untuned "
         "model only has a forward pass." + beside + left_out(found),
     )
+
+
+def _least_memory(rows: Sequence[Row]) -> str:
+    """Which tuned methods peak lowest and highest; empty for fewer than two."""
+    peaks = {label(row, rows): _peak(row) for row in rows if not is_untuned(row)}
+    if len(peaks) < 2:
+        return ""
+    least, most = min(peaks, key=peaks.get), max(peaks, key=peaks.get)
+    return f"{least} peaks lowest ({size(peaks[least])}), {most} highest ({size(peaks[most])})"
+
+
+def _peak(row: Row) -> float:
+    return sum(row.mean(f"peak_{kind}") for kind in KINDS)
 
 
 KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
@@ -45,13 +64,13 @@ def throughput(study: StudyResults) -> Drawn | None:
     found = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
     if not found:
         return None
-    titles = {title for title, _ in found}
-    named = {part if len(titles) == 1 else f"{title}: {part}": rows for (title, part), rows in found.items()}
-    made, panels = bar_panels(named, per_bar=0.4)
+    titled = {": ".join(filter(None, [*key, _fastest(rows, key[1])])): rows for key, rows in found.items()}
+    made, panels = bar_panels(titled, per_bar=0.3)
+    handles = {}
     for ((_, part), rows), axes in zip(found.items(), panels, strict=False):
         present = {name: said for name, said in RATES[part].items() if any(row.values(name) for row in rows)}
-        handles = []
-        for i, (measure, (colour, hatch)) in enumerate(zip(present, RATE_LOOKS, strict=False)):
+        for i, measure in enumerate(present):
+            colour, hatch = RATE_LOOKS[measure]
             thick = 0.8 / len(present)
             at = [(j + (i - (len(present) - 1) / 2) * thick, row.values(measure)) for j, row in enumerate(rows)]
             at = [(y, values) for y, values in at if values]
@@ -63,10 +82,10 @@ def throughput(study: StudyResults) -> Drawn | None:
             style = {"color": colour, "hatch": hatch, **EDGE}
             if any(span.low < span.high for span in spans):
                 style["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
-            handles.append(axes.barh([y for y, _ in at], means, thick, **style))
+            handles[present[measure]] = axes.barh([y for y, _ in at], means, thick, **style)
         label_bars(axes, [label(row, rows) for row in rows])
         axes.set_xlabel("tokens/s")
-        add_legend(axes, handles, list(present.values()))
+    add_legend(made, handles)
     return Drawn(
         made,
         "Raw tokens per second in training (median step, and over all steps) and tokens per second in decoding. Bars: "
@@ -82,4 +101,20 @@ RATES = {
         "merged_decode_tokens_per_second": "merged",
     },
 }
-RATE_LOOKS = [("#0072B2", ""), ("#F0E442", "///"), ("#FFFFFF", "..")]
+RATE_LOOKS = {
+    "tokens_per_second_steady": ("#0072B2", ""),
+    "tokens_per_second_amortised": ("#F0E442", "///"),
+    "base_decode_tokens_per_second": ("#999999", ""),
+    "unmerged_decode_tokens_per_second": ("#FFFFFF", ".."),
+    "merged_decode_tokens_per_second": ("#56B4E9", "xx"),
+}
+
+
+def _fastest(rows: Sequence[Row], part: str) -> str:
+    """Which methods are fastest and slowest by their highest rate; empty for fewer than two."""
+    rates = {label(row, rows): [row.mean(name) for name in RATES[part]] for row in rows}
+    best = {name: max(filter(None, of)) for name, of in rates.items() if any(of)}
+    if len(best) < 2:
+        return ""
+    first, last = max(best, key=best.get), min(best, key=best.get)
+    return f"{first} is fastest ({rate(best[first])} tokens/s), {last} slowest ({rate(best[last])})"

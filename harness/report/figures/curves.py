@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_panels
+from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_titles, titled_panels
 from harness.report.tables.rows import Row
-from harness.units import count
+from harness.units import count, significant
 
 
 class Curve(NamedTuple):
@@ -26,28 +27,38 @@ def loss(study: StudyResults) -> Drawn | None:
         return None
     curves = {place: [(row, of) for row in study.shown(place) if (of := LOSSES[kind](row))] for place in study.places}
     found = [place for place, drawn in curves.items() if drawn]
-    made, panels = place_panels([place for place in found for _ in range(2)], width=4.6, height=3.6)
+    titles = place_titles(found)
+    messages = [_lowest(kind, curves[place]) for place in found]
+    titled = [": ".join(filter(None, title)) for title in zip(titles, messages, strict=True)]
+    made, panels = titled_panels([text for title in titled for text in (title, "")], 1.8)
     look = looks(study.methods)
+    handles = {}
     for place, by_tokens, by_time in zip(found, panels[::2], panels[1::2], strict=False):
-        handles = []
+        rows = [row for row, _ in curves[place]]
         for i, (row, (tokens, seconds, losses)) in enumerate(curves[place]):
             of = look[row.method]
             every = (i % 5, 5) if len(losses) > 10 else 1
-            style = {"color": of.colour, "linestyle": of.line, "marker": of.marker, "markevery": every, "markersize": 5}
-            handles += by_tokens.plot(tokens, losses, **style)
+            style = {"color": of.colour, "linestyle": of.line, "marker": of.marker, "markevery": every, "markersize": 4}
+            (handles[label(row, rows)],) = by_tokens.plot(tokens, losses, **style)
             by_time.plot(seconds, losses, **style)
         by_tokens.xaxis.set_major_locator(MaxNLocator(5))
         by_tokens.xaxis.set_major_formatter(lambda tokens, _: count(tokens))
-        by_tokens.set(xlabel="raw tokens", ylabel=f"{kind} loss (nats per token)")
-        by_time.set(xlabel="seconds of training steps")
-        rows = [row for row, _ in curves[place]]
-        add_legend(by_time, handles, [label(row, rows) for row in rows])
+        by_tokens.set(xlabel="raw tokens", ylabel=f"{kind} loss\n(nats per token)")
+        by_time.set(xlabel="seconds of training steps", ylabel=f"{kind} loss\n(nats per token)")
+    add_legend(made, handles)
     return Drawn(
         made,
         f"{kind.capitalize()} loss, mean over seeds, against training tokens and training time. "
         f"{'It is that of held-out answers' if kind == 'validation' else 'Each point is the mean over several steps'}."
         + left_out(panels),
     )
+
+
+def _lowest(kind: str, curves: Sequence[tuple[Row, Curve]]) -> str:
+    """Whose loss ends lowest."""
+    rows = [row for row, _ in curves]
+    row, curve = min(curves, key=lambda of: of[1].losses[-1])
+    return f"{label(row, rows)} ends with the least {kind} loss, {significant(curve.losses[-1], 3)}"
 
 
 def validation_curve(row: Row) -> Curve | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from matplotlib.lines import Line2D
+from collections.abc import Sequence
 
-from harness.report.figures.accuracy import pareto
+from harness.report.figures.accuracy import FRONT, pareto
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import Drawn, add_legend, axis_scale, error_bar, titled_panels
+from harness.report.figures.style import Drawn, Look, add_legend, add_point, axis_scale, legend_point, titled_panels
 from harness.report.reruns import Experiment, best_on_validation, only_published, reruns
 from harness.report.tables.rows import METHODS
 
@@ -17,50 +17,53 @@ def experiments(study: StudyResults) -> Drawn | None:
     shown = [experiment for experiment in found.experiments if _memory(experiment)] if found else []
     if not shown:
         return None
-    made, (axes,) = titled_panels([f"{len(shown)} experiments"], width=7.2, height=4.4)
+    made, (axes,) = titled_panels([_message(shown)], 4.2)
     score = shown[0].runs[-1].score
     title, scale = axis_scale(score, [experiment.interval.value for experiment in shown])
     points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in shown]
     front = pareto(points, score.higher_is_better)
     steps = [(points[i][0], scale * points[i][1]) for i in front]
-    (line,) = axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", color="0.4", linewidth=1, zorder=1)
+    handles = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
     best = best_on_validation(found)
     familiar = [i for i, each in enumerate(shown) if each in [best.get(method) for method in METHODS]]
     named = list(dict.fromkeys([*(i for i in front if not shown[i].below), *familiar]))
-    handles, names = [line], ["Pareto front"]
+    looks = [Look("black", "s" if i in familiar else "o", "") for i in range(len(shown))]
+    fills = [{"mfc": "white" if experiment.below else "black"} for experiment in shown]
     for i, (experiment, (memory, value)) in enumerate(zip(shown, points, strict=True)):
+        if i not in named:
+            add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
+            continue
         runs = _memory(experiment)
-        look = {"color": "0.6" if experiment.below else "black", "marker": "s" if i in familiar else "o"}
-        size = (6, 1.2) if i in named else (3, 0.5)
-        axes.errorbar(
-            memory,
-            scale * value,
-            xerr=[[memory - min(runs)], [max(runs) - memory]],
-            yerr=error_bar(value, experiment.interval, scale),
-            **look,
-            linestyle="",
-            markersize=size[0],
-            elinewidth=size[1],
-            capsize=0,
-            zorder=3 if i in named else 2,
-        )
-        if i in named:
-            number = str(named.index(i) + 1)
-            axes.annotate(number, (memory, scale * value), xytext=(5, 4), textcoords="offset points", zorder=4)
+        spread = [[memory - min(runs)], [max(runs) - memory]]
+        style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
+        add_point(axes, memory, value, experiment.interval, scale, looks[i], xerr=spread, **style)
+        number = str(named.index(i) + 1)
+        axes.annotate(number, (memory, scale * value), xytext=(4, 3), textcoords="offset points", zorder=4)
     for number, i in enumerate(named, 1):
-        look = {"color": "0.6" if shown[i].below else "black", "marker": "s" if i in familiar else "o"}
-        handles.append(Line2D([], [], **look, linestyle=""))
-        names.append(f"{number}  {shown[i].record.cell.method} {shown[i].record.cell.knobs.get('experiment', '')}")
+        cell = shown[i].record.cell
+        handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = legend_point(looks[i], **fills[i])
     axes.set_ylabel(title)
     axes.set_xlabel("memory reserved in 99% of training steps (GiB)")
-    add_legend(axes, handles, names)
+    add_legend(made, handles)
     return Drawn(
         made,
         "Score of imported experiments against the memory that their training reserved, both of the latest run. "
-        "Vertical bars: 95% intervals over items and runs. Horizontal bars: smallest to largest of all runs. Black: no "
-        "other experiment is significantly better. Grey: at least one is. Line: Pareto front (no other experiment "
-        "has both a higher score and less memory). Numbered circles: black ones on it. Numbered squares: the best of a "
-        "method by the source's validation items.",
+        "Filled: no other experiment is significantly better. Hollow: at least one is. Line: Pareto front (no other "
+        "experiment has both a higher score and less memory). Numbered circles: filled ones on it. Numbered squares: "
+        "the best of a method by the source's validation items. Their bars: 95% intervals over items and runs, and the "
+        "least to the most memory of all runs.",
+    )
+
+
+def _message(shown: Sequence[Experiment]) -> str:
+    """How many experiments may be the best, and from which memory on."""
+    best = [experiment for experiment in shown if not experiment.below]
+    if not best:  # those lack memory
+        return f"{len(shown)} experiments"
+    reserved = [_memory(experiment)[-1] for experiment in best]
+    return (
+        f"No other experiment is significantly better than {len(best)} of these {len(shown)}, which reserve "
+        f"{min(reserved):.0f} to {max(reserved):.0f} GiB"
     )
 
 

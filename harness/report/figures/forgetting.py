@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from harness.report.figures.messages import lost_elsewhere
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
     EDGE,
@@ -39,16 +42,22 @@ def forgetting(study: StudyResults) -> Drawn | None:
         found |= {place: (gained, kept, changes)} if changes else {}
     if not found:
         return None
-    made, panels = place_panels(list(found))
-    look = looks(study.methods)
+    messages = {
+        place: lost_elsewhere(
+            {method: change for method, (_, change) in changes.items()}, kept.task, kept.higher_is_better
+        )
+        for place, (_, kept, changes) in found.items()
+    }
+    made, panels = place_panels(messages, height=2.4)
+    look, handles = looks(study.methods), {}
     for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
         names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
-        handles = []
         for method, (x, y) in changes.items():
             of = look[method]
-            style = {"color": of.colour, "marker": of.marker, "mfc": "none", "ms": 8, "elinewidth": 0.8, "alpha": 0.9}
+            style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
             errors = {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
-            handles.append(axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **errors, **style))
+            at = (x.value * scales[0], y.value * scales[1])
+            handles[method] = axes.errorbar(*at, linestyle="", **errors, **style)
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.axvline(0, color="0.4", linewidth=0.8)
         x_name, y_name = (name.replace("(%)", "(points)") for name in names)
@@ -57,7 +66,7 @@ def forgetting(study: StudyResults) -> Drawn | None:
             axes.invert_xaxis()
         if not kept.higher_is_better:
             axes.invert_yaxis()
-        add_legend(axes, handles, list(changes))
+    add_legend(made, handles)
     return Drawn(
         made,
         "Change from the untuned base. Right: gained on the trained task. Down: forgotten on another. Bars: 95% "
@@ -74,9 +83,12 @@ def lost_won(found: Forgetting) -> Drawn | None:
     titles = [f"{where}: {named(of)}" if where else named(of) for where, (_, of) in zip(wheres, scores, strict=True)]
     grouped = [[c for c in found.comparisons if (c.place, c.score) == of] for of in scores]
     with mpl.rc_context(STYLE):
-        made, panels = bar_panels(dict(zip(titles, grouped, strict=True)), per_bar=0.3)
+        titled = [f"{title}: {_most_lost(of_it)}" for title, of_it in zip(titles, grouped, strict=True)]
+        made, panels = bar_panels(dict(zip(titled, grouped, strict=True)), per_bar=0.2)
+        handles = {}
         for of_it, axes in zip(grouped, panels, strict=False):
-            _lost_won(axes, of_it)
+            handles |= _lost_won(axes, of_it)
+        add_legend(made, handles)
     return Drawn(
         made,
         "Lost: items that the untuned base answers correctly and the tuned model does not. Won: the reverse. Change: "
@@ -84,17 +96,24 @@ def lost_won(found: Forgetting) -> Drawn | None:
     )
 
 
-def _lost_won(axes: Axes, compared: list[Comparison]) -> None:
+def _most_lost(compared: list[Comparison]) -> str:
+    worst = max(compared, key=lambda c: c.total.lost / c.total.items)
+    return f"{worst.label} loses most, {worst.total.lost / worst.total.items:.0%} of the items"
+
+
+def _lost_won(axes: Axes, compared: list[Comparison]) -> dict[str, Any]:
+    """Draws a panel; returns what the legend says."""
     at, shares = range(len(compared)), [PERCENT / c.total.items for c in compared]
     lost = [-c.total.lost * share for c, share in zip(compared, shares, strict=True)]
     won = [c.total.won * share for c, share in zip(compared, shares, strict=True)]
-    handles = [axes.barh(at, lost, color="#D55E00", **EDGE), axes.barh(at, won, color="#56B4E9", hatch="..", **EDGE)]
+    handles = {"lost": axes.barh(at, lost, color="#D55E00", **EDGE)}
+    handles["won"] = axes.barh(at, won, color="#56B4E9", hatch="..", **EDGE)
     style = {"marker": "D", "color": "black", "mfc": "white", "ms": 4, "linestyle": ""}
     for y, change in enumerate(c.total.change for c in compared):
         if change:
             value, *ends = (PERCENT * end for end in change[:3])
-            handles[2:] = [axes.errorbar(value, y, xerr=[[abs(value - end)] for end in ends], **style)]
+            handles["change"] = axes.errorbar(value, y, xerr=[[abs(value - end)] for end in ends], **style)
     axes.axvline(0, color="0.4", linewidth=0.8)
     label_bars(axes, [c.label for c in compared])
     axes.set_xlabel("% of the items")
-    add_legend(axes, handles, ["lost", "won", "change"])
+    return handles

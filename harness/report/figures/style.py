@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence, Sized
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import blended_transform_factory
 
 from harness.record import Score
 from harness.report.statistics import Interval
@@ -22,18 +25,21 @@ STYLE = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "errorbar.capsize": 3,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 8,
+    "errorbar.capsize": 2,
     "figure.constrained_layout.use": True,
-    "font.size": 9,
+    "font.size": 7,
     "grid.color": "0.9",
-    "hatch.linewidth": 0.6,
-    "legend.fontsize": 8,
+    "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.5,
+    "legend.columnspacing": 1.2,
+    "legend.fontsize": 7,
     "legend.frameon": False,
-    "legend.handlelength": 3,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 6,
-    "savefig.dpi": 150,
+    "legend.handlelength": 2.4,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 5,
+    "savefig.dpi": 200,
     "svg.fonttype": "none",  # keep text as text, for search and screen readers
     "svg.hashsalt": "harness",
     "text.parse_math": False,  # names may contain dollar signs
@@ -42,6 +48,8 @@ COLOURS = ["#000000", "#999999", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E
 MARKERS = ["_", "|", "s", "o", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h", "d"]
 LINES = [(0, (6, 3)), (0, (1, 2)), "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 HATCHES = ["", "///", "..", "xx", "\\\\\\"]
+COLUMN = 3.3  # inches: the width of a column of a paper, in which texts of 7 points can be read
+LINE = 54  # letters of a title that fit into it
 PANELS = 6  # most panels in a readable figure
 LEGEND = 10  # most methods that a legend can distinguish
 
@@ -92,9 +100,10 @@ def plain(text: str, most: int = 36) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def place_panels(places: Sequence[Place], width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel per place."""
-    return titled_panels(place_titles(places), width, height)
+def place_panels(messages: Mapping[Place, str], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel per place, titled with its message: a sentence of what the panel shows."""
+    titles = zip(place_titles(list(messages)), messages.values(), strict=True)
+    return titled_panels([": ".join(filter(None, title)) for title in titles], height)
 
 
 def place_titles(places: Sequence[Place]) -> list[str]:
@@ -103,17 +112,21 @@ def place_titles(places: Sequence[Place]) -> list[str]:
     return [", ".join(part for part, shown in zip(place, varies, strict=True) if shown) for place in places]
 
 
-def titled_panels(titles: Sequence[str], width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+def titled_panels(titles: Sequence[str], *heights: float) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as a column with a panel below each title. heights: of each in inches, or one for all."""
     titles = titles[:PANELS]
-    across = min(2, len(titles))
-    down = -(-len(titles) // across)
-    made = Figure(figsize=(width * across, height * down))
-    axes = list(made.subplots(down, across, squeeze=False).flat)
-    for panel in axes[len(titles) :]:
-        panel.remove()
-    for panel, title in zip(axes, titles, strict=False):
-        panel.set_title(plain(title))
-    return made, axes[: len(titles)]
+    heights = heights[:PANELS] if len(heights) > 1 else heights * len(titles)
+    made = Figure(figsize=(COLUMN, sum(heights)))
+    axes = list(made.subplots(len(titles), height_ratios=heights, squeeze=False).flat)
+    for panel, title in zip(axes, titles, strict=True):
+        add_title(panel, title)
+    return made, axes
+
+
+def add_title(axes: Axes, text: str) -> None:
+    """A title in lines as wide as the figure, from its left edge: labels beside the panel leave the panel less."""
+    title = axes.set_title(textwrap.fill(plain(text, 4 * LINE), LINE), loc="left", x=0.02)
+    title.set_transform(blended_transform_factory(axes.get_figure().transFigure, title.get_transform()))
 
 
 def left_out(panels: Sized) -> str:
@@ -121,15 +134,22 @@ def left_out(panels: Sized) -> str:
     return f" Only the first {PANELS} of {len(panels)} panels are shown." if len(panels) > PANELS else ""
 
 
-def add_legend(axes: Axes, handles: Sequence, labels: Sequence[str]) -> None:
-    """A legend beside the panel."""
-    axes.legend(handles, list(map(plain, labels)), loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+def add_legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """The figure's one legend, below its panels, in as many columns as its labels leave room for."""
+    labels = list(map(plain, handles))
+    across = max(1, min(4, LINE // (max(map(len, labels), default=0) + 5)))
+    figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=across)
 
 
 def add_point(axes: Axes, x: float, y: float, interval: Interval | None, scale: float, look: Look, **style: Any) -> Any:
     """A marker with an error bar for its interval, both multiplied by `scale`."""
     error = error_bar(y, interval, scale) if interval else None
     return axes.errorbar(x, scale * y, yerr=error, marker=look.marker, color=look.colour, linestyle="", **style)
+
+
+def legend_point(look: Look, **style: Any) -> Line2D:
+    """The marker alone, as a legend shows it."""
+    return Line2D([], [], marker=look.marker, color=look.colour, linestyle="", **style)
 
 
 def error_bar(value: float, interval: Interval, scale: float) -> list[list[float]] | None:
@@ -143,9 +163,9 @@ def error_bar(value: float, interval: Interval, scale: float) -> list[list[float
 
 
 def axis_scale(score: Score, values: Sequence[float]) -> tuple[str, float]:
-    """The axis label of `score`, and the factor for its values: 100 if they are proportions."""
+    """The axis label of `score` in short lines, and the factor for its values: 100 if they are proportions."""
     header, _ = score_style(score, values)
-    return plain(header, 60), PERCENT if "(%)" in header else 1.0
+    return textwrap.fill(plain(header, 60), 24, break_on_hyphens=False), PERCENT if "(%)" in header else 1.0
 
 
 def label(row: Row, rows: Sequence[Row]) -> str:
@@ -159,12 +179,11 @@ EDGE = {"edgecolor": "black", "linewidth": 0.5}
 
 
 def bar_panels(found: dict[str, list], per_bar: float) -> tuple[Figure, list[Axes]]:
-    """Titled panels of horizontal bars, tall enough for the panel with the most bars."""
-    most = max(map(len, found.values()))
-    return titled_panels(list(found), height=max(2.0, 0.8 + per_bar * most))
+    """Titled panels of horizontal bars, each as tall as its bars need."""
+    return titled_panels(list(found), *(0.9 + per_bar * max(2, len(bars)) for bars in found.values()))
 
 
 def label_bars(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels=list(map(plain, labels)))
+    axes.set_yticks(range(len(labels)), labels=[plain(label, 24) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

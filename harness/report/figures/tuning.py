@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +12,13 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from harness.record import short
+from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import Estimated, StudyResults
 from harness.report.figures.style import (
+    PERCENT,
     Drawn,
     Look,
+    Place,
     add_legend,
     add_point,
     axis_scale,
@@ -43,25 +46,29 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
             found[place][method] = points
     if not found:
         return None
-    made, panels = place_panels(list(found))
-    look = looks(study.methods)
-    for (place, curves), axes in zip(found.items(), panels, strict=False):
+    levels, scales = {}, {}
+    for place, curves in found.items():
         score = study.headline(place)
-        levels = {
+        levels[place] = {
             choice.method: of[0]
             for choice in study.rows.choices
             if choice.place == place and choice.method in UNRANKED and (of := study.estimate(choice, score))
         }
-        title, scale = "validation loss (nats per token)", 1.0
+        scales[place] = ("validation loss (nats per token)", 1.0)
         if score:
             values = [value for points in curves.values() for value, _ in points.values()]
-            title, scale = axis_scale(score, [*values, *levels.values()])
-        handles = _curves(axes, curves, scale, look)
-        for method, value in levels.items():
+            scales[place] = axis_scale(score, [*values, *levels[place].values()])
+    messages = {place: _message(curves, *scales[place]) for place, curves in found.items()}
+    made, panels = place_panels(messages, height=2.3)
+    look, handles = looks(study.methods), {}
+    for (place, curves), axes in zip(found.items(), panels, strict=False):
+        title, scale = scales[place]
+        handles |= _curves(axes, curves, scale, look)
+        for method, value in levels[place].items():
             style = {"color": look[method].colour, "linestyle": look[method].line, "linewidth": 1}
             handles[method] = axes.axhline(scale * value, **style)
         axes.set(xlabel="rank", ylabel=title)
-        add_legend(axes, list(handles.values()), list(handles))
+    add_legend(made, handles)
     return Drawn(
         made,
         "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level "
@@ -70,6 +77,12 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
 
 
 UNRANKED = ("base", "full")
+
+
+def _message(curves: dict[str, dict[int, Estimated]], title: str, scale: float) -> str:
+    points = {method: {rank: scale * of[0] for rank, of in by_rank.items()} for method, by_rank in curves.items()}
+    unit = "points" if scale == PERCENT else "nats per token" if "nats" in title else ""
+    return change_with_rank(points, unit)
 
 
 def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
@@ -102,7 +115,9 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     }
     if not found:
         return None
-    made, panels = place_panels(list(found))
+    messages = {place: _best_rates(place, choices, study.rows.choices) for place, choices in found.items()}
+    most = max(len({choice.method for choice in choices}) for choices in found.values())
+    made, panels = place_panels(messages, height=0.9 + 0.2 * most)
     for choices, axes in zip(found.values(), panels, strict=False):
         _lr_methods(axes, choices, study.rows.choices)
     return Drawn(
@@ -110,6 +125,17 @@ def lr_methods(study: StudyResults) -> Drawn | None:
         "Validation loss (nats per token, mean over seeds) by method and learning rate; darker is lower. Frame: the "
         "rate chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
     )
+
+
+def _best_rates(place: Place, choices: Sequence[Choice], best: Sequence[Choice]) -> str:
+    """The learning rate that was chosen for each method that has several."""
+    tried = Counter(choice.method for choice in choices)
+    rates = {c.method: c.lr for c in best if c.place == place and c.lr is not None and tried[c.method] > 1}
+    if not rates:
+        return ""
+    if len(rates) > 5:
+        return f"The chosen rates lie from {short(min(rates.values()))} to {short(max(rates.values()))}"
+    return "Chosen rates: " + ", ".join(f"{method} {short(lr)}" for method, lr in rates.items())
 
 
 def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> None:
@@ -135,12 +161,12 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> No
             style["color"] = "white"
         if (choice.method, choice.key[1]) in framed:
             style["fontweight"] = "bold"
-            for colour, width in (("black", 4), ("white", 1.5)):  # visible on dark and on light
+            for colour, width in (("black", 3), ("white", 1.2)):  # visible on dark and on light
                 frame = {"fill": False, "edgecolor": colour, "linewidth": width}
                 axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
         text = ", ".join(choice.lost) if choice.loss is None else significant(choice.loss)
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, **style)
+        axes.text(x, y, text, ha="center", va="center", fontsize=6, **style)
     axes.set_xticks(range(len(rates)), labels=[short(value) for value in rates])
-    axes.set_yticks(range(len(methods)), labels=list(map(plain, methods)))
+    axes.set_yticks(range(len(methods)), labels=[plain(method, 24) for method in methods])
     axes.set_xlabel("learning rate")
     axes.grid(False)

@@ -1,0 +1,68 @@
+"""How far each method is from the best one."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+
+from harness.report.figures.messages import against_best
+from harness.report.figures.study_results import BARS, StudyResults
+from harness.report.figures.style import (
+    PERCENT,
+    Drawn,
+    Look,
+    add_legend,
+    axis_scale,
+    label_bars,
+    left_out,
+    legend_point,
+    place_panels,
+)
+from harness.report.frame import score_name
+from harness.report.pairwise import MARGIN, Contest
+
+
+def differences(study: StudyResults) -> Drawn | None:
+    """The score of each method minus that of the best one, with its interval and what the tests say."""
+    found = {}
+    for place in study.places:
+        score = study.headline(place)
+        contest = study.contests.get((place, score_name(score))) if score else None
+        if contest and contest.against_best:
+            found[place] = (contest, *axis_scale(score, study.values(place, score)))
+    if not found:
+        return None
+    most = max(len(contest.against_best) for contest, *_ in found.values())
+    messages = {place: against_best(contest) for place, (contest, *_) in found.items()}
+    made, panels = place_panels(messages, height=0.9 + 0.17 * min(most, BARS))
+    for (contest, title, scale), axes in zip(found.values(), panels, strict=False):
+        _differences(axes, contest, scale)
+        unit = title.replace("(%)", "(points)")
+        axes.set_xlabel(f"{unit}, minus that of {contest.standings[0].choice.label}")
+    add_legend(made, {said: legend_point(look, mfc=fill) for said, (look, fill) in LOOKS.items()})
+    return Drawn(
+        made,
+        "Difference from the best method by the score of the data's task, with 95% intervals, paired by item. What the "
+        "tests say is corrected for all pairs, so an interval that excludes 0 may belong to an undecided pair. Grey: "
+        f"differences of up to {PERCENT * MARGIN:g} points, within which methods count as equivalent."
+        + left_out(found),
+    )
+
+
+LOOKS = {
+    "different": (Look("#D55E00", "X", ""), "#D55E00"),
+    "equivalent": (Look("#0072B2", "s", ""), "#0072B2"),
+    "not decided": (Look("#000000", "o", ""), "white"),
+}
+
+
+def _differences(axes: Axes, contest: Contest, scale: float) -> None:
+    shown = list(contest.against_best.items())[:BARS]
+    if scale == PERCENT:
+        axes.axvspan(-PERCENT * MARGIN, PERCENT * MARGIN, color="0.9", zorder=0)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    for y, (other, gap) in enumerate(shown):
+        look, fill = LOOKS[contest.decision(other)]
+        error = [[scale * (gap.high - gap.value)], [scale * (gap.value - gap.low)]]  # the sign is turned
+        style = {"color": look.colour, "marker": look.marker, "mfc": fill, "elinewidth": 0.8}
+        axes.errorbar(-scale * gap.value, y, xerr=error, linestyle="", **style)
+    label_bars(axes, [other for other, _ in shown])

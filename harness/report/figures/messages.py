@@ -1,0 +1,82 @@
+"""The title of each panel: one sentence of what it shows, said no more strongly than its tests allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from harness.report.pairwise import DECISIONS, Contest
+from harness.report.statistics import Interval
+from harness.report.tables.advice import listed
+
+MANY = 3  # of more methods the number is said instead of their names
+
+
+def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> str:
+    """Which method scores best, what its score is not told apart from, and which one takes the least memory.
+
+    memory: of each tuned method that is shown. Empty if no shown method was compared by the score.
+    """
+    standings = contest.standings if contest else []
+    first = next((standing for standing in standings if standing.choice.label in memory), None)
+    if first is None:
+        return ""
+    best, end = first.choice.label, "highest" if contest.higher_is_better else "lowest"
+    others = [standing for standing in standings if standing is not first]
+    tied = [standing.choice.label for standing in others if set(standing.letters or "") & set(first.letters or "")]
+    if not others:
+        said = f"{best} alone has this score"
+    elif first.letters is None:
+        said = f"{best} scores {end}; no difference is tested"
+    elif len(tied) == len(others):
+        said = f"{best} scores {end}, but nothing is told apart from it"
+    elif tied:
+        said = f"{best} scores {end}; {_named(tied)} can't be told apart from it"
+    else:
+        said = f"{best} scores {end}, all others significantly worse"
+    least = min(memory, key=memory.get)
+    return said if len(memory) < 2 else f"{said}. {least} takes the least memory"
+
+
+def against_best(contest: Contest) -> str:
+    """Which methods the tests find worse than the best one, equivalent to it, or leave open."""
+    by = {decision: [o for o in contest.against_best if contest.decision(o) == decision] for decision in DECISIONS}
+    best = contest.standings[0].choice.label
+    worse, *others = (_named(methods) if methods else "" for methods in by.values())
+    said = f"{worse} {_is(by['different'])} worse than {best}" if worse else f"Nothing is shown to be worse than {best}"
+    told = [f"{who} {_is(by[decision])} {decision}" for who, decision in zip(others, DECISIONS[1:], strict=True) if who]
+    return "; ".join([said, *told])
+
+
+def change_with_rank(points: Mapping[str, Mapping[int, float]], unit: str) -> str:
+    """By how much the score of each method changes from its lowest rank to its highest.
+
+    points: by method and rank, in `unit`.
+    """
+    changes = {method: by_rank[max(by_rank)] - by_rank[min(by_rank)] for method, by_rank in points.items()}
+    ends = {(min(by_rank), max(by_rank)) for by_rank in points.values()}
+    shown = "{:+.1f}" if unit == "points" else "{:+.2g}"
+    over = "From rank {} to {}".format(*ends.pop()) if len(ends) == 1 else "From its lowest rank to its highest"
+    if len(changes) > MANY:
+        least, most = (shown.format(of(changes.values())) for of in (min, max))
+        return f"{over} a method changes by {least} to {most} {unit}"
+    told = [f"{method} changes by {shown.format(change)}" for method, change in changes.items()]
+    return f"{over} {listed(told)} {unit}"
+
+
+def lost_elsewhere(changes: Mapping[str, Interval], score: str, higher_is_better: bool) -> str:
+    """Which methods are shown to lose on a task that they were not trained for: intervals that exclude no change."""
+    if all(math.isnan(change.low) for change in changes.values()):
+        return f"Changes of {score} are not tested"
+    lost = [m for m, change in changes.items() if (change.high < 0 if higher_is_better else change.low > 0)]
+    if not lost:
+        return f"No method is shown to lose on {score}"
+    return f"{_named(lost)} lose{'s' if len(lost) == 1 else ''} on {score}"
+
+
+def _is(methods: Sequence[str]) -> str:
+    return "is" if len(methods) == 1 else "are"
+
+
+def _named(methods: Sequence[str]) -> str:
+    return f"{len(methods)} methods" if len(methods) > MANY else listed(methods)
