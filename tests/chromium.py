@@ -17,7 +17,7 @@ import pytest
 
 PATH = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = pytest.mark.skipif(PATH is None, reason="no Chromium is installed (apt install chromium)")
-KEYS = {"Tab": 9, "Enter": 13, "Space": 32}
+KEYS = {"Tab": 9, "Enter": 13, "Space": 32, "ArrowLeft": 37, "ArrowRight": 39}
 TEXT = {"Enter": "\r", "Space": " "}
 
 
@@ -76,10 +76,14 @@ class Page:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, fragment: str = "") -> None:
         """Show the file, and wait until it is loaded."""
+        self._load("about:blank")  # to the same address with a fragment nothing would be loaded
+        self._load(path.as_uri() + (f"#{fragment}" if fragment else ""))
+
+    def _load(self, address: str) -> None:
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=address)
         deadline = time.monotonic() + 20
         while not any(method == "Page.loadEventFired" for method, _ in self.events):
             assert time.monotonic() < deadline, "the page did not load"
@@ -132,11 +136,13 @@ class Page:
         return [json.dumps(parameters) for method, parameters in self.events if method in told]
 
     def fetched(self) -> list[str]:
-        """The addresses that were asked for since the page was opened, without those that its own policy forbade."""
+        """The addresses that were asked for since the page was opened, without those that its own policy forbade, and
+        without pictures that are in the page itself."""
         failed = [told for method, told in self.events if method == "Network.loadingFailed"]
         blocked = {told["requestId"] for told in failed if told.get("blockedReason") == "csp"}
         asked = [told for method, told in self.events if method == "Network.requestWillBeSent"]
-        return [told["request"]["url"] for told in asked if told["requestId"] not in blocked]
+        addresses = [told["request"]["url"] for told in asked if told["requestId"] not in blocked]
+        return [address for address in addresses if not address.startswith("data:")]
 
     def _receive(self) -> dict:
         while b"\0" not in self._rest:

@@ -66,7 +66,8 @@ def scored_gain(
         decision, why = OPEN, unlike(unequal)
     elif decision == OPEN:
         why = STRADDLES
-    return Judgement(decision, effect, seeds, one[0].values.shape[1], used, why), difference.statistic
+    claimed = (0.0, math.inf) if decide is better else None
+    return Judgement(decision, effect, seeds, one[0].values.shape[1], used, why, claimed), difference.statistic
 
 
 def unlike(facts: Sequence[str]) -> str:
@@ -235,7 +236,8 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) 
     if len({judgement.decision for judgement in judgements}) > 1:
         decision = OPEN
         why = "; ".join(f"{judgement.decision} at {where}" for where, judgement in pairs)
-    return Judgement(decision, worst.effect, min(j.seeds for j in judgements), None, names(judgements), why)
+    seeds = min(judgement.seeds for judgement in judgements)
+    return Judgement(decision, worst.effect, seeds, None, names(judgements), why, (low, high))
 
 
 def hold_all(parts: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
@@ -249,7 +251,8 @@ def hold_all(parts: Sequence[tuple[str, Judgement]], low: float, high: float) ->
     shown = _worst(judgements, low, high) if decision == SUPPORTED else judgements[decisions.index(decision)]
     undecided = [f"{part}: {j.why or j.decision}" for part, j in parts if j.decision == OPEN]
     why = "; ".join(undecided) if decision == OPEN else ""
-    return Judgement(decision, shown.effect, min(j.seeds for j in judgements), None, names(judgements), why)
+    seeds = min(judgement.seeds for judgement in judgements)
+    return Judgement(decision, shown.effect, seeds, None, names(judgements), why, (low, high))
 
 
 def _worst(judgements: Sequence[Judgement], low: float, high: float) -> Judgement:
@@ -290,4 +293,4 @@ def within(judgement: Judgement, low: float, high: float) -> Judgement:
         return judgement
     decision = judge(judgement.effect, low, high)
     why = STRADDLES if decision == OPEN else ""
-    return Judgement(decision, judgement.effect, judgement.seeds, None, judgement.records, why)
+    return replace(judgement, decision=decision, items=None, why=why, range=(low, high))

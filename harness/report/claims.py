@@ -26,7 +26,8 @@ class Judgement:
 
     effect: in the claim's unit; low and high are nan if the interval is unknown. seeds: of the smaller side (for speed
     and memory: runs). items: evaluation items per model. records: names of the records used. why: the reason that
-    nothing is decided, or a remark on the verdict; may be empty.
+    nothing is decided, or a remark on the verdict; may be empty. range: where the claim puts the effect, its ends
+    infinite where it sets none; None if the claim is no such range.
     """
 
     decision: Decision
@@ -35,6 +36,7 @@ class Judgement:
     items: int | None = None
     records: tuple[str, ...] = ()
     why: str = ""
+    range: tuple[float, float] | None = None
 
 
 Rule = Callable[[Evidence], Judgement]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import median
 
@@ -14,6 +15,7 @@ from harness.report.headline import LEARNED, MMLU
 from harness.report.statistics import Interval
 
 CLAIMS = Claims()
+BEHIND = 0.02  # by which a score still matches another
 
 
 def _dora_gain(at: Evidence, score: str) -> Judgement:
@@ -55,7 +57,9 @@ def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
     if at.data not in LEARNED or ("dora",) not in chosen or ("full",) not in chosen:
         return unchosen(at, ("dora", "full"), [], "dora", "full")
-    return gain(at, [chosen["dora",]], [chosen["full",]], LEARNED[at.data], lambda effect: judge(effect, low=-0.02))
+    sides = [chosen["dora",]], [chosen["full",]]
+    found = gain(at, *sides, LEARNED[at.data], lambda effect: judge(effect, low=-BEHIND))
+    return replace(found, range=(-BEHIND, math.inf))
 
 
 @CLAIMS.claim(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import scored_gain
 from harness.report import statistics
@@ -43,7 +45,7 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) ->
     shown = losses[worst]
     why = f"{worst} loses most" if decision != OPEN else shown.why or f"{worst}: not significant after correction"
     seeds = min(loss.seeds for loss in losses.values())
-    return Judgement(decision, shown.effect, seeds, shown.items, names([*losses.values()]), why)
+    return Judgement(decision, shown.effect, seeds, shown.items, names([*losses.values()]), why, (least, math.inf))
 
 
 @CLAIMS.claim(

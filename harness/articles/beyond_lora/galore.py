@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import NO_GAIN, STRADDLES, counted, scored_gain
 from harness.report import statistics
@@ -57,4 +59,4 @@ def galore_facts(at: Evidence) -> Judgement:
         decision = REFUTED
     seeds = min(judgement.seeds for judgement in judged)
     why = "" if decision != OPEN else next((j.why for j in judged if j.why not in ("", STRADDLES)), STRADDLES)
-    return Judgement(decision, rival.effect, seeds, rival.items, names(judged), why)
+    return Judgement(decision, rival.effect, seeds, rival.items, names(judged), why, (0.0, math.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from harness.articles.rules import adapt_settings, memory_ratio
@@ -32,7 +33,8 @@ def lora_parameters(at: Evidence) -> Judgement:
     smallest = least.cell.rank == 1 and set(adapt_settings(least).get("target_modules", ())) == {"q_proj", "v_proj"}
     decision = SUPPORTED if cut >= 10_000 else REFUTED if smallest else OPEN
     why = "A smaller adapter is possible" if decision == OPEN else ""
-    return Judgement(decision, Interval(cut, cut, cut), None, None, (least.cell.name,), why)
+    exact = Interval(cut, cut, cut)
+    return Judgement(decision, exact, None, None, (least.cell.name,), why, (10_000.0, math.inf))
 
 
 @CLAIMS.claim("lora-memory", "LoRA reduces memory drastically (to at most half of full's peak)", "sweep memory", times)
@@ -60,7 +62,7 @@ def low_rank_spread(at: Evidence) -> Judgement:
     if effect is None:
         return Judgement(OPEN, None, seeds, None, used, "No variation between seeds to compare")
     decision = judge(effect, low=2)
-    return Judgement(decision, effect, seeds, None, used, "Too few seeds" if decision == OPEN else "")
+    return Judgement(decision, effect, seeds, None, used, "Too few seeds" if decision == OPEN else "", (2.0, math.inf))
 
 
 @CLAIMS.claim(
@@ -90,4 +92,4 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     why = "Too few runs" if decision == OPEN else ""
     if decision == OPEN and worth < min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1)) / 2:
         why = "Too few settings: runs of a setting end alike"
-    return Judgement(decision, effect, round(worth), None, used, why)
+    return Judgement(decision, effect, round(worth), None, used, why, (0.1, math.inf))

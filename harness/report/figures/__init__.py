@@ -57,16 +57,23 @@ FIGURES = {
 
 def drawings(records: Sequence[Record], folder: Path | None) -> dict[str, Drawn]:
     """Every figure that `records` have data for, by its name in `FIGURES`."""
-    study = StudyResults(records, folder)
+    return drawings_of(StudyResults(records, folder))
+
+
+def drawings_of(study: StudyResults) -> dict[str, Drawn]:
+    """`drawings` of the records of `study`."""
     found = {name: plot.of(study) for name, plot in FIGURES.items()}
     return {name: drawn for name, drawn in found.items() if drawn}
 
 
 def svg(records: Sequence[Record], folder: Path | None) -> dict[str, tuple[str, str]]:
     """SVG text and caption of every figure by name; ids are unique, so that one HTML page can hold them all."""
-    return {
-        name: (_with_own_ids(drawn.svg(), name), drawn.caption) for name, drawn in drawings(records, folder).items()
-    }
+    return svg_of(StudyResults(records, folder))
+
+
+def svg_of(study: StudyResults) -> dict[str, tuple[str, str]]:
+    """`svg` of the records of `study`."""
+    return {name: (_with_own_ids(drawn.svg(), name), drawn.caption) for name, drawn in drawings_of(study).items()}
 
 
 def save(records: Sequence[Record], folder: Path | None, out: Path) -> list[str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from harness.record import Record, Score
+from harness.report import articles
+from harness.report.articles import Article
+from harness.report.claims import Verdict
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
@@ -41,6 +44,12 @@ class StudyResults:
         """By place and score."""
         held = contests(self.rows.records, self.folder, self.rows.choices)
         return {(contest.place, contest.score): contest for contest in held}
+
+    @cached_property
+    def judged(self) -> list[tuple[Article, list[Verdict]]]:
+        """The articles that the records say something about, with the verdicts on their claims."""
+        found = [(article, article.verdicts(self.rows.records, self.folder)) for article in articles.every()]
+        return [(article, verdicts) for article, verdicts in found if articles.informative(verdicts)]
 
     @cached_property
     def chosen(self) -> dict[int, Row]:

@@ -17,11 +17,7 @@ from harness.report.tables.entries import ABSENT
 
 def verdicts(study: StudyResults) -> Drawn | None:
     """The verdicts on the claims of each article that the records say something about."""
-    judged = {}
-    for article in articles.every():
-        found = article.verdicts(study.rows.records, study.folder)
-        if articles.informative(found):
-            judged[article.title] = found
+    judged = {article.title: found for article, found in study.judged}
     if not judged:
         return None
     panels = _by_place(judged)

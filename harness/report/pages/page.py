@@ -2,21 +2,23 @@
 
     page.render(records, folder)
 
-The page loads nothing: style, script and figures are embedded, and its Content-Security-Policy blocks everything else.
-Names come from records, which are untrusted: the template escapes every text.
+The page loads nothing: style, scripts, data and figures are embedded, and its Content-Security-Policy blocks all else.
+Names come from records, which are untrusted: the template escapes every text, and `_block` every text of data.
+
+An interactive section NAME is a template NAME.html, included by page.html; a style NAME.css, in STYLES; scripts, in
+SCRIPTS; and a function in BLOCKS, whose value the scripts read by `block("NAME")`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shlex
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -26,20 +28,36 @@ from harness.record import Record
 from harness.report import articles, figures
 from harness.report.articles import Article
 from harness.report.claims import OPEN, Verdict
+from harness.report.figures.study_results import StudyResults
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable
-from harness.report.pairwise import Contest, contests
+from harness.report.pages.commands import run_command
+from harness.report.pages.curves_block import curves_block, verdicts_block
+from harness.report.pages.settings_block import settings_block
+from harness.report.pairwise import Contest
 from harness.report.tables.advice import ahead
 from harness.report.tables.best import best_of
 from harness.report.tables.entries import ABSENT, rate
 from harness.report.tables.formats import html_grid, one_line
-from harness.report.tables.rows import Row, Rows, group
+from harness.report.tables.rows import Row, Rows
 from harness.report.tables.table import Table, comparison_of
-from harness.settings import plain
 
 HERE = Path(__file__).parent
+LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
+STYLES = ("page.css", "explore.css")
+SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
+    *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
+    *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
+    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "verdicts")),
+    "scripts/start.js",
+)
+BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
+    "settings": settings_block,
+    "curves": curves_block,
+    "verdicts": verdicts_block,
+}
 
 
 def render(
@@ -56,12 +74,16 @@ def render(
     where: options that select the study in other commands. command: the command that made the page. made_with: versions
     of libraries by name.
     """
-    rows = group(records)
-    judged = [(article, article.verdicts(records, folder)) for article in articles.every()]
-    judged = [(article, found) for article, found in judged if articles.informative(found)]
+    results = StudyResults(records, folder)
+    rows = results.rows
+    judged = results.judged
     told = findings(records)
     study = ", ".join(dict.fromkeys(record.study for record in records))
-    script = _asset("page.js")
+    best, settings, files = best_of(rows, folder), comparison_of(rows), _files(folder)
+    long = {"best-table": best, "settings-table": settings, "files-table": files}
+    blocks = {name: make(results) for name, make in BLOCKS.items()}
+    blocks["rest"] = {name: table.rows[LONGEST:] for name, table in long.items() if len(table.rows) > LONGEST}
+    script = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -72,26 +94,43 @@ def render(
     )
     return environment.get_template("page.html").render(
         study=study,
-        style=Markup(_asset("page.css")),
+        style=Markup("".join(map(_asset, STYLES))),
         script=Markup(script),
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        summary=list(_summary(rows, contests(rows.records, folder, rows.choices), judged, told)),
+        blocks={name: _block(value) for name, value in blocks.items()},
+        longest=LONGEST,
+        summary=list(_summary(rows, list(results.contests.values()), judged, told)),
         problems=problems,
-        best=best_of(rows, folder),
-        settings=comparison_of(rows),
+        best=best,
+        best_settings=_settings_of(best, results),
+        settings=settings,
         articles=[_section(article, found, records, folder) for article, found in judged],
-        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg(records, folder).items()},
+        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
         findings={kind: [f.sentence for f in told if f.kind == kind] for kind in ("unequal", "incomplete")},
         origin=_origin(records),
-        files=_files(folder),
+        files=files,
         made_with=made_with or {},
         command=command,
         parts=[f"python -m harness {part} {where}" for part in _parts(article for article, _ in judged)]
         if where
         else [],
         runs=[line for record in records if (line := run_command(record))],
-        grid=lambda table: Markup("\n".join(html_grid(table))),
+        grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
     )
+
+
+def _block(value: Any) -> Markup:
+    """`value` as JSON inside a script element: inert, in ASCII, every text as `one_line` shows it."""
+    text = json.dumps(_lines(value), separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _lines(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {one_line(str(name)): _lines(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_lines(part) for part in value]
+    return one_line(value) if isinstance(value, str) else value
 
 
 def _asset(name: str) -> str:
@@ -161,6 +200,21 @@ def _many(n: int, what: str) -> str:
 
 
 # Tables
+
+
+def _settings_of(best: Table, study: StudyResults) -> list[int | str]:
+    """For each row of `best` the position of its setting among the study's rows; "-" where none is chosen."""
+    at = {id(row): i for i, row in enumerate(study.rows)}
+    parts = [best.columns.index(name) for name in ("Study", "Model", "Data") if name in best.columns]
+    shown = [("Study", "Model", "Data").index(best.columns[i]) for i in parts]
+    row_of = [row for row in study.rows for _ in row.records]
+    chosen = {
+        (*(choice.place[i] for i in shown), choice.label): at[id(row_of[choice.index[0]])]
+        for choice in study.rows.choices
+        if choice.index
+    }
+    method = best.columns.index("Method")
+    return [chosen.get((*(row[i] for i in parts), row[method]), "-") for row in best.rows]
 
 
 def _section(
@@ -235,48 +289,3 @@ def _files(folder: Path) -> Table:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# Commands
-
-
-# Settings of which null is a choice, where configurations may have another default; the last two are of training alone.
-NULLS = ("model.revision", "eval.limit", "eval.num_fewshot", "train.max_grad_norm", "train.validate_every")
-
-
-def run_command(record: Record) -> str | None:
-    """The command that reruns the record's cell with its resolved settings; None for an imported record.
-
-    data_root is not in a record, nor are local changes to the files of the method and the data set.
-    """
-    if record.source:
-        return None
-    cell, settings = record.cell, record.cell.settings
-    data = settings.data
-    overrides = {"method": cell.method, "data": data.name or cell.data, "model.name": cell.model}
-    overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
-    overrides = {name: value for name, value in overrides.items() if value is not None}
-    overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in ("path", "limit", "noise")}
-    if data.columns:
-        overrides |= {f"++data.columns.{field}": column for field, column in data.columns.items()}
-        overrides["data.prompt"] = data.prompt
-    said = dict.fromkeys(NULLS if settings.method.tuned else NULLS[:3]) | {"eval.tasks": [], "infer.repeats": 0}
-    for part in ("model", "train", "eval", "infer"):
-        said |= {f"{part}.{name}": value for name, value in plain(getattr(settings, part)).items()}
-    overrides |= said
-    if settings.speedups is not None:
-        overrides["speedups"] = settings.speedups
-    overrides["study"] = record.study
-    return shlex.join(
-        ["python", "-m", "harness", "run", *(f"{name}={_hydra(value)}" for name, value in overrides.items())]
-    )
-
-
-def _hydra(value: object) -> str:
-    """A value in Hydra's override grammar: quoted unless it is a plain word or number."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_hydra, value))}]"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w./:-]*", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return value if isinstance(value, str) else json.dumps(value)

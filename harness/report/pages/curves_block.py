@@ -1,0 +1,208 @@
+"""What the page draws beside single settings: curves over learning rates, ranks and tokens; axes and their importance;
+verdicts with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from harness.record import Record
+from harness.report.articles import effect_text
+from harness.report.figures.curves import LOSSES
+from harness.report.figures.study_results import StudyResults
+from harness.report.figures.style import place_titles
+from harness.report.frame import score_name
+from harness.report.pages.importance import importance
+from harness.report.pages.settings_block import short
+from harness.report.select import Choice, select
+from harness.report.statistics import seeds_interval
+
+AXES = 8  # most axes that are drawn side by side
+
+
+def curves_block(study: StudyResults) -> dict[str, Any]:
+    """Points name settings by their positions in `settings_block`.
+
+    rates: of each method its loss by learning rate, at the best rank for it. ranks: likewise its headline score (else
+    its loss) by rank, at the best rate for it. losses: of the chosen settings against tokens and seconds. memory:
+    groups of settings whose memory is comparable. axes: the grid's axes, and what of the outcome each explains.
+    """
+    at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
+    return {
+        "rates": list(_rates(study, at)),
+        "ranks": list(_ranks(study, at)),
+        "losses": _losses(study, at),
+        "memory": [
+            {"title": title, "settings": [at[id(row.records[0])] for row in rows]}
+            for title, rows in study.alike("peak_weights").items()
+        ],
+        "axes": _axes(study),
+    }
+
+
+def verdicts_block(study: StudyResults) -> list[dict[str, Any]]:
+    """The judged claims of each article with their effects; infinite ends of intervals are null."""
+    found = []
+    for article, verdicts in study.judged:
+        titles = place_titles([verdict.place for verdict in verdicts])
+        claims = []
+        for verdict, title in zip(verdicts, titles, strict=True):
+            judgement, effect = verdict.judgement, verdict.judgement.effect
+            claims.append(
+                {
+                    "name": verdict.claim.name,
+                    "text": verdict.claim.text,
+                    "place": title,
+                    "decision": judgement.decision,
+                    "why": judgement.why,
+                    "shown": effect_text(verdict),
+                    "scale": verdict.claim.shown.__name__,
+                    "effect": None if effect is None else [_finite(part) for part in effect],
+                    "range": None if judgement.range is None else [_finite(end) for end in judgement.range],
+                }
+            )
+        found.append({"title": article.title, "id": article.name, "claims": claims})
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _rates(study: StudyResults, at: dict[int, int]) -> Any:
+    records = study.rows.records
+    best = {(choice.place, choice.method): choice.lr for choice in study.rows.choices}
+    found = defaultdict(list)
+    for choice in select(records, ("method", "lr"), study.rows.settings):
+        if choice.key[1] is not None:
+            found[choice.place, choice.method].append(choice)
+    for (place, method), choices in found.items():
+        points = [_point(c, c.key[1], c.loss, _losses_of(c, records), records, at) for c in choices]
+        if len(points) > 1 and any(point["y"] is not None for point in points):
+            yield _curve(study, place, method, points, best.get((place, method)))
+
+
+def _ranks(study: StudyResults, at: dict[int, int]) -> Any:
+    records = study.rows.records
+    best = {(choice.place, choice.method): choice.rank for choice in study.rows.choices}
+    found = defaultdict(list)
+    for choice in select(records, ("method", "rank"), study.rows.settings):
+        imported = any(records[i].source for i in choice.index)  # single experiments, not a sweep
+        if choice.rank is None or imported:
+            continue
+        score = study.headline(choice.place)
+        if estimate := study.estimate(choice, score):
+            value, interval = estimate
+            point = _point(choice, choice.rank, value, interval, records, at)
+            found[choice.place, choice.method].append(point)
+    for (place, method), points in found.items():
+        if len(points) > 1:
+            score = study.headline(place)
+            name = score_name(score) if score else "validation_loss"
+            yield _curve(study, place, method, points, best.get((place, method))) | {"metric": name}
+
+
+def _curve(study: StudyResults, place: Any, method: str, points: list[dict], best: float | None) -> dict[str, Any]:
+    for point in points:
+        point["chosen"] = int(point["x"] == best)
+    points.sort(key=lambda point: point["x"])
+    return {"place": study.places.index(place), "method": study.methods.index(method), "points": points}
+
+
+def _point(
+    choice: Choice, x: float, y: float | None, interval: Any, records: Sequence[Record], at: dict[int, int]
+) -> dict[str, Any]:
+    known = interval is not None and interval.low < interval.high
+    return {
+        "x": x,
+        "y": short(y),
+        "low": short(interval.low) if known else None,
+        "high": short(interval.high) if known else None,
+        "setting": at[id(records[choice.index[0]])] if choice.index else None,
+        "lost": ", ".join(f"{n} {status}" for status, n in choice.lost.items()),
+    }
+
+
+def _losses_of(choice: Choice, records: Sequence[Record]) -> Any:
+    losses = [records[i].validation[-1].loss for i in choice.index if records[i].validation]
+    return seeds_interval(losses) if len(losses) > 1 else None
+
+
+def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
+    """Of the chosen settings, as in the figure `loss`: validation losses, or else training losses."""
+    rows = [row for place in study.places for row in study.shown(place)]
+    for kind, of in LOSSES.items():
+        curves = [(row, curve) for row in rows if (curve := of(row))]
+        if curves:
+            return {
+                "kind": kind,
+                "curves": [
+                    {"setting": at[id(row.records[0])]}
+                    | {name: list(map(short, part)) for name, part in curve._asdict().items()}
+                    for row, curve in curves
+                ],
+            }
+    return None
+
+
+# Axes
+
+
+def _axes(study: StudyResults) -> list[dict[str, Any]]:
+    """Of each place the axes that vary, with each setting's value; and their importance over records.
+
+    The outcome is the validation loss, by which settings are chosen, or the headline score where there is none.
+    """
+    found = []
+    rows = list(study.rows)
+    for number, place in enumerate(study.places):
+        members = [i for i, row in enumerate(rows) if row.place == place and row.records[0].cell.seed is not None]
+        records = [record for i in members for record in rows[i].records]
+        values = {name: [_axis(record, name) for record in records] for name in _names(records)}
+        score = study.headline(place)
+        outcomes = [r.validation[-1].loss if r.validation and r.status == "ok" else None for r in records]
+        outcome = "validation_loss"
+        if score and sum(value is not None for value in outcomes) < 2:
+            outcome = score_name(score)
+            outcomes = [next((s.value for s in r.scores if score_name(s) == outcome), None) for r in records]
+        weights = importance(values, outcomes)
+        first = {i: rows[i].records[0] for i in members}
+        axes = {name: [_axis(first[i], name) for i in members] for name in values if name != "seed"}
+        axes = {name: of for name, of in axes.items() if len({str(value) for value in of}) > 1}
+        if weights:
+            order = list(weights.axes)
+            axes = dict(sorted(axes.items(), key=lambda axis: order.index(axis[0]) if axis[0] in order else len(order)))
+        if len(axes) > 1:
+            found.append(
+                {
+                    "place": number,
+                    "settings": members,
+                    "axes": dict(list(axes.items())[:AXES]),
+                    "outcome": outcome,
+                    "explained": weights and short(weights.explained),
+                    "records": weights and weights.records,
+                    "importance": weights and {name: short(value) for name, value in weights.axes.items()},
+                }
+            )
+    return found
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """method, rank, alpha, lr, seed, knobs, and settings of the training loop, of which the records have several."""
+    knobs = dict.fromkeys(f"method.knobs.{name}" for record in records for name in record.cell.knobs)
+    train = dict.fromkeys(f"train.{name}" for record in records for name in record.cell.settings.train_dict())
+    names = ["method", "rank", "alpha", "lr", "seed", *knobs, *train]
+    return [name for name in names if len({str(_axis(record, name)) for record in records}) > 1]
+
+
+def _axis(record: Record, name: str) -> Any:
+    cell = record.cell
+    if name.startswith("train."):
+        value = cell.settings.train_dict().get(name.removeprefix("train."))
+    elif name.startswith("method.knobs."):
+        value = cell.knobs.get(name.removeprefix("method.knobs."))
+    else:
+        value = getattr(cell, name)
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -1,0 +1,68 @@
+// The frame of a chart: a heading, controls, the drawing and a note. It draws when it is first seen, and again when the
+// view or its width changes.
+const charts = (() => {
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) if (entry.isIntersecting) entry.target.dispatchEvent(new Event("seen"));
+  }, { rootMargin: "600px" });
+
+  // draw(width) returns an element, or a sentence that says why there is none.
+  function frame({ id, title, controls = [], note = "", draw, wide = false }) {
+    const head = element("h3", { id: `chart-${id}-title` }, title);
+    const bar = element("div", { class: "controls" }, ...controls);
+    const paper = element("div", { class: "plot" });
+    const after = element("p", { class: "notes" }, note);
+    const section = element("section", { class: `chart${wide ? " wide" : ""}`, id: `chart-${id}`, "aria-labelledby": head.id }, head, bar, paper, after);
+    let [visible, asked, width] = [false, false, 0];
+
+    function redraw() {
+      if (!visible || asked) return;
+      asked = true;
+      requestAnimationFrame(() => {
+        asked = false;
+        width = paper.clientWidth;
+        if (!width) return;
+        const drawn = draw(width, paper);
+        paper.replaceChildren(typeof drawn === "string" ? element("p", {}, drawn) : drawn);
+      });
+    }
+
+    section.addEventListener("seen", () => { visible = true; seen.unobserve(section); redraw(); });
+    seen.observe(section);
+    new ResizeObserver(() => { if (paper.clientWidth !== width) redraw(); }).observe(paper);
+    state.onchange((names) => { if ([...names].some((name) => !name.includes("."))) redraw(); }); // a.b is of table a
+    document.getElementById("charts").append(section);
+    return { section, paper, after, redraw };
+  }
+
+  // A drawing by Plot in the page's colours.
+  function plot(options) {
+    const style = { background: "transparent", color: "currentColor", fontSize: "12px", maxWidth: "none", ...options.style };
+    return Plot.plot({ opacity: { type: "identity" }, ...options, style });
+  }
+
+  // A choice of one of `choices` ([value, text]) under a label, kept in the state.
+  function select(name, label, choices) {
+    const made = element("select", { id: `choose-${name}`, onchange: () => state.set({ [name]: made.value }) });
+    for (const [value, text] of choices) made.append(element("option", { value }, text));
+    state.onchange(() => { made.value = state.get(name); });
+    return element("span", { class: "field" }, element("label", { for: made.id }, label), made);
+  }
+
+  // A legend of filled squares.
+  function swatches(entries) {
+    const made = element("ul", { class: "swatches" });
+    for (const [text, colour] of entries) {
+      made.append(element("li", {}, element("span", { class: "swatch", style: `background: ${colour}` }), text));
+    }
+    return made;
+  }
+
+  // Whether a setting is in this view: of the place that is shown, and not filtered.
+  const shows = (setting) => String(setting.place) === state.get("at") && filters.shows(setting.index);
+  const grey = (setting) => card.fits(setting) === "no";
+
+  return { frame, plot, select, swatches, shows, grey };
+})();
+
+const GREY = "var(--line)";
+const short = (text, most) => (text.length <= most ? text : `${text.slice(0, most - 1)}…`);

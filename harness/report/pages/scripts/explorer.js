@@ -1,0 +1,136 @@
+// Any metric against any other, a point a setting; beside it, all that is known of the setting that was picked.
+(() => {
+  const known = [...study.metrics.values()].map((metric) => [metric.id, metric.label]);
+  const scores = study.places[0].score;
+  const memory = ["train_allocated_peak", "train_reserved_p99", "trainable", "seconds"].find((id) => study.metrics.has(id));
+  if (known.length < 2 || !memory) return;
+  state.declare("x", memory);
+  state.declare("y", scores ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]));
+  state.declare("pick", "");
+  const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : known[0][0]);
+
+  const detail = element("div", { class: "detail", id: "detail", "aria-live": "polite" });
+  const made = charts.frame({
+    id: "score", title: "Compare any two metrics", wide: true, draw,
+    controls: [charts.select("y", "Up", known), charts.select("x", "Across", known)],
+    note: "Large: the setting chosen for each method, with 95% intervals; the line joins those that no other beats in both. Faint: other settings. Dashed: untuned models. Crossed and grey: does not fit the card. Point, tap, or use the arrow keys in the chart.",
+  });
+  made.section.append(detail);
+  made.paper.tabIndex = 0;
+  made.paper.setAttribute("role", "group");
+  made.paper.setAttribute("aria-label", "Chart of settings. The arrow keys move from setting to setting; each is described below.");
+  let order = [];
+  made.paper.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step || !order.length) return;
+    event.preventDefault();
+    const at = order.indexOf(Number(state.get("pick")));
+    const next = state.get("pick") === "" || at < 0 ? (step > 0 ? 0 : order.length - 1) : (at + step + order.length) % order.length;
+    state.set({ pick: String(order[next]) }, true);
+  });
+
+  function points(x, y) {
+    const [across, up] = [axisOf(x, study.metrics.get(x).values), axisOf(y, study.metrics.get(y).values)];
+    const scaled = (axis, value) => (value === null ? null : value * axis.factor);
+    const made = study.settings.filter(charts.shows).map((setting) => {
+      const [rangeX, rangeY] = [study.interval(x, setting.index), study.interval(y, setting.index)];
+      return {
+        setting, grey: charts.grey(setting),
+        x: scaled(across, study.value(x, setting.index)), y: scaled(up, study.value(y, setting.index)),
+        x1: scaled(across, rangeX?.[0] ?? null), x2: scaled(across, rangeX?.[1] ?? null),
+        y1: scaled(up, rangeY?.[0] ?? null), y2: scaled(up, rangeY?.[1] ?? null),
+      };
+    });
+    return { across, up, all: made };
+  }
+
+  // Those that no other beats in both, best in x first.
+  function front(all, x, y) {
+    const [signX, signY] = [x, y].map((id) => (study.metrics.get(id).better === "high" ? -1 : 1));
+    const sorted = d3.sort(all, (one, other) => signX * (one.x - other.x) || signY * (one.y - other.y));
+    const found = [];
+    for (const point of sorted) if (!found.length || signY * point.y < signY * found.at(-1).y) found.push(point);
+    return found;
+  }
+
+  function tip({ setting }) {
+    const said = [setting.label, `${study.metrics.get(valid("y")).label}: ${written(valid("y"), setting.index)}`];
+    said.push(`${study.metrics.get(valid("x")).label}: ${written(valid("x"), setting.index)}`, card.sentence(setting));
+    return said.filter(Boolean).join("\n");
+  }
+
+  function draw(width, paper) {
+    const [x, y] = [valid("x"), valid("y")];
+    const { across, up, all } = points(x, y);
+    const drawn = all.filter((point) => point.x !== null && point.y !== null && !(across.log && point.x <= 0) && !(up.log && point.y <= 0));
+    const level = all.filter((point) => point.setting.untuned && point.y !== null && point.x === null);
+    order = d3.sort(drawn, (point) => point.x).map((point) => point.setting.index);
+    describe();
+    if (!drawn.length && !level.length) return "No setting in this view has both metrics.";
+    const grey = drawn.filter((point) => point.grey);
+    const chosen = drawn.filter((point) => point.setting.chosen && !point.grey);
+    const others = drawn.filter((point) => !point.setting.chosen && !point.grey);
+    const colour = (point) => point.setting.method.colour;
+    const dot = { x: "x", y: "y", symbol: (point) => point.setting.method.shape, fill: colour };
+    const narrow = width < 500;
+    const labels = !narrow && chosen.length <= 12;
+    const plot = charts.plot({
+      width, height: Math.min(460, Math.max(320, width * 0.55)), marginLeft: 52, marginRight: labels ? 70 : 20, marginBottom: 40, marginTop: 30,
+      x: { label: across.label, type: across.log ? "log" : "linear", grid: true, nice: true, tickFormat: across.log ? "~s" : undefined, ticks: narrow ? 4 : undefined },
+      y: { label: up.label, type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
+      ariaLabel: `${up.label} against ${across.label}`,
+      marks: [
+        Plot.ruleY(level, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
+        Plot.text(level, { y: "y", text: (point) => point.setting.method.name, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "currentColor" }),
+        Plot.line(front(chosen, x, y), { x: "x", y: "y", stroke: "var(--faint)", strokeWidth: 1 }),
+        Plot.dot(grey, { x: "x", y: "y", symbol: "times", stroke: GREY, strokeWidth: 2, r: 4 }),
+        Plot.dot(others, { ...dot, fillOpacity: 0.35, r: 3 }),
+        Plot.ruleX(chosen.filter((point) => point.y1 !== null), { x: "x", y1: "y1", y2: "y2", stroke: colour, strokeWidth: 1.5 }),
+        Plot.ruleY(chosen.filter((point) => point.x1 !== null), { y: "y", x1: "x1", x2: "x2", stroke: colour, strokeWidth: 1.5 }),
+        Plot.dot(chosen, { ...dot, stroke: "var(--ground)", r: 7 }),
+        labels ? Plot.text(chosen, { x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }) : null,
+        Plot.tip(drawn, Plot.pointer({ x: "x", y: "y", title: tip })),
+      ],
+    });
+    plot.addEventListener("click", () => { if (plot.value) state.set({ pick: String(plot.value.setting.index) }); });
+    const picked = drawn.find((point) => String(point.setting.index) === state.get("pick"));
+    if (picked) {
+      const [px, py] = [plot.scale("x").apply(picked.x), plot.scale("y").apply(picked.y)];
+      d3.select(plot).append("circle").attr("cx", px).attr("cy", py).attr("r", 12).attr("class", "picked");
+    }
+    return plot;
+  }
+
+  // All that is known of a setting, and the command that runs it again.
+  function describe() {
+    const setting = state.get("pick") === "" ? null : study.settings[Number(state.get("pick"))];
+    if (!setting) {
+      return detail.replaceChildren(element("p", { class: "notes" }, "No setting is picked."));
+    }
+    const facts = element("dl");
+    for (const [id, label] of known) {
+      if (study.value(id, setting.index) !== null) facts.append(element("div", {}, element("dt", {}, label), element("dd", {}, written(id, setting.index))));
+    }
+    const command = study.command(setting.index);
+    const about = [setting.status === "ok" ? null : setting.status, setting.seeds > 1 ? `${setting.seeds} seeds` : null, setting.chosen ? "chosen for its method" : null, card.sentence(setting) || null];
+    detail.replaceChildren(
+      element("h4", {}, setting.label), element("p", {}, about.filter(Boolean).join(" · ")), facts,
+      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "Imported: no command runs it again."),
+      command ? copier(command) : "",
+    );
+  }
+
+  function copier(text) {
+    const button = element("button", { type: "button", onclick: copy }, "Copy the command");
+    async function copy() {
+      try {
+        await navigator.clipboard.writeText(text);
+        button.textContent = "Copied";
+      } catch { // a page from a file may not: select it for the reader
+        getSelection().selectAllChildren(button.previousElementSibling);
+        button.textContent = "Selected: press Ctrl+C";
+      }
+    }
+    return button;
+  }
+})();

@@ -1,0 +1,68 @@
+// What is shown, on the whole page: methods, capabilities, and words of a setting.
+const filters = (() => {
+  const CAPABILITIES = [
+    ["plain", "Served as plain weights", "merged for inference, or without an adapter"],
+    ["quantised", "Quantised base", "the base's weights have 4 or 8 bits"],
+    ["optimizer", "Optimizer only", "trains the weights themselves, without an adapter"],
+    ["free", "Free licence", "needs no package under a licence for non-commercial use"],
+  ];
+  state.declare("find", "");
+  state.declare("can", "");
+  state.declare("without", "");
+  state.declare("at", "0");
+  const listed = (name) => new Set(state.get(name).split(",").filter(Boolean));
+  const joined = (set) => [...set].join(",");
+  let shown = study.settings.map(() => true);
+
+  state.onchange((names) => {
+    if (!["find", "can", "without"].some((name) => names.has(name))) return;
+    const [can, without] = [listed("can"), listed("without")];
+    const words = state.get("find").toLowerCase().split(/\s+/).filter(Boolean);
+    shown = study.settings.map((setting) => {
+      const text = `${setting.label} ${setting.status}`.toLowerCase();
+      return !without.has(String(setting.method.index)) && [...can].every((name) => setting.can[name] === true)
+        && words.every((word) => text.includes(word));
+    });
+  });
+
+  function toggle(name, value) {
+    const chosen = listed(name);
+    if (!chosen.delete(value)) chosen.add(value);
+    state.set({ [name]: joined(chosen) });
+  }
+
+  function symbol(method) {
+    const drawn = d3[`symbol${method.shape[0].toUpperCase()}${method.shape.slice(1)}`];
+    const svg = d3.create("svg").attr("viewBox", "-7 -7 14 14").attr("aria-hidden", "true");
+    svg.append("path").attr("d", d3.symbol(drawn, 64)()).attr("fill", method.colour);
+    return svg.node();
+  }
+
+  function build(panel) {
+    const input = element("input", { type: "search", id: "filters-find", oninput: () => state.set({ find: input.value }, true) });
+    panel.append(element("label", { for: input.id }, "Settings with"), input);
+    for (const [name, label, title] of CAPABILITIES) {
+      const values = study.settings.map((setting) => setting.can[name] === true);
+      if (new Set(values).size < 2) continue; // it would show all or nothing
+      const box = element("input", { type: "checkbox", id: `filters-${name}`, onchange: () => toggle("can", name) });
+      panel.append(element("span", { class: "tick", title }, box, element("label", { for: box.id }, label)));
+      state.onchange(() => { box.checked = listed("can").has(name); });
+    }
+    const output = element("output");
+    const clear = element("button", { type: "button", onclick: () => state.clear() }, "Reset the view");
+    panel.append(clear, output);
+    const legend = element("div", { class: "legend", role: "group", "aria-label": "Methods shown" });
+    for (const method of study.methods) {
+      const chip = element("button", { type: "button", class: "chip", onclick: () => toggle("without", String(method.index)) }, symbol(method), method.name);
+      legend.append(chip);
+      state.onchange(() => chip.setAttribute("aria-pressed", String(!listed("without").has(String(method.index)))));
+    }
+    panel.append(legend);
+    state.onchange(() => {
+      if (input.value !== state.get("find")) input.value = state.get("find");
+      output.value = `${shown.filter(Boolean).length} of ${shown.length} settings shown`;
+    });
+  }
+
+  return { build, shows: (index) => shown[index] };
+})();

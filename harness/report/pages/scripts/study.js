@@ -1,0 +1,85 @@
+// The study's settings as the charts use them, and how its numbers are written.
+const study = (() => {
+  const raw = block("settings");
+  const metrics = new Map(raw.metrics.map((metric) => [metric.id, metric]));
+  // Black and white trade places in the dark.
+  const methods = raw.methods.map((method, index) => ({
+    ...method, index, colour: method.colour === "#000000" ? "currentColor" : method.colour,
+  }));
+  const settings = raw.place.map((place, index) => ({
+    index, place,
+    method: methods[raw.method[index]],
+    setting: raw.setting[index],
+    label: `${methods[raw.method[index]].name} ${raw.setting[index]}`.trim(),
+    status: raw.status[index],
+    seeds: raw.seeds[index],
+    chosen: raw.chosen[index] === 1,
+    untuned: raw.untuned[index] === 1,
+    tokens: raw.tokens[index],
+    can: Object.fromEntries(Object.entries(raw.capabilities).map(([name, values]) => [name, values[index]])),
+    memory: Object.fromEntries(Object.entries(raw.memory).map(([kind, values]) => [kind, values[index]])),
+  }));
+  const { shared, words, own } = raw.commands;
+
+  return {
+    places: raw.places, metrics, methods, settings,
+    value: (id, index) => metrics.get(id)?.values[index] ?? null,
+    interval(id, index) {
+      const metric = metrics.get(id);
+      const [low, high] = [metric?.low?.[index] ?? null, metric?.high?.[index] ?? null];
+      return low === null || high === null ? null : [low, high];
+    },
+    // The command that runs a setting again, or null for what another project ran.
+    command(index) {
+      if (!own[index]) return null;
+      return ["harness run", ...own[index].map((at) => words[at]), ...shared].join(" ");
+    },
+  };
+})();
+
+function significant(value, digits = 4) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+  return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
+}
+
+function bytes(value) {
+  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) {
+    if (Math.abs(value) >= size) return `${(value / size).toLocaleString("en", { maximumFractionDigits: unit === "GiB" ? 2 : 0 })} ${unit}`;
+  }
+  return `${value} B`;
+}
+
+const WRITTEN = {
+  bytes,
+  percent: (value) => `${(100 * value).toFixed(1)}%`,
+  rate: (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 }),
+  count: (value) => (value < 1000 ? String(value) : d3.format(".3~s")(value).replace("G", "B")),
+  seconds: (value) => (value < 120 ? `${significant(value, 3)} s` : value < 7200 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`),
+  number: (value) => significant(value),
+};
+
+// A metric's value as text, with its 95% interval where there is one.
+function written(id, index) {
+  const metric = study.metrics.get(id);
+  const value = study.value(id, index);
+  if (value === null) return "not measured";
+  const write = WRITTEN[metric.unit];
+  const interval = study.interval(id, index);
+  return write(value) + (interval ? ` (${write(interval[0])} to ${write(interval[1])})` : "");
+}
+
+// How an axis shows a metric: the factor for its values, its title, and whether its scale is logarithmic.
+function axisOf(id, values) {
+  const metric = study.metrics.get(id);
+  const known = values.filter((value) => value !== null);
+  const most = d3.max(known) ?? 1;
+  const least = d3.min(known) ?? 1;
+  const way = metric.better === "high" ? "higher is better" : "lower is better";
+  const [factor, unit] = {
+    bytes: most >= 2 ** 30 ? [2 ** -30, "GiB"] : [2 ** -20, "MiB"], percent: [100, "%"], seconds: [1, "s"],
+  }[metric.unit] ?? [1, ""];
+  const log = metric.unit !== "percent" && least > 0 && most / least > 30;
+  return { factor, log, label: `${metric.label}${unit && ` (${unit})`}, ${way}` };
+}

@@ -1,0 +1,222 @@
+"""Every setting of a study as columns of numbers: what the page's charts, filters and "my card" work on.
+
+A setting is a row of the table "Every setting", by its position there. Numbers have five digits, in base units; what
+was not measured is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from statistics import fmean
+from typing import Any
+
+from harness.record import Record, Score, memory_remainder, micro_batches
+from harness.report.figures.study_results import StudyResults
+from harness.report.figures.style import COLOURS, place_titles
+from harness.report.frame import KINDS, TRAIN_MEMORY
+from harness.report.pages.commands import run_words
+from harness.report.statistics import Interval, seeds_interval
+from harness.report.tables.entries import score_style
+from harness.report.tables.rows import METHODS, Row
+
+MEASURES = {  # a column of `frame`: its label, its unit, and which way is better
+    TRAIN_MEMORY: ("Peak train memory", "bytes", "low"),
+    "train_reserved_p99": ("Memory reserved in 99% of steps", "bytes", "low"),
+    "tokens_per_second_steady": ("Training tokens/s, median step", "rate", "high"),
+    "tokens_per_second_amortised": ("Training tokens/s, all steps", "rate", "high"),
+    "train_seconds": ("Training time", "seconds", "low"),
+    "seconds": ("Time of the whole job", "seconds", "low"),
+    "trainable": ("Trainable parameters", "count", "low"),
+    "validation_loss": ("Validation loss", "number", "low"),
+    "answer_bits_per_byte": ("Bits per byte of the answers", "number", "low"),
+    "merged_decode_tokens_per_second": ("Decoding tokens/s, merged", "rate", "high"),
+    "unmerged_decode_tokens_per_second": ("Decoding tokens/s, unmerged", "rate", "high"),
+    "adapter_bytes": ("Size of the adapter", "bytes", "low"),
+    "joules_per_token": ("Joules per token", "number", "low"),
+    "dollars": ("Cost of the answers in dollars", "number", "low"),
+}
+LICENCES = {"apollo_torch": "CC BY-NC 4.0"}  # packages of optimizers that not everyone may use, by module
+SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "wye")  # of d3; seven, as colours are eight
+
+
+def settings_block(study: StudyResults) -> dict[str, Any]:
+    """What the page knows of each setting of `study`.
+
+    places, methods: their names, and how a method looks. metrics: what can be compared, one value a setting, with 95%
+    intervals where they are known. memory: bytes by kind at the peak of a step, of all gradients, and of what the
+    allocator holds beside them. tokens: of a micro-batch on one device (`_tokens`).
+    commands: words shared by all, and for each setting the positions of its own in `words`.
+    """
+    rows = list(study.rows)
+    chosen = study.chosen
+    titles = place_titles(study.places)
+    headlines = [study.headline(place) for place in study.places]
+    return {
+        "places": [
+            {"title": title or place[2], "score": f"{s.task}/{s.metric}/{s.filter}" if s else None}
+            for place, title, s in zip(study.places, titles, headlines, strict=True)
+        ],
+        "methods": _looks(study.methods),
+        "place": [study.places.index(row.place) for row in rows],
+        "method": [study.methods.index(row.method) for row in rows],
+        "setting": [row.setting for row in rows],
+        "status": [Counter(record.status for record in row.records).most_common(1)[0][0] for row in rows],
+        "seeds": [len(row.measured) if row.measured[0].cell.seed is not None else None for row in rows],
+        "chosen": [int(id(row) in chosen) for row in rows],
+        "untuned": [int(row.records[0].cell.seed is None) for row in rows],
+        "capabilities": {name: [has(row) for row in rows] for name, has in CAPABILITIES.items()},
+        "metrics": [*_scores(study), *_measures(rows)],
+        "memory": {
+            **{kind: [_mean(row, f"peak_{kind}") for row in rows] for kind in KINDS},
+            "gradients_all": [_mean(row, "gradients") for row in rows],
+            "beside": [_beside(row) for row in rows],
+        },
+        "tokens": [_tokens(row) for row in rows],
+        "commands": _commands(rows),
+    }
+
+
+def short(value: float | None) -> float | int | None:
+    """Five digits; None for what is no number."""
+    if value is None or not math.isfinite(value):
+        return None
+    value = float(f"{value:.5g}")
+    return int(value) if value.is_integer() else value
+
+
+def _looks(methods: Sequence[str]) -> list[dict[str, str]]:
+    """As in the figures: the usual methods first, others by name."""
+    names = [*METHODS, *sorted(set(methods) - set(METHODS))]
+    look = dict(zip(names, zip(cycle(COLOURS), cycle(SHAPES), strict=False), strict=False))
+    return [{"name": method, "colour": look[method][0], "shape": look[method][1]} for method in methods]
+
+
+# Metrics
+
+
+def _scores(study: StudyResults) -> list[dict[str, Any]]:
+    scores: dict[str, Score] = {}
+    for place in study.places:
+        scores = study.scores(place) | scores
+    found = []
+    for name, score in scores.items():
+        means = [row.scores.get(name) if row.finished else None for row in study.rows]
+        header, _ = score_style(score, [mean.value for mean in means if mean])
+        percent = "(%)" in header
+        intervals = [study.interval(row, name) if mean else None for row, mean in zip(study.rows, means, strict=True)]
+        label = header.replace(" (%)", "").replace(" ↓", "")
+        values = [mean and mean.value for mean in means]
+        better = "high" if score.higher_is_better else "low"
+        found.append(_metric(name, (label, "percent" if percent else "number", better), values, intervals))
+    return found
+
+
+def _measures(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    found = []
+    for name, (label, unit, better) in MEASURES.items():
+        values = [row.values(name) if row.finished else [] for row in rows]
+        if any(values):
+            means = [fmean(of) if of else None for of in values]
+            intervals = [seeds_interval(of) if len(of) > 1 else None for of in values]
+            found.append(_metric(name, (label, unit, better), means, intervals))
+    return found
+
+
+def _metric(
+    name: str,
+    said: tuple[str, str, str],
+    values: Sequence[float | None],
+    intervals: Sequence[Interval | None],
+) -> dict[str, Any]:
+    known = [found if found and found.low < found.high else None for found in intervals]
+    label, unit, better = said
+    low = [found and short(found.low) for found in known] if any(known) else None
+    high = [found and short(found.high) for found in known] if any(known) else None
+    metric = {"id": name, "label": label, "unit": unit, "better": better}
+    return metric | {"values": list(map(short, values)), "low": low, "high": high}
+
+
+# Capabilities: true, false, or null where the record does not say
+
+
+def _served_plain(row: Row) -> bool | None:
+    """Whether inference needs no adapter beside the weights: it is merged, or there is none."""
+    if any(record.merge for record in row.measured):
+        return all(record.merge.merged for record in row.measured if record.merge)
+    return True if not row.measured[0].cell.settings.method.adapt else None
+
+
+def _quantised(row: Row) -> bool:
+    return row.records[0].cell.settings.method.bits is not None
+
+
+def _optimizer_only(row: Row) -> bool:
+    method = row.records[0].cell.settings.method
+    return method.tuned and not method.adapt
+
+
+def _free(row: Row) -> bool:
+    return _licence(row.records[0]) is None
+
+
+def _licence(record: Record) -> str | None:
+    optim = json.dumps(record.cell.settings.method.optim)
+    return next((licence for module, licence in LICENCES.items() if f'"{module}.' in optim), None)
+
+
+CAPABILITIES: dict[str, Callable[[Row], bool | None]] = {
+    "plain": _served_plain,
+    "quantised": _quantised,
+    "optimizer": _optimizer_only,
+    "free": _free,
+}
+
+
+# Memory
+
+
+def _mean(row: Row, measure: str) -> float | int | None:
+    return short(row.mean(measure))
+
+
+def _beside(row: Row) -> float | int | None:
+    """What the allocator's peak exceeds the tensors by; training may also stay below the probe's largest batch."""
+    known = [found for record in row.measured if (found := memory_remainder(record)) is not None]
+    return short(max(0, *known)) if known else None
+
+
+def _tokens(row: Row) -> list[float | int] | None:
+    """Of a micro-batch on one device: its sequences, its tokens as the mean over training and as the most that its
+    settings allow."""
+    record = next((record for record in row.measured if record.train), None)
+    if record is None or (size := micro_batches(record)) is None:
+        return None
+    batch, accumulated = size
+    train, tokens = record.cell.settings.train, record.train.tokens
+    if not train.max_length or not record.train.steps:
+        return None
+    passed = record.train.steps * accumulated * train.total_devices
+    most = batch * train.max_length
+    return [batch, short(min(most, (tokens.padded or tokens.raw) / passed)), most]
+
+
+# Commands
+
+
+def _commands(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every setting's command, of its first seed: most of its words are those of all others."""
+    said = [run_words(row.records[0]) for row in rows]
+    known = [words for words in said if words]
+    counts = Counter(word for words in known for word in set(words))
+    shared = [word for word in (known[0] if known else []) if counts[word] == len(known)]
+    own = dict.fromkeys(word for words in known for word in words if counts[word] < len(known))
+    at = {word: i for i, word in enumerate(own)}
+    return {
+        "shared": shared,
+        "words": list(own),
+        "own": [None if words is None else [at[word] for word in words if word in at] for words in said],
+    }

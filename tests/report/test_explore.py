@@ -1,0 +1,256 @@
+"""The page's interactive part: its data in Python, and what it shows and how it is used in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from chromium import in_a_browser
+from records import make_record, measured
+
+from harness.config import ROOT
+from harness.record import read_study
+from harness.report.figures.study_results import StudyResults
+from harness.report.pages.commands import run_command
+from harness.report.pages.curves_block import curves_block, verdicts_block
+from harness.report.pages.importance import importance
+from harness.report.pages.page import LONGEST, render
+from harness.report.pages.settings_block import settings_block
+
+REFERENCE = ROOT / "results" / "reference"
+RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
+
+
+def grid():
+    """Two methods at six rates and two ranks: the loss depends on the rate above all, on the rank a little."""
+    records = []
+    for method in ("lora", "dora"):
+        for rank in (8, 16):
+            for i, lr in enumerate(RATES):
+                record = measured(make_record(method, rank, 2.0 * rank, lr))
+                record.validation[-1].loss = 1.0 + 0.2 * abs(i - 3) + 0.01 * (rank == 8)
+                records.append(record)
+    return records
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return render(grid(), tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="module")
+def memory():
+    records, _ = read_study(REFERENCE / "memory")
+    return records
+
+
+# The data
+
+
+def test_the_data_are_those_of_the_records():
+    records, _ = read_study(REFERENCE / "gsm8k")
+    study = StudyResults(records, REFERENCE / "gsm8k")
+    data = settings_block(study)
+    assert len(data["setting"]) == len(study.rows) == 8
+    metrics = {metric["id"]: metric for metric in data["metrics"]}
+    at = [row.method for row in study.rows].index("qlora")
+    assert metrics["train_allocated_peak"]["values"][at] == pytest.approx(
+        study.rows[at].mean("train_allocated_peak"), 1e-4
+    )
+    assert (
+        metrics["mmlu/acc/none"]["low"][at]
+        < metrics["mmlu/acc/none"]["values"][at]
+        < metrics["mmlu/acc/none"]["high"][at]
+    )
+    assert sum(data["chosen"]) == 8
+    assert data["capabilities"]["quantised"] == [row.method in ("base_nf4", "qlora", "qdora") for row in study.rows]
+    assert data["capabilities"]["optimizer"] == [row.method in ("full", "galore") for row in study.rows]
+    json.dumps(data, allow_nan=False)
+
+
+def test_a_settings_command_is_that_of_its_record():
+    study = StudyResults(grid(), None)
+    commands = settings_block(study)["commands"]
+    for row, own in zip(study.rows, commands["own"], strict=True):
+        words = {*commands["shared"], *(commands["words"][i] for i in own)}
+        assert words == set(run_command(row.records[0]).removeprefix("python -m harness run ").split(" "))
+    assert len(commands["shared"]) > len(commands["own"][0])
+
+
+def test_packages_that_not_everyone_may_use_are_known():
+    record = make_record(
+        "apollo", settings={"method": {"name": "apollo", "optim": {"optimizer": {"name": "apollo_torch.APOLLOAdamW"}}}}
+    )
+    data = settings_block(StudyResults([record, make_record("lora", 8, 16.0, 1e-4)], None))
+    names = [data["methods"][i]["name"] for i in data["method"]]
+    assert dict(zip(names, data["capabilities"]["free"], strict=True)) == {"apollo": False, "lora": True}
+
+
+def test_curves_mark_what_was_chosen():
+    curves = curves_block(StudyResults(grid(), None))
+    for curve in curves["rates"]:
+        assert [point["x"] for point in curve["points"]] == RATES
+        assert [point["x"] for point in curve["points"] if point["chosen"]] == [1e-3]
+        assert min(curve["points"], key=lambda point: point["y"])["chosen"]
+    assert {point["x"] for curve in curves["ranks"] for point in curve["points"]} == {8, 16}
+
+
+def test_the_forest_finds_what_matters_and_says_the_same_again():
+    (axes,) = curves_block(StudyResults(grid(), None))["axes"]
+    assert next(iter(axes["importance"])) == "lr"
+    assert axes["importance"]["lr"] > 5 * max(axes["importance"]["method"], axes["importance"]["rank"])
+    assert axes["explained"] > 0.7
+    assert curves_block(StudyResults(grid(), None))["axes"] == [axes]
+
+
+def test_noise_explains_nothing():
+    shuffled = [((7919 * i) % 101) / 101 for i in range(60)]
+    found = importance({"a": list(range(60)), "b": [i % 3 for i in range(60)]}, shuffled)
+    assert found.explained < 0.3
+    assert importance({"a": [1.0] * 60, "b": [i % 3 for i in range(60)]}, shuffled) is None, "one axis varies"
+    assert importance({"a": list(range(9)), "b": [0, 1, 2] * 3}, shuffled[:9]) is None, "too few records"
+
+
+def test_verdicts_come_with_the_range_that_the_claim_gives():
+    records, _ = read_study(REFERENCE / "gsm8k")
+    (article, *_) = verdicts_block(StudyResults(records, REFERENCE / "gsm8k"))
+    claims = {claim["name"]: claim for claim in article["claims"]}
+    assert claims["dora-memory"]["range"] == [pytest.approx(1 / 1.1), pytest.approx(1.1)]
+    for claim in claims.values():
+        if claim["effect"] and claim["range"] and None not in claim["effect"] and claim["decision"] == "supported":
+            low, high = claim["range"]
+            assert low is None or claim["effect"][1] >= low
+            assert high is None or claim["effect"][2] <= high
+
+
+# In a browser
+
+
+def test_long_tables_are_data_beyond_their_first_rows(tmp_path):
+    text = long_page(tmp_path)
+    body = text.partition('id="settings-table"')[2].partition("</tbody>")[0]
+    assert body.count("<tr>") == LONGEST + 1
+    rest = json.loads(re.search(r'id="rest-data">(.*?)</script>', text)[1])
+    assert len(rest["settings-table"]) == 100
+    assert f"The first {LONGEST} of {LONGEST + 100} rows." in text
+
+
+def long_page(folder):
+    records = []
+    for i in range(LONGEST + 100):
+        record = measured(make_record("lora", 8, 16.0, 1e-6 * (i + 1)))
+        record.validation[-1].loss = 1.0 + i / 1000
+        records.append(record)
+    return render(records, folder)
+
+
+@in_a_browser
+def test_a_long_table_is_sorted_as_a_whole_and_shown_in_parts(shown, tmp_path):
+    page = shown(long_page(tmp_path))
+    assert page.ask("document.querySelectorAll('#settings-table tbody tr').length") == 200
+    buttons = "[...document.querySelectorAll('#settings-table th button')]"
+    press = f"{buttons}.find((button) => button.textContent === 'Validation loss').click()"
+    page.ask(f"{press}; {press}")
+    first = "document.querySelector('#settings-table tbody tr').textContent"
+    assert "lr=6e-4" in page.ask(first)
+    page.ask("document.querySelector('#settings-table').parentElement.nextElementSibling.click()")
+    assert page.ask("document.querySelectorAll('#settings-table tbody tr').length") == 400
+
+
+@in_a_browser
+def test_every_chart_is_drawn_without_a_complaint(shown, page):
+    browser = shown(page)
+    for chart in ("score", "rates", "ranks", "memory", "axes", "importance"):
+        browser.ask(f"document.getElementById('chart-{chart}').scrollIntoView()")
+        browser.ask("new Promise((done) => setTimeout(done, 300))")
+        assert browser.ask(f"document.querySelector('#chart-{chart} .plot svg').getBBox().width") > 300, chart
+    assert browser.complaints() == []
+
+
+@in_a_browser
+def test_a_view_is_in_the_address_and_the_back_button_returns(shown, page):
+    browser = shown(page)
+    browser.ask("document.getElementById('choose-x').value = 'trainable'")
+    browser.ask("document.getElementById('choose-x').dispatchEvent(new Event('change'))")
+    assert browser.ask("location.hash") == "#x=trainable"
+    browser.ask("document.querySelector('.chip').click()")
+    assert browser.ask("location.hash") == "#x=trainable&without=0"
+    assert browser.ask("document.querySelector('#filters output').value") == "12 of 24 settings shown"
+    browser.ask("new Promise((done) => { addEventListener('popstate', () => done(), {once: true}); history.back(); })")
+    assert browser.ask("document.querySelector('#filters output').value") == "24 of 24 settings shown"
+    assert browser.ask("state.get('x')") == "trainable"
+    browser = shown(page, "x=trainable&settings-table.sort=-1&find=dora&gib=1")
+    assert browser.ask("document.getElementById('choose-x').value") == "trainable"
+    assert browser.ask("document.querySelector('#filters output').value") == "12 of 24 settings shown"
+    assert browser.ask("document.getElementById('card-gib').value") == "1"
+    assert browser.ask("document.querySelector('#settings-table [aria-sort]').ariaSort") == "descending"
+
+
+@in_a_browser
+def test_an_address_with_nonsense_is_a_plain_page(shown, page):
+    browser = shown(page, "x=__proto__&y=%3Cscript%3E&pick=99&at=7&settings-table.sort=zz&toString=1&without=,,,x")
+    browser.ask("new Promise((done) => setTimeout(done, 300))")
+    assert browser.complaints() == []
+
+
+@in_a_browser
+def test_the_card_brackets_what_was_measured_at_the_other_batch(shown, memory, tmp_path):
+    """The committed records have each method at 2 and at 8 sequences, of 192 and 695 tokens in all."""
+    browser = shown(render(memory, tmp_path))
+    settings = browser.ask("study.settings.map((s) => [s.method.name, s.tokens, s.untuned])")
+    measured_at = {}
+    for i, (method, tokens, untuned) in enumerate(settings):
+        if not untuned:
+            measured_at[method, tokens[0]] = i
+            assert tokens[1] == {2: 192, 8: 695}[tokens[0]]
+    for (method, batch), i in measured_at.items():
+        other = measured_at[method, 10 - batch]
+        tokens = {2: 192, 8: 695}[10 - batch]
+        low, high = browser.ask(
+            f"(state.set({{gib: '1', batch: '1', length: '{tokens}'}}), card.need(study.settings[{i}]))"
+        )
+        truth = browser.ask(f"(state.set({{batch: '', length: ''}}), card.need(study.settings[{other}]))")
+        assert truth[0] == truth[1]
+        assert low <= truth[0] <= high, (method, batch)
+        assert high < 2.5 * truth[0], "an estimate, and no excuse"
+
+
+@in_a_browser
+def test_what_does_not_fit_is_grey_everywhere(shown, memory, tmp_path):
+    browser = shown(render(memory, tmp_path), "gib=1")
+    fits = browser.ask("study.settings.map((s) => [s.method.name, s.tokens?.[0], card.fits(s)])")
+    assert {(m, b): f for m, b, f in fits}["qlora", 2] == "yes"
+    assert {(m, b): f for m, b, f in fits}["full", 2] == "no"
+    rows = browser.ask(
+        "[...document.querySelectorAll('#settings-table tbody tr')].filter((r) => r.dataset.fits === 'no').length"
+    )
+    assert rows == sum(f == "no" for _, _, f in fits)
+    assert "do not fit" in browser.ask("document.querySelector('#card output').value")
+
+
+@in_a_browser
+def test_the_chart_is_read_by_the_keyboard(shown, page):
+    browser = shown(page)
+    browser.ask("document.querySelector('#chart-score .plot').focus()")
+    browser.ask("new Promise((done) => setTimeout(done, 300))")
+    browser.press("ArrowRight")
+    first = browser.ask("document.querySelector('#detail h4').textContent")
+    browser.press("ArrowRight")
+    assert browser.ask("document.querySelector('#detail h4').textContent") != first
+    browser.press("ArrowLeft")
+    assert browser.ask("document.querySelector('#detail h4').textContent") == first
+    assert browser.ask("document.querySelector('#detail pre').textContent").startswith("harness run method=")
+
+
+@in_a_browser
+def test_columns_are_hidden_and_shown(shown, page):
+    browser = shown(page)
+    box = "document.querySelectorAll('#best-table-column-1')[0]"
+    setting = "[...document.querySelectorAll('#best-table tr')].map((row) => row.cells[1].checkVisibility())"
+    assert all(browser.ask(setting))
+    browser.ask(f"{box}.click()")
+    assert not any(browser.ask(setting))
+    assert browser.ask("location.hash") == "#best-table.hide=1"
+    browser.ask(f"{box}.click()")
+    assert all(browser.ask(setting))
