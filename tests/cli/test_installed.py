@@ -87,6 +87,14 @@ def test_every_config_is_shipped(installed):
         assert files == {path.relative_to(shipped) for path in (shipped / folder.name).rglob("*.yaml")}
 
 
+def test_what_the_report_page_is_made_of_is_shipped(installed):
+    (shipped,) = installed.glob("lib/python*/site-packages/harness/report/pages")
+    folder = ROOT / "harness" / "report" / "pages"
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in (".html", ".css", ".js", ".txt")}
+    assert {"plot.umd.min.js", "d3.min.js", "LICENSES.txt"} <= {path.name for path in files}
+    assert files <= {path.relative_to(shipped) for path in shipped.rglob("*")}
+
+
 def test_shipped_sweeps_are_offered(harness):
     assert_refused(harness("sweep", "nope").stderr, *(path.stem for path in SWEEPS.glob("*.yaml")))
     assert "usage: harness table" in harness("table", "--help").stdout

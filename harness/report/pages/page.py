@@ -39,13 +39,14 @@ from harness.report.pages.settings_block import settings_block
 from harness.report.pairwise import Contest
 from harness.report.tables.advice import ahead
 from harness.report.tables.best import best_of
-from harness.report.tables.entries import ABSENT, rate
+from harness.report.tables.entries import ABSENT, rate, score_entries
 from harness.report.tables.formats import html_grid, one_line
 from harness.report.tables.rows import Row, Rows
 from harness.report.tables.table import Table, comparison_of
 
 HERE = Path(__file__).parent
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
+IDENTITY = ("Study", "Model", "Data", "Method", "Setting", "Status")
 STYLES = ("page.css", "explore.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
@@ -79,7 +80,8 @@ def render(
     judged = results.judged
     told = findings(records)
     study = ", ".join(dict.fromkeys(record.study for record in records))
-    best, settings, files = best_of(rows, folder), comparison_of(rows), _files(folder)
+    best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder), comparison_of(rows)))
+    files = _files(folder)
     long = {"best-table": best, "settings-table": settings, "files-table": files}
     blocks = {name: make(results) for name, make in BLOCKS.items()}
     blocks["rest"] = {name: table.rows[LONGEST:] for name, table in long.items() if len(table.rows) > LONGEST}
@@ -200,6 +202,18 @@ def _many(n: int, what: str) -> str:
 
 
 # Tables
+
+
+def _scores_first(table: Table, rows: Rows) -> Table:
+    """`table` with its scores beside the settings: a screen shows what decides without scrolling."""
+    scores = score_entries(rows)
+
+    def place(column: str) -> int:
+        return 0 if column in IDENTITY else 1 if column in scores else 2
+
+    order = sorted(range(len(table.columns)), key=lambda i: place(table.columns[i]))
+    columns = [table.columns[i] for i in order]
+    return replace(table, columns=columns, rows=[[row[i] for i in order] for row in table.rows])
 
 
 def _settings_of(best: Table, study: StudyResults) -> list[int | str]:

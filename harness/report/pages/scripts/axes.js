@@ -72,19 +72,21 @@
   function bars(width) {
     const found = here();
     if (!found?.importance) return "Too few finished runs to say which axis matters: 20 of two varied axes are needed.";
-    const rows = Object.entries(found.importance).map(([name, value]) => ({ name: name.replace(/^(method\.knobs|train)\./, ""), value: Math.max(0, value) }));
+    const lost = Object.entries(found.importance).map(([name, value]) => [name.replace(/^(method\.knobs|train)\./, ""), Math.max(0, value)]);
+    const all = d3.sum(lost, ([, value]) => value) || 1;
+    const rows = lost.map(([name, value]) => ({ name, value: (100 * value) / all }));
     const outcome = study.metrics.get(found.outcome)?.label ?? found.outcome;
     const plot = charts.plot({
       width, height: 50 + 24 * rows.length, marginLeft: 120, marginRight: 50, marginTop: 8, marginBottom: 36,
-      x: { label: "loss of R² when shuffled", grid: true, nice: true, ticks: 4 },
+      x: { label: "share of the importance (%)", grid: true, nice: true, ticks: 4 },
       y: { type: "band", domain: rows.map((row) => row.name), label: null, padding: 0.25, tickSize: 0, tickFormat: (name) => short(name, 18) },
       ariaLabel: "Importance of each axis",
       marks: [
         Plot.barX(rows, { x: "value", y: "name", fill: "var(--link)" }),
-        Plot.text(rows, { x: "value", y: "name", text: (row) => row.value.toFixed(2), dx: 6, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(rows, { x: "value", y: "name", text: (row) => `${row.value.toFixed(0)}%`, dx: 6, textAnchor: "start", fill: "currentColor" }),
       ],
     });
-    const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), of a random forest over ${found.records} runs. On runs it has not seen the forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance.`;
+    const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), of a random forest over ${found.records} runs: how much less it explains if an axis is shuffled. On runs it has not seen the forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance.`;
     return element("div", {}, plot, element("p", { class: "notes" }, said + (found.explained < 0.2 ? " That is too little to rely on." : "")));
   }
 })();

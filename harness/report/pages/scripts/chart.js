@@ -40,11 +40,20 @@ const charts = (() => {
     return Plot.plot({ opacity: { type: "identity" }, ...options, style });
   }
 
-  // A choice of one of `choices` ([value, text]) under a label, kept in the state.
-  function select(name, label, choices) {
+  // Texts at the ends of lines, moved apart where they would hide each other. points: {x, y, …} in the order of y.
+  function apart(points, height, [low, high]) {
+    const gap = (13 / height) * (high - low);
+    const sorted = d3.sort(points, (point) => point.y).map((point) => ({ ...point, at: Math.min(high, Math.max(low, point.y)) }));
+    for (let i = 1; i < sorted.length; i++) sorted[i].at = Math.max(sorted[i].at, sorted[i - 1].at + gap);
+    const over = sorted.length ? Math.max(0, sorted.at(-1).at - high) : 0;
+    return sorted.map((point) => ({ ...point, at: point.at - over }));
+  }
+
+  // A choice of one of `choices` ([value, text]) under a label, kept in the state. shown: what stands in it.
+  function select(name, label, choices, shown = () => state.get(name)) {
     const made = element("select", { id: `choose-${name}`, onchange: () => state.set({ [name]: made.value }) });
     for (const [value, text] of choices) made.append(element("option", { value }, text));
-    state.onchange(() => { made.value = state.get(name); });
+    state.onchange(() => { made.value = shown(); });
     return element("span", { class: "field" }, element("label", { for: made.id }, label), made);
   }
 
@@ -61,7 +70,7 @@ const charts = (() => {
   const shows = (setting) => String(setting.place) === state.get("at") && filters.shows(setting.index);
   const grey = (setting) => card.fits(setting) === "no";
 
-  return { frame, plot, select, swatches, shows, grey };
+  return { frame, plot, apart, select, swatches, shows, grey };
 })();
 
 const GREY = "var(--line)";

@@ -21,7 +21,9 @@
     if (!known.length) return "No setting in this view finished.";
     const domain = options.domain?.(known) ?? d3.extent(known.flatMap((point) => [point.y, point.low, point.high].filter((y) => y !== null)));
     const colour = (point) => (point.grey ? GREY : point.method.colour);
-    const labels = d3.groups(known, (point) => point.curve).map(([, own]) => own.at(-1));
+    const ends = d3.groups(known, (point) => point.curve).map(([, own]) => own.at(-1));
+    const last = d3.max(ends, (point) => point.x);
+    const labels = charts.apart(ends, 250, domain);
     return charts.plot({
       width, height: 320, marginLeft: 52, marginRight: width < 500 ? 60 : 90, marginBottom: 40, marginTop: 30,
       x: { ...options.x, type: "log", grid: true },
@@ -29,11 +31,11 @@
       ariaLabel: `${options.up} by ${options.x.label}`,
       marks: [
         Plot.line(known, { x: "x", y: "y", z: (point) => point.method.name, stroke: (point) => point.method.colour, strokeWidth: 1.5 }),
-        Plot.ruleX(known.filter((point) => point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeOpacity: 0.6 }),
+        Plot.ruleX(known.filter((point) => point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeOpacity: 0.35 }),
         Plot.dot(known, { x: "x", y: "y", symbol: (point) => point.method.shape, fill: colour, r: 4 }),
         Plot.dot(known.filter((point) => point.chosen), { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
         Plot.dot(lost, { x: "x", y: domain[1], symbol: "times", stroke: colour, r: 5 }),
-        Plot.text(labels, { x: "x", y: "y", text: (point) => short(point.method.name, 12), dx: 12, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(labels, { x: last, y: "at", text: (point) => short(point.method.name, 12), dx: 14, textAnchor: "start", fill: "currentColor" }),
         Plot.tip(points, Plot.pointer({ x: "x", y: (point) => point.y ?? domain[1], title: "title" })),
       ],
     });
@@ -80,6 +82,7 @@
     if (!points.length) return "No setting in this view has several losses.";
     const colour = ({ setting }) => (charts.grey(setting) ? GREY : setting.method.colour);
     const ends = d3.groups(points, (point) => point.setting).map(([, own]) => own.at(-1));
+    const labels = charts.apart(ends, 250, d3.extent(points, (point) => point.y));
     return charts.plot({
       width, height: 320, marginLeft: 52, marginRight: width < 500 ? 60 : 90, marginBottom: 40, marginTop: 30,
       x: { label: over === "tokens" ? "raw tokens" : "seconds of training steps", grid: true, tickFormat: over === "tokens" ? "~s" : undefined, ticks: width < 500 ? 4 : 8 },
@@ -88,7 +91,7 @@
       marks: [
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.shape, fill: colour, r: 5 }),
-        Plot.text(ends, { x: "x", y: "y", text: ({ setting }) => short(setting.method.name, 12), dx: 9, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(labels, { x: d3.max(ends, (point) => point.x), y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
         Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title" })),
       ],
     });

@@ -1,18 +1,18 @@
 // Any metric against any other, a point a setting; beside it, all that is known of the setting that was picked.
 (() => {
   const known = [...study.metrics.values()].map((metric) => [metric.id, metric.label]);
-  const scores = study.places[0].score;
   const memory = ["train_allocated_peak", "train_reserved_p99", "trainable", "seconds"].find((id) => study.metrics.has(id));
   if (known.length < 2 || !memory) return;
   state.declare("x", memory);
-  state.declare("y", scores ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]));
+  state.declare("y", ""); // the score that decides in the place that is shown
   state.declare("pick", "");
-  const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : known[0][0]);
+  const headline = () => study.places[Number(state.get("at"))]?.score ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]);
+  const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : name === "x" ? memory : headline());
 
   const detail = element("div", { class: "detail", id: "detail", "aria-live": "polite" });
   const made = charts.frame({
     id: "score", title: "Compare any two metrics", wide: true, draw,
-    controls: [charts.select("y", "Up", known), charts.select("x", "Across", known)],
+    controls: [charts.select("y", "Up", known, () => valid("y")), charts.select("x", "Across", known, () => valid("x"))],
     note: "Large: the setting chosen for each method, with 95% intervals; the line joins those that no other beats in both. Faint: other settings. Dashed: untuned models. Crossed and grey: does not fit the card. Point, tap, or use the arrow keys in the chart.",
   });
   made.section.append(detail);
