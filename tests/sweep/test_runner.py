@@ -1,6 +1,7 @@
 """Whatever happens to a cell's process, a record is left and the sweep goes on: killed, diverged, out of memory.
 
-Real processes on the `tiny` model; each costs its imports, so a few sweeps are run and looked at many times.
+Real jobs on the `tiny` model; a few sweeps are run and looked at many times. Only what is done to the sweep's own
+process needs one of its own, whose jobs cost their imports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import time
 
 import pytest
+from command_line import called
 from real_sweeps import TINY, finish, jobs_of, start, training, wait_for
 
 from harness.record import read_study
@@ -43,7 +45,7 @@ GRID = [
 @pytest.fixture(scope="module")
 def swept(folder):
     """Exit status and standard error of the sweep, and its records by (rate, optimizer)."""
-    status, err = finish(start(folder, *GRID))
+    done = called(folder, *GRID)
     records, problems = read_study(folder / "results" / "grid")
     assert problems == []
 
@@ -51,7 +53,7 @@ def swept(folder):
         optimizer = record.cell.settings.method.optim["optimizer"]["_target_"]
         return record.cell.lr, optimizer.rpartition(".")[2]
 
-    return status, err, {key(record): record for record in records}
+    return done.returncode, done.stderr, {key(record): record for record in records}
 
 
 def test_equal_points_are_run_once(swept):
@@ -113,13 +115,13 @@ def test_recorded_cells_are_not_run_again(swept, folder):
 
 def test_one_recorded_cell_is_named_and_not_run_again(swept, folder):
     arguments = ["run", *TINY, "study=grid", "method=full", "lr=2e-5", "train.max_steps=4"]
-    status, err = finish(start(folder, *arguments))
-    assert status == 0
-    assert "is recorded in" in err
+    done = called(folder, *arguments)
+    assert done.returncode == 0
+    assert "is recorded in" in done.stderr
     diverged = swept[2][1e30, "AdamW"].cell.name
-    status, err = finish(start(folder, *arguments, "lr=1e30"))
-    assert status == 1
-    assert f"{diverged} is recorded in" in err
+    done = called(folder, *arguments, "lr=1e30")
+    assert done.returncode == 1
+    assert f"{diverged} is recorded in" in done.stderr
 
 
 # --- one sweep of two long cells: the first is killed, the second interrupted

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import hub
 import pytest
+from command_line import called, own_server
 from datasets import Dataset
 from serving import chatty
 
@@ -70,37 +72,28 @@ def there(tmp_path_factory):
         (folder / "README.md").write_text(CARD)
         for split in ("train", "test"):
             Dataset.from_list(items[split]).to_parquet(folder / "main" / f"{split}.parquet")
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE")
-    }
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-    serving = hub.serve(root, gated={"org/gated", "org/gated-words"})
-    environment["HF_ENDPOINT"] = serving.__enter__()
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as serving, own_server():
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("HF_HOME", str(home))
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.setenv("HF_ENDPOINT", serving.enter_context(hub.serve(root, gated={"org/gated", "org/gated-words"})))
+        yield SimpleNamespace(home=home, results=home / "results", close=serving.close)
 
-    def python(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
 
-    def run(*overrides: str) -> subprocess.CompletedProcess:
-        return python("-m", "harness", "run", "model.path=org/tiny", "data=gsm8k", "eval.limit=2", *SHORT, *overrides)
-
-    closed = []
-
-    def close() -> None:
-        if not closed:
-            closed.append(serving.__exit__(None, None, None))
-
-    yield SimpleNamespace(python=python, run=run, results=home / "results", close=close)
-    close()
+def run(there, *overrides: str) -> subprocess.CompletedProcess:
+    """A cell of the model and the data there."""
+    return called(there.home, "run", "model.path=org/tiny", "data=gsm8k", "eval.limit=2", *SHORT, *overrides)
 
 
 def asked(there, *lines: str) -> list[str]:
     """What comes of asking for each of `lines`; "token TOKEN" is for those after it."""
-    return there.python("-c", ASKED, *lines).stdout.splitlines()
+    command, environment = [sys.executable, "-c", ASKED, *lines], os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout.splitlines()
 
 
 def test_a_cell_of_the_hub_is_run_and_its_record_names_the_commit(there):
-    ran = there.run("method=lora")
+    ran = run(there, "method=lora")
     assert ran.returncode == 0, ran.stderr
     ((record,), problems) = read_study(there.results / "hub")
     assert (record.status, problems) == ("ok", [])
@@ -129,10 +122,11 @@ def test_a_refusal_of_the_hub_is_one_sentence_on_what_to_do(there):
 
 def test_without_an_answer_of_the_hub_its_cache_is_used(there):
     """As on a node without a network, where nobody has set HF_HUB_OFFLINE; what is there is not waited for."""
-    assert there.run("method=lora").returncode == 0
+    assert run(there, "method=lora").returncode == 0
     there.close()
     began = time.monotonic()
-    ran = there.run("method=lora", "seed=1")
+    with own_server():  # the other one has read what it needs
+        ran = run(there, "method=lora", "seed=1")
     assert ran.returncode == 0, ran.stderr
     seeds = {record.cell.seed for record in read_study(there.results / "hub")[0]}
     assert seeds == {0, 1}
