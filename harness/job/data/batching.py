@@ -160,26 +160,24 @@ class Layout:
         ids, positions, keep, targets = [], [], [], []
         for e, places in zip(examples, wanted, strict=True):
             bear = set(places)
-            kept = range(len(e.ids) - 1) if self.every else [with_data_root - 1 for with_data_root in places]
-            keep += [len(ids) + with_data_root for with_data_root in kept]
-            targets += [e.ids[with_data_root + 1] if with_data_root + 1 in bear else IGNORED for with_data_root in kept]
+            kept = range(len(e.ids) - 1) if self.every else [place - 1 for place in places]
+            keep += [len(ids) + place for place in kept]
+            targets += [e.ids[place + 1] if place + 1 in bear else IGNORED for place in kept]
             ids += e.ids
             positions += range(len(e.ids))
         lengths = tuple(len(e.ids) for e in examples)
-        row, with_data_root, kept, told = (torch.tensor(values) for values in ([ids], [positions], keep, [targets]))
-        return Batch(row, None, with_data_root, lengths, kept, told, *counts)
+        row, position_ids, kept, wanted_ids = map(torch.tensor, ([ids], [positions], keep, [targets]))
+        return Batch(row, None, position_ids, lengths, kept, wanted_ids, *counts)
 
     def _padded(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
         longest = max(len(e.ids) for e in examples)
-        first = min((with_data_root for places in wanted for with_data_root in places[:1]), default=longest)
+        first = min((place for places in wanted for place in places[:1]), default=longest)
         kept = range(0 if self.every else first - 1, longest - 1)
         ids, mask, targets = [], [], []
         for e, places in zip(examples, wanted, strict=True):
             rest, bear = longest - len(e.ids), set(places)
             ids.append(e.ids + [self.pad] * rest)
             mask.append([1] * len(e.ids) + [0] * rest)
-            targets.append(
-                [e.ids[with_data_root + 1] if with_data_root + 1 in bear else IGNORED for with_data_root in kept]
-            )
-        rows, attended, keep, told = (torch.tensor(values) for values in (ids, mask, list(kept), targets))
-        return Batch(rows, attended, None, None, keep, told, *counts)
+            targets.append([e.ids[place + 1] if place + 1 in bear else IGNORED for place in kept])
+        rows, attended, keep, wanted_ids = map(torch.tensor, (ids, mask, list(kept), targets))
+        return Batch(rows, attended, None, None, keep, wanted_ids, *counts)

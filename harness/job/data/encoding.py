@@ -34,12 +34,8 @@ class Example:
     @property
     def supervised(self) -> list[int]:
         """Positions of the tokens with loss. The first token is never predicted, however short the prompt is."""
-        silent = {with_data_root for span in self.between for with_data_root in range(*span)}
-        return [
-            with_data_root
-            for with_data_root in range(max(self.prompt, 1), len(self.ids))
-            if with_data_root not in silent
-        ]
+        silent = {place for span in self.between for place in range(*span)}
+        return [place for place in range(max(self.prompt, 1), len(self.ids)) if place not in silent]
 
 
 def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
