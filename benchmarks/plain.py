@@ -79,7 +79,7 @@ def main(cell: Cell) -> dict[str, Any]:
             cell.seed,
             lambda items: encoding.encode_all(tokenizer, items, prompt, settings.max_length),
         )
-        factor = loop.warmup_cosine(settings.max_steps, settings.warmup_ratio)
+        factor = loop.rate_factor(settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         net.train()
         for (examples,) in order:

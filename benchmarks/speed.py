@@ -136,7 +136,7 @@ class Side:
             self.layout, _ = attention.layout(self.net, "off", pad)
         if self.settings.compile:
             compiled.enable(self.net)
-        factor = loop.warmup_cosine(self.settings.max_steps, self.settings.warmup_ratio)
+        factor = loop.rate_factor(self.settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
 

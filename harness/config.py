@@ -155,8 +155,11 @@ class EvalConfig:
 class TrainConfig:
     """The training loop, the same for every method."""
 
-    max_steps: int = 200
-    """Optimizer steps."""
+    max_steps: int | None = 200
+    """Optimizer steps (null: train.epochs decides)."""
+    epochs: float | None = None
+    """Passes over the training items, such as 3 or 0.5 (null: train.max_steps decides). The last step is filled from the
+    next pass."""
     batch_size: int | str = 8
     """Sequences per micro-batch. auto: the largest micro-batch that fits the device's memory; it is predicted, then
     halved after a shortage. Requires train.global_batch."""
@@ -165,11 +168,26 @@ class TrainConfig:
     global_batch: int | None = None
     """Sequences per optimizer step with train.batch_size=auto (null: batch_size × grad_accum)."""
     max_tokens: int | None = None
-    """Ends training with the step that reaches this number of raw tokens (null: max_steps decides)."""
+    """Ends training with the step that reaches this number of raw tokens (null: max_steps or epochs decide)."""
     max_length: int = 512
     """Tokens at which a sequence is cut."""
     warmup_ratio: float = 0.1
-    """Share of the steps in which the learning rate rises; after that it falls along a cosine."""
+    """Share of the steps in which the learning rate rises."""
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine (falls along half a cosine), linear (falls along a line) or constant."""
+    final_lr: float = 0.0
+    """Share of the learning rate at which a cosine or linear schedule ends."""
+    weight_decay: float = 0.0
+    """Weight decay of the method's optimizer, decoupled as in AdamW."""
+    betas: list[float] | None = None
+    """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
+    adapter_dropout: float = 0.0
+    """Dropout of the input of each adapter, for methods that have it."""
+    loss_on: str = "answers"
+    """Tokens with training loss: answers (of a chat the assistant's turns), or all. The validation loss is always of
+    answers, so that it compares both."""
+    data_seed: int | None = None
+    """Seed of the batches' order (null: seed, which also decides the adapter's initialisation)."""
     max_grad_norm: float | None = 1.0
     """Norm at which the whole gradient is clipped (null: no clipping)."""
     validate_every: int | None = None
@@ -306,10 +324,11 @@ def precautions(config: DictConfig) -> Precautions:
 def register_resolvers() -> None:
     """Make these known to OmegaConf.
 
-    ``${mul:a,b}`` (null if a factor is), ``${share:part,whole}`` (steps: rounded down), ``${basename:path}``,
+    ``${mul:a,b}`` (null if a factor is), ``${unless:a,b}`` (b, but null if a is given), ``${share:part,whole}`` (steps: rounded down), ``${basename:path}``,
     ``${below:folder,path}``, ``${adamw:kind}`` (the class that method.adamw means).
     """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
+    OmegaConf.register_new_resolver("unless", lambda given, value: value if given is None else None, replace=True)
     OmegaConf.register_new_resolver("adamw", lambda kind: ADAMW.get(kind, kind), replace=True)
     OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
     OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)

@@ -106,10 +106,18 @@ class TrainSettings:
     precision: str | None = None
     batch_size: int | Literal["auto"] | None = None
     max_steps: int | None = None
+    epochs: float | None = None
     grad_accum: int | None = None
     global_batch: int | None = None
     max_tokens: int | None = None
     warmup_ratio: float | None = None
+    schedule: str = "cosine"
+    final_lr: float = 0.0
+    weight_decay: float = 0.0
+    betas: list[float] | None = field(default=None, hash=False)
+    adapter_dropout: float = 0.0
+    loss_on: str = "answers"
+    data_seed: int | None = None
     max_grad_norm: float | None = None
     validate_every: int | None = None
     bucketing: int | None = None

@@ -22,6 +22,8 @@ KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights tha
 CHOICES = {
     "train.precision": ["auto", "bf16", "fp32"],
     "train.parallel": ["ddp", "fsdp"],
+    "train.schedule": ["cosine", "linear", "constant"],
+    "train.loss_on": ["answers", "all"],
     "speedups": ["auto", "off"],
     "eval.engine": ["auto", "vllm"],
     "save": ["none", "adapter", "merged"],
@@ -90,8 +92,9 @@ def _check_numbers(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if value is None or not 0 < value < float("inf"):
             raise UserError(f"{key} must be positive, got {typed(value)}.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed must be at least 0 and below 2**32, got {config.seed}.")
+    for key, value in {"seed": config.seed, "train.data_seed": config.train.data_seed or 0}.items():
+        if not 0 <= value < 2**32:
+            raise UserError(f"{key} must be at least 0 and below 2**32, got {value}.")
     for group, bounds in LEAST.items():
         for key, least in bounds.items():
             value = config[group][key]
@@ -125,9 +128,41 @@ def _check_batch(train: DictConfig) -> None:
 
 
 def _check_training(config: DictConfig) -> None:
-    """Refuse training settings that exclude each other."""
-    if config.train.packing and config.train.bucketing > 1:
+    """Refuse training settings that exclude each other, or that the method has no use for."""
+    train = config.train
+    if train.packing and train.bucketing > 1:
         raise UserError("train.packing fills rows in the order drawn, which train.bucketing would change; take one.")
+    if train.epochs is None and train.max_steps is None:
+        raise UserError("train.max_steps=null requires train.epochs.")
+    if train.epochs is not None and train.max_steps is not None:
+        raise UserError(f"train.epochs={train.epochs:g} requires train.max_steps=null, got {train.max_steps}.")
+    if train.epochs is not None and not 0 < train.epochs < float("inf"):
+        raise UserError(f"train.epochs must be positive, got {train.epochs:g}.")
+    if not 0 <= train.final_lr <= 1:
+        raise UserError(f"train.final_lr must be a share from 0 to 1 of the learning rate, got {train.final_lr:g}.")
+    if train.final_lr and train.schedule == "constant":
+        raise UserError(f"train.final_lr={train.final_lr:g} requires train.schedule=cosine or linear, got constant.")
+    _check_optimizer(config)
+
+
+def _check_optimizer(config: DictConfig) -> None:
+    """Raise UserError if the optimizer's or the adapter's settings are out of range, or the method has not got them."""
+    train, method = config.train, f"method={config.method.name}"
+    if not 0 <= train.weight_decay < float("inf"):
+        raise UserError(f"train.weight_decay must be 0 or more, got {train.weight_decay:g}.")
+    if not 0 <= train.adapter_dropout < 1:
+        raise UserError(f"train.adapter_dropout must be at least 0 and below 1, got {train.adapter_dropout:g}.")
+    if train.betas is not None and not (len(train.betas) == 2 and all(0 <= beta < 1 for beta in train.betas)):
+        raise UserError(f"train.betas must be two numbers from 0 to below 1, got {list(train.betas)}.")
+    if config.method.optim is None:
+        return
+    slots = json.dumps(OmegaConf.to_container(config.method, resolve=False))
+    if train.weight_decay and "${train.weight_decay}" not in slots:
+        raise UserError(f"train.weight_decay={train.weight_decay:g} can't be combined with {method}, which has none.")
+    if train.adapter_dropout and "${train.adapter_dropout}" not in slots:
+        raise UserError(f"train.adapter_dropout={train.adapter_dropout:g} can't be combined with {method}: no dropout.")
+    if train.betas is not None and "${adamw:" not in slots and "AdamW" not in slots:
+        raise UserError(f"train.betas requires a method that steps by AdamW, got {config.method.name}.")
 
 
 def _check_saving(config: DictConfig) -> None:

@@ -150,6 +150,16 @@ def test_the_stable_keys_exist(compose, key):
         ("train.validate_every=0", "train.validate_every"),
         ("train.save_every=0", "train.save_every"),
         ("train.warmup_ratio=1", "train.warmup_ratio"),
+        ("train.epochs=0", "train.epochs"),
+        ("train.epochs=nan", "train.epochs"),
+        ("train.schedule=step", "train.schedule"),
+        ("train.final_lr=1.5", "train.final_lr"),
+        ("train.weight_decay=-0.1", "train.weight_decay"),
+        ("train.betas=[0.9]", "train.betas"),
+        ("train.betas=[0.9,1]", "train.betas"),
+        ("train.adapter_dropout=1", "train.adapter_dropout"),
+        ("train.loss_on=prompt", "train.loss_on"),
+        ("train.data_seed=-1", "train.data_seed"),
         ("train.max_grad_norm=0", "train.max_grad_norm"),
         ("train.max_grad_norm=nan", "train.max_grad_norm"),
         ("train.precision=fp8", "train.precision"),
@@ -207,6 +217,26 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("train.max_steps=null",), r"train\.max_steps=null requires train\.epochs\."),
+        (("train.epochs=3", "train.max_steps=50"), r"train\.epochs=3 requires train\.max_steps=null, got 50\."),
+        (
+            ("train.final_lr=0.1", "train.schedule=constant"),
+            r"train\.final_lr=0\.1 requires train\.schedule=cosine or linear, got constant\.",
+        ),
+        (("train.adapter_dropout=0.1", "method=full"), r"train\.adapter_dropout=0\.1 can't .* method=full: no dropout\."),
+        (("train.weight_decay=0.1", "method=adafactor"), r"train\.weight_decay=0\.1 can't .* method=adafactor, which has"),
+        (("train.betas=[0.9,0.95]", "method=adafactor"), r"train\.betas requires a method that steps by AdamW, got adaf"),
+    ],
+)
+def test_training_settings_that_contradict_each_other_or_the_method_are_refused(compose, overrides, said):
+    with pytest.raises(UserError, match=f"^{said}") as refused:
+        check(compose(*overrides))
+    assert "\n" not in str(refused.value)
+
+
 def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
     with pytest.raises(UserError, match=r"train\.packing fills rows .* train\.bucketing would change; take one\."):
         check(compose("train.packing=true", "train.bucketing=4"))
@@ -222,6 +252,10 @@ def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
         ("study=a/b.c_d-1",),
         ("train.precision=fp32",),
         ("train.max_grad_norm=null",),
+        ("train.epochs=2.5",),
+        ("train.epochs=1", "train.weight_decay=0.1", "train.adapter_dropout=0.1", "method=base"),
+        ("train.betas=[0.9,0.95]", "method=galore"),
+        ("train.weight_decay=0.1", "train.adapter_dropout=0.1", "train.betas=[0.9,0.95]", "method=qdora"),
         ("train.save_every=50", "retry.on_oom=true"),
         ("train.batch_size=auto", "train.global_batch=8", "train.devices=2"),
     ],

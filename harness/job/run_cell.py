@@ -33,6 +33,7 @@ from harness.job.measure.gpu_state import GpuSampler
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.phases import Meter
 from harness.job.measure.timing import matmul_peak
+from harness.job.methods import optimizers
 from harness.job.models import adapter_merge, adapting, checks, loading, saved, structure
 from harness.job.reporter import Report, Reporter
 from harness.job.tracker import Tracker
@@ -195,6 +196,7 @@ class LocalCell:
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         optimizer = self.make_optimizer(model)
+        optimizers.set_betas(optimizer, self.settings.train.betas)
         self.holders.set_optimizer(optimizer)
         return optimizer
 
@@ -345,7 +347,7 @@ class LocalCell:
     # score
 
     def score(self, result: Record) -> None:
-        tasks, asked = self.inputs.tasks, self.settings.eval
+        tasks, asked, tokenizer = self.inputs.tasks, self.settings.eval, self.inputs.tokenizer
         if not tasks.leaves:
             return  # eval.tasks=[]: a cell for its cost alone
         vllm = None
@@ -354,13 +356,12 @@ class LocalCell:
             with self.meter.window("save_for_vllm"):
                 whole = self._weights if result.saved is not None and result.saved.form != "adapter" else None
                 python, path = self.request.vllm_python, Path(self.request.path)
-                tokenizer = self.inputs.tokenizer
                 vllm = vllm_engine.writer(python, self.cell, path, self.model, tokenizer, self.bf16, whole)
         self.reporter.enter("score")
         with self.meter.window("score"):  # not live: of each token it would be a third
             result.scores, self.items, used = scoring.score(
                 self.model,
-                self.inputs.tokenizer,
+                tokenizer,
                 tasks,
                 asked.batch_size,
                 torch.bfloat16 if self.bf16 else None,

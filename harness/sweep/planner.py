@@ -174,12 +174,12 @@ class Speed:
         like size, else FLOPs at the median FLOP/s per device of models and steps of a like size.
         """
         p = point.prediction
-        if not p["trainable"]:
+        if not p["trainable"] or p["shape"]["steps"] is None:
             return None
         if throughput is not None:
             return p["shape"]["raw"] / throughput
         train = point.cell.settings.train
-        step = p["shape"]["raw"] / (train.max_steps or 1)
+        step = p["shape"]["raw"] / p["shape"]["steps"]
         like = [r for r in self._records if _alike(r.train.tokens.raw / r.train.steps, step)]
         if same := [r for r in like if _kind(r.cell) == _kind(point.cell)]:
             self.used |= set(map(id, same))

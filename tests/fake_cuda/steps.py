@@ -106,7 +106,7 @@ def taken(cell: Cell, kernels: str, on: torch.device) -> dict[str, dict[str, flo
     config, _ = planner._config(cell, None)
     if cell.method != "adaption_prompt":  # which wants two layers
         config = empty_weights.with_depth(config, 1)
-    shape = shapes.Shape([SEQUENCES], raw=201, padded=201, real=True)
+    shape = shapes.Shape([SEQUENCES], steps=1, raw=201, padded=201, real=True)
     with torch.autograd.set_multithreading_enabled(False):
         return planner._probe(cell, config, shape, 1, planner._layout(cell, None)).windows
 

@@ -65,6 +65,7 @@ def on_cpu(tmp_path) -> Bench:
     return Bench(tmp_path, facts, ["model=tiny"], time.monotonic() + 600)
 
 
+@pytest.mark.long
 def test_without_a_gpu_its_checks_are_skipped(prove, folder, capsys):
     code, found = prove("doctor", "cells", "memory", "attention", "oom", "tests", "quickstart")
     statuses = {name: check.status for name, check in found.items()}

@@ -47,6 +47,40 @@ def lora(tmp_path_factory):
 # A whole cell
 
 
+def losses(folder: Path, *overrides: str) -> list[float]:
+    record = recorded(folder, "method=lora", "lr=0.01", "eval.tasks=[]", "infer.repeats=0", *overrides)
+    assert record.status == "ok", record.failure
+    return [point.loss for point in record.train.loss]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return losses(tmp_path_factory.mktemp("usual"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.schedule=constant",
+        "train.final_lr=0.5",
+        "train.weight_decay=0.5",
+        "train.betas=[0.5,0.9]",
+        "train.adapter_dropout=0.3",
+        "train.loss_on=all",
+        "train.data_seed=1",
+    ],
+)
+def test_a_setting_of_training_changes_it(tmp_path, usual, override):
+    assert losses(tmp_path, override) != usual
+
+
+def test_passes_are_as_many_steps_as_they_take(tmp_path):
+    taken = losses(tmp_path, "train.max_steps=null", "train.epochs=0.1")  # 7 of 64 items, 2 a step
+    assert len(taken) == 4
+    (path,) = tmp_path.glob("*.json")
+    assert (read(path).train.steps, read(path).cell.settings.train.epochs) == (4, 0.1)
+
+
 @pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
 def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
     live, references, held = LiveBytes(torch.device("cpu")), [], {}

@@ -108,6 +108,7 @@ def test_a_tracker_that_is_not_here_is_said_before_anything_runs(cell, tmp_path,
         retry.retry(Study(tmp_path, "demo"), [failed], None)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_that_took_too_long_is_given_longer_and_saved_as_its_sweep_asked(inside, tmp_path):
     tiny = ("model=tiny", "train.max_steps=2", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0")

@@ -1,11 +1,19 @@
-"""The named sweeps: each composes to as many cells as its header says, and costs about what the header says."""
+"""The named sweeps: each composes to as many cells as its header says, costs about what the header says, and keeps the
+ids of its cells: a changed id means that recorded cells are run again.
+
+``python tests/sweep/test_shipped_sweeps.py --write`` renews golden_ids.json after a change that is meant to change ids.
+Its `before` stays as it is: the cells by name, without the id, as they were before settings were typed.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
+from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -22,6 +30,8 @@ from sweeps import CORES, H100, header, on_h100, seconds
 TUNED = ["tune"]  # by trials, each chosen by what the last ones gave
 GRIDS = sorted({path.stem for path in SWEEPS.glob("*.yaml")} - set(TUNED))
 UNIT = {"h": 3600, "minutes": 60}
+FILE = Path(__file__).with_name("golden_ids.json")
+GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 @functools.cache  # composing takes its time
@@ -46,6 +56,22 @@ def test_a_header_says_what_is_answered_how_many_cells_there_are_and_what_they_c
         assert all(lengths.get(key, len(own)) == len(own) for key, own in axes(name).items())
         some = cells(name, *overrides, *(["seed=0"] if "seed" in axes(name) else []))
         assert_near(said, "one H100", sum(seconds(cell, H100) for cell in some) * len(found) / len(some))
+
+
+def ids(name: str) -> dict[str, str]:
+    return {cell.name: cell.id for cell in cells(name)}
+
+
+def test_every_grid_has_golden_ids():
+    assert sorted(GOLDEN["ids"]) == GRIDS
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_cells_keep_their_ids(name):
+    found = ids(name)
+    assert found == GOLDEN["ids"][name]
+    if name in GOLDEN["before"]:
+        assert Counter(cell.rpartition("-")[0] for cell in found) == GOLDEN["before"][name]
 
 
 def axes(name):
@@ -134,3 +160,10 @@ def test_a_cell_without_a_loss_is_no_trial_that_was_won():
     assert float(Outcome("ok", 1.25)) == 1.25
     with pytest.raises(ValueError, match="diverged"):
         float(Outcome("diverged", None))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        raise SystemExit(__doc__)
+    golden = GOLDEN | {"ids": {name: ids(name) for name in GRIDS}}
+    FILE.write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,31 +43,46 @@ def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[lis
 def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encoder) -> list[list[list[Example]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
-    Only drawn items are encoded: most of a large data set is not. With `max_tokens` the last step is the one that
-    reaches that number of raw tokens.
+    Only drawn items are encoded: most of a large data set is not. With `epochs` the last step is the one that ends the
+    last pass; with `max_tokens`, the one that reaches that number of raw tokens.
+
+    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached.
     """
     if not items:
         raise UserError("The data set is empty.")
-    size, accum, count = train.micro_batch, train.grad_accum, train.max_steps
+    seed = seed if train.data_seed is None else train.data_seed
+    size, accum = train.micro_batch, train.grad_accum
+    wanted = None if train.epochs is None else math.ceil(train.epochs * len(items))  # examples of all passes
     if train.packing:
         passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
-        drawn_as_needed = (example for index in passes for example in encode([items[index]]))
-        packs = itertools.islice(packed(drawn_as_needed, train.max_length), size * accum * count)
-        micro = [[e for pack in group for e in pack] for group in iter(lambda: [*itertools.islice(packs, size)], [])]
+        packs = packed((example for index in passes for example in encode([items[index]])), train.max_length)
+        endless = ([[e for _ in range(size) for e in next(packs)] for _ in range(accum)] for _ in itertools.count())
+        steps = list(_until(endless, wanted, len) if wanted else itertools.islice(endless, train.max_steps))
     else:
+        count = math.ceil(wanted / (size * accum)) if wanted else train.max_steps
         order = list(batches(len(items), size, count * accum, seed))
         drawn = sorted({i for batch in order for i in batch})
         examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
         micro = bucketed([[examples[i] for i in batch] for batch in order], train.bucketing, seed)
-    steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
-    most = train.max_tokens
-    if most is None:
-        return steps
-    reached = itertools.accumulate(sum(len(e.ids) for batch in step for e in batch) for step in steps)
-    taken = next((i for i, tokens in enumerate(reached, start=1) if tokens >= most), None)
-    if taken is None:
-        raise UserError(f"train.max_tokens={most} is not reached in train.max_steps={count} steps; raise them.")
-    return steps[:taken]
+        steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
+    if train.max_tokens is not None:
+        steps = list(_until(steps, train.max_tokens, lambda batch: sum(len(e.ids) for e in batch)))
+        if sum(len(e.ids) for step in steps for batch in step for e in batch) < train.max_tokens:
+            planned = f"train.max_steps={train.max_steps}" if wanted is None else f"train.epochs={train.epochs:g}"
+            raise UserError(f"train.max_tokens={train.max_tokens} is not reached with {planned}; raise that.")
+    return steps if train.loss_on == "answers" else [[[e.whole() for e in batch] for batch in step] for step in steps]
+
+
+def _until(
+    steps: Iterable[list[list[Example]]], most: int, count: Callable[[list[Example]], int]
+) -> Iterator[list[list[Example]]]:
+    """`steps` up to the one with which `count` of their micro-batches adds up to `most`."""
+    reached = 0
+    for step in steps:
+        yield step
+        reached += sum(map(count, step))
+        if reached >= most:
+            return
 
 
 def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:

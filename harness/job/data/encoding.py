@@ -31,6 +31,10 @@ class Example:
     prompt: int
     between: tuple[tuple[int, int], ...] = ()
 
+    def whole(self) -> Example:
+        """This example with loss on every token."""
+        return Example(self.ids, prompt=0)
+
     @property
     def supervised(self) -> list[int]:
         """Positions of the tokens with loss. The first token is never predicted, however short the prompt is."""

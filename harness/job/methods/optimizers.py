@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -78,6 +78,13 @@ class Together(Optimizer):
         for part in self.parts:
             part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
             part.step()
+
+
+def set_betas(optimizer: Optimizer, betas: Sequence[float] | None) -> None:
+    """Have the groups of `optimizer` that step by Adam decay their moments by both `betas` (null: as they do)."""
+    for group in optimizer.param_groups if betas is not None else []:
+        if "betas" in group:
+            group["betas"] = tuple(betas)
 
 
 def in_backward(optimizer: Optimizer) -> Optimizer:

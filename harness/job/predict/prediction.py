@@ -102,6 +102,7 @@ class Predictor:
             "shape": {
                 "sequences": shape.sequences,
                 "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
+                "steps": shape.steps,
                 "raw": shape.raw,
                 "padded": shape.padded,
                 "real": shape.real,
@@ -281,6 +282,7 @@ class Predictor:
         fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
         return Shape(
             [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
+            steps=len(steps),
             raw=sum(len(example.ids) for batch in batches for example in batch),
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,

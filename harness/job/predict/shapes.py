@@ -15,10 +15,12 @@ class Shape:
 
     With several devices, those of the device with the largest share.
 
-    raw: tokens of the whole training without padding, for its time. real: from the data, not assumed.
+    steps: of the training; None if they depend on data that is not here. raw: tokens of the whole training without
+    padding, for its time. real: from the data, not assumed.
     """
 
     micro: list[list[tuple[int, int]]]
+    steps: int | None
     raw: int
     padded: int
     real: bool
@@ -41,7 +43,7 @@ def assumed_shape(train: TrainSettings, size: int) -> Shape:
     tokens = step * length * (train.max_steps or 1)
     tokens = min(tokens, train.max_tokens or tokens)
     share = -(-step // (size * train.total_devices))
-    return Shape([[(length, 0)] * size] * share, raw=tokens, padded=tokens, real=False)
+    return Shape([[(length, 0)] * size] * share, train.max_steps, raw=tokens, padded=tokens, real=False)
 
 
 def even_parts(step: int, devices: int) -> list[int]:

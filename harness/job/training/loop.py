@@ -97,7 +97,7 @@ def train(
         has diverged.
     """
     total = settings.max_steps
-    schedule = LambdaLR(optimizer, warmup_cosine(total, settings.warmup_ratio))
+    schedule = LambdaLR(optimizer, rate_factor(settings))
     done = SoFar()
     if checkpoints is not None and (saved := checkpoints.restore(model, optimizer, schedule)) is not None:
         done = record.decode(SoFar, saved)
@@ -251,13 +251,18 @@ def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator
     return total / sum(batch.supervised for batch in batches)
 
 
-def warmup_cosine(total: int, ratio: float) -> Callable[[int], float]:
-    """Factor of the learning rate at step i, from 0: linear warm-up over `ratio` of the steps, then half a cosine."""
-    rise = round(total * ratio)
+def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
+    """Factor of the learning rate at step i, from 0: a linear warm-up, then the schedule of the settings."""
+    total, rise = settings.max_steps, round(settings.max_steps * settings.warmup_ratio)
+    falls: Callable[[float], float] = {  # from 1 to 0, by the share of the steps after the warm-up
+        "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+        "linear": lambda share: 1 - share,
+        "constant": lambda share: 1.0,
+    }[settings.schedule]
 
     def factor(i: int) -> float:
         if i < rise:
             return (i + 1) / (rise + 1)
-        return 0.5 * (1 + math.cos(math.pi * (i - rise) / max(1, total - rise)))
+        return settings.final_lr + (1 - settings.final_lr) * falls((i - rise) / max(1, total - rise))
 
     return factor

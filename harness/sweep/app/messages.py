@@ -34,16 +34,26 @@ ELSEWHERE = {
     "train.batch_size": ("per_device_train_batch_size", "micro_batch_size"),
     "train.grad_accum": ("gradient_accumulation_steps", "gradient_accumulation"),
     "train.max_length": ("max_seq_length", "max_seq_len", "cutoff_len", "block_size", "seq_len"),
-    "train.max_steps": ("epochs", "num_epochs", "num_train_epochs", "max_epochs", "steps", "num_steps"),
+    "train.max_steps": ("steps", "num_steps"),
+    "train.epochs": ("num_epochs", "num_train_epochs", "max_epochs"),
     "train.warmup_ratio": ("warmup_steps", "warmup"),
+    "train.schedule": ("lr_scheduler_type", "lr_scheduler", "lr_schedule"),
+    "train.final_lr": ("min_lr", "min_lr_rate", "min_lr_ratio"),
+    "train.weight_decay": ("wd", "decay"),
+    "train.betas": ("adam_beta1", "adam_beta2", "beta1", "beta2", "adam_betas"),
+    "train.adapter_dropout": ("dropout", "lora_dropout"),
+    "train.loss_on": ("completion_only_loss", "train_on_inputs", "train_on_input", "assistant_only_loss", "mask_prompt"),
     "train.validate_every": ("eval_steps", "eval_every"),
     "train.save_every": ("save_steps",),
     "train.precision": ("bf16", "fp16", "mixed_precision"),
     "train.max_grad_norm": ("gradient_clipping", "grad_clip", "clip_grad_norm"),
 }
 UNITS = {
-    "train.max_steps": "; training is counted in optimizer steps (train.max_steps) or tokens (train.max_tokens)",
+    "train.max_steps": "; training is counted in optimizer steps (train.max_steps), passes (train.epochs) or tokens "
+    "(train.max_tokens)",
     "train.warmup_ratio": "; the warm-up is a share of the steps",
+    "train.final_lr": "; it is a share of the learning rate",
+    "train.loss_on": "; it is answers or all",
 }
 
 # The extra that installs the plugin behind a choice of a config group.

@@ -270,6 +270,7 @@ def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
         run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
 
 
+@pytest.mark.long
 @needs_data
 def test_the_chat_form_of_mmlu_has_the_same_items():
     settings = composed("eval.tasks=[mmlu]", "eval.limit=20").settings.eval
@@ -304,6 +305,7 @@ def test_a_letter_is_read_from_a_reply_that_says_more(reply, letter):
     assert next(("".join(groups) for groups in found), "[invalid]") == letter
 
 
+@pytest.mark.long
 @needs_data
 def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_path):
     """lm-eval's own filter wants the letter alone, and has such answers all wrong."""

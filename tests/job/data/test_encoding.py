@@ -330,6 +330,56 @@ def test_the_fingerprint_is_of_texts_and_their_splits():
     assert one != sources.fingerprint({"train": ITEMS[::-1], "validation": []})
 
 
+# Steps
+
+
+def stepped(items: int = 10, seed: int = 0, **settings) -> list[list[list[Example]]]:
+    """The steps of `items` examples; the first id of each is its number."""
+    train = TrainSettings(**({"batch_size": 2, "grad_accum": 2, "bucketing": 1} | settings))
+    drawn = [{"question": str(i), "answer": "!"} for i in range(items)]
+    return batching.scheduled(drawn, train, seed, lambda some: [Example([int(e["question"]), 1, 2], 2) for e in some])
+
+
+def numbers(steps: list[list[list[Example]]]) -> list[int]:
+    return [example.ids[0] for step in steps for batch in step for example in batch]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 5), (0.5, 2), (0.01, 1)])
+def test_passes_end_with_the_step_that_takes_their_last_item(epochs, steps):
+    assert len(stepped(epochs=epochs)) == steps
+    assert stepped(epochs=epochs) == stepped(max_steps=steps)
+
+
+def test_every_pass_takes_each_item_once():
+    order = numbers(stepped(epochs=2))
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+
+
+def test_passes_of_packed_rows_end_with_the_step_that_takes_their_last_item():
+    steps = packed_steps(epochs=1, max_steps=None)
+    assert sum(len(batch) for step in steps[:-1] for batch in step) < 40
+    assert sum(len(batch) for step in steps for batch in step) >= 40
+    assert steps == packed_steps(max_steps=len(steps))
+
+
+def test_tokens_may_end_passes_and_have_to_be_reached():
+    assert stepped(epochs=2, max_tokens=13) == stepped(max_steps=2)
+    with pytest.raises(UserError, match=r"train\.max_tokens=61 is not reached with train\.epochs=2; raise that\."):
+        stepped(epochs=2, max_tokens=61)
+
+
+def test_the_order_may_have_a_seed_of_its_own():
+    assert stepped(max_steps=3, seed=1, data_seed=0) == stepped(max_steps=3, seed=0) != stepped(max_steps=3, seed=1)
+
+
+def test_loss_may_be_on_every_token_but_the_first():
+    ((first, *_), *_) = stepped(max_steps=1, loss_on="all")
+    assert [example.supervised for example in first] == [[1, 2]] * 2
+    ((first, *_), *_) = stepped(max_steps=1)
+    assert [example.supervised for example in first] == [[2]] * 2
+
+
 # Packing
 
 SPEEDUPS = ("speedups=auto", "speedups=off")

@@ -180,6 +180,7 @@ def test_what_is_to_be_sampled_stays_with_the_ordinary_engine(ordinary, tmp_path
 # When it fails
 
 
+@pytest.mark.long
 def test_when_it_dies_the_cell_keeps_its_weights_and_is_scored_from_there(tmp_path, python, monkeypatch):
     cell = tiny(*VLLM)
     path = tmp_path / f"{cell.name}.json"
@@ -220,6 +221,7 @@ def test_a_part_of_the_scores_leaves_the_cell_as_failed(tmp_path, python, monkey
     assert found.saved.form == "adapter"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_retry_goes_on_with_scoring_and_trains_nothing(tmp_path, python):
     package = tmp_path / "broken" / "vllm"

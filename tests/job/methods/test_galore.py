@@ -59,6 +59,7 @@ def test_projection_vectors_are_orthonormal_and_own_their_storage():
     assert randomised.untyped_storage().nbytes() == 4 * 64 * RANK
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_gradients_lose_little_and_updates_are_five_times_as_fast():
     # Singular values of gradients may lie close together at the rank, where subspaces are ill-defined; what GaLore

@@ -122,7 +122,7 @@ def test_layers_that_a_method_names_are_there():
 def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
     cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
     architecture = loading.config_of(cell.settings.model).to_dict() | {"num_hidden_layers": 8}
-    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=True)
+    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 1, 114, 114, True), batching.Layout(flat=True)
     shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
     monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all layers are built
     deep = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
@@ -215,10 +215,22 @@ def test_a_hub_model_needs_its_dimensions_alone():
     assert found["shape"] | {"raw": 0, "padded": 0} == {
         "sequences": 1,
         "tokens": 64,
+        "steps": 200,
         "raw": 0,
         "padded": 0,
         "real": False,
     }
+
+
+def test_the_steps_of_passes_are_known_where_the_data_is(tmp_path):
+    assert predicted(tiny("method=lora", "train.epochs=1.5"))["shape"]["steps"] == 48  # of 64 items, 2 a step
+    assumed = shapes.assumed_shape(TrainSettings(max_length=64, batch_size=2, epochs=1.5), 2)
+    assert (assumed.steps, assumed.raw) == (None, 128)
+    write(known("lora", 50.0, {"device": {"type": "cuda", "name": "A"}}), tmp_path / "s" / "one.json")
+    speed, planned = planning.Speed(tmp_path, {"device": {"type": "cuda", "name": "A"}}, "cuda"), point("lora")
+    assert speed.seconds(planned, None) == 1000 / 50
+    planned.prediction["shape"]["steps"] = None
+    assert speed.seconds(planned, 100.0) is None
 
 
 def test_a_rank_above_a_matrix_is_refused():
@@ -290,7 +302,7 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
 
 
 def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
-    prediction = {"trainable": 1, "total": total, "shape": {"raw": raw}, "flops": 5000.0}
+    prediction = {"trainable": 1, "total": total, "shape": {"raw": raw, "steps": 10}, "flops": 5000.0}
     return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
 
 

@@ -105,6 +105,7 @@ def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_p
     assert Kinds(**predicted["peak"]) == record.probe.peak
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_a_cell_on_two_devices_goes_on_from_its_checkpoint(tmp_path, alone):

@@ -133,7 +133,7 @@ def test_a_model_that_writes_keeps_its_cache():
 @pytest.mark.parametrize(("method", "flat"), [("lora", True), ("qlora", False), ("full", True)])
 def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
     cell, config = tiny(f"method={method}", ON), loading.config_of(tiny("method=lora").settings.model)
-    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 114, 114, True), batching.Layout(flat=flat)
+    shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 1, 114, 114, True), batching.Layout(flat=flat)
     deeper = functools.partial(
         prediction.Predictor._line, cell=cell, shape=shape, times=1, layout=layout, architecture=None
     )
@@ -152,7 +152,7 @@ def test_eight_billion_weights_fit_with_one_sequence_of_2048_tokens(cell, method
     architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
     planner = prediction.Predictor(None, auto="bf16")
     cell.settings = prediction._decided(cell.settings, "bf16")
-    shape = shapes.Shape([[(2048, 0)]], 2048, 2048, True)
+    shape = shapes.Shape([[(2048, 0)]], 1, 2048, 2048, True)
     line = planner._line(cell, shape, 1, planner._layout(cell, architecture), architecture)
     assert sum(line.peak.values()) < gib * 2**30
 

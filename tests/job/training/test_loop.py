@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from harness.job.measure import timing
 from harness.job.models import adapter_merge, embedded
 from harness.job.training import loop
+from harness.settings import TrainSettings
 
 METHODS = ("full", "lora", "dora", "galore")
 STEPS = 12
@@ -124,11 +125,25 @@ def test_a_step_that_fails_leaves_autocast(monkeypatch):
 
 
 def test_warm_up_rises_linearly_and_half_a_cosine_falls_to_zero():
-    factor = loop.warmup_cosine(10, 0.2)
+    factor = loop.rate_factor(TrainSettings(max_steps=10, warmup_ratio=0.2))
     assert [factor(i) for i in (0, 1, 2, 6, 10)] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.5, 0.0])
     assert all(factor(i) > factor(i + 1) > 0 for i in range(2, 9))
-    assert loop.warmup_cosine(10, 0.0)(0) == 1.0
-    assert loop.warmup_cosine(1, 0.9)(0) > 0
+    assert loop.rate_factor(TrainSettings(max_steps=10, warmup_ratio=0.0))(0) == 1.0
+    assert loop.rate_factor(TrainSettings(max_steps=1, warmup_ratio=0.9))(0) > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "final", "expected"),
+    [
+        ("cosine", 0.1, [0.5, 1.0, 0.55, 0.1]),
+        ("linear", 0.0, [0.5, 1.0, 0.5, 0.0]),
+        ("linear", 0.2, [0.5, 1.0, 0.6, 0.2]),
+        ("constant", 0.0, [0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_after_the_warm_up_the_rate_follows_the_schedule_to_its_end(schedule, final, expected):
+    factor = loop.rate_factor(TrainSettings(max_steps=9, warmup_ratio=0.1, schedule=schedule, final_lr=final))
+    assert [factor(i) for i in (0, 1, 5, 9)] == pytest.approx(expected)
 
 
 def test_the_schedule_is_what_the_optimizer_steps_at():
