@@ -158,8 +158,8 @@ class TrainConfig:
     max_steps: int | None = 200
     """Optimizer steps (null: train.epochs decides)."""
     epochs: float | None = None
-    """Passes over the training items, such as 3 or 0.5 (null: train.max_steps decides). The last step is filled from the
-    next pass."""
+    """Passes over the training items, such as 3 or 0.5 (null: train.max_steps decides). The last step is filled from
+    the next pass."""
     batch_size: int | str = 8
     """Sequences per micro-batch. auto: the largest micro-batch that fits the device's memory; it is predicted, then
     halved after a shortage. Requires train.global_batch."""
@@ -324,8 +324,8 @@ def precautions(config: DictConfig) -> Precautions:
 def register_resolvers() -> None:
     """Make these known to OmegaConf.
 
-    ``${mul:a,b}`` (null if a factor is), ``${unless:a,b}`` (b, but null if a is given), ``${share:part,whole}`` (steps: rounded down), ``${basename:path}``,
-    ``${below:folder,path}``, ``${adamw:kind}`` (the class that method.adamw means).
+    ``${mul:a,b}`` (null if a factor is), ``${unless:a,b}`` (b, but null if a is given), ``${share:part,whole}`` (steps:
+    rounded down), ``${basename:path}``, ``${below:folder,path}``, ``${adamw:kind}`` (the class of method.adamw).
     """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
     OmegaConf.register_new_resolver("unless", lambda given, value: value if given is None else None, replace=True)

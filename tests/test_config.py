@@ -226,9 +226,18 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
             ("train.final_lr=0.1", "train.schedule=constant"),
             r"train\.final_lr=0\.1 requires train\.schedule=cosine or linear, got constant\.",
         ),
-        (("train.adapter_dropout=0.1", "method=full"), r"train\.adapter_dropout=0\.1 can't .* method=full: no dropout\."),
-        (("train.weight_decay=0.1", "method=adafactor"), r"train\.weight_decay=0\.1 can't .* method=adafactor, which has"),
-        (("train.betas=[0.9,0.95]", "method=adafactor"), r"train\.betas requires a method that steps by AdamW, got adaf"),
+        (
+            ("train.adapter_dropout=0.1", "method=full"),
+            r"train\.adapter_dropout=0\.1 can't .* method=full: no dropout\.",
+        ),
+        (
+            ("train.weight_decay=0.1", "method=adafactor"),
+            r"train\.weight_decay=0\.1 can't .* method=adafactor, which has",
+        ),
+        (
+            ("train.betas=[0.9,0.95]", "method=adafactor"),
+            r"train\.betas requires a method that steps by AdamW, got adaf",
+        ),
     ],
 )
 def test_training_settings_that_contradict_each_other_or_the_method_are_refused(compose, overrides, said):

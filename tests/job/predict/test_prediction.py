@@ -223,7 +223,9 @@ def test_a_hub_model_needs_its_dimensions_alone():
 
 
 def test_the_steps_of_passes_are_known_where_the_data_is(tmp_path):
-    assert predicted(tiny("method=lora", "train.epochs=1.5"))["shape"]["steps"] == 48  # of 64 items, 2 a step
+    assert (
+        predicted(tiny("method=lora", "train.max_steps=null", "train.epochs=1.5"))["shape"]["steps"] == 48
+    )  # of 64 items, 2 a step
     assumed = shapes.assumed_shape(TrainSettings(max_length=64, batch_size=2, epochs=1.5), 2)
     assert (assumed.steps, assumed.raw) == (None, 128)
     write(known("lora", 50.0, {"device": {"type": "cuda", "name": "A"}}), tmp_path / "s" / "one.json")
