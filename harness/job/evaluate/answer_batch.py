@@ -44,14 +44,28 @@ class AnswerBatch:
 
     def run(self, work: Callable[[], T]) -> T:
         """What `work` returns; where the number is chosen here, `work` is called again with half after a shortage."""
-        while True:
+
+        def told() -> T:
             self._tell(self.size)
-            try:
-                return work()
-            except Exception as error:
-                if not self.chooses or self.size == 1 or not shortage.of_memory(error):
-                    raise
-            self.size = -(-self.size // 2)
-            logger.warning(f"Memory ran out; answering {self.size} sequences at a time.")
-            gc.collect()
-            torch.cuda.empty_cache()
+            return work()
+
+        return until_it_fits(told, self._halve)
+
+    def _halve(self) -> bool:
+        if not self.chooses or self.size == 1:
+            return False
+        self.size = -(-self.size // 2)
+        logger.warning(f"Memory ran out; answering {self.size} sequences at a time.")
+        return True
+
+
+def until_it_fits(work: Callable[[], T], reduce: Callable[[], bool]) -> T:
+    """What `work` returns. After a shortage of memory it is called again, if `reduce` has made it smaller."""
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not shortage.of_memory(error) or not reduce():
+                raise
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
 from harness.job.evaluate import rows
-from harness.job.evaluate.answer_batch import AnswerBatch
+from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
 from harness.job.evaluate.decoding import cache_keyword, written
 from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots
 from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
@@ -84,46 +84,60 @@ class Engine(TokenisedOnce):
         if not self._permitted("shared_prefix", self._obstacle(asked)):
             self._fit_unshared([context + continuation for _, context, continuation in requests])
             return self.batch.run(partial(super()._loglikelihood_tokens, requests, disable_tqdm, override_bs))
-        sequences = list(asked)
-        wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in sequences]
-        answers = [(math.nan, False)] * len(requests)
-        order, likely, greedy = [], [], []  # requests, and of each of their tokens what is on the device
+        answers: dict[int, tuple[float, bool]] = {}
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        row = rows.TokenRow([], [])  # that is computed
 
-        def read() -> None:
-            """Read what is on the device, which it is waited for."""
-            tokens = (torch.cat(parts).cpu().split([len(requests[i][2]) for i in order]) for parts in (likely, greedy))
-            for index, each, same in zip(order, *tokens, strict=True):
-                answers[index] = (float(each.sum()), bool(same.all()))
-                if (text := requests[index][0]) is not None:  # None for windows of a rolling request
-                    self.cache_hook.add_partial("loglikelihood", text, answers[index])
-            pbar.update(len(order))
-            for waiting in (order, likely, greedy):
-                waiting.clear()
+        def answer() -> None:
+            """Answer what is left, in rows of `room` tokens."""
+            nonlocal row
+            left = [sequence for sequence, indices in asked.items() if indices[0] not in answers]
+            wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in left]
+            order, likely, greedy = [], [], []  # requests, and of each of their tokens what is on the device
 
-        head, prefix = (), None
-        for number, row in enumerate(rows.packed(sequences, wanted, self.room), start=1):
-            if row.prefix != head:
-                head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
-            ends = itertools.accumulate(wanted[member] for member in row.members)
-            tokens: list[int] = []
-            places: list[int] = []
-            for member, end in zip(row.members, ends, strict=True):
-                for index in asked[sequences[member]]:
-                    continuation = requests[index][2]
-                    order.append(index)
-                    tokens += continuation
-                    places += range(end - len(continuation), end)
-            logits, _, (at, said) = self._forward(row.segments, prefix, places, tokens)
-            probabilities = functional.log_softmax(logits.float(), dim=-1)
-            likely.append(probabilities[at, said])
-            greedy.append(probabilities.argmax(dim=-1)[at] == said)
-            if number % self.unread == 0:
+            def read() -> None:
+                """Read what is on the device, which it is waited for."""
+                lengths = [len(requests[index][2]) for index in order]
+                tokens = (torch.cat(parts).cpu().split(lengths) for parts in (likely, greedy))
+                for index, each, same in zip(order, *tokens, strict=True):
+                    answers[index] = (float(each.sum()), bool(same.all()))
+                    if (text := requests[index][0]) is not None:  # None for windows of a rolling request
+                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
+                pbar.update(len(order))
+                for waiting in (order, likely, greedy):
+                    waiting.clear()
+
+            head, prefix = (), None
+            for number, row in enumerate(rows.packed(left, wanted, self.room), start=1):
+                if row.prefix != head:
+                    head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
+                ends = itertools.accumulate(wanted[member] for member in row.members)
+                tokens, places = [], []
+                for member, end in zip(row.members, ends, strict=True):
+                    for index in asked[left[member]]:
+                        continuation = requests[index][2]
+                        order.append(index)
+                        tokens += continuation
+                        places += range(end - len(continuation), end)
+                logits, _, (at, said) = self._forward(row.segments, prefix, places, tokens)
+                probabilities = functional.log_softmax(logits.float(), dim=-1)
+                likely.append(probabilities[at, said])
+                greedy.append(probabilities.argmax(dim=-1)[at] == said)
+                if number % self.unread == 0:
+                    read()
+            if order:
                 read()
-        if order:
-            read()
+
+        until_it_fits(answer, lambda: self._halve(row))
         pbar.close()
-        return answers
+        return [answers[index] for index in range(len(requests))]
+
+    def _halve(self, row: rows.TokenRow) -> bool:
+        """Make rows half as long as `row`, if that holds more than one sequence. Returns whether it does."""
+        if several := len(row.members) > 1:
+            self.room = rows.size(row.segments) // 2
+            logger.warning(f"Memory ran out; log-likelihoods are computed in rows of {self.room} tokens.")
+        return several
 
     # Greedy answers
 

@@ -10,7 +10,7 @@ from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from harness.job.evaluate import answer_batch
+from harness.job.evaluate import answer_batch, rows
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.kv_cache import Slots
@@ -100,6 +100,52 @@ def test_on_a_cpu_auto_is_what_it_was_and_a_number_holds_everywhere(bench, expec
     room(0)
     assert answered(bench, asked, CPU)[:2] == (expected, [used])
     assert AnswerBatch(3, GPU).size == 3
+
+
+CHOICES = [Instance("loglikelihood", {}, (text, end), 0) for text in TEXTS for end in (" nine", " old cats", " a")]
+
+
+def likelihoods(bench):
+    """Log-likelihoods, what lm-eval's cache heard of, and the engine."""
+    heard = []
+    engine = Engine(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=2)
+    engine.cache_hook = SimpleNamespace(add_partial=lambda kind, request, answer: heard.append(request))
+    return engine.loglikelihood(CHOICES, disable_tqdm=True), heard, engine
+
+
+def test_a_shortage_halves_rows_of_log_likelihoods_and_answers_none_twice(bench, monkeypatch):
+    whole, _, engine = likelihoods(bench)
+    assert engine.used == {"shared_prefix": "on"}
+    forward, sizes = Engine._forward, []
+
+    def short_of_memory(self, segments, *rest):
+        sizes.append(rows.size(segments))
+        if sizes[-1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, segments, *rest)
+
+    monkeypatch.setattr(Engine, "_disagreement", lambda *_, **__: None)
+    monkeypatch.setattr(Engine, "_forward", short_of_memory)
+    found, heard, engine = likelihoods(bench)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in whole], abs=1e-3)
+    assert [same for _, same in found] == [same for _, same in whole]
+    assert sorted(heard) == sorted(request.args for request in CHOICES)
+    assert max(sizes) > 40 >= engine.room
+
+
+def test_a_row_of_one_sequence_is_not_tried_again(bench, monkeypatch):
+    monkeypatch.setattr(Engine, "_disagreement", lambda *_, **__: None)
+    tried = []
+
+    def failing(self, segments, *_):
+        tried.append(segments)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Engine, "_forward", failing)
+    with pytest.raises(torch.OutOfMemoryError):
+        likelihoods(bench)
+    assert max(map(len, tried)) > 1
+    assert len(tried[-1]) == 1
 
 
 def test_stocks_batches_are_fitted_too(bench, expected, room, monkeypatch):
