@@ -47,6 +47,7 @@ def text(record: Record) -> str:
         f"the record `{cell.name}.json` of the study `{record.study}`; nothing in it was written by hand.\n",
         "## Use\n",
         f"```python\n{ADAPTER.format(base=named) if form == 'adapter' else WHOLE}```\n",
+        *_whence(record),
         *_quantised(record),
         "## Training\n",
         _table(("What", "Value"), _training(record)),
@@ -80,6 +81,23 @@ def _head(record: Record) -> str:
         told["datasets"] = [source]
     told["tags"] = [record.cell.method]
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---", ""])
+
+
+def _whence(record: Record) -> Iterator[str]:
+    """What stands for BASE, which is on no hub."""
+    base, _ = base_of(record)
+    if record.saved.form != "adapter" or HUB_ID.fullmatch(base):
+        return
+    kind, _, name = base.partition(":")
+    if kind == "embedded":
+        prints = f"python -c 'from harness.job.models import embedded; print(embedded.folder(\"{name}\"))'"
+        yield f"BASE is the folder that `{prints}` prints, with finetune-harness installed.\n"
+    else:
+        yield "BASE is the folder of the base model.\n"
+    yield (
+        'On the machine that trained it, `AutoPeftModelForCausalLM.from_pretrained("FOLDER")` finds it by the path in '
+        "`adapter_config.json`.\n"
+    )
 
 
 def _quantised(record: Record) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Saves tuned weights in safetensors, as plain peft and transformers read them, and loads them again.
 
 An adapter is saved as peft saves it. A merged model, and the model of a method without adapter, are saved whole. The
-tokenizer is saved beside them. No saved file names a path of this machine.
+tokenizer is saved beside them. No saved file names a path of this machine, except that an adapter's config names the
+folder of a base that is not the hub's: peft looks for it there. What is pushed to the hub names no folder.
 """
 
 from __future__ import annotations
@@ -52,9 +53,14 @@ def write_whole(net: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path
 
 
 def _name_base(config: Path, model: ModelSettings) -> None:
-    """Name the base in an adapter's `config` by its setting: the path that was loaded from is of this machine."""
+    """Name the base in an adapter's `config` so that peft finds it from any working directory.
+
+    peft itself takes the path that was loaded from, which may be relative, or that of a commit in the hub's cache.
+    """
+    base = Path(loading.source(model))
     told = json.loads(config.read_text(encoding="utf-8"))
-    told |= {"base_model_name_or_path": model.path, "revision": model.revision}
+    path = str(base.resolve()) if base.is_dir() else model.path
+    told |= {"base_model_name_or_path": path, "revision": model.revision}
     config.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from records import change, make_record, sound
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -110,15 +110,32 @@ def test_saved_weights_lie_beside_the_record_complete_and_alone(kept):
     assert verify.check(path) == []
 
 
-def test_no_place_of_this_machine_is_told(kept):
+def test_no_place_of_this_machine_is_told_but_where_an_adapters_base_is(kept):
     for method, save in FORMS:
         path, _ = kept(method, save)
         for file in model_folder(path).rglob("*"):
             content = file.read_bytes()
+            if file.name == saved.ADAPTER[0]:
+                assert json.loads(content)["base_model_name_or_path"] == str(embedded.folder("tiny"))
+                content = content.replace(str(embedded.folder("tiny")).encode(), b"")
             for place in (Path.home(), path.parent, embedded.cache()):
                 assert str(place).encode() not in content, file
-    told = json.loads((model_folder(kept("lora", "adapter")[0]) / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == "embedded:tiny"
+
+
+def test_plain_peft_finds_the_base_from_any_working_directory(kept, tmp_path, monkeypatch):
+    path, expected = kept("lora", "adapter")
+    shutil.copytree(embedded.folder("tiny"), tmp_path / "base")
+    for name in ("work", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    settings = tiny("method=lora", "infer.repeats=0", "eval.tasks=[]", "model.path=../base")
+    own = tmp_path / "results" / f"{settings.name}.json"
+    own.parent.mkdir()
+    assert run_request(settings, "demo", own, None, lambda event: None, save="adapter").status == "ok"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (model_folder(path), model_folder(own)):
+        net = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        torch.testing.assert_close(logits(net), expected, rtol=0, atol=1e-5)
 
 
 def test_saving_changes_no_result(kept, tmp_path):
@@ -154,6 +171,7 @@ def test_the_card_says_what_the_record_says(kept):
     assert f"| torch | {torch.__version__} |" in rest
     assert "peak memory of tensors" in rest
     assert "PeftModel.from_pretrained(base" in rest
+    assert "BASE is the folder that `python -c 'from harness.job.models import embedded; print(embedded" in rest
 
 
 def test_the_card_names_what_is_on_the_hub_and_no_licence():
@@ -184,11 +202,13 @@ def study(tmp_path):
     """A study with one sound record, whose cell has saved weights."""
     study = Study(tmp_path / "results", "demo")
     found = make_record("lora", 16, 32.0, 2e-4)
+    change(found, model={"path": "embedded:tiny"})
     path = sound(found, study.folder)
     folder = model_folder(path)
     folder.mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors", CARD):
+    for name in ("adapter_model.safetensors", CARD):
         (folder / name).write_text(f"{name} of {found.cell.name}")
+    (folder / "adapter_config.json").write_text("{}")
     found.saved = Saved("adapter", record.hashes(folder))
     record.write(found, path)
     return study
@@ -363,7 +383,11 @@ def test_the_hub_is_sent_what_was_saved(kept, capsys, hub, flags, visibility):
     (made,) = hub.made
     assert (made["organization"], made["name"], made["visibility"]) == ("me", "model", visibility)
     assert path.stem in hub.sent.pop("what it is for")
-    assert hub.sent == {file.name: file.read_bytes() for file in model_folder(path).iterdir()}
+    files = {file.name: file.read_bytes() for file in model_folder(path).iterdir()}
+    config = json.loads(files.pop(saved.ADAPTER[0]))
+    told = json.loads(hub.sent.pop(saved.ADAPTER[0]))
+    assert hub.sent == files
+    assert told == config | {"base_model_name_or_path": "embedded:tiny"}
 
 
 @pytest.mark.parametrize(
