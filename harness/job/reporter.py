@@ -22,11 +22,13 @@ class Reporter:
         self.phase: str = "start"
         self.step: int | None = None
         self._report, self._meter, self._tracker = report, meter, tracker
-        self._entered, self._steps_taken, self._told = time.monotonic(), 0, 0.0
+        self._entered, self._steps_taken = time.monotonic(), 0
+        self.answered = AnswersReport(report, self.phase, meter=meter)  # in this phase
 
     def enter(self, phase: str) -> None:
         self.phase, self.step = phase, None
         self._entered, self._steps_taken = time.monotonic(), 0
+        self.answered = AnswersReport(self._report, phase, meter=self._meter)
         self._report({"phase": phase})
 
     def begin_step(self, step: int) -> None:
@@ -42,16 +44,6 @@ class Reporter:
         values = {f"train/{name}": event[name] for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
         self.track(values | {"train/memory_bytes": live["memory_bytes"]})
 
-    def answered(self, answers: int, of: int) -> None:
-        """Report how many requests are answered, at most twice a second."""
-        now = time.monotonic()
-        if answers < of and now - self._told < 0.5:
-            return
-        self._told = now
-        pace = (now - self._entered) / answers
-        live = {"memory_bytes": in_use(self._meter.device), "seconds_left": pace * (of - answers)}
-        self._report({"phase": self.phase, "answered": answers, "of": of} | live)
-
     def track(self, values: dict[str, float | None]) -> None:
         """Pass `values` to the tracker, if there is one; the phase's seconds and memory leave that out."""
         if self._tracker is not None:
@@ -61,3 +53,26 @@ class Reporter:
     def end(self, record) -> None:
         if self._tracker is not None:
             self._tracker.end(record)
+
+
+class AnswersReport:
+    """Reports how many requests are answered, at most twice a second, and the seconds that the rest takes.
+
+    given: how many of them were answered without taking time. meter: of the device whose memory is reported, if any.
+    """
+
+    def __init__(self, report: Report, phase: str, given: Callable[[], int] = lambda: 0, meter: Meter | None = None):
+        self._report, self._phase, self._given, self._meter = report, phase, given, meter
+        self._entered, self._told = time.monotonic(), 0.0
+
+    def __call__(self, answers: int, of: int) -> None:
+        now = time.monotonic()
+        if answers < of and now - self._told < 0.5:
+            return
+        self._told = now
+        live: dict[str, int | float] = {}
+        if (own := answers - self._given()) > 0:
+            live["seconds_left"] = (now - self._entered) / own * (of - answers)
+        if self._meter is not None:
+            live["memory_bytes"] = in_use(self._meter.device)
+        self._report({"phase": self._phase, "answered": answers, "of": of} | live)

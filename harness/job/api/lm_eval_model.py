@@ -7,7 +7,6 @@ each. A stored request is not asked again, whichever cell of the study asked it.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections import Counter
@@ -82,7 +81,9 @@ def _stored(path: Path) -> Iterator[StoredAnswer]:
 class ApiModel:
     """Mixin before one of lm-eval's classes that replaces how requests are sent and answered.
 
+    told: called with the number of requests that are answered, after each answer, and for all that are stored at once.
     thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
+    stored: requests so far whose answers were stored already.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ApiModel:
         url: str,
         name: str,
         access: ApiAccess,
-        told: Callable[[int, int], None] | None = None,
+        told: Callable[[int], None] = lambda count: None,
         thinking: int = 0,
         **keywords,
     ):
@@ -98,6 +99,7 @@ class ApiModel:
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
         self.access, self.kept = access, AnswerStore(Path(access.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
+        self.stored = 0
         self._told, self._thinking = told, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
         key = os.environ.get(access.key_env) if access.key_env else None
@@ -135,17 +137,19 @@ class ApiModel:
             if self.kept.get(keys[-1]) is None:
                 left[keys[-1]] = (payload, context, message)
         self.used |= dict.fromkeys(keys)
+        if stored := sum(key not in left for key in keys):
+            self.stored += stored
+            self._told(stored)
         if left:
-            await self._ask(left, until or [])
+            await self._ask(left, until or [], Counter(keys))
         return [[self._given(self.kept.get(key).answer)] for key in keys]
 
     @staticmethod
     def _given(answer: Any) -> Any:
         return tuple(answer) if isinstance(answer, list) else answer
 
-    async def _ask(self, left: dict[str, tuple], until: list[str]) -> None:
-        """Ask all of `left`: payload, length of the context and message by key."""
-        done = itertools.count(1)
+    async def _ask(self, left: dict[str, tuple], until: list[str], requests: Counter[str]) -> None:
+        """Ask all of `left`: payload, length of the context and message by key. requests: that have a key."""
 
         def keep(key: str, answered: Response) -> None:
             answer, cut, usage = answered.value
@@ -153,8 +157,7 @@ class ApiModel:
             read, written = (n if type(n) is int else None for n in counts)
             left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
             self.kept.add(StoredAnswer(key, answer, read, written, answered.seconds, cut, left_out))
-            if self._told:
-                self._told(next(done), len(left))
+            self._told(requests[key])
 
         payloads = {key: payload for key, (payload, _, _) in left.items()}
         contexts = {key: context for key, (_, context, _) in left.items()}
@@ -219,7 +222,7 @@ class Estimated:
         self.requests, self.read, self.written = 0, 0, 0
         self.counted = self.tokenizer is not None
 
-    async def _ask(self, left: dict[str, tuple], until: list[str]) -> None:
+    async def _ask(self, left: dict[str, tuple], until: list[str], requests: Counter[str]) -> None:
         for key, (payload, context, message) in left.items():
             self.requests += 1
             self.read += self._tokens(message)
@@ -233,19 +236,18 @@ class Estimated:
         return len(self.tokenizer(text).input_ids) if self.counted else -(-len(text.encode()) // BYTES)
 
 
-def engine(model: ModelSettings, access: ApiAccess, told: Callable | None = None, estimate: bool = False) -> ApiModel:
-    """The engine for `model`; with `estimate` one that only counts."""
+def engine(model: ModelSettings, access: ApiAccess, estimate: bool = False, **keywords: Any) -> ApiModel:
+    """The engine for `model`; with `estimate` one that only counts. keywords: of ApiModel."""
     url, name, tokenizer = model.base_url, model.name, model.tokenizer
-    keywords: dict[str, Any] = {}
     if tokenizer is not None:
         kind, url = Completions, f"{url}/completions"
-        keywords = _tokenized(tokenizer)
+        keywords |= _tokenized(tokenizer)
     else:
         kind, url = Chat, f"{url}/chat/completions"
-        keywords = {"thinking": model.thinking}
+        keywords |= {"thinking": model.thinking}
     if estimate:
         kind = type(f"Estimated{kind.__name__}", (Estimated, kind), {})
-    return kind(url, name, access, told, **keywords)
+    return kind(url, name, access, **keywords)
 
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from harness import redact
 from harness.job.api import client
 from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
-from harness.job.evaluate.scoring import Tasks
+from harness.job.evaluate.scoring import AnswerCount, Tasks
+from harness.job.reporter import AnswersReport
 from harness.protocol import ApiAccess, RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record
 from harness.settings import EvalSettings, Settings
@@ -34,7 +35,7 @@ def check(cell: Cell, data_root: str | None) -> None:
 
 def estimate(cell: Cell, access: ApiAccess, data_root: str | None) -> dict[str, Any]:
     """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
-    lm, tasks = _asked(cell, access, data_root, estimate=True)
+    lm, tasks = _engine(cell, access, estimate=True), _tasks(cell.settings, data_root)
     scoring.answered(lm, tasks)
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
@@ -50,7 +51,9 @@ class ApiCell:
 
     def run(self, result: Record) -> None:
         """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
-        lm, tasks = _asked(self.cell, self._request.access, self._request.data_root, told=self._told)
+        tasks = _tasks(self.cell.settings, self._request.data_root)
+        count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
+        lm = _engine(self.cell, self._request.access, told=count.add)
         result.items = tasks.sample
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
@@ -70,17 +73,14 @@ class ApiCell:
     def end(self, result: Record) -> None:
         """Nothing is left to do: no tracker follows a cell without training."""
 
-    def _told(self, done: int, of: int) -> None:
-        self._report({"phase": "score", "step": done, "of": of})
 
-
-def _asked(cell: Cell, access: ApiAccess, data_root: str | None, **how: Any) -> tuple[ApiModel, Tasks]:
-    """The engine that asks the cell's model, and the tasks. how: further keywords of the engine."""
+def _engine(cell: Cell, access: ApiAccess, **how: Any) -> ApiModel:
+    """The engine that asks the cell's model. how: further keywords."""
     client.require("method=api requires")
     from harness.job.api import lm_eval_model
 
     redact.named.update([access.key_env] if access.key_env else [])
-    return lm_eval_model.engine(cell.settings.model, access, **how), _tasks(cell.settings, data_root)
+    return lm_eval_model.engine(cell.settings.model, access, **how)
 
 
 def _is_chat(settings: Settings) -> bool:

@@ -299,9 +299,9 @@ class AnswerCount(CacheHook):
     def add_partial(self, attr: str, req: Iterable[Any], res: Any) -> None:
         self.add()
 
-    def add(self) -> None:
-        """Count one more."""
-        self._answers += 1
+    def add(self, count: int = 1) -> None:
+        """Count `count` more."""
+        self._answers += count
         self._tell(self._answers, max(self._answers, self._of))
 
     @functools.cached_property

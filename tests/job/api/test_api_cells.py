@@ -24,7 +24,7 @@ from harness.job.api import chat_tasks, client, endpoint, lm_eval_model, run_api
 from harness.job.api.lm_eval_model import AnswerStore, StoredAnswer
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
-from harness.protocol import ApiAccess
+from harness.protocol import ApiAccess, Progress
 from harness.record import read
 from harness.settings import ModelSettings
 from harness.sweep.store import Study
@@ -173,6 +173,26 @@ def test_after_a_permanent_failure_a_rerun_requests_only_the_rest(wire, whole, t
     assert resumed.api.cached == 0, "those before it broke are its own"
     assert resumed.api.dollars == pytest.approx(whole.record.api.dollars)
     assert [s.value for s in resumed.scores] == [s.value for s in whole.record.scores]
+
+
+def test_progress_counts_answers_of_all_requests_and_stored_ones_take_no_time(wire, tmp_path):
+    def told(**settings):
+        """What the cell told of its answers."""
+        found, events = cell(wire.base_url), []
+        how = asking(tmp_path, found, concurrency=1, retries=0, **settings)
+        run_request(found, "test", tmp_path / f"{found.name}.json", None, events.append, access=how)
+        assert [Progress(**event).phase for event in events if "answered" in event or event["phase"] == "score"]
+        return [{name: event.get(name) for name in ("answered", "of")} | {"left": event.get("seconds_left")}
+                for event in events if "answered" in event]  # fmt: skip
+
+    wire.faults, wire.always = [None, None], "500"
+    (first, *_) = told()
+    assert (first["answered"], first["of"]) == (1, ITEMS)
+    assert first["left"] > 0
+    wire.always = None
+    (stored, *_, last) = told()
+    assert stored == {"answered": 2, "of": ITEMS, "left": None}
+    assert last == {"answered": ITEMS, "of": ITEMS, "left": 0.0}
 
 
 def test_answers_under_way_when_another_is_given_up_are_kept(wire, tmp_path):
