@@ -211,23 +211,34 @@ JobRequest = RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Re
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the job stands: its phase, in training the step with its figures, in scoring the requests answered.
+class CellProgress:
+    """Where a running cell stands: its phase, in training the step with its figures, in scoring the requests answered.
+
+    of: steps, or requests, in all. memory_bytes: of the CUDA device, else the process's resident set. seconds_left: of
+    the phase.
+    """
+
+    phase: str | None = None
+    step: int | None = None
+    of: int | None = None
+    answered: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress(CellProgress):
+    """Where the job stands, and what only some jobs tell.
 
     rank, code: a rank that died, and its exit status; node: its machine; reason: what it raised. Without a rank, the
     node left, and the reason says so. asked, kept: numbers of problems so far. asking: which model.
     """
 
     phase: str
-    step: int | None = None
-    of: int | None = None
-    answered: int | None = None
-    loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None
-    tokens_per_second: float | None = None
-    memory_bytes: int | None = None
-    seconds_left: float | None = None
     rank: int | None = None
     code: int | None = None
     node: int | None = None

@@ -15,6 +15,7 @@ from harness.cli.parser import (
     add_study,
     add_study_name,
     add_vllm_python,
+    add_wide,
     comma_separated,
     positive,
 )
@@ -31,6 +32,7 @@ def add(command_line: CommandLine) -> None:
         action="store_true",
         help="redraw every 2 s until all cells are done or Ctrl-C; without a terminal, print a line for each change",
     )
+    add_wide(parser)
     add_json(parser)
 
     parser = group.add(logs, "logs", "Print everything that a cell and its libraries printed.", "lora-r16 --follow")
@@ -112,6 +114,8 @@ def status(options: argparse.Namespace) -> int:
     """Print which cells of one study or all are done, running, failed and left."""
     if options.watch and options.format == "json":
         raise UserError("--watch can't be combined with --format json.")
+    if options.watch and options.wide:
+        raise UserError("--watch can't be combined with --wide: it redraws what fits the terminal.")
 
     from harness import terminal
     from harness.studies.status import RecordCache, study_status, view
@@ -137,7 +141,7 @@ def status(options: argparse.Namespace) -> int:
         studies = read()
         print_json([study.to_json() for study in studies])
     else:
-        studies, shown = read(), terminal.console()
+        studies, shown = read(), terminal.console(wide=options.wide)
         for study in studies:
             terminal.show(shown, view(study, shown.width))
     problems = [problem for study in studies for problem in study.problems]

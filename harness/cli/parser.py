@@ -157,8 +157,12 @@ def add_tables(parser: Parser, *formats: str) -> None:
     add_study_name(parser)
     choices = ["text", "md", "csv", "html", "latex", *formats]
     parser.add_argument("--format", choices=choices, help="(default: text on a terminal, else md)")
-    parser.add_argument("--wide", action="store_true", help="on a terminal: all columns, not only those that fit")
+    add_wide(parser)
     add_out(parser)
+
+
+def add_wide(parser: Parser) -> None:
+    parser.add_argument("--wide", action="store_true", help="on a terminal: all columns, not only those that fit")
 
 
 def add_out(parser: Parser) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import record, terminal
 from harness.errors import UserError
+from harness.protocol import CellProgress
 from harness.record import Cell, Record, RecordError
 from harness.studies import logs
 from harness.sweep.cell_status import AT_WORK, CellStatus, table, to_go
@@ -53,7 +54,8 @@ class StudyStatus:
         return counts | ({"unfit": unfit} if (unfit := len(self.having("unfit"))) else {})
 
     def to_json(self) -> dict[str, Any]:
-        return {"study": self.study, **self.counts, **dataclasses.asdict(self)}
+        cells = [cell.to_json() for cell in self.cells]
+        return {"study": self.study, **self.counts, **dataclasses.asdict(self), "cells": cells}
 
 
 class RecordCache:
@@ -102,13 +104,17 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
     states += [_recorded(r, study) for r in records if r.cell.name not in running]
     resumes = dict.fromkeys(study.checkpointed(), "checkpoint")
     states += [
-        CellStatus(c.name, "left", c.id, c.method, phase=resumes.get(c.name)) for c in left if c.name not in running
+        CellStatus(c.name, "left", c.id, c.method, progress=CellProgress(resumes.get(c.name)))
+        for c in left
+        if c.name not in running
     ]
     # Those of `run`, which plans nothing.
-    states += [CellStatus(n, "left", phase=at) for n, at in resumes.items() if n not in cells and n not in running]
-    remaining = [
-        durations.to_go(s, cells[s.cell]) if s.cell in cells else s.seconds_left for s in states if s.state in AT_WORK
+    states += [
+        CellStatus(n, "left", progress=CellProgress(at))
+        for n, at in resumes.items()
+        if n not in cells and n not in running
     ]
+    remaining = [durations.to_go(state, cells.get(state.cell)) for state in states if state.state in AT_WORK]
     shared = [seconds and seconds / max(1, len(running)) for seconds in remaining]
     total = None if None in shared else sum(seconds for seconds in shared if seconds > 0)
     return StudyStatus(name, states, total, to_go(shared) if shared else "", problems)
@@ -124,13 +130,13 @@ class Durations:
         found = [r.seconds for r in self._done if r.cell.method == method]
         return mean(found) if found else None
 
-    def to_go(self, state: CellStatus, cell: Cell) -> float | None:
-        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells.
+    def to_go(self, state: CellStatus, cell: Cell | None) -> float | None:
+        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells; null if it is not known.
 
         Below 0 if it takes longer than those did.
         """
-        if state.seconds_left is not None or not self._done:
-            return state.seconds_left
+        if (left := state.progress.seconds_left) is not None or not self._done or cell is None:
+            return left
         expected = self.of_method(cell.method) or mean(r.seconds for r in self._done)
         return expected - (state.seconds or 0.0)
 
@@ -145,17 +151,16 @@ class Durations:
 
 
 def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Durations) -> CellStatus:
-    found = CellStatus(
-        name, "running", host=marker["host"], seconds=max(0.0, time.time() - marker["started"]), phase="start"
-    )
+    found = CellStatus(name, "running", host=marker["host"], seconds=max(0.0, time.time() - marker["started"]))
     found.follow(marker["progress"] if isinstance(marker["progress"], dict) else {})
     if cell is None:  # of `run`, which plans nothing
         return found
     found.id, found.method = cell.id, cell.method
-    if found.seconds_left is not None:
-        found.seconds_left += durations.after_training(cell.method)
-    elif (expected := durations.of_method(cell.method)) is not None:
-        found.seconds_left = expected - found.seconds if expected > found.seconds else None
+    if (left := found.progress.seconds_left) is not None:
+        left += durations.after_training(cell.method)
+    elif (expected := durations.of_method(cell.method)) is not None and expected > found.seconds:
+        left = expected - found.seconds
+    found.progress = dataclasses.replace(found.progress, seconds_left=left)
     return found
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from harness import terminal, units
+from harness.protocol import CellProgress
 from harness.record import Record, train_memory
 from harness.terminal import FittedColumn
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# The progress that a running cell reports, with types.
-PROGRESS = {"phase": str} | dict.fromkeys(("step", "of", "answered", "memory_bytes"), int)
-PROGRESS |= dict.fromkeys(("loss", "tokens_per_second", "seconds_left"), float)
 COLUMNS = (
     FittedColumn("state", 1),
     FittedColumn("cell", 0, least=16),
@@ -34,10 +32,8 @@ AT_WORK = ("running", "left")
 class CellStatus:
     """The status of one cell; null where a value is unknown or does not apply.
 
-    state: the status of its record, ``running`` or ``left``. phase, step, of, loss, tokens_per_second: the last
-    progress of a running cell, or where it failed; answered: of items, in scoring. memory_bytes: of the CUDA device,
-    else the process's resident set. seconds: so far, or in total. seconds_left: of a running cell. log: the last lines
-    of a failed cell's log.
+    state: the status of its record, ``running`` or ``left``. progress: the last of a running cell, where it failed, or
+    what it ended with. seconds: so far, or in total. log: the last lines of a failed cell's log.
     """
 
     cell: str
@@ -45,15 +41,8 @@ class CellStatus:
     id: str | None = None
     method: str | None = None
     host: str | None = None
-    phase: str | None = None
-    step: int | None = None
-    of: int | None = None
-    answered: int | None = None
-    loss: float | None = None
-    tokens_per_second: float | None = None
-    memory_bytes: int | None = None
+    progress: CellProgress = field(default_factory=CellProgress)
     seconds: float | None = None
-    seconds_left: float | None = None
     reason: str | None = None
     log: list[str] = field(default_factory=list)
 
@@ -62,27 +51,38 @@ class CellStatus:
         """Whether it ended otherwise than asked for; a cell that --fit left out did not."""
         return self.state not in ("ok", "unfit", *AT_WORK)
 
-    def follow(self, progress: dict[str, Any]) -> None:
+    def follow(self, told: dict[str, Any]) -> None:
         """Take over what a running cell reported last; values of other types are ignored."""
-        for key, kind in PROGRESS.items():
-            value = progress.get(key)
-            setattr(self, key, value if isinstance(value, kind) else "start" if key == "phase" else None)
+        kinds = get_type_hints(CellProgress)
+        known = {name: value for name, value in told.items() if name in kinds and isinstance(value, kinds[name])}
+        self.progress = CellProgress(**known)
+        if self.progress.phase is None:
+            self.progress = replace(self.progress, phase="start")
+
+    def to_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        progress = told.pop("progress")
+        return told | progress
 
     @classmethod
     def of_record(cls, found: Record) -> CellStatus:
         """Of a cell that has a record."""
         state = cls(found.cell.name, found.status, found.cell.id, found.cell.method, seconds=found.seconds)
         if found.failure is not None:
-            state.phase, state.step, state.reason = found.failure.phase, found.failure.step, found.failure.reason
+            state.progress = CellProgress(found.failure.phase, found.failure.step)
+            state.reason = found.failure.reason
         return state
 
     @classmethod
     def measured(cls, found: Record) -> CellStatus:
         """As `of_record`, with the loss, pace and memory that a finished cell ended with."""
         state = cls.of_record(found)
-        state.loss = found.validation[-1].loss if found.validation else None
-        state.tokens_per_second = found.train.tokens_per_second_steady if found.train is not None else None
-        state.memory_bytes = train_memory(found)
+        state.progress = replace(
+            state.progress,
+            loss=found.validation[-1].loss if found.validation else None,
+            tokens_per_second=found.train.tokens_per_second_steady if found.train is not None else None,
+            memory_bytes=train_memory(found),
+        )
         return state
 
 
@@ -113,17 +113,18 @@ def duration(seconds: float) -> str:
 
 
 def _row(cell: CellStatus) -> list[str]:
-    at, number = cell.phase or "", cell.answered if cell.answered is not None else cell.step
+    told = cell.progress
+    at, number = told.phase or "", told.answered if told.answered is not None else told.step
     if number is not None:
-        at += f" {number}" + (f"/{cell.of}" if cell.of is not None else "")
+        at += f" {number}" + (f"/{told.of}" if told.of is not None else "")
     return [
         cell.state,
         cell.cell,
         at,
-        "" if cell.seconds_left is None else duration(cell.seconds_left),
-        "" if cell.loss is None else f"{cell.loss:.3f}",
-        "" if cell.tokens_per_second is None else f"{cell.tokens_per_second:.0f}",
-        "" if cell.memory_bytes is None else units.size(cell.memory_bytes),
+        "" if told.seconds_left is None else duration(told.seconds_left),
+        "" if told.loss is None else f"{told.loss:.3f}",
+        "" if told.tokens_per_second is None else f"{told.tokens_per_second:.0f}",
+        "" if told.memory_bytes is None else units.size(told.memory_bytes),
         "" if cell.seconds is None else duration(cell.seconds),
         cell.host or "",
     ]

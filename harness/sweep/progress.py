@@ -47,7 +47,9 @@ class SweepProgress:
         """Begin one of several cells that run at a time; `follow` tells of it."""
         self.started += 1
         self._cells.pop(cell.name, None)
-        self._cells[cell.name] = CellStatus(cell.name, "running", cell.id, cell.method, phase="start")
+        self._cells[cell.name] = CellStatus(
+            cell.name, "running", cell.id, cell.method, progress=protocol.CellProgress("start")
+        )
         self._began[cell.name] = time.monotonic()
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
@@ -127,13 +129,14 @@ class SweepProgress:
         counts = f"{self.done} of {self.total} cells ended" + (f", {len(failed)} failed" if failed else "")
         if self.done >= self.total:
             return f"{counts}."
-        left = [cell.seconds_left for cell in running]
+        left = [cell.progress.seconds_left for cell in running]
         if self.total == 1 and None in left:
             return "One cell is running."
         waiting = self.total - self.done - len(running)
         if took := [cell.seconds for cell in self._cells.values() if cell.state == "ok" and cell.seconds]:
             usual = mean(took)
-            left = [usual - (c.seconds or 0) if c.seconds_left is None else c.seconds_left for c in running]
+            expected = [usual - (cell.seconds or 0) for cell in running]
+            left = [other if known is None else known for known, other in zip(left, expected, strict=True)]
             left += [usual] * waiting
         elif waiting:
             left.append(None)

@@ -19,6 +19,7 @@ from records import make_record, measured
 from harness import terminal
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.protocol import CellProgress
 from harness.record import names_a_file, read, write
 from harness.studies import logs
 from harness.studies.find import find
@@ -26,6 +27,9 @@ from harness.studies.status import RecordCache, lines, study_status
 from harness.studies.watch import screenful
 from harness.sweep.cell_status import to_go
 from harness.sweep.store import Study, begun
+
+TOLD = {"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4}
+TOLD |= {"memory_bytes": 3 * 2**29, "seconds_left": 47.0}
 
 
 @pytest.fixture
@@ -62,12 +66,11 @@ def state_of(study, name):
 
 def test_a_running_cell_tells_all_that_it_reported(study):
     cell = make_record("full").cell
-    told = {"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4}
-    told |= {"memory_bytes": 3 * 2**29, "seconds_left": 47.0}
     with study.lease(cell) as note:
-        note(told)
+        note(TOLD | {"lr": 2e-4})
         found = state_of(study, cell.name)
-        assert {key: getattr(found, key) for key in told} == told
+        assert found.progress == CellProgress(**TOLD)
+        assert TOLD.items() <= found.to_json().items()
         (row,) = [line for line in lines(study_status(study.folder.parent, "demo")) if cell.name in line]
         assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "0", "s"]
 
@@ -77,9 +80,10 @@ def test_the_time_after_training_is_added_to_that_of_its_steps(study):
     study.plan([cell])
     with study.lease(cell) as note:
         note({"phase": "train", "step": 3, "of": 50, "seconds_left": 47.0})
-        assert state_of(study, cell.name).seconds_left == 47.0 + 30.0  # the recorded cell scored for 30 s
+        assert state_of(study, cell.name).progress.seconds_left == 47.0 + 30.0  # the recorded cell scored for 30 s
         note({"phase": "score"})
-        assert state_of(study, cell.name).seconds_left == pytest.approx(120.0, abs=5)  # as the recorded one took in all
+        left = state_of(study, cell.name).progress.seconds_left
+        assert left == pytest.approx(120.0, abs=5)  # as the recorded one took in all
 
 
 @pytest.mark.parametrize("progress", [None, [], "train", {"step": "3", "loss": None, "phase": 7, "seconds_left": "x"}])
@@ -87,7 +91,7 @@ def test_damaged_progress_in_a_lease_is_ignored(study, progress):
     cell = make_record("full").cell
     with study.lease(cell) as note:
         note(progress)
-        assert state_of(study, cell.name).phase == "start"
+        assert state_of(study, cell.name).progress.phase == "start"
         assert any(cell.name in line for line in lines(study_status(study.folder.parent, "demo")))
 
 
@@ -180,12 +184,12 @@ def test_on_a_terminal_a_watch_draws_over_what_it_drew(study):
 
 def test_a_narrow_terminal_shows_reasons_and_what_counts_of_a_running_cell(study):
     cell = make_record("full").cell
-    told = {"phase": "train", "step": 3, "of": 50, "loss": 2.5, "tokens_per_second": 400.4}
-    told |= {"memory_bytes": 3 * 2**29, "seconds_left": 470.0}
     with study.lease(cell) as note:
-        note(told)
-        narrow, wide = (on_screen(study, "status", columns=columns) for columns in (80, 200))
-        assert [narrow.end(), wide.end()] == [0, 0]
+        note(TOLD | {"seconds_left": 470.0})
+        narrow, wide, asked = (
+            on_screen(study, "status", *more, columns=columns) for columns, *more in ((80,), (200,), (80, "--wide"))
+        )
+        assert [narrow.end(), wide.end(), asked.end()] == [0, 0, 0]
     (row,) = [line for line in narrow.display if "running" in line and "full" in line]
     for shown in ("train 3/50", "8 min", "2.500", "1.50 GiB"):
         assert shown in row
@@ -194,6 +198,7 @@ def test_a_narrow_terminal_shows_reasons_and_what_counts_of_a_running_cell(study
     (row,) = [line for line in wide.display if "running" in line and "full" in line]
     for shown in (cell.name, "train 3/50", "8 min", "2.500", "400", "1.50 GiB"):
         assert shown in row
+        assert shown in "".join(asked.display)  # the terminal breaks the lines
 
 
 def test_no_color_turns_colours_off(study):
