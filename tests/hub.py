@@ -1,10 +1,12 @@
 """A hub on loopback: repositories are folders, `models/ORG/NAME` and `datasets/ORG/NAME`, of one commit each.
 
-It answers what transformers, datasets and huggingface_hub ask to download them; `gated` ones want `TOKEN`.
+It answers what transformers, datasets and huggingface_hub ask to download them; `gated` ones want `TOKEN`. Another one,
+`uploads`, takes what is sent to it.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -13,8 +15,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_token_of_the_tests"
@@ -117,3 +122,54 @@ def serve(root: Path, gated: set[str]) -> Iterator[str]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@contextmanager
+def uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A hub that huggingface_hub uploads to until the context ends: to it all files are small.
+
+    url: its address. made: what it was asked to create. sent: the bytes of each file, and the summary of the commit as
+    "what it is for".
+    """
+    made, sent = [], {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.headers["Authorization"] == "Bearer hf_token"
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/api/repos/create":
+                made.append(json.loads(body))
+                answer = {"url": f"{url}/{_address(made[-1])}"}
+            elif self.path == "/api/validate-yaml":
+                answer = {"errors": [], "warnings": []}
+            elif self.path.endswith("/preupload/main"):
+                files = [file["path"] for file in json.loads(body)["files"]]
+                answer = {"files": [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            else:
+                for line in map(json.loads, body.splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        sent[value["path"]] = base64.b64decode(value["content"])
+                    else:
+                        sent["what it is for"] = value["summary"]
+                answer = {"commitUrl": f"{url}/{_address(made[-1])}/commit/{'0' * 40}", "commitOid": "0" * 40}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(url=url, made=made, sent=sent)
+        server.shutdown()
+
+
+def _address(asked: dict[str, Any]) -> str:
+    kind = "datasets/" if asked.get("type") == "dataset" else ""
+    return f"{kind}{asked['organization']}/{asked['name']}"

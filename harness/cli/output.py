@@ -52,7 +52,18 @@ def write(text: str, out: Path | None) -> None:
 
 
 def render(tables: Sequence[Table], options: argparse.Namespace) -> None:
-    """Write `tables` in the requested format; by default for reading on a terminal, and as Markdown elsewhere."""
+    """Write `tables` in the requested format; by default for reading on a terminal, and as Markdown elsewhere.
+
+    UserError for Parquet without a file.
+    """
+    if options.format == "parquet":
+        if options.out is None:
+            raise UserError("--format parquet requires --out FILE: Parquet is not text.")
+        from harness.report.tables.formats import tidy
+
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        tidy(tables).to_parquet(options.out, index=False)
+        return
     if options.format not in (None, "text") or (options.format is None and (options.out or not sys.stdout.isatty())):
         from harness.report.tables.formats import document
 

@@ -35,8 +35,13 @@ ARTICLE = "beyond_lora"  # the default of --article
 def add(command_line: CommandLine) -> None:
     group = command_line.group("compare")
 
-    parser = group.add(table, "table", "Render the comparison from the records.", "--study quickstart --format latex")
-    add_tables(parser)
+    parser = group.add(
+        table,
+        "table",
+        "Render the comparison from the records. CSV and Parquet have every number, one row a cell.",
+        "--study quickstart --format parquet --out cells.parquet",
+    )
+    add_tables(parser, "parquet")
     parser.add_argument(
         "--columns",
         type=comma_separated,
@@ -105,8 +110,8 @@ def table(options: argparse.Namespace) -> int:
     """Render the tables of one study or of all. Bad records are named; the good ones are rendered."""
     if options.columns and options.article:
         raise UserError("--columns can't be combined with --article, which has the article's columns.")
-    if options.columns and options.format == "csv":
-        raise UserError("--columns can't be combined with --format csv, which has every number.")
+    if options.columns and options.format in ("csv", "parquet"):
+        raise UserError(f"--columns can't be combined with --format {options.format}, which has every number.")
 
     if options.article:
         from harness.report import articles

@@ -13,11 +13,13 @@ import pytest
 from records import ENVIRONMENT, MIB, change, make_record, make_score, make_study, measured
 from rendered import HOSTILE, Tags, caption, row, rows
 
+from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import HeldOut, Inference, ValidationPoint, write
+from harness.record import HeldOut, Inference, ValidationPoint, read_study, write
 from harness.report.frame import setting_texts
+from harness.report.tables.best import tables
 from harness.report.tables.columns import COLUMNS
-from harness.report.tables.formats import render
+from harness.report.tables.formats import document, render
 from harness.report.tables.table import Table, comparison
 
 EXACT_MATCH = "gsm8k exact_match strict-match (%)"
@@ -504,6 +506,20 @@ def test_latex_is_escaped():
     assert r"r=16 $\alpha$=32 lr=2e-4" in text
     assert r"23.0 $\pm$ 3.0 (+5.0)" in text
     assert text.isascii()
+
+
+def test_latex_has_rules_the_answer_and_every_caveat():
+    folder = ROOT / "results" / "reference" / "quickstart"
+    made = tables(read_study(folder)[0], folder)
+    text = document(made, "latex")
+    assert made[0].answer
+    assert [text.count(rule) for rule in ("\\toprule", "\\midrule", "\\bottomrule")] == [2, 2, 2]
+    for part in re.findall(r"\\begin\{(\w+)\}", text):
+        assert text.count(f"\\begin{{{part}}}") == text.count(f"\\end{{{part}}}")
+    words = set(re.sub(r"\\[a-z]+|[^A-Za-z]", " ", text).split())
+    for table in made:
+        for line in (*table.answer, *table.caption):
+            assert set(re.findall(r"[A-Za-z]+", line)) <= words, line
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import pandas as pd
 from tabulate import tabulate
 
 from harness.report.tables.table import Table
@@ -21,7 +22,7 @@ def document(tables: Sequence[Table], fmt: str) -> str:
     """`tables` as text that ends in a newline. Raises ValueError unless `fmt` is md, csv, html or latex.
 
     md: pipe tables, aligned for a terminal, each with its caption as a list.
-    csv: unrounded numbers in base units, one row a record, with the columns of `frame`.
+    csv: `tidy`, with the columns of `frame`.
     html: a complete document without scripts.
     latex: a `table` each, for a document that loads booktabs and graphicx.
     """
@@ -68,9 +69,15 @@ def _markdown_text(text: str) -> str:
     return re.sub(r"`[^`]+`|[\\|<`\[]", lambda m: m[0].replace("|", "\\|") if m[0][1:] else "\\" + m[0], text)
 
 
-def _csv(tables: Sequence[Table]) -> str:
+def tidy(tables: Sequence[Table]) -> pd.DataFrame:
+    """The numbers behind `tables` as one frame: unrounded, in base units, one row a record; empty if they have none."""
     frames = [table.data for table in tables if table.data is not None]
-    return "\n".join(data.to_csv(index=False, lineterminator="\n") for data in frames)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    data = tidy(tables)
+    return data.to_csv(index=False, lineterminator="\n") if len(data.columns) else ""
 
 
 STYLE = """\

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from types import SimpleNamespace
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from hub import uploads
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from peft import AutoPeftModelForCausalLM, PeftModel
 from records import change, make_record, sound
@@ -334,44 +331,8 @@ def test_bad_save_and_tracker_settings_are_one_sentence(cell, override, said):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the hub on loopback: what it was asked to make, and what it was sent, to it all small files."""
-    made, sent = [], {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.headers["Authorization"] == "Bearer hf_token"
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path == "/api/repos/create":
-                made.append(json.loads(body))
-                answer = {"url": f"{url}/me/model"}
-            elif self.path == "/api/validate-yaml":
-                answer = {"errors": [], "warnings": []}
-            elif self.path.endswith("/preupload/main"):
-                files = [file["path"] for file in json.loads(body)["files"]]
-                answer = {"files": [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-            else:
-                for line in map(json.loads, body.splitlines()):
-                    value = line["value"]
-                    if line["key"] == "file":
-                        sent[value["path"]] = base64.b64decode(value["content"])
-                    else:
-                        sent["what it is for"] = value["summary"]
-                answer = {"commitUrl": f"{url}/me/model/commit/{'0' * 40}", "commitOid": "0" * 40}
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_token")
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield SimpleNamespace(url=url, made=made, sent=sent)
-        server.shutdown()
+    with uploads(monkeypatch) as taken:
+        yield taken
 
 
 @pytest.mark.parametrize(("flags", "visibility"), [([], "private"), (["--public"], "public")])
