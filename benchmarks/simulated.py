@@ -43,8 +43,9 @@ class Study:
         seconds: float = 0.1,
         start: float | None = None,
         status: str = "ok",
+        confirmation: bool = False,
     ) -> Record:
-        """One cell. start: in minutes after the study's."""
+        """One cell. start: in minutes after the study's; confirmation: of a fresh seed of a chosen setting."""
         lr = (lr or RATES.get(method, 2e-4)) if method != "base" else None
         rank = rank if method in ("lora", "qlora", "dora", "galore") else None
         made = _copy(template(method))
@@ -57,7 +58,7 @@ class Study:
             lr=lr,
             seed=seed if method != "base" else None,
         )
-        made.status = status
+        made.status, made.confirmation = status, confirmation
         if start is not None:
             made.started = datetime.fromtimestamp(1.7e9 + 60 * start, UTC).isoformat()
         if method != "base":

@@ -8,6 +8,9 @@ Each is a function of a random generator that makes one study and returns what c
     differences      likewise of the differences of methods
     estimate, half   of one interval: the estimate and half its length, which tell whether it is as wide as need be
     ratio            the high end of an interval over its low end
+    too high by      a score less its truth: 0.01 is a point
+
+Those of a choice (of settings, of the best of many methods) are in choices.py.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from scipy import special
 from simulated import METHODS, Noise, Study, answer
 
 from harness.articles.beyond_lora import ARTICLE as BEYOND_LORA
@@ -84,28 +86,6 @@ def pair(draw, seeds) -> Outcome:
     answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, Noise(seed_points=1, **FLAT))
     (contest,) = contests(study.records, study.tables)
     return intervals(contest)
-
-
-TRIES = {"1 seed, 9 tries against 3": {"seeds": 1}, "3 seeds, 9 tries against 3": {"seeds": 3}}
-
-
-@situation("letters: a method told apart that had more tries", **TRIES)
-def tries(draw, seeds) -> Outcome:
-    """Validation and test share a seed's luck. Of one seed the table says that no method won."""
-    study, noise = Study(draw), Noise(seed_points=0, **FLAT)
-    n = noise.clusters
-    item = draw.normal(0, noise.item, n)
-    for method, count in (("lora", 9), ("full", 3)):
-        own = item + draw.normal(0, noise.rest, n)
-        for lr in range(count):
-            for seed in range(seeds):
-                luck = draw.normal(0, 0.2)
-                right = (draw.random(n) < special.expit(own + luck)).astype(float)
-                made = study.add(method, seed, lr=1e-5 * (1 + lr), loss=1 - 0.1 * luck + draw.normal(0, 0.005))
-                study.score(made, "wordmath", right, np.arange(n))
-    (contest,) = contests(study.records, study.tables)
-    apart = min(contest.corrected.values()) < ALPHA
-    return {"wrong": apart and contest.standings[0].choice.label not in contest.one_seed, "as models": apart}
 
 
 # Claims on scores, at the boundary on both sides

@@ -5,7 +5,8 @@
 
 Each study is made of records, and goes through the functions that `table` and `claims` use. Each line is a situation in
 which a verdict would be wrong (a claim at its boundary, on either side; equal methods) or in which an interval should
-cover the truth. A verdict may be wrong in 5% of studies; an interval should cover in 93 to 97%.
+cover the truth. A verdict may be wrong in 5% of studies; an interval should cover in 93 to 97%; a score may not be
+higher or lower than the truth on average.
 
 Writes benchmarks/measured/validity.json after each situation, of which benchmarks/VALIDITY.md is made. Situations that
 were not run this time keep what was measured before. A situation's random numbers depend on its name alone.
@@ -19,6 +20,7 @@ import time
 import zlib
 from pathlib import Path
 
+import choices  # noqa: F401  adds its situations to those of situations.py
 import numpy as np
 from situations import SITUATIONS
 from tabulate import tabulate
@@ -62,6 +64,8 @@ def holds(of: dict) -> bool:
     for covered in (shares[key] for key in ("covers", "differences") if key in shares):
         margin = 2 * covered["error"]
         limits.append(COVERAGE[0] - margin <= covered["mean"] <= COVERAGE[1] + margin)
+    if "too high by" in shares:
+        limits.append(abs(shares["too high by"]["mean"]) <= 2 * shares["too high by"]["error"])
     return all(limits)
 
 

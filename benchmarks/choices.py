@@ -1,0 +1,100 @@
+"""Situations of `make validity` in which something was chosen by its luck: the best of many methods, or of settings."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import special
+from simulated import Noise, Study, answer
+from situations import FLAT, Outcome, situation
+
+from harness.report.pairwise import contests
+from harness.report.select import select
+from harness.report.statistics import ALPHA
+
+# Of more than ten methods each is compared with the best one
+
+GAPS = {"all equal": 0.0, "half 2 points worse": 0.02, "half 10 points worse": 0.10}
+SIZES = {"12 methods, 1 seed": (12, 1), "12 methods, 3 seeds": (12, 3), "40 methods, 2 seeds": (40, 2)}
+KINDS = {"no clusters": FLAT, "57 subjects × 20": {}}
+
+
+@situation(
+    "told from the best, no better",
+    **{
+        f"{size}, {gap}, {kind}": {"methods": methods, "seeds": seeds, "gap": GAPS[gap], **noise}
+        for size, (methods, seeds) in SIZES.items()
+        for gap in GAPS
+        for kind, noise in KINDS.items()
+        if methods == 12 or kind == "no clusters"
+    },
+)
+def many(draw, methods, seeds, gap, **noise) -> Outcome:
+    """Wrong: a method is called worse than the best observed one that is as good or better."""
+    study = Study(draw)
+    true = {f"m{i:02}": 0.5 - gap * (i % 2) for i in range(methods)}
+    answer(study, "wordmath", true, seeds, Noise(seed_points=seeds > 1, **noise))
+    (contest,) = contests(study.records, study.tables)
+    worse = [other for (best, other), p in contest.corrected.items() if p < ALPHA and true[other] >= true[best]]
+    return {
+        "wrong": bool(worse),
+        "covers": np.mean([inside(s.interval, true[s.choice.method]) for s in contest.standings]),
+    }
+
+
+def inside(interval, truth: float) -> bool:
+    return interval.low <= truth <= interval.high
+
+
+# Of several settings the one with the lowest validation loss is chosen. Validation and test share a seed's luck.
+
+
+def tuned(draw: np.random.Generator, seeds: int, fresh: int) -> Study:
+    """Nine settings of LoRA and three of full, all equal, with `seeds` seeds; `fresh` more of those that are chosen."""
+    study, noise = Study(draw), Noise(seed_points=0, **FLAT)
+    n = noise.clusters
+    item = draw.normal(0, noise.item, n)
+    own = {method: item + draw.normal(0, noise.rest, n) for method in ("lora", "full")}
+
+    def run(method: str, lr: float, seed: int, confirmation: bool = False) -> None:
+        luck = draw.normal(0, 0.2)
+        right = (draw.random(n) < special.expit(own[method] + luck)).astype(float)
+        loss = 1 - 0.1 * luck + draw.normal(0, 0.005)
+        made = study.add(method, seed, lr=lr, loss=loss, confirmation=confirmation)
+        study.score(made, "wordmath", right, np.arange(n))
+
+    for method, count in (("lora", 9), ("full", 3)):
+        for lr in range(count):
+            for seed in range(seeds):
+                run(method, 1e-5 * (1 + lr), seed)
+    for choice in select(study.records) if fresh else []:
+        for seed in range(seeds, seeds + fresh):
+            run(choice.method, choice.lr, seed, confirmation=True)
+    return study
+
+
+TRIES = {"1 seed, 9 tries against 3": {"seeds": 1}, "3 seeds, 9 tries against 3": {"seeds": 3}}
+
+
+@situation("letters: a method told apart that had more tries", **TRIES)
+def tries(draw, seeds) -> Outcome:
+    """Of one seed the table says that no method won."""
+    study = tuned(draw, seeds, fresh=0)
+    (contest,) = contests(study.records, study.tables)
+    apart = min(contest.corrected.values()) < ALPHA
+    return {"wrong": apart and contest.standings[0].choice.label not in contest.one_seed, "as models": apart}
+
+
+@situation(
+    "sweep --confirm, the best of 9 tries against that of 3",
+    **{f"chosen on {n} seed{'s' * (n > 1)}, {m} fresh": {"seeds": n, "fresh": m} for n, m in ((1, 2), (1, 3), (3, 3))},
+)
+def confirmed(draw, seeds, fresh) -> Outcome:
+    study = tuned(draw, seeds, fresh)
+    (contest,) = contests(study.records, study.tables)
+    lora = next(s for s in contest.standings if s.choice.method == "lora")
+    assert lora.choice.confirmed
+    return {
+        "wrong": min(contest.corrected.values()) < ALPHA,
+        "covers": np.mean([inside(s.interval, 0.5) for s in contest.standings]),
+        "too high by": lora.value - 0.5,
+    }
