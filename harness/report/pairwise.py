@@ -8,6 +8,7 @@ has the methods that two one-sided tests find within a margin of the best.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +39,9 @@ class Standing:
 
     interval: mean over seeds with a 95% interval (`statistics.mean_intervals`, or `statistics.summary_interval` without
         items); None if the error is unknown.
-    letters: methods that share a letter can't be told apart; None if the method was not tested against others.
-    rank: how likely it is the best of the methods with the same items, and its expected rank; None if not paired.
+    letters: methods that share a letter can't be told apart; None if the method was not tested against others. Those of
+        methods that answered other items than most end in /2, /3, …: only equal endings are compared.
+    rank: how likely it is the best of the methods with the same items as most, and its expected rank; None for others.
     """
 
     choice: Choice
@@ -51,9 +53,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Contest:
-    """The methods of one place compared by one score, best first.
+    """The methods of one place compared by one score.
 
     score: its name in `frame`, TASK/METRIC/FILTER.
+    standings: best first.
+    paired: labels of methods that answered the same items, best first, for each set of items; most methods first.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's.
     corrected: p-values of those that are tested (all, or of more than MANY methods those from the best one), by
         `statistics.stepwise` over all primary contests that were made together; empty if this one is not primary.
@@ -68,6 +72,7 @@ class Contest:
     score: str
     higher_is_better: bool
     standings: list[Standing]
+    paired: list[list[str]]
     differences: dict[tuple[str, str], Difference]
     corrected: dict[tuple[str, str], float]
     equivalent: list[str]
@@ -79,7 +84,7 @@ class Contest:
     @property
     def many(self) -> bool:
         """Whether each method is tested against the best one alone."""
-        return len({label for pair in self.differences for label in pair}) > MANY
+        return any(map(_many, self.paired))
 
     @property
     def against_best(self) -> dict[str, Difference]:
@@ -213,25 +218,30 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         standings.append(Standing(choice, float(np.mean([score.value for score in scores])), of_summaries(scores)))
         if folder and (found := items(folder, records, name)):
             samples[choice.label] = found
-    common = Counter(which for _, which in samples.values()).most_common(1)
-    paired = {label: sample for label, (sample, which) in samples.items() if which == common[0][0]}
-    intervals = {}
-    for group in [paired, *({label: found[0]} for label, found in samples.items() if label not in paired)]:
-        if group:
-            intervals |= zip(group, statistics.mean_intervals(list(group.values())), strict=True)
-    standings = [replace(s, interval=intervals.get(s.choice.label, s.interval)) for s in standings]
     standings.sort(key=lambda standing: -standing.value if higher else standing.value)
-    order = [standing.choice.label for standing in standings if standing.choice.label in paired]
-    ordered = [paired[label] for label in order]
-    gaps = statistics.differences(ordered) if len(order) > 1 else {}
-    ranked = dict(zip(order, statistics.ranks(ordered, higher), strict=True)) if len(order) > 1 else {}
+    labels = [standing.choice.label for standing in standings if standing.choice.label in samples]
+    paired, intervals, gaps, ranked = [], {}, {}, {}
+    for which, _ in Counter(samples[label][1] for label in labels).most_common():
+        group = [label for label in labels if samples[label][1] == which]
+        answered = [samples[label][0] for label in group]
+        intervals |= zip(group, statistics.mean_intervals(answered), strict=True)
+        if len(group) > 1:
+            gaps |= {(group[i], group[j]): gap for (i, j), gap in statistics.differences(answered).items()}
+        if len(group) > 1 and not paired:
+            ranked = dict(zip(group, statistics.ranks(answered, higher), strict=True))
+        paired.append(group)
+    ordered = [samples[label][0] for label in paired[0]] if paired else []
     first = ordered[0] if ordered else None
     return Contest(
         place=choices[0].place,
         score=name,
         higher_is_better=higher,
-        standings=[replace(standing, rank=ranked.get(standing.choice.label)) for standing in standings],
-        differences={(order[i], order[j]): gap for (i, j), gap in gaps.items()},
+        standings=[
+            replace(s, interval=intervals.get(s.choice.label, s.interval), rank=ranked.get(s.choice.label))
+            for s in standings
+        ],
+        paired=paired,
+        differences=gaps,
         corrected={},
         equivalent=[],
         one_seed=[c.label for c, group in zip(choices, groups, strict=True) if _single(group)],
@@ -256,26 +266,32 @@ def _single(records: list[Record]) -> bool:
 def _lettered(found: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
     tested = [contest for contest in found if contest.primary]
-    pairs = [_tested(contest) for contest in tested]
     families = [
-        statistics.Family([contest.differences[pair].p for pair in own], contest.many)
-        for contest, own in zip(tested, pairs, strict=True)
+        statistics.Family([contest.differences[pair].p for pair in _tested(labels)], _many(labels))
+        for contest in tested
+        for labels in contest.paired
     ]
-    corrected = iter(zip(pairs, statistics.stepwise(families), strict=True))
+    corrected = iter(statistics.stepwise(families))
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     made = []
     for contest in found:
         if contest.primary:
-            ps = {pair: float(p) for pair, p in zip(*next(corrected), strict=True)}
+            ps = {}
+            for labels in contest.paired:
+                ps |= zip(_tested(labels), map(float, next(corrected)), strict=True)
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
         made.append(contest)
     return made
 
 
-def _tested(contest: Contest) -> list[tuple[str, str]]:
-    best = next((pair[0] for pair in contest.differences), None)
-    return [pair for pair in contest.differences if pair[0] == best or not contest.many]
+def _many(labels: Sequence[str]) -> bool:
+    return len(labels) > MANY
+
+
+def _tested(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs that are tested of methods with the same items, best first."""
+    return [pair for pair in itertools.combinations(labels, 2) if pair[0] == labels[0] or not _many(labels)]
 
 
 def _closeness(contest: Contest) -> dict[str, float]:
@@ -284,11 +300,14 @@ def _closeness(contest: Contest) -> dict[str, float]:
 
 
 def _with_letters(contest: Contest, corrected: dict[tuple[str, str], float]) -> Contest:
-    order = list(dict.fromkeys(label for pair in corrected for label in pair))
-    different = np.zeros((len(order), len(order)), dtype=bool)
-    for (one, other), p in corrected.items():
-        i, j = order.index(one), order.index(other)
-        different[i, j] = different[j, i] = p < ALPHA
-    letters = dict(zip(order, statistics.letters(different), strict=True))
+    letters = {}
+    for number, labels in enumerate(contest.paired, 1):
+        if len(labels) < 2:
+            continue
+        different = np.zeros((len(labels), len(labels)), dtype=bool)
+        for i, j in itertools.combinations(range(len(labels)), 2):
+            different[i, j] = different[j, i] = corrected.get((labels[i], labels[j]), 1.0) < ALPHA
+        ending = f"/{number}" if number > 1 else ""
+        letters |= {one: own + ending for one, own in zip(labels, statistics.letters(different), strict=True)}
     standings = [replace(standing, letters=letters.get(standing.choice.label)) for standing in contest.standings]
     return replace(contest, standings=standings, corrected=corrected)

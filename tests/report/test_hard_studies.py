@@ -50,6 +50,30 @@ def test_two_models_and_two_data_sets_are_compared_each_in_its_place(folder):
     assert "gsm8k exact_match strict-match (large/facts): lora scores highest. Significantly worse: full." in text
 
 
+def test_methods_that_share_other_items_than_most_are_compared_among_themselves(folder):
+    records = []
+    for method, share, n in (
+        ("lora", 0.7, 400),
+        ("full", 0.3, 400),
+        ("base", 0.2, 400),
+        ("dora", 0.8, 300),
+        ("qlora", 0.4, 300),
+        ("galore", 0.5, 200),
+    ):
+        for seed in range(2 if method != "base" else 1):
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), answers(share, seed, n)))
+    (contest,) = contests(records, folder)
+    letters = {standing.choice.label: standing.letters for standing in contest.standings}
+    assert letters == {"lora": "a", "full": "b", "base": "c", "dora": "a/2", "qlora": "b/2", "galore": None}
+    assert contest.paired == [["lora", "full", "base"], ["dora", "qlora"], ["galore"]]
+    assert set(contest.corrected) == {("lora", "full"), ("lora", "base"), ("full", "base"), ("dora", "qlora")}
+    assert {standing.choice.label for standing in contest.standings if standing.rank} == {"lora", "full", "base"}
+    text = caption(best(records, folder))
+    assert "Letters with /2: dora and qlora answered other items, and are compared among themselves." in text
+    assert "No letter, as items are missing or differ from those of other methods: galore." in text
+    assert "correction for 4 pairs" in text
+
+
 def test_a_seed_that_two_versions_ran_counts_once(folder):
     """The later version writes a setting that the earlier one lacks, so that the cells have two ids."""
     records = []

@@ -20,7 +20,7 @@ from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import LEARNED
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
-from harness.report.statistics import Interval, seeds_interval
+from harness.report.statistics import ALPHA, Interval, seeds_interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title
@@ -213,10 +213,15 @@ def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path |
     """By place, the methods tied for the best score of the data's task; none if the base is among them."""
     tied = {}
     for contest in contests(records, folder, choices):
-        if contest.score == LEARNED.get(contest.place[2]) and contest.standings and contest.standings[0].letters:
-            first = contest.standings[0].letters
-            methods = [s.choice.method for s in contest.standings if set(s.letters or "") & set(first)]
-            tied[contest.place] = [] if "base" in methods else methods
+        if contest.score != LEARNED.get(contest.place[2]) or not contest.standings[0].letters:
+            continue
+        first = contest.standings[0].choice.label
+        worse = [other for (one, other), p in contest.corrected.items() if one == first and p < ALPHA]
+        alike = next(labels for labels in contest.paired if first in labels)
+        methods = [
+            s.choice.method for s in contest.standings if s.choice.label in alike and s.choice.label not in worse
+        ]
+        tied[contest.place] = [] if "base" in methods else methods
     return tied
 
 

@@ -288,6 +288,9 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     )
     if alone:
         yield f"No letter, as items are missing or differ from those of other methods: {listed(alone)}."
+    apart = dict.fromkeys(label for c in held if c.corrected for labels in c.paired[1:] for label in labels)
+    if apart := [label for label in apart if label not in alone]:
+        yield f"Letters with /2: {listed(apart)} answered other items, and are compared among themselves."
 
 
 def _selection_caption(choices: list[Choice], held: list[Contest]) -> Iterator[str]:
