@@ -83,6 +83,21 @@ def test_intervals_of_means_cover_the_truth(setting):
     assert 0.93 <= covered(SEED, *setting) <= MOST
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.1, 1.0, 2.0, 10.0])
+@pytest.mark.parametrize(("freedom", "least", "most"), [(1, 0.925, 0.985), (2, 0.94, 0.98), (4, 0.94, 0.975)])
+def test_intervals_cover_whatever_the_spread_of_seeds(shared, freedom, least, most):
+    """By quadrature: variances in units of the rest, of which items share `shared` times as much."""
+    seeds = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 50, 200, 1000])[:, None]
+    chances = (np.arange(2000) + 0.5) / 2000
+    observed = (1 + seeds) * scipy_stats.chi2.ppf(chances, freedom) / freedom
+    level = statistics.Level(observed, 1.0, freedom)
+    variance, degrees = statistics.combined(level, 1.0 + shared, 1e6)
+    halves = special.stdtrit(degrees, 0.975) * variance**0.5
+    covers = (2 * special.ndtr(halves / (1 + shared + seeds) ** 0.5) - 1).mean(axis=1)
+    assert covers.min() > least
+    assert covers.max() < most
+
+
 DIFFERENCES = [(1, 0.0), (3, 0.0), (3, 0.2), (3, 0.6), (5, 0.2)]  # seeds, standard deviation over them
 
 
@@ -283,8 +298,8 @@ def test_the_interval_over_seeds_is_students():
 def test_a_score_without_items_has_the_interval_of_its_standard_errors():
     assert statistics.summary_interval([0.5], [0.1]) == pytest.approx((0.5, 0.5 - 0.196, 0.5 + 0.196), abs=1e-4)
     assert statistics.summary_interval([0.5], [None]) is None
-    # a variance of 0.01 over seeds, by t(1), and of 0.01 over items: Cochran's quantile
-    half = (0.01 * 12.706 + 0.01 * 1.96) / 0.02 * 0.02**0.5
+    # a variance of 0.01 over seeds, by t(1), and of 0.01 over items: the halves' squares add up
+    half = (0.01 * 12.706**2 + 0.01 * 1.96**2) ** 0.5
     assert statistics.summary_interval([0.4, 0.6], [0.1, 0.1]).high == pytest.approx(0.5 + half, rel=1e-3)
 
 
