@@ -102,12 +102,13 @@ def _print_answer(folder: Path) -> None:
     """What the study's table says first; nothing if there is nothing to compare."""
     from harness import terminal
     from harness.record import read_study
+    from harness.report.tables import screen
     from harness.report.tables.best import best
 
     records, _ = read_study(folder)
-    shown = terminal.console()
-    for sentence in best(records, folder).answer if any(record.cell.seed is not None for record in records) else ():
-        shown.print(terminal.printable(sentence))
+    if any(record.cell.seed is not None for record in records):
+        shown = terminal.console()
+        terminal.show(shown, screen.answer(best(records, folder), shown.width))
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -128,7 +129,12 @@ def _launch(command: str, options: argparse.Namespace, **more) -> Session:
 
     from harness.sweep import app
 
-    asked = app.Options(memory=budget if in_bytes else None, dollars=None if in_bytes else budget, **more)
+    asked = app.Options(
+        memory=budget if in_bytes else None,
+        dollars=None if in_bytes else budget,
+        typed=(command, *options.arguments),
+        **more,
+    )
     return app.main(app.Arguments(command, options.settings, options.hydra, options.config_dir), asked)
 
 

@@ -12,6 +12,7 @@ from harness.record.codec import (
     encode,
     encode_tagged,
 )
+from harness.record.commands import note_command, noted_commands
 from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches
 from harness.record.files import (
     CARD,
@@ -136,6 +137,8 @@ __all__ = [
     "model_folder",
     "names_a_file",
     "naming",
+    "note_command",
+    "noted_commands",
     "pending",
     "place",
     "read",

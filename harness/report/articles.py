@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,6 +90,7 @@ class Article:
                 "--format csv names the records.",
             ],
             data=pd.DataFrame([_data(verdict) for verdict in verdicts]),
+            answer=list(_answer(verdicts, columns)),
         )
 
 
@@ -134,6 +135,15 @@ def effect_text(verdict: Verdict) -> str:
         return shown(effect.value)
     low, high = (("any" if math.isinf(end) else shown(end)) for end in effect[1:])
     return f"{shown(effect.value)} ({low} to {high})"
+
+
+def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:
+    """Which claims hold here and which do not, by their names."""
+    for decision, said in ((SUPPORTED, "These claims hold"), (REFUTED, "These do not hold")):
+        if found := [_where(verdict, columns) for verdict in verdicts if verdict.judgement.decision == decision]:
+            yield f"{said}: {', '.join(found)}."
+    if open_ := sum(verdict.judgement.decision == OPEN for verdict in verdicts):
+        yield f"Not decided: {open_} of {len(verdicts)}. Below the table is the command that would decide each."
 
 
 def _lack(verdict: Verdict) -> tuple[bool, bool]:

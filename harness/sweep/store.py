@@ -4,6 +4,7 @@ results_dir/study/NAME.json            the record
                   NAME.items.parquet   scores, item by item
                   NAME.log             output of the cell's process
                   NAME/                tuned weights, with save=: harness/job/models/saved.py
+                  commands.txt         sweeps that requested cells, as they were typed
                   tensorboard/NAME/    what the tracker wrote: harness/job/tracker.py
                   .harness/plan.json   cells that sweeps requested
                   .harness/running/    one lease per running cell: harness/sweep/lease.py

@@ -1,21 +1,15 @@
-"""What a practitioner can act on: the sentences below the first table."""
+"""How the methods stand by each score, in sentences below the first table."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from scipy import special
 
-from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.select import Choice
-from harness.report.statistics import ALPHA, Difference
-from harness.report.tables.rows import Row
-
-POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
-MOST_SEEDS = 100
+from harness.report.statistics import ALPHA
 
 
 def headline(held: Sequence[Contest], place: tuple[str, str, str]) -> Contest | None:
@@ -53,37 +47,6 @@ def ahead(contest: Contest, several: bool) -> str:
     return " ".join(parts)
 
 
-def advice(held: Sequence[Contest], rows: Mapping[str, Row], place: tuple[str, str, str]) -> Iterator[str]:
-    """What follows for a choice between methods in one place.
-
-    rows: the chosen row of each method, by its label.
-    """
-    contest = headline(held, place)
-    if contest is None or len(contest.standings) < 2 or contest.standings[0].letters is None:
-        return
-    seeds = {s.choice.label: len(s.choice.index) for s in contest.standings}
-    trained = [s for s in contest.standings if s.letters and rows[s.choice.label].records[0].cell.seed is not None]
-    if len(trained) < 2:
-        return
-    first = trained[0].choice
-    if first.label in contest.one_seed:
-        yield "What to do: repeat with seed=0,1,2. One seed can't choose between methods."
-        return
-    parts = [f"What to do: {first.label} ({first.setting or 'its only setting'})"]
-    for standing in trained[1:]:
-        label = standing.choice.label
-        gap = contest.differences.get((first.label, label))
-        if gap is None:
-            continue
-        saved = _saved(rows[label], rows[first.label])
-        if contest.corrected.get((first.label, label), 1.0) >= ALPHA and label not in contest.equivalent:
-            parts.append(f"{label} is not decided{saved}{_more_seeds(gap, min(seeds[first.label], seeds[label]))}")
-        elif contest.score.split("/")[1] != "bits_per_byte":
-            low, high = (100 * max(0.0, end) for end in (gap.low, gap.high))
-            parts.append(f"{label} loses {low:.0f} to {high:.0f} points{saved}")
-    yield "; ".join(parts) + "."
-
-
 def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
     """By how much the best of several tries looks better than it is, at most; None if nothing was tried twice.
 
@@ -111,24 +74,6 @@ def _luck(choice: Choice, spread: float) -> float:
     """The expected largest of as many normal means over seeds as there were tries (Blom, 1958)."""
     k = choice.tries
     return float(special.ndtri((k - 0.375) / (k + 0.25))) * spread / len(choice.index) ** 0.5
-
-
-def _saved(row: Row, reference: Row) -> str:
-    ratio = row.over(reference, TRAIN_MEMORY)
-    if not ratio or abs(ratio - 1) < 0.02:
-        return ""
-    return f" and takes {abs(1 - ratio):.0%} {'less' if ratio < 1 else 'more'} memory"
-
-
-def _more_seeds(gap: Difference, seeds: int) -> str:
-    """How many more seeds would find this difference, or show it to be within MARGIN, if it is as large as it looks."""
-    target = max(abs(gap.value), MARGIN - abs(gap.value))
-    more = math.ceil(seeds * (POWERED * gap.error / target) ** 2) - seeds
-    if more < 1:
-        return ""
-    if more > MOST_SEEDS:
-        return " (more seeds alone won't decide it)"
-    return f" (about {more} more seed{'s' * (more > 1)} would decide it)"
 
 
 def listed(names: Sequence[str]) -> str:

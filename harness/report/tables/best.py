@@ -18,7 +18,8 @@ from harness.report.pairwise import MANY, Contest, contests
 from harness.report.reruns import only_published
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
-from harness.report.tables.advice import advice, ahead, headline, listed, optimism
+from harness.report.tables.advice import ahead, headline, listed, optimism
+from harness.report.tables.answer import answer
 from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -83,14 +84,13 @@ def best_of(rows: Rows, folder: Path | None) -> Table:
         columns["Best (expected rank)"] = [_rank(choice, headline(held, choice.place)) for choice in choices]
     columns["Validation loss"] = [_loss(row) for row in chosen]
     by_label = {(c.place, c.label): row for c, row in zip(choices, chosen, strict=True) if row}
-    answer = list(_answer(choices, held, by_label))
     return Table(
         title=f"{title(rows)}: best settings",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
-        caption=[line for line in _caption(records, choices, held) if line not in answer],
+        caption=list(_caption(records, choices, held)),
         data=None,
-        answer=answer,
+        answer=answer(choices, held, by_label, folder),
     )
 
 
@@ -223,16 +223,7 @@ def _rank(choice: Choice, contest: Contest | None) -> str:
     return f"{text} ({standing.rank.expected:.1f})"
 
 
-# Answer and caption
-
-
-def _answer(choices: list[Choice], held: list[Contest], rows: dict[tuple, Row]) -> Iterator[str]:
-    """For each place what to do, and how methods stand by the score of the data's task."""
-    places = dict.fromkeys(choice.place for choice in choices)
-    for place in places:
-        yield from advice(held, {label: row for (where, label), row in rows.items() if where == place}, place)
-        if (contest := headline(held, place)) is not None:
-            yield ahead(contest, len(places) > 1)
+# Caption
 
 
 def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:

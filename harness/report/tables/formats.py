@@ -60,7 +60,7 @@ def _markdown_table(table: Table) -> str:
     align = ["left" if column in table.text_columns else "right" for column in table.columns]
     table = _escaped(table, _markdown_text)
     grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
-    answer = [" ".join(table.answer), ""] if table.answer else []
+    answer = [part for text in table.answer for part in (text, "")]
     return "\n".join([f"**{table.title}**", "", *answer, grid, "", *(f"- {text}" for text in table.caption)])
 
 

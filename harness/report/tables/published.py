@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from harness import units
 from harness.report.frame import measures
@@ -48,7 +48,31 @@ def published_of(rows: Rows) -> Table | None:
         rows=lines,
         caption=list(_caption(found, bool(best))),
         data=None,
+        answer=[" ".join(_answer(found, {key: row.setting for key, row in row_of.items()}, shown))],
     )
+
+
+def _answer(found: Reruns, settings: Mapping[int, str], shown: Callable[[float], str]) -> Iterator[str]:
+    """The experiment with the highest score, and the cheapest one that none is significantly better than.
+
+    settings: by the id of the record. shown: formats a score.
+    """
+    first, *others = found.experiments
+    memory = {id(each): measures(each.record)["job_reserved_peak"] for each in found.experiments}
+
+    def told(each: Experiment) -> str:
+        score, low, high = (shown(value) for value in each.interval)
+        at = f" at {units.size(memory[id(each)])}" if memory[id(each)] else ""
+        name = f"{each.record.cell.method} {settings[id(each.record)]}".strip()
+        return f"{name}: {score} ({low}–{high}){at}"
+
+    yield f"Best score: {told(first)}."
+    if others:
+        yield f"Significantly worse: {first.above} of the other {len(others)} experiments."
+    even = [each for each in others if not each.below and memory[id(each)]]
+    least = min(even, key=lambda each: memory[id(each)], default=first)
+    if memory[id(first)] and memory[id(least)] < memory[id(first)]:
+        yield f"Least memory of those that none is significantly better than: {told(least)}."
 
 
 def _setting(row: Row, experiment: Experiment, best: list[Experiment]) -> str:

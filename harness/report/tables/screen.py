@@ -18,6 +18,7 @@ from harness.terminal import FittedColumn
 IMPORTANCE = ("Method", "Claim", "Model", "Verdict", "Setting", "SCORE", "Effect", "Peak train memory", "Tokens/s")
 IMPORTANCE += ("Status", "Validation loss", "Study", "Data", "Trainable", "Best (expected rank)", "Seeds", "Tries")
 CUT = {"Setting": 14, "Study": 12, "Model": 12, "Data": 10}  # characters that a text may be cut to
+BAR = "▌ "
 COMMAND = re.compile(r"`((?:python -m )?harness [^`]+)`[.,]?")
 
 
@@ -26,11 +27,18 @@ def view(tables: Sequence[Table], width: int) -> list[RenderableType]:
     return [part for table in tables for part in _view(table, width)]
 
 
-def _view(table: Table, width: int) -> Iterator[RenderableType]:
-    for sentence in table.answer:
-        yield Text("\n".join(textwrap.wrap(one_line(sentence), width)), style="bold")
+def answer(table: Table, width: int) -> Iterator[RenderableType]:
+    """What the table says first, set apart by bars at its side and empty lines; nothing if there is no answer."""
     if table.answer:
         yield Text("")
+    for sentence in table.answer:
+        yield from _sentence(one_line(sentence), width, BAR, BAR, "bold")
+    if table.answer:
+        yield Text("")
+
+
+def _view(table: Table, width: int) -> Iterator[RenderableType]:
+    yield from answer(table, width)
     yield Text(one_line(table.title), style="bold")
     columns = [FittedColumn(header, *_standing(header), header not in table.text_columns) for header in table.columns]
     rows = [[one_line(cell) for cell in row] for row in table.rows]
@@ -50,12 +58,15 @@ def _standing(header: str) -> tuple[int, int | None]:
     return IMPORTANCE.index(name) if name in IMPORTANCE else len(IMPORTANCE), CUT.get(name)
 
 
-def _sentence(text: str, width: int) -> Iterator[Text]:
-    """A line of the caption. A command stands on a line of its own that only the terminal breaks, to be pasted."""
-    start = "- "
+def _sentence(text: str, width: int, first: str = "- ", then: str = "  ", style: str = "") -> Iterator[Text]:
+    """A line of the caption. A command stands on a line of its own that only the terminal breaks, to be pasted.
+
+    first, then: what its first line and the following ones begin with.
+    """
     for i, part in enumerate(COMMAND.split(text)):
         if i % 2:
             yield Text(f"    {part}", no_wrap=True, overflow="ignore")
         elif part.strip():
-            yield Text(textwrap.fill(part.strip(), width, initial_indent=start, subsequent_indent="  "))
-            start = "  "
+            filled = textwrap.fill(part.strip(), width, initial_indent=first, subsequent_indent=then)
+            yield Text(filled, style=style)
+            first = then

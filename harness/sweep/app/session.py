@@ -23,7 +23,7 @@ class Options:
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
     confirm: fresh seeds to run of each chosen setting (null: none). choose: of a study's records, one of each chosen
-    setting.
+    setting. typed: the arguments of `harness`, which the study notes.
     """
 
     plan: bool = False
@@ -37,6 +37,7 @@ class Options:
     skip_impossible: bool = False
     confirm: int | None = None
     choose: Callable[[Sequence[Record]], list[Record]] | None = None
+    typed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,8 @@ class GridSweeper(Sweeper):
             self._require_nodes({point.cell.settings.train.nodes for point in pending})
             check(pending, composed, self._session.options)
             study.plan(point.cell for point in unique.values())
+            if typed := self._session.options.typed:
+                record.note_command(study.folder, typed)
             if self._session.options.fit:
                 requested_here = len(pending)
                 pending = self._fitting(pending, study, composed.data_root)

@@ -1,0 +1,28 @@
+"""The commands that asked for a study's cells, as they were typed: a text file beside the records, one a line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.redact import redact
+
+FILE = "commands.txt"
+
+
+def note_command(folder: Path, arguments: Sequence[str]) -> None:
+    """Add the command `harness ARGUMENTS` to those of the study in `folder`, unless it is there."""
+    command = redact(shlex.join(["harness", *arguments]))
+    if "\n" not in command and command not in noted_commands(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{command}\n")
+
+
+def noted_commands(folder: Path) -> list[str]:
+    """The commands of the study in `folder`, the first one first; none of an imported study."""
+    try:
+        return (folder / FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []

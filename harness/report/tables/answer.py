@@ -1,0 +1,346 @@
+"""The answer of a study, which stands before all else: in each place which method to take, and what that costs.
+
+A method is recommended only if no other can be better by more than CLOSE. What the records leave open is one last line,
+with the command that would decide it where the study notes the commands that made it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from scipy import special
+
+from harness import units
+from harness.record import Record
+from harness.report.frame import TRAIN_MEMORY
+from harness.report.memory import comparable
+from harness.report.pairwise import MARGIN, Contest, Standing
+from harness.report.select import Choice
+from harness.report.statistics import ALPHA, Interval, Statistic
+from harness.report.tables.advice import headline, listed
+from harness.report.tables.entries import rate
+from harness.report.tables.next_run import with_seeds
+from harness.report.tables.rows import Row
+
+CLOSE = 0.05  # of a score from 0 to 1
+WIDE = 0.1  # a bound beyond this, of such a score, says nothing that one could act on
+FEW_SEEDS = 3  # what a study of one seed is repeated with
+MOST_SEEDS = 100
+POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
+SAME_MEMORY = 0.02  # ratios of memory that are closer to 1 than this are not worth a word
+
+Place = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What one place leaves open. seeds: how many would decide `method` (None: more seeds alone would not).
+
+    method: null if it is all of them.
+    """
+
+    text: str
+    seeds: int | None
+    method: str | None = None
+
+
+def answer(
+    choices: Sequence[Choice], held: Sequence[Contest], rows: Mapping[tuple[Place, str], Row], folder: Path | None
+) -> list[str]:
+    """A line for each place, then one on what they leave open, if anything.
+
+    rows: the chosen row by place and method. folder: of the study, where its commands are noted.
+    """
+    tests = sum(len(contest.differences) for contest in held if contest.primary)
+    places = list(dict.fromkeys(choice.place for choice in choices))
+    lines, doubts = [], []
+    for place in places:
+        here = {label: row for (where, label), row in rows.items() if where == place}
+        contest = headline(held, place)
+        found = PlaceAnswer(contest, here, tests) if contest else None
+        sentences = [*(found.sentences() if found else _unscored(here)), *_lost(choices, place)]
+        if sentences:
+            lines.append(" ".join([*_prefix(place, places), *sentences]))
+        if found and (doubt := found.doubt()):
+            doubts.append((_prefix(place, places), doubt))
+    return [*lines, *_open(doubts, [record for row in rows.values() for record in row.records], folder)]
+
+
+def _prefix(place: Place, places: Sequence[Place]) -> list[str]:
+    """What tells a place from the others, such as "wordmath:"."""
+    parts = [part for part, each in zip(place, zip(*places, strict=True), strict=True) if len(set(each)) > 1]
+    return [f"{'/'.join(parts)}:"] if parts else []
+
+
+def _lost(choices: Sequence[Choice], place: Place) -> Iterator[str]:
+    lost = {c.label: c.lost for c in choices if c.place == place and c.lost and not c.index}
+    if lost:
+        each = [f"{label} ({', '.join(f'{n} {s}' for s, n in of.items())})" for label, of in lost.items()]
+        yield f"No result: {listed(each)}."
+
+
+def _open(doubts: Sequence[tuple[list[str], Doubt]], records: Sequence[Record], folder: Path | None) -> Iterator[str]:
+    if not doubts:
+        return
+    texts = [" ".join([*prefix, doubt.text]) for prefix, doubt in doubts]
+    if len({doubt.text for _, doubt in doubts}) == 1:
+        texts = [doubts[0][1].text]
+    left = "; ".join(texts) if doubts[0][0] and len(texts) > 1 else texts[0][0].upper() + texts[0][1:]
+    decided = [each for each in doubts if each[1].seeds]
+    prefix, easiest = min(decided, key=lambda each: each[1].seeds, default=([], None))
+    if easiest is None:
+        yield f"{left}. More seeds alone won't decide it; more items would."
+        return
+    where = "".join(f" in {name.rstrip(':')}" for name in prefix)
+    what = f" on {easiest.method}{where}, about {easiest.seeds} seeds" if easiest.method else ""
+    yield f"{left}. To decide{what}: {with_seeds(records, folder, easiest.seeds)}."
+
+
+@dataclass(frozen=True)
+class PlaceAnswer:
+    """What the contest of one place says of its tuned methods.
+
+    rows: the chosen row of each method. tests: differences that are tested in the whole report.
+    """
+
+    contest: Contest
+    rows: Mapping[str, Row]
+    tests: int
+
+    def sentences(self) -> Iterator[str]:
+        if not self._trained:
+            highest = "highest" * (len(self.contest.standings) > 1)
+            yield f"No tuned model is scored. {self._scored(self.contest.standings[0], highest)}."
+        elif not self._tested:
+            yield f"{self._scored(self._trained[0], 'highest' * (len(self._trained) > 1))}."
+            if len(self.contest.standings) > 1:
+                yield "Answers to single items are missing or too few, so no difference is tested."
+        else:
+            yield from self._single_runs() if self._first in self.contest.one_seed else self._methods()
+            if apart := [s.choice.label for s in self._trained if s.letters is None]:
+                yield f"Not compared, as items are missing or differ: {listed(apart)}."
+
+    def doubt(self) -> Doubt | None:
+        if not self._others:
+            return None
+        if self._first in self.contest.one_seed:
+            return Doubt("one seed can't choose between methods", FEW_SEEDS)
+        if not (left := [*self._open, *self._single]):
+            return None
+        needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
+        easiest = min(needed, key=needed.get, default=None)
+        return Doubt(f"not decided against {self._first}: {listed(left)}", needed.get(easiest), easiest)
+
+    # The methods, by how they stand against the best tuned one
+
+    @cached_property
+    def _trained(self) -> list[Standing]:
+        return [s for s in self.contest.standings if self.rows[s.choice.label].records[0].cell.seed is not None]
+
+    @cached_property
+    def _tested(self) -> list[Standing]:
+        return [s for s in self._trained if s.letters is not None]
+
+    @cached_property
+    def _first(self) -> str:
+        return self._tested[0].choice.label
+
+    @cached_property
+    def _others(self) -> list[str]:
+        return [s.choice.label for s in self._tested[1:]]
+
+    @cached_property
+    def _base(self) -> str | None:
+        """The best untuned model, if the tuned ones are tested against it."""
+        untuned = (s.choice.label for s in self.contest.standings if s.letters and s not in self._trained)
+        return next(untuned, None)
+
+    @cached_property
+    def _single(self) -> list[str]:
+        """Those of one seed, where the best one has several."""
+        one_seed = self.contest.one_seed
+        return [] if self._first in one_seed else [label for label in self._others if label in one_seed]
+
+    @cached_property
+    def _near(self) -> list[str]:
+        """Equivalent ones, even if they are surely a little worse. The tests of that are against the best of all."""
+        if self.contest.standings[0].choice.label != self._first:
+            return []
+        return [label for label in self.contest.equivalent if label in self._others and label not in self._single]
+
+    @cached_property
+    def _worse(self) -> list[str]:
+        known = [*self._near, *self._single]
+        return [label for label in self._others if self._p(label) < ALPHA and label not in known]
+
+    @cached_property
+    def _open(self) -> list[str]:
+        return [label for label in self._others if label not in (*self._worse, *self._near, *self._single)]
+
+    # Sentences
+
+    def _methods(self) -> Iterator[str]:
+        """Of methods with several seeds."""
+        base = self._base
+        tuning_helps = base is None or (self._p(base) < ALPHA and self._ahead(base).value > 0)
+        gained = f", {self._amount(self._ahead(base))} better than {base}" if base and tuning_helps else ""
+        bounds = {label: -self._together(label).low for label in self._open}
+        enough = CLOSE if self._shares else 0
+        certain = tuning_helps and self._others and not self._single and max(bounds.values(), default=0) <= enough
+        verb = "highest" * (len(self._trained) > 1)
+        head = f"Take {self._scored(self._tested[0])}" if certain else self._scored(self._tested[0], verb)
+        yield f"{head}{gained}."
+        if not tuning_helps:
+            yield self._no_gain()
+        cheap = self._cheapest
+        if cheap in self._worse:
+            yield f"{cheap} {self._saving} and loses {self._amount(self._ahead(cheap))}."
+        elif cheap in self._near:
+            yield f"{cheap} {self._saving} and scores within {self._points(MARGIN)} of it."
+        elif cheap and self._telling(most := self._together(cheap).high):
+            yield f"{cheap} {self._saving} and loses at most {self._points(most, math.ceil)}."
+        elif cheap:
+            yield f"{cheap} {self._saving}."
+        if near := [label for label in self._near if label != cheap]:
+            yield f"Within {self._points(MARGIN)} of it: {listed(near)}."
+        if bounded := [label for label in self._open if self._telling(bounds[label])]:
+            more = self._points(max(bounds[label] for label in bounded), math.ceil)
+            is_are = "is" if len(bounded) == 1 else "are"
+            yield f"{listed(bounded)} {is_are} not better than {self._first} by more than {more}."
+        if apart := [label for label in self._open if label not in bounded]:
+            yield f"Not told apart from {self._first}: {listed(apart)}."
+        if worse := [label for label in self._worse if label != cheap]:
+            yield f"Significantly worse: {listed(worse)}."
+
+    def _single_runs(self) -> Iterator[str]:
+        """Of methods with one seed each: what is true of these trained models alone."""
+        if self._others:
+            yield f"Of these single runs {self._scored(self._tested[0], 'highest')}."
+        else:
+            yield f"A single run: {self._scored(self._tested[0])}."
+        lower = "lower" if self.contest.higher_is_better else "higher"
+        if cheap := self._cheapest:
+            gap = self._ahead(cheap).value
+            yield f"{cheap} {self._saving} and scored {f'{self._points(gap)} {lower}' if gap else 'the same'}."
+        models = [*self._others, *([self._base] if self._base else [])]
+        worse = [label for label in models if self._p(label) < ALPHA and self._ahead(label).value > 0]
+        if worse:
+            yield f"On these items {listed(worse)} scored significantly {lower}."
+        if self._base and self._base not in worse:
+            yield self._no_gain()
+
+    def _no_gain(self) -> str:
+        if self._p(self._base) < ALPHA:
+            return f"Untuned, {self._base} is significantly better."
+        return f"It is not shown to be better than {self._base}."
+
+    def _telling(self, bound: float) -> bool:
+        return not self._shares or bound <= WIDE
+
+    # Numbers
+
+    def _ahead(self, other: str) -> Statistic:
+        """By how much the best tuned method is better than `other`; negative if it is worse."""
+        gap = self.contest.differences.get((self._first, other))
+        sign = 1 if gap is not None else -1
+        gap = gap or self.contest.differences[other, self._first]
+        return Statistic((sign if self.contest.higher_is_better else -sign) * gap.value, gap.error, gap.freedom)
+
+    def _together(self, other: str) -> Interval:
+        """The interval of `_ahead` that holds together with those of all differences of the report (Bonferroni).
+
+        Which method is the best is itself observed, so all pairs count.
+        """
+        return self._ahead(other).interval(ALPHA / max(1, self.tests))
+
+    def _p(self, other: str) -> float:
+        tested = self.contest.corrected
+        return tested.get((self._first, other), tested.get((other, self._first), 1.0))
+
+    def _seeds_needed(self, other: str) -> int | None:
+        """Seeds that would find this difference, or show it to be within MARGIN, if it is as large as it looks."""
+        gap = self._ahead(other)
+        seeds = min(len(self.rows[label].records) for label in (self._first, other))
+        target = max(abs(gap.value), MARGIN - abs(gap.value))
+        needed = max(seeds + 1, FEW_SEEDS, math.ceil(seeds * (POWERED * gap.error / target) ** 2))
+        return needed if needed <= MOST_SEEDS else None
+
+    @cached_property
+    def _cheapest(self) -> str | None:
+        """The method that needs the least memory, if that is less than the best one needs."""
+        known = {label: self._ratio(label) for label in self._others if label not in self._single}
+        known = {label: ratio for label, ratio in known.items() if ratio}
+        least = min(known, key=known.get, default=None)
+        return least if least and known[least] < 1 - SAME_MEMORY else None
+
+    def _ratio(self, label: str) -> float | None:
+        return self.rows[label].over(self.rows[self._first], TRAIN_MEMORY)
+
+    # Words
+
+    @cached_property
+    def _shares(self) -> bool:
+        return self.contest.higher_is_better and all(0 <= s.value <= 1 for s in self.contest.standings)
+
+    @property
+    def _saving(self) -> str:
+        return f"saves {1 - self._ratio(self._cheapest):.0%} of the memory"
+
+    def _scored(self, standing: Standing, most: str = "") -> str:
+        """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". most: "highest" if that is to be said."""
+        task, metric = self.contest.score.split("/")[:2]
+        values = [standing.value, *(standing.interval or ())[1:]]
+        if self._shares:
+            close = len(values) > 1 and values[2] - values[1] < 2 * MARGIN
+            numbers, unit = [f"{100 * value:.{int(close)}f}" for value in values], "%"
+        else:
+            numbers, unit = [units.significant(value, 3) for value in values], f" {metric.replace('_', ' ')}"
+        interval = f" ({numbers[1]}–{numbers[2]})" if len(numbers) > 1 else ""
+        verb = f"scored {'highest' if self.contest.higher_is_better else 'lowest'}" if most else ""
+        name = " ".join(filter(None, (standing.choice.label, standing.choice.setting, verb)))
+        memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
+        return f"{name}: {numbers[0]}{unit}{interval} on {task}" + (f" at {units.size(memory)}" if memory else "")
+
+    def _points(self, value: float, rounded: Callable[[float], float] = round) -> str:
+        """A difference of scores. rounded: to whole points, or to tenths below one."""
+        if not self._shares:
+            return f"{units.significant(value, 2)} {self._unit}"
+        shown = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
+        return f"{shown:g} point{'s' * (shown != 1)}"
+
+    def _amount(self, gap: Statistic) -> str:
+        """The 95% interval of a difference that is not 0."""
+        low, high = (max(0.0, end) for end in gap.interval()[1:])
+        if not self._shares:
+            return f"{units.significant(low, 2)} to {units.significant(high, 2)} {self._unit}"
+        digits = int(high < 2 * MARGIN)
+        return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} points"
+
+    @property
+    def _unit(self) -> str:
+        return self.contest.score.split("/")[1].replace("_", " ")
+
+
+def _unscored(rows: Mapping[str, Row]) -> Iterator[str]:
+    """What is known of a place without scores: its losses, memory and speed, of which no difference is tested."""
+    trained = {label: row for label, row in rows.items() if row.finished and row.records[0].cell.seed is not None}
+    if not trained:
+        return
+    yield "No score is recorded, so none of the methods is recommended."
+    records = [record for row in trained.values() for record in row.records]
+    told = []
+    for measure, text in (
+        ("validation_loss", lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})"),
+        (TRAIN_MEMORY, lambda name, peak: f"{name} needs the least memory ({units.size(peak)})"),
+        ("tokens_per_second_steady", lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)"),
+    ):
+        values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
+        if len(values) > 1 and comparable(records, measure):
+            best = (max if measure.startswith("tokens") else min)(values, key=values.get)
+            told.append(text(best, values[best]))
+    if told:
+        yield f"{', '.join(told)}."

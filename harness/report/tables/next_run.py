@@ -1,0 +1,49 @@
+"""The command that would decide what a study leaves open: its own sweeps, with more seeds."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.record import Record, noted_commands
+
+MOST_LISTED = 12  # seeds that are written one by one
+
+
+def with_seeds(records: Sequence[Record], folder: Path | None, count: int) -> str:
+    """How to run the study of `records` with `count` seeds: its commands between backticks, or what they are to have.
+
+    folder: of the study, where its commands are noted. Seeds that confirm chosen settings become more of those.
+    """
+    confirming = any(record.confirmation for record in records)
+    used = {r.cell.seed for r in records if r.cell.seed is not None and r.confirmation == confirming}
+    unused = (seed for seed in itertools.count() if seed not in used)
+    seeds = sorted([*used, *itertools.islice(unused, max(0, count - len(used)))])
+    asked = ["--confirm", str(len(seeds))] if confirming else [f"seed={_listed(seeds)}"]
+    commands = [command for typed in (noted_commands(folder) if folder else []) if (command := _again(typed, asked))]
+    return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(asked)}"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    if len(seeds) > MOST_LISTED and list(seeds) == list(range(len(seeds))):
+        return f"range(0,{len(seeds)})"
+    return ",".join(map(str, seeds))
+
+
+def _again(command: str, asked: Sequence[str]) -> str | None:
+    """`command` with `asked` in the place of its own; None if it is no sweep."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    if words[:2] != ["harness", "sweep"] or "`" in command:
+        return None
+    key = asked[0].partition("=")[0]
+    kept = [
+        word
+        for before, word in itertools.pairwise(["", *words])
+        if word.partition("=")[0] != key and (before != key or key != "--confirm")
+    ]
+    return shlex.join([*kept, *asked])

@@ -1,0 +1,263 @@
+"""What stands before all else: which method to take, what the others cost, and the command that decides the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from records import make_record, make_score
+from scipy import stats
+from test_best import answers, leave
+
+from harness import terminal
+from harness.record import note_command, noted_commands, read_study
+from harness.report.articles import find
+from harness.report.pairwise import contests
+from harness.report.tables import screen
+from harness.report.tables.best import best, tables
+from harness.report.tables.formats import document
+from harness.report.tables.next_run import with_seeds
+
+BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "results" / "demo"
+
+
+def rights(share, seed, items=2000):
+    """Answers of which `share` are right, the easy items first: a few differ from seed to seed."""
+    found = (np.arange(items) < share * items).astype(float)
+    found[np.random.default_rng(seed).integers(0, items, 4)] = 1.0
+    return found
+
+
+def trained(folder, shares, seeds=3, **fields):
+    """Records of methods in one setting each, by the share of items that they get right; a method without seed."""
+    return [
+        leave(
+            folder, make_record(method, lr=None if "base" in method else 1e-4, seed=seed, **fields), rights(share, seed)
+        )
+        for method, share in shares.items()
+        for seed in range(1 if "base" in method else seeds)
+    ]
+
+
+def test_a_method_is_taken_and_the_others_are_told_by_what_they_cost(folder):
+    """Of lora (1 GiB), qlora (half of it) and full (twice of it), all better than base."""
+    records = trained(folder, {"base": 0.2, "lora": 0.61, "qlora": 0.5, "full": 0.4, "dora": 0.608})
+    (text,) = best(records, folder).answer
+    assert text.startswith("Take lora lr=1e-4: 61% (59–63) on gsm8k at 1.00 GiB, 39 to 43 points better than base.")
+    assert "qlora saves 50% of the memory and loses 10 to 12 points." in text
+    assert "Within 2 points of it: dora." in text
+    assert text.endswith("Significantly worse: full.")
+
+
+def test_what_a_method_can_be_better_by_holds_for_all_pairs_together(folder):
+    """The bound is that of Student's t at 5% / the number of pairs, of which the report has three."""
+    draw = np.random.default_rng(1)
+    records = []
+    for method, share in (("lora", 0.62), ("dora", 0.6), ("full", 0.3)):
+        for seed in range(3):
+            values = (draw.random(1500) < share).astype(float)
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), values))
+    (contest,) = contests(records, folder)
+    gap = contest.differences["lora", "dora"]
+    half = stats.t.ppf(1 - 0.05 / 3 / 2, gap.freedom) * gap.error
+    lines = best(records, folder).answer
+    assert f"dora is not better than lora by more than {math.ceil(100 * (half - gap.value))} point" in lines[0]
+    assert lines[0].startswith("Take lora" if half - gap.value <= 0.05 else "lora lr=1e-4 scored highest")
+    assert lines[1].startswith("Not decided against lora: dora. To decide on dora, about ")
+
+
+def test_a_cheaper_method_that_is_not_decided_loses_at_most_so_much(folder):
+    records = []
+    for method, share in (("dora", 0.6), ("qlora", 0.58)):
+        for seed in range(3):
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), answers(share, 1 + seed)))
+    (contest,) = contests(records, folder)
+    gap = contest.differences["dora", "qlora"]
+    assert gap.low < 0 < gap.high, "not decided"
+    most = math.ceil(100 * gap.high)  # one pair: the interval as it is
+    assert f"qlora saves 55% of the memory and loses at most {most} points." in best(records, folder).answer[0]
+
+
+def test_nothing_is_taken_that_is_not_better_than_the_base(folder):
+    text = " ".join(best(trained(folder, {"base": 0.5, "lora": 0.5, "full": 0.3}), folder).answer)
+    assert "Take" not in text
+    assert "It is not shown to be better than base." in text
+    text = " ".join(best(trained(folder, {"base": 0.7, "lora": 0.5, "full": 0.3}), folder).answer)
+    assert "Take" not in text
+    assert "Untuned, base is significantly better." in text
+
+
+def test_one_seed_says_what_is_true_of_its_runs_and_how_to_decide(folder):
+    records = trained(folder, {"base": 0.2, "lora": 0.61, "qlora": 0.5, "dora": 0.6}, seeds=1)
+    note_command(folder, ["sweep", "quickstart", "study=demo", "seed=0"])
+    said, left = best(records, folder).answer
+    assert said.startswith("Of these single runs lora lr=1e-4 scored highest: 61% (59–63) on gsm8k at 1.00 GiB.")
+    assert "qlora saves 50% of the memory and scored 11 points lower." in said
+    assert "On these items dora, qlora and base scored significantly lower." in said
+    assert "Take" not in said
+    assert left == "One seed can't choose between methods. To decide: `harness sweep quickstart study=demo seed=0,1,2`."
+
+
+def test_of_one_method_there_is_nothing_to_choose(folder):
+    records = trained(folder, {"base": 0.2, "lora": 0.6})
+    (text,) = best(records, folder).answer
+    assert text == "lora lr=1e-4: 60% (58–62) on gsm8k at 1.00 GiB, 38 to 42 points better than base."
+    (text,) = best(trained(folder, {"base": 0.2, "lora": 0.6}, seeds=1), folder).answer
+    assert text.startswith("A single run: lora lr=1e-4: 60%")
+
+
+def test_without_items_no_difference_is_told():
+    records = [make_record("lora", scores=[make_score(0.5, 0.03)]), make_record("full", scores=[make_score(0.6, 0.03)])]
+    (text,) = best(records, None).answer
+    assert text.startswith("full scored highest: 60% (54–66) on gsm8k at 2.00 GiB. Answers to single items are missing")
+
+
+def test_without_scores_costs_are_told_and_nothing_is_recommended():
+    records = [make_record(method, scores=[]) for method in ("lora", "qlora", "full")]
+    assert best(records, None).answer == [
+        "No score is recorded, so none of the methods is recommended. full has the lowest validation loss (1.235), "
+        "qlora needs the least memory (512 MiB), lora is the fastest (500 tokens/s)."
+    ]
+
+
+def test_untuned_models_alone_are_no_methods(folder):
+    (text,) = best(trained(folder, {"base": 0.2, "base_nf4": 0.1}), folder).answer
+    assert text.startswith("No tuned model is scored. base scored highest: 20.2% (18.5–22.0) on gsm8k.")
+    assert best([], folder).answer == []
+
+
+def test_a_method_without_a_result_is_named(folder):
+    records = [*trained(folder, {"lora": 0.6, "dora": 0.3}), make_record("full", status="oom")]
+    assert "No result: full (1 oom)." in best(records, folder).answer[0]
+
+
+def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
+    records = []
+    for method, level in (("lora", 0.9), ("full", 1.1)):
+        for seed in range(3):
+            values = level + np.random.default_rng([seed, int(10 * level)]).normal(0, 0.01, 200)
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), values, make_score(n=200, **BITS)))
+    (text,) = best(records, folder).answer
+    assert text.startswith("Take lora lr=1e-4: 0.899 bits per byte (0.89")
+    assert text.endswith("Significantly worse: full.")
+    records = [replace(record, cell=replace(record.cell, seed=0)) for record in records if record.cell.seed == 0]
+    assert "Of these single runs lora lr=1e-4 scored lowest: 0.900 bits per byte (" in best(records, folder).answer[0]
+
+
+def test_each_place_has_a_line_and_what_stays_open_one(folder):
+    records = [
+        record
+        for model in ("small", "large")
+        for data in ("gsm8k", "facts")
+        for record in trained(folder, {"lora": 0.6, "full": 0.4}, seeds=1, model=model, data=data)
+    ]
+    lines = best(records, folder).answer
+    places = ["large/facts", "large/gsm8k", "small/facts", "small/gsm8k"]
+    assert [line.partition(":")[0] for line in lines[:4]] == places
+    assert lines[4:] == ["One seed can't choose between methods. To decide: repeat its sweep with seed=0,1,2."]
+
+
+def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
+    records = trained(folder, {"lora": 0.6, "full": 0.3})
+    records += trained(folder, {"qlora": 0.2}, seeds=1)
+    said, left = best(records, folder).answer
+    assert "qlora" not in said
+    assert "Take" not in said
+    assert left.startswith("Not decided against lora: qlora.")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("typed", "seeds", "expected"),
+    [
+        (["sweep", "quickstart"], [0], "`harness sweep quickstart seed=0,1,2`"),
+        (["sweep", "seeds", "seed=0,1", "--fit"], [0, 1], "`harness sweep seeds --fit seed=0,1,2`"),
+        (["sweep", "method=lora,dora", "seed=5"], [5], "`harness sweep method=lora,dora seed=0,1,5`"),
+        (
+            ["sweep", "lr", "++data.prompt='a b'"],
+            [0],
+            """`harness sweep lr '++data.prompt='"'"'a b'"'"'' seed=0,1,2`""",
+        ),
+        (["sweep", "lr", "data.prompt=`x`"], [0], "repeat its sweep with seed=0,1,2"),
+        (["run", "method=lora"], [0], "repeat its sweep with seed=0,1,2"),
+    ],
+)
+def test_the_command_is_the_study_s_own_with_more_seeds(folder, typed, seeds, expected):
+    note_command(folder, typed)
+    assert with_seeds([make_record("lora", seed=seed) for seed in seeds], folder, 3) == expected
+
+
+def test_confirming_seeds_become_more_of_them(folder):
+    note_command(folder, ["sweep", "tune", "--confirm", "2", "study=demo"])
+    records = [make_record("lora", seed=seed) for seed in (0, 1, 2)]
+    for record in records[1:]:
+        record.confirmation = True
+    assert with_seeds(records, folder, 5) == "`harness sweep tune study=demo --confirm 5`"
+
+
+def test_many_seeds_are_a_range_that_hydra_reads(folder):
+    from harness.sweep.app.grid import grid
+
+    note_command(folder, ["sweep", "quickstart"])
+    assert with_seeds([make_record("lora")], folder, 30) == "`harness sweep quickstart 'seed=range(0,30)'`"
+    assert grid(None, None, ["seed=range(0,30)"])[29] == ["seed=29"]
+
+
+def test_a_command_is_noted_once_and_without_secrets(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_averylongsecret")
+    for _ in range(2):
+        note_command(folder, ["sweep", "quickstart", "model.path=hf_averylongsecret"])
+    note_command(folder, ["sweep", "lr"])
+    assert noted_commands(folder) == ["harness sweep quickstart model.path=***", "harness sweep lr"]
+    assert noted_commands(folder / "none") == []
+
+
+# Where it stands
+
+
+def test_in_markdown_each_line_is_a_paragraph_before_the_table(folder):
+    text = document([best(trained(folder, {"lora": 0.6, "full": 0.4}, seeds=1), folder)], "md")
+    title, said, left, grid = text.split("\n\n")[:4]
+    assert (title, grid[0]) == ("**demo: best settings**", "|")
+    assert said.startswith("Of these single runs")
+    assert left.startswith("One seed can't choose between methods. To decide: ")
+
+
+def test_in_a_terminal_it_is_set_apart_and_its_command_stands_alone(folder):
+    note_command(folder, ["sweep", "quickstart", *(f"train.setting_{i}={i}" for i in range(9))])
+    table = best(trained(folder, {"lora": 0.6, "full": 0.4}, seeds=1), folder)
+    lines = terminal.lines(*screen.view([table], 60), width=60)
+    assert lines[0] == ""
+    assert lines[1].startswith("▌ Of these single runs")
+    (command,) = [line for line in lines if "harness sweep" in line]
+    assert command.startswith("    harness sweep quickstart train.setting_0=0 ")
+    assert command.endswith("seed=0,1,2")
+    assert lines.index("demo: best settings") == lines.index(command) + 2
+
+
+def test_published_experiments_have_an_answer():
+    from harness.config import ROOT
+
+    study = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
+    records, _ = read_study(study)
+    (text,) = tables(records, study)[0].answer
+    assert text.startswith("Best score: lily r=140 ")
+    assert ": 52.6 (49.1–56.1) at 23.86 GiB. Significantly worse: 36 of the other 65 experiments. Least memory" in text
+
+
+def test_claims_say_first_which_hold(folder):
+    article = find("beyond_lora")
+    records = trained(folder, {"base": 0.2, "lora": 0.6, "full": 0.6})
+    lines = article.verdict_table(article.verdicts(records, folder)).answer
+    assert lines[-1].startswith("Not decided: ")
+    assert len(lines) > 1
+    assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
