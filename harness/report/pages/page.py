@@ -103,7 +103,8 @@ def render(
         longest=LONGEST,
         summary=list(_summary(rows, list(results.contests.values()), judged, told)),
         problems=problems,
-        best=best,
+        answer=list(map(_with_code, best.answer)),
+        best=replace(best, answer=()),
         best_settings=_settings_of(best, results),
         settings=settings,
         articles=[_section(article, found, records, folder) for article, found in judged],
@@ -119,6 +120,14 @@ def render(
         runs=[line for record in records if (line := run_command(record))],
         grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
     )
+
+
+def _with_code(line: str) -> Markup:
+    """`line` with what stands between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>" if i % 2 else "{}").format(part) for i, part in enumerate(one_line(line).split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _block(value: Any) -> Markup:
