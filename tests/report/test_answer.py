@@ -138,6 +138,16 @@ def test_a_method_without_a_result_is_named(folder):
     assert "No result: full (1 oom)." in best(records, folder).answer[0]
 
 
+def test_methods_with_other_items_are_not_compared(folder):
+    records = trained(folder, {"base": 0.2, "lora": 0.6, "dora": 0.3})
+    for method in ("full", "galore"):
+        for seed in range(3):
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), rights(0.9, seed, 300)))
+    (text,) = best(records, folder).answer
+    assert text.startswith("Take lora")
+    assert "Not compared, as items are missing or differ: full and galore." in text
+
+
 def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
     records = []
     for method, level in (("lora", 0.9), ("full", 1.1)):

@@ -121,7 +121,7 @@ class PlaceAnswer:
                 yield "Answers to single items are missing or too few, so no difference is tested."
         else:
             yield from self._single_runs() if self._first in self.contest.one_seed else self._methods()
-            if apart := [s.choice.label for s in self._trained if s.letters is None]:
+            if apart := [s.choice.label for s in self._trained if s not in self._tested]:
                 yield f"Not compared, as items are missing or differ: {listed(apart)}."
 
     def doubt(self) -> Doubt | None:
@@ -142,8 +142,14 @@ class PlaceAnswer:
         return [s for s in self.contest.standings if self.rows[s.choice.label].records[0].cell.seed is not None]
 
     @cached_property
+    def _paired(self) -> list[str]:
+        """The models that answered the same items, of the items that most tuned ones answered."""
+        trained = {s.choice.label for s in self._trained}
+        return max(self.contest.paired, key=lambda labels: len(trained & {*labels}), default=[])
+
+    @cached_property
     def _tested(self) -> list[Standing]:
-        return [s for s in self._trained if s.letters is not None]
+        return [s for s in self._trained if s.letters is not None and s.choice.label in self._paired]
 
     @cached_property
     def _first(self) -> str:
@@ -156,8 +162,8 @@ class PlaceAnswer:
     @cached_property
     def _base(self) -> str | None:
         """The best untuned model, if the tuned ones are tested against it."""
-        untuned = (s.choice.label for s in self.contest.standings if s.letters and s not in self._trained)
-        return next(untuned, None)
+        trained = {s.choice.label for s in self._trained}
+        return next((label for label in self._paired if label not in trained), None)
 
     @cached_property
     def _single(self) -> list[str]:
