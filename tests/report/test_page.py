@@ -448,6 +448,22 @@ def test_hostile_names_do_not_run_and_are_shown_as_they_are(shown, hostile):
 
 
 @in_a_browser
+def test_hostile_names_are_texts_in_charts_too(shown, hostile):
+    page = shown(hostile)
+    page.ask("state.set({pick: '0', gib: '1'})")
+    drawn = page.ask("[...document.querySelectorAll('.chart')].map((chart) => chart.id)")
+    assert {"chart-score", "chart-memory"} <= set(drawn)
+    for chart in drawn:
+        page.ask(f"document.getElementById('{chart}').scrollIntoView()")
+        page.ask("new Promise((done) => setTimeout(done, 200))")
+        assert page.ask(f"document.querySelector('#{chart} .plot').childElementCount") == 1
+    assert page.ask("document.querySelector('#detail h4').textContent") == page.ask("study.settings[0].label")
+    assert page.ask("globalThis.owned") is None
+    assert not page.ask("document.querySelectorAll('#explore :is(img, iframe, script, [onload], [onerror])').length")
+    assert page.complaints() == []
+
+
+@in_a_browser
 def test_what_got_past_the_escaping_would_still_not_run(shown, reference):
     smuggled = (
         f"<script>{OWN}</script><img src=x onerror={OWN}><iframe srcdoc='<script>parent.{OWN}</script>'></iframe>"

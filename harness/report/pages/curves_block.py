@@ -20,6 +20,7 @@ from harness.report.select import Choice, select
 from harness.report.statistics import seeds_interval
 
 AXES = 8  # most axes that are drawn side by side
+TEXTS = 24  # most texts on an axis
 
 
 def curves_block(study: StudyResults) -> dict[str, Any]:
@@ -190,11 +191,16 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """method, rank, alpha, lr, seed, knobs, and settings of the training loop, of which the records have several."""
+    """method, rank, alpha, lr, seed, knobs and settings of the training loop, where the records have several values.
+
+    A knob or setting with more than TEXTS texts is a name of single runs, such as that of an imported experiment.
+    """
     knobs = dict.fromkeys(f"method.knobs.{name}" for record in records for name in record.cell.knobs)
     train = dict.fromkeys(f"train.{name}" for record in records for name in record.cell.settings.train_dict())
     names = ["method", "rank", "alpha", "lr", "seed", *knobs, *train]
-    return [name for name in names if len({str(_axis(record, name)) for record in records}) > 1]
+    found = {name: {_axis(record, name) for record in records} for name in names}
+    named = {name for name, values in found.items() if len({v for v in values if isinstance(v, str)}) > TEXTS}
+    return [name for name, values in found.items() if len(values) > 1 and (name == "method" or name not in named)]
 
 
 def _axis(record: Record, name: str) -> Any:

@@ -52,17 +52,19 @@
     })).filter(Boolean);
     const grey = points.filter(({ row }) => charts.grey(row.setting));
     const bright = points.filter(({ row }) => !charts.grey(row.setting));
-    const ticks = [...scales].flatMap(([name, { ticks }]) => ticks.map(([y, text]) => ({ name, y, text: short(text, 12) })));
+    const apart = (ticks) => ticks.filter(([y], i) => !ticks.slice(0, i).some(([before]) => Math.abs(y - before) < 0.04));
+    const ticks = [...scales].flatMap(([name, { ticks }]) => apart(ticks).map(([y, text]) => ({ name, y, text: short(text, 12) })));
+    const faintest = Math.min(0.35, Math.max(0.04, 8 / shown.length)); // many lines are a ground, few can be followed
     const line = { x: "name", y: "y", z: ({ row }) => row.i };
     return charts.plot({
-      width, height: 380, marginLeft: 70, marginRight: 70, marginTop: 34, marginBottom: 14,
+      width, height: 380, marginLeft: width < 500 ? 58 : 70, marginRight: width < 500 ? 32 : 70, marginTop: 34, marginBottom: 14,
       x: { type: "point", domain: [...values.keys()], axis: "top", label: null, tickSize: 0, tickFormat: (name) => short(name.replace(/^(method\.knobs|train)\./, ""), width < 500 ? 10 : 20) },
       y: { axis: null, domain: [0, 1] },
       ariaLabel: "Settings over the grid's axes",
       marks: [
         Plot.ruleX([...values.keys()], { stroke: "var(--line)", strokeWidth: 1.5 }),
         Plot.line(grey, { ...line, stroke: GREY, strokeDasharray: "3 3" }),
-        Plot.line(bright, { ...line, stroke: "var(--link)", strokeOpacity: ({ row }) => 0.04 + 0.76 * place.get(row) ** 3, strokeWidth: ({ row }) => (row.setting.chosen ? 2.5 : 1) }),
+        Plot.line(bright, { ...line, stroke: "var(--link)", strokeOpacity: ({ row }) => faintest + (0.8 - faintest) * place.get(row) ** 3, strokeWidth: ({ row }) => (row.setting.chosen ? 2.5 : 1) }),
         Plot.text(ticks, { x: "name", y: "y", text: "text", dx: -6, textAnchor: "end", fill: "currentColor", stroke: "var(--ground)", strokeWidth: 4, fontSize: 11 }),
         Plot.tip(bright, Plot.pointer({ x: "name", y: "y", title: "title" })),
       ],
@@ -77,7 +79,7 @@
     const rows = lost.map(([name, value]) => ({ name, value: (100 * value) / all }));
     const outcome = study.metrics.get(found.outcome)?.label ?? found.outcome;
     const plot = charts.plot({
-      width, height: 50 + 24 * rows.length, marginLeft: 120, marginRight: 50, marginTop: 8, marginBottom: 36,
+      width, height: 50 + 24 * rows.length, marginLeft: 140, marginRight: 50, marginTop: 8, marginBottom: 36,
       x: { label: "share of the importance (%)", grid: true, nice: true, ticks: 4 },
       y: { type: "band", domain: rows.map((row) => row.name), label: null, padding: 0.25, tickSize: 0, tickFormat: (name) => short(name, 18) },
       ariaLabel: "Importance of each axis",

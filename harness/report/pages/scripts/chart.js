@@ -40,8 +40,13 @@ const charts = (() => {
     return Plot.plot({ opacity: { type: "identity" }, ...options, style });
   }
 
-  // Texts at the ends of lines, moved apart where they would hide each other. points: {x, y, …} in the order of y.
-  function apart(points, height, [low, high]) {
+  // Texts at the ends of lines, those at one x moved apart where they would hide each other. points: {x, y, …}; each
+  // gets `at`, where its text stands.
+  function apart(points, height, domain) {
+    return d3.groups(points, (point) => point.x).flatMap(([, column]) => apartAtOneX(column, height, domain));
+  }
+
+  function apartAtOneX(points, height, [low, high]) {
     const gap = (13 / height) * (high - low);
     const sorted = d3.sort(points, (point) => point.y).map((point) => ({ ...point, at: Math.min(high, Math.max(low, point.y)) }));
     for (let i = 1; i < sorted.length; i++) sorted[i].at = Math.max(sorted[i].at, sorted[i - 1].at + gap);

@@ -22,7 +22,6 @@
     const domain = options.domain?.(known) ?? d3.extent(known.flatMap((point) => [point.y, point.low, point.high].filter((y) => y !== null)));
     const colour = (point) => (point.grey ? GREY : point.method.colour);
     const ends = d3.groups(known, (point) => point.curve).map(([, own]) => own.at(-1));
-    const last = d3.max(ends, (point) => point.x);
     const labels = charts.apart(ends, 250, domain);
     return charts.plot({
       width, height: 320, marginLeft: 52, marginRight: width < 500 ? 60 : 90, marginBottom: 40, marginTop: 30,
@@ -35,7 +34,7 @@
         Plot.dot(known, { x: "x", y: "y", symbol: (point) => point.method.shape, fill: colour, r: 4 }),
         Plot.dot(known.filter((point) => point.chosen), { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
         Plot.dot(lost, { x: "x", y: domain[1], symbol: "times", stroke: colour, r: 5 }),
-        Plot.text(labels, { x: last, y: "at", text: (point) => short(point.method.name, 12), dx: 14, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(labels, { x: "x", y: "at", text: (point) => short(point.method.name, 12), dx: 14, textAnchor: "start", fill: "currentColor" }),
         Plot.tip(points, Plot.pointer({ x: "x", y: (point) => point.y ?? domain[1], title: "title" })),
       ],
     });
@@ -91,7 +90,7 @@
       marks: [
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.shape, fill: colour, r: 5 }),
-        Plot.text(labels, { x: d3.max(ends, (point) => point.x), y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(labels, { x: "x", y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
         Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title" })),
       ],
     });

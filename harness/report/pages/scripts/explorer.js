@@ -73,22 +73,23 @@
     const colour = (point) => point.setting.method.colour;
     const dot = { x: "x", y: "y", symbol: (point) => point.setting.method.shape, fill: colour };
     const narrow = width < 500;
-    const labels = !narrow && chosen.length <= 12;
+    const best = front(chosen, x, y);
+    const labels = narrow ? [] : chosen.length <= 12 ? chosen : best; // of many methods those that no other beats
     const plot = charts.plot({
-      width, height: Math.min(460, Math.max(320, width * 0.55)), marginLeft: 52, marginRight: labels ? 70 : 20, marginBottom: 40, marginTop: 30,
+      width, height: Math.min(460, Math.max(320, width * 0.55)), marginLeft: 52, marginRight: narrow ? 20 : 70, marginBottom: 40, marginTop: 30,
       x: { label: across.label, type: across.log ? "log" : "linear", grid: true, nice: true, tickFormat: across.log ? "~s" : undefined, ticks: narrow ? 4 : undefined },
       y: { label: up.label, type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
       ariaLabel: `${up.label} against ${across.label}`,
       marks: [
         Plot.ruleY(level, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
         Plot.text(level, { y: "y", text: (point) => point.setting.method.name, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "currentColor" }),
-        Plot.line(front(chosen, x, y), { x: "x", y: "y", stroke: "var(--faint)", strokeWidth: 1 }),
+        Plot.line(best, { x: "x", y: "y", stroke: "var(--faint)", strokeWidth: 1 }),
         Plot.dot(grey, { x: "x", y: "y", symbol: "times", stroke: GREY, strokeWidth: 2, r: 4 }),
         Plot.dot(others, { ...dot, fillOpacity: 0.35, r: 3 }),
         Plot.ruleX(chosen.filter((point) => point.y1 !== null), { x: "x", y1: "y1", y2: "y2", stroke: colour, strokeWidth: 1.5 }),
         Plot.ruleY(chosen.filter((point) => point.x1 !== null), { y: "y", x1: "x1", x2: "x2", stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(chosen, { ...dot, stroke: "var(--ground)", r: 7 }),
-        labels ? Plot.text(chosen, { x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }) : null,
+        Plot.text(labels, { x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }),
         Plot.tip(drawn, Plot.pointer({ x: "x", y: "y", title: tip })),
       ],
     });

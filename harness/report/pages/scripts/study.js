@@ -40,7 +40,7 @@ const study = (() => {
 function significant(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace("e+", "e");
+  if (size >= 1e6 || size < 1e-3) return value.toExponential(2).replace(/\.?0*e\+?/, "e");
   return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
@@ -67,7 +67,8 @@ function written(id, index) {
   if (value === null) return "not measured";
   const write = WRITTEN[metric.unit];
   const interval = study.interval(id, index);
-  return write(value) + (interval ? ` (${write(interval[0])} to ${write(interval[1])})` : "");
+  const [low, high] = (interval ?? []).map(write);
+  return write(value) + (interval && low !== high ? ` (${low} to ${high})` : "");
 }
 
 // How an axis shows a metric: the factor for its values, its title, and whether its scale is logarithmic.
