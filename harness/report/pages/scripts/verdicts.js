@@ -5,16 +5,20 @@
 
   for (const article of block("verdicts")) {
     const target = document.getElementById(`${article.id}-forest`);
-    const groups = d3.groups(article.claims.filter((claim) => claim.effect?.[0] != null), (claim) => (claim.scale in SCALES ? claim.scale : claim.name));
+    const known = article.claims.filter((claim) => claim.effect?.[0] != null);
+    const groups = d3.groups(known, (claim) => claim.place, (claim) => (claim.scale in SCALES ? claim.scale : claim.name));
     if (!target || !groups.length) continue;
     const paper = element("div", { class: "plot" });
     const note = "Dot: the effect, with its 95% interval. Band: where the claim puts it. ● supported, ✕ refuted, ○ not decided.";
     target.append(paper, element("p", { class: "notes" }, note));
     let width = 0;
     new ResizeObserver(() => {
-      if (paper.clientWidth === width) return;
+      if (!paper.clientWidth || paper.clientWidth === width) return;
       width = paper.clientWidth;
-      paper.replaceChildren(...groups.map(([scale, claims]) => forest(SCALES[scale] ?? ["effect", false], scale, claims, width)));
+      paper.replaceChildren(...groups.flatMap(([place, scales]) => [
+        place ? element("h3", {}, place) : "",
+        ...scales.map(([scale, claims]) => forest(SCALES[scale] ?? ["effect", false], scale, claims, width)),
+      ]));
     }).observe(paper);
   }
 
@@ -36,9 +40,11 @@
       title: `${claim.text}\n${claim.decision}: ${claim.shown}${claim.why ? `\n${claim.why}` : ""}`,
     }));
     const narrow = width < 560;
-    const name = ({ claim }) => short(claim.name + (claim.place ? ` (${claim.place})` : ""), narrow ? 18 : 34);
+    const name = ({ claim }) => short(claim.name, narrow ? 18 : 30);
+    const unit = scale === "points" ? " points" : "";
+    const said = ({ claim }) => short(unit ? claim.shown.replaceAll(unit, "") + unit : claim.shown, 34);
     return charts.plot({
-      width, height: 56 + 24 * rows.length, marginLeft: narrow ? 120 : 230, marginRight: narrow ? 16 : 190, marginTop: 8, marginBottom: 38,
+      width, height: 56 + 24 * rows.length, marginLeft: narrow ? 130 : 200, marginRight: narrow ? 16 : 200, marginTop: 8, marginBottom: 38,
       x: { label, type: log ? "log" : "linear", domain: domain.map((end) => factor * end), grid: true, ticks: narrow ? 4 : 6, tickFormat: log ? (value) => significant(value, 2) : undefined },
       y: { type: "band", domain: d3.range(rows.length), tickFormat: (i) => name(rows[i]), label: null, tickSize: 0, padding: 0.2 },
       ariaLabel: "Effects of claims",
@@ -47,7 +53,7 @@
         Plot.ruleX(neutral.map((value) => factor * value), { stroke: "var(--faint)", strokeDasharray: "3 3" }),
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "i", stroke: "currentColor", strokeWidth: 2 }),
         Plot.dot(rows, { x: "x", y: "i", symbol: ({ claim }) => MARKS[claim.decision], r: 5, stroke: "currentColor", strokeWidth: 2, fill: ({ claim }) => (claim.decision === "supported" ? "currentColor" : "var(--ground)") }),
-        narrow ? null : Plot.text(rows, { y: "i", text: ({ claim }) => short(claim.shown, 32), frameAnchor: "right", dx: 8, textAnchor: "start", fill: "currentColor" }),
+        narrow ? null : Plot.text(rows, { y: "i", text: said, frameAnchor: "right", dx: 8, textAnchor: "start", fill: "currentColor" }),
         Plot.tip(rows, Plot.pointer({ x: "x", y: "i", title: "title" })),
       ],
     });
