@@ -113,7 +113,14 @@ class DataConfig:
     prompt_if_empty: str | None = None
     """Prompt of records in which a field of the prompt is empty (null: the same prompt)."""
     columns: dict[str, str | None] = field(default_factory=dict)
-    """Column of each prompt field, of the answer, or of the messages, in your file (data=local)."""
+    """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local)."""
+    test_share: float = 0.0
+    """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
+    part as the file grows. Requires data in columns (data=local, or from the hub)."""
+    answers: str = "auto"
+    """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), exact (equal but for case,
+    punctuation and the form of numbers), text (ROUGE-L and bits per byte), or auto. auto is choice if there are
+    options, exact if nine of ten answers are short or end in a number, else text."""
     limit: int | None = None
     """Training items (null: all). Every cell takes the same ones."""
     noise: float = 0.0

@@ -130,9 +130,10 @@ class ExamineMachine:
 
 @dataclass(frozen=True)
 class CheckTasks:
-    """Refuse tasks that can't be loaded."""
+    """Refuse tasks that can't be loaded. data: those of the cells, whose test part may be a task."""
 
     settings: EvalSettings
+    data: DataSettings
     data_root: str | None = None
 
 

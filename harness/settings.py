@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
+HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
 
 
@@ -65,7 +66,7 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """As in harness.config.DataConfig; of a model behind an API the name alone."""
+    """As in harness.config.DataConfig; of a model behind an API the name alone, unless it is asked about them."""
 
     name: str | None = None
     path: str | None = None
@@ -75,6 +76,8 @@ class DataSettings:
     columns: dict[str, str | None] = field(default_factory=dict, hash=False)
     limit: int | None = None
     noise: float = 0.0
+    test_share: float = 0.0
+    answers: str = "auto"
 
 
 @dataclass(frozen=True)

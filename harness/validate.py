@@ -27,6 +27,7 @@ CHOICES = {
     "speedups": ["auto", "off"],
     "eval.engine": ["auto", "vllm"],
     "save": ["none", "adapter", "merged"],
+    "data.answers": ["auto", "choice", "exact", "text"],
     "model.dtype": ["float32", "bfloat16", "float16"],
 }
 LEAST = {
@@ -106,6 +107,8 @@ def _check_numbers(config: DictConfig) -> None:
         raise UserError(f"train.max_grad_norm must be positive or null, got {config.train.max_grad_norm}.")
     if not 0 <= config.data.noise <= 1:
         raise UserError(f"data.noise must be a share from 0 to 1, got {config.data.noise}.")
+    if not 0 <= config.data.test_share < 1:
+        raise UserError(f"data.test_share must be at least 0 and below 1, got {config.data.test_share}.")
 
 
 def _check_size(group: str, size: int | str) -> None:

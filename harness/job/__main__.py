@@ -111,7 +111,7 @@ def _examine(request: ExamineMachine, send: Send) -> None:
 def _check_tasks(request: CheckTasks, send: Send) -> None:
     from harness.job import prepared_inputs
 
-    prepared_inputs.tasks(request.settings, request.data_root)
+    prepared_inputs.tasks(request.settings, request.data, request.data_root)
 
 
 def _rescore(request: Rescore, send: Send) -> None:

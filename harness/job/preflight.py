@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from harness.job import prepared_inputs
 from harness.job.api import run_api_cell
-from harness.job.data import chat, columns, sources
+from harness.job.data import chat, columns
 from harness.job.evaluate import scoring
 from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device
 from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
 from harness.record import Cell
+from harness.settings import HELD_OUT
 
 
 def check(cells: list[Cell], data_root: str | None, vllm_python: str | None = None) -> None:
@@ -25,14 +27,16 @@ def check(cells: list[Cell], data_root: str | None, vllm_python: str | None = No
         check_machine(cell, vllm_python)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
-        if cell.settings.eval not in tasks:
-            scoring.Tasks(cell.settings.eval, data_root)
-            tasks.append(cell.settings.eval)
-        if cell.settings.data not in splits:
-            loaded = sources.splits(cell.settings.data, data_root)
+        asked, data = cell.settings.eval, cell.settings.data
+        if data not in splits:
+            loaded = prepared_inputs.splits(data, data_root)
             if any(columns.CHAT in item for item in loaded["train"][:1]):
                 chat.require(loading.tokenizer(cell.settings.model))
-            splits.append(cell.settings.data)
+            splits.append(data)
+        of = (asked, data if HELD_OUT in asked.tasks else None)
+        if of not in tasks:
+            scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root))
+            tasks.append(of)
 
 
 def check_machine(cell: Cell, vllm_python: str | None = None) -> None:

@@ -12,9 +12,18 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.job.data import batching, columns, contamination, encoding, sources
 from harness.job.evaluate import scoring
+from harness.job.evaluate.held_out import task as held_out
 from harness.job.models import loading
-from harness.record import Contamination
-from harness.settings import DataSettings, EvalSettings, InferSettings, MethodSettings, ModelSettings, Settings
+from harness.record import Contamination, Record
+from harness.settings import (
+    HELD_OUT,
+    DataSettings,
+    EvalSettings,
+    InferSettings,
+    MethodSettings,
+    ModelSettings,
+    Settings,
+)
 
 Root = tuple[str | None, str]  # data_root, and a text that changes with the data
 HELD = 8  # settings that are cached at a time
@@ -49,9 +58,29 @@ def of(settings: Settings, data_root: str | None) -> PreparedInputs:
     return _made(key, loading.state(settings.model), root, settings.method.tuned)
 
 
-def tasks(settings: EvalSettings, data_root: str | None) -> scoring.Tasks:
-    """The tasks of an evaluation. Raises UserError if one can't be loaded, or does not work with `settings`."""
-    return _tasks(settings, (data_root, sources.data_state(DataSettings(), data_root)))
+def tasks(settings: EvalSettings, data: DataSettings, data_root: str | None) -> scoring.Tasks:
+    """The tasks of an evaluation. Raises UserError if one can't be loaded, or does not work with `settings`.
+
+    data: those of the cell, whose test part may be one of the tasks.
+    """
+    return _tasks(settings, *_tested(settings, data, data_root))
+
+
+def own_task(
+    settings: EvalSettings, data: DataSettings, data_root: str | None, likelihoods: bool = True
+) -> held_out.HeldOutTask | None:
+    """The task on the test part of `data`, if `settings` ask for it. likelihoods, and raises: as held_out.task."""
+    return _own(settings, *_tested(settings, data, data_root), likelihoods)
+
+
+def splits(data: DataSettings, data_root: str | None) -> dict[str, list[encoding.Item]]:
+    """The splits of `data`. Raises UserError if they can't be loaded."""
+    return _splits(data, (data_root, sources.data_state(data, data_root)))
+
+
+def same_data(found: Record, data_root: str | None) -> bool:
+    """Whether the data of a recorded cell are still those that it was trained on."""
+    return sources.fingerprint(splits(found.cell.settings.data, data_root)) == found.fingerprints.get("data")
 
 
 @functools.lru_cache(HELD)
@@ -60,7 +89,7 @@ def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> Pr
     splits = _splits(settings.data, root)
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
-    tasks = _tasks(settings.eval, root)
+    tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]))
     encode = encoding.encoder(tokenizer, settings.data, train.max_length)
     drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
@@ -85,11 +114,23 @@ def _splits(settings: DataSettings, root: Root) -> dict[str, list[encoding.Item]
     return sources.splits(settings, root[0])
 
 
+def _tested(settings: EvalSettings, data: DataSettings, data_root: str | None) -> tuple[DataSettings, Root]:
+    """What of `data` the tasks of `settings` depend on, and where they lie."""
+    asked = replace(data, limit=None, noise=0.0) if HELD_OUT in settings.tasks else DataSettings()
+    return asked, (data_root, sources.data_state(asked, data_root))
+
+
 @functools.lru_cache(HELD)
-def _tasks(settings: EvalSettings, root: Root) -> scoring.Tasks:
-    tasks = scoring.Tasks(settings, root[0])
+def _tasks(settings: EvalSettings, data: DataSettings, root: Root) -> scoring.Tasks:
+    tasks = scoring.Tasks(settings, root[0], _own(settings, data, root))
     tasks.build()
     return tasks
+
+
+def _own(
+    settings: EvalSettings, data: DataSettings, root: Root, likelihoods: bool = True
+) -> held_out.HeldOutTask | None:
+    return held_out.task(data, _splits(data, root), settings.num_fewshot, likelihoods) if data.load else None
 
 
 @functools.lru_cache(HELD)

@@ -25,6 +25,7 @@ from contextlib import suppress
 from tqdm import tqdm
 
 from harness.protocol import CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
+from harness.settings import DataSettings
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
@@ -65,8 +66,9 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
             for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
                 scoring.index_of(tasks)  # it takes seconds, and the cells need it too
         if isinstance(request, CheckTasks | Rescore):
+            data = request.data if isinstance(request, CheckTasks) else DataSettings()  # a record's are not read here
             with suppress(Exception):
-                prepared_inputs.tasks(request.settings, request.data_root)
+                prepared_inputs.tasks(request.settings, data, request.data_root)
         gc.collect()
         gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()

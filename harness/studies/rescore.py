@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.record import Record, RecordError, awaits_scoring, read_study
-from harness.settings import EvalSettings
+from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
 from harness.studies.find import find
 from harness.studies.retry import objection
@@ -124,10 +124,11 @@ def score(
         return EvalSettings(**(kept | given | {"tasks": tasks}))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    checked: list[EvalSettings] = []
+    checked: list[tuple[EvalSettings, DataSettings]] = []
     for _, found, tasks in asked.todo:
-        if (wanted := of(found, tasks)) not in checked:
-            runner.check_tasks(wanted, data_root)
+        wanted = (of(found, tasks), found.cell.settings.data if HELD_OUT in tasks else DataSettings())
+        if wanted not in checked:
+            runner.check_tasks(*wanted, data_root)
             checked.append(wanted)
     progress, done = SweepProgress(len(asked.todo)), []
     try:

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.record import Cell, cell_name
 from harness.settings import (
     AUTO,
+    HELD_OUT,
     DataSettings,
     EvalSettings,
     InferSettings,
@@ -102,10 +103,12 @@ def _of_api(resolved: dict[str, Any]) -> Settings:
     if model["tokenizer"] is not None:
         model["tokenizer"] = _relative(model["tokenizer"])
     asked = {name: value for name, value in resolved["eval"].items() if name not in ("batch_size", "engine")}
+    data = resolved["data"] if HELD_OUT in asked["tasks"] else {"name": resolved["data"]["name"]}
+    data = {name: value for name, value in data.items() if name not in ("limit", "noise")}  # of training
     return Settings(
         method=part(MethodSettings, resolved["method"]),
         model=part(ModelSettings, model),
-        data=DataSettings(name=resolved["data"]["name"]),
+        data=part(DataSettings, data),
         eval=part(EvalSettings, asked),
     )
 

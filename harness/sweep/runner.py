@@ -42,7 +42,7 @@ from harness.protocol import (
     facts,
 )
 from harness.record import Cell, Failure, Record, SmallerBatches
-from harness.settings import EvalSettings
+from harness.settings import DataSettings, EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.fork_server import Server
 from harness.sweep.lease import Held, Lease
@@ -98,9 +98,9 @@ def plan(
     return {"predictions": [answer["prediction"] for answer in others]} | first
 
 
-def check_tasks(settings: EvalSettings, data_root: str | None) -> None:
-    """Have a job check that the tasks of `settings` can be loaded; UserError if not."""
-    _ask("The check of the tasks", CheckTasks(settings, _absolute(data_root)))
+def check_tasks(settings: EvalSettings, data: DataSettings, data_root: str | None) -> None:
+    """Have a job check that the tasks of `settings` can be loaded for cells with `data`; UserError if not."""
+    _ask("The check of the tasks", CheckTasks(settings, data, _absolute(data_root)))
 
 
 def score(

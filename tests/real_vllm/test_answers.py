@@ -65,7 +65,7 @@ def test_answers_differ_only_where_two_tokens_are_about_as_likely(tmp_path, monk
 
     net = AutoModelForCausalLM.from_pretrained(model_folder(path), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_folder(path))
-    tasks = prepared_inputs.tasks(cell.settings.eval, str(DATA))
+    tasks = prepared_inputs.tasks(cell.settings.eval, cell.settings.data, str(DATA))
     scores, *_ = scoring.score(net, tokenizer, tasks, 16, None)
     apart = []
     for index, (prompt, tokens) in enumerate(zip(seen["prompts"], seen["theirs"], strict=True)):

@@ -8,6 +8,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.evaluate import scoring
+from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.settings import EvalSettings
 
 GENERATED = "generate_until"  # lm-eval's name for tasks with generated answers; others compare log-probabilities
@@ -25,8 +26,8 @@ class ChatTasks(scoring.Tasks):
     A variant has the same items as its task. Raises UserError if there is none.
     """
 
-    def __init__(self, settings: EvalSettings, data_root: str | None):
-        super().__init__(settings, data_root)
+    def __init__(self, settings: EvalSettings, data_root: str | None, own: HeldOutTask | None = None):
+        super().__init__(settings, data_root, own)
         with sources.with_data_root(data_root):
             asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}
         pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness import redact
+from harness.job import prepared_inputs
 from harness.job.api import client
 from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
@@ -21,7 +22,7 @@ from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.reporter import AnswersReport
 from harness.protocol import ApiAccess, RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record
-from harness.settings import EvalSettings, Settings
+from harness.settings import DataSettings, EvalSettings, Settings
 
 if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import ApiModel
@@ -88,12 +89,13 @@ def _is_chat(settings: Settings) -> bool:
 
 
 def _tasks(settings: Settings, data_root: str | None) -> Tasks:
-    return _made(settings.eval, _is_chat(settings), data_root)
+    return _made(settings.eval, settings.data, _is_chat(settings), data_root)
 
 
 @functools.lru_cache(4)  # checking, estimating and asking use the same tasks
-def _made(settings: EvalSettings, is_chat: bool, data_root: str | None) -> Tasks:
-    return (ChatTasks if is_chat else Tasks)(settings, data_root)
+def _made(settings: EvalSettings, data: DataSettings, is_chat: bool, data_root: str | None) -> Tasks:
+    own = prepared_inputs.own_task(settings, data, data_root, likelihoods=not is_chat)
+    return (ChatTasks if is_chat else Tasks)(settings, data_root, own)
 
 
 def _spent(lm: ApiModel, is_chat: bool) -> ApiUsage:

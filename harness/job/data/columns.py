@@ -1,7 +1,7 @@
 """Turns rows of a table into items: maps columns, limits the items, replaces a share of answers by wrong ones.
 
-An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses, or a conversation:
-``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``.
+An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses and ``"options": [str, …]`` where
+it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from harness.errors import UserError
+from harness.job.data import options
 
 Item = dict[str, Any]
 CHAT = "messages"
+OPTIONS = "options"
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # roles by other names
 READERS = {
     ".jsonl": lambda file: _json_lines(file),
@@ -70,8 +72,8 @@ def mapped(
     """The items of `rows` that have an answer, each with the text that decides whether it is held out.
 
     columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
-    fields except the answer). what: the data's name for messages. Raises UserError if a column is missing, or if no
-    item has an answer.
+    fields except answer and options; of a conversation the turns before its last answer). what: the data's name
+    for messages. Raises UserError if a column is missing, if no item has an answer, or if an answer is no option.
     """
     empty = UserError(f"{what} has no records.")
     if not there:
@@ -80,6 +82,10 @@ def mapped(
         if column not in there:
             raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}.")
     chat = CHAT in columns
+    if chat and OPTIONS in columns:
+        raise UserError("data.columns.options can't be combined with data.columns.messages.")
+    if not chat and "answer" not in columns:
+        raise UserError(f"data.columns.answer must be a column of {what}, got null.")
     found, count = [], 0
     for row in rows:
         count += 1
@@ -87,11 +93,12 @@ def mapped(
             turns = _turns(row.get(columns[CHAT]), what)
             item, answered = {CHAT: turns}, any(turn["role"] == "assistant" and turn["content"] for turn in turns)
         else:
-            item = {field: _text(row.get(column)) for field, column in columns.items()}
+            item = {field: _text(row.get(column)) for field, column in columns.items() if field != OPTIONS}
             answered = bool(item["answer"].strip())
+            if answered and OPTIONS in columns:
+                item[OPTIONS] = options.listed(row.get(columns[OPTIONS]), what)
         if answered:
-            asked = row[key] if key else json.dumps({k: v for k, v in item.items() if k != "answer"})
-            found.append((str(asked), item))
+            found.append((str(row[key]) if key else _key(item), item))
     lack = "assistant turn" if chat else f"answer in the column {columns['answer']!r}"
     if not count:
         raise empty
@@ -99,7 +106,22 @@ def mapped(
         raise UserError(f"None of the {count} records of {what} has an {lack}.")
     if len(found) < count:
         print(f"{count - len(found)} of {count} records of {what} are left out: they have no {lack}.", file=sys.stderr)
+    if OPTIONS in columns:
+        meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in found], what)
+        found = [(text, item | {"answer": answer}) for (text, item), answer in zip(found, meant, strict=True)]
     return found
+
+
+def _key(item: Item) -> str:
+    """What an item asks, so that all answers to one question are held out together."""
+    if CHAT not in item:
+        return json.dumps({field: value for field, value in item.items() if field not in ("answer", OPTIONS)})
+    return json.dumps({CHAT: item[CHAT][: last_answer(item[CHAT])]})
+
+
+def last_answer(turns: list[dict[str, str]]) -> int:
+    """The index of the assistant's last turn with words."""
+    return max(at for at, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"])
 
 
 def _text(value: Any) -> str:
@@ -122,6 +144,13 @@ def check_prompt(prompt: str, items: list[Item]) -> None:
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )
+
+
+def asked(item: Item, prompt: str, prompt_if_empty: str | None = None) -> str:
+    """The text before the answer; options are lines with letters. A field that is empty takes `prompt_if_empty`."""
+    if prompt_if_empty is not None and not all(item.values()):
+        prompt = prompt_if_empty
+    return prompt.format(**(item | {OPTIONS: options.lettered(item.get(OPTIONS, []))}))
 
 
 # Fewer items, and wrong answers
@@ -164,7 +193,7 @@ def answer_of(item: Item) -> str:
 def question_of(item: Item) -> str:
     """All text of an item except the answer."""
     if CHAT not in item:
-        return "\n".join(value for field, value in item.items() if field != "answer")
+        return "\n".join(value for field, value in item.items() if field not in ("answer", OPTIONS))
     return "\n".join(turn["content"] for turn in item[CHAT] if turn["role"] != "assistant")
 
 

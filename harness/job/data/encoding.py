@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import chat
-from harness.job.data.columns import CHAT, Item
+from harness.job.data.columns import CHAT, Item, asked
 from harness.settings import DataSettings
 
 IGNORED = -100  # torch's ignore_index
@@ -69,9 +69,7 @@ def encode(
         between = zip([end for _, end in spans], [begin for begin, _ in spans[1:]] + [len(ids)], strict=True)
         first = spans[0][0] if spans else len(ids)
         return Example(ids[:max_length], first, tuple(span for span in between if span[0] < span[1]))
-    if bare is not None and not all(item.values()):
-        prompt = bare
-    before = tokenizer(prompt.format(**item))["input_ids"]
+    before = tokenizer(asked(item, prompt, bare))["input_ids"]
     after = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"]
     return Example((before + after + [tokenizer.eos_token_id])[:max_length], len(before))
 

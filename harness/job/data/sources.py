@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import datasets
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, Item, check_prompt, limited, mapped, noisy, read
+from harness.job.data.columns import CHAT, OPTIONS, Item, check_prompt, limited, mapped, noisy, read
 from harness.job.models import hub
 from harness.settings import DataSettings
 
@@ -62,10 +63,19 @@ def data_state(data: DataSettings, data_root: str | None) -> str:
 
 
 def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
-    """The splits ``train`` and ``validation`` of the settings `data`. Raises UserError if they can't be loaded."""
+    """The splits ``train`` and ``validation`` of the settings `data`, and ``test`` if a share is held out for it.
+
+    Raises UserError if they can't be loaded.
+    """
+    keywords = {"test_share": data.test_share} if data.test_share else {}
+    if keywords and "test_share" not in inspect.signature(get_method(data.load["_target_"])).parameters:
+        raise UserError(
+            f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
+            "tasks of its own."
+        )
     try:
         with with_data_root(data_root):
-            loaded = instantiate(data.load, _convert_="all")
+            loaded = instantiate(data.load, _convert_="all", **keywords)
     except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
         cause = error.__cause__
         if isinstance(cause, UserError):
@@ -74,7 +84,8 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
     for prompt in (data.prompt, data.prompt_if_empty):
         check_prompt(prompt or "", loaded["train"])
     train = limited(loaded["train"], data.limit)
-    return {"train": noisy(train, data.noise), "validation": loaded["validation"]}
+    parts = {"train": noisy(train, data.noise), "validation": loaded["validation"]}
+    return parts | ({"test": loaded["test"]} if data.test_share else {})
 
 
 def from_hub(
@@ -83,13 +94,15 @@ def from_hub(
     held_out_by: str | None = None,
     share: float = 0.02,
     split: str = "train",
+    test_share: float = 0.0,
     **columns: str,
 ) -> dict[str, list[Item]]:
     """The training split of a hub data set, or of the local folder of its name below data_root.
 
-    columns: the column of each field of the prompt and of ``answer``, or of ``messages``. A `share` is held out for
-    validation by a hash of the column `held_out_by`: the split does not depend on order, and rephrasings of a question
-    stay together. Raises UserError if the data set or a column is missing.
+    columns: the column of each field of the prompt, of ``answer`` and of ``options``, or of ``messages``. A `share` is
+    held out for validation, and `test_share` for the test, by a hash of the column `held_out_by`: neither part depends
+    on the order or number of records, and rephrasings of a question stay together. Raises UserError if the data set or
+    a column is missing, or if a part is empty.
     """
     require(path)
     if _root.get() is None:
@@ -98,32 +111,40 @@ def from_hub(
         rows = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # datasets and the hub raise a dozen kinds
         raise missing(f"The data set {path}", error) from error
-    return _held_out(mapped(rows, rows.column_names, columns, held_out_by, path), share)
+    return _held_out(mapped(rows, rows.column_names, columns, held_out_by, path), path, share, test_share)
 
 
 def from_file(
-    path: str | None, columns: dict[str, str | None], held_out_by: str | None = None, share: float = 0.1
-) -> dict:
+    path: str | None,
+    columns: dict[str, str | None],
+    held_out_by: str | None = None,
+    share: float = 0.1,
+    test_share: float = 0.0,
+) -> dict[str, list[Item]]:
     """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
     rows = read(path)
     there = list(dict.fromkeys(name for row in rows for name in row))
     given = {field: column for field, column in columns.items() if column is not None}
     if CHAT in given:
-        given = {CHAT: given[CHAT]}
-    found = _held_out(mapped(rows, there, given, held_out_by, path), share)
-    for name, items in found.items():
-        if not items:
-            raise UserError(f"{path} has too few records: with a share of {share} held out, {name} has none.")
-    return found
+        given = {field: given[field] for field in (CHAT, OPTIONS) if field in given}
+    return _held_out(mapped(rows, there, given, held_out_by, path), path, share, test_share)
 
 
-def _held_out(found: list[tuple[str, Item]], share: float) -> dict[str, list[Item]]:
-    """Split the items by a hash of the text that comes with each."""
-    out: dict[str, list[Item]] = {"train": [], "validation": []}
+def _held_out(found: list[tuple[str, Item]], what: str, share: float, test_share: float) -> dict[str, list[Item]]:
+    """Split the items by a hash of the text that comes with each. what: the data's name for messages."""
+    out: dict[str, list[Item]] = {"train": [], "validation": []} | ({"test": []} if test_share else {})
     for text, item in found:
-        digest = hashlib.sha256(text.encode()).digest()
-        held_out = int.from_bytes(digest[:8], "big") < share * 2**64
-        out["validation" if held_out else "train"].append(item)
+        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        if place < share * 2**64:
+            out["validation"].append(item)
+        elif place < (share + test_share) * 2**64:
+            out["test"].append(item)
+        else:
+            out["train"].append(item)
+    for name, items in out.items():
+        if not items:
+            held_out = " and ".join(f"{part:g}" for part in (share, test_share) if part)
+            raise UserError(f"{what} has too few records: with a share of {held_out} held out, {name} has none.")
     return out
 
 

@@ -35,7 +35,7 @@ from harness.job.models import adapting, loading, saved, structure
 from harness.job.reporter import Reporter
 from harness.job.training import attention
 from harness.record import Record, Scoring, model_card
-from harness.settings import EvalSettings
+from harness.settings import HELD_OUT, EvalSettings
 
 
 def rescore(
@@ -52,7 +52,9 @@ def rescore(
     """
     report({"phase": "start"})
     found = record.read(path)
-    tasks = prepared_inputs.tasks(settings, data_root)
+    tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root)
+    if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
+        raise UserError(f"{found.cell.name} is not scored: its data have changed.")
     _refuse_twice(found, tasks)
     vllm_engine.check(replace(found.cell.settings, eval=settings), vllm_python)
     tokenizer = loading.tokenizer(found.cell.settings.model)

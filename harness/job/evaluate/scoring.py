@@ -1,4 +1,4 @@
-"""Scores the live model by lm-eval: unchanged stock tasks, and our generated ones.
+"""Scores the live model by lm-eval: unchanged stock tasks, our generated ones, and the test part of one's own data.
 
 Scores are computed from the items that lm-eval returns, so that each has its n and standard error, also if a stratified
 sample has a single item of a subject. A test compares them with lm-eval's own aggregates.
@@ -40,13 +40,14 @@ from harness.job.evaluate import linear_weights, request_cache
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
+from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.job.evaluate.vllm.engine import VllmEngine
 from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
 from harness.job.models.structure import prompted
 from harness.job.training import attention
 from harness.record import Score, cluster_numbers, clustered_error, subject_weights
-from harness.settings import EvalSettings
+from harness.settings import HELD_OUT, EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
 
@@ -65,23 +66,28 @@ def stock() -> TaskManager:
 def index_of(names: Iterable[str]) -> TaskManager:
     """lm-eval's index of our tasks, and of stock tasks too if one of `names` is none of ours."""
     ours = _manager(stock=False)
-    return ours if set(names) <= set(ours.all_tasks) else stock()
+    return ours if set(names) <= {*ours.all_tasks, HELD_OUT} else stock()
 
 
 class Tasks:
     """The tasks and groups of an evaluation, loaded, each with its sample of items.
 
-    settings: `eval` of the cell. Raises UserError for an unknown task, missing data, a task without a value for each
-    item, and a task that runs code without eval.unsafe_code=true.
+    settings: `eval` of the cell. own: the task ``held_out``, made from the cell's data, if it is asked for. Raises
+    UserError for an unknown task, missing data, a task without a value for each item, and a task that runs code without
+    eval.unsafe_code=true.
 
     put: lm-eval's keywords for the prompt's form, and for running code.
     """
 
-    def __init__(self, settings: EvalSettings, data_root: str | None):
+    def __init__(self, settings: EvalSettings, data_root: str | None, own: HeldOutTask | None = None):
         manager = index_of(settings.tasks)
+        if HELD_OUT in settings.tasks and own is None:
+            raise UserError(f"eval.tasks={HELD_OUT} requires training data in columns, such as data=local.")
         if manager is not _manager(stock=False) and data_root is None:
             hub.settle()
         for name in settings.tasks:
+            if name == HELD_OUT:
+                continue
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -94,11 +100,15 @@ class Tasks:
                     "rights and on this machine."
                 )
         with sources.with_data_root(data_root):
-            self.by_name = {name: self._load(manager, name) for name in settings.tasks}
+            self.by_name = {
+                name: {"tasks": {HELD_OUT: own}, "groups": {}} if name == HELD_OUT else self._load(manager, name)
+                for name in settings.tasks
+            }
         self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
         self._settle(settings)
         self.sample: dict[str, list[int]] = {}
         self._requests: dict[tuple[Any, ...], list[Instance]] = {}
+        self._chat: dict[str, Any] = {}
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
@@ -129,7 +139,13 @@ class Tasks:
         if self.put["apply_chat_template"]:
             return
         for leaf, items in self.sample.items():
-            self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
+            if not _is_chat(self.leaves[leaf]):
+                self.leaves[leaf].build_all_requests(samples=items, system_instruction=self.put["system_instruction"])
+
+    def chat_by(self, lm: LM) -> None:
+        """Have conversations written by the chat template of `lm`, whatever is said of the other tasks."""
+        template = {"chat_template": lm.apply_chat_template, "tokenizer_name": lm.tokenizer_name}
+        self._chat = {"apply_chat_template": True} | template
 
     @property
     def written(self) -> bool:
@@ -149,6 +165,8 @@ class Tasks:
 
     def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
         """lm-eval's `build_all_requests`, except that it reuses requests that were built before, here or elsewhere."""
+        if _is_chat(task):
+            asked |= self._chat
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
@@ -171,6 +189,11 @@ class Tasks:
                     f"({', '.join(task.aggregation())}); use eval.tasks=[plain_text], which has a loss of each passage."
                 )
         return loaded
+
+
+def _is_chat(task: Task) -> bool:
+    """Whether the items are conversations."""
+    return isinstance(task, HeldOutTask) and task.chats
 
 
 def filtered_too(task: Task, name: str, pattern: str) -> None:
@@ -274,6 +297,8 @@ def score(
 def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
     """Scores and items, as in `score`, of `lm`, which answers lm-eval's requests."""
     asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
+    if any(map(_is_chat, asked.values())):
+        tasks.chat_by(lm)
     result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
     rows = []
     for name, loaded in tasks.by_name.items():

@@ -64,7 +64,7 @@ def local(path: str, *overrides: str) -> dict[str, list[encoding.Item]]:
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet"])
 def test_a_file_of_any_kind_is_read_by_its_columns(kind):
     found = local(write(f"mine.{kind}"))
-    items = found["train"] + found["validation"]
+    items = found["train"] + found["validation"] + found["test"]
     expected = [{"question": row["problem"], "answer": row["solution"]} for row in ROWS]
     assert sorted(items, key=str) == sorted(expected, key=str)
     assert 1 <= len(found["validation"]) <= 15  # a tenth
@@ -299,7 +299,7 @@ def test_a_file_that_is_none_is_refused(name, text, said):
 
 
 def test_a_file_too_small_to_hold_out_from_is_refused():
-    refused(r"mine\.jsonl has too few records: with a share of 0\.1 held out, validation has none", ROWS[:1])
+    refused(r"mine\.jsonl has too few records: with a share of 0\.1 and 0\.1 held out, validation has none", ROWS[:1])
 
 
 def test_without_a_path_it_is_asked_for():
@@ -309,7 +309,7 @@ def test_without_a_path_it_is_asked_for():
 
 def test_a_sweep_is_refused_before_anything_is_launched():
     rows = [
-        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": f"{i}"}]} for i in range(40)
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}"}]} for i in range(40)
     ]
     cell = composed("model=tiny", "data=local", f"data.path={write('c.jsonl', rows)}", "data.columns.messages=messages")
     with pytest.raises(UserError, match="requires a tokenizer with a chat template"):

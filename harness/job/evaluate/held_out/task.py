@@ -1,0 +1,216 @@
+"""The test part of one's own data as a task of lm-eval, made from the records themselves.
+
+The prompt is the one of training; a conversation is written by the model's chat template up to its last answer. What is
+measured depends on the answers:
+
+- choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm);
+- exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
+- text: ROUGE-L (Lin 2004) of a greedy answer, and the bits per byte of the right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
+
+from harness.errors import UserError
+from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
+from harness.job.evaluate.held_out import matching
+from harness.settings import HELD_OUT, DataSettings
+
+MOST = 0.9  # share of the answers that decides what they all are
+SHORT_WORDS, SHORT_CHARACTERS = 5, 40
+FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
+BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
+LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
+
+
+class HeldOutTask(ConfigurableTask):
+    """The records `docs` by split: prompt, answer, of a choice options and gold (an index), of a conversation turns.
+
+    bits: whether the bits per byte of the answers are measured as well.
+    """
+
+    def __init__(self, config: dict[str, Any], docs: dict[str, list[dict[str, Any]]], bits: bool):
+        self._docs, self._bits = docs, bits
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        self.dataset = DatasetDict({split: Dataset.from_list(docs) for split, docs in self._docs.items()})
+
+    @property
+    def chats(self) -> bool:
+        """Whether the records are conversations, which a chat template writes."""
+        return "turns" in self._docs["test"][0]
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **form: Any) -> str:
+        """lm-eval's context; of a conversation its turns before the answer, after whole ones as examples.
+
+        Raises UserError for a system instruction beside a conversation that has its own.
+        """
+        if not self.chats:
+            return super().fewshot_context(doc, num_fewshot, **form)
+        turns, system = json.loads(doc["turns"]), form.get("system_instruction")
+        own = [turn for turn in turns if turn["role"] == "system"]
+        if system and own:
+            raise UserError("eval.system_instruction can't be combined with conversations that have a system turn.")
+        examples = []
+        for example in self.sampler.sample(num_fewshot):
+            talk = [*json.loads(example["turns"]), {"role": "assistant", "content": example["answer"]}]
+            examples += [turn for turn in talk if turn["role"] != "system"]
+        first = [{"role": "system", "content": system}] if system else own
+        rest = [turn for turn in turns if turn["role"] != "system"]
+        return form["chat_template"](first + examples + rest, add_generation_prompt=True)
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **form: Any) -> list[Instance] | Instance:
+        """lm-eval's request; for the bits per byte a second one, with the answer."""
+        written = super().construct_requests(doc, ctx, **form)
+        if not self._bits:
+            return written
+        between = "" if form.get("apply_chat_template") else " "
+        answer = (ctx, between + doc["answer"])
+        return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
+
+
+def task(
+    data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool = True
+) -> HeldOutTask:
+    """The task on the split ``test`` of `items`, with the first of ``train`` as examples.
+
+    likelihoods: False for a model that only writes. Raises UserError if there is no such split, if `data.answers` does
+    not fit its records, or if there are too few examples.
+    """
+    if "test" not in items:
+        raise UserError(
+            f"eval.tasks={HELD_OUT} requires data.test_share=, the share of the records that is held out for the test."
+        )
+    shots = num_fewshot or 0
+    if shots > len(items["train"]):
+        raise UserError(f"eval.num_fewshot must be at most {len(items['train'])}, the items to train on, got {shots}.")
+    of = {"test": items["test"], **({"train": items["train"][:shots]} if shots else {})}
+    kind = kind_of(data, items["test"])
+    docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
+    config = {"task": HELD_OUT, "test_split": "test", "doc_to_text": "prompt", "metadata": {"version": 1.0}}
+    if shots:
+        config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    config |= _choice() if kind == "choice" else _written(kind, data, [doc["answer"] for doc in docs["test"]])
+    if kind == "text" and not likelihoods:
+        config["metric_list"] = config["metric_list"][:1]
+    return HeldOutTask(config, docs, bits=kind == "text" and likelihoods)
+
+
+def kind_of(data: DataSettings, items: Sequence[Item]) -> str:
+    """How `items` are scored: choice, exact or text. `auto` says exact if nearly all answers are short or a result.
+
+    Raises UserError for data.answers=choice without options.
+    """
+    if data.answers == "choice" and OPTIONS not in items[0]:
+        raise UserError("data.answers=choice requires data.columns.options, the column of the options.")
+    if data.answers != "auto":
+        return data.answers
+    if OPTIONS in items[0]:
+        return "choice"
+    return "exact" if _mostly(_is_result(answer_of(item)) for item in items) else "text"
+
+
+def _mostly(of: Any) -> bool:
+    found = list(of)
+    return sum(found) >= MOST * len(found)
+
+
+def _is_result(answer: str) -> bool:
+    short = len(answer.split()) <= SHORT_WORDS and len(answer.strip()) <= SHORT_CHARACTERS
+    return short or matching.MARK in answer or matching.last_number(answer) is not None
+
+
+def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
+    if CHAT in item:
+        last = last_answer(item[CHAT])
+        turns = item[CHAT][:last]
+        text = "\n".join(turn["content"] for turn in turns)
+        return {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
+    doc = {"prompt": asked(item, data.prompt, data.prompt_if_empty), "answer": item["answer"]}
+    if kind == "choice":
+        doc |= {"options": item[OPTIONS], "gold": item[OPTIONS].index(item["answer"])}
+    return doc
+
+
+def _choice() -> dict[str, Any]:
+    return {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "options",
+        "doc_to_target": "gold",
+        "metric_list": [_metric("acc"), _metric("acc_norm")],
+    }
+
+
+def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any]:
+    """The config of a task with written `answers`.
+
+    A written answer ends where another question begins, and at a line's end if no right answer has two lines.
+    """
+    begin = data.prompt.partition("{")[0].rstrip().rpartition("\n")[2]
+    until = [*([begin] if begin else []), *([] if any("\n" in a.strip() for a in answers) else ["\n"])]
+    room = max(len(answer.encode()) for answer in answers) // BYTES
+    config = {
+        "output_type": "generate_until",
+        "doc_to_target": "answer",
+        "generation_kwargs": {
+            "until": until,
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": min(max(room, FEWEST_TOKENS), MOST_TOKENS),
+        },
+    }
+    if kind == "text":
+        lower = _metric("bits_per_byte") | {"higher_is_better": False}
+        return config | {"process_results": likeness, "metric_list": [_metric("rougeL"), lower]}
+    config |= {"process_results": exactness, "metric_list": [_metric("exact_match")]}
+    if _mostly(matching.last_number(answer) is not None for answer in answers):
+        number = {"function": "regex", "group_select": -1, "regex_pattern": LAST_NUMBER}
+        config["filter_list"] = [_filter("flexible-extract", number), _filter("strict-match")]
+    return config
+
+
+def _metric(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
+
+
+def _filter(name: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "filter": [*steps, {"function": "take_first"}]}
+
+
+# What an answer is worth
+
+
+def exactness(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Whether the written answer is the right one."""
+    return {"exact_match": float(matching.same(results[0], doc["answer"]))}
+
+
+def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
+    """ROUGE-L of the written answer, and of the right one the bits per byte if they were measured."""
+    found = {"rougeL": ROUGE.score(doc["answer"], results[0])["rougeL"].fmeasure}
+    if len(results) == 2:
+        log_likelihood, _greedy = results[1]
+        found["bits_per_byte"] = -log_likelihood / math.log(2) / len(doc["answer"].encode())
+    return found
+
+
+class _Words(Tokenizer):
+    """Words of any script in lower case, where the package's own knows a to z; of Chinese and Japanese, characters."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower())
+
+
+ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
