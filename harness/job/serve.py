@@ -53,7 +53,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
                 return main(decode_request(sys.stdin.read()))
             from harness.job import prepared_inputs, recording  # noqa: F401
-            from harness.job.evaluate import scoring
+            from harness.job.evaluate import task_index
 
             loaded = True
         request = _request(streams[0], channel)
@@ -64,7 +64,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
                 prepared_inputs.of(request.cell.settings, request.data_root)
         if isinstance(request, CheckCells):
             for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
-                scoring.index_of(tasks)  # it takes seconds, and the cells need it too
+                task_index.index_of(tasks)  # it takes seconds, and the cells need it too
         if isinstance(request, CheckTasks | Rescore):
             data = request.data if isinstance(request, CheckTasks) else DataSettings()  # a record's are not read here
             with suppress(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.job.data import sources
-from harness.job.evaluate import scoring
+from harness.job.evaluate import scoring, task_index
 from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.settings import EvalSettings
 
@@ -48,7 +48,7 @@ class ChatTasks(scoring.Tasks):
         if all(task.OUTPUT_TYPE == GENERATED for task in leaves.values()):
             return {leaf: (leaf, task) for leaf, task in leaves.items()}
         other = _stand_in(name)
-        found = self._load(scoring.stock(), other)["tasks"] if other else {}
+        found = self._load(task_index.stock(), other)["tasks"] if other else {}
         asked = {leaf: new for leaf in leaves for new in _names(leaf) if new in found}
         if asked.keys() != leaves.keys() or not all(_alike(task, found[asked[leaf]]) for leaf, task in leaves.items()):
             raise UserError(
@@ -62,7 +62,7 @@ class ChatTasks(scoring.Tasks):
 
 def _stand_in(name: str) -> str | None:
     """The generative variant of the task or group `name`, if lm-eval has one."""
-    known = scoring.stock().all_tasks
+    known = task_index.stock().all_tasks
     return next((other for other in _names(name) if other in known), None)
 
 

@@ -15,7 +15,6 @@ import os
 import random
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lm_eval
@@ -29,7 +28,6 @@ from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._index import Entry, Kind
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +39,7 @@ from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out.task import HeldOutTask
+from harness.job.evaluate.task_index import index_of, ours, runs_code
 from harness.job.evaluate.vllm.engine import VllmEngine
 from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
@@ -50,23 +49,6 @@ from harness.record import Score, cluster_numbers, clustered_error, subject_weig
 from harness.settings import HELD_OUT, EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
-
-
-@functools.cache
-def _manager(stock: bool) -> TaskManager:
-    """lm-eval's index of our tasks, with or without stock tasks, whose thousands of files take seconds to read."""
-    return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=stock)
-
-
-def stock() -> TaskManager:
-    """lm-eval's index of all tasks, ours included."""
-    return _manager(stock=True)
-
-
-def index_of(names: Iterable[str]) -> TaskManager:
-    """lm-eval's index of our tasks, and of stock tasks too if one of `names` is none of ours."""
-    ours = _manager(stock=False)
-    return ours if set(names) <= {*ours.all_tasks, HELD_OUT} else stock()
 
 
 class Tasks:
@@ -83,7 +65,7 @@ class Tasks:
         manager = index_of(settings.tasks)
         if HELD_OUT in settings.tasks and own is None:
             raise UserError(f"eval.tasks={HELD_OUT} requires training data in columns, such as data=local.")
-        if manager is not _manager(stock=False) and data_root is None:
+        if manager is not ours() and data_root is None:
             hub.settle()
         for name in settings.tasks:
             if name == HELD_OUT:
@@ -94,7 +76,7 @@ class Tasks:
                 raise UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
             if settings.unsafe_code:
                 os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
-            elif _runs_code(manager.task_index, name):
+            elif runs_code(manager.task_index, name):
                 raise UserError(
                     f"eval.tasks={name} requires eval.unsafe_code=true: it runs code that the model writes, with your "
                     "rights and on this machine."
@@ -206,24 +188,6 @@ def _means(task: Task) -> set[str]:
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return set()
     return {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
-
-
-def _runs_code(index: dict[str, Entry], member: Any) -> bool:
-    """Whether a task, or a task of a group or tag, runs code that the model writes. It is read from the task's files.
-
-    member: a name, or an entry of a group's list.
-    """
-    if isinstance(member, dict):
-        parts, config = [member.get("task")], member
-    elif isinstance(member, list):
-        parts, config = member, {}
-    else:
-        entry = index.get(member)
-        config = (entry and entry.cfg) or {}
-        parts = [*entry.tags] if entry and entry.kind is Kind.TAG else [config.get("task")]
-    if config.get("unsafe_code", False) is not False:
-        return True
-    return any(_runs_code(index, part) for part in parts if part not in (None, member))
 
 
 def check_template(settings: EvalSettings, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -309,7 +309,8 @@ def test_without_a_path_it_is_asked_for():
 
 def test_a_sweep_is_refused_before_anything_is_launched():
     rows = [
-        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}"}]} for i in range(40)
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}"}]}
+        for i in range(40)
     ]
     cell = composed("model=tiny", "data=local", f"data.path={write('c.jsonl', rows)}", "data.columns.messages=messages")
     with pytest.raises(UserError, match="requires a tokenizer with a chat template"):

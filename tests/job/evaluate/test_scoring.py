@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from harness.errors import UserError
 from harness.job import preflight
-from harness.job.evaluate import linear_weights, scoring
+from harness.job.evaluate import linear_weights, scoring, task_index
 from harness.job.evaluate.scoring import Tasks, stratified
 from harness.job.models import hub
 from harness.report.statistics.accuracies import over_items
@@ -101,7 +101,7 @@ def test_scores_are_lm_evals_own(bench, scored):
     tasks, scores, items = scored
     engine = HFLM(pretrained=bench.net, tokenizer=bench.tokenizer, batch_size=8)
     result = lm_eval.simple_evaluate(
-        engine, tasks=["facts", "wordmath"], samples=tasks.sample, task_manager=scoring._manager(stock=False)
+        engine, tasks=["facts", "wordmath"], samples=tasks.sample, task_manager=task_index.ours()
     )["results"]
     names = {"acc", "acc_norm", "exact_match"}
     assert {s.metric for s in scores} == names
