@@ -116,7 +116,7 @@ def test_measure_imports_no_other_room_of_jobs():
 
 
 def test_only_scoring_imports_lm_eval():
-    names = ("scoring", "engine", "request_cache", "tokenised_once", "vllm/engine")
+    names = ("scoring", "task_index", "held_out/task", "engine", "request_cache", "tokenised_once", "vllm/engine")
     evaluate = {f"job/evaluate/{name}.py" for name in names}
     assert importers("lm_eval") == evaluate | {"job/api/lm_eval_model.py"}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import datasets
 from hydra.errors import InstantiationException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, check_prompt, limited, mapped, noisy, read
@@ -68,7 +68,7 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
     Raises UserError if they can't be loaded.
     """
     keywords = {"test_share": data.test_share} if data.test_share else {}
-    if keywords and "test_share" not in inspect.signature(get_method(data.load["_target_"])).parameters:
+    if keywords and "test_share" not in inspect.signature(instantiate(data.load, _partial_=True)).parameters:
         raise UserError(
             f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
             "tasks of its own."
