@@ -111,10 +111,10 @@ RATE_LOOKS = {
 
 
 def _fastest(rows: Sequence[Row], part: str) -> str:
-    """Which methods are fastest and slowest by their highest rate; empty for fewer than two."""
+    """Which methods were fastest and slowest by their highest rate, untested; empty for fewer than two."""
     rates = {label(row, rows): [row.mean(name) for name in RATES[part]] for row in rows}
     best = {name: max(filter(None, of)) for name, of in rates.items() if any(of)}
     if len(best) < 2:
         return ""
     first, last = max(best, key=best.get), min(best, key=best.get)
-    return f"{first} is fastest ({rate(best[first])} tokens/s), {last} slowest ({rate(best[last])})"
+    return f"fastest measured {first} ({rate(best[first])} tokens/s), slowest {last} ({rate(best[last])})"
