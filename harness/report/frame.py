@@ -151,7 +151,7 @@ def score_name(score: Score) -> str:
 
 def decoded_tokens(speed: Inference) -> int | None:
     """Tokens that a repeat decodes after the first of each sequence; None if there are none."""
-    return speed.batch_size * (speed.new_tokens - 1) or None
+    return speed.batch_size * max(0, speed.new_tokens - 1) or None
 
 
 def setting_texts(records: Sequence[Record]) -> list[str]:
@@ -302,7 +302,7 @@ INFERENCE: Quantities = {
     "prefill_tokens_per_second": lambda s: _ratio(s.batch_size * s.prompt_tokens, _quantile(s.prefill_seconds, 0.5)),
     "decode_tokens_per_second": lambda s: _ratio(decoded_tokens(s), _quantile(s.decode_seconds, 0.5)),
     "first_token_seconds": lambda s: _quantile(s.prefill_seconds, 0.5),
-    "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), s.new_tokens - 1),
+    "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), max(0, s.new_tokens - 1)),
 }
 
 API: Quantities = {

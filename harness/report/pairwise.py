@@ -92,6 +92,16 @@ class Contest:
         best = self.standings[0].choice.label
         return {other: gap for (one, other), gap in self.differences.items() if one == best}
 
+    def alike(self, label: str) -> list[str]:
+        """Labels of the other methods that answered the same items as `label`, best first."""
+        same = next((labels for labels in self.paired if label in labels), [])
+        return [other for other in same if other != label]
+
+    def tied(self, label: str) -> list[str]:
+        """Those of `alike` that are not told apart from `label`."""
+        apart = {frozenset(pair) for pair, p in self.corrected.items() if p < ALPHA}
+        return [other for other in self.alike(label) if {label, other} not in apart]
+
     def decision(self, other: str, best: str | None = None) -> str:
         """One of DECISIONS on `other` against `best`, by default the best method: equivalence to another is not tested.
 

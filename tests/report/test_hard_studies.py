@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from records import make_record, make_score
+from records import make_record, make_score, measured
 from rendered import caption, row, rows
 from test_best import HEADER, answers, leave
 
-from harness.record import ValidationPoint
+from harness.__main__ import main
+from harness.record import Inference, ValidationPoint
+from harness.report.figures.messages import score_and_memory
 from harness.report.pairwise import contests
 from harness.report.select import select
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document
+from harness.report.tables.rows import group
 
 
 @pytest.fixture
@@ -72,6 +75,9 @@ def test_methods_that_share_other_items_than_most_are_compared_among_themselves(
     assert "Letters with /2: dora and qlora answered other items, and are compared among themselves." in text
     assert "No letter, as items are missing or differ from those of other methods: galore." in text
     assert "correction for 4 pairs" in text
+    title = score_and_memory(contest, {"dora": 2.0, "galore": 1.0})
+    assert title == "dora scores highest, qlora significantly worse. galore takes the least memory"
+    assert score_and_memory(contest, {"galore": 1.0}) == "galore scores highest; no difference is tested"
 
 
 def test_a_seed_that_two_versions_ran_counts_once(folder):
@@ -90,6 +96,26 @@ def test_a_seed_that_two_versions_ran_counts_once(folder):
     assert row(shown, "lora")["Seeds"] == "2"
     assert row(every, "lora")["Seeds"] == "2"
     assert f"Left out, as a later run has the same setting and seed: {records[0].cell.name}." in caption(every)
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "seconds"), [(1, [0.0] * 3), (0, [0.1] * 3), (65, [0.0] * 3), (65, []), (1, [])]
+)
+def test_a_decoding_that_took_no_time_or_wrote_nothing_has_no_rate(folder, new_tokens, seconds, capsys):
+    """Of foreign records; a run that was not timed gives its time to none beside it."""
+    records = []
+    for seed in range(2):
+        for method in ("lora", "dora"):
+            made = measured(make_record(method, 16, lr=1e-4, seed=seed))
+            if (method, seed) != ("lora", 1):
+                made.inference = {name: Inference(8, 128, new_tokens, [0.2] * 3, seconds) for name in made.inference}
+            records.append(leave(folder, made, answers(0.6, seed)))
+    for command in ("table", "claims", "lint"):
+        assert main([command, "--results-dir", str(folder.parent)]) in (0, 1)
+        assert "nan" not in capsys.readouterr().out
+    (lora, dora) = (next(r for r in group(records) if r.method == method) for method in ("lora", "dora"))
+    assert [record.cell.seed for record, _ in lora.served] == [1]
+    assert dora.served == []
 
 
 def test_a_finished_run_is_not_replaced_by_one_that_failed(folder):

@@ -20,7 +20,7 @@ from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import LEARNED
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
-from harness.report.statistics import ALPHA, Interval, seeds_interval
+from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title
@@ -216,11 +216,8 @@ def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path |
         if contest.score != LEARNED.get(contest.place[2]) or not contest.standings[0].letters:
             continue
         first = contest.standings[0].choice.label
-        worse = [other for (one, other), p in contest.corrected.items() if one == first and p < ALPHA]
-        alike = next(labels for labels in contest.paired if first in labels)
-        methods = [
-            s.choice.method for s in contest.standings if s.choice.label in alike and s.choice.label not in worse
-        ]
+        labels = {first, *contest.tied(first)}
+        methods = [s.choice.method for s in contest.standings if s.choice.label in labels]
         tied[contest.place] = [] if "base" in methods else methods
     return tied
 

@@ -22,18 +22,18 @@ def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> st
     if first is None:
         return ""
     best, end = first.choice.label, "highest" if contest.higher_is_better else "lowest"
-    others = [standing for standing in standings if standing is not first]
-    tied = [standing.choice.label for standing in others if set(standing.letters or "") & set(first.letters or "")]
-    if not others:
+    compared, tied = contest.alike(best), contest.tied(best)
+    if len(standings) == 1:
         said = f"{best} alone has this score"
     elif first.letters is None:
         said = f"{best} scores {end}; no difference is tested"
-    elif len(tied) == len(others):
+    elif len(tied) == len(compared):
         said = f"{best} scores {end}, but nothing is told apart from it"
     elif tied:
         said = f"{best} scores {end}; {_named(tied)} can't be told apart from it"
     else:
-        said = f"{best} scores {end}, all others significantly worse"
+        who = "all others" if len(compared) == len(standings) - 1 else _named(compared)
+        said = f"{best} scores {end}, {who} significantly worse"
     least = min(memory, key=memory.get)
     return said if len(memory) < 2 else f"{said}. {least} takes the least memory"
 

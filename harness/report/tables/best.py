@@ -251,7 +251,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     grouped = {c.clusters for c in held if c.clusters}
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     paired = f"paired by item; {' or '.join(sorted(tests))}"
-    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pairs"
+    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pair{'s' * (pairs > 1)}"
     yield f"Brackets: 95% intervals over {over}." + (
         f" Sharing a letter is not being equal: no test tells these methods apart ({corrected})." if pairs else ""
     )

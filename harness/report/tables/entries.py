@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean, median
+from statistics import fmean
 
 from harness import units
 from harness.record import Score
@@ -114,7 +114,7 @@ def decode_ratio(row: Row, rows: Rows) -> str:
         return ABSENT
     if row is reference:
         return "1.00×"  # relative to itself
-    speeds = [fmean(1 / median(repeats) for repeats in side.served) for side in (row, reference)]
+    speeds = [fmean(1 / seconds for _, seconds in side.served) for side in (row, reference)]
     found = of_times({"row": _served(row), "reference": _served(reference)}, "row", "reference")
     ends = f" ({1 / found.high:.2f}–{1 / found.low:.2f})" if found else ""
     return f"{speeds[0] / speeds[1]:.2f}×{ends}"
@@ -122,10 +122,7 @@ def decode_ratio(row: Row, rows: Rows) -> str:
 
 def _served(row: Row) -> list[Run]:
     """Seconds per decoded token of each run."""
-    return [
-        Run(median(repeats), record.cell.seed, started(record))
-        for record, repeats in zip(row.measured, row.served, strict=False)
-    ]
+    return [Run(seconds, record.cell.seed, started(record)) for record, seconds in row.served]
 
 
 def trainable(row: Row, rows: Rows) -> str:

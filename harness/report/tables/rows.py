@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 
 import pandas as pd
 
@@ -90,12 +90,17 @@ class Row:
         return {name: _mean_score(scores) for name, scores in found.items()}
 
     @cached_property
-    def served(self) -> list[list[float]]:
-        """Seconds per decoded token of the model as it is served (merged, or without adapter): repeats by seed."""
-        forms = [record.inference for record in self.measured]
-        speeds = [found.get("merged") or (None if "unmerged" in found else found.get("base")) for found in forms]
-        decoding = [(speed.decode_seconds, decoded_tokens(speed)) for speed in speeds if speed]
-        return [[seconds / tokens for seconds in repeats] for repeats, tokens in decoding if tokens]
+    def served(self) -> list[tuple[Record, float]]:
+        """The records that measured it, with the median seconds per decoded token of the model as it is served
+        (merged, or without adapter)."""
+        found = []
+        for record in self.measured:
+            forms = record.inference
+            speed = forms.get("merged") or (None if "unmerged" in forms else forms.get("base"))
+            tokens = decoded_tokens(speed) if speed else None
+            if tokens and (seconds := median(speed.decode_seconds or [0.0])) > 0:
+                found.append((record, seconds / tokens))
+        return found
 
     @cached_property
     def numbers(self) -> list[dict[str, float | None]]:
