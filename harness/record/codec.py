@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -98,22 +99,40 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
     fields = dataclasses.fields(kind)
     missing = dataclasses.MISSING
     required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
+    names = [f.name for f in fields]
+    values_of = operator.itemgetter(*names) if len(names) > 1 else lambda value: (value[names[0]],)
+    # Types of all fields in their order, for which all but `inner` are taken as they are: most objects of a kind have
+    # the same types, so one look decides for all fields.
+    known: dict[tuple[type, ...], list[int]] = {}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise Misfit("should be an object")
+        if len(value) == len(names) and value.keys() == decoders.keys():
+            parts = values_of(value)
+            if (inner := known.get(tuple(map(type, parts)))) is not None:
+                if not inner:
+                    return kind(*parts)
+                parts = list(parts)
+                for i in inner:
+                    parts[i] = within(names[i], parts[i])
+                return kind(*parts)
         if not value.keys() <= decoders.keys():
             raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
         if not required <= value.keys():
             raise Misfit("is missing", f".{min(required - value.keys())}")
-        found = {}
+        plain = {name for name, part in value.items() if type(part) in taken[name]}
+        made = kind(**{name: part if name in plain else within(name, part) for name, part in value.items()})
+        if len(value) == len(names):
+            known[tuple(map(type, values_of(value)))] = [i for i, name in enumerate(names) if name not in plain]
+        return made
+
+    def within(name: str, part: Any) -> Any:
         try:
-            for name, part in value.items():
-                found[name] = part if type(part) in taken[name] else decoders[name](part)
+            return decoders[name](part)
         except Misfit as misfit:
             misfit.way = f".{name}{misfit.way}"
             raise
-        return kind(**found)
 
     return decode
 

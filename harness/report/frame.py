@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 from collections import defaultdict
@@ -23,7 +25,7 @@ from harness.record import (
     micro_batches,
     train_memory,
 )
-from harness.settings import plain
+from harness.settings import Settings, plain
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
 TEXTS += ["memory_instrument"]
@@ -163,7 +165,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     distinguish.
     """
     axes = [_axes(record) for record in records]
-    leaves = [dict(_leaves(plain(record.cell.settings))) for record in records]
+    leaves = [_setting_leaves(record.cell.settings) for record in records]
     alike = defaultdict(list)
     for i, record in enumerate(records):
         alike[record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]].append(i)
@@ -329,6 +331,27 @@ def _axes(record: Record) -> str:
     return " ".join(f"{name}={_text(value)}" for name, value in axes.items() if value is not None)
 
 
+def _setting_leaves(settings: Settings) -> dict[str, str]:
+    """Dotted names and texts of all settings, as in `_leaves`."""
+    found = {}
+    for part in dataclasses.fields(settings):
+        value = getattr(settings, part.name)
+        if part.name in SHARED:
+            found |= _shared_leaves(part.name, value)
+        elif value != part.default:
+            found |= _leaves({part.name: plain(value) if dataclasses.is_dataclass(value) else value})
+    return found
+
+
+# Parts of the settings that most cells of a study have in common. Methods hash by their names alone.
+SHARED = ("model", "data", "eval", "train", "infer")
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared_leaves(name: str, part: Any) -> dict[str, str]:
+    return dict(_leaves({name: plain(part)}))
+
+
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted names and texts of all settings but the seed of the training, which only repeats a setting."""
     for name, value in settings.items():
@@ -351,4 +374,6 @@ def _text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, str):
         return value
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from harness.record import Record
 from harness.report.lint.differences import Sentences, differ, finished, group_by, hashable, point, tuned
-from harness.settings import plain
-
-SEED = re.compile(r'"seed": [^,}]*, |(, )?"seed": [^,}]*')  # in JSON, which is searched faster than values are walked
+from harness.settings import MethodSettings, plain
 
 
 def missing_base(records: Sequence[Record]) -> Sentences:
@@ -39,9 +38,11 @@ def seed_counts(records: Sequence[Record]) -> Sentences:
         yield from differ("Numbers of seeds differ", known, lambda r: f"{cells[id(r)]} seed{'s' * (cells[id(r)] > 1)}")
 
 
-def _unseeded(record: Record) -> str:
-    """All settings but the seeds: equal for cells that repeat each other."""
-    return SEED.sub("", hashable([record.cell.method, plain(record.cell.settings)]))
+def _unseeded(record: Record) -> Hashable:
+    """All settings but the seed of the training: equal for cells that repeat each other."""
+    settings = record.cell.settings
+    method = hashable(plain(settings.method))  # as text: methods hash by their names alone
+    return record.cell.method, method, dataclasses.replace(settings, method=MethodSettings(), seed=None)
 
 
 def failed_cells(records: Sequence[Record]) -> Sentences:
