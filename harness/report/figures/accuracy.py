@@ -26,7 +26,7 @@ from harness.report.figures.style import (
     place_panels,
 )
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.memory import comparable, meaning
+from harness.report.memory import comparable, instruments, meaning
 from harness.report.reruns import only_published
 from harness.report.tables.rows import Row
 
@@ -77,10 +77,11 @@ MEMORY = {
 def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
     """The rows whose measure is comparable with that of most others."""
 
-    def alike(row: Row) -> list[Row]:
-        return [other for other in rows if comparable([*row.records, *other.records], measure)]
-
-    return max(map(alike, rows), key=len, default=[])
+    records = [record for row in rows for record in row.records]
+    if comparable(records, measure):
+        return rows
+    of = [[row for row in rows if instruments(row.records) <= {one}] for one in sorted(instruments(records))]
+    return max(of, key=len)
 
 
 def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:

@@ -161,7 +161,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
     for number, place in enumerate(study.places):
         members = [i for i, row in enumerate(rows) if row.place == place and row.records[0].cell.seed is not None]
         records = [record for i in members for record in rows[i].records]
-        values = {name: [_axis(record, name) for record in records] for name in _names(records)}
+        values = _varying(records)
         score = study.headline(place)
         outcomes = [r.validation[-1].loss if r.validation and r.status == "ok" else None for r in records]
         outcome = "validation_loss"
@@ -169,9 +169,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
             outcome = score_name(score)
             outcomes = [next((s.value for s in r.scores if score_name(s) == outcome), None) for r in records]
         weights = importance(values, outcomes)
-        first = {i: rows[i].records[0] for i in members}
-        axes = {name: [_axis(first[i], name) for i in members] for name in values if name != "seed"}
-        axes = {name: of for name, of in axes.items() if len({str(value) for value in of}) > 1}
+        axes = {name: of for name, of in _varying([rows[i].records[0] for i in members]).items() if name != "seed"}
         if weights:
             order = list(weights.axes)
             axes = dict(sorted(axes.items(), key=lambda axis: order.index(axis[0]) if axis[0] in order else len(order)))
@@ -190,25 +188,27 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
     return found
 
 
-def _names(records: Sequence[Record]) -> list[str]:
-    """method, rank, alpha, lr, seed, knobs and settings of the training loop, where the records have several values.
+def _varying(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The axes on which `records` have several values, each with the value of every record, None where it has none.
 
     A knob or setting with more than TEXTS texts is a name of single runs, such as that of an imported experiment.
     """
-    knobs = dict.fromkeys(f"method.knobs.{name}" for record in records for name in record.cell.knobs)
-    train = dict.fromkeys(f"train.{name}" for record in records for name in record.cell.settings.train_dict())
-    names = ["method", "rank", "alpha", "lr", "seed", *knobs, *train]
-    found = {name: {_axis(record, name) for record in records} for name in names}
-    named = {name for name, values in found.items() if len({v for v in values if isinstance(v, str)}) > TEXTS}
-    return [name for name, values in found.items() if len(values) > 1 and (name == "method" or name not in named)]
+    points = [_point_of(record) for record in records]
+    found = {
+        name: [point.get(name) for point in points] for name in dict.fromkeys(n for point in points for n in point)
+    }
+    texts = {name: {value for value in values if isinstance(value, str)} for name, values in found.items()}
+    return {
+        name: values
+        for name, values in found.items()
+        if len(set(values)) > 1 and (name == "method" or len(texts[name]) <= TEXTS)
+    }
 
 
-def _axis(record: Record, name: str) -> Any:
+def _point_of(record: Record) -> dict[str, str | float | None]:
+    """A record's place in the grid: method, rank, alpha, lr, seed, knobs, settings of the training loop."""
     cell = record.cell
-    if name.startswith("train."):
-        value = cell.settings.train_dict().get(name.removeprefix("train."))
-    elif name.startswith("method.knobs."):
-        value = cell.knobs.get(name.removeprefix("method.knobs."))
-    else:
-        value = getattr(cell, name)
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    point = {name: getattr(cell, name) for name in ("method", "rank", "alpha", "lr", "seed")}
+    point |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
+    point |= {f"train.{name}": value for name, value in cell.settings.train_dict().items() if name != "seed"}
+    return {name: of if of is None or isinstance(of, str | int | float) else str(of) for name, of in point.items()}

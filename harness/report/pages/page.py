@@ -46,7 +46,6 @@ from harness.report.tables.table import Table, comparison_of
 
 HERE = Path(__file__).parent
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
-IDENTITY = ("Study", "Model", "Data", "Method", "Setting", "Status")
 STYLES = ("page.css", "explore.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
@@ -216,9 +215,11 @@ def _many(n: int, what: str) -> str:
 def _scores_first(table: Table, rows: Rows) -> Table:
     """`table` with its scores beside the settings: a screen shows what decides without scrolling."""
     scores = score_entries(rows)
+    failed = any(record.status != "ok" for record in rows.records)
+    identity = ["Study", "Model", "Data", "Method", "Setting", *["Status"] * failed]
 
     def place(column: str) -> int:
-        return 0 if column in IDENTITY else 1 if column in scores else 2
+        return 0 if column in identity else 1 if column in scores else 2
 
     order = sorted(range(len(table.columns)), key=lambda i: place(table.columns[i]))
     columns = [table.columns[i] for i in order]
