@@ -91,7 +91,7 @@ def test_intervals_cover_whatever_the_spread_of_seeds(shared, freedom, least, mo
     chances = (np.arange(2000) + 0.5) / 2000
     observed = (1 + seeds) * scipy_stats.chi2.ppf(chances, freedom) / freedom
     level = statistics.Level(observed, 1.0, freedom)
-    variance, degrees = statistics.combined(level, 1.0 + shared, 1e6)
+    variance, degrees = statistics.combined_known(level, 1.0 + shared, 1e6)
     halves = special.stdtrit(degrees, 0.975) * variance**0.5
     covers = (2 * special.ndtr(halves / (1 + shared + seeds) ** 0.5) - 1).mean(axis=1)
     assert covers.min() > least

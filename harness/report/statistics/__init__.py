@@ -34,7 +34,7 @@ from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, 
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
 from harness.report.statistics.ties import Family, holm, letters, stepwise
-from harness.report.statistics.variances import Level, combined, moderated
+from harness.report.statistics.variances import Level, combined, combined_known, moderated
 
 __all__ = [
     "ALPHA",
@@ -51,6 +51,7 @@ __all__ = [
     "Run",
     "Statistic",
     "combined",
+    "combined_known",
     "difference_of_shares",
     "differences",
     "holm",

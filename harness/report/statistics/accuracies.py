@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.report.statistics.estimates import Difference, Interval, Statistic, share_interval
-from harness.report.statistics.variances import Level, combined, moderated
+from harness.report.statistics.variances import Level, combined, combined_known, moderated
 
 
 class Answers(NamedTuple):
@@ -135,7 +135,7 @@ def _mean_interval(sample: Answers, level: Level) -> Interval:
     values = sample.values
     value = float(values.mean())
     items, freedom = over_items(values.mean(axis=0), sample.clusters)
-    variance, freedom = (float(part) for part in combined(level, items, freedom))
+    variance, freedom = (float(part) for part in combined_known(level, items, freedom))
     if not _binary(values):
         return Statistic(value, variance**0.5, freedom).interval()
     exact = len(values) == 1 and not sample.clustered

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats takes longer to import than most tables to make
 
-from harness.report.statistics.variances import Level, combined
+from harness.report.statistics.variances import Level, combined_known
 
 ALPHA = 0.05
 TAILS = (ALPHA / 2, 1 - ALPHA / 2)
@@ -117,7 +117,7 @@ def summary_interval(values: Sequence[float], stderrs: Sequence[float | None], n
     over_items = float(np.mean([(error or 0.0) ** 2 for error in stderrs]))
     over_seeds = float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
     level = Level(over_seeds, 0.0, len(values) - 1.0 if over_seeds else math.inf)
-    variance, freedom = (float(part) for part in combined(level, over_items, math.inf))
+    variance, freedom = (float(part) for part in combined_known(level, over_items, math.inf))
     if n is not None:
         return share_interval(value, variance, freedom, n)
     return Statistic(value, variance**0.5, freedom).interval()
