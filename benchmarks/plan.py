@@ -2,8 +2,9 @@
 
     harness sweep memory study=reference/memory                # the measured cells, about 3 minutes on 2 cores
     python benchmarks/plan.py --data-root DIR --write          # PLAN.md, the record and its page; about 3 minutes
-    python benchmarks/plan.py published --data-root DIR        # published programs alone
-    python benchmarks/plan.py --render                         # the page of published programs anew, from its record
+    python benchmarks/plan.py published --data-root DIR        # published programs of the data alone
+    python benchmarks/plan.py further                          # further rows of the same programs, 3 minutes
+    python benchmarks/plan.py --render                         # the page of published programs anew, from its records
 
 Below DIR lie `peft_results`, result files of the MetaMathQA suite in huggingface/peft's method_comparison, and
 `published_memory`, peaks that training programs published. Without it, `own` has no table of peft's runs.
@@ -31,7 +32,8 @@ from harness.sweep import app
 from harness.sweep.cells import from_config
 
 PLAN = ROOT / "benchmarks" / "PLAN.md"
-MEASURED = ROOT / "benchmarks" / "measured" / "published_memory.json"
+# Records of published programs, by part.
+MEASURED = {part: ROOT / "benchmarks" / "measured" / f"{part}_memory.json" for part in ("published", "further")}
 PAGE = ROOT / "docs" / "plan.md"
 
 # Of each published run: its file, and the settings that make our cell the same.
@@ -147,15 +149,20 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
     return tabulate(rows, head, "pipe", disable_numparse=True)
 
 
-def of_programs(data_root: Path) -> list[dict[str, Any]]:
-    """Published programs beside their predictions, as JSON: a row a measurement. Raises UserError."""
-    return [dataclasses.asdict(row) for row in compare.compare(data_root)]
+def of_programs(path: Path) -> list[dict[str, Any]]:
+    """The programs of the file `path` beside their predictions, as JSON: a row a measurement. Raises UserError."""
+    return [dataclasses.asdict(row) for row in compare.compare(path)]
+
+
+def recorded() -> list[dict[str, Any]]:
+    """The rows of all records."""
+    return [row for path in MEASURED.values() for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; `arguments` are those of the process if none are given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help="own, published (none: both)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="own, published, further (none: all)")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "reference" / "memory", metavar="DIR")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of peft_results and published_memory")
     parser.add_argument("--write", action="store_true", help="renew the committed documents and the record")
@@ -169,23 +176,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    parts = options.parts or ["own", "published"]
+    parts = options.parts or ["own", *MEASURED]
     for part in parts:
-        if part not in ("own", "published"):
-            raise UserError(f"PART must be own or published, got {part}.")
+        if part not in ("own", *MEASURED):
+            raise UserError(f"PART must be own, published or further, got {part}.")
     if options.render:
-        PAGE.write_text(page.page(json.loads(MEASURED.read_text(encoding="utf-8"))), encoding="utf-8")
+        PAGE.write_text(page.page(recorded()), encoding="utf-8")
         return
     if "own" in parts:
         others = published(options.data_root / "peft_results") if options.data_root else None
         _shown(document(ours(options.records), others), PLAN if options.write else None)
-    if "published" in parts:
-        if options.data_root is None:
-            raise UserError("published requires --data-root.")
-        rows = of_programs(options.data_root)
-        if options.write:
-            MEASURED.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _shown(page.page(rows), PAGE if options.write else None)
+    if "published" in parts and options.data_root is None:
+        raise UserError("published requires --data-root.")
+    files = {"published": options.data_root and options.data_root / compare.FILE, "further": compare.FURTHER}
+    found = {part: of_programs(path) for part, path in files.items() if part in parts}
+    if found and not options.write:
+        _shown(page.page([row for rows in found.values() for row in rows]), None)
+    elif found:
+        for part, rows in found.items():
+            MEASURED[part].write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _shown(page.page(recorded()), PAGE)
 
 
 def _shown(text: str, file: Path | None) -> None:

@@ -13,6 +13,8 @@ LLAMA_3_70B = Architecture(128256, 8192, 28672, 80, 64, 8, 128)
 LLAMA_3_2_1B = Architecture(128256, 2048, 8192, 16, 32, 8, 64, tied=True)
 LLAMA_3_2_3B = Architecture(128256, 3072, 8192, 28, 24, 8, 128, tied=True)
 MISTRAL_7B = Architecture(32000, 4096, 14336, 32, 32, 8, 128)
+MIXTRAL_8X7B = Architecture(32000, 4096, 14336, 32, 32, 8, 128, experts=8)
+POWERLM_3B = Architecture(49152, 2304, 9216, 40, 36, 36, 64, tied=True, biases=True, scaled=True)
 TINY_LLAMA = Architecture(32000, 2048, 5632, 22, 32, 4, 64)
 QWEN_1_8B = Architecture(151936, 2048, 5504, 24, 16, 16, 128, attention_bias=True)
 QWEN_7B = Architecture(151936, 4096, 11008, 32, 32, 32, 128, attention_bias=True)
@@ -34,6 +36,12 @@ ARCHITECTURES = {
     "mistralai/mistral-7b-v0.1": MISTRAL_7B,
     "thebloke/mistral-7b-v0.1": MISTRAL_7B,
     "mistralai/mistral-7b-v0.2": MISTRAL_7B,
+    "mistralai/mixtral-8x7b-v0.1": MIXTRAL_8X7B,
+    "mistralai/mixtral-8x7b-instruct-v0.1": MIXTRAL_8X7B,
+    "thebloke/mixtral-8x7b-instruct-v0.1": MIXTRAL_8X7B,
+    "ibm/powerlm-3b": POWERLM_3B,
+    "techxgenus/meta-llama-3-8b": LLAMA_3_8B,
+    "thebloke/llama-2-70b": LLAMA_2_70B,
     "tinyllama/tinyllama-1.1b-intermediate-step-1431k-3t": TINY_LLAMA,
     "qwen/qwen-1_8b": QWEN_1_8B,
     "qwen/qwen-7b": QWEN_7B,

@@ -12,7 +12,9 @@ from programs import fms, litgpt, swift, torchtune
 from programs.rows import UNKNOWN, Row, read
 from programs.step import Predicted, Program, predict
 
-FILE = "published_memory/training_memory.csv"  # below the data root
+# Files of published rows: of the data root, and of what the same repositories publish besides.
+FILE = "published_memory/training_memory.csv"
+FURTHER = Path(__file__).parents[1] / "measured" / "further_published.csv"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Reading:
 
 READINGS = {
     "foundation-model-stack/fms-acceleration": Reading(fms.program),
-    "Lightning-AI/litgpt": Reading(litgpt.program, litgpt.unknown),
+    "Lightning-AI/litgpt": Reading(litgpt.program, litgpt.unknown, litgpt.why),
     "pytorch/torchtune": Reading(torchtune.program, torchtune.unknown),
     "modelscope/ms-swift": Reading(swift.program, why=swift.why),
 }
@@ -59,9 +61,9 @@ class Comparison:
     why: str | None = None
 
 
-def compare(data_root: Path) -> list[Comparison]:
-    """One comparison a row of the file below `data_root`, in its order. Raises UserError if the file is malformed."""
-    return [_compared(row) for row in read(data_root / FILE)]
+def compare(path: Path) -> list[Comparison]:
+    """One comparison a row of the file `path`, in its order. Raises UserError if the file is malformed."""
+    return [_compared(row) for row in read(path)]
 
 
 def _compared(row: Row) -> Comparison:

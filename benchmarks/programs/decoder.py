@@ -17,7 +17,12 @@ from harness.job.models.quantisation import pack
 
 @dataclass(frozen=True)
 class Architecture:
-    """Dimensions of a decoder with RMS norms and a gated MLP. attention_bias: whether q, k and v have one."""
+    """Dimensions of a decoder with RMS norms and a gated MLP.
+
+    attention_bias: whether q, k and v have one. biases: whether all matrices of a layer do. scaled: Granite's, which
+    multiplies embeddings, what layers add, and logits by numbers. experts: Mixtral's of a layer, of which each token
+    takes two; 0 for none.
+    """
 
     vocabulary: int
     width: int
@@ -28,13 +33,9 @@ class Architecture:
     head: int
     tied: bool = False
     attention_bias: bool = False
-
-    @property
-    def parameters(self) -> int:
-        attention = self.width * self.head * (2 * self.heads + 2 * self.kv_heads)
-        bias = self.head * (self.heads + 2 * self.kv_heads) if self.attention_bias else 0
-        layer = attention + bias + 3 * self.width * self.inner + 2 * self.width
-        return self.depth * layer + self.width + self.vocabulary * self.width * (1 if self.tied else 2)
+    biases: bool = False
+    scaled: bool = False
+    experts: int = 0
 
 
 class Norm(nn.Module):
@@ -80,11 +81,11 @@ class Attention(nn.Module):
     def __init__(self, of: Architecture, code: Code):
         super().__init__()
         self.of, self.code = of, code
-        bias = of.attention_bias
+        bias = of.attention_bias or of.biases
         self.q_proj = nn.Linear(of.width, of.heads * of.head, bias=bias)
         self.k_proj = nn.Linear(of.width, of.kv_heads * of.head, bias=bias)
         self.v_proj = nn.Linear(of.width, of.kv_heads * of.head, bias=bias)
-        self.o_proj = nn.Linear(of.heads * of.head, of.width, bias=False)
+        self.o_proj = nn.Linear(of.heads * of.head, of.width, bias=of.biases)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shape = (*hidden.shape[:-1], -1, self.of.head)
@@ -107,29 +108,53 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, of: Architecture):
         super().__init__()
-        self.gate_proj = nn.Linear(of.width, of.inner, bias=False)
-        self.up_proj = nn.Linear(of.width, of.inner, bias=False)
-        self.down_proj = nn.Linear(of.inner, of.width, bias=False)
+        self.gate_proj = nn.Linear(of.width, of.inner, bias=of.biases)
+        self.up_proj = nn.Linear(of.width, of.inner, bias=of.biases)
+        self.down_proj = nn.Linear(of.inner, of.width, bias=of.biases)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+class Experts(nn.Module):
+    """Transformers' MLP of Mixtral, whose tokens go to all experts evenly."""
+
+    def __init__(self, of: Architecture):
+        super().__init__()
+        self.gate = nn.Linear(of.width, of.experts, bias=False)
+        self.experts = nn.ModuleList(Mlp(of) for _ in range(of.experts))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        shape, hidden = hidden.shape, hidden.view(-1, hidden.shape[-1])
+        shares = functional.softmax(self.gate(hidden), dim=1, dtype=torch.float32)
+        shares, chosen = torch.topk(shares, 2, dim=-1)
+        shares = (shares / shares.sum(dim=-1, keepdim=True)).to(hidden.dtype)
+        total = torch.zeros_like(hidden)
+        places = functional.one_hot(chosen, len(self.experts)).permute(2, 1, 0)  # which are a table of this size
+        count = len(hidden) * 2 // len(self.experts)
+        for number, expert in enumerate(self.experts):
+            of_expert = places[number].new_zeros(count)
+            out = expert(hidden[of_expert]) * shares[of_expert, of_expert, None]
+            total.index_add_(0, of_expert, out.to(hidden.dtype))
+        return total.view(shape)
+
+
 class Layer(nn.Module):
     def __init__(self, of: Architecture, code: Code):
         super().__init__()
-        self.self_attn, self.mlp = Attention(of, code), Mlp(of)
+        self.scaled = of.scaled
+        self.self_attn, self.mlp = Attention(of, code), Experts(of) if of.experts else Mlp(of)
         self.input_layernorm, self.post_attention_layernorm = code.norm(of.width), code.norm(of.width)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         residual = hidden
         hidden = self.input_layernorm(hidden)
         hidden = self.self_attn(hidden, cos, sin)
-        hidden = residual + hidden
+        hidden = residual + (hidden * 0.5 if self.scaled else hidden)
         residual = hidden
         hidden = self.post_attention_layernorm(hidden)
         hidden = self.mlp(hidden)
-        return residual + hidden
+        return residual + (hidden * 0.5 if self.scaled else hidden)
 
 
 Run = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # calls a layer on hidden states, cosines and sines
@@ -178,6 +203,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         hidden = self.embed_tokens(ids)
+        if self.of.scaled:
+            hidden = hidden * 0.5
         cos = torch.empty(1, 1, ids.shape[1], self.of.head, dtype=self.angles or hidden.dtype)
         sin = torch.empty_like(cos)
         for layer in self.layers:
@@ -185,17 +212,26 @@ class Decoder(nn.Module):
         return self.norm(hidden)
 
 
-def quantise(net: nn.Module, part: nn.Module, double: bool = True) -> None:
-    """Pack the matrices in `part` of `net`, on "meta", as NF4, computed in bf16. double: scales are in 8 bits too."""
+def quantise(
+    net: nn.Module,
+    part: nn.Module,
+    double: bool = True,
+    layer: type[Linear4bit] = Linear4bit,
+    source: torch.dtype = torch.bfloat16,
+) -> None:
+    """Pack the matrices in `part` of `net`, on "meta", as NF4, computed in bf16.
+
+    double: scales are in 8 bits too. source: the dtype that was quantised, to which a matrix is dequantised.
+    """
     for module in list(part.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                setattr(module, name, _packed(child, double))
-    pack(net, torch.bfloat16)
+                setattr(module, name, _packed(child, double, layer))
+    pack(net, source)
 
 
-def _packed(linear: nn.Linear, double: bool) -> Linear4bit:
-    layer = Linear4bit(
+def _packed(linear: nn.Linear, double: bool, kind: type[Linear4bit]) -> Linear4bit:
+    layer = kind(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,

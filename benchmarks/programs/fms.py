@@ -8,6 +8,7 @@ reports what torch's allocator handed out. Its files of references were made wit
   model (scenarios.yaml).
 - a100_80gb_liger.csv: transformers 4.45. The fp32 logits take the place of the 16-bit ones, keys and values are
   repeated before the kernel, and everything runs under autocast (scenarios-liger.yaml).
+- a100_80gb_granite.csv: transformers 4.45 too, autocast as in the first.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def program(row: Row) -> Program:
         raise UserError("gradient_checkpointing must be true, as in the benchmark's defaults.yaml.")
     if unknown := set(_targets(row)) - set(NAMES):
         raise UserError(f"targets must be some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}.")
-    earlier, packed = "liger" in row.source, row.method == "qlora"
+    earlier, packed = "liger" in row.source or "granite" in row.source, row.method == "qlora"
     fused, liger = "fused kernels" in row.notes, "Liger loss" in row.notes
     code = Code(
         norm=FusedNorm if fused else Norm,
@@ -68,7 +69,7 @@ def program(row: Row) -> Program:
         depth=architecture(row.model).depth,
         rows=row.micro_batch,
         tokens=row.tokens_per_row,
-        autocast=packed or earlier,
+        autocast=packed or "liger" in row.source,
         clip=True,
         checkpointed=True,
         workspaces=row.workspaces,
@@ -90,7 +91,7 @@ def _build(row: Row, code: Code, depth: int) -> nn.Module:
         if row.method == "full":
             return net
         if row.method == "qlora" and _gptq(row):
-            gptq.quantise(net.layers)
+            gptq.quantise(net.layers, row.model)
         elif row.method == "qlora":
             quantise(net, net.layers)
         targets = [NAMES[name] for name in _targets(row)]
@@ -109,6 +110,8 @@ def _loss(
     """Transformers' loss over all positions, in fp32."""
     hidden = net(ids)  # held until the model returns
     logits = net.lm_head(hidden)
+    if net.of.scaled:
+        logits = logits / 2.0
     whole = logits.float()
     if earlier:
         logits = whole

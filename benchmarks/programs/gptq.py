@@ -1,4 +1,4 @@
-"""Linear layers in GPTQ's form: 4-bit weights in groups of 128 inputs, with a scale and a zero for each group."""
+"""Linear layers in GPTQ's form: 4-bit weights in groups of inputs, with a scale and a zero for each group."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from programs.decoder import Experts
+
 BITS, GROUP = 4, 128
+WHOLE = ("llama-2-70b-gptq", "mixtral-8x7b-instruct-v0.1-gptq")  # one group, as TheBloke's cards say ("GS: None")
 
 
 class GptqLinear(nn.Linear):
-    """Its `weight` is packed: ``inputs * outputs / 2`` bytes as int32. Scales are in 16 bits."""
+    """Its `weight` is packed: ``inputs * outputs / 2`` bytes as int32. Scales are in 16 bits. group: of inputs."""
 
-    def __init__(self, inputs: int, outputs: int):
+    def __init__(self, inputs: int, outputs: int, group: int):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = inputs, outputs, None
-        groups = -(-inputs // GROUP)
+        groups = -(-inputs // group)
         packed = torch.empty(inputs * BITS // 32, outputs, dtype=torch.int32)
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.qzeros = nn.Buffer(torch.empty(groups, outputs * BITS // 32, dtype=torch.int32))
@@ -43,9 +46,11 @@ class _Product(torch.autograd.Function):
         return gradient @ ctx.layer.whole().t(), None
 
 
-def quantise(part: nn.Module) -> None:
-    """Replace the linear layers in `part` by packed ones, on the same device."""
+def quantise(part: nn.Module, model: str) -> None:
+    """Replace the linear layers in `part` of `model` by packed ones, on the same device; not a router of experts."""
+    whole = model.lower().rpartition("/")[2] in WHOLE
     for module in list(part.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, GptqLinear(child.in_features, child.out_features))
+            if type(child) is nn.Linear and not isinstance(module, Experts):
+                group = child.in_features if whole else GROUP
+                setattr(module, name, GptqLinear(child.in_features, child.out_features, group))

@@ -20,6 +20,8 @@ SOURCES = {
     "Lightning-AI/litgpt": (
         "`torch.cuda.max_memory_allocated` in 10⁹ bytes, three or four digits. Its configurations have micro-batches, "
         "ranks and targets where the data says `?`; Alpaca's longest sequences are cut at 512 tokens. No checkpointing."
+        " Of QLoRA bitsandbytes 0.42 keeps the inputs of all products until the next step's logits replace its own: a "
+        "prediction has those of two steps with the longest rows."
     ),
     "pytorch/torchtune": (
         "Peak of active bytes, in GiB with one decimal. Each row adds a technique to the one above; LoRA and QLoRA are "
@@ -41,8 +43,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "loss, the optimizer and the order of frees were set to what its source does (`benchmarks/programs/`). No",
         "constant was fitted to a row.",
         "",
-        "Made by `python benchmarks/plan.py published --data-root ../shared/data --write`; the record is",
-        "`benchmarks/measured/published_memory.json`.",
+        "Made by `python benchmarks/plan.py published further --data-root ../shared/data --write`; the records are",
+        "`published_memory.json` and `further_memory.json` in `benchmarks/measured`. The further rows, of one GPU and",
+        "with a published figure, are in `further_published.csv` there, copied from the documents that are named.",
         "",
         *_summary(rows),
         "",

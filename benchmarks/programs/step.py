@@ -81,8 +81,11 @@ class Predicted:
 
 
 def predict(program: Program) -> Predicted:
-    """The step at the program's depth, from two shallow models."""
-    few = (2, 3) if program.checkpointed else (1, 2)
+    """The step at the program's depth, from two shallow models.
+
+    A first layer is not like the others: where the embedding is frozen, some of its tensors need no gradient.
+    """
+    few = (2, 3)
     one, two = (_probe(program, depth) for depth in few)
     line = one.through(two, *few, program.depth)
     window = max(line.windows, key=lambda name: sum(line.windows[name].values()))
