@@ -157,10 +157,12 @@ def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers,
 def answers(folder: Items, record: Record, name: str) -> pa.Table | None:
     """The answers to each item of the score `name`, sorted by subject and index.
 
-    Columns subject, item, hash, value, prediction and target; None if the record's file is missing or lacks them.
+    Columns subject, item, hash, value, prediction and target, and question if the file has it; None if the record's
+    file is missing or lacks the others.
     """
     score = score_of(record, name)
-    return score and _table(folder, record, score, ["subject", "item", "hash", "value", "prediction", "target"])
+    columns = ["subject", "item", "hash", "value", "prediction", "target"]
+    return score and _table(folder, record, score, columns, ["question"])
 
 
 def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:

@@ -202,6 +202,14 @@ def _asked(task: Task, doc: dict[str, Any]) -> str:
     return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
 
 
+def _question(task: Task, doc: dict[str, Any]) -> str:
+    """An item's question as people read it, with the options that predictions and targets number."""
+    text = _asked(task, doc)
+    if task.OUTPUT_TYPE != "multiple_choice" or not isinstance(task.doc_to_text(doc), str):
+        return text
+    return "\n".join([text, *(f"{i}: {option}" for i, option in enumerate(task.doc_to_choice(doc)))])
+
+
 def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
     """Sample `limit` items (null: all) from strata of `sizes`. Returns sorted indices by stratum.
 
@@ -238,7 +246,7 @@ def score(
 
     The frame has a row for each item, filter and metric: task (as asked for), subject (the leaf task), item (its
     index in the test split), hash (of the document), filter, metric, value, prediction, target, cluster (what it shares
-    with other items, or null: `cluster_of`).
+    with other items, or null: `cluster_of`), question (with the options by number, if there are some).
 
     tell_batch: called with the number of sequences that are answered at a time, and again if it becomes smaller.
     speedups: False for lm-eval's own `HFLM`. autocast: the dtype of linear layers; a model that is not peft's is left
@@ -269,7 +277,8 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
         for leaf, task in loaded["tasks"].items():
             means = _means(task)
             for entry in result["samples"].get(leaf, []):
-                rows += [_row(name, leaf, entry, metric) for metric in entry["metrics"] if metric in means]
+                question = _question(task, entry["doc"])
+                rows += [_row(name, leaf, entry, metric, question) for metric in entry["metrics"] if metric in means]
     items = pd.DataFrame(rows)
     scores = [
         _score(name, metric, kind, group, tasks.by_name[name])
@@ -324,7 +333,7 @@ def _engine(
         yield lm, ChainMap(lm.used, used)
 
 
-def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, Any]:
+def _row(task: str, leaf: str, entry: dict[str, Any], metric: str, question: str) -> dict[str, Any]:
     return {
         "task": task,
         "subject": leaf,
@@ -336,6 +345,7 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str) -> dict[str, 
         "prediction": str(entry["filtered_resps"]),
         "target": str(entry["target"]),
         "cluster": cluster_of(entry["doc"]),
+        "question": question,
     }
 
 

@@ -35,6 +35,7 @@ from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
 from harness.report.pages.curves_block import curves_block, verdicts_block
+from harness.report.pages.items_block import items_block
 from harness.report.pages.settings_block import settings_block
 from harness.report.pairwise import Contest
 from harness.report.tables.advice import ahead
@@ -46,17 +47,18 @@ from harness.report.tables.table import Table, comparison_of
 
 HERE = Path(__file__).parent
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
-STYLES = ("page.css", "explore.css")
+STYLES = ("page.css", "explore.css", "items.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
     *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
-    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "verdicts")),
+    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "verdicts", "items")),
     "scripts/start.js",
 )
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
     "settings": settings_block,
     "curves": curves_block,
     "verdicts": verdicts_block,
+    "items": items_block,
 }
 
 

@@ -156,6 +156,7 @@ def test_each_item_has_a_row(scored):
         "prediction",
         "target",
         "cluster",
+        "question",
     ]
     assert not items.isna().any().any()
     assert not items.duplicated(["subject", "item", "filter", "metric"]).any()
