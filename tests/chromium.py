@@ -81,6 +81,10 @@ class Page:
         self._load("about:blank")  # to the same address with a fragment nothing would be loaded
         self._load(path.as_uri() + (f"#{fragment}" if fragment else ""))
 
+    def go(self, address: str) -> None:
+        """Show what a server answers, and wait until it is loaded."""
+        self._load(address)
+
     def _load(self, address: str) -> None:
         self.events.clear()
         self.call("Page.navigate", url=address)

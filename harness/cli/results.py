@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.cli import view
 from harness.cli.output import find_cell, print_errors, print_json, render, study_names, write
 from harness.cli.parser import (
     CommandLine,
@@ -60,6 +61,8 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
     add_study_name(parser, "study to report on (default: the only one)")
     add_out(parser)
+
+    view.add(group)
 
     parser = group.add(figures, "figures", "Draw the comparison, each figure as PNG and as SVG.", "--study quickstart")
     add_study_name(parser)

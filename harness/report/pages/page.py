@@ -52,7 +52,7 @@ SCRIPTS = (  # in the order of their needs; they share their names, so a script 
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
     *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
     *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "verdicts", "items")),
-    "scripts/start.js",
+    *("scripts/start.js", "scripts/live.js"),
 )
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
     "settings": settings_block,
@@ -69,12 +69,14 @@ def render(
     where: str = "",
     command: str | None = None,
     made_with: Mapping[str, str] | None = None,
+    live: Mapping[str, str] | None = None,
 ) -> str:
     """The page as text; the same arguments and files give the same text.
 
     records: of one study. folder: where the records and their items are. problems: a sentence for each bad record.
     where: options that select the study in other commands. command: the command that made the page. made_with: versions
-    of libraries by name.
+    of libraries by name. live: of a page that is served, the address of `news` and this page's `version`; it then asks
+    there for new results, and its policy lets it.
     """
     results = StudyResults(records, folder)
     rows = results.rows
@@ -86,6 +88,8 @@ def render(
     long = {"best-table": best, "settings-table": settings, "files-table": files}
     blocks = {name: make(results) for name, make in BLOCKS.items()}
     blocks["rest"] = {name: table.rows[LONGEST:] for name, table in long.items() if len(table.rows) > LONGEST}
+    if live:
+        blocks["live"] = live
     script = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -101,6 +105,7 @@ def render(
         script=Markup(script),
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         blocks={name: _block(value) for name, value in blocks.items()},
+        live=bool(live),
         longest=LONGEST,
         summary=list(_summary(rows, list(results.contests.values()), judged, told)),
         problems=problems,

@@ -1,0 +1,79 @@
+"""``harness view``: serves the reports of a results folder to this machine's browser, and follows a running sweep."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cli.output import begun_study_names
+from harness.cli.parser import Group, add_study_name
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.report.pages.server import Viewer
+
+PORT = 8765
+
+
+def add(group: Group) -> None:
+    parser = group.add(
+        view,
+        "view",
+        "Show reports in the browser, and follow a running sweep. Only this machine can open them; nothing is written.",
+        "quickstart --port 8800",
+    )
+    add_study_name(parser)
+    parser.add_argument("--port", type=int, default=PORT, metavar="N", help=f"port on 127.0.0.1 (default: {PORT})")
+
+
+def view(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port must lie between 0 and 65535, got {options.port}.")
+    names = begun_study_names(options)
+    with viewer(options) as server:
+        asked = server.address("study", names[0]) if options.study else server.address()
+        print(f"http://127.0.0.1:{server.port}{asked}\nCtrl-C ends it.", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+def viewer(options: argparse.Namespace) -> Viewer:
+    """A server of the studies that the options name; UserError if the port is taken."""
+    from harness import env
+    from harness.report.pages import page
+    from harness.report.pages.server import Viewer
+    from harness.studies.status import RecordCache, study_status
+    from harness.sweep import store
+
+    cache, results = RecordCache(), options.results_dir
+
+    def studies() -> list[str]:
+        return [options.study] if options.study else store.begun(results)
+
+    def render(name: str, live: dict[str, str]) -> str | None:
+        records, problems = cache.read(results / name)
+        if not records:
+            return None
+        where = ["--study", name, *(["--results-dir", str(results)] if results != Path("results") else [])]
+        typed = shlex.join(["python", "-m", "harness", "report", *where, "--out", "report.html"])
+        return page.render(records, results / name, problems, shlex.join(where), typed, env.made_with(), live)
+
+    def told(name: str) -> str:
+        status = study_status(results, name, cache)
+        counts = [f"{n} {state}" for state, n in status.counts.items() if n or state == "done"]
+        return ", ".join([*counts, *filter(None, [status.time_left])]) + "."
+
+    try:
+        return Viewer(results, studies, render, told, options.port)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        why = error.strerror.lower()
+        raise UserError(f"Port {options.port} can't be used ({why}); take another with --port.") from None

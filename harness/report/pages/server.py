@@ -1,0 +1,151 @@
+"""Serves the reports of a results folder to a browser on this machine, and tells an open page of new results.
+
+    Viewer(results, studies, page, told).serve_forever()
+
+Only pages that `page` makes are served, so no address can name a file. A random token in the address keeps other users
+of this machine out; the Host header is checked, or a foreign site could reach the server by a name that it lets point
+here (DNS rebinding); and nothing can be written: only GET and HEAD are answered.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.report.tables.formats import one_line
+
+HERE = Path(__file__).parent
+HOST = "127.0.0.1"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Viewer(ThreadingHTTPServer):
+    """A server on 127.0.0.1; OSError if the port is taken.
+
+    results: the folder of the studies, which is looked at for changes. studies: their names. page: makes the page of a
+    study; its second argument is what `render` takes as `live`. None if there is no record yet. told: how far a study
+    is, as a text. port: 0 is any that is free.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        results: Path,
+        studies: Callable[[], list[str]],
+        page: Callable[[str, dict[str, str]], str | None],
+        told: Callable[[str], str],
+        port: int = 0,
+    ):
+        super().__init__((HOST, port), ViewerRequest)
+        self.results, self.studies, self.told, self._page = results, studies, told, page
+        self.token = secrets.token_urlsafe(24)
+        self._made: dict[str, tuple[str, str]] = {}  # by study: version and text
+        self._making = threading.Lock()  # a page takes seconds: two at once would take longer
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+    def address(self, *parts: str) -> str:
+        """The path of the index, or of a page."""
+        return "/".join(["", self.token, *(quote(part, safe="") for part in parts)]) + ("" if parts else "/")
+
+    def version(self, study: str) -> str:
+        """Differs whenever a record or its items are new or have changed."""
+        paths = [path for kind in ("*.json", "*.items.parquet") for path in (self.results / study).glob(kind)]
+        states = []
+        for path in sorted(paths):
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # removed at this moment
+            states.append((path.name, stat.st_mtime_ns, stat.st_size))
+        return format(abs(hash(tuple(states))), "x")
+
+    def page(self, study: str) -> str:
+        """The page of a study, made anew only if its records changed."""
+        with self._making:
+            version = self.version(study)
+            if self._made.get(study, ("", ""))[0] != version:
+                live = {"news": self.address("news", study), "version": version}
+                self._made[study] = version, self._page(study, live) or self.index([study])
+            return self._made[study][1]
+
+    def news(self, study: str) -> dict[str, str]:
+        return {"version": self.version(study), "said": self.told(study)}
+
+    def index(self, names: Sequence[str]) -> str:
+        """A list of studies, which looks for news by itself."""
+        environment = Environment(
+            loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+        return environment.get_template("index.html").render(
+            studies=[(one_line(name), self.address("study", name), one_line(self.told(name))) for name in names],
+            style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        )
+
+
+class ViewerRequest(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: Viewer
+    server_version = "harness"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        hosts = {f"{name}:{self.server.port}" for name in (HOST, "localhost")}
+        if self.headers.get("Host") not in hosts:
+            return self._answer(HTTPStatus.FORBIDDEN, "Ask for this page by the address that `harness view` printed.")
+        _, token, *parts = [*self.path.partition("?")[0].split("/"), "", ""]
+        if not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            return self._answer(HTTPStatus.NOT_FOUND, "There is no such page. `harness view` printed its address.")
+        kind, study, *more = map(unquote, [*parts, ""])
+        if not any((kind, study, *more)):
+            return self._answer(HTTPStatus.OK, self.server.index(self.server.studies()), "text/html")
+        if any(more) or study not in self.server.studies() or kind not in ("study", "news"):
+            return self._answer(HTTPStatus.NOT_FOUND, "There is no such page.")
+        if kind == "study":
+            return self._answer(HTTPStatus.OK, self.server.page(study), "text/html")
+        return self._answer(HTTPStatus.OK, json.dumps(self.server.news(study)), "application/json")
+
+    do_HEAD = do_GET
+
+    def _refuse(self) -> None:
+        self.close_connection = True
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "Pages can only be read.")
+
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+
+    def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
+        body = text.encode()
+        self.send_response(status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: a page that follows a sweep asks every few seconds."""
