@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,10 +138,19 @@ def effect_text(verdict: Verdict) -> str:
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:
-    """Which claims hold here and which do not, by their names."""
+    """Which claims hold here and which do not, by their names; with the places if that is not so in all."""
+    places = defaultdict(list)
+    for verdict in verdicts:
+        places[verdict.claim.name, verdict.judgement.decision].append(_where(verdict, columns).partition(" of ")[2])
+    judged = Counter(verdict.claim.name for verdict in verdicts)
     for decision, said in ((SUPPORTED, "These claims hold"), (REFUTED, "These do not hold")):
-        if found := [_where(verdict, columns) for verdict in verdicts if verdict.judgement.decision == decision]:
-            yield f"{said}: {', '.join(found)}."
+        names = [
+            name if len(where) == judged[name] else f"{name} ({', '.join(where)})"
+            for (name, found), where in places.items()
+            if found == decision
+        ]
+        if names:
+            yield f"{said}: {', '.join(names)}."
     if open_ := sum(verdict.judgement.decision == OPEN for verdict in verdicts):
         yield f"Not decided: {open_} of {len(verdicts)}. Below the table is the command that would decide each."
 

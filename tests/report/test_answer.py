@@ -12,6 +12,7 @@ from scipy import stats
 from test_best import answers, leave
 
 from harness import terminal
+from harness.config import ROOT
 from harness.record import note_command, noted_commands, read_study
 from harness.report.articles import find
 from harness.report.pairwise import contests
@@ -255,8 +256,6 @@ def test_in_a_terminal_it_is_set_apart_and_its_command_stands_alone(folder):
 
 
 def test_published_experiments_have_an_answer():
-    from harness.config import ROOT
-
     study = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
     records, _ = read_study(study)
     (text,) = tables(records, study)[0].answer
@@ -271,3 +270,14 @@ def test_claims_say_first_which_hold(folder):
     assert lines[-1].startswith("Not decided: ")
     assert len(lines) > 1
     assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
+
+
+def test_claims_that_hold_in_some_places_are_told_with_these():
+    study = ROOT / "results" / "reference" / "smollm2"
+    records, _ = read_study(study)
+    article = find("beyond_lora")
+    hold, not_, open_ = article.verdict_table(article.verdicts(records, study)).answer
+    assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
+    assert "dora-memory (wordmath_short)" in not_
+    assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
+    assert open_.startswith("Not decided: 28 of 40.")
