@@ -134,13 +134,13 @@ def test_a_page_is_made_again_only_when_records_change(results):
         assert ask(server, server.address("study", "one"))[2] == first
         assert server._made["one"] is made
         assert json.loads(re.search(r'id="live-data">(.*?)</script>', first)[1])["version"] == news["version"]
-        record = make_record("qlora", study="one")
+        record = make_record("newcomer", study="one")
         write(record, results / "one" / f"{record.cell.name}.json")
         later = json.loads(ask(server, server.address("news", "one"))[2])
         assert later["version"] != news["version"]
         assert later["said"] == "3 done."
-        assert "qlora" not in first
-        assert "qlora" in ask(server, server.address("study", "one"))[2]
+        assert "newcomer" not in first
+        assert "newcomer" in ask(server, server.address("study", "one"))[2]
 
 
 def test_a_study_without_records_waits_for_them(results):
@@ -187,11 +187,11 @@ def test_an_open_page_says_that_there_are_new_results(results, tmp_path):
         assert page.complaints() == []
         wait_for(page, "document.querySelector('#live span').textContent === '2 done.'")
         assert page.ask("document.querySelector('#live button').hidden")
-        record = make_record("qlora", study="one")
+        record = make_record("newcomer", study="one")
         write(record, results / "one" / f"{record.cell.name}.json")
         wait_for(page, "!document.querySelector('#live button').hidden")
         page.ask("document.querySelector('#live button').click()")
-        wait_for(page, "document.body.textContent.includes('qlora')")
+        wait_for(page, "document.body.textContent.includes('newcomer')")
         assert page.ask("location.hash") == "#explore&find=lora"
 
 
