@@ -148,6 +148,9 @@ class EvalConfig:
     saved weights. Requires eval.vllm_python."""
     vllm_python: str | None = None
     """Path of the python of an environment with vllm, such as ~/vllm/bin/python. Not part of the cell."""
+    include_path: str | None = None
+    """Your folder of lm-eval tasks (YAML files), whose names eval.tasks may then have. They may run Python code from
+    that folder. Not part of the cell, and never taken from a record."""
     chat_template: bool = False
     """Asks each question as a message in the tokenizer's chat template."""
     fewshot_as_multiturn: bool = False

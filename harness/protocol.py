@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.record import Cell, Precautions, SmallerBatches, TrackerName, decode_tagged, encode_tagged
@@ -50,6 +51,22 @@ class Rendezvous:
 
 
 @dataclass(frozen=True)
+class LocalPaths:
+    """What this machine has and no record names, as what lies there is run: fields of harness.config.EvalConfig."""
+
+    vllm_python: str | None = None
+    include_path: str | None = None
+
+    @classmethod
+    def absolute(cls, vllm_python: str | None, include_path: str | None) -> LocalPaths:
+        """Of paths as one types them."""
+        return cls(*(path and str(Path(path).expanduser().absolute()) for path in (vllm_python, include_path)))
+
+
+NO_PATHS = LocalPaths()
+
+
+@dataclass(frozen=True)
 class RunCell:
     """Run `cell` and write its record to `path`, its items beside it.
 
@@ -59,7 +76,7 @@ class RunCell:
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position, confirmation: as in the record. vllm_python: as in harness.config.EvalConfig.
+    position, confirmation: as in the record.
     """
 
     cell: Cell
@@ -76,21 +93,18 @@ class RunCell:
     rendezvous: Rendezvous | None = None
     position: int | None = None
     confirmation: bool = False
-    vllm_python: str | None = None
+    local: LocalPaths = NO_PATHS
 
 
 @dataclass(frozen=True)
 class CheckCells:
-    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered.
-
-    vllm_python: as in harness.config.EvalConfig.
-    """
+    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered."""
 
     cells: list[Cell]
     data_root: str | None = None
     access: dict[str, ApiAccess] = field(default_factory=dict)
     warn: bool = False
-    vllm_python: str | None = None
+    local: LocalPaths = NO_PATHS
 
 
 @dataclass(frozen=True)
@@ -135,19 +149,17 @@ class CheckTasks:
     settings: EvalSettings
     data: DataSettings
     data_root: str | None = None
+    local: LocalPaths = NO_PATHS
 
 
 @dataclass(frozen=True)
 class Rescore:
-    """Score the recorded cell at `path` by `settings`, and add that to its record.
-
-    vllm_python: as in harness.config.EvalConfig.
-    """
+    """Score the recorded cell at `path` by `settings`, and add that to its record."""
 
     path: str
     settings: EvalSettings
     data_root: str | None = None
-    vllm_python: str | None = None
+    local: LocalPaths = NO_PATHS
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from harness.cli.parser import (
     add_cells,
     add_data_root,
     add_json,
+    add_local_paths,
     add_results_dir,
     add_study,
     add_study_name,
-    add_vllm_python,
     add_wide,
     comma_separated,
     positive,
 )
 from harness.errors import UserError
+from harness.protocol import LocalPaths
 from harness.record import read_study
 
 
@@ -58,7 +59,7 @@ def add(command_line: CommandLine) -> None:
         help="timeout, train.save_every or retry.on_oom, if it should differ from the recorded one",
     )
     add_data_root(parser)
-    add_vllm_python(parser)
+    add_local_paths(parser)
     add_json(parser)
 
     parser = group.add(
@@ -81,7 +82,7 @@ def add(command_line: CommandLine) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="score again what a cell was scored on already")
     add_data_root(parser)
-    add_vllm_python(parser)
+    add_local_paths(parser)
     add_json(parser)
 
     group = command_line.group("keep and share")
@@ -208,14 +209,14 @@ def retry(options: argparse.Namespace) -> int:
     from harness.studies.retry import retry as run_again
     from harness.sweep.store import Study
 
-    changed = changes(options.overrides)
+    changed, local = changes(options.overrides), LocalPaths.absolute(options.vllm_python, options.include_path)
     studies = [Study(options.results_dir, name) for name in study_names(options)]
     requested = {study: broken for study in studies if (broken := failed(study))}
     if not requested:
         print("No cell failed.", file=sys.stderr)
     done = []
     for study, broken in requested.items():
-        done += run_again(study, broken, options.data_root, changed, options.vllm_python)
+        done += run_again(study, broken, options.data_root, changed, local)
     if options.format == "json":
         print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
     return int(len(done) < sum(map(len, requested.values())) or any(record.status != "ok" for record in done))
@@ -235,9 +236,9 @@ def score(options: argparse.Namespace) -> int:
     planned = rescore.plan(options.results_dir, names, options.cells, options.tasks, options.replace)
     if planned.known:
         print(f"Scored already (--replace scores again): {', '.join(planned.known)}.", file=sys.stderr)
-    text = options.format == "text"
+    text, local = options.format == "text", LocalPaths.absolute(options.vllm_python, options.include_path)
     tell = print if text else lambda line: None
-    done = rescore.score(planned, settings, options.data_root, tell, options.vllm_python)
+    done = rescore.score(planned, settings, options.data_root, tell, local)
     if not text:
         print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in done])
     print_errors(planned.refused)

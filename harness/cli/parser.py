@@ -169,8 +169,9 @@ def add_out(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of standard output")
 
 
-def add_vllm_python(parser: Parser) -> None:
+def add_local_paths(parser: Parser) -> None:
     parser.add_argument("--vllm-python", metavar="PYTHON", help="as eval.vllm_python, for cells with eval.engine=vllm")
+    parser.add_argument("--include-path", metavar="DIR", help="as eval.include_path: your folder of lm-eval tasks")
 
 
 def add_data_root(parser: Parser) -> None:

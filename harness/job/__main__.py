@@ -89,10 +89,11 @@ def _check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
     from harness.job.api import run_api_cell
 
-    preflight.check(request.cells, request.data_root, request.vllm_python)
+    preflight.check(request.cells, request.data_root, request.local)
     for cell in request.cells:
         if (access := request.access.get(cell.id)) is not None:
-            send(Result({"id": cell.id, "estimate": run_api_cell.estimate(cell, access, request.data_root)}))
+            estimate = run_api_cell.estimate(cell, access, request.data_root, request.local.include_path)
+            send(Result({"id": cell.id, "estimate": estimate}))
 
 
 def _plan(request: PlanCells, send: Send) -> None:
@@ -111,13 +112,13 @@ def _examine(request: ExamineMachine, send: Send) -> None:
 def _check_tasks(request: CheckTasks, send: Send) -> None:
     from harness.job import prepared_inputs
 
-    prepared_inputs.tasks(request.settings, request.data, request.data_root)
+    prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
 
 
 def _rescore(request: Rescore, send: Send) -> None:
     from harness.job.evaluate import rescoring
 
-    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send), request.vllm_python)
+    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send), request.local)
 
 
 def _synthesize(request: Synthesize, send: Send) -> None:

@@ -6,25 +6,25 @@ from harness.job import prepared_inputs
 from harness.job.api import run_api_cell
 from harness.job.data import chat, columns
 from harness.job.evaluate import scoring
+from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device
 from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
+from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Cell
 from harness.settings import HELD_OUT
 
 
-def check(cells: list[Cell], data_root: str | None, vllm_python: str | None = None) -> None:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
-
-    vllm_python: as in harness.config.EvalConfig.
-    """
+def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> None:
+    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine."""
+    include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
         if cell.settings.behind_api:
-            run_api_cell.check(cell, data_root)
+            run_api_cell.check(cell, data_root, local.include_path)
             continue
-        check_machine(cell, vllm_python)
+        check_machine(cell, local.vllm_python)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         asked, data = cell.settings.eval, cell.settings.data
@@ -35,7 +35,7 @@ def check(cells: list[Cell], data_root: str | None, vllm_python: str | None = No
             splits.append(data)
         of = (asked, data if HELD_OUT in asked.tasks else None)
         if of not in tasks:
-            scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root))
+            scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root), include)
             tasks.append(of)
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.job.data import batching, columns, contamination, encoding, sources
 from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import task as held_out
+from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.models import loading
 from harness.record import Contamination, Record
 from harness.settings import (
@@ -51,19 +52,25 @@ class PreparedInputs:
         return max(len(example.ids) for example in (*trained, *self.held_out))
 
 
-def of(settings: Settings, data_root: str | None) -> PreparedInputs:
-    """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded."""
+def of(settings: Settings, data_root: str | None, include_path: str | None = None) -> PreparedInputs:
+    """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded.
+
+    include_path: as in harness.config.EvalConfig.
+    """
     root = (data_root, sources.data_state(settings.data, data_root))
     key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
-    return _made(key, loading.state(settings.model), root, settings.method.tuned)
+    include = IncludedTasks.of(include_path)
+    return _made(key, loading.state(settings.model), root, settings.method.tuned, include)
 
 
-def tasks(settings: EvalSettings, data: DataSettings, data_root: str | None) -> scoring.Tasks:
+def tasks(
+    settings: EvalSettings, data: DataSettings, data_root: str | None, include_path: str | None = None
+) -> scoring.Tasks:
     """The tasks of an evaluation. Raises UserError if one can't be loaded, or does not work with `settings`.
 
-    data: those of the cell, whose test part may be one of the tasks.
+    data: those of the cell, whose test part may be one of the tasks. include_path: as in harness.config.EvalConfig.
     """
-    return _tasks(settings, *_tested(settings, data, data_root))
+    return _tasks(settings, *_tested(settings, data, data_root), IncludedTasks.of(include_path))
 
 
 def own_task(
@@ -84,12 +91,14 @@ def same_data(found: Record, data_root: str | None) -> bool:
 
 
 @functools.lru_cache(HELD)
-def _made(settings: Settings, model_state: str, root: Root, trained: bool) -> PreparedInputs:
+def _made(
+    settings: Settings, model_state: str, root: Root, trained: bool, include: IncludedTasks | None
+) -> PreparedInputs:
     train = settings.train
     splits = _splits(settings.data, root)
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
-    tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]))
+    tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length)
     drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
@@ -121,8 +130,8 @@ def _tested(settings: EvalSettings, data: DataSettings, data_root: str | None) -
 
 
 @functools.lru_cache(HELD)
-def _tasks(settings: EvalSettings, data: DataSettings, root: Root) -> scoring.Tasks:
-    tasks = scoring.Tasks(settings, root[0], _own(settings, data, root))
+def _tasks(settings: EvalSettings, data: DataSettings, root: Root, include: IncludedTasks | None) -> scoring.Tasks:
+    tasks = scoring.Tasks(settings, root[0], _own(settings, data, root), include)
     tasks.build()
     return tasks
 

@@ -64,7 +64,7 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
     if cell.settings.behind_api:
         job: RunningCell = run_api_cell.ApiCell(request, report)
     else:
-        preflight.check_machine(cell, request.vllm_python)
+        preflight.check_machine(cell, request.local.vllm_python)
         first = rank is None or rank.number == 0
         tracked = request.tracker is not None and first
         start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None

@@ -68,7 +68,7 @@ class LocalCell:
     ):
         self.request, self.cell, self.settings, self.rank = request, request.cell, request.cell.settings, rank
         self._weights = weights
-        self.inputs = prepared_inputs.of(self.settings, request.data_root)
+        self.inputs = prepared_inputs.of(self.settings, request.data_root, request.local.include_path)
         checks.check_length(self.settings.model, self.inputs.longest)
         self.tuned = self.settings.method.tuned
         asked = request.smaller.batch_size if request.smaller else self.settings.train.micro_batch
@@ -355,7 +355,7 @@ class LocalCell:
             self.reporter.enter("save_for_vllm")
             with self.meter.window("save_for_vllm"):
                 whole = self._weights if result.saved is not None and result.saved.form != "adapter" else None
-                python, path = self.request.vllm_python, Path(self.request.path)
+                python, path = self.request.local.vllm_python, Path(self.request.path)
                 vllm = vllm_engine.writer(python, self.cell, path, self.model, tokenizer, self.bf16, whole)
         self.reporter.enter("score")
         with self.meter.window("score"):  # not live: of each token it would be a third

@@ -24,6 +24,7 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from harness.errors import UserError
 from harness.protocol import CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
 from harness.settings import DataSettings
 
@@ -61,14 +62,16 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
             return 0
         if isinstance(request, RunCell):
             with suppress(Exception):  # the job meets the same error, and reports it
-                prepared_inputs.of(request.cell.settings, request.data_root)
+                prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
         if isinstance(request, CheckCells):
-            for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
-                task_index.index_of(tasks)  # it takes seconds, and the cells need it too
+            with suppress(UserError):
+                include = task_index.IncludedTasks.of(request.local.include_path)
+                for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
+                    task_index.index_of(tasks, include)  # it takes seconds, and the cells need it too
         if isinstance(request, CheckTasks | Rescore):
             data = request.data if isinstance(request, CheckTasks) else DataSettings()  # a record's are not read here
             with suppress(Exception):
-                prepared_inputs.tasks(request.settings, data, request.data_root)
+                prepared_inputs.tasks(request.settings, data, request.data_root, request.local.include_path)
         gc.collect()
         gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Record, RecordError, awaits_scoring, read_study
 from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
@@ -109,13 +110,13 @@ def score(
     given: dict[str, Any],
     data_root: str | None,
     tell: Callable[[str], None],
-    vllm_python: str | None = None,
+    local: LocalPaths = NO_PATHS,
 ) -> list[tuple[Study, Record]]:
     """Score the cells of `asked.todo`; returns their new records. `tell` gets one line for each score.
 
     given: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after all
-    is added to those that were refused. vllm_python: as in harness.config.EvalConfig. Raises UserError, before anything
-    is scored, if a task can't be had.
+    is added to those that were refused. local: whose code is run, so no record names it. Raises UserError, before
+    anything is scored, if a task can't be had.
     """
 
     def of(found: Record, tasks: list[str]) -> EvalSettings:
@@ -128,7 +129,7 @@ def score(
     for _, found, tasks in asked.todo:
         wanted = (of(found, tasks), found.cell.settings.data if HELD_OUT in tasks else DataSettings())
         if wanted not in checked:
-            runner.check_tasks(*wanted, data_root)
+            runner.check_tasks(*wanted, data_root, local)
             checked.append(wanted)
     progress, done = SweepProgress(len(asked.todo)), []
     try:
@@ -139,7 +140,7 @@ def score(
                     if study.recorded(found.cell) != found:
                         raise UserError(f"{found.cell.name} is not scored: another process has changed its record.")
                     settings, update = of(found, tasks), progress.update
-                    again = runner.score(found.cell, study, lease, settings, data_root, update, vllm_python)
+                    again = runner.score(found.cell, study, lease, settings, data_root, update, local)
             except (UserError, RecordError) as error:
                 asked.refused.append(str(error))
             else:

@@ -22,7 +22,7 @@ from harness import validate
 from harness.config import ADAMW, PRECAUTIONS, Config
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
-from harness.protocol import RunCell
+from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
 from harness.redact import leaves
 from harness.settings import cell_id, plain
@@ -62,11 +62,11 @@ def retry(
     records: Sequence[Record],
     data_root: str | None,
     changed: dict[str, Any] | None = None,
-    vllm_python: str | None = None,
+    local: LocalPaths = NO_PATHS,
 ) -> list[Record]:
     """Run the cells of `records` again with the recorded precautions, save and tracker; returns the new records.
 
-    changed: precautions that differ from the recorded ones. vllm_python: as in harness.config.EvalConfig.
+    changed: precautions that differ from the recorded ones. local: whose code is run, so no record names it.
     Raises UserError, before anything runs, if a record is refused. A cell that another process runs, or has just run,
     is skipped with a line on standard error.
     """
@@ -76,7 +76,7 @@ def retry(
         if found.tracker is not None:
             validate.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    runner.check([found.cell for found in records], data_root, vllm_python=vllm_python)
+    runner.check([found.cell for found in records], data_root, local=local)
     progress, done = SweepProgress(len(records)), []
     try:
         for found in records:
@@ -84,7 +84,7 @@ def retry(
                 precautions = dataclasses.replace(found.precautions, **changed or {})
                 options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
                 options["confirmation"] = found.confirmation
-                request = runner.request_for(found.cell, study, data_root, vllm_python, **options)
+                request = runner.request_for(found.cell, study, data_root, local, **options)
                 again = _run(study, found, request, progress)
             except UserError as error:
                 print(f"{found.cell.name} is not run: {error}", file=sys.stderr)

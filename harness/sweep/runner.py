@@ -22,12 +22,14 @@ from typing import IO, Any
 from harness import env, record, redact
 from harness.errors import UserError
 from harness.protocol import (
+    NO_PATHS,
     ApiAccess,
     AskModels,
     CheckCells,
     CheckTasks,
     ExamineMachine,
     JobRequest,
+    LocalPaths,
     PlanCells,
     PlannedCell,
     Progress,
@@ -61,17 +63,15 @@ def check(
     cells: list[Cell],
     data_root: str | None,
     access: dict[str, ApiAccess] | None = None,
-    vllm_python: str | None = None,
+    local: LocalPaths = NO_PATHS,
 ) -> dict[str, dict[str, Any]]:
     """Have a job check what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
-    access: of the cells behind an API, by id. vllm_python: as in harness.config.EvalConfig. Returns what the former
-    would ask for, by id.
+    access: of the cells behind an API, by id. Returns what they would ask for, by id.
     Raises UserError for the first thing that does not work; warns if others use this machine.
     """
     _warn_of_load()
-    python = _absolute(vllm_python)
-    request = CheckCells(cells, _absolute(data_root), access or {}, warn=True, vllm_python=python)
+    request = CheckCells(cells, _absolute(data_root), access or {}, warn=True, local=local)
     answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer["estimate"] for answer in answers}
 
@@ -98,9 +98,9 @@ def plan(
     return {"predictions": [answer["prediction"] for answer in others]} | first
 
 
-def check_tasks(settings: EvalSettings, data: DataSettings, data_root: str | None) -> None:
+def check_tasks(settings: EvalSettings, data: DataSettings, data_root: str | None, local: LocalPaths) -> None:
     """Have a job check that the tasks of `settings` can be loaded for cells with `data`; UserError if not."""
-    _ask("The check of the tasks", CheckTasks(settings, data, _absolute(data_root)))
+    _ask("The check of the tasks", CheckTasks(settings, data, _absolute(data_root), local))
 
 
 def score(
@@ -110,7 +110,7 @@ def score(
     settings: EvalSettings,
     data_root: str | None,
     on_event: OnEvent,
-    vllm_python: str | None = None,
+    local: LocalPaths = NO_PATHS,
 ) -> Record:
     """Score the recorded `cell` by `settings` in a job, under `lease`. Returns its record with the new scores.
 
@@ -122,7 +122,7 @@ def score(
         on_event(event)
         lease(facts(event))
 
-    request = Rescore(str(path.absolute()), settings, _absolute(data_root), _absolute(vllm_python))
+    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local)
     try:
         with open(log, "ab") as stderr:
             code = _converse(request, stderr, follow, lease)
@@ -166,7 +166,7 @@ def _warn(words: str) -> None:
 
 
 def request_for(
-    cell: Cell, study: Study, data_root: str | None, vllm_python: str | None = None, **options: Any
+    cell: Cell, study: Study, data_root: str | None, local: LocalPaths = NO_PATHS, **options: Any
 ) -> RunCell:
     """The request to run `cell` in `study`; options: the other fields of RunCell."""
     return RunCell(
@@ -175,7 +175,7 @@ def request_for(
         str(study.path(cell).absolute()),
         _absolute(data_root),
         checkpoints=str(study.checkpoints(cell).absolute()),
-        vllm_python=_absolute(vllm_python),
+        local=local,
         **options,
     )
 
@@ -192,7 +192,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     earlier = study.recorded(cell)
     if earlier is not None and record.awaits_scoring(earlier) and study.weights(earlier) is not None:
         own = cell.settings.eval
-        return score(cell, study, lease, own, request.data_root, on_event, request.vllm_python)
+        return score(cell, study, lease, own, request.data_root, on_event, request.local)
     log = path.with_suffix(".log")
     if request.warn:
         _warn_of_load()

@@ -17,6 +17,7 @@ from harness.job import prepared_inputs
 from harness.job.evaluate import scoring
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.vllm.process import VllmWriter
+from harness.protocol import LocalPaths
 from harness.record import model_folder
 from harness.studies import verify
 
@@ -57,7 +58,7 @@ def test_answers_differ_only_where_two_tokens_are_about_as_likely(tmp_path, monk
         *("train.max_steps=2", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0"),
     )
     path = tmp_path / f"{cell.name}.json"
-    found = run_request(cell, "demo", path, str(DATA), lambda event: None, save="merged", vllm_python=PYTHON)
+    found = run_request(cell, "demo", path, str(DATA), lambda event: None, save="merged", local=LocalPaths(PYTHON))
     assert found.status == "ok", found.failure
     assert verify.check(path) == []
     assert found.vllm.answers == PROBLEMS

@@ -26,8 +26,14 @@ class ChatTasks(scoring.Tasks):
     A variant has the same items as its task. Raises UserError if there is none.
     """
 
-    def __init__(self, settings: EvalSettings, data_root: str | None, own: HeldOutTask | None = None):
-        super().__init__(settings, data_root, own)
+    def __init__(
+        self,
+        settings: EvalSettings,
+        data_root: str | None,
+        own: HeldOutTask | None = None,
+        include: task_index.IncludedTasks | None = None,
+    ):
+        super().__init__(settings, data_root, own, include)
         with sources.with_data_root(data_root):
             asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}
         pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}

@@ -19,6 +19,7 @@ from harness.job.api import client
 from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import AnswerCount, Tasks
+from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.reporter import AnswersReport
 from harness.protocol import ApiAccess, RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
     from harness.job.api.lm_eval_model import ApiModel
 
 
-def check(cell: Cell, data_root: str | None) -> None:
+def check(cell: Cell, data_root: str | None, include_path: str | None = None) -> None:
     """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
     client.require("method=api requires")
-    _tasks(cell.settings, data_root)
+    _tasks(cell.settings, data_root, include_path)
 
 
-def estimate(cell: Cell, access: ApiAccess, data_root: str | None) -> dict[str, Any]:
+def estimate(cell: Cell, access: ApiAccess, data_root: str | None, include_path: str | None = None) -> dict[str, Any]:
     """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
-    lm, tasks = _engine(cell, access, estimate=True), _tasks(cell.settings, data_root)
+    lm, tasks = _engine(cell, access, estimate=True), _tasks(cell.settings, data_root, include_path)
     scoring.answered(lm, tasks)
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
@@ -52,7 +53,7 @@ class ApiCell:
 
     def run(self, result: Record) -> None:
         """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
-        tasks = _tasks(self.cell.settings, self._request.data_root)
+        tasks = _tasks(self.cell.settings, self._request.data_root, self._request.local.include_path)
         count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
         lm = _engine(self.cell, self._request.access, told=count.add)
         result.items = tasks.sample
@@ -88,14 +89,17 @@ def _is_chat(settings: Settings) -> bool:
     return settings.model.tokenizer is None
 
 
-def _tasks(settings: Settings, data_root: str | None) -> Tasks:
-    return _made(settings.eval, settings.data, _is_chat(settings), data_root)
+def _tasks(settings: Settings, data_root: str | None, include_path: str | None) -> Tasks:
+    include = IncludedTasks.of(include_path)
+    return _made(settings.eval, settings.data, _is_chat(settings), data_root, include)
 
 
 @functools.lru_cache(4)  # checking, estimating and asking use the same tasks
-def _made(settings: EvalSettings, data: DataSettings, is_chat: bool, data_root: str | None) -> Tasks:
+def _made(
+    settings: EvalSettings, data: DataSettings, is_chat: bool, data_root: str | None, include: IncludedTasks | None
+) -> Tasks:
     own = prepared_inputs.own_task(settings, data, data_root, likelihoods=not is_chat)
-    return (ChatTasks if is_chat else Tasks)(settings, data_root, own)
+    return (ChatTasks if is_chat else Tasks)(settings, data_root, own, include)
 
 
 def _spent(lm: ApiModel, is_chat: bool) -> ApiUsage:

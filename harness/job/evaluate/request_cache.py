@@ -68,11 +68,15 @@ def _versions() -> list[str]:
 
 @dataclass(frozen=True)
 class RequestForm:
-    """How the requests of a task are built, as lm-eval's `build_all_requests` is told."""
+    """How the requests of a task are built, as lm-eval's `build_all_requests` is told.
+
+    origin: the state of a user's folder of tasks, whose code may be edited.
+    """
 
     samples: list[int]
     seed: int
     keywords: dict[str, Any]
+    origin: str | None = None
 
     def name(self, task: Task, docs: dict[int, Any]) -> str | None:
         """The name of their file; None if they depend on more than is known, such as a template in unknown hands."""
@@ -84,7 +88,7 @@ class RequestForm:
         for doc in (*docs.values(), *examples):
             texts.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\0")
         config = json.dumps(task.dump_config(), sort_keys=True, default=str)
-        return digest("requests", config, self.samples, self.seed, form, texts.hexdigest())
+        return digest("requests", config, self.samples, self.seed, form, texts.hexdigest(), self.origin)
 
 
 def built(task: Task, asked: RequestForm) -> list[Instance]:

@@ -34,6 +34,7 @@ from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, saved, structure
 from harness.job.reporter import Reporter
 from harness.job.training import attention
+from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Record, Scoring, model_card
 from harness.settings import HELD_OUT, EvalSettings
 
@@ -43,26 +44,26 @@ def rescore(
     settings: EvalSettings,
     data_root: str | None,
     report: Callable[[dict], None],
-    vllm_python: str | None = None,
+    local: LocalPaths = NO_PATHS,
 ) -> None:
     """Score the cell of the record at `path` by `settings` (as `eval` of a cell), replacing its scores on these tasks.
 
-    A cell that failed in scoring is ok once it has its own scores. vllm_python: as in harness.config.EvalConfig.
+    A cell that failed in scoring is ok once it has its own scores.
     Raises UserError if scoring fails; the record stays unchanged then.
     """
     report({"phase": "start"})
     found = record.read(path)
-    tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root)
+    tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root, local.include_path)
     if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
         raise UserError(f"{found.cell.name} is not scored: its data have changed.")
     _refuse_twice(found, tasks)
-    vllm_engine.check(replace(found.cell.settings, eval=settings), vllm_python)
+    vllm_engine.check(replace(found.cell.settings, eval=settings), local.vllm_python)
     tokenizer = loading.tokenizer(found.cell.settings.model)
     scoring.check_template(settings, tokenizer)
     if loading.fingerprint(found.cell.settings.model) != found.fingerprints.get("model"):
         raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
     try:
-        _score(found, path, tasks, tokenizer, settings, report, vllm_python)
+        _score(found, path, tasks, tokenizer, settings, report, local.vllm_python)
     except UserError:
         raise
     except VllmFailed as error:

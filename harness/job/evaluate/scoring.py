@@ -39,7 +39,7 @@ from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out.task import HeldOutTask
-from harness.job.evaluate.task_index import index_of, ours, runs_code
+from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_code
 from harness.job.evaluate.vllm.engine import VllmEngine
 from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
@@ -58,11 +58,17 @@ class Tasks:
     UserError for an unknown task, missing data, a task without a value for each item, and a task that runs code without
     eval.unsafe_code=true.
 
-    put: lm-eval's keywords for the prompt's form, and for running code.
+    include: a folder of further tasks. put: lm-eval's keywords for the prompt's form, and for running code.
     """
 
-    def __init__(self, settings: EvalSettings, data_root: str | None, own: HeldOutTask | None = None):
-        manager = index_of(settings.tasks)
+    def __init__(
+        self,
+        settings: EvalSettings,
+        data_root: str | None,
+        own: HeldOutTask | None = None,
+        include: IncludedTasks | None = None,
+    ):
+        manager = index_of(settings.tasks, include)
         if HELD_OUT in settings.tasks and own is None:
             raise UserError(f"eval.tasks={HELD_OUT} requires training data in columns, such as data=local.")
         if manager is not ours() and data_root is None:
@@ -73,6 +79,8 @@ class Tasks:
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                if not near and include is None:
+                    hint = " A task of your own requires eval.include_path= (`retry` and `score`: --include-path)."
                 raise UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
             if settings.unsafe_code:
                 os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
@@ -91,6 +99,7 @@ class Tasks:
         self.sample: dict[str, list[int]] = {}
         self._requests: dict[tuple[Any, ...], list[Instance]] = {}
         self._chat: dict[str, Any] = {}
+        self._origin = include and include.state
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
@@ -152,7 +161,9 @@ class Tasks:
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
-            self._requests[key] = request_cache.built(task, request_cache.RequestForm(samples, FEWSHOT_SEED, asked))
+            self._requests[key] = request_cache.built(
+                task, request_cache.RequestForm(samples, FEWSHOT_SEED, asked, self._origin)
+            )
         # Copies, as answers are stored in them.
         task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
 

@@ -1,15 +1,18 @@
-"""lm-eval's index of tasks: the harness's own, and the stock ones."""
+"""lm-eval's index of tasks: the harness's own, the stock ones, and those of a user's own folder."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 
+from harness.errors import UserError
+from harness.job.data import sources
 from harness.settings import HELD_OUT
 
 OURS = Path(__file__).parent / "tasks"
@@ -27,9 +30,41 @@ def stock() -> TaskManager:
     return TaskManager(include_path=str(OURS))
 
 
-def index_of(names: Iterable[str]) -> TaskManager:
-    """lm-eval's index of our tasks, and of stock tasks too if one of `names` is none of ours."""
+@dataclass(frozen=True)
+class IncludedTasks:
+    """A user's own folder of tasks. state: a digest of its files, as they may be edited."""
+
+    path: str
+    state: str
+
+    @classmethod
+    def of(cls, path: str | None) -> IncludedTasks | None:
+        """The folder at `path`, as it is now. Raises UserError if there is none."""
+        if path is None:
+            return None
+        if not Path(path).is_dir():
+            raise UserError(f"eval.include_path must be a folder of lm-eval tasks, got {path}.")
+        return cls(path, sources.folder_digest(path))
+
+
+def index_of(names: Iterable[str], include: IncludedTasks | None = None) -> TaskManager:
+    """lm-eval's index of our tasks; of stock tasks and `include` too if one of `names` is none of ours.
+
+    Raises UserError if `include` has no task, or one with the name of another.
+    """
+    if include is not None:
+        return _with_included(include)
     return ours() if set(names) <= {*ours().all_tasks, HELD_OUT} else stock()
+
+
+@functools.lru_cache(4)
+def _with_included(include: IncludedTasks) -> TaskManager:
+    own = TaskManager(include_path=include.path, include_defaults=False).all_tasks
+    if not own:
+        raise UserError(f"eval.include_path={include.path} has no YAML file of a task.")
+    if hidden := sorted({*own} & {*stock().all_tasks, HELD_OUT}):
+        raise UserError(f"eval.include_path={include.path} has a task {hidden[0]}, as has lm-eval; rename it.")
+    return TaskManager(include_path=[str(OURS), include.path])
 
 
 def runs_code(index: dict[str, Entry], member: Any) -> bool:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import config as settings_of
 from harness import units
 from harness.errors import UserError, about_file
-from harness.protocol import Rendezvous, RunCell
+from harness.protocol import LocalPaths, Rendezvous, RunCell
 from harness.record import Cell, Record, RecordError, train_memory
 from harness.sweep import api_cost, machines, runner
 from harness.sweep import cells as cells_of
@@ -126,7 +126,7 @@ class RunPoint:
                 save=config.save,
                 tracker=config.tracker,
                 access=access,
-                vllm_python=config.eval.vllm_python,
+                local=LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path),
                 rendezvous=rendezvous,
                 position=_position(),
                 confirmation=config.confirmation,

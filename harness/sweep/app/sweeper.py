@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from harness import record, terminal
 from harness.errors import UserError
-from harness.protocol import ApiAccess
+from harness.protocol import ApiAccess, LocalPaths
 from harness.record import Cell, Failure, Record
 from harness.sweep import api_cost, plan_view, planner, runner
 from harness.sweep import cells as cells_of
@@ -116,7 +116,7 @@ class GridSweeper(Sweeper):
         Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
         asked to skip such ones.
         """
-        for key in ("study", "results_dir", "data_root", "eval.vllm_python"):
+        for key in ("study", "results_dir", "data_root", "eval.vllm_python", "eval.include_path"):
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
@@ -350,7 +350,8 @@ def check(points: Sequence[Point], config: DictConfig, options: Options) -> None
     """
     cells = [point.cell for point in points]
     access = {point.cell.id: point.access for point in points if point.access is not None}
-    counts = runner.check(cells, config.data_root, access, config.eval.vllm_python)
+    local = LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path)
+    counts = runner.check(cells, config.data_root, access, local)
     api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
 
 

@@ -292,6 +292,25 @@ def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
 
 @pytest.mark.long
 @needs_data
+def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
+    text = "A story of the number {} that goes on for quite a while."
+    rows = [{"question": f"Tell of {i}.", "answer": text.format(i), "from": [text.format(i), "No"]} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    root = str(tmp_path)
+    own = ("data=local", "data.path=mine.jsonl", f"data_root={root}", "eval=local", "eval.tasks=[held_out]")
+    asked, here = cell(served, *own), composed(*HERE, *own, f"eval.limit={ITEMS}")
+    paths = [tmp_path / "chat.json", tmp_path / "here.json"]
+    access = {"access": asking(tmp_path, asked)}
+    one = run_request(asked, "test", paths[0], root, lambda event: None, **access)
+    other = run_request(here, "test", paths[1], root, lambda event: None)
+    assert (one.status, one.failure) == (other.status, other.failure) == ("ok", None)
+    assert [(s.task, s.metric, s.n) for s in one.scores] == [("held_out (chat)", "rougeL", len(one.items["held_out"]))]
+    assert one.items == other.items
+    assert asked.settings.data.test_share == 0.1
+    with pytest.raises(UserError, match=r"eval\.tasks=held_out requires log-probabilities, which chat endpoints"):
+        run_api_cell.check(cell(served, *own, "data.columns.options=from"), root)
+
+
 def test_the_chat_form_of_mmlu_has_the_same_items():
     settings = composed("eval.tasks=[mmlu]", "eval.limit=20").settings.eval
     compared, written = scoring.Tasks(settings, str(DATA)), chat_tasks.ChatTasks(settings, str(DATA))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from command_line import called
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
 from lm_eval.models.huggingface import HFLM
 from rouge_score.rouge_scorer import RougeScorer
@@ -269,3 +270,23 @@ def test_a_task_that_can_not_be_made_is_refused_before_anything_runs(overrides, 
 def test_without_data_there_is_no_such_task():
     with pytest.raises(UserError, match=r"eval\.tasks=held_out requires training data in columns"):
         scoring.Tasks(EvalSettings(tasks=["held_out"]), None)
+
+
+def test_the_command_line_shows_the_score_and_scores_again(tmp_path):
+    """`run` on a file of one's own, the table, `score` without training, `verify`."""
+    cell(CHOICES)
+    at = ("train.max_steps=2", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0", "study=own")
+    mine = ("data=local", "data.path=mine.jsonl", OPTIONS, "eval.tasks=[plain_text]", "eval.limit=3")
+    for method in ("base", "lora"):
+        done = called(tmp_path, "run", "model=tiny", f"method={method}", *at, *mine, "save=adapter")
+        assert done.returncode == 0, done.stderr
+    scored = called(tmp_path, "score", "own", "--tasks", "held_out")
+    assert scored.returncode == 0, scored.stderr
+    assert sum("held_out acc (none): " in line for line in scored.stdout.splitlines()) == 2
+    table = called(tmp_path, "table", "--study", "own", "--format", "csv")
+    assert "held_out" in table.stdout, table.stdout
+    assert called(tmp_path, "verify", "--study", "own").returncode == 0
+    Path("mine.jsonl").write_text(Path("mine.jsonl").read_text() + json.dumps(CHOICES[0] | {"question": "New?"}) + "\n")
+    again = called(tmp_path, "score", "own", "--tasks", "held_out", "--replace")
+    assert again.returncode == 1
+    assert "its data have changed" in again.stderr

@@ -26,6 +26,7 @@ from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.evaluate.vllm.engine import VllmEngine
 from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import embedded
+from harness.protocol import LocalPaths
 from harness.record import VllmUsage, beginnings, model_folder, read
 from harness.studies import verify
 
@@ -60,12 +61,12 @@ def test_it_is_another_cell_wherever_vllm_is_and_the_default_is_not_named():
 def test_without_a_python_it_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"eval\.engine=vllm requires eval\.vllm_python=, the python of"):
         preflight.check([tiny("eval.engine=vllm")], None)
-    preflight.check([tiny()], None, "/no/python")  # which nobody asks for
+    preflight.check([tiny()], None, LocalPaths("/no/python"))  # which nobody asks for
 
 
 def test_a_quantised_base_is_refused_by_what_would_be_merged(python):
     with pytest.raises(UserError, match="requires a base that is not quantised, and method=qlora quantises it: merged"):
-        preflight.check([tiny("method=qlora", "eval.engine=vllm")], None, python)
+        preflight.check([tiny("method=qlora", "eval.engine=vllm")], None, LocalPaths(python))
 
 
 def test_a_python_is_refused_that_is_none_or_has_no_vllm(tmp_path, python):
@@ -80,8 +81,8 @@ def test_a_python_is_refused_that_is_none_or_has_no_vllm(tmp_path, python):
         (bare, "requires the package vllm: .*/bin/python -m pip install vllm"),
     ]:
         with pytest.raises(UserError, match=rf"eval\.vllm_python {words}\.$"):
-            preflight.check([tiny("eval.engine=vllm")], None, path)
-    preflight.check([tiny("eval.engine=vllm")], None, python)
+            preflight.check([tiny("eval.engine=vllm")], None, LocalPaths(path))
+    preflight.check([tiny("eval.engine=vllm")], None, LocalPaths(python))
 
 
 # Its answers
@@ -90,7 +91,7 @@ def test_a_python_is_refused_that_is_none_or_has_no_vllm(tmp_path, python):
 def test_a_cell_has_the_scores_of_the_ordinary_engine_and_says_who_wrote(tmp_path, python, monkeypatch):
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     plain, asked = tiny(*BOTH), tiny(*VLLM)
-    ours, theirs = run(tmp_path, plain), run(tmp_path, asked, vllm_python=python)
+    ours, theirs = run(tmp_path, plain), run(tmp_path, asked, local=LocalPaths(python))
     assert theirs.status == "ok", theirs.failure
     assert theirs.scores == ours.scores
     assert {score.task for score in ours.scores} == {"facts", "wordmath"}
@@ -118,7 +119,7 @@ def test_a_cell_has_the_scores_of_the_ordinary_engine_and_says_who_wrote(tmp_pat
 def test_weights_that_are_saved_are_read_or_stay_beside(tmp_path, python, monkeypatch, save):
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     cell = tiny(*VLLM, "eval.tasks=[wordmath]", "eval.limit=1")
-    found = run(tmp_path, cell, vllm_python=python, save=save)
+    found = run(tmp_path, cell, local=LocalPaths(python), save=save)
     assert (found.status, found.saved.form) == ("ok", save)
     assert json.loads((tmp_path / "notes").read_text())["model"].endswith(".tmp" if save == "merged" else ".scored")
     assert verify.check(tmp_path / f"{cell.name}.json") == []
@@ -128,7 +129,7 @@ def test_weights_that_are_saved_are_read_or_stay_beside(tmp_path, python, monkey
 def test_a_task_without_answers_needs_no_vllm(tmp_path, monkeypatch):
     cell = tiny("eval.engine=vllm", "infer.repeats=0")
     monkeypatch.setattr(vllm_engine, "check", lambda settings, python: None)
-    found = run(tmp_path, cell, vllm_python="/no/python")
+    found = run(tmp_path, cell, local=LocalPaths("/no/python"))
     assert (found.status, found.vllm) == ("ok", None)
     assert "vllm" not in found.environment["speedups"]
 
@@ -184,9 +185,9 @@ def test_what_is_to_be_sampled_stays_with_the_ordinary_engine(ordinary, tmp_path
 def test_when_it_dies_the_cell_keeps_its_weights_and_is_scored_from_there(tmp_path, python, monkeypatch):
     cell = tiny(*VLLM)
     path = tmp_path / f"{cell.name}.json"
-    expected = run(tmp_path / "whole", cell, vllm_python=python)
+    expected = run(tmp_path / "whole", cell, local=LocalPaths(python))
     monkeypatch.setenv("STAND_IN_FAULT", "writing is killed")
-    failed = run(tmp_path, cell, vllm_python=python)
+    failed = run(tmp_path, cell, local=LocalPaths(python))
     assert (failed.status, failed.failure.phase, failed.saved.form) == ("failed", "score", "merged")
     assert failed.failure.reason == (
         "vLLM's process was killed by SIGKILL (the kernel does so when memory runs out) while it wrote answers."
@@ -195,10 +196,10 @@ def test_when_it_dies_the_cell_keeps_its_weights_and_is_scored_from_there(tmp_pa
     assert failed.train == read(path).train is not None
     assert verify.check(path) == []
     with pytest.raises(UserError, match="is not scored: vLLM's process was killed by SIGKILL"):
-        rescoring.rescore(path, cell.settings.eval, None, lambda event: None, python)
+        rescoring.rescore(path, cell.settings.eval, None, lambda event: None, LocalPaths(python))
     assert read(path) == failed
     monkeypatch.delenv("STAND_IN_FAULT")
-    rescoring.rescore(path, cell.settings.eval, None, lambda event: None, python)
+    rescoring.rescore(path, cell.settings.eval, None, lambda event: None, LocalPaths(python))
     done = read(path)
     assert (done.status, done.failure, done.saved) == ("ok", None, None)
     assert done.scores == expected.scores
@@ -211,7 +212,7 @@ def test_a_part_of_the_scores_leaves_the_cell_as_failed(tmp_path, python, monkey
     cell = tiny(*VLLM)
     path = tmp_path / f"{cell.name}.json"
     monkeypatch.setenv("STAND_IN_FAULT", "loading short")
-    failed = run(tmp_path, cell, vllm_python=python, save="adapter")
+    failed = run(tmp_path, cell, local=LocalPaths(python), save="adapter")
     assert (failed.status, failed.saved.form) == ("failed", "adapter")
     assert failed.failure.reason.startswith("vLLM ran out of memory while it loaded the model: ValueError: Free memory")
     part = settings.EvalSettings(tasks=["facts"], limit=2, batch_size=8, seed=0)
