@@ -144,7 +144,8 @@ def _held_out(found: list[tuple[str, Item]], what: str, share: float, test_share
     for name, items in out.items():
         if not items:
             held_out = " and ".join(f"{part:g}" for part in (share, test_share) if part)
-            raise UserError(f"{what} has too few records: with a share of {held_out} held out, {name} has none.")
+            why = f"{what} has too few records: with a share of {held_out} held out, {name} has none"
+            raise UserError(why + ("; data.test_share=0 trains without a test." if name == "test" else "."))
     return out
 
 

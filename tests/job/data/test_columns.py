@@ -161,6 +161,7 @@ def test_a_hub_data_set_is_mapped_by_its_own_columns(name):
     found = of_hub(name)
     assert sum(map(len, found.values())) == len(HUB[name][1])
     assert found["validation"]
+    assert ("test" in found) == (name in ("alpaca", "no_robots"))
     expected = {"alpaca": {"instruction", "input", "answer"}, "commonsense": {"instruction", "answer"}}
     fields = expected.get(name, {"messages"} if name == "no_robots" else {"question", "answer"})
     assert {frozenset(item) for item in found["train"]} == {frozenset(fields)}
