@@ -25,6 +25,7 @@ from harness.job.evaluate.held_out import task as held_out
 from harness.protocol import LocalPaths
 from harness.settings import EvalSettings
 from harness.studies import verify
+from harness.studies.retry import objection
 
 TINY = (
     *("model=tiny", "rank=4", "train.precision=fp32", "train.max_steps=2", "train.batch_size=2"),
@@ -235,6 +236,7 @@ def test_a_cell_is_scored_on_its_own_data(recorded):
         assert {s.metric: s.n for s in found.scores if s.task == "held_out"} == {"rougeL": 4, "bits_per_byte": 4}
         assert len(found.items["held_out"]) == 4
         assert verify.check(path) == []
+        assert objection(found) is None  # `retry` runs it from its record
     tuned = next(f for f in map(record.read, paths) if f.cell.method == "lora")
     assert tuned.contamination["held_out"].items == 4
     columns = pd.read_parquet(paths[0].with_suffix(".items.parquet"))

@@ -42,6 +42,9 @@ def asked(doc):
 """
 
 
+STOCK = task_index.stock
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_stock():
     """lm-eval's thousands of files take long to read; ours stand for them."""
@@ -112,3 +115,13 @@ def test_a_task_may_not_hide_another(tmp_path, name):
     include = IncludedTasks.of(folder(tmp_path / "mine", name))
     with pytest.raises(UserError, match=rf"has a task {name}, as has lm-eval; rename it"):
         scoring.Tasks(EvalSettings(tasks=[name]), None, None, include)
+
+
+@pytest.mark.slow
+def test_nor_a_stock_task(tmp_path, monkeypatch):
+    monkeypatch.setattr(task_index, "stock", STOCK)
+    include = IncludedTasks.of(folder(tmp_path / "mine", "gsm8k"))
+    with pytest.raises(UserError, match="has a task gsm8k, as has lm-eval; rename it"):
+        scoring.Tasks(EvalSettings(tasks=["facts"]), None, None, include)
+    found = task_index.index_of(["parity", "gsm8k"], IncludedTasks.of(folder(tmp_path / "other")))
+    assert {"parity", "gsm8k", "facts"} <= set(found.all_tasks)
