@@ -244,6 +244,19 @@ def test_the_chart_is_read_by_the_keyboard(shown, page):
 
 
 @in_a_browser
+def test_all_of_it_fits_a_phone(shown, page):
+    browser = shown(page, "gib=24&pick=3")
+    browser.width(390)
+    browser.ask("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    for chart in browser.ask("[...document.querySelectorAll('.chart')].map((chart) => chart.id)"):
+        browser.ask(f"document.getElementById('{chart}').scrollIntoView()")
+        browser.ask("new Promise((done) => setTimeout(done, 200))")
+        assert browser.ask(f"document.querySelector('#{chart} .plot svg')?.getBBox().width ?? 0") <= 390, chart
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    assert browser.complaints() == []
+
+
+@in_a_browser
 def test_columns_are_hidden_and_shown(shown, page):
     browser = shown(page)
     box = "document.querySelectorAll('#best-table-column-1')[0]"

@@ -66,7 +66,7 @@
         Plot.line(grey, { ...line, stroke: GREY, strokeDasharray: "3 3" }),
         Plot.line(bright, { ...line, stroke: "var(--link)", strokeOpacity: ({ row }) => faintest + (0.8 - faintest) * place.get(row) ** 3, strokeWidth: ({ row }) => (row.setting.chosen ? 2.5 : 1) }),
         Plot.text(ticks, { x: "name", y: "y", text: "text", dx: -6, textAnchor: "end", fill: "currentColor", stroke: "var(--ground)", strokeWidth: 4, fontSize: 11 }),
-        Plot.tip(bright, Plot.pointer({ x: "name", y: "y", title: "title" })),
+        charts.tip(bright, { x: "name", y: "y", title: "title" }, width),
       ],
     });
   }

@@ -37,7 +37,14 @@ const charts = (() => {
   // A drawing by Plot in the page's colours.
   function plot(options) {
     const style = { background: "transparent", color: "currentColor", fontSize: "12px", maxWidth: "none", ...options.style };
-    return Plot.plot({ opacity: { type: "identity" }, ...options, style });
+    const made = Plot.plot({ opacity: { type: "identity" }, ...options, style });
+    made.setAttribute("role", "img");
+    return made;
+  }
+
+  // What is known of the point nearest to the pointer, in lines that fit the chart.
+  function tip(points, options, width) {
+    return Plot.tip(points, Plot.pointer({ lineWidth: width < 500 ? 11 : 24, ...options }));
   }
 
   // Texts at the ends of lines, those at one x moved apart where they would hide each other. points: {x, y, …}; each
@@ -75,7 +82,7 @@ const charts = (() => {
   const shows = (setting) => String(setting.place) === state.get("at") && filters.shows(setting.index);
   const grey = (setting) => card.fits(setting) === "no";
 
-  return { frame, plot, apart, select, swatches, shows, grey };
+  return { frame, plot, tip, apart, select, swatches, shows, grey };
 })();
 
 const GREY = "var(--line)";

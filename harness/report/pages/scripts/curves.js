@@ -35,7 +35,7 @@
         Plot.dot(known.filter((point) => point.chosen), { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
         Plot.dot(lost, { x: "x", y: domain[1], symbol: "times", stroke: colour, r: 5 }),
         Plot.text(labels, { x: "x", y: "at", text: (point) => short(point.method.name, 12), dx: 14, textAnchor: "start", fill: "currentColor" }),
-        Plot.tip(points, Plot.pointer({ x: "x", y: (point) => point.y ?? domain[1], title: "title" })),
+        charts.tip(points, { x: "x", y: (point) => point.y ?? domain[1], title: "title" }, width),
       ],
     });
   }
@@ -91,7 +91,7 @@
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.shape, fill: colour, r: 5 }),
         Plot.text(labels, { x: "x", y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
-        Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: "title" })),
+        charts.tip(points, { x: "x", y: "y", title: "title" }, width),
       ],
     });
   }

@@ -90,7 +90,7 @@
         Plot.ruleY(chosen.filter((point) => point.x1 !== null), { y: "y", x1: "x1", x2: "x2", stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(chosen, { ...dot, stroke: "var(--ground)", r: 7 }),
         Plot.text(labels, { x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }),
-        Plot.tip(drawn, Plot.pointer({ x: "x", y: "y", title: tip })),
+        charts.tip(drawn, { x: "x", y: "y", title: tip }, width),
       ],
     });
     plot.addEventListener("click", () => { if (plot.value) state.set({ pick: String(plot.value.setting.index) }); });

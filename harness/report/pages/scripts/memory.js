@@ -39,7 +39,7 @@
       marks: [
         Plot.barX(parts, { x1: "x1", x2: "x2", y: "i", fill: "colour", stroke: "var(--ground)", fillOpacity: ({ setting }) => (charts.grey(setting) ? 0.3 : 1) }),
         room ? Plot.ruleX([room], { stroke: "currentColor", strokeWidth: 2, strokeDasharray: "4 3" }) : null,
-        Plot.tip(parts, Plot.pointer({ x: (part) => (part.x1 + part.x2) / 2, y: "i", title: (part) => `${part.setting.label}\n${said[part.kind] ?? part.kind}: ${bytes(part.size * 2 ** 30)}` })),
+        charts.tip(parts, { x: (part) => (part.x1 + part.x2) / 2, y: "i", title: (part) => `${part.setting.label}\n${said[part.kind] ?? part.kind}: ${bytes(part.size * 2 ** 30)}` }, width),
       ],
     });
   }

@@ -54,7 +54,7 @@
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "i", stroke: "currentColor", strokeWidth: 2 }),
         Plot.dot(rows, { x: "x", y: "i", symbol: ({ claim }) => MARKS[claim.decision], r: 5, stroke: "currentColor", strokeWidth: 2, fill: ({ claim }) => (claim.decision === "supported" ? "currentColor" : "var(--ground)") }),
         narrow ? null : Plot.text(rows, { y: "i", text: said, frameAnchor: "right", dx: 8, textAnchor: "start", fill: "currentColor" }),
-        Plot.tip(rows, Plot.pointer({ x: "x", y: "i", title: "title" })),
+        charts.tip(rows, { x: "x", y: "i", title: "title" }, width),
       ],
     });
   }
