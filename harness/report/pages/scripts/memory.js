@@ -31,14 +31,16 @@
     });
     const room = Number(state.get("gib")) || null;
     const most = d3.max(parts, (part) => part.x2);
+    const near = room !== null && room < 3 * most; // the line of a far larger card would squeeze the bars
     return charts.plot({
       width, height: 60 + 26 * shown.length, marginLeft: width < 500 ? 110 : 190, marginRight: 20, marginTop: 20, marginBottom: 36,
-      x: { label: "GiB", grid: true, domain: [0, room && room < 3 * most ? Math.max(room, most) : most], nice: true },
+      x: { label: "GiB", grid: true, domain: [0, near ? Math.max(room, most) : most], nice: true },
       y: { type: "band", domain: d3.range(shown.length), tickFormat: (i) => names.get(i), label: null, padding: 0.2, tickSize: 0 },
       ariaLabel: "Memory by kind",
       marks: [
         Plot.barX(parts, { x1: "x1", x2: "x2", y: "i", fill: "colour", stroke: "var(--ground)", fillOpacity: ({ setting }) => (charts.grey(setting) ? 0.3 : 1) }),
-        room ? Plot.ruleX([room], { stroke: "currentColor", strokeWidth: 2, strokeDasharray: "4 3" }) : null,
+        near ? Plot.ruleX([room], { stroke: "currentColor", strokeWidth: 2, strokeDasharray: "4 3" }) : null,
+        room && !near ? Plot.text([`${room} GiB →`], { text: (said) => said, frameAnchor: "top-right", dy: -14, fill: "currentColor" }) : null,
         charts.tip(parts, { x: (part) => (part.x1 + part.x2) / 2, y: "i", title: (part) => `${part.setting.label}\n${said[part.kind] ?? part.kind}: ${bytes(part.size * 2 ** 30)}` }, width),
       ],
     });
