@@ -45,8 +45,9 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
         rows = [{"question": f"And what is {i} times {i}?", "answer": str(i * i)} for i in range(80)]
         rows += [{"question": question, "answer": "1"} for question in leaked for _ in range(2)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data=local", "data.test_share=0")
     clean, leaky = (
-        prepared_inputs.of(composed(*asking, "data=local", f"data.path={name}.jsonl").settings, None).contamination
+        prepared_inputs.of(composed(*asking, *own, f"data.path={name}.jsonl").settings, None).contamination
         for name in ("clean", "leaky")
     )
     assert clean == {"wordmath_short": Contamination(13, 6, 6, 0)}

@@ -129,7 +129,7 @@ def test_a_groups_scores_weigh_its_tasks_as_lm_eval_does(bench, tmp_path, monkey
             f"aggregate_metric_list: [{{metric: acc, weight_by_size: {str(weighed).lower()}}}]\n"
         )
         manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-        monkeypatch.setattr(scoring, "index_of", lambda names, manager=manager: manager)
+        monkeypatch.setattr(scoring, "index_of", lambda *_, manager=manager: manager)
         tasks = Tasks(settings("world"), None)
         tasks.sample = {"facts_one": list(range(10)), "facts_two": list(range(10, 50))}
         found = next(s for s in scoring.score(bench.net, bench.tokenizer, tasks, 8, None)[0] if s.metric == "acc")
