@@ -32,7 +32,10 @@ def run_words(record: Record) -> list[str] | None:
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in ("path", "limit", "noise")}
+    given = ("path", "limit", "noise", "answers")
+    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in given}
+    if str(data.load.get("_target_")).endswith(("from_file", "from_hub")):  # whose files may hold out a share
+        overrides["data.test_share"] = data.test_share
     if data.columns:
         overrides |= {f"++data.columns.{field}": column for field, column in data.columns.items()}
         overrides["data.prompt"] = data.prompt
