@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -158,15 +159,21 @@ class Noise:
         return self.seed_points / 100 / 0.14  # about the slope of a probability by log odds, over such items
 
 
-def answer(study: Study, task: str, values: dict[str, float], seeds: int, noise: Noise) -> None:
-    """Cells of each method with `seeds` seeds (base: one), whose true accuracies are `values`."""
+def answer(
+    study: Study, task: str, values: dict[str, float], seeds: int, noise: Noise, erratic: Mapping[str, Noise] = {}
+) -> None:
+    """Cells of each method with `seeds` seeds (base: one), whose true accuracies are `values`.
+
+    erratic: the noise of methods whose seeds differ more than the others'.
+    """
     draw, n = study.draw, noise.clusters * noise.size
     place = np.repeat(np.arange(noise.clusters), noise.size)
     item = draw.normal(0, noise.shared, noise.clusters)[place] + draw.normal(0, noise.item, n)
     for method, value in values.items():
         own = draw.normal(0, noise.own, noise.clusters)[place] + draw.normal(0, noise.rest, n) + item
-        level = shift(value, noise.spread)
+        kind = erratic.get(method, noise)
+        level = shift(value, kind.spread)
         for seed in range(1 if method == "base" else seeds):
-            odds = level + own + (draw.normal(0, noise.seed) if method != "base" else 0.0)
+            odds = level + own + (draw.normal(0, kind.seed) if method != "base" else 0.0)
             right = (draw.random(n) < special.expit(odds)).astype(float)
             study.score(study.add(method, seed), task, right, place)

@@ -69,6 +69,18 @@ def equal(draw, seeds, sd, **noise) -> Outcome:
     return {"wrong": min(contest.corrected.values()) < ALPHA} | intervals(contest)
 
 
+@situation(
+    "equal methods told apart, seeds of one vary by 3 points and of four by 0",
+    **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
+)
+def erratic(draw, seeds) -> Outcome:
+    study = Study(draw)
+    more = {METHODS[0]: Noise(seed_points=3, **FLAT)}
+    answer(study, "wordmath", dict.fromkeys(METHODS, 0.5), seeds, Noise(seed_points=0, **FLAT), more)
+    (contest,) = contests(study.records, study.tables)
+    return {"wrong": min(contest.corrected.values()) < ALPHA}
+
+
 def intervals(contest: Contest) -> Outcome:
     """Of methods whose true accuracies are 50%."""
     first = next(s.interval for s in contest.standings if s.choice.method == METHODS[0])

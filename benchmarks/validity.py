@@ -93,6 +93,7 @@ def document(measured: dict[str, dict]) -> str:
             "rest of the verdicts is right. *times as wide as needed* compares the median interval of an accuracy with",
             "one whose error is known. A claim that DoRA or GaLore is better says itself that a gain below 1 point",
             "refutes it: at no gain *refuted* is right and *supported* is wrong, at 1 point *refuted* is wrong.",
+            "*too high by* is the mean of a score less its truth, in points: it must be 0 up to two errors.",
             "",
             f"{good} of {len(measured)} situations hold.",
             "",
