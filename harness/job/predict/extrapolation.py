@@ -26,6 +26,18 @@ class Line:
         windows = {name: at(kinds, other.windows[name]) for name, kinds in self.windows.items()}
         return Line(windows, at(self.others, other.others))
 
+    def lacks_backward(self, two: Line) -> bool:
+        """Whether a single layer, of which this is, computes less in its backward pass than the last of `two` does.
+
+        So it is where attention and MLP read the same hidden states and attention alone is adapted: the MLP of a first
+        layer, whose input is frozen, needs no gradient.
+        """
+        one, other = (
+            {name: sum(line.windows.get(name, {}).values()) for name in ("head", "last layer backward")}
+            for line in (self, two)
+        )
+        return other["last layer backward"] - one["last layer backward"] > 1.01 * (other["head"] - one["head"])
+
     @property
     def peak(self) -> dict[str, float]:
         """Bytes by kind in the highest window."""

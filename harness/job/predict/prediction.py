@@ -165,8 +165,14 @@ class Predictor:
         few = (3, 4) if cell.settings.train.sharded else (2, 3) if again else (1, 2)
         if config.num_hidden_layers <= few[0]:
             return None
+
+        def probed(depth: int) -> Line:
+            return self._probe(cell, empty_weights.with_depth(config, depth), shape, times, layout)
+
         try:
-            one, two = (self._probe(cell, empty_weights.with_depth(config, n), shape, times, layout) for n in few)
+            one, two = map(probed, few)
+            if few[0] == 1 and one.lacks_backward(two) and config.num_hidden_layers > 2:
+                few, one, two = (2, 3), two, probed(3)
         except UserError:
             return None
         return one.through(two, *few, config.num_hidden_layers)

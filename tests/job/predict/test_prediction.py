@@ -121,7 +121,20 @@ def test_layers_that_a_method_names_are_there():
 @pytest.mark.parametrize("method", ["base", "full", "qdora", "galore"])
 def test_two_shallow_models_tell_of_a_deep_one(monkeypatch, method):
     cell = composed("model=smollm2_135m", f"method={method}", "train.precision=fp32")
-    architecture = loading.config_of(cell.settings.model).to_dict() | {"num_hidden_layers": 8}
+    _extrapolates(monkeypatch, cell, loading.config_of(cell.settings.model).to_dict() | {"num_hidden_layers": 8})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_first_layer_that_computes_less_than_the_others_is_no_measure(monkeypatch, method):
+    """Its MLP reads the frozen embedding, beside an attention that alone is adapted."""
+    where = "method.adapt.target_modules=[q_proj,v_proj]"
+    cell = composed("model=smollm2_135m", f"method={method}", where, "train.precision=fp32")
+    sizes = {"hidden_size": 256, "intermediate_size": 4096, "num_attention_heads": 4, "vocab_size": 512}
+    _extrapolates(monkeypatch, cell, {"model_type": "phi", "num_hidden_layers": 8, **sizes})
+
+
+def _extrapolates(monkeypatch, cell, architecture):
     shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 1, 114, 114, True), batching.Layout(flat=True)
     shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
     monkeypatch.setattr(empty_weights, "alike", lambda *asked: False)  # then all layers are built
