@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -102,7 +102,7 @@ def from_hub(
     columns: the column of each field of the prompt, of ``answer`` and of ``options``, or of ``messages``. A `share` is
     held out for validation, and `test_share` for the test, by a hash of the column `held_out_by`: neither part depends
     on the order or number of records, and rephrasings of a question stay together. Raises UserError if the data set or
-    a column is missing, or if a part is empty.
+    a column is missing, or if the part for the test is empty.
     """
     require(path)
     if _root.get() is None:
@@ -111,7 +111,8 @@ def from_hub(
         rows = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # datasets and the hub raise a dozen kinds
         raise missing(f"The data set {path}", error) from error
-    return _held_out(mapped(rows, rows.column_names, columns, held_out_by, path), path, share, test_share)
+    items = mapped(rows, rows.column_names, columns, held_out_by, path)
+    return _held_out(items, path, share, test_share, needed=["test"])
 
 
 def from_file(
@@ -130,8 +131,17 @@ def from_file(
     return _held_out(mapped(rows, there, given, held_out_by, path), path, share, test_share)
 
 
-def _held_out(found: list[tuple[str, Item]], what: str, share: float, test_share: float) -> dict[str, list[Item]]:
-    """Split the items by a hash of the text that comes with each. what: the data's name for messages."""
+def _held_out(
+    found: list[tuple[str, Item]],
+    what: str,
+    share: float,
+    test_share: float,
+    needed: Sequence[str] = ("train", "validation", "test"),
+) -> dict[str, list[Item]]:
+    """Split the items by a hash of the text that comes with each.
+
+    what: the data's name for messages. Raises UserError if one of the parts `needed` is empty.
+    """
     out: dict[str, list[Item]] = {"train": [], "validation": []} | ({"test": []} if test_share else {})
     for text, item in found:
         place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -141,8 +151,8 @@ def _held_out(found: list[tuple[str, Item]], what: str, share: float, test_share
             out["test"].append(item)
         else:
             out["train"].append(item)
-    for name, items in out.items():
-        if not items:
+    for name in needed:
+        if name in out and not out[name]:
             held_out = " and ".join(f"{part:g}" for part in (share, test_share) if part)
             why = f"{what} has too few records: with a share of {held_out} held out, {name} has none"
             raise UserError(why + ("; data.test_share=0 trains without a test." if name == "test" else "."))
