@@ -335,12 +335,13 @@ def register_resolvers() -> None:
     """Make these known to OmegaConf.
 
     ``${mul:a,b}`` (null if a factor is), ``${unless:a,b}`` (b, but null if a is given), ``${share:part,whole}`` (steps:
-    rounded down), ``${basename:path}``, ``${below:folder,path}``, ``${adamw:kind}`` (the class of method.adamw).
+    rounded down; null of null), ``${basename:path}``, ``${below:folder,path}``, ``${adamw:kind}`` (the class of
+    method.adamw).
     """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
     OmegaConf.register_new_resolver("unless", lambda given, value: value if given is None else None, replace=True)
     OmegaConf.register_new_resolver("adamw", lambda kind: ADAMW.get(kind, kind), replace=True)
-    OmegaConf.register_new_resolver("share", lambda part, whole: int(part * whole), replace=True)
+    OmegaConf.register_new_resolver("share", _share, replace=True)
     OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)
     OmegaConf.register_new_resolver("basename", lambda path: re.split(r"[/:]", path.rstrip("/"))[-1], replace=True)
 
@@ -348,6 +349,10 @@ def register_resolvers() -> None:
 def _multiply(a: float | None, b: float | None) -> float | None:
     # Six significant digits: 2e-4 × 5 must be the 1e-3 that people type, not 0.001000…2, or they'd be two cells.
     return None if a is None or b is None else float(f"{a * b:.6g}")
+
+
+def _share(part: float, whole: int | None) -> int | None:
+    return None if whole is None else int(part * whole)
 
 
 def device_count(config: DictConfig) -> int:

@@ -88,6 +88,10 @@ class Page:
     def _load(self, address: str) -> None:
         self.events.clear()
         self.call("Page.navigate", url=address)
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Wait until the page is loaded that was begun since the events were cleared."""
         deadline = time.monotonic() + 20
         while not any(method == "Page.loadEventFired" for method, _ in self.events):
             assert time.monotonic() < deadline, "the page did not load"

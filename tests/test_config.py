@@ -235,6 +235,10 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
             r"train\.weight_decay=0\.1 can't .* method=adafactor, which has",
         ),
         (
+            ("train.max_steps=null", "train.epochs=2", "method=adalora"),
+            r"method=adalora can't be combined with train\.max_steps=null: it plans its ranks",
+        ),
+        (
             ("train.betas=[0.9,0.95]", "method=adafactor"),
             r"train\.betas requires a method that steps by AdamW, got adaf",
         ),

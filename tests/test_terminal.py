@@ -81,7 +81,7 @@ def test_the_answer_stands_before_the_table_and_a_command_on_a_line_of_its_own()
     command = "python -m harness sweep method=lora,dora 'method.adapt.target_modules=[q_proj,v_proj]' study=smallest"
     table = Table("t", ["Method"], [["lora"]], [f"open: One seed. To decide it, run `{command}`."], None, answer=["A."])
     shown = terminal.lines(*screen.view([table], 60), width=60)
-    assert shown[0] == "A."
+    assert shown[:3] == ["", "▌ A.", ""]
     assert f"    {command}" in shown
 
 
@@ -104,7 +104,7 @@ def planned(name, mib):
     kinds = dict(zip(("weights", "adapters", "gradients", "optimizer", "activations"), mib, strict=True))
     peak = {kind: n * MIB for kind, n in kinds.items()}
     prediction = {"peak": peak, "resident": peak, "total": 100, "trainable": 10, "flops": 1e12, "precision": "fp32"}
-    prediction |= {"shape": {"sequences": 8, "tokens": 100, "raw": 1000, "real": True}}
+    prediction |= {"shape": {"sequences": 8, "tokens": 100, "steps": 10, "raw": 1000, "real": True}}
     prediction |= {"micro_batch": None, "largest_batch": 4}
     return Planned(name, make_record("lora").cell, prediction)
 

@@ -237,8 +237,8 @@ def test_help_lists_the_commands(capsys, arguments):
     [
         ("run --help", " base, base_int8, base_nf4, "),
         ("sweep --help", " base, base_int8, base_nf4, "),
-        ("plan --help", " train.max_steps=200 (int) "),
-        ("run --cfg job", "max_steps: 200"),
+        ("plan --help", " train.grad_accum=1 (int) "),
+        ("run --cfg job", "grad_accum: 1"),
         ("run rank=4 --cfg job train.max_steps=3", "max_steps: 3"),
         ("sweep quickstart --cfg job", "study: quickstart"),
     ],

@@ -190,7 +190,9 @@ def test_an_open_page_says_that_there_are_new_results(results, tmp_path):
         record = make_record("newcomer", study="one")
         write(record, results / "one" / f"{record.cell.name}.json")
         wait_for(page, "!document.querySelector('#live button').hidden")
+        page.events.clear()
         page.ask("document.querySelector('#live button').click()")
+        page.loaded()
         wait_for(page, "document.body.textContent.includes('newcomer')")
         assert page.ask("location.hash") == "#explore&find=lora"
 

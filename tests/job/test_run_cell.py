@@ -336,6 +336,6 @@ def test_a_check_looks_at_what_cells_share_once(monkeypatch):
         return lambda *args: looked.append(name) or real(*args)
 
     monkeypatch.setattr(preflight.scoring, "Tasks", counted("Tasks", preflight.scoring.Tasks))
-    monkeypatch.setattr(preflight.sources, "splits", counted("splits", preflight.sources.splits))
+    monkeypatch.setattr(preflight.prepared_inputs, "splits", counted("splits", preflight.prepared_inputs.splits))
     preflight.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
     assert sorted(looked) == ["Tasks", "Tasks", "splits"]
