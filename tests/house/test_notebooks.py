@@ -42,6 +42,7 @@ def test_notebook_runs_and_is_committed_with_what_it_shows(path):
     assert pictures(notebook) == drawn > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["reference/quickstart", "reference/gsm8k"])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -48,6 +48,7 @@ def test_what_is_repeated_trains_and_finished_or_will_run():
     assert repeated([base], {}, {base.id}) is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_runs_in_random_order_and_repeats_a_cell(inside, tmp_path):
     """One sweep, looked at for its order, its repeats, and what a second one adds."""

@@ -290,8 +290,6 @@ def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
         run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
 
 
-@pytest.mark.long
-@needs_data
 def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     text = "A story of the number {} that goes on for quite a while."
     rows = [{"question": f"Tell of {i}.", "answer": text.format(i), "from": [text.format(i), "No"]} for i in range(60)]
@@ -311,6 +309,8 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
         run_api_cell.check(cell(served, *own, "data.columns.options=from"), root)
 
 
+@pytest.mark.long
+@needs_data
 def test_the_chat_form_of_mmlu_has_the_same_items():
     settings = composed("eval.tasks=[mmlu]", "eval.limit=20").settings.eval
     compared, written = scoring.Tasks(settings, str(DATA)), chat_tasks.ChatTasks(settings, str(DATA))

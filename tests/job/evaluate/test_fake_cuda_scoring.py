@@ -19,6 +19,7 @@ def scored(tmp_path_factory) -> dict[str, dict]:
     return json.loads(run.stdout)
 
 
+@pytest.mark.long
 def test_log_likelihoods_take_one_list_of_integers_a_row_and_are_seldom_read(scored):
     choices = scored["choices"]
     assert choices["used"] == {"shared_prefix": "on"}
@@ -33,6 +34,7 @@ def test_log_likelihoods_take_one_list_of_integers_a_row_and_are_seldom_read(sco
     assert LAYERS * rows < choices["attention"]["varlen bfloat16"] <= 2 * LAYERS * rows
 
 
+@pytest.mark.long
 def test_answers_take_a_token_of_each_and_its_place(scored):
     answers = scored["answers"]
     assert answers["used"] == {"continuous_batching": "on"}

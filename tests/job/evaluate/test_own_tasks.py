@@ -60,6 +60,7 @@ def folder(at: Path, name: str = "parity", begin: str = "") -> str:
     return str(at)
 
 
+@pytest.mark.long
 def test_its_tasks_are_scored_beside_the_harnesss_own(tmp_path):
     cell = tiny("method=base", "eval.tasks=[parity,facts]", "infer.repeats=0")
     path, local = tmp_path / f"{cell.name}.json", LocalPaths(include_path=folder(tmp_path / "mine"))
@@ -91,6 +92,7 @@ def test_a_record_does_not_load_it(tmp_path):
     assert {s.task for s in record.read(path).scores} == {"facts", "parity"}
 
 
+@pytest.mark.long
 def test_a_prompt_that_its_code_changes_is_asked_anew(tmp_path):
     def asked(begin: str) -> str:
         where = folder(tmp_path / "mine", begin=begin)

@@ -263,6 +263,7 @@ def test_a_bad_command_is_one_sentence(study, capsys, line, said):
     assert said in told
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_scores_in_processes_of_its_own(tmp_path, capsys):
     study = Study(tmp_path, "demo")
