@@ -44,7 +44,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --
 test: $(VENV)/tested ## Run the tests, but for the few that take longest
 	$(PYTEST) -m 'not long and not faults'
 
-test-all: test ## Run `make test`, then the tests that take longest (20 minutes in all were seen on 2 cores)
+test-all: test ## Run `make test`, then the tests that take longest (28 minutes in all were seen on 2 slow cores)
 	$(PYTEST) -m 'long and not faults'
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are

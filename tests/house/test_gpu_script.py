@@ -101,6 +101,7 @@ def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
     assert {record.status for record in read_study(folder / "killed")[0]} == {"ok"}
 
 
+@pytest.mark.long
 def test_a_shortage_on_purpose_is_recorded(on_cpu, monkeypatch):
     """On the CPU a hook asks torch's allocator for a pebibyte, in cells of `full` alone."""
     monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)

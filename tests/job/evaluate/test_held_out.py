@@ -290,6 +290,7 @@ def test_vllm_writes_the_answers_and_the_harness_computes_the_likelihoods(tmp_pa
     pd.testing.assert_frame_equal(found["vllm"].drop(columns="prediction"), found["auto"].drop(columns="prediction"))
 
 
+@pytest.mark.long
 def test_the_command_line_shows_the_score_and_scores_again(tmp_path):
     """`run` on a file of one's own, the table, `score` without training, `verify`."""
     with own_server():  # its jobs look for the file where it was started

@@ -80,6 +80,7 @@ def test_the_folder_is_neither_of_the_cell_nor_of_the_record(tmp_path):
     assert where not in json.dumps(plain(asked.settings))
 
 
+@pytest.mark.long
 def test_a_record_does_not_load_it(tmp_path):
     cell = tiny("method=base", "eval.tasks=[facts]", "infer.repeats=0")
     where, path = folder(tmp_path / "mine"), tmp_path / f"{cell.name}.json"
@@ -119,6 +120,7 @@ def test_a_task_may_not_hide_another(tmp_path, name):
         scoring.Tasks(EvalSettings(tasks=[name]), None, None, include)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_nor_a_stock_task(tmp_path, monkeypatch):
     monkeypatch.setattr(task_index, "stock", STOCK)
