@@ -92,6 +92,11 @@ class Contest:
         best = self.standings[0].choice.label
         return {other: gap for (one, other), gap in self.differences.items() if one == best}
 
+    @property
+    def by_decision(self) -> dict[str, list[str]]:
+        """Labels of `against_best` for each of DECISIONS."""
+        return {said: [other for other in self.against_best if self.decision(other) == said] for said in DECISIONS}
+
     def alike(self, label: str) -> list[str]:
         """Labels of the other methods that answered the same items as `label`, best first."""
         same = next((labels for labels in self.paired if label in labels), [])

@@ -40,7 +40,7 @@ def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> st
 
 def against_best(contest: Contest) -> str:
     """Which methods the tests find worse than the best one, equivalent to it, or leave open."""
-    by = {decision: [o for o in contest.against_best if contest.decision(o) == decision] for decision in DECISIONS}
+    by = contest.by_decision
     best = contest.standings[0].choice.label
     worse, *others = (_named(methods) if methods else "" for methods in by.values())
     said = f"{worse} {_is(by['different'])} worse than {best}" if worse else f"Nothing is shown to be worse than {best}"

@@ -9,7 +9,6 @@ from scipy import special
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.select import Choice
-from harness.report.statistics import ALPHA
 
 
 def headline(held: Sequence[Contest], place: tuple[str, str, str]) -> Contest | None:
@@ -31,17 +30,13 @@ def ahead(contest: Contest, several: bool) -> str:
         return f"{name}: {label} scores {end}. Not tested: another score of this task is."
     if first.letters is None:
         return f"{name}: {label} scores {end}. Its items are missing or too few, so no difference from it is tested."
-    worse = [other for (one, other), p in contest.corrected.items() if one == label and p < ALPHA]
-    near = [other for other in contest.equivalent if other not in worse]
-    paired = [other for one, other in contest.differences if one == label]
-    open_ = [other for other in paired if other not in worse and other not in near]
     parts = [f"{name}: {label} scores {end}."]
-    if worse:
+    if worse := contest.by_decision["different"]:
         parts.append(f"Significantly worse: {listed(worse)}.")
-    if near:
+    if near := contest.by_decision["equivalent"]:
         parts.append(f"Equivalent to it within ± {100 * MARGIN:g} points: {listed(near)}.")
-    if open_:
-        parts.append(f"Not decided against it: {listed(open_)}.")
+    if left := contest.by_decision["not decided"]:
+        parts.append(f"Not decided against it: {listed(left)}.")
     if label in contest.one_seed:
         parts.append("This is of single trained models (one seed), and no win of a method.")
     return " ".join(parts)
