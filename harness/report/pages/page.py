@@ -83,7 +83,8 @@ def render(
     judged = results.judged
     told = findings(records)
     study = ", ".join(dict.fromkeys(record.study for record in records))
-    best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder), comparison_of(rows)))
+    held = list(results.contests.values())
+    best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder, held), comparison_of(rows)))
     files = _files(folder)
     long = {"best-table": best, "settings-table": settings, "files-table": files}
     blocks = {name: make(results) for name, make in BLOCKS.items()}
@@ -107,7 +108,7 @@ def render(
         blocks={name: _block(value) for name, value in blocks.items()},
         live=bool(live),
         longest=LONGEST,
-        summary=list(_summary(rows, list(results.contests.values()), judged, told)),
+        summary=list(_summary(rows, held, judged, told)),
         problems=problems,
         answer=list(map(_with_code, best.answer)),
         best=replace(best, answer=()),

@@ -44,7 +44,7 @@ def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str
         return [survey_of(rows), comparison_of(rows)]
     if only_published(records) and (published := published_of(rows)):
         return [published, comparison_of(rows)]
-    return [best_of(rows, folder), comparison_of(rows)]
+    return [best_of(rows, folder, contests(rows.records, folder, rows.choices)), comparison_of(rows)]
 
 
 def survey_of(rows: Rows) -> Table:
@@ -58,13 +58,13 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
     Brackets hold 95% intervals. Methods that share a letter do not differ significantly (`pairwise.contests`). The
     caption states the limits of the study. `Table.data` is None: the numbers are those of `comparison`.
     """
-    return best_of(group(records), folder)
+    rows = group(records)
+    return best_of(rows, folder, contests(rows.records, folder, rows.choices))
 
 
-def best_of(rows: Rows, folder: Path | None) -> Table:
-    """`best` of the records of `rows`."""
+def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
+    """`best` of the records of `rows`, between whose choices the contests `held` are."""
     records = rows.records
-    held = contests(records, folder, rows.choices)
     choices = _in_order(rows.choices, held)
     row_of = [row for row in rows for _ in row.records]
     chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
