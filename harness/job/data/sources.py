@@ -41,10 +41,10 @@ def with_data_root(data_root: str | None) -> Iterator[None]:
 
 
 def folder_digest(data_root: str) -> str:
-    """A digest of the paths, sizes and modification times of all files below `data_root`."""
+    """A digest of the paths, sizes and modification times of all files below `data_root`, but for compiled Python."""
     digest = hashlib.sha256(str(Path(data_root).absolute()).encode())
     for where, folders, files in os.walk(data_root, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(folder for folder in folders if folder != "__pycache__")
         for name in sorted(files):
             path = os.path.join(where, name)
             with suppress(OSError):  # a broken link

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import pickle
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 
+from harness import record
 from harness.errors import UserError
 from harness.job.data import sources
+from harness.job.models import embedded
 from harness.settings import HELD_OUT
 
 OURS = Path(__file__).parent / "tasks"
+STOCK = Path(lm_eval.tasks.__file__).parent
+CHECKSUM = hashlib.sha256().digest_size  # bytes before an index in its file
 
 
 @functools.cache
@@ -26,8 +36,8 @@ def ours() -> TaskManager:
 
 @functools.cache
 def stock() -> TaskManager:
-    """lm-eval's index of all tasks, ours included; thousands of files take seconds to read."""
-    return TaskManager(include_path=str(OURS))
+    """lm-eval's index of all tasks, ours included."""
+    return _with_stock(str(OURS))
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,31 @@ def _with_included(include: IncludedTasks) -> TaskManager:
         raise UserError(f"eval.include_path={include.path} has no YAML file of a task.")
     if hidden := sorted({*own} & {*stock().all_tasks, HELD_OUT}):
         raise UserError(f"eval.include_path={include.path} has a task {hidden[0]}, as has lm-eval; rename it.")
-    return TaskManager(include_path=[str(OURS), include.path])
+    return _with_stock(str(OURS), include.path)
+
+
+def _with_stock(*folders: str) -> TaskManager:
+    """lm-eval's index of its own tasks and those in `folders`.
+
+    lm-eval parses thousands of files for it, which takes 6 to 9 s on a slow CPU. So the index is kept in the cache of
+    built models, in a file whose name changes with each of those files.
+    """
+    states = [sources.folder_digest(folder) for folder in (str(STOCK), *folders)]
+    name = hashlib.sha256(" ".join([sys.version, version("lm_eval"), *states]).encode()).hexdigest()
+    path = embedded.cache() / "task_index" / f"{name}.pickle"
+    with suppress(OSError):
+        content = path.read_bytes()
+        if hashlib.sha256(content[CHECKSUM:]).digest() == content[:CHECKSUM]:
+            return pickle.loads(content[CHECKSUM:])
+    made = TaskManager(include_path=[*folders])
+    with suppress(OSError):  # a folder where nothing can be written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for former in path.parent.glob("*.pickle"):
+            former.unlink(missing_ok=True)
+        pickled = pickle.dumps(made)
+        with record.replacing(path) as aside:
+            aside.write_bytes(hashlib.sha256(pickled).digest() + pickled)
+    return made
 
 
 def runs_code(index: dict[str, Entry], member: Any) -> bool:
