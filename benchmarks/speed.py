@@ -270,7 +270,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
     if data_root is None:
         raise SystemExit(f"{name} requires --data-root, a folder with cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
-    net, tokenizer = loading.load(cell, plain.CPU), loading.tokenizer(cell.settings.model)
+    net, tokenizer = loading.load(cell, device.here()), loading.tokenizer(cell.settings.model)
     asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=16)
     tasks = scoring.Tasks(asked, data_root)
     subjects = sorted(tasks.leaves)
