@@ -12,7 +12,7 @@ from harness.record.codec import (
     encode,
     encode_tagged,
 )
-from harness.record.commands import note_command, noted_commands
+from harness.record.commands import add_commands, note_command, noted_commands
 from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches
 from harness.record.files import (
     CARD,
@@ -118,6 +118,7 @@ __all__ = [
     "Train",
     "ValidationPoint",
     "VllmUsage",
+    "add_commands",
     "awaits_scoring",
     "beginnings",
     "cell_name",

@@ -14,10 +14,17 @@ FILE = "commands.txt"
 def note_command(folder: Path, arguments: Sequence[str]) -> None:
     """Add the command `harness ARGUMENTS` to those of the study in `folder`, unless it is there."""
     command = redact(shlex.join(["harness", *arguments]))
-    if "\n" not in command and command not in noted_commands(folder):
+    if "\n" not in command:
+        add_commands(folder, [command])
+
+
+def add_commands(folder: Path, commands: Sequence[str]) -> None:
+    """Add `commands`, a line each, to those of the study in `folder`, but for those that are there."""
+    known = noted_commands(folder)
+    if new := [command for command in dict.fromkeys(commands) if command not in known]:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / FILE).open("a", encoding="utf-8") as file:
-            file.write(f"{command}\n")
+            file.write("".join(f"{command}\n" for command in new))
 
 
 def noted_commands(folder: Path) -> list[str]:

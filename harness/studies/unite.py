@@ -1,4 +1,4 @@
-"""Unites the result folders of several machines: records with their items, weights and logs, and plans.
+"""Unites the result folders of several machines: records with their items, weights and logs, plans, commands.
 
     harness merge DIR... [--into DIR] [--newer]
 
@@ -68,6 +68,7 @@ class MergePlan:
     new: records that the target lacks, or has without their items or weights. newer: records that replace an older one
     of the target. equal: the number of records that need nothing. conflicts: unequal records of one name, none chosen.
     problems: one sentence for each file that can't be trusted. planned: by study, cells to add to its plan.
+    commands: by study, those that asked for its cells.
     """
 
     new: list[RecordFile] = field(default_factory=list)
@@ -76,6 +77,7 @@ class MergePlan:
     conflicts: list[list[RecordFile]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     planned: dict[str, list[Cell]] = field(default_factory=dict)
+    commands: dict[str, list[str]] = field(default_factory=dict)
 
 
 def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
@@ -120,6 +122,8 @@ def write(plan: MergePlan, into: Path) -> None:
         _copy(found.path, target.path)
     for study, cells in plan.planned.items():
         Study(into, study).plan(cells)
+    for study, commands in plan.commands.items():
+        record.add_commands(into / study, commands)
 
 
 def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
@@ -166,6 +170,8 @@ def _records(folder: Path, into: Path, plan: MergePlan) -> Iterator[RecordFile]:
     for name in studies:
         if cells := Study(folder, name).planned():
             plan.planned.setdefault(name, []).extend(cells)
+        if commands := record.noted_commands(folder / name):
+            plan.commands.setdefault(name, []).extend(commands)
         for path in sorted((folder / name).glob("*.json")):
             if problems := verify.check(path):
                 plan.problems += problems

@@ -8,7 +8,7 @@ import pytest
 from records import make_record, sound
 
 from harness.__main__ import main
-from harness.record import read
+from harness.record import note_command, noted_commands, read
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -60,6 +60,15 @@ def test_records_items_logs_and_plans_travel(machines, capsys):
     planned = [cell.method for cell in Study(machines / "all", "demo").planned()]
     assert planned == ["full", "lora", "galore", "dora"]
     assert verify.study(machines / "all", "demo") == (3, [])
+
+
+def test_commands_travel_each_once(machines):
+    """As a sweep that was typed on both machines is one."""
+    for machine, lines in {"a": ["sweep both", "sweep a"], "b": ["sweep both", "sweep b"]}.items():
+        for line in lines:
+            note_command(machines / machine / "demo", line.split())
+    run(machines, str(machines / "a"), str(machines / "b"))
+    assert noted_commands(machines / "all" / "demo") == ["harness sweep both", "harness sweep a", "harness sweep b"]
 
 
 def test_a_second_time_nothing_changes(machines, capsys):
