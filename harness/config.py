@@ -166,7 +166,7 @@ class TrainConfig:
     """The training loop, the same for every method."""
 
     max_steps: int | None = 200
-    """Optimizer steps (null: train.epochs decides)."""
+    """Optimizer steps (null: train.epochs decides, which is so where that alone is given)."""
     epochs: float | None = None
     """Passes over the training items, such as 3 or 0.5 (null: train.max_steps decides). The last step is filled from
     the next pass."""

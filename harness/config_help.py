@@ -16,11 +16,14 @@ from omegaconf import MISSING, OmegaConf
 
 from harness.config import CONF, Config, typed
 
+UNLESS = re.compile(r"^\$\{unless:.*,(\w+)\}$")  # a value, but null where another setting is given
+
 
 class ConfigField(NamedTuple):
     """One setting: dotted key, type, default, and what it does.
 
-    default: as one types it, or as conf/config.yaml computes it (``${…}``); None if a file of its group must set it.
+    default: as one types it where no other setting is given, or as conf/config.yaml computes it (``${…}``); None if a
+    file of its group must set it.
     """
 
     key: str
@@ -74,7 +77,7 @@ def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigF
             ConfigField(
                 key=prefix + f.name,
                 type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", f.type)),
-                default=None if default == MISSING else typed(default).replace("'", ""),
+                default=None if default == MISSING else UNLESS.sub(r"\1", typed(default).replace("'", "")),
                 comment=comments[f.name],
             )
         )

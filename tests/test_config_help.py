@@ -39,6 +39,10 @@ def test_defaults_of_the_config_file_go_before_those_of_the_schema():
     assert FIELDS["train.gradient_checkpointing"].default == "${model.gradient_checkpointing}"
 
 
+def test_a_default_that_yields_to_another_setting_is_told_as_it_is_without_that():
+    assert FIELDS["train.max_steps"].default == "200"
+
+
 def test_settings_of_a_groups_file_have_no_default():
     assert [key for key, field in FIELDS.items() if field.default is None] == [
         "method.name",
