@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness.cli import reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
     CommandLine,
@@ -84,6 +85,8 @@ def add(command_line: CommandLine) -> None:
     add_data_root(parser)
     add_local_paths(parser)
     add_json(parser)
+
+    reproduce.add(group)
 
     group = command_line.group("keep and share")
 

@@ -153,8 +153,13 @@ def add_json(parser: Parser) -> None:
 
 
 def add_tables(parser: Parser, *formats: str) -> None:
-    """The options of a command that renders tables. formats: what it renders besides those of every table."""
+    """The options of a command that renders tables of studies. formats: as of `add_formats`."""
     add_study_name(parser)
+    add_formats(parser, *formats)
+
+
+def add_formats(parser: Parser, *formats: str) -> None:
+    """How tables are rendered. formats: what the command renders besides those of every table."""
     choices = ["text", "md", "csv", "html", "latex", *formats]
     parser.add_argument("--format", choices=choices, help="(default: text on a terminal, else md)")
     add_wide(parser)

@@ -1,0 +1,359 @@
+"""Whether cells that ran again agree with their published records.
+
+How far two runs of one cell may lie apart is what the study itself shows, by the first of these that it has:
+
+1. repeats of its cells, if the new run had the same device, numerics and libraries as they had;
+2. the spread from seed to seed: other hardware or libraries should change no more than another seed does;
+3. nothing: then a spread is assumed (ASSUMED).
+
+Scores are compared item by item, as both runs answer the same questions. Times are compared only on the same device,
+and only with repeats or seeds. `Recheck.allowed` is a 95% limit, corrected for the number of comparisons (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from harness import units
+from harness.record import Record, Repeat, Score, memory_instrument, train_memory
+from harness.report import statistics
+from harness.report.evidence import conditions, differing
+from harness.report.frame import score_name, setting_texts
+from harness.report.lint.differences import environment_part
+from harness.report.lint.environment import overlap, ran_with
+from harness.report.lint.training import resumed
+from harness.report.pairwise import items, score_of
+from harness.report.statistics import ALPHA
+from harness.report.statistics.estimates import quantile
+from harness.report.tables.entries import ABSENT, rate, score_style
+from harness.report.tables.table import Table
+
+# Standard deviation of the log of a validation loss, or of a peak of memory, between two stacks, where a study has
+# neither repeats nor seeds.
+ASSUMED = 0.01
+EXACT = 1e-9  # a relative gap below it is none
+
+Agreement = Literal["equal", "agrees", "disagrees", "not compared"]
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """One quantity of a cell, as it was published and as it came out again.
+
+    published, again, gap, allowed: as text. gap: of the new run less the published one. allowed: the most that it may
+    be. why: what `allowed` rests on, or why nothing is compared.
+    """
+
+    cell: str
+    quantity: str
+    published: str
+    again: str
+    gap: str
+    allowed: str
+    agreement: Agreement
+    why: str
+
+
+class Spread(NamedTuple):
+    """The standard deviation of a difference between two runs, its degrees of freedom, and what it was measured on."""
+
+    error: float
+    freedom: float
+    why: str
+
+
+class _Compared(NamedTuple):
+    """A comparison before it is known how many there are. gap, spread: in logarithms, or of a score's own values."""
+
+    cell: str
+    quantity: str
+    published: str
+    again: str
+    gap: float
+    spread: Spread | None
+    shown: Callable[[float], str]
+    why: str = ""
+
+
+Value = Callable[[Record], float | None]  # on the scale that is compared: logarithms of positive quantities
+
+
+class PublishedStudy:
+    """The records of a published study, and how much its cells differ from run to run and from seed to seed.
+
+    folder: of the study, where its items are.
+    """
+
+    def __init__(self, records: Sequence[Record], folder: Path):
+        self.records, self.folder = records, folder
+
+    @cached_property
+    def _seeds(self) -> list[list[Record]]:
+        """The finished records of each setting that has several seeds."""
+        found = defaultdict(list)
+        for record, setting in zip(self.records, setting_texts(self.records), strict=True):
+            if record.status == "ok" and record.cell.seed is not None:
+                found[record.cell.model, record.cell.data, record.cell.method, setting].append(record)
+        return [group for group in found.values() if len(group) > 1]
+
+    @cached_property
+    def _disturbed(self) -> set[str]:
+        """The names of cells whose times are not their own."""
+        return {name for rule in (overlap, resumed) for _, names in rule(self.records) for name in names}
+
+    def over_repeats(self, value: Value, of_repeat: Callable[[Repeat], float | None]) -> Spread | None:
+        """Of `value`, over repeats that ran under the same conditions as their records."""
+        groups = []
+        for record in self.records:
+            alike = [
+                again
+                for again in record.repeats
+                if again.status == "ok"
+                and not differing([record], [replace(record, environment=again.environment)], conditions)
+            ]
+            groups.append([value(record), *map(of_repeat, alike)])
+        n = sum(value is not None for group in groups for value in group[1:])
+        return _pooled(groups, f"{n} repeat{'s' * (n > 1)} in the study")
+
+    def over_seeds(self, value: Value, like: Record, undisturbed: bool = False) -> Spread | None:
+        """Of `value`, over the seeds of the settings of the method of `like`, else of all methods.
+
+        undisturbed: without cells whose times are not their own.
+        """
+        here = [g for g in self._seeds if (g[0].cell.model, g[0].cell.data) == (like.cell.model, like.cell.data)]
+        if undisturbed:
+            here = [[record for record in group if record.cell.name not in self._disturbed] for group in here]
+        own = [group for group in here if group and group[0].cell.method == like.cell.method]
+        for groups, whose in ((own, like.cell.method), (here, "all methods")):
+            if found := _pooled([map(value, group) for group in groups], f"seeds of {whose} in the study"):
+                return found
+        return None
+
+
+def _pooled(groups: Sequence[Sequence[float | None]], why: str) -> Spread | None:
+    """Of a difference of two runs, by the variance within `groups`; None without a group of two."""
+    known = [[value for value in group if value is not None] for group in groups]
+    freedom = float(sum(len(group) - 1 for group in known if group))
+    if not freedom:
+        return None
+    variance = sum(float(np.var(group)) * len(group) for group in known if group) / freedom
+    return Spread((2 * variance) ** 0.5, freedom, why)
+
+
+def recheck(study: PublishedStudy, pairs: Sequence[tuple[Record, Record]], folder: Path) -> list[Recheck]:
+    """Compare each of `pairs`, a published record and that of the new run, whose items are in `folder`."""
+    found = [compared for record, again in pairs for compared in _compare(study, record, again, folder)]
+    n = sum(isinstance(compared, _Compared) and compared.spread is not None for compared in found)
+    return [compared if isinstance(compared, Recheck) else _judge(compared, n) for compared in found]
+
+
+def _judge(compared: _Compared, n: int) -> Recheck:
+    """n: how many comparisons there are."""
+    cell, quantity, published, again, gap, spread, shown, why = compared
+    if spread is None:
+        return Recheck(cell, quantity, published, again, ABSENT, ABSENT, "not compared", why)
+    allowed = spread.error * quantile(1 - ALPHA / 2 / n, spread.freedom)
+    agreement = "equal" if abs(gap) < EXACT else "agrees" if abs(gap) <= allowed else "disagrees"
+    return Recheck(cell, quantity, published, again, shown(gap), f"±{shown(allowed)[1:]}", agreement, spread.why)
+
+
+def _compare(study: PublishedStudy, record: Record, again: Record, folder: Path) -> Iterator[_Compared | Recheck]:
+    name = record.cell.name
+    if again.status != "ok":
+        reason = again.failure.reason if again.failure else again.status
+        yield Recheck(name, "status", record.status, again.status, ABSENT, ABSENT, "disagrees", reason)
+        return
+    yield from _inputs(record, again)
+    apart = differing([record], [again], conditions)
+    yield from _losses(study, record, again, apart)
+    yield from _memory(study, record, again, apart)
+    for score in record.scores:
+        yield _score(study, record, again, score, folder)
+    yield from _speed(study, record, again, apart)
+
+
+def _inputs(record: Record, again: Record) -> Iterator[Recheck]:
+    """Whether both had the same weights, data and batches, by their hashes."""
+    sides = [side.fingerprints | ({"batches": side.train.batches} if side.train else {}) for side in (record, again)]
+    known = [name for name in sides[0] if sides[0][name] and sides[1].get(name)]
+    if known:
+        other = [name for name in known if sides[0][name] != sides[1][name]]
+        why = f"other hash of {' and '.join(other)}" if other else f"hashes of {', '.join(known)}"
+        yield Recheck(
+            record.cell.name, "inputs", ABSENT, ABSENT, ABSENT, ABSENT, "disagrees" if other else "equal", why
+        )
+
+
+def _losses(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
+    """The last validation loss, and the mean training loss; repeats keep the first alone, whose spread is for both."""
+    repeats = None if apart else study.over_repeats(_log(_validation), lambda run: _log_of(run.validation_loss))
+    for quantity, value in (("validation loss", _validation), ("mean training loss", _training)):
+        spread = repeats or study.over_seeds(_log(value), record) or _assumed()
+        yield from _ratio(record, again, quantity, value, spread, units.significant)
+
+
+def _memory(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
+    value, spread = _log(train_memory), None
+    if memory_instrument(record) == memory_instrument(again):
+        repeats = None if apart else study.over_repeats(value, _repeated_peak)
+        spread = repeats or study.over_seeds(value, record) or _assumed()
+    why = "measured by another instrument"
+    yield from _ratio(record, again, "peak train memory", train_memory, spread, units.size, why)
+
+
+def _speed(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
+    spread, why = None, f"the runs differ in {', '.join(apart)}"
+    if not apart:
+        spread = study.over_repeats(_log(_rate), lambda run: _log_of(run.tokens_per_second_steady))
+        spread = spread or study.over_seeds(_log(_rate), record, undisturbed=True)
+        why = "the study has no repeats or seeds that ran alone"
+    yield from _ratio(record, again, "tokens/s", _rate, spread, rate, why)
+
+
+def _validation(record: Record) -> float | None:
+    return record.validation[-1].loss if record.validation else None
+
+
+def _training(record: Record) -> float | None:
+    return fmean(point.loss for point in record.train.loss) if record.train and record.train.loss else None
+
+
+def _rate(record: Record) -> float | None:
+    return record.train.tokens_per_second_steady if record.train else None
+
+
+def _repeated_peak(run: Repeat) -> float | None:
+    """On CUDA alone: on a CPU the peak is the probe's, which repeats do not keep."""
+    return _log_of(run.memory.allocated_peak) if run.memory else None
+
+
+def _log(value: Value) -> Value:
+    return lambda record: _log_of(value(record))
+
+
+def _log_of(value: float | None) -> float | None:
+    return math.log(value) if value else None
+
+
+def _assumed() -> Spread:
+    return Spread(ASSUMED * 2**0.5, math.inf, f"assumed, {ASSUMED:.0%} a run: the study has no repeats or seeds")
+
+
+def _ratio(
+    record: Record,
+    again: Record,
+    quantity: str,
+    value: Value,
+    spread: Spread | None,
+    shown: Callable[[float], str],
+    why: str = "",
+) -> Iterator[_Compared]:
+    """A positive quantity compared by its logarithm; nothing if the published record lacks it."""
+    before, after = value(record), value(again)
+    if before:
+        gap = math.log(after / before) if after else 0.0
+        texts = (shown(before), shown(after) if after else ABSENT)
+        if not after:
+            spread, why = None, "the new run has none"
+        yield _Compared(record.cell.name, quantity, *texts, gap, spread, _percent, why)
+
+
+def _percent(log: float) -> str:
+    return f"{100 * math.expm1(log):+.2g}%".replace("-", "−")
+
+
+def _score(study: PublishedStudy, record: Record, again: Record, score: Score, folder: Path) -> _Compared:
+    """By the items that both answered and, if that is more, by how much the score differs from seed to seed."""
+    name = score_name(score)
+    header, shown = score_style(score, [score.value])
+    other = score_of(again, name)
+    if other is None:
+        return _Compared(record.cell.name, header, shown(score.value), ABSENT, 0.0, None, shown, "the new run has none")
+    spreads = [_over_items(record, again, name, study.folder, folder), _score_over_seeds(study, record, name)]
+    known = [spread for spread in spreads if spread is not None]
+    spread = max(known, key=lambda spread: spread.error, default=None)
+    texts = (shown(score.value), shown(other.value))
+    points = _points if "(%)" in header else lambda gap: f"{gap:+.2g}".replace("-", "−")
+    why = "its items and standard error are missing"
+    return _Compared(record.cell.name, header, *texts, other.value - score.value, spread, points, why)
+
+
+def _points(gap: float) -> str:
+    return f"{100 * gap:+.1f} points".replace("-", "−")
+
+
+def _over_items(record: Record, again: Record, name: str, folder: Path, folder_again: Path) -> Spread | None:
+    ones, others = items(folder, [record], name), items(folder_again, [again], name)
+    if ones and others and ones[1] == others[1]:
+        changed = int(np.sum(ones[0].values != others[0].values))
+        gap = statistics.differences([ones[0], others[0]])[0, 1]
+        return Spread(gap.error, gap.freedom, f"{ones[0].values.size} paired items, {changed} answered otherwise")
+    errors = [score.stderr for side in (record, again) if (score := score_of(side, name))]
+    if len(errors) < 2 or None in errors:
+        return None
+    return Spread(math.hypot(*errors), math.inf, "standard errors over items, which are not paired")
+
+
+def _score_over_seeds(study: PublishedStudy, record: Record, name: str) -> Spread | None:
+    def value(of: Record) -> float | None:
+        score = score_of(of, name)
+        return score.value if score else None
+
+    return study.over_seeds(value, record)
+
+
+COLUMNS = ["Cell", "What", "Published", "Again", "Difference", "Allowed", "Verdict", "By"]
+
+
+def reproduction_table(study: str, found: Sequence[Recheck], pairs: Sequence[tuple[Record, Record]]) -> Table:
+    """The rechecks of the cells of `pairs`, published and new; its answer says how many agree, and what does not."""
+    wrong = [check for check in found if check.agreement == "disagrees"]
+    cells = {check.cell for check in found}
+    bad = {check.cell for check in wrong}
+    answer = [f"{len(cells - bad)} of {len(cells)} cells agree with their published records."]
+    answer += [
+        f"{check.cell} disagrees in {check.quantity}: {check.published} → {check.again} ({check.why})."
+        for check in wrong
+    ]
+    n = sum(check.allowed != ABSENT for check in found)
+    caption = [
+        f"Allowed: 95% limit of the difference of two runs, corrected for {n} comparisons; By: what it rests on.",
+        *_where(pairs),
+    ]
+    return Table(
+        title=f"{study}: {len(cells)} of its cells again",
+        columns=COLUMNS,
+        rows=[[c.cell, c.quantity, c.published, c.again, c.gap, c.allowed, c.agreement, c.why] for c in found],
+        caption=caption,
+        data=pd.DataFrame([asdict(check) for check in found]),
+        text_columns=("Cell", "What", "Verdict", "By"),
+        answer=answer,
+    )
+
+
+def _where(pairs: Sequence[tuple[Record, Record]]) -> Iterator[str]:
+    """What differs between where and how the cells ran, once for all of them: what may have moved a number."""
+    facts: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for sides in pairs:
+        before, after = ({**conditions(side), **ran_with(side), **_speedups(side)} for side in sides)
+        for name in before.keys() & after.keys():
+            if before[name] != after[name]:
+                facts[name].add((before[name], after[name]))
+    for name in sorted(facts):
+        yield f"{name}: " + "; ".join(f"{after}, published {before}" for before, after in sorted(facts[name])) + "."
+    if pairs and not facts:
+        yield "The cells ran with the same device, libraries and harness as those that are published."
+
+
+def _speedups(record: Record) -> dict[str, str]:
+    return {f"speed-up {name}": state for name, state in environment_part(record, "speedups").items()}
