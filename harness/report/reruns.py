@@ -48,14 +48,14 @@ class Shift:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment among the others. interval: of its accuracy, over items and runs. above, below: how many others it
-    differs from significantly, by which side it is on."""
+    """An experiment among the others. interval: of its accuracy, over items and runs. above, below: positions of the
+    others, in `Reruns.experiments`, that it is significantly better and worse than."""
 
     record: Record
     runs: list[ExperimentRun]
     interval: Interval
-    above: int
-    below: int
+    above: tuple[int, ...]
+    below: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def reruns(records: Sequence[Record]) -> Reruns | None:
         spread=spread,
         sd=(spread * 0.25 / score.n) ** 0.5,
         repeated=len(repeated),
-        pairs=(len(groups) * (len(groups) - 1) // 2, sum(experiment.above for experiment in experiments)),
+        pairs=(len(groups) * (len(groups) - 1) // 2, sum(len(experiment.above) for experiment in experiments)),
     )
 
 
@@ -199,13 +199,15 @@ def _compared(groups: Sequence[list[ExperimentRun]], spread: float) -> list[Expe
     gaps = np.array([values[i] - values[j] for i, j in pairs])
     errors = np.sqrt([variances[i] + variances[j] for i, j in pairs])
     corrected = holm(2 * special.ndtr(-np.abs(gaps) / errors)) if pairs else []
-    above, below = np.zeros(len(groups), dtype=int), np.zeros(len(groups), dtype=int)
-    for (i, j), p in zip(pairs, corrected, strict=True):
-        if p < ALPHA:
-            above[i] += 1
-            below[j] += 1
+    differ = [pair for pair, p in zip(pairs, corrected, strict=True) if p < ALPHA]
     return [
-        Experiment(runs[-1].record, runs, _interval(runs[-1].score, spread), int(above[k]), int(below[k]))
+        Experiment(
+            record=runs[-1].record,
+            runs=runs,
+            interval=_interval(runs[-1].score, spread),
+            above=tuple(j for i, j in differ if i == k),
+            below=tuple(i for i, j in differ if j == k),
+        )
         for k, runs in enumerate(groups)
     ]
 

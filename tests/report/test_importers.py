@@ -352,18 +352,27 @@ def test_experiments_are_sorted_and_told_apart_where_they_can_be(repeated):
     assert table.title == "peft: all experiments by score"
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [line["Setting"].partition("experiment=")[2].split()[0] for line in lines] == ["best", "near", "worst"]
-    assert [(line["Better than"], line["Worse than"]) for line in lines] == [("1", "0"), ("1", "0"), ("0", "2")]
+    assert [(line["Better than"], line["Worse than"]) for line in lines] == [("3", "–"), ("3", "–"), ("–", "1, 2")]
     # Jeffreys' interval of 700 of 1319
+    assert [line["#"] for line in lines] == ["1", "2", "3"]
     assert lines[0]["gsm8k accuracy (%)"] == "53.1 (50.4–55.8)"
     assert (lines[0]["Reserved in the whole job"], lines[0]["Tokens/s amortised"]) == ("21 KiB", "2,000")
     assert table.caption[0].startswith("2 of 3 pairs of experiments differ significantly")
     assert "No experiment ran twice, so they exclude the variance between runs." in table.caption[1]
 
 
+def test_neighbours_that_an_experiment_differs_from_are_a_range(repeated):
+    table = repeated(best=[900], a=[300], b=[299], c=[298], worst=[10])
+    better = [row[table.columns.index("Better than")] for row in table.rows]
+    worse = [row[table.columns.index("Worse than")] for row in table.rows]
+    assert better == ["2–5", "5", "5", "5", "–"]
+    assert worse == ["–", "1", "1", "1", "1–4"]
+
+
 def test_runs_that_differ_widen_intervals_and_shifts_of_libraries_are_named(repeated, tmp_path):
     # Each falls by 40 items with the newer libraries, give or take 30
     table = repeated(a=[700, 690], b=[600, 530], c=[500, 490], d=[400, 330], e=[700])
-    (line,) = [row for row in table.rows if "experiment=e" in row[1]]
+    (line,) = [row for row in table.rows if "experiment=e" in row[2]]
     interval = line[table.columns.index("gsm8k accuracy (%)")]
     low, high = (float(end) for end in interval.partition("(")[2].rstrip(")").split("–"))
     assert high - low > 1.2 * (55.8 - 50.4)
@@ -389,7 +398,7 @@ def test_none_and_all_right_have_intervals_that_are_not_empty(repeated):
 def test_the_best_on_validation_items_is_marked(repeated, published, tmp_path):
     published("x-1", {"run_info.experiment_name": "lora/x", "train_info.metrics.1.valid accuracy": 0.5})
     table = repeated(y=[700])
-    settings = [row[1] for row in table.rows]
+    settings = [row[table.columns.index("Setting")] for row in table.rows]
     assert [setting.endswith(" *") for setting in settings] == [False, True]
     assert table.caption[-1].startswith("* The best of its method by the source's accuracy on its validation items")
 

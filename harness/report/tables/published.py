@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness import units
 from harness.report.frame import measures
@@ -17,7 +17,7 @@ BEST = "*"
 
 
 def published_of(rows: Rows) -> Table | None:
-    """The experiments of `rows` with intervals of their scores, and from how many others each differs significantly.
+    """The experiments of `rows` with intervals of their scores, and which others each differs from significantly.
 
     None if no finished experiment has a score. `Table.data` is None, as `best`'s.
     """
@@ -30,15 +30,15 @@ def published_of(rows: Rows) -> Table | None:
     header, shown = score_style(
         found.experiments[0].runs[-1].score, [experiment.interval.value for experiment in found.experiments]
     )
-    columns = ["Method", "Setting", header, "Better than", "Worse than"]
+    columns = ["#", "Method", "Setting", header, "Better than", "Worse than"]
     columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in the whole job", "Tokens/s amortised"]
     lines = []
-    for experiment in found.experiments:
+    for number, experiment in enumerate(found.experiments, 1):
         numbers = measures(experiment.record)
         score, low, high = (shown(value) for value in experiment.interval)
         earlier = ", ".join(shown(run.score.value) for run in experiment.runs[:-1])
-        line = [experiment.record.cell.method, _setting(row_of[id(experiment.record)], experiment, best)]
-        line += [f"{score} ({low}–{high})", str(experiment.above), str(experiment.below)]
+        line = [str(number), experiment.record.cell.method, _setting(row_of[id(experiment.record)], experiment, best)]
+        line += [f"{score} ({low}–{high})", _numbers(experiment.above), _numbers(experiment.below)]
         line += [earlier or ABSENT] * bool(found.repeated)
         line += [_text(numbers["job_reserved_peak"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
         lines.append(line)
@@ -68,11 +68,26 @@ def _answer(found: Reruns, settings: Mapping[int, str], shown: Callable[[float],
 
     yield f"Best score: {told(first)}."
     if others:
-        yield f"Significantly worse: {first.above} of the other {len(others)} experiments."
+        yield f"Significantly worse: {len(first.above)} of the other {len(others)} experiments."
     even = [each for each in others if not each.below and memory[id(each)]]
     least = min(even, key=lambda each: memory[id(each)], default=first)
     if memory[id(first)] and memory[id(least)] < memory[id(first)]:
         yield f"Least memory of those that none is significantly better than: {told(least)}."
+
+
+def _numbers(positions: Sequence[int]) -> str:
+    """Numbers of rows, from 1, where three or more in a row are a range: 1, 4–66."""
+    stretches: list[list[int]] = []
+    for position in positions:
+        if stretches and position == stretches[-1][-1] + 1:
+            stretches[-1].append(position)
+        else:
+            stretches.append([position])
+    parts = [
+        f"{stretch[0] + 1}–{stretch[-1] + 1}" if len(stretch) > 2 else ", ".join(str(i + 1) for i in stretch)
+        for stretch in stretches
+    ]
+    return ", ".join(parts) or ABSENT
 
 
 def _setting(row: Row, experiment: Experiment, best: list[Experiment]) -> str:
@@ -87,7 +102,8 @@ def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
     pairs, differ = found.pairs
     yield (
         f"{differ:,} of {pairs:,} pairs of experiments differ significantly (p < 0.05, normal test on the latest runs, "
-        f"Holm's correction). Better than, worse than: from how many others an experiment differs significantly."
+        f"Holm's correction). Better than, worse than: the rows (#) that an experiment differs from significantly; it "
+        "can't be told apart from the others."
     )
     if found.repeated:
         yield (
