@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-faults test-oldest test-vllm check format pages docs bench gpu validity profile clean
+.PHONY: help compare setup test test-all test-faults test-oldest test-vllm check format publish reproduce docs bench gpu validity profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -102,10 +102,17 @@ format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-pages: $(VENV)/installed ## Renew what README.md and docs/ show of the code and of the committed records
+publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ and notebooks/ show of code and records
 	$(VENV)/bin/python docs/catalogue.py
 	$(VENV)/bin/python docs/reference.py
 	$(VENV)/bin/python docs/published.py
+
+# STUDY is one of results/reference/. CELLS are chosen by SEED.
+STUDY ?= quickstart
+CELLS ?= 3
+SEED ?= 0
+reproduce: setup ## Run a random sample of published cells again and compare: make reproduce STUDY=quickstart CELLS=6
+	$(RUN) reproduce reference/$(STUDY) --cells $(CELLS) --seed $(SEED) $(ROOTED)
 
 # In a venv of its own: the site needs nothing of the harness.
 DOCS := .venv-docs

@@ -27,7 +27,7 @@ DTYPE = "model.dtype!=bfloat16"  # of methods that train weights in bf16
 HEAD = f"""\
 # Methods
 
-Made from `conf/method/` by `make pages`. *Trains* and *keeps* are what `harness plan` counts for
+Made from `conf/method/` by `make publish`. *Trains* and *keeps* are what `harness plan` counts for
 `model={MODEL} rank={RANK}` (with `model.dtype=bfloat16` where a method requires it): the weights that are trained,
 and the optimizer's state between steps. A new method is [one file](adding/method.md).
 """

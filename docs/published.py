@@ -1,7 +1,7 @@
-"""Renders what README.md, docs/ and results/reference/ show of the published studies: `python docs/published.py`.
+"""Renders what README.md, docs/, results/reference/ and notebooks/ show of the published studies: `make publish`.
 
 A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
-in results/STUDY. tests/house/test_readme.py holds every page and picture to the records.
+in results/STUDY. tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
 """
 
 from __future__ import annotations
@@ -11,21 +11,31 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
+from nbclient import NotebookClient
+
 from harness.record import Record, read_study
 from harness.report.articles import find
 from harness.report.figures import FIGURES
+from harness.report.figures.study_results import StudyResults
+from harness.report.pages import page as report
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document
 from harness.report.tables.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md", ROOT / "docs" / "verdicts.md"]
 BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURES = {  # by name of the file: figure, study
     "pareto": ("accuracy_memory", "reference/quickstart"),
     "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
+    "seeds": ("accuracy_memory", "reference/smollm2"),
+    "memory": ("memory", "reference/smollm2"),
+    "verdicts": ("verdicts", "reference/smollm2"),
 }
+REPORT = "reference/smollm2"  # the study whose report is committed
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def compact(records: list[Record], folder: Path) -> list[Table]:
@@ -61,6 +71,7 @@ KINDS = {
     "best": lambda records, folder: [best(records, folder)],
     "compact": compact,
     "claims": claims,
+    "article": lambda records, folder: [find("beyond_lora").table(records, folder)],
     "experiments": lambda records, folder: tables(records, folder)[:1],
 }
 
@@ -72,6 +83,12 @@ def records(study: str) -> list[Record]:
     if problems or not found:
         raise ValueError(f"results/{study} must hold good records, got {problems or 'none'}.")
     return found
+
+
+@functools.cache
+def results(study: str) -> StudyResults:
+    """The same as figures take them, so that those of one study share what is computed."""
+    return StudyResults(records(study), RESULTS / study)
 
 
 @functools.cache
@@ -101,11 +118,29 @@ def documents() -> list[tuple[Path, str, str]]:
 def picture(name: str) -> str:
     """One of PICTURES, as SVG."""
     figure, study = PICTURES[name]
-    return FIGURES[figure](records(study), RESULTS / study).svg()
+    return FIGURES[figure].of(results(study)).svg()
 
 
 def picture_file(name: str) -> Path:
     return ROOT / "docs" / "figures" / f"{name}.svg"
+
+
+def report_page() -> str:
+    """The report of REPORT. Its records name the versions that measured; those that drew it are left out, so that the
+    same records give the same page."""
+    command = f"python -m harness report --study {REPORT} --out results/{REPORT}/report.html"
+    return report.render(records(REPORT), RESULTS / REPORT, where=f"--study {REPORT}", command=command)
+
+
+def report_file() -> Path:
+    return RESULTS / REPORT / "report.html"
+
+
+def executed(path: Path) -> nbformat.NotebookNode:
+    """The notebook at `path` with what it shows now."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, record_timing=False, resources={"metadata": {"path": path.parent}})
+    return client.execute()
 
 
 if __name__ == "__main__":
@@ -115,3 +150,6 @@ if __name__ == "__main__":
         page.write_text(renewed(page), encoding="utf-8")
     for name in PICTURES:
         picture_file(name).write_text(picture(name), encoding="utf-8")
+    report_file().write_text(report_page(), encoding="utf-8")
+    for path in NOTEBOOKS:
+        nbformat.write(executed(path), path)

@@ -18,7 +18,7 @@ SETTINGS, RECORD = (Path(__file__).with_name(name) for name in ("settings.md", "
 SETTINGS_HEAD = """\
 # Settings
 
-Made from `harness/config.py` by `make pages`. `run`, `sweep` and `plan` take each setting as `KEY=VALUE`;
+Made from `harness/config.py` by `make publish`. `run`, `sweep` and `plan` take each setting as `KEY=VALUE`;
 `harness run --help` lists them too. For a list, write `eval.tasks=[mmlu,gsm8k]`; for nothing, write `null`.
 
 A default in `${…}` is computed from other settings. *file* means that the chosen file of the group sets it:
@@ -27,7 +27,7 @@ A default in `${…}` is computed from other settings. *file* means that the cho
 RECORD_HEAD = """\
 # The record
 
-Made from the dataclasses in `harness/record/` by `make pages`. A record is one JSON file, `NAME.json`, that a cell
+Made from the dataclasses in `harness/record/` by `make publish`. A record is one JSON file, `NAME.json`, that a cell
 leaves behind. Units are bytes, seconds and tokens. null means not measured.
 """
 

@@ -16,7 +16,6 @@ OUTSIDE = (
     "benchmarks/*.md",
     "results/reference/*/*.md",
     "results/reference/*/*.html",
-    "results/reference/*/figures/*.png",
 )
 
 

@@ -44,11 +44,11 @@ def test_the_page_of_methods_begins_as_its_script_says():
 
 
 def test_the_page_of_settings_is_up_to_date():
-    assert reference.SETTINGS.read_text(encoding="utf-8") == reference.settings_page(), "`make pages` renews it"
+    assert reference.SETTINGS.read_text(encoding="utf-8") == reference.settings_page(), "`make publish` renews it"
 
 
 def test_the_page_of_the_record_is_up_to_date():
-    assert reference.RECORD.read_text(encoding="utf-8") == reference.record_page(), "`make pages` renews it"
+    assert reference.RECORD.read_text(encoding="utf-8") == reference.record_page(), "`make publish` renews it"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

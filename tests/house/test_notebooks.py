@@ -32,13 +32,25 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
 
 
+def texts(notebook):
+    """What its outputs say: printed text, tables and Markdown."""
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    data = [output.get("data", {}) for output in outputs]
+    return [
+        output.get("text") or of.get("text/markdown") or of.get("text/html", "")
+        for output, of in zip(outputs, data, strict=True)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_is_committed_with_what_it_shows(path):
+    """`make publish` runs them anew."""
     notebook = opened(path)
-    committed, drawn = kinds(notebook), pictures(notebook)
+    committed, drawn, said = kinds(notebook), pictures(notebook), texts(notebook)
     run(notebook, path)
     assert kinds(notebook) == committed
+    assert texts(notebook) == said
     assert pictures(notebook) == drawn > 0
 
 
@@ -54,6 +66,20 @@ def test_another_study_takes_one_other_name(path, study):
     first.source = first.source.replace(STUDY, f'STUDY = "{study}"')
     run(notebook, path)
     assert pictures(notebook) > 0
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["reference/memory", "reference/peft_llama_3_2_3b"])
+def test_a_study_without_questions_is_told_so(study):
+    path = NOTEBOOKS[2]
+    notebook = opened(path)
+    first = code(notebook)[0]
+    first.source = first.source.replace(STUDY, f'STUDY = "{study}"')
+    run(notebook, path)
+    said = texts(notebook)
+    assert said.count(f"`{study}` has no questions that two methods answered.") == 3
+    assert f"`{study}` has no right or wrong answers of an untuned and a tuned model." in said
 
 
 def test_there_are_notebooks():

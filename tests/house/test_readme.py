@@ -1,4 +1,4 @@
-"""README and docs show what the committed records say; `make pages` renders them anew."""
+"""README and docs show what the committed records say; `make publish` renders them anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.record import read_study
 sys.path.append(str(ROOT / "docs"))
 import published
 
-README, STUDIES = published.PAGES
+README, STUDIES, VERDICTS = published.PAGES
 BLOCKS = [(page, kind, study) for page in published.PAGES for kind, study in published.blocks(page)]
 
 
@@ -37,6 +37,7 @@ def test_pages_have_all_tables():
         ("table", "reference/gsm8k"),
         ("experiments", "reference/peft_llama_3_2_3b"),
     ]
+    assert published.blocks(VERDICTS) == [("article", "reference/smollm2")]
 
 
 def test_the_committed_study_is_whole():
@@ -60,7 +61,23 @@ def test_pictures_show_the_records(name):
     assert len(marks) > 10
     assert texts == expected_texts
     assert marks == pytest.approx(expected_marks, abs=2)  # points; versions of matplotlib differ a little in layout
-    assert f'src="docs/figures/{name}.svg"' in README.read_text(encoding="utf-8")
+    shown = [page.name for page in published.PAGES if f"figures/{name}.svg" in page.read_text(encoding="utf-8")]
+    assert shown
+
+
+def test_no_picture_is_left_behind():
+    files = [*(ROOT / "docs" / "figures").iterdir(), *(ROOT / "results" / "reference").rglob("figures")]
+    assert sorted(path.stem for path in files) == sorted(published.PICTURES)
+
+
+@pytest.mark.long
+def test_the_committed_report_is_of_the_committed_records():
+    """Its tables and figures; its scripts and style are not: they change without a word of the records changing."""
+    shown, expected = published.report_file().read_text(encoding="utf-8"), published.report_page()
+    for part in (r"<table\b.*?</table>", r"<figcaption\b.*?</figcaption>", r"<li\b.*?</li>"):
+        found = re.findall(part, shown, re.DOTALL)
+        assert len(found) > 3
+        assert found == re.findall(part, expected, re.DOTALL)
 
 
 def test_readme_is_short_and_its_table_narrow():

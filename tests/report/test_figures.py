@@ -15,6 +15,7 @@ from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import statistics
 from harness.report.articles import find
+from harness.report.claims import times
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
@@ -371,17 +372,42 @@ def test_verdicts_are_those_of_the_claims():
     for record in records:
         if record.cell.method == "qlora" and record.status == "ok":
             record.phases["train"].memory.allocated_peak = 4096 * MIB
+    found = [v for v in find("beyond_lora").verdicts(records, None) if v.judgement.effect]
+    ratios = [v for v in found if v.claim.shown is times]
     panel = draw("verdicts", records)[0]
-    article = find("beyond_lora")
-    found = article.verdicts(records, None)
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in found]
-    order = ["supported", "refuted", "not decided"]
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == order
-    assert [order[int(line.get_xdata()[0])] for line in panel.lines] == [v.judgement.decision for v in found]
-    assert {v.judgement.decision for v in found} == set(order)  # or the test would hold little
-    decided = article.verdict_table(found)
-    effects = [row[decided.columns.index("Effect")].strip("–") for row in decided.rows]
-    assert [text.get_text() for text in panel.texts][:-1] == effects
+    assert panel.get_title("left").startswith("Beyond LoRA, ratios: ")
+    assert panel.get_xscale() == "log"
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in ratios]
+    assert points(panel) == [(v.judgement.effect.value, y) for y, v in enumerate(ratios)]
+    order = legend(panel)
+    assert order == ["supported", "refuted", "not decided"]
+    bars = [bar.lines[0] for bar in panel.containers if hasattr(bar, "lines")]
+    drawn = [(line.get_marker(), line.get_markerfacecolor()) for line in bars]
+    handles = panel.get_figure().legends[0].legend_handles
+    looks = [(line.get_marker(), line.get_markerfacecolor()) for line in handles]
+    assert [order[looks.index(look)] for look in drawn] == [v.judgement.decision for v in ratios]
+    assert {v.judgement.decision for v in ratios} == set(order)  # or the test would hold little
+
+
+def test_a_verdict_stands_beside_what_is_claimed():
+    """Supported: the interval lies in the grey; refuted: beside it."""
+    records, _ = read_study(ROOT / "results" / "reference" / "smollm2")
+    found = find("beyond_lora").verdicts(records, None)
+    panel = draw("verdicts", records)[0]
+    ratios = [v for v in found if v.judgement.effect and v.claim.shown is times]
+    grey = {round(bar.get_y() + 0.4): bar for bars in panel.containers if not hasattr(bars, "lines") for bar in bars}
+    checked = set()
+    for y, verdict in enumerate(ratios):
+        if verdict.judgement.range and y in grey:
+            begin, end = grey[y].get_x(), grey[y].get_x() + grey[y].get_width()
+            effect, decision = verdict.judgement.effect, verdict.judgement.decision
+            if decision == "supported":
+                assert begin <= effect.low <= effect.high <= end
+                checked.add(decision)
+            elif decision == "refuted":
+                assert effect.high < begin or effect.low > end
+                checked.add(decision)
+    assert checked == {"supported", "refuted"}
 
 
 # What holds of all
@@ -407,7 +433,7 @@ def read_in_a_column(name, found):
     found.draw_without_rendering()
     width, height = found.bbox.size
     assert width / found.dpi == pytest.approx(3.3)
-    assert len(found.legends) == (name not in ("verdicts", "lr_methods"))
+    assert len(found.legends) == (name != "lr_methods")
     assert not any(axes.get_legend() for axes in found.axes)
     texts = [text for text in found.findobj(Text) if text.get_text() and text.get_visible()]
     assert min(text.get_fontsize() for text in texts) >= 6

@@ -1,60 +1,127 @@
-"""The verdicts on the claims of articles."""
+"""The verdicts on the claims of articles: a forest plot of the effects that were measured."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
 from harness.report import articles
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict, points, rate, times
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import Drawn, left_out, place_titles, plain, titled_panels
-from harness.report.tables.entries import ABSENT
+from harness.report.figures.style import (
+    PERCENT,
+    Drawn,
+    Look,
+    Place,
+    add_legend,
+    error_bar,
+    left_out,
+    legend_point,
+    place_titles,
+    plain,
+    titled_panels,
+)
+from harness.report.statistics import Interval
+
+
+class Unit(NamedTuple):
+    """What effects of one format are measured in.
+
+    scale: of the axis. factor: from an effect to its axis. none: what stands for no effect, on that axis.
+    """
+
+    name: str
+    scale: str
+    factor: float
+    none: float | None
+
+
+UNITS = {
+    times: Unit("ratios", "log", 1.0, 1.0),
+    points: Unit("points", "linear", PERCENT, 0.0),
+    rate: Unit("learning rates", "log", 1.0, None),
+}
+LOOKS = {
+    SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
+    REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
+    OPEN: (Look("#000000", "o", ""), "white"),
+}
+MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 
 def verdicts(study: StudyResults) -> Drawn | None:
-    """The verdicts on the claims of each article that the records say something about."""
+    """The effects on which the claims of each article are judged, with their intervals and what is claimed."""
     judged = {article.title: found for article, found in study.judged}
-    if not judged:
+    panels = _panels(judged)
+    if not panels:
         return None
-    panels = _by_place(judged)
-    titles = [f"{title}: {articles.tally(found)}" for title, found in panels.items()]
-    made, places = titled_panels(titles, *(0.7 + 0.14 * len(found) for found in panels.values()))
-    for found, axes in zip(panels.values(), places, strict=False):
-        _verdicts(axes, found)
-    tallies = "; ".join(f"“{title}”: {articles.tally(found)}" for title, found in judged.items())
+    titles = [f"{title}, {unit.name}: {articles.tally(found)}" for (title, unit), found in panels.items()]
+    made, drawn = titled_panels(titles, *(0.8 + 0.12 * len(found) for found in panels.values()))
+    where = _places(judged)
+    for (_, unit), found, axes in zip(panels, panels.values(), drawn, strict=False):
+        _forest(axes, unit, found, where)
+    add_legend(made, {said: legend_point(look, mfc=fill) for said, (look, fill) in LOOKS.items()})
+    missing = sum(verdict.judgement.effect is None for found in judged.values() for verdict in found)
+    without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
     return Drawn(
         made,
-        f"Verdicts on the claims of {tallies}. Beside each is its effect with a 95% interval." + left_out(panels),
+        "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. A claim is "
+        "supported if the whole interval is there, refuted if the whole interval is not." + without + left_out(panels),
     )
 
 
-def _by_place(judged: Mapping[str, Sequence[Verdict]]) -> dict[str, list[Verdict]]:
-    """The verdicts of each article and place, by the panel's title."""
-    places = list(dict.fromkeys(verdict.place for found in judged.values() for verdict in found))
-    where = dict(zip(places, place_titles(places), strict=True))
+def _panels(judged: Mapping[str, Sequence[Verdict]]) -> dict[tuple[str, Unit], list[Verdict]]:
+    """The verdicts with an effect, by the article's title and the effect's unit."""
     panels = defaultdict(list)
     for title, found in judged.items():
         for verdict in found:
-            panels[", ".join(filter(None, [title, where[verdict.place]]))].append(verdict)
+            if verdict.judgement.effect is not None:
+                panels[title, UNITS[verdict.claim.shown]].append(verdict)
     return panels
 
 
-def _verdicts(axes: Axes, found: Sequence[Verdict]) -> None:
-    for i, verdict in enumerate(found):
-        marker, fill = DECISIONS[verdict.judgement.decision]
-        x = list(DECISIONS).index(verdict.judgement.decision)
-        axes.plot(x, i, marker=marker, mfc=fill, mec="black", mew=0.6, linestyle="")
-        effect = re.sub(r" points(?= to |\))", "", articles.effect_text(verdict)).strip(ABSENT)
-        axes.text(len(DECISIONS) - 0.4, i, effect, va="center", fontsize=6)
-    axes.text(len(DECISIONS) - 0.4, -0.9, "effect (95% interval)", fontsize=6)
-    axes.set_xticks(range(len(DECISIONS)), labels=list(DECISIONS), rotation=40, ha="left", fontsize=6)
-    axes.xaxis.tick_top()
-    axes.set_yticks(range(len(found)), labels=[plain(verdict.claim.name, 28) for verdict in found], fontsize=6)
-    axes.set(xlim=(-0.5, len(DECISIONS) - 0.5), ylim=(len(found) - 0.5, -0.5))
+def _places(judged: Mapping[str, Sequence[Verdict]]) -> dict[Place, str]:
+    places = list(dict.fromkeys(verdict.place for found in judged.values() for verdict in found))
+    return dict(zip(places, place_titles(places), strict=True))
 
 
-DECISIONS = {SUPPORTED: ("o", "#0072B2"), REFUTED: ("X", "#D55E00"), OPEN: ("o", "white")}
+def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Place, str]) -> None:
+    effects = [verdict.judgement.effect for verdict in found]
+    low, high = _limits(unit, effects)
+    for y, (verdict, effect) in enumerate(zip(found, effects, strict=True)):
+        if claimed := verdict.judgement.range:
+            begin, end = (min(max(unit.factor * bound, low), high) for bound in claimed)
+            axes.barh(y, end - begin, left=begin, height=0.8, color="0.88", zorder=0)
+        look, fill = LOOKS[verdict.judgement.decision]
+        value = unit.factor * effect.value
+        ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
+        style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}
+        error = None if math.isnan(effect.low) else error_bar(value, ends, 1.0)
+        axes.errorbar(value, y, xerr=error, linestyle="", capsize=0, **style)
+    if unit.none is not None:
+        axes.axvline(unit.none, color="0.4", linewidth=0.6)
+    axes.set_xscale(unit.scale)
+    axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
+    names = [", ".join(filter(None, [verdict.claim.name, where[verdict.place]])) for verdict in found]
+    axes.set_yticks(range(len(found)), labels=[plain(name, 34) for name in names], fontsize=6)
+    axes.grid(axis="y", visible=False)
+    if unit.scale == "log" and high / low < 100:  # else few ticks are labelled
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=6)
+
+
+def _limits(unit: Unit, effects: Sequence[Interval]) -> tuple[float, float]:
+    """The ends of an axis with all finite ends of `effects` on it, and no effect."""
+    known = [unit.factor * end for effect in effects for end in effect if math.isfinite(end)]
+    known += [] if unit.none is None else [unit.none]
+    if unit.scale == "linear":
+        low, high = min(known), max(known)
+        beyond = MARGIN * (high - low) or 1.0
+        return low - beyond, high + beyond
+    low, high = min(end for end in known if end > 0), max(known)
+    beyond = 1.1 * (high / low) ** MARGIN
+    return low / beyond, high * beyond
