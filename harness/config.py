@@ -106,6 +106,10 @@ class DataConfig:
     """Name in tables and records."""
     path: str | None = None
     """Your file (data=local): jsonl, json, csv, tsv or parquet, below data_root or the working folder."""
+    task: str | None = None
+    """Task of the package reasoning-gym (data=reasoning_gym), such as gsm_symbolic."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of that task, such as {max_terms: 3}."""
     load: dict[str, Any] = field(default_factory=dict)
     """Function (_target_) that returns the splits train and validation."""
     prompt: str = "Question: {question}\nAnswer:"

@@ -70,6 +70,8 @@ class DataSettings:
 
     name: str | None = None
     path: str | None = None
+    task: str | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
     load: dict[str, Any] = field(default_factory=dict, hash=False)
     prompt: str | None = None
     prompt_if_empty: str | None = None
@@ -78,6 +80,11 @@ class DataSettings:
     noise: float = 0.0
     test_share: float = 0.0
     answers: str = "auto"
+
+    @property
+    def tested(self) -> bool:
+        """Whether a part is held out for the task `held_out`: a share of the records, or problems of their own."""
+        return self.test_share > 0 or self.task is not None
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def check(config: DictConfig) -> None:
         raise UserError("eval.fewshot_as_multiturn=true requires eval.chat_template=true.")
     _check_saving(config)
     _check_places(config)
+    _check_data(config)
     _check_method(config)
     if config.method.optim is not None and config.train.devices * config.train.nodes > 1:
         _check_devices(config)
@@ -186,6 +187,18 @@ def _check_places(config: DictConfig) -> None:
     if config.data_root is not None and not Path(config.data_root).expanduser().is_dir():
         raise UserError(
             f"data_root must be a folder that holds data sets such as openai/gsm8k, got {config.data_root}."
+        )
+
+
+def _check_data(config: DictConfig) -> None:
+    """Refuse a task and its options beside data that have none, and a way of scoring beside a task's own."""
+    data, slots = config.data, json.dumps(OmegaConf.to_container(config.data.load, resolve=False))
+    for key, given in {"task": data.task is not None, "options": bool(data.options)}.items():
+        if given and f"${{data.{key}}}" not in slots:
+            raise UserError(f"data.{key} requires data=reasoning_gym, got data={data.name}.")
+    if data.task is not None and data.answers != "auto":
+        raise UserError(
+            f"data.answers={data.answers} can't be combined with data.task={data.task}, whose verifier scores."
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.record import Record
 from harness.report.frame import score_name, setting_texts
+from harness.report.headline import learned
 from harness.report.lint.environment import device, overlap, versions
 from harness.report.lint.training import attention_text, micro_batches_text, resumed
 from harness.report.pairwise import Items, items
@@ -29,6 +30,11 @@ class Evidence:
     @cached_property
     def data(self) -> str:
         return self.records[0].cell.data
+
+    @cached_property
+    def learned(self) -> str | None:
+        """The score that shows what was learned of the data; None if no record has it."""
+        return learned(self.data, (score_name(score) for record in self.records for score in record.scores))
 
     @cached_property
     def _settings(self) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from harness.settings import HELD_OUT
+
 LEARNED = {
     "gsm8k": "gsm8k/exact_match/flexible-extract",
     "metamath": "gsm8k/exact_match/flexible-extract",
@@ -16,3 +20,16 @@ MMLU = "mmlu/acc/none"
 PLAIN_TEXT = "plain_text/bits_per_byte/none"
 FORGOTTEN = (MMLU, PLAIN_TEXT)
 """Scores of tasks that no data set trains for."""
+
+
+def trained_for(data: str) -> str:
+    """The task that a data set trains for: its own, else its test part."""
+    return LEARNED.get(data, HELD_OUT).partition("/")[0]
+
+
+def learned(data: str, scores: Iterable[str]) -> str | None:
+    """The one of `scores` that shows what was learned of `data`: of its own task, else the first of its test part."""
+    scores = list(scores)
+    if data in LEARNED:
+        return LEARNED[data] if LEARNED[data] in scores else None
+    return next((score for score in scores if score.partition("/")[0] == HELD_OUT), None)

@@ -121,7 +121,8 @@ def _relative(place: str) -> str:
 def _described(settings: dict[str, Any]) -> str:
     """The data in a table: a file by its name, and what was changed in them; cells are compared within one."""
     name = Path(settings["path"]).name if settings["path"] and settings["columns"] else settings["name"]
-    return " ".join([name, *(f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k])])
+    options = (f"{key}={settings_of.typed(value)}" for key, value in sorted(settings["options"].items()))
+    return " ".join([name, *options, *(f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k])])
 
 
 def _name_relatively(config: DictConfig) -> None:

@@ -237,6 +237,13 @@ def test_a_cell_is_run_again_by_its_command(cell):
             "data.answers=text",
         ],
         ["data=alpaca", "data.test_share=0", "eval.tasks=[]"],
+        ["data=reasoning_gym"],
+        [
+            "data=reasoning_gym",
+            "data.task=word_sorting",
+            "+data.options={max_words: 4, transformation: lowercase}",
+            "data.load.seed=3",
+        ],
         ["method=full", "data=wordmath", "data.noise=0.25"],
         ["data=synthetic", "data.path=mine.jsonl"],
         ["method=qlora", r"model.path='a folder/with spaces, \'quotes\' and {braces}'", "alpha=64"],

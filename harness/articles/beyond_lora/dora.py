@@ -11,7 +11,7 @@ from harness.record import Record
 from harness.report.claims import Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.frame import decoded_tokens, measures
-from harness.report.headline import LEARNED, MMLU
+from harness.report.headline import MMLU
 from harness.report.statistics import Interval
 
 CLAIMS = Claims()
@@ -34,7 +34,7 @@ def _dora_gain(at: Evidence, score: str) -> Judgement:
     points,
 )
 def dora_task(at: Evidence) -> Judgement:
-    return _dora_gain(at, LEARNED[at.data]) if at.data in LEARNED else lacking("cell with a score of its data's task")
+    return _dora_gain(at, at.learned) if at.learned else lacking("cell with a score of its data's task")
 
 
 @CLAIMS.claim(
@@ -55,10 +55,10 @@ def dora_mmlu(at: Evidence) -> Judgement:
 )
 def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
-    if at.data not in LEARNED or ("dora",) not in chosen or ("full",) not in chosen:
+    if at.learned is None or ("dora",) not in chosen or ("full",) not in chosen:
         return unchosen(at, ("dora", "full"), [], "dora", "full")
     sides = [chosen["dora",]], [chosen["full",]]
-    found = gain(at, *sides, LEARNED[at.data], lambda effect: judge(effect, low=-BEHIND))
+    found = gain(at, *sides, at.learned, lambda effect: judge(effect, low=-BEHIND))
     return replace(found, range=(-BEHIND, math.inf))
 
 

@@ -12,11 +12,10 @@ from harness.articles.beyond_lora.methods import ADAPTERS
 from harness.articles.rules import best_rate, gain, rate_ratio, within
 from harness.report.claims import OPEN, Claims, Judgement, lacking, names, points, rate, times, unchosen
 from harness.report.evidence import Evidence
-from harness.report.headline import LEARNED
 from harness.report.statistics import Interval
 
 CLAIMS = Claims()
-COMPLEX = ("gsm8k", "metamath", "wordmath")  # data sets of problems with several steps
+COMPLEX = ("gsm8k", "gsm_symbolic", "metamath", "wordmath")  # data sets of problems with several steps
 FAR = 3.0  # a learning rate within this factor of the claimed one agrees with it
 
 
@@ -34,9 +33,9 @@ def rank_capacity(at: Evidence) -> Judgement:
     groups = [[chosen[m, r] for m in ADAPTERS for r in ranks if (m, r) in chosen] for ranks in ((64, 128), (8, 16))]
     methods = [{choice.method for choice in group} for group in groups]
     groups = [[c for c in group if c.method in set.intersection(*methods)] for group in groups]
-    if not all(groups):
+    if at.learned is None or not all(groups):
         return unchosen(at, ADAPTERS, ["rank"], "adapters of rank 64 or 128", "8 or 16")
-    return gain(at, *groups, LEARNED[at.data])
+    return gain(at, *groups, at.learned)
 
 
 def _alpha_gain(at: Evidence, times: int) -> Judgement:
@@ -46,10 +45,10 @@ def _alpha_gain(at: Evidence, times: int) -> Judgement:
         for (method, rank, alpha), choice in chosen.items()
         if method in ADAPTERS and rank and alpha == 2 * rank and (method, rank, times * rank) in chosen
     ]
-    if not pairs or at.data not in LEARNED:
+    if not pairs or at.learned is None:
         lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
         return unchosen(at, ADAPTERS, ["rank", "alpha"], *lacks)
-    return gain(at, *zip(*pairs, strict=True), LEARNED[at.data])
+    return gain(at, *zip(*pairs, strict=True), at.learned)
 
 
 @CLAIMS.claim("alpha-r", "alpha = 2r is better than alpha = r, each at its best learning rate", "sweep alpha", points)

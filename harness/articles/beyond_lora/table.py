@@ -17,7 +17,7 @@ import pandas as pd
 from harness import units
 from harness.record import Record
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.headline import LEARNED
+from harness.report.headline import learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
 from harness.report.statistics import Interval, seeds_interval
@@ -213,7 +213,8 @@ def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path |
     """By place, the methods tied for the best score of the data's task; none if the base is among them."""
     tied = {}
     for contest in contests(records, folder, choices):
-        if contest.score != LEARNED.get(contest.place[2]) or not contest.standings[0].letters:
+        shows = contest.primary and contest.score == learned(contest.place[2], [contest.score])
+        if not shows or not contest.standings[0].letters:
             continue
         first = contest.standings[0].choice.label
         labels = {first, *contest.tied(first)}
@@ -242,7 +243,7 @@ def _best_for(
         first = by_score.get(place, [])
         for row in here:
             if row.method in first:
-                task = LEARNED[place[2]].partition("/")[0]
+                task = trained_for(place[2])
                 best[id(row)].append(task + (f" (tied with {len(first) - 1})" if len(first) > 1 else ""))
     return best
 

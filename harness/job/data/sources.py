@@ -63,7 +63,7 @@ def data_state(data: DataSettings, data_root: str | None) -> str:
 
 
 def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
-    """The splits ``train`` and ``validation`` of the settings `data`, and ``test`` if a share is held out for it.
+    """The splits ``train`` and ``validation`` of the settings `data`, and ``test`` if a part is held out for it.
 
     Raises UserError if they can't be loaded.
     """
@@ -85,7 +85,7 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
         check_prompt(prompt or "", loaded["train"])
     train = limited(loaded["train"], data.limit)
     parts = {"train": noisy(train, data.noise), "validation": loaded["validation"]}
-    return parts | ({"test": loaded["test"]} if data.test_share else {})
+    return parts | ({"test": loaded["test"]} if data.tested else {})
 
 
 def from_hub(

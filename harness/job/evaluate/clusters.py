@@ -9,6 +9,7 @@ from typing import Any
 from harness.job.data.generators import wordmath
 
 PASSAGES = ("passage", "article", "story")  # fields of a document that several questions share
+NAMES = ("subject", "template")  # fields that name what questions share
 
 
 def cluster_of(document: Mapping[str, Any]) -> str | None:
@@ -20,7 +21,8 @@ def cluster_of(document: Mapping[str, Any]) -> str | None:
     for field in PASSAGES:
         if isinstance(text := document.get(field), str):
             return hashlib.sha256(text.encode()).hexdigest()[:12]
-    if isinstance(subject := document.get("subject"), str):
-        return subject
+    for field in NAMES:
+        if isinstance(name := document.get(field), str):
+            return name
     question = document.get("question")
     return wordmath.template_of(question) if isinstance(question, str) else None

@@ -75,6 +75,8 @@ class Tasks:
             hub.settle()
         for name in settings.tasks:
             if name == HELD_OUT:
+                if own.runs_code and not settings.unsafe_code:
+                    raise _runs_code(name)
                 continue
             if name not in manager.all_tasks:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -85,10 +87,7 @@ class Tasks:
             if settings.unsafe_code:
                 os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
             elif runs_code(manager.task_index, name):
-                raise UserError(
-                    f"eval.tasks={name} requires eval.unsafe_code=true: it runs code that the model writes, with your "
-                    "rights and on this machine."
-                )
+                raise _runs_code(name)
         with sources.with_data_root(data_root):
             self.by_name = {
                 name: {"tasks": {HELD_OUT: own}, "groups": {}} if name == HELD_OUT else self._load(manager, name)
@@ -182,6 +181,13 @@ class Tasks:
                     f"({', '.join(task.aggregation())}); use eval.tasks=[plain_text], which has a loss of each passage."
                 )
         return loaded
+
+
+def _runs_code(name: str) -> UserError:
+    return UserError(
+        f"eval.tasks={name} requires eval.unsafe_code=true: it runs code that the model writes, with your rights and "
+        "on this machine."
+    )
 
 
 def _is_chat(task: Task) -> bool:

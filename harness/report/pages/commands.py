@@ -34,6 +34,9 @@ def run_words(record: Record) -> list[str] | None:
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
     given = ("path", "limit", "noise", "answers")
     overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in given}
+    if data.task is not None:
+        overrides |= {"data": "reasoning_gym", "data.task": data.task, "++data.options": data.options}
+        overrides |= {f"data.load.{name}": data.load[name] for name in ("seed", "train", "validation", "test")}
     if str(data.load.get("_target_")).endswith(("from_file", "from_hub")):  # whose files may hold out a share
         overrides["data.test_share"] = data.test_share
     if data.columns:
@@ -53,6 +56,8 @@ def _hydra(value: object) -> str:
     """A value in Hydra's override grammar: quoted unless it is a plain word or number."""
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{_hydra(part)}' for name, part in value.items())}}}"
     if isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w./:-]*", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return value if isinstance(value, str) else json.dumps(value)

@@ -5,7 +5,8 @@ measured depends on the answers:
 
 - choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm);
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
-- text: ROUGE-L (Lin 2004) of a greedy answer, and the bits per byte of the right one.
+- text: ROUGE-L (Lin 2004) of a greedy answer, and the bits per byte of the right one;
+- verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -24,6 +25,7 @@ from rouge_score.tokenizers import Tokenizer
 
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
+from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.evaluate.held_out import matching
 from harness.settings import HELD_OUT, DataSettings
 
@@ -37,11 +39,13 @@ LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
 class HeldOutTask(ConfigurableTask):
     """The records `docs` by split: prompt, answer, of a choice options and gold (an index), of a conversation turns.
 
-    bits: whether the bits per byte of the answers are measured as well.
+    bits: whether the bits per byte of the answers are measured as well. runs_code: whether answers are run as code.
     """
 
-    def __init__(self, config: dict[str, Any], docs: dict[str, list[dict[str, Any]]], bits: bool):
-        self._docs, self._bits = docs, bits
+    def __init__(
+        self, config: dict[str, Any], docs: dict[str, list[dict[str, Any]]], bits: bool, runs_code: bool = False
+    ):
+        self._docs, self._bits, self.runs_code = docs, bits, runs_code
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -97,7 +101,8 @@ def task(
     if shots > len(items["train"]):
         raise UserError(f"eval.num_fewshot must be at most {len(items['train'])}, the items to train on, got {shots}.")
     of = {"test": items["test"], **({"train": items["train"][:shots]} if shots else {})}
-    kind = kind_of(data, items["test"])
+    verifier = _verifier(data)
+    kind = kind_of(data, items["test"]) if verifier is None else "verified"
     docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
     config = {"task": HELD_OUT, "test_split": "test", "doc_to_text": "prompt", "metadata": {"version": 1.0}}
     if shots:
@@ -105,7 +110,18 @@ def task(
     config |= _choice() if kind == "choice" else _written(kind, data, [doc["answer"] for doc in docs["test"]])
     if kind == "text" and not likelihoods:
         config["metric_list"] = config["metric_list"][:1]
-    return HeldOutTask(config, docs, bits=kind == "text" and likelihoods)
+    if verifier is not None:
+        config["process_results"] = verification(verifier)
+        for doc in docs["test"]:
+            doc["template"] = verifier.template(doc["question"])
+    return HeldOutTask(config, docs, kind == "text" and likelihoods, verifier is not None and verifier.runs_code)
+
+
+def _verifier(data: DataSettings) -> Verifier | None:
+    """What scores the answers to a task of reasoning-gym; None for other data."""
+    if data.task is None:
+        return None
+    return Verifier(**{name: value for name, value in data.load.items() if name != "_target_"})
 
 
 def kind_of(data: DataSettings, items: Sequence[Item]) -> str:
@@ -139,6 +155,8 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         text = "\n".join(turn["content"] for turn in turns)
         return {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
     doc = {"prompt": asked(item, data.prompt, data.prompt_if_empty), "answer": item["answer"]}
+    if kind == "verified":
+        doc["question"] = item["question"]
     if kind == "choice":
         doc |= {"options": item[OPTIONS], "gold": item[OPTIONS].index(item["answer"])}
     return doc
@@ -174,8 +192,13 @@ def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any
     if kind == "text":
         lower = _metric("bits_per_byte") | {"higher_is_better": False}
         return config | {"process_results": likeness, "metric_list": [_metric("rougeL"), lower]}
-    config |= {"process_results": exactness, "metric_list": [_metric("exact_match")]}
-    if _mostly(matching.last_number(answer) is not None for answer in answers):
+    if kind == "verified":
+        config["metric_list"] = [_metric("solved")]
+        numbers = (matching.last_number(answer) == matching.final(answer).strip() for answer in answers)
+    else:
+        config |= {"process_results": exactness, "metric_list": [_metric("exact_match")]}
+        numbers = (matching.last_number(answer) is not None for answer in answers)
+    if _mostly(numbers):
         number = {"function": "regex", "group_select": -1, "regex_pattern": LAST_NUMBER}
         config["filter_list"] = [_filter("flexible-extract", number), _filter("strict-match")]
     return config
@@ -204,6 +227,16 @@ def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
         log_likelihood, _greedy = results[1]
         found["bits_per_byte"] = -log_likelihood / math.log(2) / len(doc["answer"].encode())
     return found
+
+
+def verification(verifier: Verifier) -> Callable[[dict, list[str]], dict[str, float]]:
+    """Whether `verifier` takes the written answer, or what follows its last `####`, for wholly right."""
+
+    def solved(doc: dict, results: list[str]) -> dict[str, float]:
+        answer = matching.final(results[0]).strip()
+        return {"solved": float(verifier.score(doc["question"], answer) >= 1)}
+
+    return solved
 
 
 class _Words(Tokenizer):
