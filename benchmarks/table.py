@@ -39,7 +39,7 @@ def write_study(folder: Path, records: int) -> None:
     draw = np.random.default_rng(0)
     template = record.read(TEMPLATE)
     template.study = folder.name
-    template.items = {template.scores[0].task: list(range(ITEMS))}
+    template.items = record.item_hashes({template.scores[0].task: range(ITEMS)})
     hashes = [bytes(draw.integers(256, size=32, dtype=np.uint8)).hex() for _ in range(ITEMS)]
     rates = itertools.count(1)
     grid = ((rate, *rest) for rate in rates for rest in itertools.product(METHODS, RANKS, range(SEEDS)))

@@ -370,7 +370,7 @@ class LocalCell:
                 answered_so_far=self.reporter.answered,
                 vllm=vllm,
             )
-        result.items, result.vllm = tasks.sample, vllm and vllm.usage
+        result.items, result.vllm = record.item_hashes(tasks.sample), vllm and vllm.usage
         self._speedups |= used
 
     # What the record says beside the phases

@@ -74,7 +74,7 @@ from harness.record.schema import (
     micro_batches,
     repeat_of,
 )
-from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage
+from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage, item_hashes
 from harness.record.train_memory import (
     Instrument,
     memory_instrument,
@@ -129,6 +129,7 @@ __all__ = [
     "encode",
     "encode_tagged",
     "hashes",
+    "item_hashes",
     "machine",
     "machine_tag",
     "maker",

@@ -97,8 +97,6 @@ def read_study(folder: Path) -> tuple[list[Record], list[str]]:
             records.append(read(path))
         except RecordError as error:
             problems.append(str(error))
-        if len(records) > 1 and records[-1].items == records[-2].items:
-            records[-1].items = records[-2].items  # one list for all, not one of thousands of items for each
     return records, problems
 
 

@@ -25,7 +25,7 @@ from harness.record.measurements import (
 from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
-SCHEMA = 2
+SCHEMA = 3
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]  # each is also the name of its package
@@ -169,8 +169,8 @@ class Record:
     """Answers that vLLM wrote. null where the harness wrote all."""
     scores: list[Score] = field(default_factory=list)
     """All scores."""
-    items: dict[str, Any] = field(default_factory=dict)
-    """Ids of the scored items by task."""
+    items: dict[str, str] = field(default_factory=dict)
+    """Hash of the ids of the scored items by task. The column `item` of NAME.items.parquet has the ids."""
     items_sha256: str | None = None
     """SHA-256 of NAME.items.parquet. null without one."""
     saved: Saved | None = None

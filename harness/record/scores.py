@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -119,3 +122,12 @@ class Scoring:
     """As in the record."""
     vllm: VllmUsage | None = None
     """As in the record."""
+
+
+def item_hashes(ids: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """As `Record.items`. ids: those of the scored items by task, in ascending order.
+
+    A record has their hash, since thousands of records of a study may have the same thousands of items.
+    """
+    texts = {task: json.dumps(list(of_task)) for task, of_task in ids.items()}
+    return {task: f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" for task, text in texts.items()}

@@ -20,7 +20,7 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.models import embedded
 from harness.job.reporter import Reporter
-from harness.record import Record, read
+from harness.record import Record, item_hashes, read
 
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell
 
@@ -144,7 +144,7 @@ def test_a_record_is_complete(lora):
 def test_the_items_lie_beside_the_record(lora):
     folder, record, _ = lora
     items = pd.read_parquet(folder / f"{record.cell.name}.items.parquet")
-    assert record.items == {"facts": sorted(items["item"].unique())}
+    assert record.items == item_hashes({"facts": sorted(items["item"].unique().tolist())})
     assert len(items) == 4 * 2  # items, metrics
     for score in record.scores:
         assert items.loc[items["metric"] == score.metric, "value"].mean() == score.value

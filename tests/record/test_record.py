@@ -67,7 +67,7 @@ def test_a_missing_file_can_not_be_read(tmp_path):
 
 def test_another_schema_is_named(path):
     damage(path, lambda value: value.update(schema=99))
-    with pytest.raises(RecordError, match=r"lora\.json has record schema 99; this version of the harness reads 2\.$"):
+    with pytest.raises(RecordError, match=r"lora\.json has record schema 99; this version of the harness reads 3\.$"):
         read(path)
 
 

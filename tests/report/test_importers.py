@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import read_study
+from harness.record import item_hashes, read_study
 from harness.report.figures import FIGURES
 from harness.report.frame import frame
 from harness.report.importers import collect, store
@@ -537,7 +537,7 @@ def test_items_lie_beside_the_record_and_mean_its_scores(evaluated, tmp_path):
     (record,), _ = read_study(tmp_path)
     items = pd.read_parquet(tmp_path / f"{record.cell.name}.items.parquet")
     assert list(items) == ["task", "subject", "item", "hash", "filter", "metric", "value", "prediction", "target"]
-    assert record.items == {"facts_one": [*range(10)], "facts_two": [*range(10, 30)], "wordmath": [0, 2, 4]}
+    assert record.items == item_hashes({"facts_one": range(10), "facts_two": range(10, 30), "wordmath": [0, 2, 4]})
     for score in record.scores:
         values = items.query("task == @score.task and metric == @score.metric and filter == @score.filter")["value"]
         assert len(values) == score.n

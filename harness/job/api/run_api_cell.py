@@ -22,7 +22,7 @@ from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.reporter import AnswersReport
 from harness.protocol import ApiAccess, RunCell
-from harness.record import ApiUsage, Cell, Memory, Phase, Record
+from harness.record import ApiUsage, Cell, Memory, Phase, Record, item_hashes
 from harness.settings import DataSettings, EvalSettings, Settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ApiCell:
         tasks = _tasks(self.cell.settings, self._request.data_root, self._request.local.include_path)
         count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
         lm = _engine(self.cell, self._request.access, told=count.add)
-        result.items = tasks.sample
+        result.items = item_hashes(tasks.sample)
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
         try:

@@ -159,7 +159,8 @@ def _add(
     again, beside = set(made.tasks), path.with_suffix(".items.parquet")
     leaves = _leaves(found, tasks)
     found.scores = [s for s in found.scores if s.task not in again] + scores
-    found.items = {leaf: sample for leaf, sample in found.items.items() if leaf not in leaves} | tasks.sample
+    found.items = {leaf: known for leaf, known in found.items.items() if leaf not in leaves}
+    found.items |= record.item_hashes(tasks.sample)
     for earlier in found.rescored:
         earlier.tasks = [name for name in earlier.tasks if name not in again]
     found.rescored = [earlier for earlier in found.rescored if earlier.tasks] + [made]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.record import Record, Score, Source
+from harness.record import Record, Score, Source, item_hashes
 from harness.report.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 
 LM_EVAL_NOTES = ["Imported from output files of lm-eval, which do not say how a model was trained."]
@@ -78,11 +78,16 @@ def read_lm_eval(value: dict, path: Path) -> Imported:
             "precision": PRECISIONS.get(str(config.get("model_dtype")).removeprefix("torch.")),
         },
         scores=scores,
-        items={} if items is None else {k: sorted(set(g.tolist())) for k, g in items.groupby("subject")["item"]},
+        items={} if items is None else item_hashes(_ids(items)),
         fingerprints=fingerprints,
         source=Source("lm-eval", path.name, "", list(LM_EVAL_NOTES)),
     )
     return Imported(found, items, path)
+
+
+def _ids(items: pd.DataFrame) -> dict[str, list[int]]:
+    """The ids of the items by task, in ascending order."""
+    return {leaf: sorted(set(ids.tolist())) for leaf, ids in items.groupby("subject")["item"]}
 
 
 def _arguments(told: dict[str, Any] | str) -> dict[str, Any]:

@@ -97,15 +97,8 @@ def _scored(members: Sequence[Record], where: str) -> Sentences:
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task}{where}"
         unequal += first_of(groups, lambda g, s=subject, t=task: differ(s, g, lambda r: _asked(r, t), DELTA))
-    samples: dict[int, str | None] = {}  # thousands of records may share one list of items
-
-    def sample(record: Record) -> str | None:
-        if id(record.items) not in samples:
-            samples[id(record.items)] = _sample(record)
-        return samples[id(record.items)]
-
     yield from unequal or first_of(
-        groups, lambda group: differ(f"Cells were scored on different items{where}", group, sample)
+        groups, lambda group: differ(f"Cells were scored on different items{where}", group, _sample)
     )
 
 

@@ -234,7 +234,6 @@ def test_a_cell_is_scored_on_its_own_data(recorded):
         found = record.read(path)
         assert found.status == "ok"
         assert {s.metric: s.n for s in found.scores if s.task == "held_out"} == {"rougeL": 4, "bits_per_byte": 4}
-        assert len(found.items["held_out"]) == 4
         assert verify.check(path) == []
         assert objection(found) is None  # `retry` runs it from its record
     tuned = next(f for f in map(record.read, paths) if f.cell.method == "lora")
