@@ -17,7 +17,8 @@ import pytest
 
 PATH = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = pytest.mark.skipif(PATH is None, reason="no Chromium is installed (apt install chromium)")
-KEYS = {"Tab": 9, "Enter": 13, "Space": 32, "ArrowLeft": 37, "ArrowRight": 39}
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "Space": 32}
+KEYS |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 TEXT = {"Enter": "\r", "Space": " "}
 
 

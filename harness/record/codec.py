@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
 import types
 import typing
 from collections.abc import Callable
@@ -17,7 +16,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """`value` (from JSON) as `kind`; a ValueError names the field that does not fit."""
+    """`value` (from JSON, and used up) as `kind`; a ValueError names the field that does not fit."""
     return _decoder(kind)(value)
 
 
@@ -99,32 +98,28 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
     fields = dataclasses.fields(kind)
     missing = dataclasses.MISSING
     required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
-    names = [f.name for f in fields]
-    values_of = operator.itemgetter(*names) if len(names) > 1 else lambda value: (value[names[0]],)
-    # Types of all fields in their order, for which all but `inner` are taken as they are: most objects of a kind have
-    # the same types, so one look decides for all fields.
-    known: dict[tuple[type, ...], list[int]] = {}
+    # Of objects with all fields, by the names and types of the values: the fields that are not taken as they are. Most
+    # objects of a kind have the same types, so one look decides for all fields.
+    known: dict[tuple[str | type, ...], list[str]] = {}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise Misfit("should be an object")
-        if len(value) == len(names) and value.keys() == decoders.keys():
-            parts = values_of(value)
-            if (inner := known.get(tuple(map(type, parts)))) is not None:
-                if not inner:
-                    return kind(*parts)
-                parts = list(parts)
-                for i in inner:
-                    parts[i] = within(names[i], parts[i])
-                return kind(*parts)
-        if not value.keys() <= decoders.keys():
-            raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
-        if not required <= value.keys():
-            raise Misfit("is missing", f".{min(required - value.keys())}")
-        plain = {name for name, part in value.items() if type(part) in taken[name]}
-        made = kind(**{name: part if name in plain else within(name, part) for name, part in value.items()})
-        if len(value) == len(names):
-            known[tuple(map(type, values_of(value)))] = [i for i, name in enumerate(names) if name not in plain]
+        seen = (*value, *map(type, value.values()))
+        inner = known.get(seen)
+        if inner is None:
+            if not value.keys() <= decoders.keys():
+                raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
+            if not required <= value.keys():
+                raise Misfit("is missing", f".{min(required - value.keys())}")
+            inner = [name for name, part in value.items() if type(part) not in taken[name]]
+            if len(value) < len(fields):
+                return kind(**value | {name: within(name, value[name]) for name in inner})
+            known[seen] = inner
+        for name in inner:
+            value[name] = within(name, value[name])
+        made = object.__new__(kind)
+        object.__setattr__(made, "__dict__", value)  # as __init__ would, field by field and many times as slowly
         return made
 
     def within(name: str, part: Any) -> Any:
@@ -146,13 +141,14 @@ def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
             raise Misfit("should be a list" if container is list else "should be an object")
         if kind is Any or (container is list and value and set(map(type, value)) == plain):
             return value
-        found = {}
+        made: list[Any] = []
         try:
-            for i, part in enumerate(value) if container is list else value.items():
-                found[i] = inner(part)
+            for part in value if container is list else value.values():
+                made.append(inner(part))
         except Misfit as misfit:
-            misfit.way = (f"[{i}]" if container is list else f".{i}") + misfit.way
+            at = len(made)
+            misfit.way = (f"[{at}]" if container is list else f".{list(value)[at]}") + misfit.way
             raise
-        return list(found.values()) if container is list else found
+        return made if container is list else dict(zip(value, made, strict=True))
 
     return decode

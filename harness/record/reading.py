@@ -44,7 +44,7 @@ def settle(path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
         value = json.loads(text, parse_constant=_finite)
         if any(pattern.search(text) for pattern in DOUBTFUL):
             value = json.loads(text, parse_constant=_finite, parse_float=_finite)
@@ -83,7 +83,8 @@ def _check_environment(environment: dict[str, Any]) -> None:
         for key in way.split("."):
             found = found.get(key) if isinstance(found, dict) else None
         try:
-            decode(kind | None, found)
+            if found is not None:
+                decode(kind, found)
         except Misfit as misfit:
             misfit.way = f".environment.{way}"
             raise

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -165,17 +166,23 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     distinguish.
     """
     axes = [_axes(record) for record in records]
-    leaves = [_setting_leaves(record.cell.settings) for record in records]
     alike = defaultdict(list)
     for i, record in enumerate(records):
         alike[record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]].append(i)
     texts = list(axes)
     for members in alike.values():
+        settings = [BUT_SEED(records[i].cell.settings) for i in members]
+        if all(of == settings[0] for of in settings):  # as nearly always
+            continue
+        leaves = {i: _setting_leaves(records[i].cell.settings) for i in members}
         keys = sorted({key for i in members for key in leaves[i]})
         varying = [key for key in keys if len({_or_off(leaves[i].get(key)) for i in members}) > 1]
         for i in members:
-            texts[i] = " ".join([axes[i], *(f"{key}={leaves[i].get(key, '–')}" for key in varying)]).strip()
+            texts[i] = " ".join(filter(None, [axes[i], *(f"{key}={leaves[i].get(key, '–')}" for key in varying)]))
     return texts
+
+
+BUT_SEED = operator.attrgetter(*(part.name for part in fields(Settings) if part.name != "seed"))
 
 
 def _row(record: Record, setting: str, numbers: Numbers) -> dict[str, Any]:

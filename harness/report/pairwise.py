@@ -86,6 +86,13 @@ class Contest:
         """Whether each method is tested against the best one alone."""
         return any(map(_many, self.paired))
 
+    def difference(self, one: str, other: str) -> Difference | None:
+        """The mean of `one` less that of `other`, whichever is the better; None if they are not paired."""
+        if (one, other) in self.differences:
+            return self.differences[one, other]
+        gap = self.differences.get((other, one))
+        return gap and gap.turned
+
     @property
     def against_best(self) -> dict[str, Difference]:
         """By label, the difference of the best method's score and that of each method paired with it."""

@@ -155,7 +155,11 @@ def test_a_long_table_is_sorted_as_a_whole_and_shown_in_parts(shown, tmp_path):
     first = "document.querySelector('#settings-table tbody tr').textContent"
     assert "lr=6e-4" in page.ask(first)
     page.ask("document.querySelector('#settings-table').parentElement.nextElementSibling.click()")
-    assert page.ask("document.querySelectorAll('#settings-table tbody tr').length") == 400
+    rows = "document.querySelectorAll('#settings-table tbody tr').length"
+    assert page.ask(rows) == 400
+    page.ask(f"addEventListener('beforeprint', () => {{ window.printed = {rows}; }})")
+    page.pdf()
+    assert (page.ask("window.printed"), page.ask(rows)) == (LONGEST + 100, 400), "a print has all rows"
 
 
 @in_a_browser
@@ -241,6 +245,51 @@ def test_the_chart_is_read_by_the_keyboard(shown, page):
     browser.press("ArrowLeft")
     assert browser.ask("document.querySelector('#detail h4').textContent") == first
     assert browser.ask("document.querySelector('#detail pre').textContent").startswith("harness run method=")
+
+
+@in_a_browser
+def test_a_range_of_an_axis_holds_for_the_whole_page(shown, page):
+    browser = shown(page)
+    said = "document.querySelector('#filters output').value"
+    lower = "[...document.querySelectorAll('#chart-axes [data-end]')].find((end) => end.dataset.end === 'lr lower')"
+    drawn = "new Promise((done) => setTimeout(done, 300))"
+    browser.ask(f"document.getElementById('chart-axes').scrollIntoView(); {drawn}")
+    assert browser.ask(said) == "24 of 24 settings shown"
+
+    browser.ask(f"{lower}.focus()")
+    browser.press("ArrowUp")  # the lowest of six rates is out
+    browser.ask(drawn)
+    assert browser.ask(said) == "20 of 24 settings shown"
+    assert browser.ask("document.activeElement.dataset.end") == "lr lower"
+    assert browser.ask("document.activeElement.ariaValueText") == "2e-4"
+    rows = browser.ask("[...document.querySelectorAll('#settings-table tbody tr')].map((row) => row.textContent)")
+    assert len(rows) == 20
+    assert not any("lr=1e-4" in row for row in rows)
+
+    fragment = browser.ask("location.hash.slice(1)")
+    browser.press("Escape")
+    assert browser.ask(said) == "24 of 24 settings shown"
+    browser = shown(page, fragment)
+    assert browser.ask(said) == "20 of 24 settings shown"
+    assert browser.complaints() == []
+
+
+@in_a_browser
+def test_a_range_is_dragged_along_an_axis(shown, page):
+    browser = shown(page)
+    browser.ask("document.getElementById('chart-axes').scrollIntoView(); new Promise((done) => setTimeout(done, 300))")
+    places = browser.ask(
+        "[...document.querySelectorAll('#chart-axes [data-end^=\"lr \"]')].map((end) => end.getBoundingClientRect())"
+        ".map((box) => [box.x + box.width / 2, box.y])"
+    )
+    (x, bottom), (_, top) = places
+    for kind, y in (("mousePressed", bottom + 3), ("mouseMoved", (bottom + top) / 2), ("mouseReleased", 0)):
+        y = y or (bottom + top) / 2
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+    browser.ask("new Promise((done) => setTimeout(done, 300))")
+    assert browser.ask("document.querySelector('#filters output').value") == "12 of 24 settings shown"
+    browser.ask("[...document.querySelectorAll('#chart-axes button')].find((button) => !button.hidden).click()")
+    assert browser.ask("document.querySelector('#filters output').value") == "24 of 24 settings shown"
 
 
 @in_a_browser

@@ -258,6 +258,14 @@ def test_the_heat_map_has_the_loss_of_each_method_at_each_rate():
     assert titles("lr_methods", records) == ["Chosen rates: full 2e-5, lora 2e-4"]
 
 
+def test_numbers_that_would_hide_each_other_are_left_out():
+    records = [swept("lora", 8, 1e-4 * (1 + i), 1.0 + i, 0.2) for i in range(30)]
+    panel = draw("lr_methods", records)[0]
+    assert panel.images[0].get_array().shape == (1, 30)
+    assert not panel.texts
+    assert [tick.get_text() for tick in panel.get_xticklabels()][:2] == ["1e-4", "4e-4"]
+
+
 # Loss
 
 

@@ -138,9 +138,13 @@ def test_a_view_of_items_can_be_sent_and_has_pages(folder, study, shown):
     assert page.ask("document.querySelector('#items .pages span').textContent") == "Page 3 of 3"
     buttons = "[...document.querySelectorAll('#items .pages button')]"
     assert page.ask(f"{buttons}.map(button => button.disabled)") == [False, True]
-    page.ask(f"{buttons}[0].click()")
+    page.ask(f"{buttons}[0].focus()")
+    page.press("Enter")
     assert len(rows(page)) == 50
     assert "items.page=1" in page.ask("location.hash")
+    assert page.ask("document.activeElement.textContent") == "Previous"
+    page.press("Enter")
+    assert page.ask("document.activeElement.textContent") == "Next", "there is nothing before the first page"
 
 
 @in_a_browser

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from harness.record import Score
@@ -104,14 +105,17 @@ def _accuracy_memory(
     front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
     steps = [(points[i][0], scale * points[i][1]) for i in front]
     handles = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
-    for i, row in enumerate(rows):
-        of = look[row.method] if numbers is None else PLAIN
-        if i in shown and (numbers is None or i in front):
-            drawn = add_point(axes, *points[i], study.interval(row, name), scale, of)
-        else:
-            drawn = add_point(axes, *points[i], None, scale, of, **FAINT)
-        if numbers is None and (i in shown or row.method not in handles):
-            handles[row.method] = drawn
+    bold = [i for i in shown if numbers is None or i in front]
+    for method in dict.fromkeys(row.method for row in rows):
+        of = look[method] if numbers is None else PLAIN
+        own = [i for i, row in enumerate(rows) if row.method == method]
+        if faint := [points[i] for i in own if i not in bold]:  # in one call: there may be thousands
+            drawn = add_point(axes, *np.transpose(faint), None, scale, of, **FAINT)
+        for i in own:
+            if i in bold:
+                drawn = add_point(axes, *points[i], study.interval(rows[i], name), scale, of)
+        if numbers is None:
+            handles[method] = drawn
     if numbers is not None:
         for i, step in zip(front, steps, strict=True):
             number = next(numbers)

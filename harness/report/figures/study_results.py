@@ -120,10 +120,8 @@ class StudyResults:
         values = {standing.choice.label: standing.value for standing in contest.standings} if contest else {}
         if method not in values or "base" not in values:
             return None
-        if gap := contest.differences.get((method, "base")):
+        if gap := contest.difference(method, "base"):
             return Interval(gap.value, gap.low, gap.high)
-        if gap := contest.differences.get(("base", method)):
-            return Interval(-gap.value, -gap.high, -gap.low)
         return Interval(values[method] - values["base"], np.nan, np.nan)
 
     def standing(self, row: Row, name: str) -> Standing | None:

@@ -141,8 +141,8 @@ def add_legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=across)
 
 
-def add_point(axes: Axes, x: float, y: float, interval: Interval | None, scale: float, look: Look, **style: Any) -> Any:
-    """A marker with an error bar for its interval, both multiplied by `scale`."""
+def add_point(axes: Axes, x: Any, y: Any, interval: Interval | None, scale: float, look: Look, **style: Any) -> Any:
+    """A marker with an error bar for its interval, both multiplied by `scale`. x, y: arrays for several without one."""
     error = error_bar(y, interval, scale) if interval else None
     return axes.errorbar(x, scale * y, yerr=error, marker=look.marker, color=look.colour, linestyle="", **style)
 

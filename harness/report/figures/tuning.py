@@ -138,6 +138,9 @@ def _best_rates(place: Place, choices: Sequence[Choice], best: Sequence[Choice])
     return "Chosen rates: " + ", ".join(f"{method} {short(lr)}" for method, lr in rates.items())
 
 
+RATES = 12  # of more, losses are shown by colours alone: their numbers would hide each other
+
+
 def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> None:
     methods = list(dict.fromkeys(choice.method for choice in choices))
     rates = sorted({choice.key[1] for choice in choices})
@@ -151,6 +154,7 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> No
     norm = Normalize(known.min(), max(np.quantile(known, 0.75), known.min() + 1e-9))
     axes.imshow(losses, cmap="cividis", norm=norm, aspect="auto")
     framed = {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
+    step = -(-len(rates) // RATES)
     for choice in choices:
         x, y = rates.index(choice.key[1]), methods.index(choice.method)
         style: dict[str, Any] = {"color": "black"}
@@ -165,8 +169,9 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> No
                 frame = {"fill": False, "edgecolor": colour, "linewidth": width}
                 axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
         text = ", ".join(choice.lost) if choice.loss is None else significant(choice.loss)
-        axes.text(x, y, text, ha="center", va="center", fontsize=6, **style)
-    axes.set_xticks(range(len(rates)), labels=[short(value) for value in rates])
+        if step == 1:
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, **style)
+    axes.set_xticks(range(0, len(rates), step), labels=[short(value) for value in rates[::step]])
     axes.set_yticks(range(len(methods)), labels=[plain(method, 24) for method in methods])
     axes.set_xlabel("learning rate")
     axes.grid(False)

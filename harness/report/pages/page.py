@@ -30,7 +30,7 @@ from harness.report.articles import Article
 from harness.report.claims import OPEN, Verdict
 from harness.report.figures.study_results import StudyResults
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.lint import Finding, findings
+from harness.report.lint import Finding
 from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
@@ -81,7 +81,8 @@ def render(
     results = StudyResults(records, folder)
     rows = results.rows
     judged = results.judged
-    told = findings(records)
+    told = rows.findings
+    ours = [record for record in records if record.source is None]
     study = ", ".join(dict.fromkeys(record.study for record in records))
     held = list(results.contests.values())
     best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder, held), comparison_of(rows)))
@@ -124,7 +125,8 @@ def render(
         parts=[f"python -m harness {part} {where}" for part in _parts(article for article, _ in judged)]
         if where
         else [],
-        runs=[line for record in records if (line := run_command(record))],
+        runs=list(map(run_command, ours[:LONGEST])),
+        cells=len(ours),
         grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
     )
 

@@ -69,6 +69,11 @@ class Difference(NamedTuple):
     def statistic(self) -> Statistic:
         return Statistic(self.value, self.error, self.freedom)
 
+    @property
+    def turned(self) -> Difference:
+        """That of the other mean less the one."""
+        return self._replace(value=-self.value, low=-self.high, high=-self.low)
+
 
 def quantile(level: float, freedom: float) -> float:
     """The quantile of Student's t, with `freedom` of at least 1; of the normal distribution where it is infinite."""

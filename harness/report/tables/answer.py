@@ -251,10 +251,8 @@ class PlaceAnswer:
 
     def _ahead(self, other: str) -> Statistic:
         """By how much the best tuned method is better than `other`; negative if it is worse."""
-        gap = self.contest.differences.get((self._first, other))
-        sign = 1 if gap is not None else -1
-        gap = gap or self.contest.differences[other, self._first]
-        return Statistic((sign if self.contest.higher_is_better else -sign) * gap.value, gap.error, gap.freedom)
+        pair = (self._first, other) if self.contest.higher_is_better else (other, self._first)
+        return self.contest.difference(*pair).statistic
 
     def _together(self, other: str) -> Interval:
         """The interval of `_ahead` that holds together with those of all differences of the report (Bonferroni).

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from harness.record import Record
-from harness.report.lint import Finding, findings
+from harness.report.lint import Finding
 from harness.report.lint.drift import drift_text, drifts
 from harness.report.lint.environment import ran_with
 from harness.report.lint.evaluation import inference_text
@@ -39,7 +39,7 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are shown for finished rows only.")
     of_no_column = {"evaluation": not scored, "base": not scored, "inference": not inference}
-    relevant = [finding for finding in findings(records) if not of_no_column.get(finding.rule)]
+    relevant = [finding for finding in rows.findings if not of_no_column.get(finding.rule)]
     return lines + list(dict.fromkeys(map(_finding_line, relevant)))
 
 

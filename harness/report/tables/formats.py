@@ -33,7 +33,8 @@ def document(tables: Sequence[Table], fmt: str) -> str:
 
 def one_line(text: str) -> str:
     """`text` without control characters and line breaks."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c for c in line if c.isprintable())
 
 
 def _escaped(table: Table, escape: Callable[[str], str]) -> Table:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.record import Record, Score
 from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.lint import Finding, findings
 from harness.report.memory import comparable
 from harness.report.select import Choice, latest, select
 
@@ -143,6 +144,11 @@ class Rows(list[Row]):
         """The ids of the rows that were chosen among several settings of their method."""
         row_of = [row for row in self for _ in row.records]
         return {id(row_of[choice.index[0]]) for choice in self.choices if choice.index and choice.tries > 1}
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """The linter's, on `records`."""
+        return findings(self.records)
 
     @cached_property
     def index(self) -> dict[tuple, list[Row]]:

@@ -78,8 +78,8 @@ const charts = (() => {
     return made;
   }
 
-  // Whether a setting is in this view: of the place that is shown, and not filtered.
-  const shows = (setting) => String(setting.place) === state.get("at") && filters.shows(setting.index);
+  // Whether a setting is in this view: of the place that is shown, and not filtered (but by `but`).
+  const shows = (setting, but) => String(setting.place) === state.get("at") && filters.shows(setting.index, but);
   const grey = (setting) => card.fits(setting) === "no";
 
   return { frame, plot, tip, apart, select, swatches, shows, grey };

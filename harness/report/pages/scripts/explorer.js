@@ -32,7 +32,7 @@
   function points(x, y) {
     const [across, up] = [axisOf(x, study.metrics.get(x).values), axisOf(y, study.metrics.get(y).values)];
     const scaled = (axis, value) => (value === null ? null : value * axis.factor);
-    const made = study.settings.filter(charts.shows).map((setting) => {
+    const made = study.settings.filter((setting) => charts.shows(setting)).map((setting) => {
       const [rangeX, rangeY] = [study.interval(x, setting.index), study.interval(y, setting.index)];
       return {
         setting, grey: charts.grey(setting),

@@ -1,4 +1,4 @@
-// What is shown, on the whole page: methods, capabilities, and words of a setting.
+// What is shown, on the whole page: methods, capabilities, words of a setting, and what a chart adds by `also`.
 const filters = (() => {
   const CAPABILITIES = [
     ["plain", "Served as plain weights", "merged for inference, or without an adapter"],
@@ -13,6 +13,19 @@ const filters = (() => {
   const listed = (name) => new Set(state.get(name).split(",").filter(Boolean));
   const joined = (set) => [...set].join(",");
   let shown = study.settings.map(() => true);
+  const others = new Map(); // by their names in the state
+
+  // Show only settings that pass(): a function of a setting, made anew when `name` changes in the state.
+  function also(name, pass) {
+    state.declare(name, "");
+    others.set(name, { pass, shown });
+    state.onchange((names) => {
+      if (names.has(name)) others.get(name).shown = study.settings.map(pass());
+    });
+  }
+
+  // but: the name of an addition that is not to count.
+  const shows = (index, but) => shown[index] && [...others].every(([name, other]) => name === but || other.shown[index]);
 
   state.onchange((names) => {
     if (!["find", "can", "without"].some((name) => names.has(name))) return;
@@ -60,9 +73,9 @@ const filters = (() => {
     panel.append(legend);
     state.onchange(() => {
       if (input.value !== state.get("find")) input.value = state.get("find");
-      output.value = `${shown.filter(Boolean).length} of ${shown.length} settings shown`;
+      output.value = `${shown.filter((_, i) => shows(i)).length} of ${shown.length} settings shown`;
     });
   }
 
-  return { build, shows: (index) => shown[index] };
+  return { build, also, shows };
 })();

@@ -68,12 +68,13 @@
   }
 
   function turn(by, label, off) {
-    return element("button", { type: "button", disabled: off, onclick: () => state.set({ "items.page": String(by) }) }, label);
+    return element("button", { type: "button", disabled: off, "data-turn": label, onclick: () => state.set({ "items.page": String(by) }) }, label);
   }
 
   function show() {
     const set = current();
     const one = chosen(set);
+    const pressed = document.activeElement?.dataset.turn;
     const base = set.models.findIndex((each) => each.untuned);
     const shown = one < 0 ? everyone(set) : [...new Set([base, one])].filter((m) => m >= 0);
     const wanted = state.get("items.kind");
@@ -114,6 +115,8 @@
         element("span", {}, `Page ${page + 1} of ${pages}`)),
       notes,
     );
+    const turns = [...list.querySelectorAll("[data-turn]")].filter((button) => !button.disabled);
+    if (pressed) (turns.find((button) => button.dataset.turn === pressed) ?? turns[0])?.focus();
   }
 
   state.onchange((names) => {

@@ -29,6 +29,7 @@ function interactive(table, rest) {
     row.setting = /^\d+$/.test(settings[i] ?? "") ? study.settings[settings[i]] : null;
   });
   let limit = STEP;
+  let printing = false; // paper has no button for more
   let sorted = rows;
 
   function element_of(row) {
@@ -61,7 +62,7 @@ function interactive(table, rest) {
     const hidden = new Set(state.get(hiding).split(",").filter(Boolean).map(Number));
     const found = sorted.filter((row) => wanted.every((word) => row.words.includes(word)) && (!row.setting || filters.shows(row.setting.index)));
     headers.forEach((th, i) => { th.hidden = hidden.has(i); });
-    const shown = found.slice(0, limit).map((row) => {
+    const shown = found.slice(0, printing ? Infinity : limit).map((row) => {
       const tr = element_of(row);
       [...tr.cells].forEach((cell, i) => { cell.hidden = hidden.has(i); });
       tr.dataset.fits = (row.setting && card.fits(row.setting)) ?? "";
@@ -69,6 +70,7 @@ function interactive(table, rest) {
     });
     body.replaceChildren(...shown);
     output.value = `${found.length} of ${rows.length} rows`;
+    bar.classList.toggle("narrowed", found.length < rows.length);
     more.hidden = found.length <= limit;
     more.textContent = `Show ${Math.min(STEP, found.length - limit)} more of ${found.length} rows`;
     boxes.forEach((box, i) => { box.checked = !hidden.has(i); });
@@ -89,9 +91,13 @@ function interactive(table, rest) {
   }));
   const chooser = element("details", { class: "columns" }, element("summary", {}, "Columns"),
     element("div", {}, ...boxes.map((box, i) => element("label", { for: box.id }, box, headers[i].textContent))));
-  table.parentElement.before(element("div", { class: "filter" }, label, input, output, chooser));
+  const bar = element("div", { class: "filter" }, label, input, output, chooser);
+  table.parentElement.before(bar);
   const more = element("button", { type: "button", class: "more", onclick: () => { limit += STEP; show(); } });
   table.parentElement.after(more);
+  for (const event of ["beforeprint", "afterprint"]) {
+    addEventListener(event, () => { printing = event === "beforeprint"; show(); });
+  }
   state.onchange((names) => {
     if (names.has(sorting)) sort();
     if (names.has(finding)) limit = STEP;
