@@ -48,17 +48,17 @@ def same_environment(
 
     def rule(records: Sequence[Record]) -> Sentences:
         # a failed cell may have recorded fewer facts than the others
-        known_of = {
-            id(r): defaultdict(lambda ok=r.status == "ok": "unknown" if ok else None, facts(r)) for r in records
-        }
-        names = dict.fromkeys(name for known in known_of.values() for name in known)
-        differing = [name for name in names if len({known[name] for known in known_of.values()} - {None}) > 1]
+        known_of = {id(r): (tuple(facts(r).items()), "unknown" if r.status == "ok" else None) for r in records}
+        distinct = {known: defaultdict(lambda known=known: known[1], known[0]) for known in known_of.values()}
+        names = dict.fromkeys(name for known in distinct.values() for name in known)
+        differing = [name for name in names if len({known[name] for known in distinct.values()} - {None}) > 1]
 
         def value(record: Record) -> str | None:
-            known = known_of[id(record)]
+            known = distinct[known_of[id(record)]]
             return ", ".join(f"{name} {known[name]}" for name in differing if known[name] is not None) or None
 
-        yield from differ(subject, records, value)
+        if differing:
+            yield from differ(subject, records, value)
 
     return rule
 

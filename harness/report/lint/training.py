@@ -84,6 +84,8 @@ def training_settings(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained = tuned(members)
         settings = {id(record): record.cell.settings.train_dict() for record in trained}
+        if all(of == settings[id(trained[0])] for of in settings.values()):
+            continue
         names = dict.fromkeys(name for of in settings.values() for name in of if name not in APART)
         for name in names:
             if name != "seed":
