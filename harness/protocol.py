@@ -116,12 +116,22 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class CardRates:
+    """What a card computes and moves at most: FLOP/s in bf16 (null: it has no bf16) and fp32, bytes/s of its memory."""
+
+    bf16: float | None
+    fp32: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
 class PlanCells:
     """Predict what cells would take.
 
     budget: bytes of a card, which need not be here; null for all memory of this machine's device. beside: bytes of the
     budget that tensors don't get. tight: share of the budget that train.batch_size=auto may use. kernels: whose kernels
-    compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here.
+    compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here. rates: of the card, for the least
+    time of a step; null if it is not asked for.
     """
 
     cells: list[PlannedCell]
@@ -130,6 +140,7 @@ class PlanCells:
     beside: int
     tight: float
     kernels: str | None
+    rates: CardRates | None = None
 
 
 @dataclass(frozen=True)

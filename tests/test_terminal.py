@@ -15,6 +15,7 @@ from harness.report.tables import screen
 from harness.report.tables.best import tables
 from harness.report.tables.table import Table
 from harness.sweep import plan_view
+from harness.sweep.estimates.times import Times
 from harness.sweep.planner import Plan, Planned
 from harness.sweep.progress import SweepProgress
 from harness.sweep.runner import BESIDE
@@ -113,7 +114,8 @@ def planned(name, mib):
 def test_bars_of_memory_stand_against_the_budget(tmp_path, width):
     fits, not_ = planned("small-cell", (512, 64, 64, 128, 256)), planned("large-cell", (4096, 64, 512, 1024, 4096))
     plan = Plan([fits, not_], BESIDE + 4 * 2**30, {"device": {"type": "cpu"}}, "cpu")
-    shown = terminal.lines(*plan_view.view(plan, tmp_path, 100.0, width), width=width)
+    times = Times(tmp_path, plan.environment, "cpu", throughput=100.0)
+    shown = terminal.lines(*plan_view.view(plan, times, width), width=width)
     assert max(map(cell_len, shown)) <= width
     small, large = (next(line for line in shown if line.startswith(name)) for name in ("small-cell", "large-cell"))
     assert "yes" in small.split()

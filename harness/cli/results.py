@@ -51,6 +51,9 @@ def add(command_line: CommandLine) -> None:
         "unknown one lists them",
     )
     parser.add_argument(
+        "--price", type=float, metavar="N", help="dollars for an hour of one device: adds what each cell cost"
+    )
+    parser.add_argument(
         "--article",
         nargs="?",
         const=ARTICLE,
@@ -115,6 +118,12 @@ def table(options: argparse.Namespace) -> int:
         raise UserError("--columns can't be combined with --article, which has the article's columns.")
     if options.columns and options.format in ("csv", "parquet"):
         raise UserError(f"--columns can't be combined with --format {options.format}, which has every number.")
+    if options.price is not None and options.article:
+        raise UserError("--price can't be combined with --article, which has the article's columns.")
+    if options.price is not None and not options.price > 0:
+        raise UserError(f"--price must be positive, got {options.price:g}.")
+    if options.price is None and "cost" in (options.columns or []):
+        raise UserError("--columns cost requires --price, dollars for an hour of one device.")
 
     if options.article:
         from harness.report import articles
@@ -128,7 +137,7 @@ def table(options: argparse.Namespace) -> int:
 
     from harness.report.tables.best import tables
 
-    return _render(options, lambda records, folder: tables(records, folder, options.columns))
+    return _render(options, lambda records, folder: tables(records, folder, options.columns, options.price))
 
 
 def claims(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.record import Record
     from harness.sweep.app import Session
 
+KERNELS = ("cpu", "cuda")  # what --device may be besides a card
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
 
@@ -71,6 +72,15 @@ def add(command_line: CommandLine) -> None:
     _add_budget(parser, "24GB: memory that cells should fit into (default: this machine's)")
     _add_device(parser)
     parser.add_argument("--throughput", type=float, metavar="N", help="tokens/s of every cell (default: from records)")
+    parser.add_argument(
+        "--price", type=float, metavar="N", help="dollars for an hour of one device (default: that of the card's file)"
+    )
+    parser.add_argument(
+        "--advise",
+        action="store_true",
+        help="search batch, accumulation, checkpointing and method for the fastest that fits the card; requires "
+        "--device CARD",
+    )
     _add_hydra(parser)
 
 
@@ -115,7 +125,12 @@ def plan(options: argparse.Namespace) -> int:
     """Print what a grid would take."""
     if options.throughput is not None and not options.throughput > 0:
         raise UserError(f"--throughput must be positive, got {options.throughput:g}.")
-    return _launch("plan", options, plan=True, device=options.device, throughput=options.throughput).exit_status
+    if options.price is not None and not options.price > 0:
+        raise UserError(f"--price must be positive, got {options.price:g}.")
+    if options.advise and options.device in (None, *KERNELS):
+        raise UserError("--advise requires --device with a card, such as rtx_4090.")
+    names = ("device", "throughput", "price", "advise")
+    return _launch("plan", options, plan=True, **{name: getattr(options, name) for name in names}).exit_status
 
 
 def _launch(command: str, options: argparse.Namespace, **more) -> Session:
@@ -128,7 +143,10 @@ def _launch(command: str, options: argparse.Namespace, **more) -> Session:
         raise UserError("--device requires `plan` or `sweep --fit`; cells run on the device that is here.")
 
     from harness.sweep import app
+    from harness.sweep.estimates import card
 
+    if more.get("device") not in (None, *KERNELS):
+        more["card"] = card.load(more.pop("device"))
     asked = app.Options(
         memory=budget if in_bytes else None,
         dollars=None if in_bytes else budget,
@@ -155,7 +173,10 @@ def _add_budget(parser: Parser, summary: str) -> None:
 
 def _add_device(parser: Parser) -> None:
     parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="whose kernels are predicted (default: CUDA's for a GPU's budget)"
+        "--device",
+        metavar="CARD|KERNELS",
+        help="a card of conf/device, such as rtx_4090, with its memory and rates; or cpu, cuda: whose kernels are "
+        "predicted (default: CUDA's for a GPU's budget)",
     )
 
 
@@ -183,6 +204,7 @@ def _settings() -> str:
     lines = ["", "config groups (GROUP=NAME):"]
     for group in ("method", "model", "data", "eval", "hydra/launcher"):
         lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
+    lines += ["", "cards (--device CARD):", *_wrapped(", ".join(group_files("device")), "  ", "  ")]
     lines += ["", "named sweeps (sweep NAME):"]
     for name, path in named_sweeps().items():
         question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -11,7 +10,9 @@ from tabulate import tabulate
 from harness import terminal, units
 from harness.sweep import micro_batch
 from harness.sweep.cell_status import duration
-from harness.sweep.planner import Plan, Planned, Speed
+from harness.sweep.estimates.card import Card
+from harness.sweep.estimates.times import SLOWER, SLOWER_FROM, SLOWER_TO, Times
+from harness.sweep.planner import Plan, Planned
 from harness.sweep.runner import BESIDE, TIGHT
 from harness.terminal import FittedColumn
 
@@ -31,6 +32,7 @@ COLUMNS = (
     FittedColumn("+ " + " / ".join(PASSING), 9, right=True),
     FittedColumn("FLOPs", 7, right=True),
     FittedColumn("time", 3, right=True),
+    FittedColumn("cost", 2, right=True),
     FittedColumn("fits", 1),
     FittedColumn("batch ≤", 4, right=True),
 )
@@ -40,38 +42,33 @@ KINDS = {"weights": ("█", "blue"), "adapters": ("▓", "magenta"), "optimizer"
 KINDS |= {"gradients": ("░", "red"), "activations": ("▪", "green"), "overhead": ("·", "dim")}
 
 
-def lines(plan: Plan, results: Path, throughput: float | None) -> list[str]:
-    """The table as plain lines, with notes on how its figures were obtained.
-
-    throughput: raw tokens/s to assume for every cell (None: from records of the same device).
-    """
-    speed = Speed(results, plan.environment, plan.kernels)
-    rows = [_row(plan, point, speed, throughput) for point in plan.predicted]
-    header = [column.header for column in COLUMNS]
+def lines(plan: Plan, times: Times) -> list[str]:
+    """The table as plain lines, with notes on how its figures were obtained."""
+    columns, rows = _table(plan, times)
+    header = [column.header for column in columns]
     out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
     out += [""] if rows else []
-    notes = [line for note in _notes(plan, speed, throughput) for line in textwrap.wrap(note, 110)]
-    return out + _outside(plan) + notes
+    notes = [line for note in _notes(plan, times) for line in textwrap.wrap(note, 110)]
+    return out + outside(plan) + notes
 
 
-def view(plan: Plan, results: Path, throughput: float | None, width: int) -> list[RenderableType]:
+def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
     """The same for a terminal of `width` characters: the columns that fit, and bars of memory by kind."""
     from rich.text import Text
 
-    speed = Speed(results, plan.environment, plan.kernels)
-    rows = [_row(plan, point, speed, throughput) for point in plan.predicted]
+    all_columns, rows = _table(plan, times)
     parts: list[RenderableType] = []
     if rows:
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
-        columns = [COLUMNS[0], BAR, *COLUMNS[1:]]
+        columns = [all_columns[0], BAR, *all_columns[1:]]
         barred = [[row[0], bar(plan, point, size), *row[1:]] for row, point in zip(rows, plan.predicted, strict=True)]
         table, left_out = terminal.fitted(columns, barred, width)
         parts += [table, Text(""), _legend(plan)]
         if left_out:
             parts.append(Text(f"Not shown at this width: {', '.join(left_out)}.", style="dim"))
         parts.append(Text(""))
-    return parts + [Text(sentence) for sentence in (*_outside(plan), *_notes(plan, speed, throughput))]
+    return parts + [Text(sentence) for sentence in (*outside(plan), *_notes(plan, times))]
 
 
 def bar(plan: Plan, point: Planned, size: int) -> Text:
@@ -99,8 +96,15 @@ def _legend(plan: Plan) -> Text:
     return Text.assemble(*parts, ("|", "bold"), f" {units.size(plan.budget)}")
 
 
-def _row(plan: Plan, point: Planned, speed: Speed, throughput: float | None) -> list[str]:
-    p, seconds = point.prediction, speed.seconds(point, throughput)
+def _table(plan: Plan, times: Times) -> tuple[list[FittedColumn], list[list[str]]]:
+    """The columns and the rows; without a price no cell has a cost."""
+    shown = [i for i, column in enumerate(COLUMNS) if times.price is not None or column.header != "cost"]
+    rows = [_row(plan, point, times) for point in plan.predicted]
+    return [COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
+    p, seconds, cost = point.prediction, times.seconds(point), times.dollars(point)
     return [
         point.name,
         f"{units.count(p['trainable'])} ({100 * p['trainable'] / p['total']:.3g}%)",
@@ -110,12 +114,13 @@ def _row(plan: Plan, point: Planned, speed: Speed, throughput: float | None) -> 
         " / ".join(_short(p["peak"][kind]) for kind in PASSING),
         units.count(p["flops"]),
         "–" if seconds is None else duration(seconds),
+        "–" if cost is None else units.dollars(cost),
         _fit(plan, point),
         _batch(point),
     ]
 
 
-def _outside(plan: Plan) -> list[str]:
+def outside(plan: Plan) -> list[str]:
     """Sentences on the points without a row, and on what makes points fit."""
     out = []
     for point in plan.points:
@@ -142,7 +147,7 @@ def _batch(point: Planned) -> str:
     return "–" if largest is None else str(largest)
 
 
-def _notes(plan: Plan, speed: Speed, throughput: float | None) -> list[str]:
+def _notes(plan: Plan, times: Times) -> list[str]:
     notes, possible = [], plan.predicted
     shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
     for sequences, tokens, real in sorted(shapes):
@@ -169,19 +174,57 @@ def _notes(plan: Plan, speed: Speed, throughput: float | None) -> list[str]:
                 "Moments in paged memory are left out, as CUDA moves them to the host when memory is short: 8 bytes "
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
-        if throughput is not None:
-            notes.append(f"Time: training steps, at {throughput:g} tokens/s.")
-        elif speed.used:
-            notes.append(
-                f"Time: training steps, estimated from {len(speed.used)} records of this device that ran alone, of a "
-                "like size."
-            )
-        else:
-            notes.append(
-                "Time: unknown without records of this device that ran alone and are of a like size; --throughput sets "
-                "a rate."
-            )
+        notes += [*time_notes(plan, times), *_grid(plan, times)]
     return notes
+
+
+def time_notes(plan: Plan, times: Times) -> list[str]:
+    """What times and costs rest on."""
+    notes = []
+    if times.throughput is not None:
+        notes.append(f"Time: training steps, at {times.throughput:g} tokens/s.")
+    if times.used:
+        notes.append(
+            f"Time: training steps, estimated from {len(times.used)} records of this device that ran alone, of a "
+            "like size."
+        )
+    if times.by_rates:
+        notes.append(
+            f"Time{' of other cells' * bool(times.used)}: training steps, estimated. Each operation at the published "
+            f"rates of {plan.card.name} ({_rates(plan.card)}), × {SLOWER:g}, as published runs took {SLOWER_FROM:g} to "
+            f"{SLOWER_TO:g} times that. Decompositions and what devices send each other are left out."
+        )
+    if times.throughput is None and not times.used and not times.by_rates:
+        notes.append(
+            "Time: unknown without records of this device that ran alone and are of a like size; --throughput sets "
+            "a rate, --device a card with published rates."
+        )
+    if times.price is not None:
+        notes.append(
+            f"Cost: that time at {units.dollars(times.price)} an hour and device. Loading, validation and scoring come "
+            "on top."
+        )
+    elif plan.card is not None:
+        notes.append(f"Cost: unknown without a price; --price sets dollars an hour for one {plan.card.name}.")
+    return notes
+
+
+def _rates(card: Card) -> str:
+    bf16 = [] if card.bf16_tflops is None else [f"{card.bf16_tflops:g} TFLOP/s in bf16"]
+    return ", ".join([*bf16, f"{card.fp32_tflops:g} TFLOP/s in fp32", f"{card.bandwidth_gb:,g} GB/s"])
+
+
+def _grid(plan: Plan, times: Times) -> list[str]:
+    """The sum over the cells that fit, of more than one."""
+    fitting = [point for point in plan.predicted if plan.fits(point)]
+    known = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
+    if len(plan.points) < 2 or not known:
+        return []
+    costs = [cost for point in fitting if (cost := times.dollars(point)) is not None]
+    price = f", {units.dollars(sum(costs))}" if costs else ""
+    unknown = f"; the time of {len(fitting) - len(known)} is unknown" if len(known) < len(fitting) else ""
+    train = f"They train {duration(sum(known))} in all{price}{unknown}."
+    return [f"Grid: {len(fitting)} of {len(plan.points)} cells fit. {train}"]
 
 
 def _short(n: float) -> str:

@@ -25,6 +25,7 @@ from harness.protocol import (
     NO_PATHS,
     ApiAccess,
     AskModels,
+    CardRates,
     CheckCells,
     CheckTasks,
     ExamineMachine,
@@ -87,13 +88,13 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
 
 
 def plan(
-    cells: list[PlannedCell], data_root: str | None, budget: int | None = None, kernels: str | None = None
+    cells: list[PlannedCell], data_root: str | None, budget: int | None, kernels: str | None, rates: CardRates | None
 ) -> dict[str, Any]:
     """A job's predictions for `cells`: ``harness/job/predict/``.
 
     Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment.
     """
-    request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels)
+    request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates)
     first, *others = _ask("The job that predicts memory", request)
     return {"predictions": [answer["prediction"] for answer in others]} | first
 

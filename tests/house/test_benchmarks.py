@@ -19,12 +19,14 @@ from harness.errors import UserError
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import cards
 import plan
 import table as benchmark
 from programs import page
 
 from harness.record import read_study
 from harness.report.tables.table import comparison
+from harness.sweep.estimates import times
 
 PLAN = ROOT / "benchmarks" / "PLAN.md"
 PUBLISHED = json.loads(plan.MEASURED["published"].read_text(encoding="utf-8"))
@@ -223,3 +225,11 @@ def test_the_benchmark_of_tables_runs():
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
     assert [row[0] for row in cells(made.stdout)] == ["30"]
+
+
+def test_the_factor_of_times_and_its_page_are_of_the_published_runs():
+    rows = json.loads(cards.RECORD.read_text(encoding="utf-8"))
+    assert cards.slower(rows) == (times.SLOWER, times.SLOWER_FROM, times.SLOWER_TO)
+    assert {row["card"] for row in rows} == {"a100_80", "l40s"}
+    made = cards.PAGE.read_text(encoding="utf-8")
+    assert cards.page(rows, made) == made

@@ -78,6 +78,7 @@ def test_arguments_are_those_of_the_command(words, compose):
         ("docs/sweeps.md", SWEEPS),
         ("docs/your-model.md", CONF / "model"),
         ("docs/your-data.md", CONF / "data"),
+        ("docs/cards.md", CONF / "device"),
     ],
 )
 def test_a_page_names_every_choice(page, folder):

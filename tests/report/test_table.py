@@ -71,6 +71,31 @@ def test_the_numbers_of_a_study():
     assert row(table, "full")["Validation loss"] == "1.235"  # 1.2346
 
 
+def test_the_cost_of_cells_is_shown_at_a_price():
+    hour = [make_record("lora", seed=seed) for seed in (0, 1)]
+    for record, hours in zip(hour, (1, 3), strict=True):
+        record.seconds = 3600.0 * hours
+    several = make_record("full", settings={"train": {"max_steps": 50, "devices": 4}})
+    several.seconds = 1800.0
+    api = make_record("api", settings={"model": {"base_url": "http://localhost/v1"}})
+    best, every = tables([*hour, several, api], None, price=2.5)
+    assert row(every, "lora")["Cost"] == "$5.00"  # two hours on the mean
+    assert row(every, "full")["Cost"] == "$5.00"
+    assert row(every, "api")["Cost"] == "–"
+    assert row(best, "lora")["Cost"] == "$5.00"
+    assert "Cost: the time of a cell's whole job at $2.50 an hour and device" in caption(every)
+    assert sorted(every.data.cost.dropna()) == [2.5, 5.0, 7.5]
+    without = tables([*hour, several, api], None)
+    assert all("Cost" not in table.columns for table in without)
+    assert "cost" not in without[1].data
+
+
+def test_records_of_several_devices_have_no_price():
+    other = make_record("full", environment=ENVIRONMENT | {"device": {"type": "cuda", "name": "NVIDIA L4"}})
+    with pytest.raises(UserError, match="--price requires records of one kind of device, got NVIDIA H100, NVIDIA L4"):
+        tables([make_record("lora"), other], None, price=2.5)
+
+
 def test_amortised_speed_is_shown_where_it_is_measured_even_if_it_is_no_different():
     columns = comparison([make_record("lora"), make_record("full")]).columns
     assert "Tokens/s amortised" in columns
@@ -273,6 +298,7 @@ def test_all_columns_are_those_that_have_a_value():
     assert {"Step p95", "Load time", "Score time"} <= set(old.columns)
     assert not {"Utilisation", "Resident memory", "Merged decode", "Size on disk"} & set(old.columns)
     elsewhere = {"reserved", "job_reserved", "asked", "price", "spent"}  # of imported records, or of models behind APIs
+    elsewhere |= {"cost"}  # at a price
     study = [measured(record) for record in make_study()]
     for record in study:
         record.phases.get("train", record.phases["load"]).memory.device_process = 2048 * MIB

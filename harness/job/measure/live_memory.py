@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -37,6 +37,16 @@ def recomputation() -> Iterator[None]:
         yield
     finally:
         _recomputing.reset(token)
+
+
+class OperationTimes(Protocol):
+    """What tells the time of operations that only seem to run: harness/job/predict/roofline.py."""
+
+    def reset(self) -> None: ...
+
+    def add(self, operation: Any, given: Any, out: Any, flops: int) -> None: ...
+
+    def lap(self, part: str) -> None: ...
 
 
 @dataclass
@@ -65,10 +75,17 @@ class LiveBytes(TorchDispatchMode):
     attention: number of forward attention operations by name and dtype of the query, as in ``varlen bfloat16``.
     workspaces: by operation, the bytes that its kernel allocates for itself, from the operation's arguments; null for
         CUDA's on a CUDA device, and none elsewhere.
+    roofline: adds up the times of the operations; null if they are not asked for.
     """
 
-    def __init__(self, device: torch.device, workspaces: dict[Any, Callable[..., int]] | None = None):
+    def __init__(
+        self,
+        device: torch.device,
+        workspaces: dict[Any, Callable[..., int]] | None = None,
+        roofline: OperationTimes | None = None,
+    ):
         super().__init__()
+        self.roofline, self._counted = roofline, True
         if workspaces is None:
             workspaces = WORKSPACES if device.type == "cuda" else {}
         self._workspaces = workspaces
@@ -114,15 +131,17 @@ class LiveBytes(TorchDispatchMode):
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
-        """A context whose operations add no FLOPs; their memory counts."""
-        before = self.flops
+        """A context whose operations add no FLOPs and no time; their memory counts."""
+        self._counted = False
         yield
-        self.flops = before
+        self._counted = True
 
     def reset_operations(self) -> None:
-        """Count FLOPs and attentions from zero."""
+        """Count FLOPs, attentions and time from zero."""
         self.flops = self.recomputed = 0
         self.attention.clear()
+        if self.roofline is not None:
+            self.roofline.reset()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:  # asked of tensors without storage, four times an operation
@@ -135,17 +154,23 @@ class LiveBytes(TorchDispatchMode):
         self.see(out)
         if (workspace := self._workspaces.get(func._overloadpacket)) is not None:
             self.burst(workspace(*args, **kwargs))
-        formula = FLOPS.get(func._overloadpacket)
-        if formula is not None:
-            count = formula(*args, **kwargs, out_val=out)
-            if _recomputing.get():
-                self.recomputed += count
-            else:
-                self.flops += count
+        if self._counted:
+            self._add(func, args, kwargs, out)
         name = ATTENTION.get(func._overloadpacket)
         if name is not None and (args[0].ndim == 4 or name == "varlen"):  # not a router's softmax
             self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1
         return out
+
+    def _add(self, func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+        """Count the FLOPs of an operation, and its time."""
+        formula = FLOPS.get(func._overloadpacket)
+        count = 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        if _recomputing.get():
+            self.recomputed += count
+        else:
+            self.flops += count
+        if self.roofline is not None:
+            self.roofline.add(func, (args, kwargs), out, count)
 
     def see(self, tree: Any, kind: Kind | None = None) -> None:
         """Count all tensors in `tree` (lists, tuples and dicts of them), as `kind` if that is given."""

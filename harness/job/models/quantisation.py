@@ -75,7 +75,13 @@ def pack(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_packed(net: nn.Module) -> None:
-    """Raise ValueError if `net`, on "meta", multiplies with a packed matrix without the layer that dequantises it."""
+    """Raise ValueError if `net`, on "meta", has no packed matrix, or multiplies with one without the layer that
+    dequantises it."""
+    if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in net.modules()):
+        raise ValueError(
+            "no layer of it would be quantised, as transformers quantises layers of torch's own class Linear alone; "
+            "use a method that does not quantise them"
+        )
     try:
         with torch.no_grad():
             net(input_ids=torch.ones(1, 2, dtype=torch.long))

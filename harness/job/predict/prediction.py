@@ -35,8 +35,10 @@ from harness.job.models import empty_weights, loading, structure
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
+from harness.job.predict.roofline import Roofline
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
-from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loss, probe
+from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loop, loss, probe
+from harness.protocol import CardRates
 from harness.record import Cell
 from harness.settings import Settings, TrainSettings, plain
 
@@ -51,10 +53,18 @@ class Predictor:
     auto: the precision that ``auto`` means on the predicted device, bf16 or fp32.
     kernels: whose kernels compute there, ``cpu`` or ``cuda``.
     on: device of the tensors without storage. For a GPU torch must be built with CUDA.
+    rates: of the card, for the least time of the training (null: it is not predicted).
     """
 
-    def __init__(self, data_root: str | None, auto: str, kernels: str = "cpu", on: torch.device = CPU):
-        self._data_root, self._auto, self._kernels, self._on = data_root, auto, kernels, on
+    def __init__(
+        self,
+        data_root: str | None,
+        auto: str,
+        kernels: str = "cpu",
+        on: torch.device = CPU,
+        rates: CardRates | None = None,
+    ):
+        self._data_root, self._auto, self._kernels, self._on, self._rates = data_root, auto, kernels, on, rates
         self._drawn: dict[str, list[list[list[encoding.Example]]] | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
@@ -99,6 +109,7 @@ class Predictor:
             "total": round(line.others["total"]),
             "trainable": round(line.others["trainable"]),
             "flops": line.others["flops_per_token"] * shape.padded,
+            "least_seconds": _least_seconds(line, shape, devices),
             "shape": {
                 "sequences": shape.sequences,
                 "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
@@ -217,7 +228,8 @@ class Predictor:
             settings.train.total_devices,
             settings.train.sharded,
         )
-        live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None)
+        roofline = None if self._rates is None else Roofline(self._rates)
+        live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None, roofline)
         with distributed.pretended(devices) if sharded else nullcontext() as rank:
             if sharded:
                 accelerator = rank.accelerator(sharded, bf16, cpu=self._on == CPU)
@@ -255,16 +267,18 @@ class Predictor:
                 else:
                     found = probe.forward(net, micro[0], accelerator, live)
         trainable = structure.count(net, trainable=True) if trained else 0
+        padded = sum(batch.padded for batch in loop.own(micro, accelerator))
         AcceleratorState._reset_state(True)
         if devices > 1 and not sharded:
             buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
             count_buckets(found, buckets, live, len(micro) > 1)
         flops = found.flops_per_token + found.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
-        return Line(
-            peaks_by_window(live, config.num_hidden_layers, found.resident.optimizer),
-            resident | {"total": total, "trainable": trainable, "flops_per_token": flops},
-        )
+        others = resident | {"total": total, "trainable": trainable, "flops_per_token": flops}
+        if roofline is not None and trained:
+            others["seconds_per_step"] = roofline.laps["optimizer"]
+            others["seconds_per_token"] = (roofline.laps["forward"] + roofline.laps["backward"]) / padded
+        return Line(peaks_by_window(live, config.num_hidden_layers, found.resident.optimizer), others)
 
     def _shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         """The largest batch that the cell trains on (an untuned cell: validates on), `size` sequences a device.
@@ -317,6 +331,13 @@ class Predictor:
             return batching.scheduled(splits["train"], train, cell.seed, encode)
         held_out = encode(splits["validation"][: train.validation_items])
         return [[held_out[i : i + train.batch_size]] for i in range(0, len(held_out), train.batch_size)]
+
+
+def _least_seconds(line: Line, shape: Shape, devices: int) -> float | None:
+    """Of all training steps at the card's rates, without what devices send each other; None where it is not known."""
+    if "seconds_per_step" not in line.others or shape.steps is None:
+        return None
+    return line.others["seconds_per_token"] * shape.padded / devices + line.others["seconds_per_step"] * shape.steps
 
 
 def _drawn_by(cell: Cell) -> list[Any]:

@@ -50,8 +50,11 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
         environment = env.describe() | device.describe(here)
         kernels = request.kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
         elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's GPUs compute in bf16
-        bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
-        predictor = Predictor(request.data_root, "bf16" if bf16 else "fp32", kernels)
+        if request.rates is not None:
+            bf16 = request.rates.bf16 is not None
+        else:
+            bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
+        predictor = Predictor(request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         room = budget - request.beside, int(request.tight * budget) - request.beside
         with device.seeing(""):  # each would use memory of the GPU

@@ -65,6 +65,8 @@ def steps(
 
     def after(part: str) -> None:
         nonlocal gradients
+        if live.roofline is not None:
+            live.roofline.lap(part)
         if part == "backward":
             live.see([p.grad for p in trainable], "gradients")  # in their present storages, which buckets may share
             gradients = live.now_by_kind.gradients

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import units
+from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
 from harness.report.evidence import conditions, differing, started
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.lint.environment import overlap
+from harness.report.lint.environment import overlap, ran_with
 from harness.report.lint.training import resumed
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest, contests
@@ -20,31 +21,47 @@ from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import ahead, headline, listed, optimism
 from harness.report.tables.answer import answer
-from harness.report.tables.entries import ABSENT, rate, score_style
+from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
-from harness.report.tables.table import Table, comparison, comparison_of, title
+from harness.report.tables.table import Table, comparison_of, title
 
 EDGE = "†"
 SURVEY = ["model", "method", "asked", "scores", "peak", "written", "price", "spent", "status"]
 
 
-def tables(records: Sequence[Record], folder: Path | None, columns: Sequence[str] | None = None) -> list[Table]:
+def tables(
+    records: Sequence[Record],
+    folder: Path | None,
+    columns: Sequence[str] | None = None,
+    price: float | None = None,
+) -> list[Table]:
     """What `harness table` shows of a study: each method in its best setting, then every setting.
 
     Where nothing was tuned there are no settings to choose from, and models stand side by side instead: `survey_of`.
     Where others published a score and nothing to choose a setting by, all settings stand by score: `published_of`.
 
-    folder: of the study, where the items lie. columns: of the second table, which then stands alone.
+    folder: of the study, where the items lie. columns: of the second table, which then stands alone. price: dollars for
+    an hour of one device. UserError for a price of records of several kinds of devices.
     """
+    if price is not None:
+        _require_one_device(records)
+    rows = group(records, price)
     if columns is not None:
-        return [comparison(records, columns)]
-    rows = group(records)
+        return [comparison_of(rows, columns)]
     if all(record.cell.seed is None for record in records):
         return [survey_of(rows), comparison_of(rows)]
     if only_published(records) and (published := published_of(rows)):
         return [published, comparison_of(rows)]
     return [best_of(rows, folder, contests(rows.records, folder, rows.choices)), comparison_of(rows)]
+
+
+def _require_one_device(records: Sequence[Record]) -> None:
+    """Raise UserError if an hour of the records' devices has no single price."""
+    local = [ran_with(record) for record in records if not record.cell.settings.behind_api]
+    names = sorted({facts["device"] for facts in local if "device" in facts})
+    if len(names) > 1:
+        raise UserError(f"--price requires records of one kind of device, got {', '.join(names)}.")
 
 
 def survey_of(rows: Rows) -> Table:
@@ -77,6 +94,8 @@ def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
         columns["Seeds"] = [_seeds(row) for row in chosen]
     columns["Peak train memory"] = _with_ratios(chosen, "full", TRAIN_MEMORY, units.size, _memory_ratio)
     columns["Tokens/s"] = _with_ratios(chosen, "lora", "tokens_per_second_steady", rate, _speed_ratios(records))
+    if rows.price is not None:
+        columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
     for name in dict.fromkeys(contest.score for contest in held):
         header, texts = _score_column([contest for contest in held if contest.score == name], records, choices)
         columns[header] = texts

@@ -17,6 +17,7 @@ from harness.report.tables.entries import (
     asked,
     attention,
     byte_unit,
+    cost,
     decode_ratio,
     forms,
     measure,
@@ -97,6 +98,15 @@ def _kinds_meaning(rows: Rows) -> str:
     if "allocator" in instruments(rows.records):
         return f"{words} are live tensors at the peak of a probe step {passes}"
     return f"{words} add up to that peak {passes}"
+
+
+def _cost_meaning(rows: Rows) -> str:
+    if rows.price is None:
+        return ""
+    return (
+        f"Cost: the time of a cell's whole job at {units.dollars(rows.price)} an hour and device, mean over seeds. "
+        "Repeats, earlier attempts and later scorings are not in it."
+    )
 
 
 def _signed_size(value: float) -> str:
@@ -315,6 +325,12 @@ COLUMNS: dict[str, Column] = {
         "price",
         "Spent: the cost of the cell's own requests; answers cached by another cell are free.",
         default=_any_api,
+    ),
+    "cost": Column(
+        _one("Cost", cost),
+        "cost",
+        _cost_meaning,
+        default=lambda rows: rows.price is not None,
     ),
     "scores": Column(score_entries, default=_always),
     "loss": Column(_one("Validation loss", measure("validation_loss", units.significant)), default=_always),

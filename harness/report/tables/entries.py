@@ -146,6 +146,12 @@ def price(row: Row, rows: Rows) -> str:
     return ABSENT if None in prices else " / ".join(map(units.dollars, prices))
 
 
+def cost(row: Row, rows: Rows) -> str:
+    """The mean over the seeds."""
+    known = [found for record in row.measured if (found := rows.cost(record)) is not None]
+    return units.dollars(fmean(known)) if known else ABSENT
+
+
 def peak(row: Row, rows: Rows) -> str:
     """The peak of live tensors in a forward pass, or in a training step."""
     kinds = [row.mean(f"peak_{kind}") for kind in KINDS]

@@ -112,12 +112,23 @@ class Row:
 class Rows(list[Row]):
     """The rows of a table, and results on all of them that are computed once.
 
-    superseded: records that no row has, since a later one has their setting and seed (`select.latest`).
+    superseded: records that no row has, since a later one has their setting and seed (`select.latest`). price: dollars
+    for an hour of one device (None: cells have no cost).
     """
 
-    def __init__(self, rows: Iterable[Row], superseded: Sequence[Record] = ()):
+    def __init__(self, rows: Iterable[Row], superseded: Sequence[Record] = (), price: float | None = None):
         super().__init__(rows)
-        self.superseded = superseded
+        self.superseded, self.price = superseded, price
+
+    def cost(self, record: Record) -> float | None:
+        """Dollars for the devices of the record's job, from its start to its end; None without a price.
+
+        A model behind an API runs on devices of others.
+        """
+        settings = record.cell.settings
+        if self.price is None or settings.behind_api or not record.seconds:
+            return None
+        return self.price * record.seconds / 3600 * settings.train.total_devices
 
     @cached_property
     def records(self) -> list[Record]:
@@ -164,8 +175,8 @@ class Rows(list[Row]):
         return found
 
 
-def group(records: Sequence[Record]) -> Rows:
-    """The rows of `records`, methods in their usual order."""
+def group(records: Sequence[Record], price: float | None = None) -> Rows:
+    """The rows of `records`, methods in their usual order. price: as in `Rows`."""
     groups = defaultdict(list)
     for record, setting in zip(records, setting_texts(records), strict=True):
         cell = record.cell
@@ -179,7 +190,7 @@ def group(records: Sequence[Record]) -> Rows:
         superseded += [record for record in members if not any(record is other for other in counted)]
         counted.sort(key=lambda record: record.cell.seed or 0)
         rows.append(Row(place, method, setting, counted[0].cell.rank, counted))
-    return Rows(rows, superseded)
+    return Rows(rows, superseded, price)
 
 
 def _mean_score(scores: list[Score]) -> MeanScore:

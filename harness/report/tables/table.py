@@ -29,8 +29,9 @@ class Table:
     """A table as text cells, its caption line by line, and the numbers behind it.
 
     answer: sentences that decide, which stand before the table.
-    data: `frame`'s columns and `chosen` (whether `select` took the record's setting), one row a record; None if the
-    table has no numbers of its own. text_columns: names of columns that are aligned left.
+    data: `frame`'s columns, `chosen` (whether `select` took the record's setting) and with a price `cost` (dollars for
+    the job), one row a record; None if the table has no numbers of its own. text_columns: names of columns that are
+    aligned left.
     """
 
     title: str
@@ -66,7 +67,10 @@ def comparison_of(rows: Rows, columns: Sequence[str] | None = None) -> Table:
         columns=[header for _, header, _ in shown],
         rows=[[column[i] for _, _, column in shown] for i in range(len(rows))],
         caption=caption(rows, list(dict.fromkeys(name for name, _, _ in shown)), "scores" in names),
-        data=rows.data.assign(chosen=[i in chosen for i in range(len(rows.records))]),
+        data=rows.data.assign(
+            chosen=[i in chosen for i in range(len(rows.records))],
+            **({} if rows.price is None else {"cost": [rows.cost(record) for record in rows.records]}),
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from harness.errors import UserError
 from harness.record import Record
 from harness.sweep.app.order import Order
+from harness.sweep.estimates.card import Card
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
@@ -19,7 +20,9 @@ class Options:
     plan: predict, and launch nothing. fit: skip cells that are predicted not to fit into memory.
     memory: budget in bytes (null: the memory of this machine's device). dollars: budget for models behind an API
     (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a GPU's).
-    throughput: raw tokens/s of every cell (null: taken from records). order: of the cells, ``random`` or ``grid``.
+    card: one that need not be here, for which is predicted (null: none). throughput: raw tokens/s of every cell (null:
+    taken from records). price: dollars for an hour of one device (null: the card's). advise: search for the fastest
+    settings that fit the card. order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
     confirm: fresh seeds to run of each chosen setting (null: none). choose: of a study's records, one of each chosen
@@ -31,7 +34,10 @@ class Options:
     memory: int | None = None
     dollars: float | None = None
     device: str | None = None
+    card: Card | None = None
     throughput: float | None = None
+    price: float | None = None
+    advise: bool = False
     order: Order = "random"
     drift: int | None = None
     skip_impossible: bool = False

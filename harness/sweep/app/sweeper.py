@@ -7,49 +7,32 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import DictConfig, flag_override
 
-from harness import record, terminal
+from harness import record
 from harness.errors import UserError
-from harness.protocol import ApiAccess, LocalPaths
-from harness.record import Cell, Failure, Record
-from harness.sweep import api_cost, plan_view, planner, runner
-from harness.sweep import cells as cells_of
-from harness.sweep.app import messages
+from harness.record import Failure, Record
+from harness.sweep import planner
+from harness.sweep.app import advising, messages, predicting
+from harness.sweep.app.checking import Point, architectures, check, point_of
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import MARK, fresh_points
 from harness.sweep.app.grid import grid
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
-from harness.sweep.app.session import Options, Outcome
+from harness.sweep.app.session import Outcome
 from harness.sweep.launchers import lost_workers, ray_cluster
 from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
-
-
-@dataclass(frozen=True)
-class Point:
-    """A composed grid point: its cell, and the overrides that a launcher composes it from again.
-
-    architecture: the dimensions that the model's file ships (null: read from the model's own config).
-    access: how a model behind an API is asked (null: the model is not behind an API).
-    """
-
-    cell: Cell
-    overrides: list[str]
-    architecture: dict[str, Any] | None
-    access: ApiAccess | None
 
 
 class GridSweeper(Sweeper):
@@ -73,11 +56,15 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list:
         requested = grid(self._params, self._candidates, arguments)
-        if self._session.options.plan:
-            self._predict(requested)
+        options = self._session.options
+        if options.advise:
+            advising.advise(requested, self._composed, options, self.config.hydra.job.config_name)
+            return []
+        if options.plan:
+            predicting.predict(requested, self._composed, options)
             return []
         returns = self._run(requested)
-        if self._session.options.confirm:
+        if options.confirm:
             returns += self._confirm(self._session.study)
         return returns
 
@@ -124,7 +111,7 @@ class GridSweeper(Sweeper):
         for overrides in requested:
             composed, applicable = self._composed(overrides)
             try:
-                point = _point(composed, applicable)
+                point = point_of(composed, applicable)
             except UserError as error:
                 refused.setdefault(str(error), error)
             else:
@@ -247,10 +234,11 @@ class GridSweeper(Sweeper):
         options = self._session.options
         plan = planner.make(
             [(point.cell.name, point.cell) for point in local],
-            _architectures(local),
+            architectures(local),
             data_root,
             options.memory,
             options.device,
+            options.card,
         )
         for prediction, point in zip(plan.points, local, strict=True):
             if plan.fits(prediction):
@@ -267,36 +255,6 @@ class GridSweeper(Sweeper):
         for remedy in plan.remedies:
             print(remedy, file=sys.stderr)
         return fitting
-
-    def _predict(self, requested: list[list[str]]) -> None:
-        """Print what the points would take; an impossible point is a line with its reason."""
-        planned: dict[str, tuple[str, Cell | str]] = {}
-        local: list[Point] = []
-        remote: dict[str, Point] = {}
-        for overrides in requested:
-            composed, applicable = self._composed(overrides)
-            try:
-                point = _point(composed, applicable)
-            except UserError as error:
-                planned.setdefault(str(error), (" ".join(overrides), str(error)))
-                continue
-            if point.access is not None:
-                remote[point.cell.id] = point
-            else:
-                local.append(point)
-                planned.setdefault(point.cell.id, (point.cell.name, point.cell))
-        options = self._session.options
-        if remote:
-            check(list(remote.values()), composed, options)
-        if planned:
-            predicted = list(planned.values())
-            plan = planner.make(predicted, _architectures(local), composed.data_root, options.memory, options.device)
-            results = Path(composed.results_dir).expanduser()
-            shown = terminal.console()
-            if shown.is_terminal:
-                terminal.show(shown, plan_view.view(plan, results, options.throughput, shown.width))
-            else:
-                print("\n".join(plan_view.lines(plan, results, options.throughput)))
 
     def _run_all(self, study: Study, pending: list[Point]) -> list[JobReturn]:
         """Run all points: first those that no other sweep runs, then those that other sweeps leave unfinished."""
@@ -341,36 +299,6 @@ class GridSweeper(Sweeper):
                 print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
                 job.return_value = Outcome("lost", None)
         return jobs
-
-
-def check(points: Sequence[Point], config: DictConfig, options: Options) -> None:
-    """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget.
-
-    config: of any of the points.
-    """
-    cells = [point.cell for point in points]
-    access = {point.cell.id: point.access for point in points if point.access is not None}
-    local = LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path)
-    counts = runner.check(cells, config.data_root, access, local)
-    api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
-
-
-def _point(config: DictConfig, overrides: list[str]) -> Point:
-    cell = cells_of.from_config(config)
-    return Point(cell, overrides, _architecture(config, overrides), api_cost.access(cell, config, study_of(config)))
-
-
-def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
-    """The dimensions that the model's file ships; null where the point names another model by its path."""
-    given = {override.partition("=")[0] for override in overrides}
-    if config.model.architecture is None or ("model.path" in given and "model.architecture" not in given):
-        return None
-    return OmegaConf.to_container(config.model.architecture, resolve=True)
-
-
-def _architectures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
-    """By model name."""
-    return {point.cell.model: point.architecture for point in points if point.architecture is not None}
 
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -23,13 +25,15 @@ from harness.config import CONF
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import checks, empty_weights, loading
-from harness.job.predict import prediction, shapes, workers
+from harness.job.predict import prediction, roofline, shapes, workers
 from harness.job.predict.cuda_kernels import CudaKernels
-from harness.protocol import PlanCells, PlannedCell
+from harness.protocol import CardRates, PlanCells, PlannedCell
 from harness.record import Cell, Kinds, Parameters, Probe, Record, Source, Tokens, Train, read_study, write
 from harness.settings import Settings, TrainSettings
 from harness.sweep import plan_view
 from harness.sweep import planner as planning
+from harness.sweep.estimates import times
+from harness.sweep.estimates.card import Card
 from harness.units import count, parse_size
 
 METHODS = ["base", "base_nf4", "dora", "dora_fast", "full", "galore", "galore_rsvd", "lora", "qdora", "qlora"]
@@ -38,7 +42,7 @@ OTHERS = ["adalora", "lorafa", "muon", "prompt_tuning", "fourierft"]
 SIXTEEN = ("model.dtype=bfloat16", "train.batch_size=1", "train.grad_accum=2")
 PACKED = ("train.packing=true", "train.max_length=256")
 BUDGET = 2**40
-NOWHERE = Path("nowhere")
+UNTIMED = times.Times(Path("nowhere"), {}, "cuda")
 
 
 def predicted(cell: Cell, architecture: dict | None = None, budget: int | None = None, auto: str = "fp32") -> dict:
@@ -107,7 +111,7 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     point = planning.Planned(cell.name, cell, found)
     made = planning.Plan([point], 1, {}, "cpu")
     assert made.fits(point)
-    assert plan_view.lines(made, Path("nowhere"), None) == [f"Not predicted: {cell.name}: {found['unknown']}"]
+    assert plan_view.lines(made, UNTIMED) == [f"Not predicted: {cell.name}: {found['unknown']}"]
 
 
 def test_layers_that_a_method_names_are_there():
@@ -242,10 +246,42 @@ def test_the_steps_of_passes_are_known_where_the_data_is(tmp_path):
     assumed = shapes.assumed_shape(TrainSettings(max_length=64, batch_size=2, epochs=1.5), 2)
     assert (assumed.steps, assumed.raw) == (None, 128)
     write(known("lora", 50.0, {"device": {"type": "cuda", "name": "A"}}), tmp_path / "s" / "one.json")
-    speed, planned = planning.Speed(tmp_path, {"device": {"type": "cuda", "name": "A"}}, "cuda"), point("lora")
-    assert speed.seconds(planned, None) == 1000 / 50
+    speed, planned = times.Times(tmp_path, {"device": {"type": "cuda", "name": "A"}}, "cuda"), point("lora")
+    assert speed.seconds(planned) == 1000 / 50
     planned.prediction["shape"]["steps"] = None
-    assert speed.seconds(planned, 100.0) is None
+    assert times.Times(tmp_path, {}, "cuda", throughput=100.0).seconds(planned) is None
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+def test_the_least_time_of_products_alone_is_their_flops(monkeypatch, method):
+    monkeypatch.setattr(roofline, "LAUNCH", 0.0)
+    rates = CardRates(bf16=None, fp32=1e9, bandwidth=math.inf)
+    for shape in (("train.batch_size=2",), ("train.batch_size=1", "train.gradient_checkpointing=true")):
+        cell = tiny(f"method={method}", "train.max_steps=3", *shape)
+        found = prediction.Predictor(None, "fp32", rates=rates).predict(cell, None)
+        assert found["least_seconds"] == pytest.approx(found["flops"] / 1e9)
+
+
+def test_the_least_time_grows_with_launches_and_tokens(monkeypatch):
+    rates = CardRates(bf16=None, fp32=math.inf, bandwidth=math.inf)
+
+    def least(*settings):
+        cell = tiny("method=lora", "train.max_steps=3", *settings)
+        return prediction.Predictor(None, "fp32", rates=rates).predict(cell, None)["least_seconds"]
+
+    once, twice = least("train.batch_size=2"), least("train.batch_size=1", "train.grad_accum=2")
+    assert once > 3 * 100 * roofline.LAUNCH  # that many kernels has a step of two layers
+    assert 1.5 * once < twice < 2.5 * once  # as many for each micro-batch
+    assert prediction.Predictor(None, "fp32").predict(tiny("method=lora"), None)["least_seconds"] is None
+
+
+def test_a_model_that_would_not_be_quantised_is_refused():
+    """Falcon's layers are of a class of its own, which transformers leaves as they are."""
+    sizes = {"model_type": "falcon", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    falcon = sizes | {"vocab_size": 512}
+    with pytest.raises(UserError, match=r"method=qlora can't be applied to .*: no layer of it would be quantised"):
+        predicted(composed("model=smollm2_135m", "method=qlora", "rank=4"), falcon)
+    assert predicted(composed("model=smollm2_135m", "method=lora", "rank=4"), falcon)["trainable"] > 0
 
 
 def test_a_rank_above_a_matrix_is_refused():
@@ -259,7 +295,7 @@ def test_a_plan_says_whose_loss_it_counts():
     prediction = predicted(tiny("method=lora"))
     point = planning.Planned("it", tiny("method=lora"), prediction)
     said = {
-        version: "liger-kernel" in " ".join(plan_view.lines(planning.Plan([point], BUDGET, e, "cuda"), NOWHERE, None))
+        version: "liger-kernel" in " ".join(plan_view.lines(planning.Plan([point], BUDGET, e, "cuda"), UNTIMED))
         for version, e in ((v, {"versions": {"liger-kernel": v}}) for v in (None, "0.8.5"))
     }
     assert said == {None: False, "0.8.5": True}
@@ -269,7 +305,7 @@ def test_a_plan_says_what_it_leaves_out():
     prediction, said = predicted(tiny("method=lora")), {}
     for settings in ("method=lora", "method=lora train.compile=true", "method=qlora_paged"):
         plan = planning.Plan([planning.Planned("it", tiny(*settings.split()), prediction)], BUDGET, {}, "cuda")
-        words = " ".join(plan_view.lines(plan, NOWHERE, None))
+        words = " ".join(plan_view.lines(plan, UNTIMED))
         said[settings] = ["counted as uncompiled" in words, "paged memory are left out" in words]
     assert list(said.values()) == [[False, False], [True, False], [False, True]]
 
@@ -307,33 +343,55 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
         "imported": known("lora", 1e9, here, source=Source("peft", "lora.json", "0" * 64, [])),
     }.items():
         write(record, tmp_path / "s" / f"{name}.json")
-    speed = planning.Speed(tmp_path, here, "cuda")
-    assert speed.seconds(point("lora"), None) == 1000 / 100  # the median of its method's rates
+    speed = times.Times(tmp_path, here, "cuda")
+    assert speed.seconds(point("lora")) == 1000 / 100  # the median of its method's rates
     assert len(speed.used) == 2
-    assert speed.seconds(point("dora"), None) == 5000 / (10.0 * 50.0 * 200 / 100)  # by FLOP/s, padding included
-    assert speed.seconds(point("lora"), 500.0) == 2.0
+    assert speed.seconds(point("dora")) == 5000 / (10.0 * 50.0 * 200 / 100)  # by FLOP/s, padding included
+    assert times.Times(tmp_path, here, "cuda", throughput=500.0).seconds(point("lora")) == 2.0
     other = there | {"device": {"type": "cuda", "name": "C"}}
-    assert planning.Speed(tmp_path, other, "cuda").seconds(point("lora"), None) is None
+    assert times.Times(tmp_path, other, "cuda").seconds(point("lora")) is None
 
 
 def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
     prediction = {"trainable": 1, "total": total, "shape": {"raw": raw, "steps": 10}, "flops": 5000.0}
+    prediction["least_seconds"] = None
     return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
 
 
 def test_a_gpus_time_is_not_by_records_of_the_cpu(tmp_path):
     here = {"device": {"type": "cpu"}, "cpu": {"name": "x"}}
     write(known("lora", 50.0, here, flops=10.0), tmp_path / "s" / "one.json")
-    times = [planning.Speed(tmp_path, here, kernels).seconds(point("lora"), None) for kernels in ("cpu", "cuda")]
-    assert times == [20.0, None]
+    found = [times.Times(tmp_path, here, kernels).seconds(point("lora")) for kernels in ("cpu", "cuda")]
+    assert found == [20.0, None]
+
+
+def test_a_cards_time_is_by_its_records_else_by_its_rates(tmp_path):
+    card = Card("a", ["A"], 24.0, 100.0, 50.0, 1000.0, price=3.6)
+    there, here = {"device": {"type": "cuda", "name": "A"}}, {"device": {"type": "cpu"}, "cpu": {"name": "x"}}
+    of = times.Times(tmp_path, here, "cuda", card)
+    by_rates = point("lora")
+    assert of.seconds(by_rates) is None
+    by_rates.prediction["least_seconds"] = 2000.0
+    assert of.seconds(by_rates) == times.SLOWER * 2000.0
+    assert (of.by_rates, of.used) == (True, set())
+    assert of.dollars(by_rates) == pytest.approx(times.SLOWER * 2.0)
+    write(known("lora", 50.0, there), tmp_path / "s" / "one.json")
+    of = times.Times(tmp_path, here, "cuda", card, price=7.2)
+    assert of.seconds(by_rates) == 1000 / 50
+    assert (of.by_rates, len(of.used)) == (False, 1)
+    assert of.dollars(by_rates) == pytest.approx(7.2 * 20 / 3600)
+    by_rates.cell.settings = dataclasses.replace(by_rates.cell.settings, train=TrainSettings(devices=4))
+    by_rates.prediction["least_seconds"] = 1000.0  # of each of them
+    assert of.seconds(by_rates) == times.SLOWER * 1000.0
+    assert of.dollars(by_rates) == pytest.approx(4 * 7.2 * times.SLOWER * 1000 / 3600)
 
 
 def test_time_is_by_models_and_steps_of_a_like_size(tmp_path):
     here = {"device": {"type": "cuda", "name": "A"}}
     write(known("lora", 50.0, here, flops=10.0), tmp_path / "s" / "one.json")
-    speed = planning.Speed(tmp_path, here, "cuda")
+    speed = times.Times(tmp_path, here, "cuda")
     asked = [point("lora"), point("lora", raw=10_000), point("dora"), point("dora", total=10_000)]
-    assert [speed.seconds(one, None) is not None for one in asked] == [True, False, True, False]
+    assert [speed.seconds(one) is not None for one in asked] == [True, False, True, False]
 
 
 def test_time_is_by_records_that_ran_alone(tmp_path):
@@ -346,8 +404,8 @@ def test_time_is_by_records_that_ran_alone(tmp_path):
         "later": known("dora", 100.0, here, minute=5),
     }.items():
         write(record, tmp_path / "s" / f"{name}.json")
-    speed = planning.Speed(tmp_path, here, "cuda")
-    assert [speed.seconds(point(method), None) for method in ("lora", "dora")] == [10.0, 10.0]
+    speed = times.Times(tmp_path, here, "cuda")
+    assert [speed.seconds(point(method)) for method in ("lora", "dora")] == [10.0, 10.0]
 
 
 @pytest.mark.parametrize(
@@ -387,6 +445,47 @@ def test_plan_tells_and_launches_nothing(inside, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
+    """At a price that makes an hour a million dollars: the tiny model trains for milliseconds."""
+    done = inside("plan", "method=lora,full", *TINY, "--device", "t4", "--price", "1e6", "model.dtype=float32")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^(?:lora|full)-.* \$\d", done.stdout, re.MULTILINE)) == 2
+    said = " ".join(done.stdout.split())
+    assert "Memory: live tensors, in fp32 with CUDA's kernels" in said  # it has no bf16
+    assert "within 14.50 GiB" in said
+    assert "Each operation at the published rates of t4 (8.1 TFLOP/s in fp32, 320 GB/s)" in said
+    assert re.search(r"Grid: 2 of 2 cells fit\. They train \S+ s in all, \$[\d,.]+\.", said)
+    refused = inside("plan", "method=lora", *TINY, "--device", "t4", "train.precision=bf16").stdout
+    assert "train.precision=bf16 requires a GPU of compute capability 8.0 or more, got t4" in refused
+
+
+def test_advice_fits_keeps_the_step_and_can_be_typed(inside, tmp_path):
+    """Into a card with room for less than the whole step at once."""
+    settings = (*TINY[:3], "train.batch_size=4", "train.grad_accum=8", "train.max_length=256", *TINY[4:])
+    settings = (*settings, "++method.adapt.target_modules=[q_proj]")
+    at_once = composed("method=lora", "train.batch_size=32", *settings[:3], *settings[5:-1])
+    whole = sum(predicted(at_once)["peak"].values())
+    (tmp_path / "conf" / "device").mkdir(parents=True)
+    card = {"memory_gib": (planning.BESIDE + whole / 2) / 2**30, "bf16_tflops": None, "fp32_tflops": 10.0}
+    card |= {"bandwidth_gb": 500.0, "source": "a test"}
+    OmegaConf.save(card, tmp_path / "conf" / "device" / "small.yaml")
+    done = inside("plan", "method=lora,base", *settings, "--device", "small", "--advise")
+    assert done.returncode == 0, done.stderr
+    (typed,) = re.findall(r"^ *\S.* run (method=lora .*)$", done.stdout, re.MULTILINE)
+    cell = composed(*(word for word in shlex.split(typed) if not word.startswith("++")))
+    train = cell.settings.train
+    assert train.batch_size * train.grad_accum == 32
+    assert 1 <= train.batch_size < 32
+    assert sum(predicted(cell)["peak"].values()) + planning.BESIDE <= card["memory_gib"] * 2**30
+    assert "++method.adapt.target_modules=[q_proj]" in shlex.split(typed)
+    card["memory_gib"] = 1.001
+    OmegaConf.save(card, tmp_path / "conf" / "device" / "small.yaml")
+    nothing = inside("plan", "method=lora", *settings, "--device", "small", "--advise")
+    assert nothing.returncode == 2
+    assert "Nothing fits small (1.00 GiB): with one sequence at a time, lora takes least, " in nothing.stderr
+    assert len(nothing.stderr.strip().splitlines()) == 1
+
+
 def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
     done = inside("plan", "method=lora", "lr=1e-4,-1", *TINY)
     assert done.returncode == 0, done.stderr
@@ -418,6 +517,10 @@ def test_plan_of_nothing_that_can_be(inside):
         (("plan", "method=lora", "--throughput", "0"), "must be positive"),
         (("sweep", "method=lora", "--budget", "24GB"), "requires `plan` or `sweep --fit`"),
         (("plan", "quickstrat"), "Did you mean quickstart?"),
+        (("plan", "--device", "rtx4090"), "--device=rtx4090 is unknown. Did you mean rtx_4090?"),
+        (("plan", "--device", "h100", "--price", "0"), "--price must be positive, got 0."),
+        (("plan", "--device", "cuda", "--advise"), "--advise requires --device with a card"),
+        (("sweep", "method=lora", "--device", "h100"), "--device requires `plan` or `sweep --fit`"),
     ],
 )
 def test_bad_options_are_one_sentence(inside, arguments, says):

@@ -1,0 +1,168 @@
+"""`plan --advise`: the settings with which a card trains the same steps in the least time, by the estimate.
+
+A step keeps its sequences. What is searched is how it is cut into micro-batches, whether activations are recomputed,
+and the method. The precision is bf16 where the card has it: no rate of fp32 is higher, and no tensor smaller.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import terminal, units
+from harness.errors import UserError
+from harness.program import PROGRAM
+from harness.sweep import plan_view, planner
+from harness.sweep.app.checking import Point, architectures, point_of
+from harness.sweep.app.predicting import Compose, times_of
+from harness.sweep.app.session import Options
+from harness.sweep.cell_status import duration
+from harness.sweep.estimates.times import Times
+from harness.sweep.planner import Plan, Planned
+from harness.sweep.runner import BESIDE
+from harness.terminal import FittedColumn
+
+METHODS = "full,lora,qlora"  # that are compared if no method is given
+SEARCHED = ("train.batch_size", "train.grad_accum", "train.global_batch", "train.gradient_checkpointing")
+COLUMNS = (
+    FittedColumn("method", 0),
+    FittedColumn("setting", 1, least=20),
+    FittedColumn("batch × accumulation", 2),
+    FittedColumn("checkpointing", 2),
+    FittedColumn("peak", 2, right=True),
+    FittedColumn("time", 1, right=True),
+    FittedColumn("cost", 1, right=True),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train the steps of a requested cell.
+
+    kept: the overrides that are not searched. step: sequences of a step.
+    """
+
+    point: Point
+    kept: list[str]
+    step: int
+
+    def typed(self, planned: Planned) -> list[str]:
+        """The overrides of a run of this variant with the micro-batch that fits by `planned`."""
+        train, size = self.point.cell.settings.train, planned.prediction["micro_batch"] or self.step
+        if self.step % size:  # no plain setting cuts the step so
+            batch = ["train.batch_size=auto", f"train.global_batch={self.step}"]
+        else:
+            batch = [f"train.batch_size={size}", f"train.grad_accum={self.step // size}"]
+        return [*self.kept, *batch, f"train.gradient_checkpointing={str(train.gradient_checkpointing).lower()}"]
+
+
+def advise(requested: Sequence[list[str]], compose: Compose, options: Options, config_name: str) -> None:
+    """Print for each of the `requested` cells the fastest settings that fit, and the command of the fastest of all.
+
+    config_name: of the named sweep, or ``config``. Raises UserError if no cell is trained, or if nothing fits.
+    """
+    if config_name == "config" and not any(o.startswith("method=") for overrides in requested for o in overrides):
+        requested = [[*overrides, f"method={m}"] for overrides in requested for m in METHODS.split(",")]
+    groups = _variants(requested, compose)
+    variants = [variant for group in groups for variant in group]
+    composed, _ = compose(requested[0])
+    points = [variant.point for variant in variants]
+    asked = [(point.cell.name, point.cell) for point in points]
+    of, root = architectures(points), composed.data_root
+    plan = planner.predicted(asked, of, root, options.memory, options.device, options.card)
+    times, found = times_of(plan, composed, options), iter(plan.points)
+    best = [_best([(variant, next(found)) for variant in group], plan, times) for group in groups]
+    chosen = sorted(filter(None, best), key=lambda pair: times.seconds(pair[1]))
+    if not chosen:
+        raise _nothing(plan)
+    _print(plan, times, chosen, config_name)
+
+
+def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Variant]]:
+    """Of each requested cell that is trained its variants. UserError if there is none, with the first reason."""
+    groups: dict[str, list[Variant]] = {}
+    refused: list[UserError] = []
+    for overrides in requested:
+        kept = [override for override in overrides if override.partition("=")[0] not in SEARCHED]
+        config, applicable = compose(overrides)
+        try:
+            point = point_of(config, applicable)
+        except UserError as error:
+            refused.append(error)
+            continue
+        if not point.cell.settings.method.tuned:
+            continue
+        train = point.cell.settings.train
+        step = train.micro_batch * (train.grad_accum or 1)
+        cut = ["train.batch_size=auto", f"train.global_batch={step}"]
+        if point.cell.settings.method.optim.get("per_layer"):  # it can't accumulate
+            cut = [f"train.batch_size={step}"]
+        for again in ("false", "true"):
+            try:
+                variant = point_of(*compose([*kept, *cut, f"train.gradient_checkpointing={again}"]))
+            except UserError as error:
+                refused.append(error)
+            else:
+                groups.setdefault(point.cell.id, []).append(Variant(variant, kept, step))
+    if not groups:
+        raise refused[0] if refused else UserError("--advise requires a method that is trained.")
+    return list(groups.values())
+
+
+def _best(variants: Sequence[tuple[Variant, Planned]], plan: Plan, times: Times) -> tuple[Variant, Planned] | None:
+    """The fastest that fits; None if none does or its time is unknown."""
+    fitting = [pair for pair in variants if "peak" in pair[1].prediction and plan.fits(pair[1])]
+    timed = [pair for pair in fitting if times.seconds(pair[1]) is not None]
+    return min(timed, key=lambda pair: times.seconds(pair[1]), default=None)
+
+
+def _nothing(plan: Plan) -> UserError:
+    predicted = plan.predicted
+    if not predicted:
+        first = plan.points[0].prediction
+        return UserError(first["impossible"] if "impossible" in first else first["unknown"])
+    if any(map(plan.fits, predicted)):
+        return UserError("--advise requires train.max_steps=: how many steps the data gives is not known here.")
+    least = min(predicted, key=lambda point: point.peak)
+    return UserError(
+        f"Nothing fits {plan.card.name} ({units.size(plan.budget)}): with one sequence at a time, "
+        f"{least.cell.method} takes least, {units.size(least.peak + BESIDE)}; take a smaller model or a larger card."
+    )
+
+
+def _print(plan: Plan, times: Times, chosen: list[tuple[Variant, Planned]], config_name: str) -> None:
+    from rich.text import Text
+
+    columns = [column for column in COLUMNS if column.header != "cost" or times.price is not None]
+    rows = [_row(variant, planned, times)[: len(columns)] for variant, planned in chosen]
+    shown = terminal.console()
+    table, _ = terminal.fitted(columns, rows, shown.width)
+    variant, planned = chosen[0]
+    start = "run" if config_name == "config" else f"sweep {config_name}"
+    command = f"{PROGRAM} {start} {shlex.join(variant.typed(planned))}"
+    notes = [
+        *dict.fromkeys(plan_view.outside(plan)),
+        *plan_view.time_notes(plan, times),
+        "All train the same steps on the same sequences. Methods learn differently: this says what is fast, not what "
+        "is good.",
+    ]
+    lines = [line for note in notes for line in textwrap.wrap(note, min(shown.width, 110))]
+    fastest = f"Fastest that fits {plan.card.name}, by the estimate: {planned.cell.method}. To run it:"
+    text = [Text(""), Text(fastest), Text(""), Text(f"  {command}", no_wrap=True), Text(""), *map(Text, lines)]
+    terminal.show(shown, [table, *text])
+
+
+def _row(variant: Variant, planned: Planned, times: Times) -> list[str]:
+    cell, cost = planned.cell, times.dollars(planned)
+    size = planned.prediction["micro_batch"] or variant.step
+    return [
+        cell.method,
+        " ".join(f"{axis}={value:g}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None),
+        f"{size} × {-(-variant.step // size)}",
+        "yes" if cell.settings.train.gradient_checkpointing else "no",
+        units.size(planned.peak),
+        duration(times.seconds(planned)),
+        "–" if cost is None else units.dollars(cost),
+    ]

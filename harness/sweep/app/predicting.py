@@ -1,0 +1,53 @@
+"""`plan`: what the points of a grid would take, printed; nothing is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from harness import terminal
+from harness.errors import UserError
+from harness.record import Cell
+from harness.sweep import plan_view, planner
+from harness.sweep.app.checking import Point, architectures, check, point_of
+from harness.sweep.app.session import Options
+from harness.sweep.estimates.times import Times
+
+Compose = Callable[[list[str]], tuple[DictConfig, list[str]]]  # the configuration of a point, and which overrides hold
+
+
+def predict(requested: Sequence[list[str]], compose: Compose, options: Options) -> None:
+    """Print what the points would take; an impossible point is a line with its reason."""
+    planned: dict[str, tuple[str, Cell | str]] = {}
+    local: list[Point] = []
+    remote: dict[str, Point] = {}
+    for overrides in requested:
+        composed, applicable = compose(overrides)
+        try:
+            point = point_of(composed, applicable)
+        except UserError as error:
+            planned.setdefault(str(error), (" ".join(overrides), str(error)))
+            continue
+        if point.access is not None:
+            remote[point.cell.id] = point
+        else:
+            local.append(point)
+            planned.setdefault(point.cell.id, (point.cell.name, point.cell))
+    if remote:
+        check(list(remote.values()), composed, options)
+    if planned:
+        of, root = architectures(local), composed.data_root
+        plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
+        times = times_of(plan, composed, options)
+        shown = terminal.console()
+        if shown.is_terminal:
+            terminal.show(shown, plan_view.view(plan, times, shown.width))
+        else:
+            print("\n".join(plan_view.lines(plan, times)))
+
+
+def times_of(plan: planner.Plan, config: DictConfig, options: Options) -> Times:
+    results = Path(config.results_dir).expanduser()
+    return Times(results, plan.environment, plan.kernels, plan.card, options.throughput, options.price)

@@ -1,0 +1,60 @@
+"""A card that need not be here: its memory, its rates and its price, from conf/device/NAME.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from harness.config_folders import group_files
+from harness.errors import UserError, first_line, one_of
+from harness.protocol import CardRates
+
+
+@dataclass
+class Card:
+    """The fields of a file of conf/device. Rates are dense, as published; measured ones may stand there instead."""
+
+    name: str = ""
+    """Name of the file."""
+    devices: list[str] = field(default_factory=list)
+    """Names that torch gives the device. Records of a device of such a name are of this card."""
+    memory_gib: float = MISSING
+    """GiB that torch reports as its total capacity, somewhat less than the GB on the box."""
+    bf16_tflops: float | None = MISSING
+    """10¹² FLOP/s of matrix products in bf16, accumulated in fp32 (null: the card has no bf16)."""
+    fp32_tflops: float = MISSING
+    """10¹² FLOP/s in fp32; not in TF32, which torch does not use unless told to."""
+    bandwidth_gb: float = MISSING
+    """10⁹ bytes/s of its memory."""
+    price: float | None = None
+    """Dollars an hour (null: unknown). Prices change, so the shipped files have none."""
+    source: str = MISSING
+    """Where the rates are from."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return int(self.memory_gib * 2**30)
+
+    @property
+    def rates(self) -> CardRates:
+        bf16 = None if self.bf16_tflops is None else self.bf16_tflops * 1e12
+        return CardRates(bf16, self.fp32_tflops * 1e12, self.bandwidth_gb * 1e9)
+
+
+def load(name: str) -> Card:
+    """The card of conf/device/`name`.yaml, shipped or in the working folder. UserError if it is unknown or wrong."""
+    files = group_files("device")
+    one_of("--device", name, ["cpu", "cuda", *files])
+    try:
+        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(files[name])))
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"conf/device/{name}.yaml is wrong: {first_line(error)}.") from None
+    card.name = name
+    for key in ("memory_gib", "bf16_tflops", "fp32_tflops", "bandwidth_gb", "price"):
+        if (value := getattr(card, key)) is not None and not value > 0:
+            raise UserError(f"{key} in conf/device/{name}.yaml must be positive, got {value:g}.")
+    return card

@@ -1,0 +1,130 @@
+"""How long a planned cell trains: by records of the same device, else by the rates of a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness.record import Cell, Record, read_study, studies
+from harness.sweep.estimates.card import Card
+from harness.sweep.planner import Planned
+
+LIKE = 4.0  # within this factor the sizes of models and of steps are alike enough to tell a time by
+# What training takes beyond the least time at a card's published rates (harness/job/predict/roofline.py): the mean of
+# two cards, and the ends of all published runs. From `benchmarks/cards.py`, see docs/cards.md.
+SLOWER, SLOWER_FROM, SLOWER_TO = 1.7, 1.3, 2.1
+
+
+class Times:
+    """Training times and their price, estimated from records of the same device that ran undisturbed.
+
+    Without such records, from the rates of a card. The device is that of `card`, or this machine's as in
+    `environment`. kernels: of the planned cells; those of another kind than the device have no time. throughput: raw
+    tokens/s to assume for every cell. price: dollars for a device and hour (None: the card's, or unknown).
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        environment: dict[str, Any],
+        kernels: str,
+        card: Card | None = None,
+        throughput: float | None = None,
+        price: float | None = None,
+    ):
+        self.throughput = throughput
+        self.price = card.price if price is None and card is not None else price
+        found = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
+        here = {_device(environment)} if card is None else {("cuda", name) for name in card.devices}
+        devices = {device for device in here if device[0] == kernels}
+        crowded = _overlapping(found)
+        self._records = [
+            record
+            for record in found
+            if record.train and not record.source and _device(record.environment) in devices
+            if id(record) not in crowded and not record.train.resumed_at
+        ]
+        self.used: set[int] = set()  # the records that a time rests on, by identity
+        self.by_rates = False  # whether a time rests on a card's rates
+
+    def dollars(self, point: Planned) -> float | None:
+        """The price of `seconds` on all devices; None if either is unknown."""
+        seconds = self.seconds(point)
+        if seconds is None or self.price is None:
+            return None
+        return self.price * seconds / 3600 * point.cell.settings.train.total_devices
+
+    def seconds(self, point: Planned) -> float | None:
+        """Seconds of a point's training steps; None without records or a card's rates, or without trained weights.
+
+        Tokens at the given throughput, else at the median rate of the same model, method and number of devices in steps
+        of a like size, else FLOPs at the median FLOP/s per device of models and steps of a like size, else the least
+        time at the card's rates × SLOWER.
+        """
+        p = point.prediction
+        if not p["trainable"] or p["shape"]["steps"] is None:
+            return None
+        if self.throughput is not None:
+            return p["shape"]["raw"] / self.throughput
+        train = point.cell.settings.train
+        step = p["shape"]["raw"] / p["shape"]["steps"]
+        like = [r for r in self._records if _alike(r.train.tokens.raw / r.train.steps, step)]
+        if same := [r for r in like if _kind(r.cell) == _kind(point.cell)]:
+            self.used |= set(map(id, same))
+            return p["shape"]["raw"] / median(r.train.tokens_per_second_steady for r in same)
+        sized = [r for r in like if r.parameters and _alike(r.parameters.total, p["total"]) and _flops_per_second(r)]
+        self.used |= set(map(id, sized))
+        rates = [rate for r in sized for rate in _flops_per_second(r)]
+        if rates:
+            return p["flops"] / median(rates) / train.total_devices
+        if p["least_seconds"] is None:
+            return None
+        self.by_rates = True
+        return SLOWER * p["least_seconds"]
+
+
+def _alike(a: float, b: float) -> bool:
+    return b / LIKE <= a <= b * LIKE
+
+
+def _overlapping(records: Iterable[Record]) -> set[int]:
+    """The records, by identity, that ran while another one did on the same GPU (or CPU): neither time counts."""
+    found: set[int] = set()
+    before: dict[Any, tuple[float, Record]] = {}  # by device, the end of the one that ends last, and that one
+    for record in sorted((r for r in records if r.seconds and r.environment.get("boot")), key=_start):
+        start, gpus = _start(record), str((record.environment.get("device") or {}).get("id"))
+        for device in [(record.environment["boot"], gpu) for gpu in gpus.split("+")]:
+            end, running = before.get(device, (0.0, None))
+            if start + 1 < end:  # starts are in whole seconds
+                found |= {id(record), id(running)}
+            if start + record.seconds > end:
+                before[device] = start + record.seconds, record
+    return found
+
+
+def _start(record: Record) -> float:
+    return datetime.fromisoformat(record.started).timestamp()
+
+
+def _kind(cell: Cell) -> tuple[str, str, int, int]:
+    """What cells share whose token rates are comparable."""
+    return cell.model, cell.method, cell.settings.train.devices, cell.settings.train.nodes
+
+
+def _flops_per_second(record: Record) -> list[float]:
+    """FLOP/s per device in the steady steps; empty if the record has no probe."""
+    train = record.train
+    if record.probe is None or train is None:
+        return []
+    padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
+    flops = record.probe.flops_per_token + record.probe.recomputed_flops_per_token
+    return [flops * padded / record.cell.settings.train.total_devices]
+
+
+def _device(environment: dict[str, Any]) -> tuple[Any, ...]:
+    device, cpu = environment.get("device") or {}, environment.get("cpu") or {}
+    where = (cpu.get("name"), environment.get("threads")) if device.get("type") == "cpu" else (device.get("name"),)
+    return (device.get("type"), *where)
