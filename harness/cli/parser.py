@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + ("" if self._appendix is None else self._appendix())
 
     def error(self, message: str):
+        if message.startswith("unrecognized") and any(action.dest == "settings" for action in self._actions):
+            message += "; a setting is KEY=VALUE, without dashes"
         raise UserError(f"{message}; `{self.prog} --help` lists the options.")
 
 

@@ -260,7 +260,8 @@ def lint(options: argparse.Namespace) -> int:
         found = findings(records)
         total += len(found)
         if records:
-            print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {len(records)} cells")
+            cells = f"{len(records)} cell{'s' if len(records) != 1 else ''}"
+            print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {cells}")
         for finding in found:
             print(f"- {finding.sentence}")
         for drift in drifts(records):

@@ -127,13 +127,13 @@ def command(claim: Claim) -> str:
 
 
 def effect_text(verdict: Verdict) -> str:
-    """The effect, with its 95% interval if it is known."""
+    """The effect, with its 95% interval if it is known; the unit stands once."""
     effect, shown = verdict.judgement.effect, verdict.claim.shown
     if effect is None:
         return ABSENT
     if math.isnan(effect.low) or effect.low == effect.high:
         return shown(effect.value)
-    low, high = (("any" if math.isinf(end) else shown(end)) for end in effect[1:])
+    low, high = (("any" if math.isinf(end) else shown(end).removesuffix(" points")) for end in effect[1:])
     return f"{shown(effect.value)} ({low} to {high})"
 
 

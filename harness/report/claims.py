@@ -116,4 +116,4 @@ def points(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    return f"{value:.1e}"
+    return f"{value:.1e}" if value else "0"

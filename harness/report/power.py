@@ -1,6 +1,6 @@
 """How many items and seeds it takes to tell two methods apart, before anything is run.
 
-Simulates what `stats.differences` would see, and tests it as that does.
+Simulates what `statistics.differences` would see, and tests it as that does.
 """
 
 from __future__ import annotations

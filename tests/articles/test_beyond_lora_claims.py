@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shlex
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import better
 from harness.config import ROOT
 from harness.record import Kinds, SmallerBatches, read_study, write
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, judge
+from harness.report.articles import effect_text
+from harness.report.claims import OPEN, REFUTED, SUPPORTED, Judgement, Verdict, judge
 from harness.report.statistics import Interval
 from harness.report.tables.formats import render
 from harness.sweep.app.grid import points
@@ -413,6 +415,19 @@ def test_best_rates(study, name, methods, claimed):
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
     assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "One seed")
+
+
+@pytest.mark.parametrize(
+    ("name", "effect", "text"),
+    [
+        ("lr-full", Interval(6e-5, 0.0, math.inf), "6.0e-05 (0 to any)"),
+        ("dora-full", Interval(-0.02, -0.25, 0.21), "−2.0 points (−25.0 to +21.0)"),
+        ("lora-memory", Interval(0.5, 0.4, 0.6), "0.500× (0.400× to 0.600×)"),
+        ("dora-full", Interval(-0.02, math.nan, math.nan), "−2.0 points"),
+    ],
+)
+def test_an_effect_is_shown_with_its_unit_once(name, effect, text):
+    assert effect_text(Verdict(CLAIMS[name], ("s", "m", "d"), Judgement(OPEN, effect))) == text
 
 
 def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):

@@ -69,7 +69,15 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run eval.tasks=gsm9k", ["eval.tasks must be a list, got gsm9k; write eval.tasks=[gsm9k]."]),
         ("run colour=red", ["'colour'", "--help"]),
         ("run method.adapt.use_rslora=true", ["'method.adapt.use_rslora'", "+"]),
-        ("run rank=abc", ["rank=abc", "Integer"]),
+        ("run train.lr=1e-4", ["'train.lr'", "did you mean lr?"]),
+        ("run rank=abc", ["rank must be a whole number, got abc."]),
+        ("run lr=fast", ["lr must be a number, got fast."]),
+        ("run train.packing=maybe", ["train.packing must be true or false, got maybe."]),
+        ("run lora", ["got 'lora'; did you mean method=lora?"]),
+        ("run quickstart", ["got 'quickstart'; `sweep quickstart` runs the sweep of that name"]),
+        ("run --rank=8", ["--rank=8; a setting is KEY=VALUE, without dashes", "`python -m harness run --help`"]),
+        ("sweep method=lora rank=8,16, lr=1e-4", ["can't end with a comma, got rank=8,16,; write rank=8,16."]),
+        ("run model=/not/there", ["got /not/there; use model.path=/not/there."]),
         ("run rank=[1", ["rank=[1"]),
         ("run rank", ["'rank'", "KEY=VALUE"]),
         ("run rank=0", ["rank must be positive, got 0"]),
@@ -92,7 +100,7 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run results_dir=/dev/null/x", ["/dev/null/x"]),
         ("sweep method=lora,lorra", ["method=lorra"]),
         ("sweep method=lora,dora rnk=8", ["'rnk'"]),
-        ("sweep rank=8,abc", ["rank=abc"]),
+        ("sweep rank=8,abc", ["rank must be a whole number, got abc"]),
         ("sweep rank=8,0", ["rank must be positive, got 0"]),
         ("sweep lr=interval(1,2)", ["lr=interval(1,2)", "key=a,b,c"]),
         ("sweep quickstart study=../x", ["study must", "got ../x"]),
@@ -113,8 +121,10 @@ def test_impossible_cells_are_named_when_they_are_left_out(inside):
     assert_refused(said, "requires hydra/launcher=slurm")
 
 
-def test_several_methods_of_run_are_not_advised_as_a_list(inside):
-    assert "[" not in inside("run", "method=lora,dora").stderr
+@pytest.mark.parametrize("setting", ["method=lora,dora", "lr=1e-4,2e-4"])
+def test_several_values_of_run_are_not_advised_as_a_list_where_there_is_none(inside, setting):
+    assert "[" not in inside("run", setting).stderr
+    assert "eval.tasks=[facts,wordmath] is one list" in inside("run", "eval.tasks=facts,wordmath").stderr
 
 
 @pytest.mark.parametrize("command", ["table", "report", "claims", "lint", "status", "verify", "forgetting"])

@@ -53,6 +53,20 @@ def test_two_models_and_two_data_sets_are_compared_each_in_its_place(folder):
     assert "gsm8k exact_match strict-match (large/facts): lora scores highest. Significantly worse: full." in text
 
 
+def test_what_is_said_of_a_choice_names_its_data_set_where_there_are_several(folder):
+    records = []
+    for data, lrs in (("gsm8k", (1e-4, 2e-4)), ("facts", (2e-4, 4e-4))):
+        for lr in lrs:
+            made = leave(folder, make_record("lora", lr=lr, data=data), answers(0.6, len(records)))
+            made.validation = [ValidationPoint(50, 20_000, 1e4 * lr)]
+            records.append(made)
+        records.append(make_record("full", lr=1e-4, data=data, status="oom"))
+    text = caption(best(records, folder))
+    assert "† Best value at the edge of its grid in gsm8k; a wider grid may be better: lora lr=0.0001 is" in text
+    assert "† Best value at the edge of its grid in facts; a wider grid may be better: lora lr=0.0002 is" in text
+    assert "full in facts: no setting chosen, no setting finished with every seed." in text
+
+
 def test_methods_that_share_other_items_than_most_are_compared_among_themselves(folder):
     records = []
     for method, share, n in (

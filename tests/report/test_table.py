@@ -518,9 +518,9 @@ def test_html_is_whole_and_escapes_hostile_names():
 
 def test_a_command_in_markdown_can_be_pasted():
     command = "`harness sweep 'method.adapt.target_modules=[q_proj,v_proj]' a|b`"
-    table = Table("t", ["a"], [["x<b> [y]"]], [f"Run {command}, not `<i>` but [this] or <that>."], None)
+    table = Table("t", ["a"], [["x<b> [y]"]], [f"Run {command}, not `<i>` but [this] or <that>; p < 1%."], None)
     text = render(table, "md")
-    assert f"Run {command.replace('|', chr(92) + '|')}, not `<i>` but \\[this] or \\<that>." in text
+    assert f"Run {command.replace('|', chr(92) + '|')}, not `<i>` but \\[this] or \\<that>; p < 1%." in text
     assert "x\\<b> \\[y]" in text
 
 

@@ -64,13 +64,13 @@ def answer(
         found = PlaceAnswer(contest, here, tests) if contest else None
         sentences = [*(found.sentences() if found else _unscored(here)), *_lost(choices, place)]
         if sentences:
-            lines.append(" ".join([*_prefix(place, places), *sentences]))
+            lines.append(" ".join([*place_prefix(place, places), *sentences]))
         if found and (doubt := found.doubt()):
-            doubts.append((_prefix(place, places), doubt))
+            doubts.append((place_prefix(place, places), doubt))
     return [*lines, *_open(doubts, [record for row in rows.values() for record in row.records], folder)]
 
 
-def _prefix(place: Place, places: Sequence[Place]) -> list[str]:
+def place_prefix(place: Place, places: Sequence[Place]) -> list[str]:
     """What tells a place from the others, such as "wordmath:"."""
     parts = [part for part, each in zip(place, zip(*places, strict=True), strict=True) if len(set(each)) > 1]
     return [f"{'/'.join(parts)}:"] if parts else []

@@ -20,7 +20,7 @@ from harness.report.reruns import only_published
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import ahead, headline, listed, optimism
-from harness.report.tables.answer import answer
+from harness.report.tables.answer import answer, place_prefix
 from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -319,9 +319,12 @@ def _selection_caption(choices: list[Choice], held: list[Contest]) -> Iterator[s
             )
     elif choices:
         yield "Each method had one setting; another one may suit it better."
-    edges = [f"{choice.label} {edge}" for choice in choices for edge in choice.edges]
-    if edges:
-        yield f"{EDGE} Best value at the edge of its grid; a wider grid may be better: {'; '.join(edges)}."
-    for choice in choices:
-        if choice.reason:
-            yield f"{choice.label}: no setting chosen, {choice.reason}."
+    places = list(dict.fromkeys(choice.place for choice in choices))
+    for place in places:
+        here = [choice for choice in choices if choice.place == place]
+        where = "".join(f" in {name.rstrip(':')}" for name in place_prefix(place, places))
+        if edges := "; ".join(f"{choice.label} {edge}" for choice in here for edge in choice.edges):
+            yield f"{EDGE} Best value at the edge of its grid{where}; a wider grid may be better: {edges}."
+        for choice in here:
+            if choice.reason:
+                yield f"{choice.label}{where}: no setting chosen, {choice.reason}."

@@ -67,8 +67,11 @@ def _markdown_table(table: Table) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """`text` escaped, apart from code between backticks: nothing is obeyed there, and a command can be pasted."""
-    return re.sub(r"`[^`]+`|[\\|<`\[]", lambda m: m[0].replace("|", "\\|") if m[0][1:] else "\\" + m[0], text)
+    """`text` escaped, apart from code between backticks: nothing is obeyed there, and a command can be pasted.
+
+    A < before a space begins no tag.
+    """
+    return re.sub(r"`[^`]+`|[\\|`\[]|<(?! )", lambda m: m[0].replace("|", "\\|") if m[0][1:] else "\\" + m[0], text)
 
 
 def tidy(tables: Sequence[Table]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config
-from harness.config_folders import group_files
+from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
 
 GROUPS = ("method", "model", "data", "eval", "hydra/launcher", "hydra/sweeper")
@@ -62,6 +61,9 @@ UNITS = {
     "train.loss_on": "; it is answers or all",
 }
 
+# What OmegaConf says of a value of another type, and the type in the words of the command line.
+KINDS = {"converted to Integer": "a whole number", "converted to Float": "a number", "valid bool": "true or false"}
+
 # The extra that installs the plugin behind a choice of a config group.
 EXTRAS = {
     ("hydra/sweeper", "optuna"): "optuna",
@@ -85,17 +87,19 @@ def sentence(error: Exception) -> str:
             return str(unknown)
     first, cause = first_line(error), first_line(error.__cause__ or error)
     if isinstance(error, OverrideParseException):
-        return f"An override must be KEY=VALUE, got {error.override!r}; quote a value that has special characters."
+        return _no_override(error.override)
     if found := re.match(r"Could not override '(.+)'", first):
         return _no_setting(found[1])
     if found := re.match(r"Error merging override (.+)", first):
+        key, _, value = found[1].partition("=")
         if "ListConfig" in cause:
-            key, _, value = found[1].partition("=")
             return f"{key} must be a list, got {value}; write {key}=[{value}]."
+        if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
+            return f"{key} must be {kind}, got {value}."
         return f"{found[1]}: {cause.rstrip('.')}."
     if found := re.match(r"Ambiguous value for argument '(.+)'", first):
         key, _, values = found[1].partition("=")
-        as_list = "" if key in GROUPS else f", and {key}=[{values}] is one list"
+        as_list = f", and {key}=[{values}] is one list" if "list" in _types(Config).get(key, "list") else ""
         return f"{found[1]} names several values: `sweep` runs them all{as_list}."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
@@ -103,11 +107,14 @@ def sentence(error: Exception) -> str:
 
 
 def refuse_slips(overrides: list[str]) -> None:
-    """Raise UserError for values that a space separates, and for a list where a config group takes one name a cell.
+    """Raise UserError for values that a space separates or a comma ends, and for a list where a config group takes one
+    name a cell.
 
-    Hydra would read the first as two settings, and make one cell of the second by the last of its names.
+    Hydra would read the first as two settings, and make one cell of the last by the last of its names.
     """
-    for before, after in itertools.pairwise(overrides):
+    for before, after in itertools.pairwise([*overrides, "="]):
+        if before.endswith(",") and "=" in after:
+            raise UserError(f"A value can't end with a comma, got {before}; write {before.rstrip(',')}.")
         if before.endswith(",") or after.startswith(","):
             raise UserError(f"Values are separated by commas without spaces, got {before} {after}: {before}{after}.")
     for typed in overrides:
@@ -146,7 +153,7 @@ def first_line(error: BaseException) -> str:
 def _chosen(missing: str) -> tuple[str, str]:
     """The config group and the choice in the path of a config that is not there; a choice may have slashes."""
     group = next((group for group in GROUPS if missing.startswith(f"{group}/")), missing.rpartition("/")[0])
-    return group, missing[len(group) :].lstrip("/")
+    return group, missing[len(group) :].removeprefix("/")
 
 
 def _no_choice(group: str, choice: str) -> str | None:
@@ -160,10 +167,20 @@ def _no_choice(group: str, choice: str) -> str | None:
     return None
 
 
+def _no_override(typed: str) -> str:
+    """What to type in place of a word that sets nothing."""
+    wrong = f"An override must be KEY=VALUE, got {typed!r}"
+    if typed in named_sweeps():
+        return f"{wrong}; `sweep {typed}` runs the sweep of that name, one at a time."
+    if group := next((group for group in GROUPS if typed in group_files(group)), None):
+        return f"{wrong}; did you mean {group}={typed}?"
+    return f"{wrong}; quote a value that has special characters."
+
+
 def _no_setting(key: str) -> str:
     if key.startswith(("method.", "data.load.", "hydra.")):  # open to what the callable they name takes
         return f"There is no setting {key!r}; to add one, put ++ before it."
-    last, known = key.rpartition(".")[2], list(_keys(Config))
+    last, known = key.rpartition(".")[2], sorted(_types(Config), key=lambda k: k.count("."))
     elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.
     own = [k for k in known if k.rpartition(".")[2] == last]
@@ -172,9 +189,11 @@ def _no_setting(key: str) -> str:
     return f"There is no setting {key!r}; `run --help` lists them."
 
 
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a structured config."""
+def _types(schema: type, prefix: str = "") -> dict[str, str]:
+    """The dotted keys of a structured config, each with its type as it is written there."""
+    types = {}
     for f in dataclasses.fields(schema):
-        yield prefix + f.name
+        types[prefix + f.name] = str(f.type)
         if dataclasses.is_dataclass(f.default_factory):
-            yield from _keys(f.default_factory, f"{prefix}{f.name}.")
+            types |= _types(f.default_factory, f"{prefix}{f.name}.")
+    return types
