@@ -70,6 +70,15 @@ def test_tables_fit_the_terminal_and_begin_with_the_answer(results, width):
     assert any(line.startswith("Not shown at this width: ") for line in shown) == (width == 80)
 
 
+def test_what_tells_rows_apart_and_a_score_of_each_task_are_shown_at_any_width():
+    scores = ["facts acc (%)", "facts acc_norm (%)", "math exact (%)"]
+    columns = ["Model", "Data", "Method", "Setting", *scores, "Tokens/s"]
+    rows = [["m", data, "lora", "r=16 lr=1e-4", *["48.8 (34.1–64.1)"] * 3, "577"] for data in ("facts", "math")]
+    shown = terminal.lines(*screen.view([Table("t", columns, rows, [], None)], 80), width=80)
+    left_out = next(line for line in shown if line.startswith("Not shown at this width"))
+    assert left_out == "Not shown at this width: facts acc_norm (%). --wide shows all."
+
+
 def test_a_wide_table_has_all_columns(results):
     records, _ = read_study(results / "demo")
     shown = "\n".join(terminal.lines(*screen.view(tables(records, results / "demo"), terminal.UNLIMITED)))

@@ -21,8 +21,9 @@ import pyarrow as pa
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.pairwise import answers, score_of
+from harness.report.pairwise import answers, clusters, score_of
 from harness.report.statistics import ALPHA, Answers, Difference
+from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import group
 from harness.report.tables.table import Table
@@ -65,7 +66,10 @@ class Changed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The models of one method in one setting (one per seed) against the untuned base, by one score."""
+    """The models of one method in one setting (one per seed) against the untuned base, by one score.
+
+    clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
+    """
 
     place: tuple[str, str, str]
     label: str
@@ -73,6 +77,7 @@ class Comparison:
     cells: list[str]
     base: str
     score: str
+    clusters: int | None
     total: Tally
     subjects: dict[str, Tally]
     changed: list[Changed]
@@ -189,10 +194,12 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
     places = defaultdict(list)
     for i, subject in enumerate(own["subject"].to_pylist()):
         places[subject].append(i)
-    subjects = {subject: _tally(before[at], after[:, at]) for subject, at in places.items()}
+    subjects = {
+        subject: _tally(before[at], after[:, at], clusters(own.take(pa.array(at)))) for subject, at in places.items()
+    }
     told = [tally.change.p for tally in subjects.values() if tally.change]
     by_subject = iter(statistics.holm(told).tolist())
-    clusters = np.unique(own["subject"].to_pylist(), return_inverse=True)[1]
+    groups = clusters(own)
     return Comparison(
         place=of_it.place,
         label=of_it.label,
@@ -200,7 +207,8 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
         cells=[record.cell.name for record in of_it.records],
         base=base.cell.name,
         score=name,
-        total=_tally(before, after, clusters),
+        clusters=Answers(before[None], groups).groups,
+        total=_tally(before, after, groups),
         subjects={
             subject: replace(tally, corrected=next(by_subject)) if tally.change else tally
             for subject, tally in subjects.items()
@@ -209,15 +217,10 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
     )
 
 
-def _tally(before: np.ndarray, after: np.ndarray, clusters: np.ndarray | None = None) -> Tally:
-    """before: (items,) whether the base is right. after: (seeds, items) whether the tuned models are.
-
-    clusters: the subject of each item as a number; None, or one subject: items are independent.
-    """
+def _tally(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Tally:
+    """before: (items,), if the base is right. after: (seeds, items): the tuned models. groups: clusters of items."""
     seeds, items = after.shape
-    if clusters is None or clusters.max() == 0:
-        clusters = np.arange(items)
-    sides = [Answers(values.astype(float), clusters) for values in (after, before[None])]
+    sides = [Answers(values.astype(float), groups) for values in (after, before[None])]
     return Tally(
         items=items,
         right=int(before.sum()),
@@ -314,6 +317,8 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
             + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
             f"{MARK}: a significant change (p < 0.05, by Holm for {len(rows)} comparisons, or the subjects of one).",
         ]
+        if counts := sorted({c.clusters for c in found.comparisons if c.clusters}):
+            caption.append(groups_line(counts))
         if any(len(c.cells) == 1 for c in found.comparisons):
             caption.append("Single seed: results hold for the trained models, not for the method.")
     return _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])

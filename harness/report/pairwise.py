@@ -169,12 +169,18 @@ def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers,
 def answers(folder: Items, record: Record, name: str) -> pa.Table | None:
     """The answers to each item of the score `name`, sorted by subject and index.
 
-    Columns subject, item, hash, value, prediction and target, and question if the file has it; None if the record's
-    file is missing or lacks the others.
+    Columns subject, item, hash, value, prediction and target, and question and cluster if the file has them; None if
+    the record's file is missing or lacks the others.
     """
     score = score_of(record, name)
     columns = ["subject", "item", "hash", "value", "prediction", "target"]
-    return score and _table(folder, record, score, columns, ["question"])
+    return score and _table(folder, record, score, columns, ["question", "cluster"])
+
+
+def clusters(answered: pa.Table) -> np.ndarray:
+    """The cluster of each item: of one subject, or of one value in the column `cluster`."""
+    named = answered["cluster"].to_pylist() if "cluster" in answered.column_names else None
+    return np.array(cluster_numbers(answered["subject"].to_pylist(), named))
 
 
 def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:
@@ -191,9 +197,7 @@ def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | N
         weights = np.array(subject_weights(subjects))
         mean = float((weights * values).mean())
         values = mean + weights * (values - mean)
-    named = table["cluster"].to_pylist() if "cluster" in table.column_names else None
-    clusters = np.array(cluster_numbers(subjects, named))
-    return Answers(values[None], clusters), (score.num_fewshot, score.version, *subjects, *numbers)
+    return Answers(values[None], clusters(table)), (score.num_fewshot, score.version, *subjects, *numbers)
 
 
 def _table(
@@ -269,7 +273,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         corrected={},
         equivalent=[],
         one_seed=[c.label for c, group in zip(choices, groups, strict=True) if _single(group)],
-        clusters=int(first.clusters.max()) + 1 if first is not None and first.clustered else None,
+        clusters=first.groups if first is not None else None,
         seed_spread=_seed_spread(ordered),
     )
 

@@ -19,7 +19,7 @@ from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.pairwise import items
-from harness.report.statistics import ALPHA
+from harness.report.statistics import ALPHA, Answers
 from harness.report.tables.rows import group
 
 WANTED = 0.8
@@ -35,12 +35,14 @@ class Assumptions:
     accuracy: of both methods, a proportion; an item's variance is accuracy × (1 - accuracy).
     seed_sd: standard deviation of a method's true accuracy from seed to seed.
     between_seeds: correlation, over items, of two seeds of one method; between_methods: of two methods.
+    design: items that tell as much as one independent item; above 1 if groups of items are alike (design effect).
     """
 
     accuracy: float = 0.5
     seed_sd: float = 0.01
     between_seeds: float = 0.6
     between_methods: float = 0.5
+    design: float = 1.0
 
 
 def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assumptions | None = None) -> float:
@@ -49,6 +51,7 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
     alpha: the significance level. With one seed only the trained models are compared, without seed-to-seed variance.
     """
     given, draw = given or Assumptions(), np.random.default_rng(0)
+    n = max(2, round(n / given.design))  # that are independent
     if seeds == 1:
         return _mcnemar_power(effect, n, alpha, given, draw)
     variance = given.accuracy * (1 - given.accuracy)
@@ -99,8 +102,8 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
     names = dict.fromkeys(score_name(score) for group in chosen for score in group[0].scores)
     for name in names:
         found = [sample for group in chosen if (sample := items(folder, group, name))]
-        samples = [sample.values for sample, which in found if which == found[0][1]]
-        if samples and all(np.isin(values, (0, 1)).all() for values in samples):
+        samples = [sample for sample, which in found if which == found[0][1]]
+        if samples and all(np.isin(sample.values, (0, 1)).all() for sample in samples):
             return _measured(name, samples)
     raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
 
@@ -143,20 +146,22 @@ def _answer(effect: float, seeds: int, given: Assumptions) -> str:
     return f"more than {MOST_SEEDS} seeds."
 
 
-def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[str]]:
-    given, said = Assumptions(accuracy=float(np.mean([sample.mean() for sample in samples]))), [f"Measured by {name}."]
-    alike = [_correlation(one[0], other[0]) for one, other in itertools.combinations(samples, 2)]
-    repeated = [sample for sample in samples if len(sample) > 1]
+def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]]:
+    accuracy, said = float(np.mean([sample.values.mean() for sample in samples])), [f"Measured by {name}."]
+    given = Assumptions(accuracy, design=_design(samples))
+    alike = [_correlation(one.values[0], other.values[0]) for one, other in itertools.combinations(samples, 2)]
+    repeated = [sample for sample in samples if len(sample.values) > 1]
     if alike:
         given = replace(given, between_methods=max(0.0, float(np.mean(alike))))
     else:
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
-        levels = [statistics.seed_level(statistics.Answers.independent(sample)) for sample in repeated]
-        freedom = np.array([len(sample) - 1 for sample in repeated])
-        pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample, 2)]
-        observed = [len(s) * v.variance for s, v in zip(repeated, levels, strict=True)]
-        noise = [len(s) * v.rest for s, v in zip(repeated, levels, strict=True)]
+        levels = [statistics.seed_level(Answers.independent(sample.values)) for sample in repeated]
+        seeds = [len(sample.values) for sample in repeated]
+        freedom = np.array(seeds) - 1
+        pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample.values, 2)]
+        observed = [n * level.variance for n, level in zip(seeds, levels, strict=True)]
+        noise = [n * level.rest for n, level in zip(seeds, levels, strict=True)]
         sd, low, high = seed_sd(
             np.average(observed, weights=freedom), np.average(noise, weights=freedom), freedom.sum()
         )
@@ -167,8 +172,24 @@ def _measured(name: str, samples: list[np.ndarray]) -> tuple[Assumptions, list[s
         )
     else:
         said.append("The study has one seed per method: the variance between seeds is assumed.")
+    if given.design >= 1.05:
+        said.append(
+            f"Items of a group (subject, passage or template) are alike: {given.design:.2g} of them tell as much as "
+            "one independent item. More items should come in more groups."
+        )
     # Two seeds of one method answer at least as much alike as two methods do
     return replace(given, between_seeds=max(given.between_seeds, given.between_methods)), said
+
+
+def _design(samples: Sequence[Answers]) -> float:
+    """The design effect of the items on differences between methods (of one method: on its score); at least 1."""
+    means = [sample.values.mean(axis=0) for sample in samples]
+    compared = [one - other for one, other in itertools.combinations(means, 2)] or means
+    grouped, alone = (
+        sum(statistics.over_items(values, clusters)[0] for values in compared)
+        for clusters in (samples[0].clusters, np.arange(len(means[0])))
+    )
+    return max(1.0, float(grouped / alone)) if alone else 1.0
 
 
 def seed_sd(observed: float, noise: float, freedom: int) -> tuple[float, float, float]:

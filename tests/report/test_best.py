@@ -485,6 +485,24 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert "The study has one seed per method: the variance between seeds is assumed." in said
 
 
+def test_items_of_a_group_count_as_fewer(folder):
+    """Answers to the five items of a template are all right or all wrong, so that they tell as much as one."""
+    draw, records = np.random.default_rng(0), []
+    templates = np.repeat(np.arange(80), 5)
+    for method, share in (("lora", 0.6), ("full", 0.5)):
+        for seed in range(2):
+            values = (draw.random(80) < share).astype(float)[templates]
+            records.append(
+                leave(folder, make_record(method, lr=1e-4, seed=seed), values, cluster=[f"t{i}" for i in templates])
+            )
+    given, said = assumptions(records, folder)
+    assert given.design == pytest.approx(5, rel=0.05)
+    assert "5.1 of them tell as much as one independent item" in said[-1]
+    five, one = replace(given, design=5.0), replace(given, design=1.0)
+    for seeds in (1, 3):
+        assert power(0.1, seeds, 1_000, given=five) == power(0.1, seeds, 200, given=one)
+
+
 def test_power_on_the_command_line(inside, folder, study):
     run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")

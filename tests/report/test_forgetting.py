@@ -71,6 +71,22 @@ def test_the_interval_is_that_of_differences_paired_by_item(study, folder):
     assert found.total.change.low < -1 / 6 < found.total.change.high
 
 
+def test_items_of_a_template_count_as_a_group(folder):
+    """One subject of two templates: items of a template are lost together."""
+    templates, lost = ["a"] * 3 + ["b"] * 3, [0, 0, 0, 1, 1, 1]
+    for method, values in (("base", [1] * 6), ("lora", lost)):
+        leave(folder, make_record(method), values, subject="mmlu", cluster=templates)
+    found = forgetting(read_study(folder)[0], folder)
+    (compared,) = found.comparisons
+    sides = [statistics.Answers(np.array([v], dtype=float), np.array([0, 0, 0, 1, 1, 1])) for v in (lost, [1] * 6)]
+    assert compared.total.change == statistics.differences(sides)[0, 1]
+    assert compared.subjects["mmlu"].change == compared.total.change
+    assert compared.clusters == 2
+    assert "Items come in groups (subjects, passages or templates: 2), which count as such." in caption(
+        tables(found, "demo", 3)[0]
+    )
+
+
 def test_items_come_with_the_answers_and_those_that_most_seeds_lost_first(study, folder):
     (found,) = forgetting(study, folder).comparisons
     told = [(c.kind, c.subject, c.item, c.seeds, c.target, c.base, c.tuned) for c in found.changed]

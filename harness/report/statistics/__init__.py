@@ -16,7 +16,7 @@ All use the same intervals (`estimates`), the same shrinkage of variances over m
 correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their coverage and error rates in simulated studies.
 """
 
-from harness.report.statistics.accuracies import Answers, differences, mcnemar, mean_intervals, seed_level
+from harness.report.statistics.accuracies import Answers, differences, mcnemar, mean_intervals, over_items, seed_level
 from harness.report.statistics.estimates import (
     ALPHA,
     TAILS,
@@ -63,6 +63,7 @@ __all__ = [
     "of_memory",
     "of_times",
     "optimum",
+    "over_items",
     "preference",
     "ranks",
     "ratio_of_optima",

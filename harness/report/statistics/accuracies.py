@@ -33,8 +33,14 @@ class Answers(NamedTuple):
         return cls(values, np.arange(values.shape[1]))
 
     @property
+    def groups(self) -> int | None:
+        """How many clusters are independent; None if items are."""
+        count = int(self.clusters.max()) + 1
+        return count if 1 < count < len(self.clusters) else None
+
+    @property
     def clustered(self) -> bool:
-        return 1 < self.clusters.max() + 1 < len(self.clusters)
+        return self.groups is not None
 
 
 def mean_intervals(samples: Sequence[Answers]) -> list[Interval]:

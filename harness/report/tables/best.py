@@ -21,6 +21,7 @@ from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import ahead, headline, listed, optimism
 from harness.report.tables.answer import answer, place_prefix
+from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -267,7 +268,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     tested = [contest.differences[pair] for contest in held for pair in contest.corrected]
     pairs = len(tested)
     over = "items" if len(singles) == len(trained) else "seeds and items"
-    grouped = {c.clusters for c in held if c.clusters}
+    counts = {c.clusters for c in held if c.clusters}
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     paired = f"paired by item; {' or '.join(sorted(tests))}"
     corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pair{'s' * (pairs > 1)}"
@@ -280,9 +281,8 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
             "worse share the letter a with it. As the best one is itself observed, all pairs of the methods that are "
             "not found worse yet count as tests."
         )
-    if grouped:
-        counts = ", ".join(map(str, sorted(grouped)))
-        yield f"Items come in groups (subjects, passages or templates: {counts}), which count as such."
+    if counts:
+        yield groups_line(sorted(counts))
     if pairs:
         yield (
             "Best: how likely a method is the best one (bootstrap over seeds and groups of items), and its expected "

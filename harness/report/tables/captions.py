@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from harness.record import Record
 from harness.report.lint import Finding
@@ -197,6 +197,12 @@ def _environment_caption(records: list[Record]) -> list[str]:
         same += [f"{name} {text}" for text in found if len(found) == 1]
     which = "All cells" if len(here) == len(records) else "All cells of local models"
     return [f"{which} ran with {', '.join(same)}."] if same else []
+
+
+def groups_line(counts: Sequence[int]) -> str:
+    """How many groups of items the errors count; one number for each set of items."""
+    listed = ", ".join(map(str, counts))
+    return f"Items come in groups (subjects, passages or templates: {listed}), which count as such."
 
 
 def _span(values: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -144,10 +145,26 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "≥": r"$\geq$",
     "†": r"\textdagger{}",
     "…": r"\ldots{}",
+    "`": r"\textasciigrave{}",
+    "“": "``",
+    "”": "''",
+    "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "²": "$^2$",
+    "³": "$^3$",
+    "·": r"$\cdot$",
+    "ρ": r"$\rho$",
 }
 
 
 def _latex_text(text: str) -> str:
+    """`text` for pdflatex; code between backticks is set as such."""
+    around = [_latex_characters(part) for part in re.split(r"`([^`]+)`", text)]  # at odd places is code
+    code = [rf"\texttt{{{part}}}".replace("'", r"\textquotesingle{}") for part in around[1::2]]
+    return "".join(part for pair in itertools.zip_longest(around[::2], code, fillvalue="") for part in pair)
+
+
+def _latex_characters(text: str) -> str:
     """`text` for pdflatex, whose fonts lack most of Unicode: missing characters are written as code points."""
     text = "".join(LATEX.get(c, c if c.isascii() else f"[U+{ord(c):04X}]") for c in text)
     return re.sub("-(?=-)", "-{}", text)  # no ligature: two hyphens are not a dash

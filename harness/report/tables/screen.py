@@ -14,9 +14,9 @@ from harness.report.tables.formats import one_line
 from harness.report.tables.table import Table
 from harness.terminal import FittedColumn
 
-# From the first that is shown to the last; scores come after the setting, all others last.
-IMPORTANCE = ("Method", "Claim", "Model", "Verdict", "Setting", "SCORE", "Effect", "Peak train memory", "Tokens/s")
-IMPORTANCE += ("Status", "Validation loss", "Study", "Data", "Trainable", "Best (expected rank)", "Seeds", "Tries")
+# From the first that is shown to the last: what tells rows apart, then a score of each task; all others last.
+IMPORTANCE = ("Method", "Claim", "Data", "Model", "Study", "Verdict", "Setting", "SCORE", "Effect", "Peak train memory")
+IMPORTANCE += ("Tokens/s", "Status", "Validation loss", "Trainable", "Best (expected rank)", "Seeds", "Tries")
 CUT = {"Setting": 14, "Study": 12, "Model": 12, "Data": 10}  # characters that a text may be cut to
 BAR = "▌ "
 COMMAND = re.compile(r"`((?:python -m )?harness [^`]+)`[.,]?")
@@ -40,7 +40,10 @@ def answer(table: Table, width: int) -> Iterator[RenderableType]:
 def _view(table: Table, width: int) -> Iterator[RenderableType]:
     yield from answer(table, width)
     yield Text(one_line(table.title), style="bold")
-    columns = [FittedColumn(header, *_standing(header), header not in table.text_columns) for header in table.columns]
+    columns = [
+        FittedColumn(header, *_standing(header, table.columns[:i]), header not in table.text_columns)
+        for i, header in enumerate(table.columns)
+    ]
     rows = [[one_line(cell) for cell in row] for row in table.rows]
     grid, left_out = terminal.fitted(columns, rows, width)
     yield grid
@@ -52,10 +55,18 @@ def _view(table: Table, width: int) -> Iterator[RenderableType]:
     yield Text("")
 
 
-def _standing(header: str) -> tuple[int, int | None]:
-    """The rank of a column, and to how many characters its texts may be cut (null: not at all)."""
-    name = "SCORE" if "(%)" in header or "↓" in header else header
+def _standing(header: str, before: Sequence[str]) -> tuple[int, int | None]:
+    """The rank of a column, and to how many characters its texts may be cut (null: not at all).
+
+    before: the columns left of it. A further score of the same task is no more important than all other columns.
+    """
+    further = any(_is_score(other) and other.split()[0] == header.split()[0] for other in before)
+    name = header if not _is_score(header) else "" if further else "SCORE"
     return IMPORTANCE.index(name) if name in IMPORTANCE else len(IMPORTANCE), CUT.get(name)
+
+
+def _is_score(header: str) -> bool:
+    return "(%)" in header or "↓" in header
 
 
 def _sentence(text: str, width: int, first: str = "- ", then: str = "  ", style: str = "") -> Iterator[Text]:

@@ -303,4 +303,7 @@ class GridSweeper(Sweeper):
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:
     same = "" if cells == points else f" ({points} points of the grid, equal ones run once)"
-    print(f"{study.name}: {cells} cell{'s' * (cells != 1)}{same}, {cells - pending} recorded, {pending} to run.", file=sys.stderr)
+    print(
+        f"{study.name}: {cells} cell{'s' * (cells != 1)}{same}, {cells - pending} recorded, {pending} to run.",
+        file=sys.stderr,
+    )
