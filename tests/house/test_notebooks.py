@@ -80,6 +80,7 @@ def test_a_study_without_questions_is_told_so(study):
     said = texts(notebook)
     assert said.count(f"`{study}` has no questions that two methods answered.") == 3
     assert f"`{study}` has no right or wrong answers of an untuned and a tuned model." in said
+    assert "`harness power` without a study goes by assumptions." in said[-1]
 
 
 def test_there_are_notebooks():

@@ -386,6 +386,8 @@ def test_verdicts_are_those_of_the_claims():
     assert panel.get_title("left").startswith("Beyond LoRA, ratios: ")
     assert panel.get_xscale() == "log"
     assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in ratios]
+    labels = [tick.get_text() for axes in panel.get_figure().axes for tick in axes.get_xticklabels(which="both")]
+    assert [float(label.replace("−", "-")) for label in labels if label]
     assert points(panel) == [(v.judgement.effect.value, y) for y, v in enumerate(ratios)]
     order = legend(panel)
     assert order == ["supported", "refuted", "not decided"]

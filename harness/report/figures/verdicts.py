@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -106,12 +106,32 @@ def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Pla
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
     axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
-    names = [", ".join(filter(None, [verdict.claim.name, where[verdict.place]])) for verdict in found]
-    axes.set_yticks(range(len(found)), labels=[plain(name, 34) for name in names], fontsize=6)
+    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in _names(found, where)], fontsize=6)
     axes.grid(axis="y", visible=False)
-    if unit.scale == "log" and high / low < 100:  # else few ticks are labelled
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=6)
+    if unit.scale == "log":
+        ticks = _log_ticks(low, high)
+        axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
+
+
+def _names(found: Sequence[Verdict], where: Mapping[Place, str]) -> Iterator[str]:
+    """The claim with its place; of a claim in several places the name stands at the first one."""
+    before = None
+    for verdict in found:
+        name = verdict.claim.name if verdict.claim is not before else ""
+        before = verdict.claim
+        yield ", ".join(filter(None, [name, where[verdict.place]]))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between `low` and `high`: powers of ten, or finer where these are few."""
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
 def _limits(unit: Unit, effects: Sequence[Interval]) -> tuple[float, float]:
