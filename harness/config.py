@@ -117,7 +117,8 @@ class DataConfig:
     prompt_if_empty: str | None = None
     """Prompt of records in which a field of the prompt is empty (null: the same prompt)."""
     columns: dict[str, str | None] = field(default_factory=dict)
-    """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local)."""
+    """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local); of
+    preference data (data=local_preference) of prompt, chosen and rejected."""
     test_share: float = 0.0
     """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
     part as the file grows. Requires data in columns (data=local, or from the hub)."""
@@ -197,6 +198,11 @@ class TrainConfig:
     """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
     adapter_dropout: float = 0.0
     """Dropout of the input of each adapter, for methods that have it."""
+    objective: str = "sft"
+    """What training minimises: sft (cross-entropy of the answers), dpo or orpo (of pairs of a chosen and a rejected
+    answer, as data=ultrafeedback or data=local_preference has them; a sequence of a batch is then a pair)."""
+    preference_beta: float = 0.1
+    """Weight of the preference: DPO's beta, or ORPO's lambda. Requires train.objective=dpo or orpo."""
     loss_on: str = "answers"
     """Tokens with training loss: answers (of a chat the assistant's turns), or all. The validation loss is always of
     answers, so that it compares both."""

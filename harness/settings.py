@@ -107,8 +107,8 @@ class EvalSettings:
 class TrainSettings:
     """As in harness.config.TrainConfig. An untuned cell has only what its validation loss depends on.
 
-    devices: of each machine. parallel is null on one device. How often checkpoints are saved changes no result, so it
-    is not here.
+    devices: of each machine. parallel is null on one device, preference_beta without pairs. How often checkpoints are
+    saved changes no result, so it is not here.
     """
 
     max_length: int | None = None
@@ -138,6 +138,13 @@ class TrainSettings:
     activation_offload: bool = False
     compile: bool = False
     nodes: int = 1
+    objective: str = "sft"
+    preference_beta: float | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether the objective is one of pairs, of a chosen and a rejected answer each."""
+        return self.objective != "sft"
 
     @property
     def total_devices(self) -> int:

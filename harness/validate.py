@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 
 from harness import redact
-from harness.config import ADAMW, typed
+from harness.config import ADAMW, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME, TrackerName
 from harness.settings import AUTO, quantised_bits
@@ -23,6 +23,7 @@ CHOICES = {
     "train.precision": ["auto", "bf16", "fp32"],
     "train.parallel": ["ddp", "fsdp"],
     "train.schedule": ["cosine", "linear", "constant"],
+    "train.objective": ["sft", "dpo", "orpo"],
     "train.loss_on": ["answers", "all"],
     "speedups": ["auto", "off"],
     "eval.engine": ["auto", "vllm"],
@@ -146,7 +147,35 @@ def _check_training(config: DictConfig) -> None:
         raise UserError(f"train.final_lr must be a share from 0 to 1 of the learning rate, got {train.final_lr:g}.")
     if train.final_lr and train.schedule == "constant":
         raise UserError(f"train.final_lr={train.final_lr:g} requires train.schedule=cosine or linear, got constant.")
+    _check_objective(config)
     _check_optimizer(config)
+
+
+def _check_objective(config: DictConfig) -> None:
+    """Raise UserError for what an objective of pairs of answers can't be combined with."""
+    train, data, default = config.train, config.data, TrainConfig()
+    if not 0 < train.preference_beta < float("inf"):
+        raise UserError(f"train.preference_beta must be positive, got {train.preference_beta:g}.")
+    if train.objective == default.objective:
+        if train.preference_beta != default.preference_beta:
+            raise UserError(f"train.preference_beta={train.preference_beta:g} requires train.objective=dpo or orpo.")
+        return
+    objective = f"train.objective={train.objective}"
+    if config.model.base_url is None and not data.load.get("rejected", data.columns.get("rejected")):
+        raise UserError(
+            f"{objective} requires pairs of a chosen and a rejected answer, such as data=ultrafeedback or "
+            f"data=local_preference, got data={data.name}."
+        )
+    refused = {
+        f"train.loss_on={train.loss_on}": train.loss_on != default.loss_on and "its loss compares answers",
+        "train.packing=true": train.packing and "the answers of a pair stay in one batch",
+        f"data.noise={data.noise:g}": data.noise and "it changes chosen answers alone",
+        f"train.devices={train.devices}": train.devices > 1 and "it is for one device",
+        f"train.nodes={train.nodes}": train.nodes > 1 and "it is for one device",
+    }
+    for setting, reason in refused.items():
+        if reason:
+            raise UserError(f"{objective} can't be combined with {setting}: {reason}.")
 
 
 def _check_optimizer(config: DictConfig) -> None:

@@ -6,8 +6,10 @@ Inputs are cached for cells with the same settings, until the files behind them 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from harness.job.data import batching, columns, contamination, encoding, sources
@@ -15,7 +17,7 @@ from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import task as held_out
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.models import loading
-from harness.record import Contamination, Record
+from harness.record import Contamination, HeldOut, Record
 from harness.settings import (
     HELD_OUT,
     DataSettings,
@@ -34,22 +36,39 @@ HELD = 8  # settings that are cached at a time
 class PreparedInputs:
     """The inputs of a cell.
 
-    steps: the examples of each optimizer step's micro-batches; none for an untuned model. held_out: examples for the
-    validation loss. fingerprints: of data and model. contamination: of each task by the training examples.
+    steps: what each optimizer step's micro-batches have drawn; none for an untuned model. held_out: examples for the
+    validation loss, or pairs. rewarded: of a cell that is trained on pairs, those that `tasks` asks of its own test
+    part. fingerprints: of data and model. contamination: of each task by the training examples.
     """
 
     tokenizer: PreTrainedTokenizerBase
     tasks: scoring.Tasks
-    steps: list[list[list[encoding.Example]]]
-    held_out: list[encoding.Example]
+    steps: list[list[list[encoding.Drawn]]]
+    held_out: list[encoding.Drawn]
+    rewarded: list[encoding.Pair]
     fingerprints: dict[str, str]
     contamination: dict[str, Contamination]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        trained = (example for step in self.steps for batch in step for example in batch)
-        return max(len(example.ids) for example in (*trained, *self.held_out))
+        trained = (one for step in self.steps for batch in step for one in batch)
+        return max(len(sequence.ids) for one in (*trained, *self.held_out) for sequence in one.sequences)
+
+    @property
+    def answers(self) -> HeldOut | None:
+        """The size of the answers behind the validation loss; None of pairs, whose loss is not theirs alone."""
+        if any(isinstance(one, encoding.Pair) for one in self.held_out):
+            return None
+        tokens = sum(len(example.supervised) for example in self.held_out)
+        return HeldOut(tokens, encoding.answer_bytes(self.tokenizer, self.held_out))
+
+    def samples(self, device: torch.device, size: int) -> Iterator[batching.Batch]:
+        """Training examples in their order, padded, `size` a batch; of pairs the chosen answers."""
+        layout = batching.Layout(flat=False, pad=self.tokenizer.pad_token_id)
+        examples = [one.sequences[0] for step in self.steps for micro in step for one in micro]
+        for i in range(0, len(examples), size):
+            yield layout.batch(examples[i : i + size]).to(device)
 
 
 def of(settings: Settings, data_root: str | None, include_path: str | None = None) -> PreparedInputs:
@@ -99,20 +118,22 @@ def _made(
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
     tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
-    encode = encoding.encoder(tokenizer, settings.data, train.max_length)
+    encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
     drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
-    def drawing(items: list[encoding.Item]) -> list[encoding.Example]:
+    def drawing(items: list[encoding.Item]) -> list[encoding.Drawn]:
         drawn.update((id(item), item) for item in items)
         return encode(items)
 
     steps = batching.scheduled(splits["train"], train, settings.seed, drawing) if trained else []
+    asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
     return PreparedInputs(
         tokenizer,
         tasks,
         steps,
         encode(splits["validation"][: train.validation_items]),
+        encode([splits["test"][i] for i in asked]) if asked else [],
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
         {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
     )

@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import env, record, redact
 from harness.errors import UserError, about_file
-from harness.job import preflight, run_cell, shortage
+from harness.job import pair_cell, preflight, run_cell, shortage
 from harness.job.api import client, run_api_cell
 from harness.job.evaluate.vllm.process import VllmFailed
 from harness.job.reporter import Report
@@ -68,7 +68,8 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         first = rank is None or rank.number == 0
         tracked = request.tracker is not None and first
         start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None
-        job = run_cell.LocalCell(request, report, weights, rank, start_tracker)
+        kind = pair_cell.PairCell if cell.settings.train.paired else run_cell.LocalCell
+        job = kind(request, report, weights, rank, start_tracker)
     result = Record(
         cell=cell,
         study=request.study,

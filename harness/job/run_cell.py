@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from harness import record, redact
 from harness.job import prepared_inputs, shortage, speedups
-from harness.job.data import batching, encoding
+from harness.job.data import batching
 from harness.job.evaluate import decoding, linear_weights, scoring
 from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device, disk_size, inference_speed, nvml
@@ -45,6 +45,7 @@ from harness.job.training import (
     distributed,
     gradient_checkpointing,
     loop,
+    objectives,
     probe,
 )
 from harness.job.training.checkpoints import Checkpoints
@@ -70,7 +71,7 @@ class LocalCell:
         self._weights = weights
         self.inputs = prepared_inputs.of(self.settings, request.data_root, request.local.include_path)
         checks.check_length(self.settings.model, self.inputs.longest)
-        self.tuned = self.settings.method.tuned
+        self.tuned, self.objective = self.settings.method.tuned, objectives.of(self.settings.train)
         asked = request.smaller.batch_size if request.smaller else self.settings.train.micro_batch
         self.batch_size = asked // self.settings.train.total_devices  # of one device
         self.bf16 = device.compute_dtype(self.settings.train.precision) is torch.bfloat16
@@ -129,24 +130,31 @@ class LocalCell:
         if not self.tuned:
             result.parameters.trainable = 0
         pad = self.inputs.tokenizer.pad_token_id
-        self.layout, self._speedups = speedups.enable(self.model, self.settings.speedups, pad, self.accelerator)
+        switch, by_token = self.settings.speedups, self.objective.by_token
+        self.layout, self._speedups = speedups.enable(self.model, switch, pad, self.accelerator, by_token)
         config = structure.inner(self.model).config
         self._loaded["attention"] = config._attn_implementation
-        self._guess = math.log(config.get_text_config().vocab_size)
-        held_out, size = self.inputs.held_out, self.batch_size
-        self.validation = [self.layout.batch(held_out[i : i + size]) for i in range(0, len(held_out), size)]
-        answers = sum(batch.supervised for batch in self.validation)
-        result.held_out = record.HeldOut(answers, encoding.answer_bytes(self.inputs.tokenizer, held_out))
+        self._guess = self.objective.of_a_guess(config.get_text_config().vocab_size)
+        self.validation = self.objective.batches(self.layout, self.inputs.held_out, self.batch_size)
+        result.held_out = self.inputs.answers
 
     def _load(self, phase: str, on: torch.device) -> None:
         """Load and adapt the model on the device `on`."""
+        with self._entered(phase) as see:
+            self._adapt(loading.load(self.cell, on), see)
+
+    @contextmanager
+    def _entered(self, phase: str) -> Iterator[Callable[[Any], None]]:
+        """A phase with its window. Yields a function to call with tensors that no operation made, such as weights."""
         self.reporter.enter(phase)
         with self.meter.window(phase) as memory, self.meter.live(memory) as see:
-            base = loading.load(self.cell, on)
-            self._loaded |= structure.describe(base)
-            own = {id(p) for p in base.parameters()}
-            self.model = adapting.adapt(base, self.cell, self._samples)
-            see(list(self.model.parameters()))  # mapped from the file, not the result of any operation
+            yield see
+
+    def _adapt(self, base: nn.Module, see: Callable[[Any], None]) -> None:
+        self._loaded |= structure.describe(base)
+        own = {id(p) for p in base.parameters()}
+        self.model = adapting.adapt(base, self.cell, partial(self.inputs.samples, self.accelerator.device))
+        see(list(self.model.parameters()))
         self.holders.set_model(self.model)
         self._adapter_names = {name for name, p in self.model.named_parameters() if id(p) not in own}
         self._find_adapters(self.model)
@@ -155,19 +163,12 @@ class LocalCell:
         self.adapters = {id(p) for name, p in model.named_parameters() if name in self._adapter_names}
         self.holders.set_adapters(self.adapters)
 
-    def _samples(self, size: int) -> Iterator[batching.Batch]:
-        """Training examples in their order, padded, `size` a batch."""
-        layout = batching.Layout(flat=False, pad=self.inputs.tokenizer.pad_token_id)
-        examples = [example for step in self.inputs.steps for micro in step for example in micro]
-        for i in range(0, len(examples), size):
-            yield layout.batch(examples[i : i + size]).to(self.accelerator.device)
-
     # probe
 
     def probe_forward(self, result: Record) -> None:
         self.reporter.enter("probe")
         largest = max(self.validation, key=lambda batch: batch.padded).to(self.accelerator.device)
-        self._probe(result, lambda live: probe.forward(self.model, largest, self.accelerator, live))
+        self._probe(result, lambda live: probe.forward(self.model, largest, self.accelerator, live, self.objective))
 
     def probe_training(self, result: Record) -> None:
         self.reporter.enter("probe")
@@ -184,11 +185,12 @@ class LocalCell:
         self.model = self.accelerator.prepare_model(self.model)
         self._find_adapters(self.accelerator.unwrap_model(self.model))  # sharding replaces parameters
         largest = max(self.steps, key=lambda step: max(map(self.layout.tokens, step)))
-        micro = [self.layout.batch(examples).to(self.accelerator.device) for examples in largest]
+        micro = [self.objective.batch(self.layout, drawn).to(self.accelerator.device) for drawn in largest]
         measure = partial(
             probe.steps,
             *(self.model, self.adapters, self._optimizer, micro, train.max_grad_norm, self.accelerator),
             busy=not train.compile,  # the probe's model is not compiled, so its kernels are others
+            objective=self.objective,
         )
         self._probe(result, measure)
         # An optimizer may leave some weights as they are.
@@ -230,9 +232,10 @@ class LocalCell:
                 self.reporter.end_step,
                 self._checkpoints(),
                 self._guess,
+                self.objective,
             )
         del optimizer
-        self._gpus = self._state_of_gpu()
+        self._gpus = self._gpu.states()
         self._training_only.close()
         self.model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         # Only training needs the optimizer's state and, with DDP, the buckets of gradients.
@@ -243,10 +246,10 @@ class LocalCell:
         """The micro-batches of one step after another. A step begins when its batches are asked for."""
         for number, step in enumerate(self.steps, start=1):
             self.reporter.begin_step(number)
-            yield [self.layout.batch(examples) for examples in step]
+            yield [self.objective.batch(self.layout, drawn) for drawn in step]
 
     def _validate(self) -> float:
-        validation_loss = loop.answer_loss(self.model, self.validation, self.accelerator)
+        validation_loss = loop.answer_loss(self.model, self.validation, self.accelerator, self.objective)
         self.reporter.track({"validation/loss": validation_loss})
         return validation_loss
 
@@ -379,13 +382,9 @@ class LocalCell:
     def _precision(self) -> str:
         return "bf16" if self.bf16 else "fp32"
 
-    def _state_of_gpu(self) -> list[Gpu]:
-        state = self._gpu.state()
-        return [] if state is None else [state]
-
     def describe(self, result: Record) -> None:
         result.phases = self.meter.phases
-        result.gpus = self._gpus or self._state_of_gpu()  # the latter of a cell that failed in training
+        result.gpus = self._gpus or self._gpu.states()  # the latter of a cell that failed in training
         result.environment |= device.describe(self.accelerator.device)
         result.environment["precision"] = self._precision
         result.environment["device"]["matmul_flops_per_second"] = self._matmul_peak

@@ -10,11 +10,13 @@ from harness.job.measure import heap
 from harness.job.training import attention, loss
 
 
-def enable(model: nn.Module, switch: str, pad: int, accelerator: Accelerator) -> tuple[Layout, dict[str, str]]:
+def enable(
+    model: nn.Module, switch: str, pad: int, accelerator: Accelerator, by_token: bool = False
+) -> tuple[Layout, dict[str, str]]:
     """Enable the speed-ups of training and validation that `switch`, the setting `speedups`, allows.
 
     Returns the layout of batches, and by speed-up "on", or "off: " and the reason.
-    pad: token id that pads.
+    pad: token id that pads. by_token: as in harness.job.training.loss.enable.
     """
     layout, states = attention.layout(model, switch, pad)
     if layout.flat:
@@ -22,6 +24,6 @@ def enable(model: nn.Module, switch: str, pad: int, accelerator: Accelerator) ->
     if switch == "off":
         return layout, states | dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
     with accelerator.autocast():
-        states["fused_loss"] = loss.enable(model)
+        states["fused_loss"] = loss.enable(model, by_token=by_token)
     states["kept_memory"] = heap.keep(accelerator.device.type)
     return layout, states

@@ -115,7 +115,7 @@ class LossPoint:
     tokens: int
     """Raw training tokens up to this step."""
     loss: float
-    """Mean over the step's supervised tokens, in nats per token."""
+    """Mean over the step's supervised tokens, in nats per token; of an objective of pairs over the pairs, in nats."""
     lr: float
     """Learning rate."""
     grad_norm: float | None
@@ -131,7 +131,7 @@ class ValidationPoint:
     tokens: int
     """Raw training tokens before it."""
     loss: float
-    """Mean over held-out answers, in nats per token."""
+    """Mean over held-out answers, in nats per token; of an objective of pairs over the pairs, in nats."""
 
 
 @dataclass

@@ -152,7 +152,7 @@ class Record:
     validation: list[ValidationPoint] = field(default_factory=list)
     """Validation losses, the last one at the end of training."""
     held_out: HeldOut | None = None
-    """Size of the validation answers. null in records from before it was kept."""
+    """Size of the validation answers. null of an objective of pairs, and in records from before it was kept."""
     gpus: list[Gpu] = field(default_factory=list)
     """State of each GPU during training, in the order of the ranks. Empty on CPU and of an untuned model."""
     merge: Merge | None = None

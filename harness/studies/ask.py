@@ -90,6 +90,6 @@ def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bo
 def _template(data: DataSettings) -> str | None:
     """The prompt template of a question without context; None for conversations, which use the chat template."""
     of_file = data.load.get("columns") or {}
-    if data.load.get("messages") or of_file.get("messages"):
+    if data.load.get("messages") or data.load.get("chosen") or of_file.get("messages"):
         return None
     return data.prompt_if_empty or data.prompt

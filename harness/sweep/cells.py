@@ -59,7 +59,7 @@ def from_config(config: DictConfig) -> Cell:
         name="",
         method=resolved["method"]["name"],
         model=resolved["model"]["name"],
-        data=_described(resolved["data"]),
+        data=_described(resolved["data"], resolved["train"]),
         **used,
         knobs=resolved["method"]["knobs"],
         settings=settings,
@@ -90,9 +90,11 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
 
 def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     """What of the training settings a cell has a use for."""
+    asked = asked if asked.paired else dataclasses.replace(asked, preference_beta=None)
     if not tuned:  # only how the validation loss is taken can change the result
         size = settings_of.TrainConfig().batch_size if asked.batch_size == AUTO else asked.batch_size
-        return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size)
+        loss = {"objective": asked.objective, "preference_beta": asked.preference_beta}
+        return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size, **loss)
     return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
 
 
@@ -118,11 +120,16 @@ def _relative(place: str) -> str:
     return os.path.relpath(path) if path.is_absolute() else place
 
 
-def _described(settings: dict[str, Any]) -> str:
-    """The data in a table: a file by its name, and what was changed in them; cells are compared within one."""
+def _described(settings: dict[str, Any], train: dict[str, Any]) -> str:
+    """The data in a table: a file by its name, and what was changed in them; cells are compared within one.
+
+    Losses of pairs are losses of another kind, so their objective is named, with its weight.
+    """
     name = Path(settings["path"]).name if settings["path"] and settings["columns"] else settings["name"]
     options = (f"{key}={settings_of.typed(value)}" for key, value in sorted(settings["options"].items()))
-    return " ".join([name, *options, *(f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k])])
+    changed = [f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k]]
+    objective = [] if train["objective"] == "sft" else [f"{train['objective']}={train['preference_beta']:g}"]
+    return " ".join([name, *options, *changed, *objective])
 
 
 def _name_relatively(config: DictConfig) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from harness.errors import UserError
 from harness.job.data.columns import Item
-from harness.job.data.encoding import IGNORED, Encoder, Example
+from harness.job.data.encoding import IGNORED, Drawn, Encoder, Example
 from harness.settings import TrainSettings
 
 
@@ -29,7 +29,7 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
         waiting = waiting[batch_size:]
 
 
-def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[list[Example]]:
+def bucketed(batches: list[list[Drawn]], together: int, seed: int) -> list[list[Drawn]]:
     """Regroup examples by length: every `together` batches are sorted by length, cut into batches, and shuffled."""
     shuffle = random.Random(f"buckets {seed}")
     out = []
@@ -40,7 +40,7 @@ def bucketed(batches: list[list[Example]], together: int, seed: int) -> list[lis
     return out
 
 
-def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encoder) -> list[list[list[Example]]]:
+def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encoder) -> list[list[list[Drawn]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
     Only drawn items are encoded: most of a large data set is not. With `epochs` the last step is the one that ends the
@@ -74,8 +74,8 @@ def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encode
 
 
 def _until(
-    steps: Iterable[list[list[Example]]], most: int, count: Callable[[list[Example]], int]
-) -> Iterator[list[list[Example]]]:
+    steps: Iterable[list[list[Drawn]]], most: int, count: Callable[[list[Drawn]], int]
+) -> Iterator[list[list[Drawn]]]:
     """`steps` up to the one with which `count` of their micro-batches adds up to `most`."""
     reached = 0
     for step in steps:
@@ -85,9 +85,9 @@ def _until(
             return
 
 
-def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
+def packed(examples: Iterable[Drawn], room: int) -> Iterator[list[Drawn]]:
     """Packs of examples in their order, with at most `room` tokens each; no example is cut."""
-    pack: list[Example] = []
+    pack: list[Drawn] = []
     taken = 0
     for example in examples:
         if pack and taken + len(example.ids) > room:
@@ -99,7 +99,7 @@ def packed(examples: Iterable[Example], room: int) -> Iterator[list[Example]]:
         yield pack
 
 
-def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[list[Example]]:
+def cut(step: list[list[Drawn]], size: int, room: int | None = None) -> list[list[Drawn]]:
     """Cut a step's micro-batches into micro-batches of at most `size` examples, in their order.
 
     room: tokens of a pack, if the examples were packed; then `size` counts packs.
@@ -111,7 +111,7 @@ def cut(step: list[list[Example]], size: int, room: int | None = None) -> list[l
     return out
 
 
-def pieces(steps: list[list[list[Example]]], size: int, train: TrainSettings) -> list[list[list[Example]]]:
+def pieces(steps: list[list[list[Drawn]]], size: int, train: TrainSettings) -> list[list[list[Drawn]]]:
     """The micro-batches of each of `steps`, scheduled by the settings `train`, as a device takes them.
 
     Each has at most `size` sequences, or packs if they are packed.
@@ -150,6 +150,10 @@ class Batch:
         return self.input_ids.flatten() if self.attention_mask is None else self.input_ids[self.attention_mask.bool()]
 
 
+def _sequences(drawn: Iterable[Drawn]) -> list[Example]:
+    return [sequence for one in drawn for sequence in one.sequences]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How examples become a batch: flat, or padded with the token `pad`, which has neither attention nor loss.
@@ -162,14 +166,15 @@ class Layout:
     every: bool = False
     pad: int = 0
 
-    def tokens(self, examples: list[Example]) -> int:
-        """Tokens of a batch of `examples`, padding included."""
-        lengths = [len(e.ids) for e in examples]
+    def tokens(self, drawn: list[Drawn]) -> int:
+        """Tokens of a batch of what was `drawn`, padding included."""
+        lengths = [len(e.ids) for e in _sequences(drawn)]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
-    def batch(self, examples: list[Example]) -> Batch:
+    def batch(self, drawn: list[Drawn]) -> Batch:
+        examples = _sequences(drawn)
         wanted = [e.supervised for e in examples]
-        counts = (sum(len(e.ids) for e in examples), self.tokens(examples), sum(map(len, wanted)))
+        counts = (sum(len(e.ids) for e in examples), self.tokens(drawn), sum(map(len, wanted)))
         return (self._flat if self.flat else self._padded)(examples, wanted, counts)
 
     def _flat(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:

@@ -1,7 +1,8 @@
 """Turns rows of a table into items: maps columns, limits the items, replaces a share of answers by wrong ones.
 
 An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses and ``"options": [str, …]`` where
-it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``.
+it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``. Of
+preference data it has ``"rejected"`` besides: harness/job/data/preferences.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import random
 import string
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import pyarrow.parquet as pq
 
 from harness.errors import UserError
 from harness.job.data import options
+from harness.job.data.preferences import CHOSEN, REJECTED, paired
+from harness.job.data.turns import text_of, turns_of
 
 Item = dict[str, Any]
 CHAT = "messages"
 OPTIONS = "options"
-SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}  # roles by other names
+UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
 READERS = {
     ".jsonl": lambda file: _json_lines(file),
     ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
@@ -72,8 +75,9 @@ def mapped(
     """The items of `rows` that have an answer, each with the text that decides whether it is held out.
 
     columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
-    fields except answer and options; of a conversation the turns before its last answer). what: the data's name
-    for messages. Raises UserError if a column is missing, if no item has an answer, or if an answer is no option.
+    fields except answers and options; of a conversation the turns before its last answer). what: the data's name
+    for messages. Raises UserError if a column is missing, if no item has an answer (two, where one is rejected), or if
+    an answer is no option.
     """
     empty = UserError(f"{what} has no records.")
     if not there:
@@ -81,60 +85,62 @@ def mapped(
     for column in [*columns.values(), *([key] if key else [])]:
         if column not in there:
             raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}.")
-    chat = CHAT in columns
-    if chat and OPTIONS in columns:
-        raise UserError("data.columns.options can't be combined with data.columns.messages.")
-    if not chat and "answer" not in columns:
-        raise UserError(f"data.columns.answer must be a column of {what}, got null.")
+    item_of = _reader(columns, what)
     found, count = [], 0
     for row in rows:
         count += 1
-        if chat:
-            turns = _turns(row.get(columns[CHAT]), what)
-            item, answered = {CHAT: turns}, any(turn["role"] == "assistant" and turn["content"] for turn in turns)
-        else:
-            item = {field: _text(row.get(column)) for field, column in columns.items() if field != OPTIONS}
-            answered = bool(item["answer"].strip())
-            if answered and OPTIONS in columns:
-                item[OPTIONS] = options.listed(row.get(columns[OPTIONS]), what)
-        if answered:
+        if (item := item_of(row)) is not None:
             found.append((str(row[key]) if key else _key(item), item))
-    lack = "assistant turn" if chat else f"answer in the column {columns['answer']!r}"
     if not count:
         raise empty
-    if not found:
-        raise UserError(f"None of the {count} records of {what} has an {lack}.")
     if len(found) < count:
-        print(f"{count - len(found)} of {count} records of {what} are left out: they have no {lack}.", file=sys.stderr)
+        lack = "an assistant turn" if CHAT in columns else f"an answer in the column {columns.get('answer')!r}"
+        lack = "two different answers" if REJECTED in columns else lack
+        if not found:
+            raise UserError(f"None of the {count} records of {what} has {lack}.")
+        without = f"no {lack.removeprefix('an ').removeprefix('two ')}"
+        print(f"{count - len(found)} of {count} records of {what} are left out: they have {without}.", file=sys.stderr)
     if OPTIONS in columns:
         meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in found], what)
         found = [(text, item | {"answer": answer}) for (text, item), answer in zip(found, meant, strict=True)]
     return found
 
 
+def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], Item | None]:
+    """The function that makes a row's item, or None of a row without an answer. Raises as `mapped`."""
+
+    def conversation(row: dict[str, Any]) -> Item | None:
+        turns = turns_of(row.get(columns[CHAT]), what)
+        return {CHAT: turns} if any(turn["role"] == "assistant" and turn["content"] for turn in turns) else None
+
+    def answer(row: dict[str, Any]) -> Item | None:
+        item = {field: text_of(row.get(column)) for field, column in columns.items() if field != OPTIONS}
+        if not item["answer"].strip():
+            return None
+        return item | ({OPTIONS: options.listed(row.get(columns[OPTIONS]), what)} if OPTIONS in columns else {})
+
+    if (CHOSEN in columns) != (REJECTED in columns):
+        given, other = (CHOSEN, REJECTED) if CHOSEN in columns else (REJECTED, CHOSEN)
+        raise UserError(f"data.columns.{given} requires data.columns.{other}, the other answer's column.")
+    if CHOSEN in columns:
+        return lambda row: paired(row, columns, what)
+    if CHAT in columns and OPTIONS in columns:
+        raise UserError("data.columns.options can't be combined with data.columns.messages.")
+    if CHAT not in columns and "answer" not in columns:
+        raise UserError(f"data.columns.answer must be a column of {what}, got null.")
+    return conversation if CHAT in columns else answer
+
+
 def _key(item: Item) -> str:
     """What an item asks, so that all answers to one question are held out together."""
     if CHAT not in item:
-        return json.dumps({field: value for field, value in item.items() if field not in ("answer", OPTIONS)})
+        return json.dumps({field: value for field, value in item.items() if field not in UNASKED})
     return json.dumps({CHAT: item[CHAT][: last_answer(item[CHAT])]})
 
 
 def last_answer(turns: list[dict[str, str]]) -> int:
     """The index of the assistant's last turn with words."""
     return max(at for at, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"])
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
-
-
-def _turns(conversation: Any, what: str) -> list[dict[str, str]]:
-    """The turns of a conversation, with the roles that chat templates know. Raises UserError if they are malformed."""
-    try:
-        turns = [(t.get("role") or t["from"], t["content"] if "content" in t else t["value"]) for t in conversation]
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f"The messages of {what} must be lists of turns with a role and a content.") from None
-    return [{"role": SHAREGPT.get(role, role), "content": _text(content)} for role, content in turns]
 
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
@@ -179,7 +185,7 @@ def noisy(items: list[Item], share: float) -> list[Item]:
         wrong = next((answer_of(other) for other in following if _end(other) != _end(items[index])), None)
         if wrong is None:
             raise UserError("data.noise requires answers with different last words; otherwise none is wrong.")
-        out[index] = _answering(items[index], wrong)
+        out[index] = answering(items[index], wrong)
     return out
 
 
@@ -193,7 +199,7 @@ def answer_of(item: Item) -> str:
 def question_of(item: Item) -> str:
     """All text of an item except the answer."""
     if CHAT not in item:
-        return "\n".join(value for field, value in item.items() if field not in ("answer", OPTIONS))
+        return "\n".join(value for field, value in item.items() if field not in UNASKED)
     return "\n".join(turn["content"] for turn in item[CHAT] if turn["role"] != "assistant")
 
 
@@ -202,8 +208,9 @@ def _end(item: Item) -> list[str]:
     return answer_of(item).split()[-1:]
 
 
-def _answering(item: Item, answer: str) -> Item:
+def answering(item: Item, answer: str) -> Item:
+    """`item` with another answer; of a conversation with another last one."""
     if CHAT not in item:
         return item | {"answer": answer}
     last = max(i for i, turn in enumerate(item[CHAT]) if turn["role"] == "assistant")
-    return {CHAT: [turn | {"content": answer} if i == last else turn for i, turn in enumerate(item[CHAT])]}
+    return item | {CHAT: [turn | {"content": answer} if i == last else turn for i, turn in enumerate(item[CHAT])]}

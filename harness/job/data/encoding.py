@@ -2,7 +2,7 @@
 
 Items are as in harness.job.data.columns. The default prompt is that of lm-eval's gsm8k task. The loss is on the answer
 alone, including the end-of-text token after it, so that a tuned model stops. In a conversation the loss is on all turns
-of the assistant.
+of the assistant; of a pair of answers (harness/job/data/preferences.py) on the last turn, in which they differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import chat
-from harness.job.data.columns import CHAT, Item, asked
+from harness.job.data.columns import CHAT, Item, answering, asked
+from harness.job.data.preferences import REJECTED
 from harness.settings import DataSettings
 
 IGNORED = -100  # torch's ignore_index
@@ -31,6 +32,11 @@ class Example:
     prompt: int
     between: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What the model reads: itself."""
+        return (self,)
+
     def whole(self) -> Example:
         """This example with loss on every token."""
         return Example(self.ids, prompt=0)
@@ -42,6 +48,28 @@ class Example:
         return [place for place in range(max(self.prompt, 1), len(self.ids)) if place not in silent]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two tokenised answers to one prompt, of which the first was preferred."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        """What the model reads: the chosen answer, then the rejected one, each after the prompt."""
+        return self.chosen, self.rejected
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids of both sequences."""
+        return self.chosen.ids + self.rejected.ids
+
+
+Drawn = Example | Pair  # one item of a batch
+Encoder = Callable[[list[Item]], list[Drawn]]
+
+
 def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
     """Bytes of the answers of `examples` in UTF-8, without ends of text."""
     answers = ([example.ids[at] for at in example.supervised] for example in examples)
@@ -49,23 +77,30 @@ def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) ->
     return sum(len(tokenizer.decode(ids, **keep).encode()) for ids in answers)
 
 
-Encoder = Callable[[list[Item]], list[Example]]
+def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int, pairs: bool = False) -> Encoder:
+    """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`.
 
-
-def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int) -> Encoder:
-    """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`."""
-    return lambda items: encode_all(tokenizer, items, data.prompt, max_length, data.prompt_if_empty)
+    pairs: whether the rejected answers are tokenised too.
+    """
+    return lambda items: encode_all(tokenizer, items, data.prompt, max_length, data.prompt_if_empty, pairs)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int, bare: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    item: Item,
+    prompt: str,
+    max_length: int,
+    bare: str | None = None,
+    last: bool = False,
 ) -> Example:
     """Tokenise prompt and answer separately, as in generation, joined by one space as in lm-eval.
 
-    bare: the prompt if a field of the item is empty. A conversation is written by the tokenizer's chat template.
+    bare: the prompt if a field of the item is empty. A conversation is written by the tokenizer's chat template; `last`
+    says whether the loss is on its last answer alone.
     """
     if CHAT in item:
         ids, spans = chat.encode(tokenizer, item[CHAT])
+        spans = spans[-1:] if last else spans
         between = zip([end for _, end in spans], [begin for begin, _ in spans[1:]] + [len(ids)], strict=True)
         first = spans[0][0] if spans else len(ids)
         return Example(ids[:max_length], first, tuple(span for span in between if span[0] < span[1]))
@@ -74,16 +109,30 @@ def encode(
     return Example((before + after + [tokenizer.eos_token_id])[:max_length], len(before))
 
 
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int, bare: str | None = None
+) -> Pair:
+    """Tokenise both answers of `item` as `encode` does, with loss on the last turn of a conversation alone."""
+    both = item, answering(item, item[REJECTED])
+    return Pair(*(encode(tokenizer, each, prompt, max_length, bare, last=True) for each in both))
+
+
 def encode_all(
-    tokenizer: PreTrainedTokenizerBase, items: list[Item], prompt: str, max_length: int, bare: str | None = None
-) -> list[Example]:
+    tokenizer: PreTrainedTokenizerBase,
+    items: list[Item],
+    prompt: str,
+    max_length: int,
+    bare: str | None = None,
+    pairs: bool = False,
+) -> list[Drawn]:
     """Tokenise `items`. Raises UserError if there is none, or if truncation removes a whole answer."""
     if not items:
         raise UserError("The data set is empty.")
     if CHAT in items[0]:
         chat.require(tokenizer)
-    examples = [encode(tokenizer, item, prompt, max_length, bare) for item in items]
-    unanswered = sum(not example.supervised for example in examples)
+    one = encode_pair if pairs else encode
+    examples = [one(tokenizer, item, prompt, max_length, bare) for item in items]
+    unanswered = sum(not all(sequence.supervised for sequence in example.sequences) for example in examples)
     if unanswered:
         raise UserError(
             f"train.max_length={max_length} leaves no token of the answer in {unanswered} of {len(examples)} examples; "

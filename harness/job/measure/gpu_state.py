@@ -51,6 +51,10 @@ class GpuSampler:
         """The state over all readings; None if the device is no GPU, or the context was not entered."""
         return None if self._thread is None else summary(self._readings, self._idle_watts)
 
+    def states(self) -> list[Gpu]:
+        """That state as a list, empty if there is none."""
+        return [] if (state := self.state()) is None else [state]
+
 
 def summary(readings: list[Reading], idle_watts: float | None) -> Gpu:
     """One state of several readings. Those between two kernels, when clocks fall, are left out if there are others."""

@@ -37,7 +37,16 @@ from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, 
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
 from harness.job.predict.roofline import Roofline
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
-from harness.job.training import activation_offload, attention, distributed, gradient_checkpointing, loop, loss, probe
+from harness.job.training import (
+    activation_offload,
+    attention,
+    distributed,
+    gradient_checkpointing,
+    loop,
+    loss,
+    objectives,
+    probe,
+)
 from harness.protocol import CardRates
 from harness.record import Cell
 from harness.settings import Settings, TrainSettings, plain
@@ -65,7 +74,7 @@ class Predictor:
         rates: CardRates | None = None,
     ):
         self._data_root, self._auto, self._kernels, self._on, self._rates = data_root, auto, kernels, on, rates
-        self._drawn: dict[str, list[list[list[encoding.Example]]] | None] = {}
+        self._drawn: dict[str, list[list[list[encoding.Drawn]]] | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
@@ -153,7 +162,7 @@ class Predictor:
         """The figures at the model's depth, for micro-batches `times` as large as those of `shape`."""
         settings, train = cell.settings, cell.settings.train
         taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
-        taken += [_share(train), train.activation_offload, train.gradient_checkpointing]
+        taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
@@ -218,7 +227,7 @@ class Predictor:
             )
         if layout.flat:
             attention.enable(net, self._kernels)
-        trained, chunked = settings.method.tuned, settings.fast
+        trained, chunked, objective = settings.method.tuned, settings.fast, objectives.of(settings.train, valued=False)
         if settings.train.gradient_checkpointing:
             gradient_checkpointing.enable(net, stored=False)
         total = structure.count(net)
@@ -246,8 +255,8 @@ class Predictor:
                 materialise_shares(net, self._on) if sharded else materialise(net, self._on)
                 if chunked and not sharded:
                     with accelerator.autocast():
-                        loss.enable(net, self._kernels)
-                micro = [batch.to(self._on) for batch in shape.batches(layout, times)]
+                        loss.enable(net, self._kernels, objective.by_token)
+                micro = [objective.batch(layout, drawn).to(self._on) for drawn in shape.drawn(layout, times)]
                 if (layers := structure.decoder_layers(net, config)) is not None:
                     mark_layers(layers, live)
                 if trained:
@@ -263,9 +272,10 @@ class Predictor:
                     else:
                         net = accelerator.prepare_model(net, device_placement=False)
                     norm = settings.train.max_grad_norm
-                    found = probe.steps(net, adapters, build, micro, norm, accelerator, live, count=count)
+                    arguments = net, adapters, build, micro, norm, accelerator, live
+                    found = probe.steps(*arguments, count=count, objective=objective)
                 else:
-                    found = probe.forward(net, micro[0], accelerator, live)
+                    found = probe.forward(net, micro[0], accelerator, live, objective)
         trainable = structure.count(net, trainable=True) if trained else 0
         padded = sum(batch.padded for batch in loop.own(micro, accelerator))
         AcceleratorState._reset_state(True)
@@ -301,21 +311,22 @@ class Predictor:
         shares = [largest[rank :: settings.train.total_devices] for rank in range(settings.train.total_devices)]
         fullest = max(shares, key=lambda share: max(map(layout.tokens, share)))
         return Shape(
-            [[(len(example.ids), example.prompt) for example in batch] for batch in fullest],
+            [[(len(each.ids), each.prompt) for one in batch for each in one.sequences] for batch in fullest],
             steps=len(steps),
             raw=sum(len(example.ids) for batch in batches for example in batch),
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
+            paired=train.paired,
         )
 
-    def _examples(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
+    def _examples(self, cell: Cell) -> list[list[list[encoding.Drawn]]] | None:
         """The micro-batches of each step, as the cell asks for them; None if the data is not on this machine."""
         key = json.dumps(_drawn_by(cell))
         if key not in self._drawn:
             self._drawn[key] = self._draw(cell)
         return self._drawn[key]
 
-    def _draw(self, cell: Cell) -> list[list[list[encoding.Example]]] | None:
+    def _draw(self, cell: Cell) -> list[list[list[encoding.Drawn]]] | None:
         settings, train = cell.settings, cell.settings.train
         path = settings.data.load.get("path")
         if path is not None and self._data_root is None and not os.path.isfile(path):
@@ -326,7 +337,7 @@ class Predictor:
         except (OSError, ValueError):
             return None
         splits = sources.splits(settings.data, self._data_root)
-        encode = encoding.encoder(tokenizer, settings.data, train.max_length)
+        encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
         if settings.method.tuned:
             return batching.scheduled(splits["train"], train, cell.seed, encode)
         held_out = encode(splits["validation"][: train.validation_items])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.job.data import batching, encoding
-from harness.job.data.batching import Batch
 from harness.settings import TrainSettings
 
 
@@ -13,7 +12,7 @@ from harness.settings import TrainSettings
 class Shape:
     """The micro-batches of the largest step: of each sequence the number of its tokens, and of its prompt's tokens.
 
-    With several devices, those of the device with the largest share.
+    With several devices, those of the device with the largest share. paired: whether each two sequences are a pair.
 
     steps: of the training; None if they depend on data that is not here. raw: tokens of the whole training without
     padding, for its time. real: from the data, not assumed.
@@ -24,18 +23,19 @@ class Shape:
     raw: int
     padded: int
     real: bool
+    paired: bool = False
 
     @property
     def sequences(self) -> int:
-        """Sequences of the largest micro-batch."""
-        return max(map(len, self.micro))
+        """Sequences, or pairs, of the largest micro-batch: what train.batch_size counts."""
+        return max(map(len, self.micro)) // (2 if self.paired else 1)
 
-    def batches(self, layout: batching.Layout, times: int) -> list[Batch]:
+    def drawn(self, layout: batching.Layout, times: int) -> list[list[encoding.Drawn]]:
         """Micro-batches of this shape, `times` as large, of tokens 0; of more than two only the two largest."""
         sized = [[encoding.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
-        if len(sized) > 2:
-            sized = sorted(sized, key=layout.tokens)[-2:]
-        return [layout.batch(examples) for examples in sized]
+        if self.paired:
+            sized = [[encoding.Pair(*both) for both in zip(*[iter(batch)] * 2, strict=True)] for batch in sized]
+        return sorted(sized, key=layout.tokens)[-2:] if len(sized) > 2 else sized
 
 
 def assumed_shape(train: TrainSettings, size: int) -> Shape:
@@ -43,7 +43,9 @@ def assumed_shape(train: TrainSettings, size: int) -> Shape:
     tokens = step * length * (train.max_steps or 1)
     tokens = min(tokens, train.max_tokens or tokens)
     share = -(-step // (size * train.total_devices))
-    return Shape([[(length, 0)] * size] * share, train.max_steps, raw=tokens, padded=tokens, real=False)
+    each = 2 if train.paired else 1
+    micro = [[(length, 0)] * size * each] * share
+    return Shape(micro, train.max_steps, raw=tokens * each, padded=tokens * each, real=False, paired=train.paired)
 
 
 def even_parts(step: int, devices: int) -> list[int]:

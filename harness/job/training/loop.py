@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from harness import record
-from harness.job.data.batching import Batch
-from harness.job.data.encoding import IGNORED
+from harness.job.data.batching import Batch, Layout
+from harness.job.data.encoding import IGNORED, Drawn
 from harness.job.measure.energy import Energy
 from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, compiled, distributed
@@ -51,6 +51,38 @@ class Diverged(Exception):
     def __init__(self, step: int, what: str):
         super().__init__(f"{what} at step {step}; a lower lr or stronger clipping may help.")
         self.step = step
+
+
+class Objective:
+    """What training minimises: it makes batches, and turns a batch into a loss.
+
+    This one is the cross-entropy of answers, a mean over their tokens. objectives.py has those of pairs of answers.
+    """
+
+    by_token = False  # whether the head gives its losses token by token, for which `harness.job.training.loss` is asked
+
+    def batch(self, layout: Layout, drawn: list[Drawn]) -> Batch:
+        """The batch of what was `drawn`, on the host."""
+        return layout.batch(drawn)
+
+    def batches(self, layout: Layout, drawn: list[Drawn], size: int) -> list[Batch]:
+        """Batches of `size` of what was `drawn`, in its order."""
+        return [self.batch(layout, drawn[i : i + size]) for i in range(0, len(drawn), size)]
+
+    def summed(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The loss, a sum over what `weight` counts, in nats."""
+        return summed_loss(model, batch)
+
+    def weight(self, batch: Batch) -> int:
+        """How many terms the loss of `batch` sums: supervised tokens."""
+        return batch.supervised
+
+    def of_a_guess(self, vocabulary: int) -> float:
+        """The mean loss of a uniform guess over the `vocabulary`; infinite if it means nothing."""
+        return math.log(vocabulary)
+
+
+ANSWERS = Objective()
 
 
 @dataclass
@@ -87,14 +119,16 @@ def train(
     report: Callable[[dict], None],
     checkpoints: Checkpoints | None = None,
     guess: float = math.inf,
+    objective: Objective = ANSWERS,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
     validate: returns the validation loss; called at intervals and after the last step.
     report: called with each step's number, loss, learning rate, norm and pace.
     checkpoints: training resumes from them, and saves at their interval and after the last step.
-    guess: loss of a uniform guess over the vocabulary, in nats a token. A model that ends there and began well below
-        has diverged.
+    guess: loss of a uniform guess over the vocabulary, in nats. A model that ends there and began well below has
+        diverged.
+    objective: of the batches in `steps`.
     """
     total = settings.max_steps
     schedule = LambdaLR(optimizer, rate_factor(settings))
@@ -120,7 +154,7 @@ def train(
         accelerator.wait_for_everyone()
         start, compiling = energy.read(), settings.compile and compiled.seconds()
         stopwatch.start()
-        loss, norm = take_step(model, optimizer, micro, settings.max_grad_norm, accelerator, stopwatch.lap)
+        loss, norm = take_step(model, optimizer, micro, settings.max_grad_norm, accelerator, stopwatch.lap, objective)
         taken, parts = stopwatch.stop()
         used = Energy.between(start, energy.read())
         taken, parts, used = distributed.slowest(taken, parts, used, accelerator)
@@ -186,22 +220,24 @@ def take_step(
     max_grad_norm: float | None,
     accelerator: Accelerator,
     lap: Callable[[str], None],
+    objective: Objective = ANSWERS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Take one optimizer step over micro-batches on the device. Returns its loss and its gradient's unclipped norm.
 
     The norm is None if no gradient is left after the backward pass. The loss is the mean over the supervised tokens of
-    the whole step, so that micro-batches give the gradient of the batch. With several processes, the mean of their
-    losses is the step's loss, and the mean of their gradients, which accelerate takes, is the batch's gradient.
+    the whole step (or what else the objective weighs by), so that micro-batches give the gradient of the batch. With
+    several processes, the mean of their losses is the step's loss, and the mean of their gradients, which accelerate
+    takes, is the batch's gradient.
 
     lap: called with each of PARTS as it ends.
     """
-    supervised = sum(batch.supervised for batch in micro) / accelerator.num_processes
+    weight = sum(map(objective.weight, micro)) / accelerator.num_processes
     mine = own(micro, accelerator)
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(mine, start=1):
         with accelerator.no_sync(model) if number < len(mine) else nullcontext():  # all-reduced once, with the last
             with accelerator.autocast():
-                loss = summed_loss(model, batch) / supervised
+                loss = objective.summed(model, batch) / weight
             lap("forward")
             accelerator.backward(loss)
         total += loss.detach()
@@ -241,14 +277,16 @@ def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def answer_loss(model: nn.Module, batches: list[Batch], accelerator: Accelerator) -> float:
-    """Mean cross-entropy in nats over all supervised tokens of `batches`."""
+def answer_loss(
+    model: nn.Module, batches: list[Batch], accelerator: Accelerator, objective: Objective = ANSWERS
+) -> float:
+    """Mean loss in nats over all `batches`: of their supervised tokens, or what else the objective weighs by."""
     model.eval()
     total = 0.0
     for batch in batches:
         with accelerator.autocast():
-            total += float(summed_loss(model, batch.to(accelerator.device)))
-    return total / sum(batch.supervised for batch in batches)
+            total += float(objective.summed(model, batch.to(accelerator.device)))
+    return total / sum(map(objective.weight, batches))
 
 
 def rate_factor(settings: TrainSettings) -> Callable[[int], float]:

@@ -1,7 +1,8 @@
 """Cross-entropy of the head's logits, chunk by chunk: the logits of a batch are never all in memory.
 
-The loss is computed inside the head's forward pass, where its weights are whole even if the model is sharded. Its
-gradients are computed with it, so each product is done once, and no chunk is kept for the backward pass.
+The loss is computed inside the head's forward pass, where its weights are whole even if the model is sharded. The
+gradients of a sum are computed with it, so each product is done once, and no chunk is kept for the backward pass. Token
+by token, the gradients wait for what becomes of the losses, and the backward pass computes each chunk again.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear
 
 from harness.job.data.encoding import IGNORED
+from harness.job.measure import live_memory
 from harness.job.models.structure import inner
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hidden, targets, bias -> summed loss
 CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chunk in fp32
 
 
-def enable(model: nn.Module, kernels: str | None = None) -> str:
+def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False) -> str:
     """Compute the loss of `model` chunk by chunk. Returns "on: " and the kernel, or "off: " and the reason.
 
     Call it under the autocast that training uses.
     kernels: for a prediction, the device whose chunk size applies, ``cpu`` or ``cuda``, with our kernel; null to train,
-        with the size of the device, or with Liger.
+        with the size of the device, or with Liger. by_token: whether losses are wanted token by token, which Liger's
+        kernel does not give.
     """
-    if kernels is not None:
-        return attach(model, functools.partial(chunked, size=CHUNK[kernels]), "chunked")
+    if kernels is not None or by_token:
+        kernel = functools.partial(chunked, size=kernels and CHUNK[kernels], by_token=by_token)
+        return attach(model, kernel, "chunked")
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -70,10 +74,24 @@ def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
 def at_head(model: nn.Module, targets: Tensor) -> AbstractContextManager[bool]:
     """A context in which `model` returns as logits their cross-entropy in nats, summed over `targets` (rows, k).
 
-    Yields whether it does so: only an enabled model does.
+    Yields whether it does so: only an enabled model does; one that is enabled `by_token` returns losses (rows × k,).
     """
     head = inner(model).get_output_embeddings()
     return head.summing(targets) if isinstance(head, LossHead) else nullcontext(False)
+
+
+@contextmanager
+def enabled(model: nn.Module) -> Iterator[None]:
+    """A context in which losses of `model` are computed token by token, as `enable` has them."""
+    net = inner(model)
+    before = net.get_output_embeddings()
+    enable(net, by_token=True)
+    try:
+        yield
+    finally:
+        if (loss_head := net.get_output_embeddings()) is not before:
+            place = next(path for path, module in net.named_modules() if module is loss_head)
+            net.set_submodule(place, before)
 
 
 class LossHead(nn.Linear):
@@ -109,20 +127,57 @@ class LossHead(nn.Linear):
             yield True
 
 
-def chunked(weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, size: int | None = None) -> Tensor:
+def chunked(
+    weight: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    size: int | None = None,
+    by_token: bool = False,
+) -> Tensor:
     """Cross-entropy in nats, summed over `targets` (rows,), of the logits ``hidden @ weight.T + bias``.
 
     weight: (vocabulary, width); hidden: (rows, width); bias: (vocabulary,). Logits are computed in the dtype of
     autocast, if it is on, and their softmax in fp32. size: bytes of a chunk's logits in fp32 (null: the device's).
+    by_token: returns the losses (rows,) instead of their sum, 0 for targets that are IGNORED.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     size = size or CHUNK["cpu" if device == "cpu" else "cuda"]
     rows = max(1, size // (4 * len(weight)))
     with torch.autocast(device, enabled=False):
+        if by_token:
+            return _ByToken.apply(weight, hidden, targets, bias, dtype, rows)
         if torch.is_grad_enabled():
             return _Chunked.apply(weight, hidden, targets, bias, dtype, rows)
         return _walk(weight, hidden, targets, bias, dtype, rows, (False,) * 4)[0]
+
+
+class _ByToken(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        weight: Tensor,
+        hidden: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, hidden, targets, bias)
+        ctx.dtype, ctx.rows = dtype, rows
+        losses = torch.empty(len(hidden), device=hidden.device)
+        _walk(weight, hidden, targets, bias, dtype, rows, (False,) * 4, losses=losses)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, scales: Tensor) -> tuple[Tensor | None, ...]:
+        weight, hidden, targets, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        _, *gradients = _walk(weight, hidden, targets, bias, ctx.dtype, ctx.rows, wanted, scales=scales)
+        weight, hidden, bias = gradients
+        return weight, hidden, None, bias, None, None
 
 
 class _Chunked(torch.autograd.Function):
@@ -155,8 +210,14 @@ def _walk(
     dtype: torch.dtype,
     rows: int,
     wanted: tuple[bool, ...],
+    losses: Tensor | None = None,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The summed loss, and its gradients by weight, hidden and bias; None for arguments that are not `wanted`."""
+    """The summed loss, and its gradients by weight, hidden and bias; None for arguments that are not `wanted`.
+
+    losses: (rows,) to be filled with the loss of each row. scales: (rows,) of the gradients, in a backward pass.
+    """
+    repeated = nullcontext if scales is None else live_memory.recomputation
     by_weight, by_hidden, _, by_bias, *_ = wanted
     cast, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
     loss = torch.zeros((), device=hidden.device)
@@ -165,12 +226,18 @@ def _walk(
     for number, (inputs, answers) in enumerate(zip(hidden.split(rows), targets.split(rows), strict=True)):
         inputs, counted = inputs.to(dtype), answers != IGNORED
         answers = answers.where(counted, 0)[:, None]
-        logs = linear(inputs, cast, offset).float().log_softmax(-1)
+        with repeated():
+            logs = linear(inputs, cast, offset).float().log_softmax(-1)
+        if losses is not None:
+            losses[number * rows :][: len(inputs)] = -logs.gather(1, answers)[:, 0].where(counted, 0.0)
         loss -= logs.gather(1, answers)[:, 0].where(counted, 0.0).sum()
         if not any(wanted):
             continue
         # The gradient by the logits: each token's probability, less 1 for the answer.
-        gradient = logs.exp_().scatter_add_(1, answers, torch.full_like(answers, -1, dtype=logs.dtype)).to(dtype)
+        gradient = logs.exp_().scatter_add_(1, answers, torch.full_like(answers, -1, dtype=logs.dtype))
+        if scales is not None:
+            gradient *= scales[number * rows :][: len(inputs), None]
+        gradient = gradient.to(dtype)
         del logs
         counted = counted[:, None].to(dtype)
         if of_hidden is not None:

@@ -24,6 +24,7 @@ from harness.job.measure.busy import measure as measure_busy
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
 from harness.job.training import loop
+from harness.job.training.loop import Objective
 from harness.record import Probe
 
 SVD = torch.ops.aten._linalg_svd.default
@@ -39,6 +40,7 @@ def steps(
     live: LiveBytes,
     count: int = 2,
     busy: bool = False,
+    objective: Objective = loop.ANSWERS,
 ) -> Probe:
     """Probe `count` steps on the micro-batches `micro`.
 
@@ -75,10 +77,11 @@ def steps(
     model.train()
     with live, live.replacing(SVD, _Undecomposed(live)):
         see_weights(plain, added, live)
+        live.see([list(vars(batch).values()) for batch in loop.own(micro, accelerator)])  # what an end of a step uses
         for _ in range(count):
             live.reset_operations()
             live.mark("begin")
-            loop.take_step(model, optimizer, micro, max_grad_norm, accelerator, after)
+            loop.take_step(model, optimizer, micro, max_grad_norm, accelerator, after, objective)
             live.see(optimizers.state(optimizer), "optimizer")
         resident = live.now_by_kind
     for hook in hooks:
@@ -86,7 +89,9 @@ def steps(
     padded = sum(batch.padded for batch in loop.own(micro, accelerator))
     found = None
     if busy:
-        again = partial(loop.take_step, model, optimizer, micro, max_grad_norm, accelerator, lambda part: None)
+        again = partial(
+            loop.take_step, model, optimizer, micro, max_grad_norm, accelerator, lambda part: None, objective
+        )
         found = measure_busy(again, accelerator.device)
     return Probe(
         live.peak_by_kind,
@@ -100,13 +105,15 @@ def steps(
 
 
 @torch.no_grad()
-def forward(model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes) -> Probe:
+def forward(
+    model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes, objective: Objective = loop.ANSWERS
+) -> Probe:
     """Probe one forward pass without gradients over `batch`, its loss included."""
     model.eval()
     with live:
         see_weights(model, set(), live)
         with accelerator.autocast():
-            loop.summed_loss(model, batch)
+            objective.summed(model, batch)
         resident = live.now_by_kind
     return Probe(live.peak_by_kind, resident, 0, live.flops / batch.padded, dict(live.attention))
 

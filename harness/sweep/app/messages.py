@@ -41,6 +41,8 @@ ELSEWHERE = {
     "train.weight_decay": ("wd", "decay"),
     "train.betas": ("adam_beta1", "adam_beta2", "beta1", "beta2", "adam_betas"),
     "train.adapter_dropout": ("dropout", "lora_dropout"),
+    "train.objective": ("loss_type", "pref_loss", "stage"),
+    "train.preference_beta": ("beta", "pref_beta"),
     "train.loss_on": (
         "completion_only_loss",
         "train_on_inputs",

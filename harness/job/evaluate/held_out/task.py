@@ -3,7 +3,8 @@
 The prompt is the one of training; a conversation is written by the model's chat template up to its last answer. What is
 measured depends on the answers:
 
-- choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm);
+- choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm); of preference data
+  the options are the two answers, and the chosen one is right;
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
 - text: ROUGE-L (Lin 2004) of a greedy answer, and the bits per byte of the right one;
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
@@ -26,6 +27,7 @@ from rouge_score.tokenizers import Tokenizer
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
 from harness.job.data.generators.reasoning_gym import Verifier
+from harness.job.data.preferences import REJECTED
 from harness.job.evaluate.held_out import matching
 from harness.settings import HELD_OUT, DataSettings
 
@@ -129,11 +131,12 @@ def kind_of(data: DataSettings, items: Sequence[Item]) -> str:
 
     Raises UserError for data.answers=choice without options.
     """
-    if data.answers == "choice" and OPTIONS not in items[0]:
+    options = not items[0].keys().isdisjoint((OPTIONS, REJECTED))
+    if data.answers == "choice" and not options:
         raise UserError("data.answers=choice requires data.columns.options, the column of the options.")
     if data.answers != "auto":
         return data.answers
-    if OPTIONS in items[0]:
+    if options:
         return "choice"
     return "exact" if _mostly(_is_result(answer_of(item)) for item in items) else "text"
 
@@ -153,12 +156,14 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         last = last_answer(item[CHAT])
         turns = item[CHAT][:last]
         text = "\n".join(turn["content"] for turn in turns)
-        return {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
-    doc = {"prompt": asked(item, data.prompt, data.prompt_if_empty), "answer": item["answer"]}
+        doc = {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
+    else:
+        doc = {"prompt": asked(item, data.prompt, data.prompt_if_empty), "answer": item["answer"]}
     if kind == "verified":
         doc["question"] = item["question"]
     if kind == "choice":
-        doc |= {"options": item[OPTIONS], "gold": item[OPTIONS].index(item["answer"])}
+        options = [doc["answer"], item[REJECTED]] if REJECTED in item else item[OPTIONS]
+        doc |= {"options": options, "gold": options.index(doc["answer"])}
     return doc
 
 

@@ -1,0 +1,50 @@
+"""Preference data: two answers to one prompt, of which one was preferred.
+
+An item is one of the preferred answer (harness/job/data/columns.py) with the other under ``"rejected"``: text in place
+of the answer, or of the last turn of a conversation. So everything that reads items reads the preferred answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.errors import UserError
+from harness.job.data.turns import text_of, turns_of
+
+CHOSEN, REJECTED = "chosen", "rejected"  # columns of the answers; the second is also an item's field
+PROMPT = "prompt"  # the column of what a conversation begins with, where answers do not repeat it
+
+
+def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str, Any] | None:
+    """The item of a row with the `columns` chosen, rejected and the prompt's fields; None if the answers do not differ.
+
+    Answers are texts, or conversations: whole ones, or what follows the column `prompt`. what: the data's name for
+    messages. Raises UserError if only one is a conversation, or if two differ before their last turn.
+    """
+    chosen, rejected = (row.get(columns[name]) for name in (CHOSEN, REJECTED))
+    if not chosen or not rejected:
+        return None
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise UserError(f"Both answers of {what} must be texts, or both conversations.")
+    fields = {field: row.get(column) for field, column in columns.items() if field not in (CHOSEN, REJECTED)}
+    if isinstance(chosen, str):
+        item = {field: text_of(value) for field, value in fields.items()}
+        item |= {"answer": chosen, REJECTED: rejected}
+        return item if _differ(chosen, rejected) else None
+    turns, others = (_whole(fields.get(PROMPT), turns_of(answer, what)) for answer in (chosen, rejected))
+    if turns[:-1] != others[:-1] or not turns[-1]["role"] == others[-1]["role"] == "assistant":
+        raise UserError(f"Chosen and rejected conversations of {what} must differ in their last turn alone, an answer.")
+    item = {"messages": turns, REJECTED: others[-1]["content"]}
+    return item if _differ(turns[-1]["content"], item[REJECTED]) else None
+
+
+def _whole(prompt: Any, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """`turns` after `prompt`, a text or turns, unless they begin with the user's words themselves."""
+    if turns[0]["role"] != "assistant" or not prompt:
+        return turns
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else turns_of(prompt, PROMPT)
+    return before + turns
+
+
+def _differ(chosen: str, rejected: str) -> bool:
+    return bool(chosen.strip() and rejected.strip()) and chosen.strip() != rejected.strip()
