@@ -106,6 +106,7 @@ publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ a
 	$(VENV)/bin/python docs/catalogue.py
 	$(VENV)/bin/python docs/reference.py
 	$(VENV)/bin/python docs/published.py
+	$(VENV)/bin/python docs/design.py
 
 # STUDY is one of results/reference/. CELLS are chosen by SEED.
 STUDY ?= quickstart

@@ -32,6 +32,7 @@ from harness.sweep.cells import from_config
 
 WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
 TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "facts_short": 30, "gsm8k": 200}  # raw, an example
+TOKENS |= {"chain_sum": 36}  # of two numbers of two digits, the skill of the published studies
 TOKENS |= {"synthetic": 60, "synthetic_mixed": 54}  # assumed, not measured: a model's words are more than a template's
 GYM = 60  # of a task of reasoning-gym; the pilot's had 35 to 90
 ITEMS = {
@@ -99,7 +100,7 @@ def _product(name: str, overrides: list[str]) -> Iterator[Cell]:
         config = _composed(name, [text for text, _ in choices])
         for values in itertools.product(*plain):
             for key, value in values:
-                OmegaConf.update(config, key, value)
+                OmegaConf.update(config, key, value, force_add=True)  # a line may add an option: +data.options=…
             yield from_config(config)
 
 

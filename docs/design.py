@@ -1,0 +1,152 @@
+"""Renders the numbers of docs/study-design.md: `python docs/design.py`.
+
+What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the claims in harness/articles/, the grids in
+sweeps/ and the records in results/. tests/house/test_study_design.py holds the page to it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT / "docs"), str(ROOT / "benchmarks")]
+
+import sweeps
+from published import RESULTS, records
+from tabulate import tabulate
+
+from harness.config import SWEEPS
+from harness.record import Record
+from harness.report import power
+from harness.report.articles import find
+from harness.report.frame import score_name
+from harness.report.headline import learned
+
+PAGE = ROOT / "docs" / "study-design.md"
+BLOCK = re.compile(r"(<!-- (\w+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+EFFECT, SEEDS = 0.03, 5
+
+AT_CHANCE = "not decided: MMLU is at chance at 135M (25%), so nothing can be lost or won there"
+DECIDED_BY = {
+    "beyond_lora": {
+        "lora-parameters": "study_memory",
+        "lora-memory": "study_memory",
+        "qlora-memory": "study_memory",
+        "dora-memory": "study_memory",
+        "adapters-galore-memory": "study_memory",
+        "galore-memory": "study_memory",
+        "galore-states": "study_memory",
+        "memory-order": "study_memory",
+        "dora-parameters": "study_memory",
+        "galore-weights": "study_memory",
+        "dora-training": "study_speed",
+        "dora-serving": "study_speed",
+        "dora-task": "study_skill",
+        "dora-full": "study_skill",
+        "forgetting-text": "study_skill",
+        "lr-adapters": "study_skill",
+        "lr-full": "study_skill",
+        "lr-ratio": "study_skill",
+        "rank-capacity": "study_rank",
+        "low-rank-spread": "study_rank",
+        "low-rank-divergence": "study_rank",
+        "alpha-r": "study_alpha",
+        "alpha-4r": "study_alpha",
+        "galore-facts": "study_facts",
+        "dora-mmlu": AT_CHANCE,
+        "forgetting-mmlu": AT_CHANCE,
+    },
+    "lora_without_regret": {
+        "rank-capacity": "study_rank",
+        "lr-ratio": "study_rank",
+        "lr-rank": "study_rank",
+        "layers-rank": "study_targets",
+        "layers-parameters": "study_targets",
+        "batch-penalty": "study_batch",
+    },
+}
+"""Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does."""
+
+
+def claims(article: str) -> str:
+    """The claims of an article, each with the sweep that decides it, or why it can't be decided."""
+    rows = [
+        (name, claim.text, f"`{by}`" if (by := DECIDED_BY[article][name]).startswith("study_") else by)
+        for name, claim in find(article).claims.items()
+    ]
+    return _table(["Claim", "In words", "Decided by"], rows)
+
+
+def seeds_and_items(study: str) -> str:
+    """What `harness power` says of the effect that matters, by the noise of a recorded study."""
+    given, said = power.assumptions(records(study), RESULTS / study)
+    return power.describe(EFFECT, SEEDS, given, said)
+
+
+def pilot(study: str) -> str:
+    """Of each data set of a study, the score of each method by steps, mean over seeds, and seconds of a cell."""
+    found: dict[tuple, list[Record]] = defaultdict(list)
+    for record in records(study):
+        cell, steps = record.cell, record.cell.settings.train.max_steps
+        found[cell.data, steps or 0, cell.method, cell.lr or 0.0].append(record)
+    rows = []
+    for (data, steps, method, lr), group in sorted(found.items()):
+        scored = [value for record in group if (value := _learned(record)) is not None]
+        rows.append(
+            (
+                data,
+                method,
+                steps or "–",
+                f"{lr:g}" if lr else "–",
+                len(group),
+                f"{100 * fmean(scored):.0f}" if scored else group[0].status,
+                f"{fmean(record.seconds for record in group):.0f}",
+            )
+        )
+    return _table(["Data", "Method", "Steps", "Rate", "Seeds", "Score (%)", "Seconds a cell"], rows)
+
+
+def _learned(record: Record) -> float | None:
+    scores = {score_name(score): score.value for score in record.scores}
+    name = learned(record.cell.settings.data.name, scores)
+    return None if name is None else scores[name]
+
+
+def costs(pattern: str) -> str:
+    """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py."""
+    rows, total = [], 0.0
+    for path in sorted(SWEEPS.glob("*.yaml")):
+        if fnmatch.fnmatch(path.stem, pattern):
+            found = sweeps.cells(path.stem, [])
+            hours = sum(sweeps.seconds(cell, sweeps.CORES) for cell in found) / 3600
+            total += hours
+            question = sweeps.header(path.stem).splitlines()[0]
+            rows.append((f"`{path.stem}`", question, len(found), f"{hours:.1f}"))
+    return _table(
+        ["Sweep", "Question", "Cells", "Hours"], [*rows, ("", "all", sum(row[2] for row in rows), f"{total:.1f}")]
+    )
+
+
+def _table(header: list[str], rows: list[tuple]) -> str:
+    return tabulate(rows, header, "pipe", disable_numparse=True) + "\n"
+
+
+KINDS = {"claims": claims, "power": seeds_and_items, "pilot": pilot, "costs": costs}
+
+
+def rendered(kind: str, argument: str) -> str:
+    return f"\n{KINDS[kind](argument)}\n"
+
+
+def renewed(text: str) -> str:
+    """`text` with its blocks rendered anew."""
+    return BLOCK.sub(lambda found: found[1] + rendered(found[2], found[3]) + found[4], text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,35 @@
+"""The design of the published studies: its numbers come from records and grids, and no claim is left out."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from harness.config import ROOT
+from harness.report.articles import find
+
+sys.path.append(str(ROOT / "docs"))
+import design
+
+TEXT = design.PAGE.read_text(encoding="utf-8")
+BLOCKS = [(found[2], found[3]) for found in design.BLOCK.finditer(TEXT)]
+
+
+@pytest.mark.parametrize(("kind", "argument"), BLOCKS)
+def test_the_page_shows_what_the_command_makes(kind, argument):
+    assert f"<!-- {kind}: {argument} -->\n{design.rendered(kind, argument)}<!-- end -->" in TEXT, (
+        "`make pages` renews it"
+    )
+
+
+def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
+    for article, decided in design.DECIDED_BY.items():
+        assert decided.keys() == find(article).claims.keys()
+        for by in decided.values():
+            assert by.startswith("not decided: ") or (design.SWEEPS / f"{by}.yaml").is_file(), by
+
+
+def test_the_studies_fit_into_twelve_hours():
+    total = design.costs("study_*").splitlines()[-1].split("|")[-2]
+    assert 0 < float(total) <= 12
