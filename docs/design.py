@@ -1,7 +1,7 @@
 """Renders the numbers of docs/study-design.md: `python docs/design.py`.
 
-What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the claims in harness/articles/, the grids in
-sweeps/ and the records in results/. tests/house/test_study_design.py holds the page to it.
+What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the claims in harness/articles/, the
+grids in sweeps/ and the records in results/. tests/house/test_study_design.py holds the page to it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import fnmatch
 import re
 import sys
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT / "docs"), str(ROOT / "benchmarks")]
-
-import sweeps
 from published import RESULTS, records
 from tabulate import tabulate
 
-from harness.config import SWEEPS
+from harness.config import ROOT, SWEEPS
 from harness.record import Record
 from harness.report import power
 from harness.report.articles import find
 from harness.report.frame import score_name
 from harness.report.headline import learned
+
+sys.path.append(str(ROOT / "benchmarks"))
+import sweeps
 
 PAGE = ROOT / "docs" / "study-design.md"
 BLOCK = re.compile(r"(<!-- (\w+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -49,9 +47,9 @@ DECIDED_BY = {
         "dora-task": "study_skill",
         "dora-full": "study_skill",
         "forgetting-text": "study_skill",
-        "lr-adapters": "study_skill",
-        "lr-full": "study_skill",
-        "lr-ratio": "study_skill",
+        "lr-adapters": "study_lr",
+        "lr-full": "study_lr",
+        "lr-ratio": "study_lr",
         "rank-capacity": "study_rank",
         "low-rank-spread": "study_rank",
         "low-rank-divergence": "study_rank",
@@ -63,8 +61,8 @@ DECIDED_BY = {
     },
     "lora_without_regret": {
         "rank-capacity": "study_rank",
-        "lr-ratio": "study_rank",
-        "lr-rank": "study_rank",
+        "lr-ratio": "study_lr",
+        "lr-rank": "study_lr",
         "layers-rank": "study_targets",
         "layers-parameters": "study_targets",
         "batch-penalty": "study_batch",
@@ -89,7 +87,7 @@ def seeds_and_items(study: str) -> str:
 
 
 def pilot(study: str) -> str:
-    """Of each data set of a study, the score of each method by steps, mean over seeds, and seconds of a cell."""
+    """Of each data set of a study, the score of each method by steps, mean over seeds."""
     found: dict[tuple, list[Record]] = defaultdict(list)
     for record in records(study):
         cell, steps = record.cell, record.cell.settings.train.max_steps
@@ -105,10 +103,9 @@ def pilot(study: str) -> str:
                 f"{lr:g}" if lr else "–",
                 len(group),
                 f"{100 * fmean(scored):.0f}" if scored else group[0].status,
-                f"{fmean(record.seconds for record in group):.0f}",
             )
         )
-    return _table(["Data", "Method", "Steps", "Rate", "Seeds", "Score (%)", "Seconds a cell"], rows)
+    return _table(["Data", "Method", "Steps", "Rate", "Seeds", "Score (%)"], rows)
 
 
 def _learned(record: Record) -> float | None:
