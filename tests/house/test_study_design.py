@@ -19,7 +19,7 @@ BLOCKS = [(found[2], found[3]) for found in design.BLOCK.finditer(TEXT)]
 @pytest.mark.parametrize(("kind", "argument"), BLOCKS)
 def test_the_page_shows_what_the_command_makes(kind, argument):
     assert f"<!-- {kind}: {argument} -->\n{design.rendered(kind, argument)}<!-- end -->" in TEXT, (
-        "`make pages` renews it"
+        "`make publish` renews it"
     )
 
 
