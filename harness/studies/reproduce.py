@@ -31,6 +31,8 @@ def sample(name: str, records: Sequence[Record], n: int, seed: int) -> list[Reco
     """`n` of the finished cells of the study `name` that ran here on local weights, by a random choice that `seed`
     repeats; UserError if there are fewer."""
     able = [r for r in records if r.status == "ok" and r.source is None and not r.cell.settings.behind_api]
+    if not able:
+        raise UserError(f"{name} has no finished cell that this harness ran with local weights, so none can run again.")
     if len(able) < n:
         raise UserError(f"--cells must be at most {len(able)}, the cells of {name} that can run again, got {n}.")
     return random.Random(seed).sample(sorted(able, key=lambda record: record.cell.name), n)

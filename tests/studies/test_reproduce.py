@@ -25,6 +25,8 @@ def test_the_sample_is_of_finished_cells_of_our_own_and_repeats_with_its_seed():
     assert {record.cell.name for record in every} == {record.cell.name for record in records}
     with pytest.raises(UserError, match=r"^--cells must be at most 19, the cells of demo that can run .*, got 20\.$"):
         reproduce.sample("demo", able, 20, 0)
+    with pytest.raises(UserError, match=r"^demo has no finished cell that this harness ran with local weights"):
+        reproduce.sample("demo", [imported], 1, 0)
 
 
 def test_bad_input_is_one_sentence(inside, tmp_path):
