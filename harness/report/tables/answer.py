@@ -30,6 +30,7 @@ CLOSE = 0.05  # of a score from 0 to 1
 WIDE = 0.1  # a bound beyond this, of such a score, says nothing that one could act on
 FEW_SEEDS = 3  # what a study of one seed is repeated with
 MOST_SEEDS = 100
+MOST_NAMED = 6  # methods that a sentence names; the caption has all
 POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
 SAME_MEMORY = 0.02  # ratios of memory that are closer to 1 than this are not worth a word
 
@@ -80,7 +81,7 @@ def _lost(choices: Sequence[Choice], place: Place) -> Iterator[str]:
     lost = {c.label: c.lost for c in choices if c.place == place and c.lost and not c.index}
     if lost:
         each = [f"{label} ({', '.join(f'{n} {s}' for s, n in of.items())})" for label, of in lost.items()]
-        yield f"No result: {listed(each)}."
+        yield f"No result: {_few(each)}."
 
 
 def _open(doubts: Sequence[tuple[list[str], Doubt]], records: Sequence[Record], folder: Path | None) -> Iterator[str]:
@@ -98,6 +99,12 @@ def _open(doubts: Sequence[tuple[list[str], Doubt]], records: Sequence[Record], 
     where = "".join(f" in {name.rstrip(':')}" for name in prefix)
     what = f" on {easiest.method}{where}, about {easiest.seeds} seeds" if easiest.method else ""
     yield f"{left}. To decide{what}: {with_seeds(records, folder, easiest.seeds)}."
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of `names`, which are best first, and how many more there are."""
+    more = len(names) - MOST_NAMED + 1
+    return listed(names if more < 2 else [*names[: MOST_NAMED - 1], f"{more} more"])
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class PlaceAnswer:
         else:
             yield from self._single_runs() if self._first in self.contest.one_seed else self._methods()
             if apart := [s.choice.label for s in self._trained if s not in self._tested]:
-                yield f"Not compared, as items are missing or differ: {listed(apart)}."
+                yield f"Not compared, as items are missing or differ: {_few(apart)}."
 
     def doubt(self) -> Doubt | None:
         if not self._others:
@@ -133,7 +140,7 @@ class PlaceAnswer:
             return None
         needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
         easiest = min(needed, key=needed.get, default=None)
-        return Doubt(f"not decided against {self._first}: {listed(left)}", needed.get(easiest), easiest)
+        return Doubt(f"not decided against {self._first}: {_few(left)}", needed.get(easiest), easiest)
 
     # The methods, by how they stand against the best tuned one
 
@@ -212,15 +219,15 @@ class PlaceAnswer:
         elif cheap:
             yield f"{cheap} {self._saving}."
         if near := [label for label in self._near if label != cheap]:
-            yield f"Within {self._points(MARGIN)} of it: {listed(near)}."
+            yield f"Within {self._points(MARGIN)} of it: {_few(near)}."
         if bounded := [label for label in self._open if self._telling(bounds[label])]:
             more = self._points(max(bounds[label] for label in bounded), math.ceil)
             is_are = "is" if len(bounded) == 1 else "are"
-            yield f"{listed(bounded)} {is_are} not better than {self._first} by more than {more}."
+            yield f"{_few(bounded)} {is_are} not better than {self._first} by more than {more}."
         if apart := [label for label in self._open if label not in bounded]:
-            yield f"Not told apart from {self._first}: {listed(apart)}."
+            yield f"Not told apart from {self._first}: {_few(apart)}."
         if worse := [label for label in self._worse if label != cheap]:
-            yield f"Significantly worse: {listed(worse)}."
+            yield f"Significantly worse: {_few(worse)}."
 
     def _single_runs(self) -> Iterator[str]:
         """Of methods with one seed each: what is true of these trained models alone."""
@@ -235,7 +242,7 @@ class PlaceAnswer:
         models = [*self._others, *([self._base] if self._base else [])]
         worse = [label for label in models if self._p(label) < ALPHA and self._ahead(label).value > 0]
         if worse:
-            yield f"On these items {listed(worse)} scored significantly {lower}."
+            yield f"On these items {_few(worse)} scored significantly {lower}."
         if self._base and self._base not in worse:
             yield self._no_gain()
 
