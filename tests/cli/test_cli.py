@@ -58,6 +58,8 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run model=meta-llama/Llama-3.1-8B", ["use model=llama_3_1_8b, or model.path=meta-llama/Llama-3.1-8B."]),
         ("run model=me/mine", ["got me/mine; use model.path=me/mine."]),
         ("run data=mine.jsonl", ["use data=local data.path=mine.jsonl."]),
+        ("run data=tatsu-lab/alpaca", ["got tatsu-lab/alpaca; use data=alpaca."]),
+        ("run data=me/mine", ["got me/mine; a data set of the hub needs a file there, as alpaca.yaml is."]),
         ("run data=nope", ["data=nope", "wordmath"]),
         ("run eval=nope", ["eval=nope", "wordmath"]),
         ("sweep quickstrat", ["quickstrat", "Did you mean quickstart?"]),

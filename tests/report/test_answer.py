@@ -107,7 +107,8 @@ def test_one_seed_says_what_is_true_of_its_runs_and_how_to_decide(folder):
 
 
 def test_of_many_methods_the_first_are_named_and_the_others_counted(folder):
-    shares = {"base": 0.2, "lora": 0.61} | {f"m{i}": 0.608 - i / 4000 for i in range(8)} | {f"w{i}": 0.4 for i in range(6)}
+    near, worse = {f"m{i}": 0.608 - i / 4000 for i in range(8)}, {f"w{i}": 0.4 for i in range(6)}
+    shares = {"base": 0.2, "lora": 0.61} | near | worse
     said, *_ = best(trained(folder, shares), folder).answer
     assert "Within 2 points of it: m0, m1, m2, m3, m4 and 3 more." in said
     assert "Significantly worse: w0, w1, w2, w3, w4 and w5." in said

@@ -161,11 +161,24 @@ def _chosen(missing: str) -> tuple[str, str]:
 def _no_choice(group: str, choice: str) -> str | None:
     """What to type in place of a model's hub id or folder, or of a file of data; None if the choice looks like none."""
     if group == "model" and ("/" in choice or Path(choice).is_dir()):
-        named = [name for name, path in group_files("model").items() if OmegaConf.load(path).path == choice]
-        known = f"model={named[0]}, or " if named else ""
+        named = _named(group, choice)
+        known = f"model={named}, or " if named else ""
         return f"model must be a name in conf/model/, got {choice}; use {known}model.path={choice}."
     if group == "data" and choice.endswith(FILES):
         return f"data must be a name in conf/data/, got the file {choice}; use data=local data.path={choice}."
+    if group == "data" and "/" in choice:
+        named = _named(group, choice)
+        known = f"use data={named}" if named else "a data set of the hub needs a file there, as alpaca.yaml is"
+        return f"data must be a name in conf/data/, got {choice}; {known}."
+    return None
+
+
+def _named(group: str, place: str) -> str | None:
+    """The choice of `group` whose file has `place`, a hub id or a folder."""
+    for name, path in group_files(group).items():
+        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if place in (written.get("path"), written.get("load", {}).get("path")):
+            return name
     return None
 
 
