@@ -8,7 +8,8 @@ import gc
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,15 +157,16 @@ def report(options: argparse.Namespace) -> int:
     from harness.report.pages import page
 
     folder = options.results_dir / name
-    records, problems = read_study(folder)
-    print_errors(problems)
-    if not records:
-        raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
     where = ["--study", name]
     if options.results_dir != Path("results"):
         where += ["--results-dir", str(options.results_dir)]
     typed = shlex.join(["python", "-m", "harness", "report", *options.arguments])
-    write(page.render(records, folder, problems, shlex.join(where), typed, env.made_with()), options.out)
+    with _all_is_kept():
+        records, problems = read_study(folder)
+        print_errors(problems)
+        if not records:
+            raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
+        write(page.render(records, folder, problems, shlex.join(where), typed, env.made_with()), options.out)
     return int(bool(problems))
 
 
@@ -296,18 +298,25 @@ def _only(names: Sequence[str], what: str) -> str:
 def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
     """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
     found, problems = [], []
-    gc.disable()  # all that is read is kept to the end: collecting garbage would take a third of the time
-    try:
+    with _all_is_kept():
         for name in study_names(options):
             folder = options.results_dir / name
             records, bad = read_study(folder)
             problems += bad
             if records:
                 found += tables(records, folder)
+        print_errors(problems)
+        if not found:
+            raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
+        render(found, options)
+    return int(bool(problems))
+
+
+@contextmanager
+def _all_is_kept() -> Iterator[None]:
+    """Collect no garbage: of thousands of records, all kept to the end, that would take a third of the time."""
+    gc.disable()
+    try:
+        yield
     finally:
         gc.enable()
-    print_errors(problems)
-    if not found:
-        raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-    render(found, options)
-    return int(bool(problems))

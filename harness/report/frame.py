@@ -140,9 +140,8 @@ def measures(record: Record) -> Numbers:
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
     numbers |= {"job_reserved_peak": phases["job"].memory.reserved_peak if "job" in phases else None}
     numbers |= {**_each(train, TRAINING), "utilisation": _utilisation(record)}
-    for form in FORMS:
-        for prefix, speeds in ((form, record.inference), (f"{form}_batched", record.batched_inference)):
-            numbers |= {f"{prefix}_{name}": value for name, value in _each(speeds.get(form), INFERENCE).items()}
+    for form, batched, quantities in SPEEDS:
+        numbers |= _each((record.batched_inference if batched else record.inference).get(form), quantities)
     numbers |= {f"{name}_seconds": phases[name].seconds if name in phases else None for name in PHASES}
     return numbers | _each(record.api, API) | _each(record.merge, MERGE) | _each(record.disk, DISK)
 
@@ -218,7 +217,7 @@ Quantities = Mapping[str, Callable[[Any], float | None]]
 
 def _each(part: Any | None, quantities: Quantities) -> dict[str, float | None]:
     """The `quantities` of a part of a record; all None if the part is missing."""
-    return {name: None if part is None else of(part) for name, of in quantities.items()}
+    return dict.fromkeys(quantities) if part is None else {name: of(part) for name, of in quantities.items()}
 
 
 def _ratio(value: float | None, of: float | None) -> float | None:
@@ -313,6 +312,12 @@ INFERENCE: Quantities = {
     "first_token_seconds": lambda s: _quantile(s.prefill_seconds, 0.5),
     "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), max(0, s.new_tokens - 1)),
 }
+
+SPEEDS = [
+    (form, batched, {f"{form}_{'batched_' * batched}{name}": of for name, of in INFERENCE.items()})
+    for form in FORMS
+    for batched in (False, True)
+]
 
 API: Quantities = {
     "requests": lambda api: api.requests,

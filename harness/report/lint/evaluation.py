@@ -21,7 +21,7 @@ from harness.report.lint.differences import (
     setting_text,
 )
 from harness.report.lint.environment import ran_with, same_environment
-from harness.settings import EvalSettings, plain
+from harness.settings import EvalSettings
 
 CUT = 0.05  # the share of truncated answers above which there is a finding
 
@@ -29,7 +29,8 @@ CUT = 0.05  # the share of truncated answers above which there is a finding
 def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         unequal = []
-        for name in ("tasks", "limit", "num_fewshot", "seed", *CHAT):
+        alike = all(record.cell.settings.eval == members[0].cell.settings.eval for record in members)
+        for name in () if alike else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from unequal or _scored(members, where)
@@ -92,7 +93,7 @@ def _eval_setting(record: Record, name: str) -> str | None:
 def _scored(members: Sequence[Record], where: str) -> Sentences:
     """Whether cells with the same settings were asked the same items."""
     scored = [record for record in finished(members) if record.scores]
-    groups = list(group_by(scored, lambda record: hashable(plain(record.cell.settings.eval))).values())
+    groups = list(group_by(scored, lambda record: record.cell.settings.eval).values())
     unequal = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task}{where}"

@@ -61,18 +61,18 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
     for many comparisons is the caller's: `holm`.
     """
     of, means = levels(samples), [sample.values.mean(axis=0) for sample in samples]
-    binary = [_binary(sample.values) for sample in samples]
+    shares = [binary(sample.values) for sample in samples]
     found = {}
     for i, j in itertools.combinations(range(len(samples)), 2):
         one, other = samples[i], samples[j]
         gap = means[i] - means[j]
         items, freedom = over_items(gap, one.clusters)
         variance, freedom = combined(_together(of[i], of[j]), items, freedom)
-        if binary[i] and binary[j]:
+        if shares[i] and shares[j]:
             variance = max(float(variance), gap.size**-2)  # a model that answers alike may differ by an item
         statistic = Statistic(float(gap.mean()), float(variance) ** 0.5, float(freedom))
         alone = len(one.values) == len(other.values) == 1 and not one.clustered
-        exact = alone and binary[i] and binary[j]
+        exact = alone and shares[i] and shares[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
         found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, exact)
     return found
@@ -133,7 +133,8 @@ def _together(one: Level, other: Level) -> Level:
     return Level(one.variance + other.variance, one.rest + other.rest, min(one.freedom, other.freedom))
 
 
-def _binary(values: np.ndarray) -> bool:
+def binary(values: np.ndarray) -> bool:
+    """Whether all values are 0 or 1: wrong and right answers."""
     return bool(((values == 0) | (values == 1)).all())
 
 
@@ -142,7 +143,7 @@ def _mean_interval(sample: Answers, level: Level) -> Interval:
     value = float(values.mean())
     items, freedom = over_items(values.mean(axis=0), sample.clusters)
     variance, freedom = (float(part) for part in combined_known(level, items, freedom))
-    if not _binary(values):
+    if not binary(values):
         return Statistic(value, variance**0.5, freedom).interval()
     exact = len(values) == 1 and not sample.clustered
     return share_interval(value, 0.0 if exact else variance, freedom, int(sample.clusters.max()) + 1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.report.statistics.accuracies import Answers, cluster_sums, levels
+from harness.report.statistics.accuracies import Answers, binary, cluster_sums, levels
 
 DRAWS = 4_000
 
@@ -29,12 +29,19 @@ def ranks(
     methods stay paired. Three seeds have ten distinct resamples only, so a method's mean over seeds is drawn from
     Student's t instead, with the variance that `accuracies.levels` shrinks over methods; what of it comes from the
     items is in the items' weights already.
+
+    Of right and wrong answers each method has half a right and half a wrong one beside its own, as in Jeffreys'
+    interval: of methods that answer alike but for one item, the one that has it right is not surely the better.
     """
     draw = np.random.default_rng(seed)
     means = np.stack([sample.values.mean(axis=0) for sample in samples])
     sums, shares = cluster_sums(means, samples[0].clusters)
     weights = draw.standard_exponential((draws, len(shares)))
-    drawn = weights @ sums.T / (weights @ shares)[:, None] / means.shape[1]
+    right, items = weights @ sums.T, (weights @ shares)[:, None] * means.shape[1]
+    if all(binary(sample.values) for sample in samples):
+        halves = draw.standard_gamma(0.5, (2, *right.shape))
+        right, items = right + halves[0], items + halves.sum(axis=0)
+    drawn = right / items
     for j, level in enumerate(levels(samples)):
         own = max(0.0, level.variance - level.rest) ** 0.5
         if own:
