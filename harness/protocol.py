@@ -228,7 +228,30 @@ class AskModels:
     timeout: float
 
 
-JobRequest = RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Rescore | Synthesize | AskModels
+@dataclass(frozen=True)
+class JudgeAnswers:
+    """Have the model `judge` behind an API compare two answers to each of `prompts`: of `base`, and of `other`."""
+
+    prompts: list[str]
+    base: list[str]
+    other: list[str]
+    judge: str
+    judge_url: str
+    concurrency: int
+    timeout: float
+
+
+JobRequest = (
+    RunCell
+    | CheckCells
+    | PlanCells
+    | ExamineMachine
+    | CheckTasks
+    | Rescore
+    | Synthesize
+    | AskModels
+    | JudgeAnswers
+)
 
 
 # Events

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
 
-from harness.cli.output import begun_study_names, print_json
+from harness.cli.output import begun_study_names, print_errors, print_json, study_names
 from harness.cli.parser import (
     CommandLine,
     Parser,
@@ -18,6 +19,7 @@ from harness.cli.parser import (
     positive,
 )
 from harness.errors import UserError, one_of
+from harness.settings import HELD_OUT
 
 KINDS = ("paraphrase", "harder", "new")
 URL = "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY"
@@ -46,6 +48,23 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="tokens of an answer (default: 256)")
     _add_requests(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page too")
+    add_json(parser)
+
+    parser = group.add(
+        judge,
+        "judge",
+        "Let a model behind an API compare recorded answers with the untuned base's, blindly and in both orders. The "
+        "share that a cell wins becomes a score of its record.",
+        "quickstart --judge NAME --base-url http://localhost:8000/v1",
+    )
+    parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
+    add_study(parser)
+    parser.add_argument("--judge", required=True, metavar="NAME", help="model name at the endpoint")
+    parser.add_argument("--base-url", required=True, metavar="URL", help=URL)
+    parser.add_argument("--task", default=HELD_OUT, metavar="NAME", help=f"task with answers (default: {HELD_OUT})")
+    parser.add_argument("--against", metavar="CELL", help="whose answers the others are compared with (default: base)")
+    parser.add_argument("--replace", action="store_true", help="judge again what was judged already")
+    _add_requests(parser)
     add_json(parser)
 
     parser = group.add(
@@ -121,6 +140,34 @@ def ask(options: argparse.Namespace) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
     return 0
+
+
+def judge(options: argparse.Namespace) -> int:
+    """Have recorded answers compared by a judge, and print the shares; 1 if a cell was refused."""
+    _require_timeout(options.timeout)
+
+    from harness.report.statistics import preference
+    from harness.studies import judge as judging
+
+    asked = judging.JudgeOptions(
+        options.judge, options.base_url, options.task, options.against, options.concurrency, options.timeout
+    )
+    names = study_names(options)
+    found = judging.judge(options.results_dir, names, options.cells, asked, options.replace, lambda event: None)
+    if found.known:
+        print(f"Judged already (--replace judges again): {', '.join(found.known)}.", file=sys.stderr)
+    if options.format == "json":
+        print_json([dataclasses.asdict(one) for one in found.done])
+    else:
+        for one in found.done:
+            share = preference(one.wins, one.ties, one.losses)
+            unread = f", {one.unread} without a readable verdict" if one.unread else ""
+            print(
+                f"{one.study}/{one.cell} against {one.against}: {share.value:.0%} ({share.low:.0%}–{share.high:.0%}), "
+                f"{one.wins} won, {one.losses} lost, {one.ties} tied{unread}."
+            )
+    print_errors(found.refused)
+    return int(bool(found.refused))
 
 
 def synthesize(options: argparse.Namespace) -> int:

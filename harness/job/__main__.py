@@ -20,6 +20,7 @@ from harness.protocol import (
     ExamineMachine,
     JobEvent,
     JobRequest,
+    JudgeAnswers,
     PlanCells,
     Progress,
     Refused,
@@ -133,6 +134,15 @@ def _ask(request: AskModels, send: Send) -> None:
     send(Result(prompting.ask(request, _progress(send, phase="ask"))))
 
 
+def _judge(request: JudgeAnswers, send: Send) -> None:
+    from harness.job.api.judge import Judge, Pair
+
+    judge = Judge(request.judge_url, request.judge, request.timeout)
+    pairs = [Pair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
+    found = judge.compare(pairs, request.concurrency)
+    send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
+
+
 SERVE: dict[type, Callable[..., int | None]] = {
     RunCell: _run,
     CheckCells: _check,
@@ -142,6 +152,7 @@ SERVE: dict[type, Callable[..., int | None]] = {
     Rescore: _rescore,
     Synthesize: _synthesize,
     AskModels: _ask,
+    JudgeAnswers: _judge,
 }
 
 

@@ -74,7 +74,7 @@ from harness.record.schema import (
     micro_batches,
     repeat_of,
 )
-from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage, item_hashes
+from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage, item_hashes
 from harness.record.train_memory import (
     Instrument,
     memory_instrument,
@@ -95,6 +95,7 @@ __all__ = [
     "HeldOut",
     "Inference",
     "Instrument",
+    "Judging",
     "Kinds",
     "LossPoint",
     "Memory",

@@ -22,7 +22,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
-from harness.record.scores import ApiUsage, Contamination, Score, Scoring, VllmUsage
+from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
 SCHEMA = 3
@@ -178,6 +178,8 @@ class Record:
     it was to be scored with, from which `retry` resumes."""
     rescored: list[Scoring] = field(default_factory=list)
     """Later scorings."""
+    judged: list[Judging] = field(default_factory=list)
+    """Comparisons by a judge, whose shares are in `scores`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of data and model."""
     contamination: dict[str, Contamination] = field(default_factory=dict)

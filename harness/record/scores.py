@@ -107,6 +107,35 @@ class VllmUsage:
 
 
 @dataclass
+class Judging:
+    """A comparison of the cell's answers with another cell's, by a judge behind an API. The score `wins` is its share
+    of the items: 1 for an answer that the judge prefers in both orders, 0 if it prefers the other one, 0.5 for a tie."""
+
+    task: str
+    """Task whose answers were compared."""
+    filter: str
+    """Filter of the score: judge and other cell."""
+    against: str
+    """Name of the other cell."""
+    against_items: str
+    """SHA-256 of the other cell's items."""
+    judge: str
+    """Name of the judge at its endpoint."""
+    host: str
+    """Host of the endpoint."""
+    started: str
+    """Time in UTC."""
+    unread: int
+    """Items without a readable verdict, which do not count."""
+    requests: int
+    """Requests, two for each item whose answers differ."""
+    read: int | None
+    """Prompt tokens as counted by the endpoint. null if it does not count."""
+    written: int | None
+    """Answer tokens as counted by the endpoint. null if it does not count."""
+
+
+@dataclass
 class Scoring:
     """A later scoring by `harness score`, of saved weights or of the untuned model."""
 

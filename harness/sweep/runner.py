@@ -24,7 +24,6 @@ from harness.errors import UserError
 from harness.protocol import (
     NO_PATHS,
     ApiAccess,
-    AskModels,
     CardRates,
     CheckCells,
     CheckTasks,
@@ -140,8 +139,8 @@ def synthesize(request: Synthesize, on_event: OnEvent) -> dict[str, Any]:
     return _ask("The job that asks for problems", request, on_event)[-1]
 
 
-def ask(request: AskModels, on_event: OnEvent) -> dict[str, Any]:
-    """Send prompts to models in a job (harness/job/evaluate/prompting.py). Returns their answers."""
+def ask(request: JobRequest, on_event: OnEvent) -> dict[str, Any]:
+    """Ask models, or a judge, in a job (AskModels, JudgeAnswers). Returns what they say."""
     return _ask("The job that asks models", request, on_event)[-1]
 
 

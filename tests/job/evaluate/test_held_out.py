@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sacrebleu
 import torch
 from command_line import called, own_server
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
@@ -151,7 +152,7 @@ def test_a_system_instruction_beside_ones_own_is_refused(bench, monkeypatch):
 )
 def test_records_say_how_they_are_scored(rows, overrides, kind):
     found = tasks(rows, *overrides).leaves["held_out"]
-    metrics = {"choice": {"acc", "acc_norm"}, "exact": {"exact_match"}, "text": {"rougeL", "bits_per_byte"}}
+    metrics = {"choice": {"acc", "acc_norm"}, "exact": {"exact_match"}, "text": {"rougeL", "bleu", "bits_per_byte"}}
     assert set(found.aggregation()) == metrics[kind] == scoring._means(found)
 
 
@@ -180,7 +181,11 @@ def test_scores_of_a_choice_are_the_likelihoods_of_its_options(bench):
 def test_free_text_has_the_bits_per_byte_of_its_answer_and_its_overlap(bench):
     found = tasks(TEXTS, "eval.limit=3")
     scores, items, used = scoring.score(bench.net, bench.tokenizer, found, 4, None)
-    assert [(s.metric, s.higher_is_better) for s in scores] == [("rougeL", True), ("bits_per_byte", False)]
+    assert [(s.metric, s.higher_is_better) for s in scores] == [
+        ("rougeL", True),
+        ("bleu", True),
+        ("bits_per_byte", False),
+    ]
     assert {"shared_prefix", "continuous_batching"} <= used.keys()
     first = items[items["metric"] == "bits_per_byte"].iloc[0]
     doc = found.leaves["held_out"].eval_docs[int(first["item"])]
@@ -197,10 +202,14 @@ def test_free_text_has_the_bits_per_byte_of_its_answer_and_its_overlap(bench):
 def test_overlap_is_googles_and_knows_other_scripts():
     said, answer = "The cat sat on a mat.", "A cat sat on the mat today"
     package = RougeScorer(["rougeL"]).score(answer, said)["rougeL"].fmeasure
-    assert held_out.likeness({"answer": answer}, [said]) == {"rougeL": package}
+    bleu = sacrebleu.sentence_bleu(said, [answer]).score / 100
+    assert held_out.likeness({"answer": answer}, [said]) == {"rougeL": package, "bleu": pytest.approx(bleu)}
+    assert 0 < bleu < 1
     for text, other in [("Кошка спит дома", "Кошка дома"), ("猫在家", "猫家")]:
         assert held_out.likeness({"answer": text}, [text])["rougeL"] == 1
         assert held_out.likeness({"answer": text}, [other])["rougeL"] == pytest.approx(0.8)
+    found = held_out.likeness({"answer": "猫在家里睡觉"}, ["猫在家里吃饭"])["bleu"]
+    assert 0.4 < found == pytest.approx(sacrebleu.sentence_bleu("猫在家里吃饭", ["猫在家里睡觉"], tokenize="zh").score / 100)
 
 
 def test_a_number_is_found_strictly_and_flexibly():
@@ -233,7 +242,7 @@ def test_a_cell_is_scored_on_its_own_data(recorded):
     for path in paths:
         found = record.read(path)
         assert found.status == "ok"
-        assert {s.metric: s.n for s in found.scores if s.task == "held_out"} == {"rougeL": 4, "bits_per_byte": 4}
+        assert {s.metric: s.n for s in found.scores if s.task == "held_out"} == {"rougeL": 4, "bleu": 4, "bits_per_byte": 4}
         assert verify.check(path) == []
         assert objection(found) is None  # `retry` runs it from its record
     tuned = next(f for f in map(record.read, paths) if f.cell.method == "lora")

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from transformers.cli.serve import Serve
 
 from harness.__main__ import main
+from harness.job.api import judge
 from harness.job.evaluate import prompting
 from harness.job.models import embedded, loading
 from harness.protocol import AskModels, Progress
@@ -46,7 +47,7 @@ from harness.sweep.cells import part
     ],
 )
 def test_what_a_judge_says_is_read_strictly(reply, said):
-    assert prompting.better(reply) == said
+    assert judge.better(reply) == said
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_what_a_judge_says_is_read_strictly(reply, said):
     ],
 )
 def test_a_preference_that_goes_with_the_place_is_a_tie(base_first, base_second, value):
-    assert prompting.verdict(base_first, base_second) == value
+    assert judge.verdict(base_first, base_second) == value
 
 
 def asking(url, **fields):

@@ -6,7 +6,7 @@ measured depends on the answers:
 - choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm); of preference data
   the options are the two answers, and the chosen one is right;
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
-- text: ROUGE-L (Lin 2004) of a greedy answer, and the bits per byte of the right one;
+- text: ROUGE-L (Lin 2004) and BLEU (Papineni et al. 2002) of a greedy answer, and the bits per byte of the right one;
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
 """
 
@@ -23,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
+from sacrebleu.metrics import BLEU
 
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
@@ -111,7 +112,7 @@ def task(
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     config |= _choice() if kind == "choice" else _written(kind, data, [doc["answer"] for doc in docs["test"]])
     if kind == "text" and not likelihoods:
-        config["metric_list"] = config["metric_list"][:1]
+        config["metric_list"] = config["metric_list"][:-1]
     if verifier is not None:
         config["process_results"] = verification(verifier)
         for doc in docs["test"]:
@@ -196,7 +197,7 @@ def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any
     }
     if kind == "text":
         lower = _metric("bits_per_byte") | {"higher_is_better": False}
-        return config | {"process_results": likeness, "metric_list": [_metric("rougeL"), lower]}
+        return config | {"process_results": likeness, "metric_list": [_metric("rougeL"), _metric("bleu"), lower]}
     if kind == "verified":
         config["metric_list"] = [_metric("solved")]
         numbers = (matching.last_number(answer) == matching.final(answer).strip() for answer in answers)
@@ -226,8 +227,11 @@ def exactness(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """ROUGE-L of the written answer, and of the right one the bits per byte if they were measured."""
+    """ROUGE-L and sentence BLEU of the written answer, from 0 to 1, and of the right one the bits per byte if they were
+    measured."""
     found = {"rougeL": ROUGE.score(doc["answer"], results[0])["rougeL"].fmeasure}
+    bleu = BLEU_ZH if CJK.search(doc["answer"]) else BLEU_13A
+    found["bleu"] = bleu.sentence_score(results[0], [doc["answer"]]).score / 100
     if len(results) == 2:
         log_likelihood, _greedy = results[1]
         found["bits_per_byte"] = -log_likelihood / math.log(2) / len(doc["answer"].encode())
@@ -251,4 +255,7 @@ class _Words(Tokenizer):
         return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower())
 
 
+CJK = re.compile(r"[\u3400-\u9fff]")
 ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
+# Of single answers, so that models can be compared item by item: orders without a match are smoothed or left out.
+BLEU_13A, BLEU_ZH = (BLEU(tokenize=how, effective_order=True) for how in ("13a", "zh"))
