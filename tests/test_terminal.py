@@ -15,6 +15,7 @@ from harness.report.tables import screen
 from harness.report.tables.best import tables
 from harness.report.tables.table import Table
 from harness.sweep import plan_view
+from harness.sweep.app import advising
 from harness.sweep.estimates.times import Times
 from harness.sweep.planner import Plan, Planned
 from harness.sweep.progress import SweepProgress
@@ -117,6 +118,14 @@ def planned(name, mib):
     prediction |= {"shape": {"sequences": 8, "tokens": 100, "steps": 10, "raw": 1000, "real": True}}
     prediction |= {"micro_batch": None, "largest_batch": 4}
     return Planned(name, make_record("lora").cell, prediction)
+
+
+def test_advice_says_what_does_not_fit_at_all():
+    small, large, larger = (planned("a", (mib, 0, 0, 0, 0)) for mib in (512, 6144, 8192))
+    plan = Plan([small, large, larger], BESIDE + 4 * 2**30, {}, "cuda")
+    unknown = Planned("a", small.cell, {"unknown": "its memory can't be predicted"})
+    said = advising.too_large(plan, [[larger, large], [small, large], [unknown]])
+    assert said == ["lora does not fit: it takes 7.00 GiB or more."]
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -73,11 +73,13 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     of, root = architectures(points), composed.data_root
     plan = planner.predicted(asked, of, root, options.memory, options.device, options.card)
     times, found = times_of(plan, composed, options), iter(plan.points)
-    best = [_best([(variant, next(found)) for variant in group], plan, times) for group in groups]
+    tried = [[(variant, next(found)) for variant in group] for group in groups]
+    best = [_best(pairs, plan, times) for pairs in tried]
     chosen = sorted(filter(None, best), key=lambda pair: times.seconds(pair[1]))
     if not chosen:
         raise _nothing(plan)
-    _print(plan, times, chosen, config_name)
+    without = [[planned for _, planned in pairs] for pairs, one in zip(tried, best, strict=True) if one is None]
+    _print(plan, times, chosen, too_large(plan, without), config_name)
 
 
 def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Variant]]:
@@ -118,6 +120,17 @@ def _best(variants: Sequence[tuple[Variant, Planned]], plan: Plan, times: Times)
     return min(timed, key=lambda pair: times.seconds(pair[1]), default=None)
 
 
+def too_large(plan: Plan, without: Sequence[Sequence[Planned]]) -> list[str]:
+    """A sentence on each cell none of whose variants, `without`, fits: the least that it takes."""
+    sentences = []
+    for variants in without:
+        predicted = [planned for planned in variants if "peak" in planned.prediction]
+        if predicted and not any(map(plan.fits, predicted)):
+            least = min(planned.peak for planned in predicted)
+            sentences.append(f"{predicted[0].cell.method} does not fit: it takes {units.size(least + BESIDE)} or more.")
+    return sentences
+
+
 def _nothing(plan: Plan) -> UserError:
     predicted = plan.predicted
     if not predicted:
@@ -132,7 +145,9 @@ def _nothing(plan: Plan) -> UserError:
     )
 
 
-def _print(plan: Plan, times: Times, chosen: list[tuple[Variant, Planned]], config_name: str) -> None:
+def _print(
+    plan: Plan, times: Times, chosen: list[tuple[Variant, Planned]], too_large: list[str], config_name: str
+) -> None:
     from rich.text import Text
 
     columns = [column for column in COLUMNS if column.header != "cost" or times.price is not None]
@@ -143,6 +158,7 @@ def _print(plan: Plan, times: Times, chosen: list[tuple[Variant, Planned]], conf
     start = "run" if config_name == "config" else f"sweep {config_name}"
     command = f"{PROGRAM} {start} {shlex.join(variant.typed(planned))}"
     notes = [
+        *too_large,
         *dict.fromkeys(plan_view.outside(plan)),
         *plan_view.time_notes(plan, times),
         "All train the same steps on the same sequences. Methods learn differently: this says what is fast, not what "
