@@ -242,15 +242,7 @@ class JudgeAnswers:
 
 
 JobRequest = (
-    RunCell
-    | CheckCells
-    | PlanCells
-    | ExamineMachine
-    | CheckTasks
-    | Rescore
-    | Synthesize
-    | AskModels
-    | JudgeAnswers
+    RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Rescore | Synthesize | AskModels | JudgeAnswers
 )
 
 

@@ -53,8 +53,8 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(
         judge,
         "judge",
-        "Let a model behind an API compare recorded answers with the untuned base's, blindly and in both orders. The "
-        "share that a cell wins becomes a score of its record.",
+        "Let a model behind an API compare recorded answers. It sees each pair in both orders, and not whose they are. "
+        "The share that a cell wins against the untuned base becomes a score of its record.",
         "quickstart --judge NAME --base-url http://localhost:8000/v1",
     )
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")

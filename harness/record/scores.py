@@ -108,8 +108,9 @@ class VllmUsage:
 
 @dataclass
 class Judging:
-    """A comparison of the cell's answers with another cell's, by a judge behind an API. The score `wins` is its share
-    of the items: 1 for an answer that the judge prefers in both orders, 0 if it prefers the other one, 0.5 for a tie."""
+    """A comparison of the cell's answers with another cell's, by a judge behind an API. The score `wins` is the cell's
+    share of the items: 1 for an answer that the judge prefers in both orders, 0 if it prefers the other one, 0.5 for a
+    tie."""
 
     task: str
     """Task whose answers were compared."""

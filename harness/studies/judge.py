@@ -69,7 +69,7 @@ class JudgeOutcome:
 
 
 @dataclass(frozen=True)
-class Answers:
+class WrittenAnswers:
     """The written answers of a cell to a task: rows of its items, by item, and their score."""
 
     rows: dict[Item, dict[str, Any]]
@@ -122,7 +122,7 @@ def judge(
         started = datetime.now(UTC).isoformat(timespec="seconds")
         said = runner.ask(request, on_event)
         if all(value is None for value in said["values"]):
-            outcome.refused.append(f"{found.cell.name} is not judged: {options.judge} gave no verdict that can be read.")
+            outcome.refused.append(f"{found.cell.name} is not judged: {options.judge} gave no readable verdict.")
             continue
         made = Judging(
             task=options.task,
@@ -188,7 +188,7 @@ def _filter(options: JudgeOptions, reference: Record) -> str:
     return f"{options.judge} against {reference.cell.method if options.against is None else reference.cell.name}"
 
 
-def _answers(of_it: tuple[Study, Record], task: str) -> Answers:
+def _answers(of_it: tuple[Study, Record], task: str) -> WrittenAnswers:
     """The written answers of a cell to `task`. UserError if it has none, or its files are not those of its record."""
     study, found = of_it
     path = study.path(found.cell)
@@ -203,7 +203,7 @@ def _answers(of_it: tuple[Study, Record], task: str) -> Answers:
         texts = [written(row["prediction"]) for row in rows]
         if None not in texts and score.filter != "flexible-extract":  # which keeps a number of an answer
             by_item = {(row["subject"], row["item"], row["hash"]): row for row in rows}
-            return Answers(by_item, score)
+            return WrittenAnswers(by_item, score)
     raise UserError(f"the answers of {found.cell.name} to {task} are chosen, not written.")
 
 
@@ -217,7 +217,12 @@ def written(prediction: str) -> str | None:
 
 
 def _add(
-    study: Study, found: Record, made: Judging, own: Answers, base: Answers, values: dict[Item, float | None]
+    study: Study,
+    found: Record,
+    made: Judging,
+    own: WrittenAnswers,
+    base: WrittenAnswers,
+    values: dict[Item, float | None],
 ) -> None:
     """Write the record and its items with the shares: both, or neither. UserError if another process changed it."""
     read = {item: value for item, value in values.items() if value is not None}

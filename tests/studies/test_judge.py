@@ -125,5 +125,6 @@ def test_what_can_not_be_compared_is_refused_by_name(inside, cells, tmp_path):
     lay_down(record, tmp_path / "results" / "demo", TEXTS[:4])
     assert "answered other items" in inside("judge", lora, *url).stderr
     cells["base"].unlink()
-    assert "its study has no untuned base (method=base); --against names another cell." in inside("judge", lora, *url).stderr
+    no_base = "its study has no untuned base (method=base); --against names another cell."
+    assert no_base in inside("judge", lora, *url).stderr
     assert inside("judge", lora, *url, "--against", lora).stdout == ""

@@ -25,6 +25,7 @@ from harness.job.models import loading, saved, structure
 from harness.protocol import AskModels, LocalModel
 from harness.record import Cell, Record
 
+
 def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 

@@ -208,8 +208,9 @@ def test_overlap_is_googles_and_knows_other_scripts():
     for text, other in [("Кошка спит дома", "Кошка дома"), ("猫在家", "猫家")]:
         assert held_out.likeness({"answer": text}, [text])["rougeL"] == 1
         assert held_out.likeness({"answer": text}, [other])["rougeL"] == pytest.approx(0.8)
-    found = held_out.likeness({"answer": "猫在家里睡觉"}, ["猫在家里吃饭"])["bleu"]
-    assert 0.4 < found == pytest.approx(sacrebleu.sentence_bleu("猫在家里吃饭", ["猫在家里睡觉"], tokenize="zh").score / 100)
+    said, answer = "猫在家里吃饭", "猫在家里睡觉"
+    bleu = sacrebleu.sentence_bleu(said, [answer], tokenize="zh").score / 100
+    assert 0.4 < held_out.likeness({"answer": answer}, [said])["bleu"] == pytest.approx(bleu)
 
 
 def test_a_number_is_found_strictly_and_flexibly():
@@ -242,7 +243,8 @@ def test_a_cell_is_scored_on_its_own_data(recorded):
     for path in paths:
         found = record.read(path)
         assert found.status == "ok"
-        assert {s.metric: s.n for s in found.scores if s.task == "held_out"} == {"rougeL": 4, "bleu": 4, "bits_per_byte": 4}
+        counts = {s.metric: s.n for s in found.scores if s.task == "held_out"}
+        assert counts == {"rougeL": 4, "bleu": 4, "bits_per_byte": 4}
         assert verify.check(path) == []
         assert objection(found) is None  # `retry` runs it from its record
     tuned = next(f for f in map(record.read, paths) if f.cell.method == "lora")
