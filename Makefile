@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-faults test-oldest test-vllm check format publish reproduce docs bench gpu validity profile clean
+.PHONY: help compare setup test test-all test-faults test-oldest test-vllm check format publish reproduce docs bench gpu validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -143,6 +143,9 @@ gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (below 25
 VALIDITY ?=
 validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about 15 minutes on one core)
 	$(VENV)/bin/python benchmarks/validity.py $(VALIDITY)
+
+halving: $(VENV)/installed ## What stop=asha saves, and how often it finds the same setting: benchmarks/HALVING.md (about 30 minutes on 2 cores)
+	$(VENV)/bin/python benchmarks/halving.py
 
 METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora

@@ -16,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
-from harness.record import Precautions
+from harness.record import Precautions, StopRule
 
 ADAMW = {
     "torch": "torch.optim.AdamW",
@@ -264,11 +264,24 @@ class RetryConfig:
     """Which recorded cells run again. All others are kept."""
 
     statuses: list[str] = field(default_factory=lambda: ["failed"])
-    """The next sweep runs cells with these statuses again: failed, oom, diverged."""
+    """The next sweep runs cells with these statuses again: failed, oom, diverged, pruned."""
     on_oom: bool = False
     """Runs a cell that ran out of memory in training again at once, with half the micro-batch and twice the
     accumulation, until it fits. Its speed and memory are then not comparable, and the record says so.
     train.batch_size=auto always does this."""
+
+
+@dataclass
+class StopConfig:
+    """Early end of hopeless cells of a sweep, by the same rule for all methods. Not part of the cell."""
+
+    name: str = "none"
+    """none, or asha (successive halving by optuna): at each rung, a cell ends whose validation loss is not among the
+    best of its method, model, data and token budget. It becomes a row with the status pruned."""
+    first: float = 0.15
+    """Share of a cell's tokens at which the first rung lies."""
+    factor: int = 4
+    """Each rung lies at this many times the tokens of the one before, and the best 1/factor go on from it."""
 
 
 @dataclass
@@ -298,6 +311,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
     rank: int = 16
     """Rank of adapters and of GaLore's projections."""
@@ -339,6 +353,12 @@ PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on
 
 def precautions(config: DictConfig) -> Precautions:
     return Precautions(**{name: OmegaConf.select(config, key) for key, name in PRECAUTIONS.items()})
+
+
+def stop_rule(config: DictConfig) -> StopRule | None:
+    """The rule that may end the cell of `config` early; None for a confirmation and for an untuned model."""
+    may_end = config.stop.name == "asha" and not config.confirmation and config.method.optim is not None
+    return StopRule(config.stop.first, config.stop.factor) if may_end else None
 
 
 def register_resolvers() -> None:

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.record import Cell, Precautions, SmallerBatches, TrackerName, decode_tagged, encode_tagged
+from harness.record import (
+    Cell,
+    Precautions,
+    Record,
+    SmallerBatches,
+    Status,
+    StopRule,
+    TrackerName,
+    decode_tagged,
+    encode_tagged,
+)
 from harness.settings import DataSettings, EvalSettings
 
 # Requests
@@ -67,6 +78,14 @@ NO_PATHS = LocalPaths()
 
 
 @dataclass(frozen=True)
+class Halving:
+    """The rule that may end a cell early, and the folder in which the cells of its study note their losses for it."""
+
+    rule: StopRule
+    folder: str
+
+
+@dataclass(frozen=True)
 class RunCell:
     """Run `cell` and write its record to `path`, its items beside it.
 
@@ -76,7 +95,7 @@ class RunCell:
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position, confirmation: as in the record.
+    position, confirmation: as in the record. halving: null if the cell is trained to its end.
     """
 
     cell: Cell
@@ -94,6 +113,25 @@ class RunCell:
     position: int | None = None
     confirmation: bool = False
     local: LocalPaths = NO_PATHS
+    halving: Halving | None = None
+
+    def record(self, status: Status, started: datetime) -> Record:
+        """A record of the cell with what is known before it runs."""
+        return Record(
+            cell=self.cell,
+            study=self.study,
+            status=status,
+            started=started.isoformat(timespec="seconds"),
+            seconds=0.0,
+            environment={},
+            precautions=self.precautions,
+            smaller_batches=self.smaller,
+            stop=self.halving and self.halving.rule,
+            save=self.save,
+            tracker=self.tracker,
+            position=self.position,
+            confirmation=self.confirmation,
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green", "tight": "yellow"}
 STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
-STYLES |= dict.fromkeys(("unfit", "not decided", "left"), "yellow")
+STYLES |= dict.fromkeys(("unfit", "pruned", "not decided", "left"), "yellow")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from importlib.util import find_spec
@@ -60,7 +61,8 @@ def check(config: DictConfig) -> None:
     for key, choices in CHOICES.items():
         one_of(key, OmegaConf.select(config, key), choices)
     for status in config.retry.statuses:
-        one_of("retry.statuses", status, ["failed", "oom", "diverged"])
+        one_of("retry.statuses", status, ["failed", "oom", "diverged", "pruned"])
+    _check_stop(config)
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
@@ -82,6 +84,25 @@ def check_precautions(config: DictConfig) -> None:
         raise UserError(f"timeout must be positive or null, got {config.timeout}.")
     if config.train.save_every is not None and config.train.save_every < 1:
         raise UserError(f"train.save_every must be 1 or more, or null, got {config.train.save_every}.")
+
+
+def _check_stop(config: DictConfig) -> None:
+    """Refuse a rule for ending cells early that is unknown or incomplete, or none of whose rungs a cell can reach."""
+    stop, train = config.stop, config.train
+    one_of("stop", stop.name, ["none", "asha"])
+    if not 0 < stop.first < 1:
+        raise UserError(f"stop.first must be a share of the tokens above 0 and below 1, got {stop.first:g}.")
+    if stop.factor < 2:
+        raise UserError(f"stop.factor must be 2 or more, got {stop.factor}.")
+    if stop.name == "none" or config.method.optim is None:
+        return
+    if find_spec("optuna") is None:
+        raise UserError("stop=asha needs the extra `asha`: pip install -e '.[asha]' in the project's folder.")
+    if train.max_steps is not None and math.ceil(stop.first * train.max_steps) >= train.max_steps:
+        raise UserError(
+            f"stop=asha requires a rung before the last step, but stop.first={stop.first:g} of "
+            f"train.max_steps={train.max_steps} is step {train.max_steps}."
+        )
 
 
 def check_installed(tracker: str) -> None:

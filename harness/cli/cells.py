@@ -204,7 +204,7 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def retry(options: argparse.Namespace) -> int:
-    """Run the failed cells of one study or all again; 1 if one did not end as ok."""
+    """Run the failed cells of one study or all again; 1 if one did not end as ok or pruned."""
     if not options.failed:
         raise UserError("`retry` requires --failed: the cells that failed, diverged or ran out of memory.")
 
@@ -222,7 +222,8 @@ def retry(options: argparse.Namespace) -> int:
         done += run_again(study, broken, options.data_root, changed, local)
     if options.format == "json":
         print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
-    return int(len(done) < sum(map(len, requested.values())) or any(record.status != "ok" for record in done))
+    ended = [record for record in done if record.status in ("ok", "pruned")]
+    return int(len(ended) < sum(map(len, requested.values())))
 
 
 def score(options: argparse.Namespace) -> int:

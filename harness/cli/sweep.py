@@ -31,7 +31,7 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(
         sweep,
         "sweep",
-        "Run a grid: a named one, or the product of KEY=A,B,C.",
+        "Run a grid: a named one, or the product of KEY=A,B,C. stop=asha ends hopeless cells early.",
         "method=lora,dora rank=8,16 study=mine",
         _settings,
     )
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def sweep(options: argparse.Namespace) -> int:
-    """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok."""
+    """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok or pruned."""
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
     session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
     if options.confirm and session.study is None:
@@ -202,7 +202,7 @@ def _settings() -> str:
     from harness.config_help import config_groups
 
     lines = ["", "config groups (GROUP=NAME):"]
-    for group in ("method", "model", "data", "eval", "hydra/launcher"):
+    for group in ("method", "model", "data", "eval", "stop", "hydra/launcher"):
         lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
     lines += ["", "cards (--device CARD):", *_wrapped(", ".join(group_files("device")), "  ", "  ")]
     lines += ["", "named sweeps (sweep NAME):"]

@@ -20,7 +20,7 @@ from harness.job.api import client, run_api_cell
 from harness.job.evaluate.vllm.process import VllmFailed
 from harness.job.reporter import Report
 from harness.job.tracker import Tracker
-from harness.job.training import distributed, loop
+from harness.job.training import distributed, halving, loop
 from harness.protocol import RunCell
 from harness.record import Failure, Record, Saved, Shortage, model_card
 
@@ -70,24 +70,13 @@ def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) 
         start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None
         kind = pair_cell.PairCell if cell.settings.train.paired else run_cell.LocalCell
         job = kind(request, report, weights, rank, start_tracker)
-    result = Record(
-        cell=cell,
-        study=request.study,
-        status="ok",
-        started=started.isoformat(timespec="seconds"),
-        seconds=0.0,
-        environment={},
-        precautions=request.precautions,
-        smaller_batches=request.smaller,
-        save=request.save,
-        tracker=request.tracker,
-        position=request.position,
-        confirmation=request.confirmation,
-    )
+    result = request.record("ok", started)
     try:
         job.run(result)
     except loop.Diverged as error:
         result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
+    except halving.Pruned as error:
+        result.status, result.failure = "pruned", Failure(job.phase, error.step, str(error))
     except (client.Stopped, VllmFailed) as error:
         result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
     except UserError:

@@ -40,10 +40,10 @@ from harness.job.tracker import Tracker
 from harness.job.training import (
     activation_offload,
     attention,
-    checkpoints,
     compiled,
     distributed,
     gradient_checkpointing,
+    halving,
     loop,
     objectives,
     probe,
@@ -109,6 +109,7 @@ class LocalCell:
             self.train(result)
             if self.rank is not None and not self.go_on_alone(result):
                 return
+            halving.raise_if_ended(self._halving)
         else:
             self.probe_forward(result)
             self.validate_untuned(result)
@@ -221,6 +222,7 @@ class LocalCell:
         optimizer = self.accelerator.prepare_optimizer(optimizer)
         if train.compile:
             self._training_only.callback(compiled.enable(self.model))
+        self._halving = halving.CellHalving.of(self.request, self.steps, self.meter)
         with self.meter.window("train"), self._gpu:
             result.train, result.validation = loop.train(
                 self.model,
@@ -233,6 +235,7 @@ class LocalCell:
                 self._checkpoints(),
                 self._guess,
                 self.objective,
+                self._halving,
             )
         del optimizer
         self._gpus = self._gpu.states()
@@ -262,12 +265,9 @@ class LocalCell:
         result.validation = [record.ValidationPoint(0, 0, validation_loss)]
 
     def _checkpoints(self) -> Checkpoints | None:
-        folder, every = self.request.checkpoints, self.request.precautions.save_every
-        if folder is None or every is None:
-            return None
         of = {"cell": self.cell.id, "batch_size": self.batch_size, "fingerprints": self.inputs.fingerprints}
         of |= {"precision": self._precision, "speedups": dict(self._speedups)}
-        return Checkpoints(Path(folder), every, of | checkpoints.origin(self.accelerator.device), self.meter)
+        return Checkpoints.asked_for(self.request, of, self.meter, self.accelerator.device)
 
     # After training on several devices
 

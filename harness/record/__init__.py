@@ -13,7 +13,7 @@ from harness.record.codec import (
     encode_tagged,
 )
 from harness.record.commands import add_commands, note_command, noted_commands
-from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches
+from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches, StopRule
 from harness.record.files import (
     CARD,
     beginnings,
@@ -114,6 +114,7 @@ __all__ = [
     "SmallerBatches",
     "Source",
     "Status",
+    "StopRule",
     "Tokens",
     "TrackerName",
     "Train",

@@ -1,4 +1,4 @@
-"""Why a cell has no complete result, and the settings for the case that something goes wrong."""
+"""Why a cell has no complete result, the rule that ends hopeless ones, and settings in case something goes wrong."""
 
 from __future__ import annotations
 
@@ -66,3 +66,14 @@ class Precautions:
     """Steps between checkpoints. null: no checkpoints."""
     on_oom: bool = False
     """Whether an out-of-memory error leads to smaller micro-batches."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Rule by which hopeless cells end early: asynchronous successive halving (ASHA) on the validation loss. Cells
+    compete with those of their own method, model, data and token budget."""
+
+    first: float
+    """Share of a cell's tokens at which the first rung lies. Each further rung is at `factor` times as many."""
+    factor: int
+    """At each rung, the best 1/factor of the settings that reached it so far go on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.record.failures import Failure, Precautions, SmallerBatches
+from harness.record.failures import Failure, Precautions, SmallerBatches, StopRule
 from harness.record.measurements import (
     Disk,
     Gpu,
@@ -27,7 +27,7 @@ from harness.settings import Settings
 
 SCHEMA = 3
 
-Status = Literal["ok", "failed", "oom", "diverged", "unfit"]
+Status = Literal["ok", "failed", "oom", "diverged", "unfit", "pruned"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]  # each is also the name of its package
 
 
@@ -121,8 +121,8 @@ class Record:
     study: str
     """Folder below results."""
     status: Status
-    """ok, failed, oom (out of memory), diverged (loss not finite, or at the end no better than a uniform guess), or
-    unfit (left out by --fit)."""
+    """ok, failed, oom (out of memory), diverged (loss not finite, or at the end no better than a uniform guess), unfit
+    (left out by --fit), or pruned (ended early by stop=asha)."""
     started: str
     """Time in UTC."""
     seconds: float
@@ -136,6 +136,8 @@ class Record:
     """Time limit, checkpoints and what happens after an out-of-memory error."""
     smaller_batches: SmallerBatches | None = None
     """null if micro-batches were those of the settings."""
+    stop: StopRule | None = None
+    """Rule that could end the cell early. null: none, as of confirmations and untuned models."""
     # As in harness.config.Config; none in records from before they were kept:
     save: Literal["none", "adapter", "merged"] = "none"
     """Requested form of saved weights, as in the settings."""

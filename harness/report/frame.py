@@ -52,7 +52,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     study, name, method, model, data    text
     rank, alpha, lr, seed               the cell's axes; null where the method does not use them
     setting                             the axes, knobs and other varying settings as text: `setting_texts`
-    status                              ok, failed, oom, diverged or unfit
+    status                              ok, failed, oom, diverged, unfit or pruned
     failed_phase, failed_step, reason   where and why, for a cell that is not ok
     seconds                             the whole job
     trainable, total                    weights

@@ -21,7 +21,7 @@ class Choice:
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
     index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
     loss: mean validation loss over seeds, nats per token; None if no loss was recorded.
-    tries: number of settings tried. lost: how many of them failed, by status, or lack seeds ("unfinished").
+    tries: number of settings tried. lost: how many of them did not finish, by status, or lack seeds ("unfinished").
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
@@ -75,9 +75,9 @@ def select(
 
     A setting is a candidate if it finished with every seed that was asked of it, and has at least half as many seeds as
     the most that a setting of its group has; its loss is the mean of the last validation losses over the seeds that all
-    candidates have, so that more seeds are no disadvantage. A setting that failed with a seed counts as a lost try. The
-    least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no validation
-    loss to be chosen.
+    candidates have, so that more seeds are no disadvantage. A setting that failed or was pruned with a seed counts as a
+    lost try. The least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no
+    validation loss to be chosen.
 
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
     of them that finished, if it has any.

@@ -83,7 +83,7 @@ def retry(
             try:
                 precautions = dataclasses.replace(found.precautions, **changed or {})
                 options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
-                options["confirmation"] = found.confirmation
+                options |= {"confirmation": found.confirmation, "halving": study.halving(found.stop)}
                 request = runner.request_for(found.cell, study, data_root, local, **options)
                 again = _run(study, found, request, progress)
             except UserError as error:

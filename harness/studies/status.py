@@ -51,7 +51,7 @@ class StudyStatus:
     def counts(self) -> dict[str, int]:
         done, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
         counts = {"done": done, "running": running, "failed": len(self.failed), "left": left}
-        return counts | ({"unfit": unfit} if (unfit := len(self.having("unfit"))) else {})
+        return counts | {state: n for state in ("unfit", "pruned") if (n := len(self.having(state)))}
 
     def to_json(self) -> dict[str, Any]:
         cells = [cell.to_json() for cell in self.cells]
@@ -166,7 +166,7 @@ def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Du
 
 def _recorded(found: Record, study: Study) -> CellStatus:
     state = CellStatus.of_record(found)
-    if found.status != "ok":
+    if state.failed or found.status == "unfit":
         state.log = logs.tail(study.log(found.cell), LOG_LINES)
     return state
 
@@ -184,7 +184,7 @@ def view(status: StudyStatus, width: int, rows: int | None = None) -> list[Rende
     parts: list[RenderableType] = [
         Text(f"{status.study}: {counts}{', ' if status.time_left else ''}{status.time_left}", style="bold")
     ]
-    cells = [*status.having("running"), *status.failed, *status.having("unfit"), *status.having("left")]
+    cells = [*status.having("running"), *status.failed, *status.having("unfit", "pruned"), *status.having("left")]
     if cells:
         parts.append(table(cells[:rows], width, indent=2))
     if rows is not None and len(cells) > rows:

@@ -48,8 +48,8 @@ class CellStatus:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than asked for; a cell that --fit left out did not."""
-        return self.state not in ("ok", "unfit", *AT_WORK)
+        """Whether it ended otherwise than asked for; a cell that --fit left out or stop=asha ended early did not."""
+        return self.state not in ("ok", "unfit", "pruned", *AT_WORK)
 
     def follow(self, told: dict[str, Any]) -> None:
         """Take over what a running cell reported last; values of other types are ignored."""

@@ -219,21 +219,9 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
         if last.phase != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
             if lease.lost:
                 raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
-            failed = Record(
-                cell=cell,
-                study=study.name,
-                status="failed",
-                started=started.isoformat(timespec="seconds"),
-                seconds=time.monotonic() - clock,
-                environment=env.describe(),
-                failure=Failure(last.phase, last.step, reason or _how_it_ended(last, code, log)),
-                precautions=precautions,
-                smaller_batches=smaller,
-                save=request.save,
-                tracker=request.tracker,
-                position=request.position,
-                confirmation=request.confirmation,
-            )
+            failed = replace(request, smaller=smaller).record("failed", started)
+            failed.seconds, failed.environment = time.monotonic() - clock, env.describe()
+            failed.failure = Failure(last.phase, last.step, reason or _how_it_ended(last, code, log))
             record.write(failed, path)
         return record.read(path)
 
@@ -306,9 +294,8 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     aside = study.repeating(cell)
     aside.parent.mkdir(parents=True, exist_ok=True)
     precautions = replace(request.precautions, save_every=None)
-    request = replace(
-        request, path=str(aside.absolute()), precautions=precautions, checkpoints=None, save="none", tracker=None
-    )
+    left_out = dict.fromkeys(("checkpoints", "tracker", "halving"))
+    request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none", **left_out)
     try:
         again = run(request, study, lease, on_event)
         found = study.recorded(cell)

@@ -9,6 +9,7 @@ results_dir/study/NAME.json            the record
                   .harness/plan.json   cells that sweeps requested
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
+                  .harness/rungs/NAME.json     losses of stop=asha: harness/job/training/halving.py
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
                   .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
 """
@@ -27,7 +28,8 @@ from pathlib import Path
 from harness import record
 from harness.errors import UserError
 from harness.program import PROGRAM
-from harness.record import Cell, Record
+from harness.protocol import Halving
+from harness.record import Cell, Record, StopRule
 from harness.sweep import lease
 from harness.sweep.lease import Lease
 
@@ -64,6 +66,10 @@ class Study:
 
     def _repeating(self, name: str) -> Path:
         return self._state / "repeats" / name
+
+    def halving(self, rule: StopRule | None) -> Halving | None:
+        """What a cell of this study needs to compete by `rule`, if there is one."""
+        return rule and Halving(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
         return self._answers(cell.name)
@@ -133,7 +139,7 @@ class Study:
 
         now: the time by the clock of the folder's file system (null: this machine's clock).
         """
-        folders = (self.folder, self._state, self._state / "running")
+        folders = (self.folder, self._state, self._state / "running", self._state / "rungs")
         return lease.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
@@ -143,7 +149,8 @@ class Study:
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
         for found in (*gone, *begun):
             discard(found)
-        for found in (self._checkpoints(name), self._answers(name), self._repeating(name)):
+        rungs = self._state / "rungs" / f"{name}.json"
+        for found in (self._checkpoints(name), self._answers(name), self._repeating(name), rungs):
             discard(found)
         with lease.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()

@@ -21,6 +21,8 @@ class Meter:
     counter: counts the live tensors of the current or the last window; None if nothing does.
     """
 
+    _apart = False  # whether a block that the window leaves out is open
+
     def __init__(self, device: torch.device):
         self.device = device
         self.phases: dict[str, Phase] = {}
@@ -65,13 +67,18 @@ class Meter:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """A block whose seconds and memory the open window leaves out."""
+        """A block whose seconds and memory the open window leaves out, also within another one."""
+        if self._apart:
+            yield
+            return
+        self._apart = True
         self.so_far()  # notes the peaks so far, which begin anew after the block
         begin = clock()
         try:
             yield
         finally:
             synchronize()
+            self._apart = False
             self._start += clock() - begin
             self._reset_peaks()
 

@@ -34,6 +34,7 @@ from harness.errors import first_line
 from harness.job.measure.device import describe
 from harness.job.measure.phases import Meter
 from harness.job.methods.galore import PROJECTORS
+from harness.protocol import RunCell
 from harness.record import Phase
 
 FORMAT = 2  # of the files
@@ -57,6 +58,14 @@ class Checkpoints:
     every: int
     of: dict[str, Any]
     meter: Meter
+
+    @classmethod
+    def asked_for(cls, request: RunCell, of: dict[str, Any], meter: Meter, device: torch.device) -> Checkpoints | None:
+        """Those that `request` asks for, if it does. of: as above, but for machine and code. device: that trains."""
+        folder, every = request.checkpoints, request.precautions.save_every
+        if folder is None or every is None:
+            return None
+        return cls(Path(folder), every, of | origin(device), meter)
 
     def save(
         self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]

@@ -69,11 +69,12 @@ class Rank:
         self.link.send(event)
 
     def records(self, status: str) -> bool:
-        """Whether this rank leaves the record: the first of a cell that ended well, else the one that failed.
+        """Whether this rank leaves the record: the first of a cell that ended well or was pruned, else the one that
+        failed.
 
         A rank that failed because another had is killed in this call.
         """
-        if status == "ok":
+        if status in ("ok", "pruned"):
             return self.number == 0
         self.failed = True
         time.sleep(self.moment)

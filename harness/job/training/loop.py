@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -31,6 +31,7 @@ from harness.job.measure.energy import Energy
 from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, compiled, distributed
 from harness.job.training.checkpoints import Checkpoints
+from harness.job.training.halving import CellHalving
 from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 from harness.settings import TrainSettings
@@ -120,6 +121,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     guess: float = math.inf,
     objective: Objective = ANSWERS,
+    halving: CellHalving | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
 
@@ -129,6 +131,7 @@ def train(
     guess: loss of a uniform guess over the vocabulary, in nats. A model that ends there and began well below has
         diverged.
     objective: of the batches in `steps`.
+    halving: training ends at a rung of it where it says so, and at once if the model knows nothing any more.
     """
     total = settings.max_steps
     schedule = LambdaLR(optimizer, rate_factor(settings))
@@ -176,13 +179,16 @@ def train(
         done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
         pace = done.raw[-1] / taken
         report({"step": step, "of": total, "loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_second": pace})
-        every = settings.validate_every
-        if step == total or (every and step % every == 0):
-            held_out = validate()
+        every, began = settings.validate_every, done.losses[0].loss
+        lost = max(UNLEARNED * guess, FORGOT * began)
+        planned = step == total or (every and step % every == 0)
+        at_rung = halving is not None and step in halving.rungs
+        if planned or at_rung or (halving is not None and loss > lost):
+            with nullcontext() if planned else halving.meter.aside():
+                held_out = validate()
             if not math.isfinite(held_out):
                 raise Diverged(step, f"The validation loss became {held_out}")
-            began = done.losses[0].loss
-            if step == total and held_out > max(UNLEARNED * guess, FORGOT * began):
+            if (step == total or halving is not None) and held_out > lost:
                 raise Diverged(
                     step,
                     f"The validation loss is {held_out:.2f}, no better than a uniform guess ({guess:.2f}), after a "
@@ -190,6 +196,8 @@ def train(
                 )
             done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
             model.train()
+        if at_rung and _ends(halving, done.validations[-1], accelerator):
+            break
         save = checkpoints is not None and (step == total or step % checkpoints.every == 0)
         if save and accelerator.is_main_process:
             checkpoints.save(step, model, optimizer, schedule, asdict(done))
@@ -211,6 +219,14 @@ def train(
     )
     measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in measured.steady_steps())
     return measured, done.validations
+
+
+def _ends(halving: CellHalving, at: ValidationPoint, accelerator: Accelerator) -> bool:
+    """Whether the cell ends early. The first process decides for all."""
+    with halving.meter.aside():
+        ends = [accelerator.is_main_process and halving.ends(at.step, at.tokens, at.loss) is not None]
+        broadcast_object_list(ends)
+    return ends[0]
 
 
 def take_step(

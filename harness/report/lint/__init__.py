@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.record import Record
-from harness.report.lint.completeness import failed_cells, missing_base, seed_counts
+from harness.report.lint.completeness import failed_cells, missing_base, pruned_cells, seed_counts, stop_rules
 from harness.report.lint.differences import Sentences, group_by
 from harness.report.lint.drift import drifted
 from harness.report.lint.environment import (
@@ -100,6 +100,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "precision": ("unequal", precision),
     "attention": ("unequal", attention),
     "tries": ("unequal", tries),
+    "stop": ("unequal", stop_rules),
     "evaluation": ("unequal", evaluation),
     "written by": ("unequal", written_by),
     "asked by": ("unequal", asked_by),
@@ -128,4 +129,5 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "base": ("incomplete", missing_base),
     "seeds": ("incomplete", seed_counts),
     "failed": ("incomplete", failed_cells),
+    "pruned": ("incomplete", pruned_cells),
 }

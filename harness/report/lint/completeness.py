@@ -8,7 +8,16 @@ import textwrap
 from collections.abc import Hashable, Sequence
 
 from harness.record import Record
-from harness.report.lint.differences import Sentences, differ, finished, group_by, hashable, point, tuned
+from harness.report.lint.differences import (
+    Sentences,
+    cell_count,
+    differ,
+    finished,
+    group_by,
+    hashable,
+    point,
+    tuned,
+)
 from harness.settings import MethodSettings, plain
 
 
@@ -47,11 +56,37 @@ def _unseeded(record: Record) -> Hashable:
 
 def failed_cells(records: Sequence[Record]) -> Sentences:
     refused = [record for record in records if record.status == "unfit"]
-    failed = [record for record in records if record.status not in ("ok", "unfit")]
+    failed = [record for record in records if record.status not in ("ok", "unfit", "pruned")]
     for subject, cells in (("Cells not run", refused), ("Failed cells", failed)):
         if cells:
             reasons = "; ".join(f"{record.cell.name}: {_reason(record)}" for record in cells)
             yield f"{subject}: {reasons}.", tuple(record.cell.name for record in cells)
+
+
+def pruned_cells(records: Sequence[Record]) -> Sentences:
+    """What the rows of cells that stop=asha ended do and do not show."""
+    pruned = [record for record in records if record.status == "pruned"]
+    if not pruned:
+        return
+    of = sum(record.stop is not None for record in records)
+    at = group_by(pruned, lambda record: record.failure.step)
+    steps = ", ".join(f"step {step} ({cell_count(len(members))})" for step, members in sorted(at.items()))
+    yield (
+        f"stop=asha ended {len(pruned)} of {cell_count(of)} early, at {steps}: their rows show losses of that step "
+        "and no score.",
+        tuple(record.cell.name for record in pruned),
+    )
+
+
+def stop_rules(records: Sequence[Record]) -> Sentences:
+    """Confirmations and untuned models have none."""
+    competing = [record for record in tuned(records) if not record.confirmation and record.status != "unfit"]
+    yield from differ("Rules for ending cells early differ", competing, _stop_rule)
+
+
+def _stop_rule(record: Record) -> str:
+    rule = record.stop
+    return "none" if rule is None else f"stop=asha (first rung at {rule.first:g} of the tokens, factor {rule.factor})"
 
 
 def _reason(record: Record) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from harness import units
-from harness.record import Score
+from harness.record import Record, Score
 from harness.report.evidence import started
 from harness.report.frame import FORMS, KINDS, score_name
 from harness.report.lint.training import attention_text
@@ -170,10 +170,15 @@ def seeds(row: Row, rows: Rows) -> str:
 
 
 def status(row: Row, rows: Rows) -> str:
-    statuses = [record.status for record in row.records]
+    statuses = [_status(record) for record in row.records]
     if len(set(statuses)) == 1:
         return statuses[0]
     return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+
+
+def _status(record: Record) -> str:
+    """With the step at which a pruned cell ended."""
+    return f"pruned at step {record.failure.step}" if record.status == "pruned" and record.failure else record.status
 
 
 def score_entries(rows: Rows) -> dict[str, Entry]:

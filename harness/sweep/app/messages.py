@@ -16,7 +16,7 @@ from harness.config import Config
 from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
 
-GROUPS = ("method", "model", "data", "eval", "hydra/launcher", "hydra/sweeper")
+GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # that data=local reads
 # What transformers, trl, peft and lm-eval call a setting of ours.
 ELSEWHERE = {

@@ -130,6 +130,7 @@ class RunPoint:
                 rendezvous=rendezvous,
                 position=_position(),
                 confirmation=config.confirmation,
+                halving=study.halving(settings_of.stop_rule(config)),
             )
             found = run(request, study, lease, progress.update)
             progress.end(found)

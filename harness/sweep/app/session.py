@@ -80,5 +80,6 @@ class Session:
 
     @property
     def exit_status(self) -> int:
-        """1 if a cell did not end as ok."""
-        return int(any(isinstance(outcome, UserError) or outcome.status != "ok" for outcome in self.outcomes))
+        """1 if a cell did not end as ok or pruned."""
+        ended = ("ok", "pruned")
+        return int(any(isinstance(outcome, UserError) or outcome.status not in ended for outcome in self.outcomes))

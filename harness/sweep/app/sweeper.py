@@ -34,6 +34,8 @@ from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
 
+STOP = ("stop", "stop.first", "stop.factor")
+
 
 class GridSweeper(Sweeper):
     """Plans the product of all axes, then hands the points that still have to run to the launcher."""
@@ -103,7 +105,7 @@ class GridSweeper(Sweeper):
         Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
         asked to skip such ones.
         """
-        for key in ("study", "results_dir", "data_root", "eval.vllm_python", "eval.include_path"):
+        for key in ("study", "results_dir", "data_root", "eval.vllm_python", "eval.include_path", *STOP):
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from statistics import median
 from types import SimpleNamespace
 
@@ -211,6 +212,18 @@ def test_a_loss_that_is_not_finite_stops_at_its_step():
         trained(bench, report=taken.append)
     assert stopped.value.step == 2
     assert [event["step"] for event in taken] == [1]
+
+
+def test_under_a_rule_for_hopeless_cells_a_model_that_knows_nothing_any_more_ends_at_once():
+    ends = SimpleNamespace(rungs={}, meter=SimpleNamespace(aside=nullcontext))
+    at = []
+    for halving in (ends, None):
+        bench = prepared(tiny("method=full", "lr=1e3", "train.warmup_ratio=0", "train.max_steps=4"))
+        run = (bench.net, bench.optimizer, bench.steps, bench.settings, bench.accelerator)
+        with pytest.raises(loop.Diverged, match=r"no better than a uniform guess \(6\.93\)") as stopped:
+            loop.train(*run, lambda: 99.0, lambda event: None, guess=6.93, halving=halving)
+        at.append(stopped.value.step)
+    assert at == [2, 4]
 
 
 def test_a_validation_loss_that_is_not_finite_is_divergence_too():
