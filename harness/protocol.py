@@ -279,8 +279,30 @@ class JudgeAnswers:
     timeout: float
 
 
+@dataclass(frozen=True)
+class ExportModel:
+    """Write the saved model of the recorded cell at `record` to the folder `out`, which does not exist.
+
+    to: merged (safetensors), gguf, or ollama (GGUF and a Modelfile). prompt: as of LocalModel.
+    """
+
+    record: str
+    to: Literal["merged", "gguf", "ollama"]
+    out: str
+    prompt: str | None
+
+
 JobRequest = (
-    RunCell | CheckCells | PlanCells | ExamineMachine | CheckTasks | Rescore | Synthesize | AskModels | JudgeAnswers
+    RunCell
+    | CheckCells
+    | PlanCells
+    | ExamineMachine
+    | CheckTasks
+    | Rescore
+    | Synthesize
+    | AskModels
+    | JudgeAnswers
+    | ExportModel
 )
 
 

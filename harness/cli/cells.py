@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.cli import reproduce
+from harness.cli import export_model, reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
     CommandLine,
@@ -104,6 +104,8 @@ def add(command_line: CommandLine) -> None:
     )
     add_study_name(parser)
     add_json(parser)
+
+    export_model.add(group)
 
     parser = group.add(push, "push", "Upload a cell's saved weights and their card to the hub.", "lora-r16 me/my-lora")
     add_cells(parser, "cell")

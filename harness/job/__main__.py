@@ -18,6 +18,7 @@ from harness.protocol import (
     CheckCells,
     CheckTasks,
     ExamineMachine,
+    ExportModel,
     JobEvent,
     JobRequest,
     JudgeAnswers,
@@ -143,6 +144,13 @@ def _judge(request: JudgeAnswers, send: Send) -> None:
     send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
 
 
+def _export(request: ExportModel, send: Send) -> None:
+    from harness.job.export import exporting
+
+    exporting.export(request)
+    send(Result({"folder": request.out}))
+
+
 SERVE: dict[type, Callable[..., int | None]] = {
     RunCell: _run,
     CheckCells: _check,
@@ -153,6 +161,7 @@ SERVE: dict[type, Callable[..., int | None]] = {
     Synthesize: _synthesize,
     AskModels: _ask,
     JudgeAnswers: _judge,
+    ExportModel: _export,
 }
 
 

@@ -12,7 +12,7 @@ from harness.record.codec import (
     encode,
     encode_tagged,
 )
-from harness.record.commands import add_commands, note_command, noted_commands
+from harness.record.commands import add_commands, note_command, noted_commands, repeated_sweeps
 from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches, StopRule
 from harness.record.files import (
     CARD,
@@ -148,6 +148,7 @@ __all__ = [
     "read",
     "read_study",
     "repeat_of",
+    "repeated_sweeps",
     "replacing",
     "scored_model",
     "settle",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,3 +34,28 @@ def noted_commands(folder: Path) -> list[str]:
         return (folder / FILE).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
+
+
+def repeated_sweeps(folder: Path, asked: Sequence[str]) -> list[str]:
+    """The sweeps among the commands of the study in `folder`, each with `asked` in the place of its own settings.
+
+    asked: KEY=VALUE, or an option and its value.
+    """
+    return [command for typed in noted_commands(folder) if (command := _again(typed, asked))]
+
+
+def _again(command: str, asked: Sequence[str]) -> str | None:
+    """`command` with `asked` in the place of its own; None if it is no sweep."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    if words[:2] != ["harness", "sweep"] or "`" in command:
+        return None
+    key = asked[0].partition("=")[0]
+    kept = [
+        word
+        for before, word in itertools.pairwise(["", *words])
+        if word.partition("=")[0] != key and (before != key or key != "--confirm")
+    ]
+    return shlex.join([*kept, *asked])

@@ -15,9 +15,9 @@ from harness.record import Record
 from harness.settings import plain
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model"}
+WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model", "gguf": "model"}
 SCORES = ("Task", "Metric", "Filter", "Score", "± one standard error", "Items", "Shots", "Version")
-LIBRARY = {"adapter": "peft", "merged": "transformers", "model": "transformers"}
+LIBRARY = {"adapter": "peft", "merged": "transformers", "model": "transformers", "gguf": "gguf"}
 
 ADAPTER = """\
 from peft import PeftModel
@@ -33,22 +33,32 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
+GGUF = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="{name}.gguf")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", gguf_file="{name}.gguf")
+"""
+USE = {"adapter": ADAPTER, "merged": WHOLE, "model": WHOLE, "gguf": GGUF}
 
 
-def text(record: Record) -> str:
-    """The card, as Markdown with a head of YAML that the hub reads, for a record that has `saved`."""
-    cell, form = record.cell, record.saved.form
+def text(record: Record, form: str | None = None) -> str:
+    """The card, as Markdown with a head of YAML that the hub reads, for a record that has `saved`.
+
+    form: of the weights that it lies beside, a key of USE; null for the saved ones.
+    """
+    cell, form = record.cell, form or record.saved.form
     base, revision = base_of(record)
     named = json.dumps(base if HUB_ID.fullmatch(base) else "BASE") + (f', revision="{revision}"' if revision else "")
     parts = [
-        _head(record),
+        _head(record, form),
         f"# {cell.name}\n",
         f"The {WHAT[form]} that `{cell.method}` made of `{base}` by training on `{cell.data}`. This card was made from "
         f"the record `{cell.name}.json` of the study `{record.study}`; nothing in it was written by hand.\n",
         "## Use\n",
-        f"```python\n{ADAPTER.format(base=named) if form == 'adapter' else WHOLE}```\n",
-        *_whence(record),
-        *_quantised(record),
+        f"```python\n{USE[form].format(base=named, name=cell.name)}```\n",
+        *(_whence(record) if form == "adapter" else ()),
+        *_quantised(record, form),
         "## Training\n",
         _table(("What", "Value"), _training(record)),
         "## Scores\n",
@@ -72,9 +82,9 @@ def base_of(record: Record) -> tuple[str, str | None]:
     return model.path, commit if name == model.path else model.revision
 
 
-def _head(record: Record) -> str:
+def _head(record: Record, form: str) -> str:
     model, source = record.cell.settings.model.path, record.cell.settings.data.load.get("path")
-    told: dict[str, Any] = {"library_name": LIBRARY[record.saved.form], "pipeline_tag": "text-generation"}
+    told: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(model):
         told["base_model"] = model
     if isinstance(source, str) and HUB_ID.fullmatch(source):
@@ -86,7 +96,7 @@ def _head(record: Record) -> str:
 def _whence(record: Record) -> Iterator[str]:
     """What stands for BASE, which is on no hub."""
     base, _ = base_of(record)
-    if record.saved.form != "adapter" or HUB_ID.fullmatch(base):
+    if HUB_ID.fullmatch(base):
         return
     kind, _, name = base.partition(":")
     if kind == "embedded":
@@ -100,10 +110,10 @@ def _whence(record: Record) -> Iterator[str]:
     )
 
 
-def _quantised(record: Record) -> Iterator[str]:
+def _quantised(record: Record, form: str) -> Iterator[str]:
     if (kept := record.cell.settings.method.bits) is None:
         return
-    if record.saved.form == "adapter":
+    if form == "adapter":
         yield f"It was trained and scored on a base quantised to {kept} bits; on the full base it is another model.\n"
     else:
         yield f"Its base was quantised to {kept} bits for training, and scored so; these are the expanded weights.\n"

@@ -70,7 +70,7 @@ def ask(
     bases = {}  # one for each model and template
     for found, record in records:
         of_it = record.cell.settings
-        bases.setdefault((of_it.model, _template(of_it.data)), (found, record))
+        bases.setdefault((of_it.model, template(of_it.data)), (found, record))
     local = [
         _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
         for found, record in bases.values()
@@ -83,11 +83,11 @@ def ask(
 
 
 def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> LocalModel:
-    prompt = AS_TYPED if as_typed else _template(record.cell.settings.data)
+    prompt = AS_TYPED if as_typed else template(record.cell.settings.data)
     return LocalModel(label, str(found.record.absolute()), tuned, prompt)
 
 
-def _template(data: DataSettings) -> str | None:
+def template(data: DataSettings) -> str | None:
     """The prompt template of a question without context; None for conversations, which use the chat template."""
     of_file = data.load.get("columns") or {}
     if data.load.get("messages") or data.load.get("chosen") or of_file.get("messages"):

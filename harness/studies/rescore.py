@@ -98,7 +98,7 @@ def _objection(study: Study, found: Record) -> str | None:
         return why
     if _tuned(found):
         if study.weights(found) is None:
-            return f"it has no saved weights; to train it with save=adapter: {study.anew(found)}"
+            return f"it has no saved weights; to train it again and keep them: {study.anew(found, 'adapter')}"
         if found.saved.form == "merged" and not found.merge.merged:
             return "its saved, merged weights are not the model that was scored; save=adapter saves that model"
     problems = verify.check(study.path(found.cell))

@@ -105,9 +105,13 @@ class Study:
         """A command on this study alone, to paste into a shell."""
         return self._typed(name, self.name)
 
-    def anew(self, found: Record) -> str:
-        """The commands that train the cell of a record again."""
-        return f"`{self._typed('rm', f'{self.name}/{found.cell.name}')}`, then its sweep's command"
+    def anew(self, found: Record, save: str | None = None) -> str:
+        """The commands that train the cell of a record again. save: what they are to keep; null: as they were typed."""
+        asked = [] if save is None else [f"save={save}"]
+        remove = self._typed("rm", f"{self.name}/{found.cell.name}")
+        if asked and (sweeps := record.repeated_sweeps(self.folder, asked)):
+            return f"`{' && '.join([remove, *sweeps])}`"
+        return f"`{remove}`, then its sweep's command{' with '.join(['', *asked])}"
 
     def _typed(self, *words: str) -> str:
         where = [] if self._results == Path("results") else ["--results-dir", str(self._results)]

@@ -51,16 +51,27 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     synchronize()
     start = time.perf_counter()
     try:
-        merged = (_dequantised(model) if expand else model).merge_and_unload(safe_merge=True)
+        merged = fold(model)
     except (NotImplementedError, ValueError) as error:
         if "NaN" in str(error):  # a broken adapter, not one that can't be merged
             raise
         return model, Merge(False, f"peft can't merge it: {str(error).rstrip('.')}.")
     synchronize()
     seconds = time.perf_counter() - start
-    forget_adapters(merged)
     difference = float((_logits(merged, batch, accelerator) - before).abs().max())
     return merged, Merge(not expand, reason, difference, dequantised=expand, seconds=seconds)
+
+
+def fold(model: PeftModel) -> nn.Module:
+    """`model`, which is used up, with its adapter in its weights; a quantised base is dequantised first.
+
+    Raises NotImplementedError or ValueError if peft can't merge the adapter.
+    """
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise NotImplementedError(PROMPT)
+    merged = (_dequantised(model) if quantised(model) else model).merge_and_unload(safe_merge=True)
+    forget_adapters(merged)
+    return merged
 
 
 def _dequantised(model: PeftModel) -> PeftModel:

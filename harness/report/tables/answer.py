@@ -56,19 +56,29 @@ def answer(
 
     rows: the chosen row by place and method. folder: of the study, where its commands are noted.
     """
-    tests = sum(len(contest.differences) for contest in held if contest.primary)
+    answers = place_answers(held, rows)
     places = list(dict.fromkeys(choice.place for choice in choices))
     lines, doubts = [], []
     for place in places:
-        here = {label: row for (where, label), row in rows.items() if where == place}
-        contest = headline(held, place)
-        found = PlaceAnswer(contest, here, tests) if contest else None
-        sentences = [*(found.sentences() if found else _unscored(here)), *_lost(choices, place)]
+        found = answers.get(place)
+        said = found.sentences() if found else _unscored(_here(rows, place))
+        sentences = [*said, *_lost(choices, place)]
         if sentences:
             lines.append(" ".join([*place_prefix(place, places), *sentences]))
         if found and (doubt := found.doubt()):
             doubts.append((place_prefix(place, places), doubt))
     return [*lines, *_open(doubts, [record for row in rows.values() for record in row.records], folder)]
+
+
+def place_answers(held: Sequence[Contest], rows: Mapping[tuple[Place, str], Row]) -> dict[Place, PlaceAnswer]:
+    """The answer of each place that has scores; `held` and `rows` as of `answer`."""
+    tests = sum(len(contest.differences) for contest in held if contest.primary)
+    contests = {place: headline(held, place) for place in dict.fromkeys(contest.place for contest in held)}
+    return {place: PlaceAnswer(contest, _here(rows, place), tests) for place, contest in contests.items() if contest}
+
+
+def _here(rows: Mapping[tuple[Place, str], Row], place: Place) -> dict[str, Row]:
+    return {label: row for (where, label), row in rows.items() if where == place}
 
 
 def place_prefix(place: Place, places: Sequence[Place]) -> list[str]:
@@ -141,6 +151,11 @@ class PlaceAnswer:
         needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
         easiest = min(needed, key=needed.get, default=None)
         return Doubt(f"not decided against {self._first}: {_few(left)}", needed.get(easiest), easiest)
+
+    @property
+    def first(self) -> str | None:
+        """The tuned method that the sentences put first; None if no tuned model is scored."""
+        return next((standing.choice.label for standing in self._tested or self._trained), None)
 
     # The methods, by how they stand against the best tuned one
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.record import Record, noted_commands
+from harness.record import Record, repeated_sweeps
 
 MOST_LISTED = 12  # seeds that are written one by one
 
@@ -22,7 +21,7 @@ def with_seeds(records: Sequence[Record], folder: Path | None, count: int) -> st
     unused = (seed for seed in itertools.count() if seed not in used)
     seeds = sorted([*used, *itertools.islice(unused, max(0, count - len(used)))])
     asked = ["--confirm", str(len(seeds))] if confirming else [f"seed={_listed(seeds)}"]
-    commands = [command for typed in (noted_commands(folder) if folder else []) if (command := _again(typed, asked))]
+    commands = repeated_sweeps(folder, asked) if folder else []
     return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(asked)}"
 
 
@@ -30,20 +29,3 @@ def _listed(seeds: Sequence[int]) -> str:
     if len(seeds) > MOST_LISTED and list(seeds) == list(range(len(seeds))):
         return f"range(0,{len(seeds)})"
     return ",".join(map(str, seeds))
-
-
-def _again(command: str, asked: Sequence[str]) -> str | None:
-    """`command` with `asked` in the place of its own; None if it is no sweep."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return None
-    if words[:2] != ["harness", "sweep"] or "`" in command:
-        return None
-    key = asked[0].partition("=")[0]
-    kept = [
-        word
-        for before, word in itertools.pairwise(["", *words])
-        if word.partition("=")[0] != key and (before != key or key != "--confirm")
-    ]
-    return shlex.join([*kept, *asked])

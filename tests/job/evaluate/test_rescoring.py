@@ -203,7 +203,7 @@ def test_a_study_is_scored_with_its_base_and_without_what_has_no_weights(study):
     assert todo == [("base", ["facts"]), ("lora", ["facts"])]
     (refused,) = found.refused
     assert refused.startswith("dora-")
-    assert "it has no saved weights; to train it with save=adapter: `python -m harness rm demo/dora-" in refused
+    assert "it has no saved weights; to train it again and keep them: `python -m harness rm demo/dora-" in refused
     assert f"--results-dir {study.folder.parent}`" in refused
 
 
