@@ -12,7 +12,6 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import Failure, Gpu, Scoring, SmallerBatches, Source, VllmUsage, item_hashes, read_study, write
 from harness.report.lint import RULES, findings
-from harness.report.lint.training import SWITCHES
 from harness.report.tables.table import comparison
 from harness.settings import EvalSettings
 
@@ -69,6 +68,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known = {"smollm2": ["tries", "tries", "overlap", "contamination"], "quickstart": ["contamination", "seeds"]}
     known["peft_llama_3_2_3b"] = ["training", "targets", "tries", "fingerprints", "versions", "versions of runs"]
     known["peft_llama_3_2_3b"] += ["base", "seeds"]
+    known["pilot"] = ["code", "seeds"]  # its skills were tried one after the other, while the harness went on
     assert [finding.rule for finding in findings(records)] == known.get(folder.name, ["seeds"])
 
 
@@ -133,12 +133,28 @@ def test_unequal_token_budgets():
     assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "dora"))
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", ["packing", "activation_offload", "compile", "gradient_checkpointing"])
 def test_a_switch_that_is_on_in_some_cells(name):
     records = study()
     settings(records, train__batch_size=4)
     settings(of(records, "lora"), **{f"train__{name}": True})
     assert told(records, "training").startswith(f"The setting train.{name} differs: false in full")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "usual"),
+    [
+        ("schedule", "linear", "cosine"),
+        ("loss_on", "all", "answers"),
+        ("weight_decay", 0.1, "0.0"),
+        ("final_lr", 0.1, "0.0"),
+    ],
+)
+def test_a_setting_that_some_cells_have_at_its_default(name, value, usual):
+    records = study()
+    settings(records, train__batch_size=4)
+    settings(of(records, "lora"), **{f"train__{name}": value})
+    assert told(records, "training").startswith(f"The setting train.{name} differs: {usual} in full")
 
 
 def test_unequal_numbers_of_steps_are_seen_in_the_settings():

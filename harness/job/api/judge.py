@@ -33,7 +33,7 @@ TOKENS = 1024  # limit of a judge's reply, including its thinking
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to a request: that of the model one compares with, and the other one."""
 
     prompt: str
@@ -62,7 +62,7 @@ class Judge:
     def __init__(self, url: str, name: str, timeout: float):
         self._client = Client(url, name, timeout)
 
-    def compare(self, pairs: Sequence[Pair], concurrency: int) -> Verdicts:
+    def compare(self, pairs: Sequence[AnswerPair], concurrency: int) -> Verdicts:
         """Compare each pair, `concurrency` requests at a time. Equal answers are a tie unasked.
 
         Raises UserError if the judge does not answer.

@@ -18,7 +18,7 @@ from transformers import EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import record
 from harness.job.api.client import Client
-from harness.job.api.judge import Judge, Pair
+from harness.job.api.judge import AnswerPair, Judge
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
@@ -122,7 +122,7 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 
 def _judged(request: AskModels, answers: list[list[str]]) -> dict[str, Any]:
     pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
-    asked = [Pair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
+    asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
     found = Judge(request.judge_url, request.judge, request.timeout).compare(asked, request.concurrency)
     compared = zip(pairs, found.said, found.values, strict=True)
     verdicts = [{"prompt": i, "model": j, "said": said, "value": value} for (i, j), said, value in compared]

@@ -29,7 +29,6 @@ from harness.report.lint.differences import (
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
 # Settings of training that another rule checks, or that do not change results
 APART = {"max_steps", "batch_size", "global_batch", "grad_accum", "precision", "validate_every"}
-SWITCHES = ("packing", "activation_offload", "compile", "gradient_checkpointing")  # absent if off
 SHARED = ("devices", "nodes", "parallel")  # how a step is distributed; changes neither its batch nor its result
 
 
@@ -95,9 +94,10 @@ def training_settings(records: Sequence[Record]) -> Sentences:
 
 
 def _trained(record: Record, settings: dict[str, Any], name: str) -> str | None:
-    if name in ("devices", "nodes"):
-        return str(getattr(record.cell.settings.train, name))
-    return setting_text(settings.get(name, False if name in SWITCHES and settings else None))
+    """A setting of training in words. `settings` lacks neutral defaults, and what an import did not tell."""
+    if record.source is None:
+        return setting_text(getattr(record.cell.settings.train, name))
+    return setting_text(settings.get(name))
 
 
 def adapter_targets(records: Sequence[Record]) -> Sentences:
