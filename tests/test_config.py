@@ -72,7 +72,8 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
             config.model = copy.copy(place.model)
             config.model.dtype = "bfloat16"
         made = from_config(config)
-        assert (made.method, made.data) == (method, place.data.name)
+        options = (f"{name}={value}" for name, value in sorted(place.data.options.items()))
+        assert (made.method, made.data) == (method, " ".join([place.data.name, *options]))
         assert getattr(made.settings.model, "base_url" if method == "api" else "path")
         assert made.settings.eval.tasks
 

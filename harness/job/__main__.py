@@ -136,10 +136,10 @@ def _ask(request: AskModels, send: Send) -> None:
 
 
 def _judge(request: JudgeAnswers, send: Send) -> None:
-    from harness.job.api.judge import Judge, Pair
+    from harness.job.api.judge import AnswerPair, Judge
 
     judge = Judge(request.judge_url, request.judge, request.timeout)
-    pairs = [Pair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
+    pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
     found = judge.compare(pairs, request.concurrency)
     send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
 

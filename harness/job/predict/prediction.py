@@ -42,7 +42,6 @@ from harness.job.training import (
     attention,
     distributed,
     gradient_checkpointing,
-    loop,
     loss,
     objectives,
     probe,
@@ -257,6 +256,7 @@ class Predictor:
                     with accelerator.autocast():
                         loss.enable(net, self._kernels, objective.by_token)
                 micro = [objective.batch(layout, drawn).to(self._on) for drawn in shape.drawn(layout, times)]
+                padded = sum(batch.padded for batch in micro)
                 if (layers := structure.decoder_layers(net, config)) is not None:
                     mark_layers(layers, live)
                 if trained:
@@ -277,7 +277,6 @@ class Predictor:
                 else:
                     found = probe.forward(net, micro[0], accelerator, live, objective)
         trainable = structure.count(net, trainable=True) if trained else 0
-        padded = sum(batch.padded for batch in loop.own(micro, accelerator))
         AcceleratorState._reset_state(True)
         if devices > 1 and not sharded:
             buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)

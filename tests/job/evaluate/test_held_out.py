@@ -296,7 +296,7 @@ def test_vllm_writes_the_answers_and_the_harness_computes_the_likelihoods(tmp_pa
         assert done.status == "ok", done.failure
         found[engine] = pd.read_parquet(path.with_suffix(".items.parquet"))
     assert done.vllm.answers == 2
-    assert len(found["vllm"]) == 4
+    assert len(found["vllm"]) == 6, "ROUGE-L, BLEU and bits per byte of two answers"
     pd.testing.assert_frame_equal(found["vllm"].drop(columns="prediction"), found["auto"].drop(columns="prediction"))
 
 

@@ -223,7 +223,7 @@ def test_a_prompt_is_put_as_the_data_puts_its_questions(template, text, begins):
     ],
 )
 def test_the_data_say_how_they_are_asked(compose, data, prompt):
-    found = asking_of._template(part(DataSettings, OmegaConf.to_container(compose(f"data={data}").data, resolve=True)))
+    found = asking_of.template(part(DataSettings, OmegaConf.to_container(compose(f"data={data}").data, resolve=True)))
     assert found is None if prompt is None else found.endswith(prompt)
 
 
