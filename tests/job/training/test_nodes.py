@@ -122,7 +122,7 @@ def test_a_machine_that_leaves_is_the_reason_and_the_cell_resumes(tmp_path, alon
     with second(cell, port):
         record = go(tmp_path, cell, precautions=careful, rendezvous=place(0, port))
     alike(record, alone("method=lora"))
-    assert record.train.resumed_at == [2]
+    assert record.train.resumed_at in ([2], [4])  # when the test hears of step 3, step 4 may be saved
 
 
 @pytest.mark.slow
