@@ -95,7 +95,7 @@ def sweep(options: argparse.Namespace) -> int:
     session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
-    if session.study is not None and session.outcomes:
+    if session.study is not None:
         _print_answer(session.study.folder)
     return session.exit_status
 

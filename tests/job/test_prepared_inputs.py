@@ -11,6 +11,13 @@ from harness.errors import UserError
 from harness.job import prepared_inputs
 
 
+@pytest.fixture(autouse=True)
+def nothing_cached() -> None:
+    """Inputs that other tests left would be older than the tasks that they share."""
+    for cached in (prepared_inputs._made, prepared_inputs._tasks, prepared_inputs._splits):
+        cached.cache_clear()
+
+
 def of(*overrides: str, data_root: str | None = None) -> prepared_inputs.PreparedInputs:
     return prepared_inputs.of(tiny(*overrides).settings, data_root)
 
