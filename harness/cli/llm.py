@@ -17,6 +17,7 @@ from harness.cli.parser import (
     add_study,
     comma_separated,
     positive,
+    require_positive,
 )
 from harness.errors import UserError, one_of
 from harness.settings import HELD_OUT
@@ -101,7 +102,7 @@ def ask(options: argparse.Namespace) -> int:
     judge_url = options.judge_url or options.base_url
     if (options.api and not options.base_url) or (options.judge and not judge_url):
         raise UserError("Models behind an API require --base-url, such as http://localhost:8000/v1.")
-    _require_timeout(options.timeout)
+    require_positive("--timeout", options.timeout)
 
     from harness.studies import ask as asking
 
@@ -144,7 +145,7 @@ def ask(options: argparse.Namespace) -> int:
 
 def judge(options: argparse.Namespace) -> int:
     """Have recorded answers compared by a judge, and print the shares; 1 if a cell was refused."""
-    _require_timeout(options.timeout)
+    require_positive("--timeout", options.timeout)
 
     from harness.report.statistics import preference
     from harness.studies import judge as judging
@@ -174,7 +175,7 @@ def synthesize(options: argparse.Namespace) -> int:
     """Let a model behind an API write training problems; 1 if there are fewer than requested."""
     for kind in options.kinds:
         one_of("--kinds", kind, KINDS)
-    _require_timeout(options.timeout)
+    require_positive("--timeout", options.timeout)
 
     from harness.studies import synthesize as synthesis
 
@@ -202,8 +203,3 @@ def synthesize(options: argparse.Namespace) -> int:
 def _add_requests(parser: Parser) -> None:
     parser.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests at a time (default: 8)")
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for an answer (default: 60)")
-
-
-def _require_timeout(seconds: float) -> None:
-    if not seconds > 0:
-        raise UserError(f"--timeout must be positive, got {seconds:g}.")

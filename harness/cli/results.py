@@ -23,6 +23,7 @@ from harness.cli.parser import (
     add_study_name,
     add_tables,
     comma_separated,
+    require_positive,
 )
 from harness.errors import UserError
 from harness.record import Record, read, read_study
@@ -121,8 +122,7 @@ def table(options: argparse.Namespace) -> int:
         raise UserError(f"--columns can't be combined with --format {options.format}, which has every number.")
     if options.price is not None and options.article:
         raise UserError("--price can't be combined with --article, which has the article's columns.")
-    if options.price is not None and not options.price > 0:
-        raise UserError(f"--price must be positive, got {options.price:g}.")
+    require_positive("--price", options.price)
     if options.price is None and "cost" in (options.columns or []):
         raise UserError("--columns cost requires --price, dollars for an hour of one device.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import units
-from harness.cli.parser import CommandLine, Parser, positive
+from harness.cli.parser import CommandLine, Parser, positive, require_positive
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,10 +123,8 @@ def _print_answer(folder: Path) -> None:
 
 def plan(options: argparse.Namespace) -> int:
     """Print what a grid would take."""
-    if options.throughput is not None and not options.throughput > 0:
-        raise UserError(f"--throughput must be positive, got {options.throughput:g}.")
-    if options.price is not None and not options.price > 0:
-        raise UserError(f"--price must be positive, got {options.price:g}.")
+    require_positive("--throughput", options.throughput)
+    require_positive("--price", options.price)
     if options.advise and options.device in (None, *KERNELS):
         raise UserError("--advise requires --device with a card, such as rtx_4090.")
     names = ("device", "throughput", "price", "advise")

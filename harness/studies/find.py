@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.program import PROGRAM
-from harness.record import STUDY_NAME, read_study
+from harness.record import STUDY_NAME, Record, read_study
 from harness.sweep.store import Study
 
 SHOWN = 4  # cells that an ambiguous text may mean
@@ -57,6 +57,25 @@ def find(results: Path, names: Sequence[str], text: str) -> CellRef:
         shown = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)
         raise UserError(f"{text} matches {len(matches)} cells; type more of one: {', '.join(shown)}.")
     return matches[0]
+
+
+def settled_study(
+    results: Path, names: Sequence[str], text: str, purpose: str
+) -> tuple[Study, str | None, list[Record], list[str]]:
+    """The study that `text` means, one of `names` or that of a cell, with the cell's name (null: all cells are meant).
+
+    Interrupted writes to it are settled; its records follow, and a sentence for each file that is none. Raises
+    UserError if there is no such cell, or if it has no record, so that there is nothing to `purpose`.
+    """
+    if text in names:
+        study, cell = Study(results, text), None
+    else:
+        found = find(results, names, text)
+        study, cell = found.study, found.name
+        if not found.record.is_file():
+            raise UserError(f"{found} has no record yet; there is nothing to {purpose}.")
+    study.settle()
+    return study, cell, *read_study(study.folder)
 
 
 def _matching(texts: dict[tuple[Study, str], str], text: str) -> list[CellRef]:

@@ -24,7 +24,7 @@ from harness.errors import UserError
 from harness.protocol import JudgeAnswers, Progress
 from harness.record import Judging, Record, RecordError, Score, read_study
 from harness.studies import verify
-from harness.studies.find import find
+from harness.studies.find import find, settled_study
 from harness.sweep import runner
 from harness.sweep.store import Study
 
@@ -149,15 +149,7 @@ def _cells(
     """The finished cells that are meant, each once."""
     meant: dict[tuple[str, str], tuple[Study, Record]] = {}
     for text in texts:
-        if text in names:
-            study, cell = Study(results, text), None
-        else:
-            found = find(results, names, text)
-            study, cell = found.study, found.name
-            if not found.record.is_file():
-                raise UserError(f"{found} has no record yet; there is nothing to judge.")
-        study.settle()
-        records, problems = read_study(study.folder)
+        study, cell, records, problems = settled_study(results, names, text, "judge")
         outcome.refused += [problem for problem in problems if problem not in outcome.refused]
         for one in records:
             if cell == one.cell.name or (cell is None and one.status == "ok"):

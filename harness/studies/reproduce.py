@@ -56,13 +56,7 @@ def run_again(
             precautions = replace(found.precautions, save_every=None)
             request = runner.request_for(found.cell, study, data_root, local, precautions=precautions)
             with study.lease(found.cell) as lease:
-                progress.start(found.cell)
-                try:
-                    again = runner.run(request, study, lease, progress.update)
-                finally:
-                    progress.clear()
-                progress.end(again)
-            done.append(again)
+                done.append(retry.run_shown(study, request, lease, progress))
     finally:
         progress.close()
     return done

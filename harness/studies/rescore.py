@@ -16,10 +16,10 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths
-from harness.record import Record, RecordError, awaits_scoring, read_study
+from harness.record import Record, RecordError, awaits_scoring
 from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
-from harness.studies.find import find
+from harness.studies.find import settled_study
 from harness.studies.retry import objection
 from harness.sweep import runner
 from harness.sweep.progress import SweepProgress
@@ -63,15 +63,7 @@ def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Ask
     """The requested cells and their untuned base cells, and whether each was named itself."""
     meant: dict[tuple[str, str], tuple[Study, Record, bool]] = {}
     for text in texts:
-        if text in names:
-            study, cell = Study(results, text), None
-        else:
-            found = find(results, names, text)
-            study, cell = found.study, found.name
-            if not found.record.is_file():
-                raise UserError(f"{found} has no record yet; there is nothing to score.")
-        study.settle()
-        records, problems = read_study(study.folder)
+        study, cell, records, problems = settled_study(results, names, text, "score")
         asked.refused += [problem for problem in problems if problem not in asked.refused]
         wanted = [r for r in records if cell in (None, r.cell.name)]
         bases = [r for r in records if not _tuned(r) and any(_same_model(r, w) for w in wanted)]

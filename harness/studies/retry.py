@@ -27,6 +27,7 @@ from harness.record import Record, read_study
 from harness.redact import leaves
 from harness.settings import cell_id, plain
 from harness.sweep import runner
+from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
@@ -100,12 +101,17 @@ def _run(study: Study, found: Record, request: RunCell, progress: SweepProgress)
     with study.lease(found.cell) as lease:
         if study.recorded(found.cell) != found:
             raise UserError("another process has just run it.")
-        progress.start(found.cell)
-        try:
-            again = runner.run(request, study, lease, progress.update)
-        finally:
-            progress.clear()
-        progress.end(again)
+        return run_shown(study, request, lease, progress)
+
+
+def run_shown(study: Study, request: RunCell, lease: Lease, progress: SweepProgress) -> Record:
+    """The new record of a cell, whose run `progress` shows."""
+    progress.start(request.cell)
+    try:
+        again = runner.run(request, study, lease, progress.update)
+    finally:
+        progress.clear()
+    progress.end(again)
     return again
 
 
