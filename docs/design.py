@@ -87,25 +87,27 @@ def seeds_and_items(study: str) -> str:
 
 
 def pilot(study: str) -> str:
-    """Of each data set of a study, the score of each method by steps, mean over seeds."""
+    """Of each data set of a study, the score of each method by steps and batch size, mean over seeds."""
     found: dict[tuple, list[Record]] = defaultdict(list)
     for record in records(study):
-        cell, steps = record.cell, record.cell.settings.train.max_steps
-        found[cell.data, steps or 0, cell.method, cell.lr or 0.0].append(record)
+        cell, train = record.cell, record.cell.settings.train
+        steps = train.max_steps or 0  # none for the base, which is not trained
+        found[cell.data, steps, steps and train.batch_size, cell.method, cell.lr or 0.0].append(record)
     rows = []
-    for (data, steps, method, lr), group in sorted(found.items()):
+    for (data, steps, batch, method, lr), group in sorted(found.items()):
         scored = [value for record in group if (value := _learned(record)) is not None]
         rows.append(
             (
                 data,
                 method,
                 steps or "–",
+                batch or "–",
                 f"{lr:g}" if lr else "–",
                 len(group),
                 f"{100 * fmean(scored):.0f}" if scored else group[0].status,
             )
         )
-    return _table(["Data", "Method", "Steps", "Rate", "Seeds", "Score (%)"], rows)
+    return _table(["Data", "Method", "Steps", "Batch", "Rate", "Seeds", "Score (%)"], rows)
 
 
 def _learned(record: Record) -> float | None:
