@@ -147,6 +147,11 @@ class TrainSettings:
         return self.objective != "sft"
 
     @property
+    def refers(self) -> bool:
+        """Whether the objective compares the model with its base, which takes a pass of the base over all pairs."""
+        return self.objective == "dpo"
+
+    @property
     def total_devices(self) -> int:
         """Devices of all machines together."""
         return self.devices * self.nodes

@@ -49,13 +49,13 @@ def serve(model: str) -> Iterator[str]:
     port = free_port()
     server = Serve(force_model=model, host="127.0.0.1", port=port, device="cpu", non_blocking=True)
     try:
-        _come_up(f"http://127.0.0.1:{port}/health")
+        come_up(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.kill_server()
 
 
-def _come_up(url: str, seconds: float = 60.0) -> None:
+def come_up(url: str, seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while True:
         with suppress(OSError):

@@ -114,7 +114,15 @@ def test_table_on_a_terminal(results):
 def planned(name, mib):
     kinds = dict(zip(("weights", "adapters", "gradients", "optimizer", "activations"), mib, strict=True))
     peak = {kind: n * MIB for kind, n in kinds.items()}
-    prediction = {"peak": peak, "resident": peak, "total": 100, "trainable": 10, "flops": 1e12, "precision": "fp32"}
+    prediction = {
+        "peak": peak,
+        "resident": peak,
+        "total": 100,
+        "trainable": 10,
+        "flops": 1e12,
+        "reference_flops": 0.0,
+        "precision": "fp32",
+    }
     prediction |= {"shape": {"sequences": 8, "tokens": 100, "steps": 10, "raw": 1000, "real": True}}
     prediction |= {"micro_batch": None, "largest_batch": 4}
     return Planned(name, make_record("lora").cell, prediction)

@@ -57,7 +57,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     seconds                             the whole job
     trainable, total                    weights
     trainable_share                     trainable / total, a fraction of 1
-    validation_loss                     the last one, nats per token
+    validation_loss                     the last one, nats per token; of pairs, nats per pair
     answer_bits_per_byte                the same answers in bits per byte of their text, which does not depend on how a
                                         tokenizer cuts them: loss × tokens / bytes / ln 2
 

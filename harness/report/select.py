@@ -20,7 +20,7 @@ class Choice:
         is first.
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
     index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
-    loss: mean validation loss over seeds, nats per token; None if no loss was recorded.
+    loss: mean validation loss over seeds, in nats per token or pair; None if no loss was recorded.
     tries: number of settings tried. lost: how many of them did not finish, by status, or lack seeds ("unfinished").
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.

@@ -112,7 +112,7 @@ def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
         " / ".join(_short(p["resident"][kind]) for kind in HELD),
         units.size(point.peak),
         " / ".join(_short(p["peak"][kind]) for kind in PASSING),
-        units.count(p["flops"]),
+        units.count(p["flops"] + p["reference_flops"]),
         "–" if seconds is None else duration(seconds),
         "–" if cost is None else units.dollars(cost),
         _fit(plan, point),
@@ -174,6 +174,8 @@ def _notes(plan: Plan, times: Times) -> list[str]:
                 "Moments in paged memory are left out, as CUDA moves them to the host when memory is short: 8 bytes "
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
+        if any(p.prediction["reference_flops"] for p in possible):
+            notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
         notes += [*time_notes(plan, times), *_grid(plan, times)]
     return notes
 

@@ -229,6 +229,9 @@ def test_early_ends_find_the_same_cell_for_half_the_tokens_in_nine_of_ten_studie
         assert of["half_and_alike"] >= 0.9
     assert few["name"].startswith("5 settings")
     assert few["alike"] >= 0.9
+    assert 0.5 < few["half_and_alike"] < 0.6
+    assert "\n**10 or more.**" in halving.advice(measured["simulated"])
+    assert all(of["half_and_alike"] >= 0.9 for of in measured["real"])
 
 
 @pytest.mark.slow

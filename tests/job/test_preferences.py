@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 from harness.errors import UserError
 from harness.job.data import columns, encoding, sources
 from harness.job.data.batching import Layout
+from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import embedded
+from harness.job.pair_cell import PairCell
 from harness.job.predict import prediction
 from harness.job.training import loop, loss, objectives
 from harness.record import Kinds
@@ -403,11 +405,23 @@ def test_the_untuned_base_has_the_objectives_loss(tmp_path, name):
     assert (record.validation[0].loss == pytest.approx(COIN, rel=1e-5)) == (name == "dpo")
 
 
+TESTED = ("eval.tasks=[held_out]", "data.test_share=0.3", "eval.limit=7")
+
+
 @pytest.mark.parametrize(
-    ("name", "method"), [("dpo", "full"), ("dpo", "lora"), ("orpo", "galore"), ("orpo", "base"), ("dpo", "qlora")]
+    ("name", "method", "more"),
+    [("dpo", "full", ()), ("dpo", "lora", TESTED), ("orpo", "galore", ()), ("orpo", "base", ()), ("dpo", "qlora", ())],
 )
-def test_a_prediction_is_what_a_run_measures(tmp_path, name, method):
-    cell = composed(*PAIRS, f"method={method}", f"train.objective={name}")
+def test_a_prediction_is_what_a_run_measures(tmp_path, monkeypatch, name, method, more):
+    refer, counted = PairCell._refer_to, []
+
+    def counting(self, base):
+        with LiveBytes(torch.device("cpu")) as live:
+            refer(self, base)
+        counted.append(live.flops)
+
+    monkeypatch.setattr(PairCell, "_refer_to", counting)
+    cell = composed(*PAIRS, f"method={method}", f"train.objective={name}", *more)
     measured = run_here(tmp_path / "out", cell)
     found = prediction.Predictor(None, "fp32").predict(cell, None)
     assert measured.status == "ok", measured.failure
@@ -417,3 +431,5 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, name, method):
         per_token = measured.probe.flops_per_token + measured.probe.recomputed_flops_per_token
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
         assert measured.probe.recomputed_flops_per_token > 0  # of the head
+    assert [found["reference_flops"]] == pytest.approx(counted, rel=0.05)  # attention depends on lengths
+    assert (found["reference_flops"] > 0) == (name == "dpo")

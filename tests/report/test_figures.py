@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.text import Text
-from records import METHODS, MIB, make_record, make_score, make_study, measured
+from records import METHODS, MIB, change, make_record, make_score, make_study, measured
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
@@ -94,6 +94,19 @@ def test_no_setting_is_on_the_front_for_its_test_score_alone():
     front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
     assert list(front.get_ydata()) == pytest.approx([30, 40])
     assert 90.0 in [pytest.approx(y) for _, y in points(panel)]
+
+
+@pytest.mark.parametrize(("objective", "unit"), [("sft", "nats per token"), ("dpo", "nats per pair")])
+def test_losses_of_pairs_are_per_pair(objective, unit):
+    records = [swept(*each, 0.3) for each in (("lora", 4, 1e-4, 1.2), ("lora", 4, 2e-4, 1.0), ("lora", 8, 2e-4, 1.1))]
+    for record in records:
+        record.scores = []
+        change(record, train={"objective": objective})
+    for panel in draw("loss", records):
+        assert panel.get_ylabel() == f"validation loss\n({unit})"
+    assert draw("rank_sweep", records)[0].get_ylabel() == f"validation loss ({unit})"
+    assert titles("rank_sweep", records) == [f"From rank 4 to 8 lora changes by +0.1 {unit}"]
+    assert f"({unit}, mean over seeds)" in FIGURES["lr_methods"](records, None).caption
 
 
 def test_pareto_by_hand():

@@ -110,6 +110,12 @@ def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compos
     assert to_run(records[2], compose(*SMALL, "retry.statuses=[pruned]"))
 
 
+def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):
+    assert [float(Outcome.of(record)) for record in records] == [1.0, 0.9, 0.5, 2.0, 0.8]
+    failed = finished(1e-2, 3.0, status="failed")
+    assert Outcome.of(failed).loss is None
+
+
 def test_the_rule_is_no_part_of_a_cell_and_does_not_apply_to_confirmations(compose, cell):
     assert cell(*SMALL, "stop=asha").id == cell(*SMALL).id
     assert stop_rule(compose(*SMALL)) is None

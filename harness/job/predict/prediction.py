@@ -12,7 +12,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -25,13 +24,14 @@ from hydra.utils import instantiate
 from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from harness.errors import UserError
-from harness.job.data import batching, encoding, sources
+from harness.job.data import batching
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
 from harness.job.models import empty_weights, loading, structure
+from harness.job.predict import examples
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
@@ -73,7 +73,7 @@ class Predictor:
         rates: CardRates | None = None,
     ):
         self._data_root, self._auto, self._kernels, self._on, self._rates = data_root, auto, kernels, on, rates
-        self._drawn: dict[str, list[list[list[encoding.Drawn]]] | None] = {}
+        self._drawn: dict[str, examples.DrawnExamples | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
@@ -117,6 +117,7 @@ class Predictor:
             "total": round(line.others["total"]),
             "trainable": round(line.others["trainable"]),
             "flops": line.others["flops_per_token"] * shape.padded,
+            "reference_flops": self._reference_flops(cell, shape, layout, architecture),
             "least_seconds": _least_seconds(line, shape, devices),
             "shape": {
                 "sequences": shape.sequences,
@@ -130,6 +131,18 @@ class Predictor:
             "micro_batch": size * devices if chosen else None,
             "largest_batch": largest,
         }
+
+    def _reference_flops(
+        self, cell: Cell, shape: Shape, layout: batching.Layout, architecture: dict[str, Any] | None
+    ) -> float:
+        """FLOPs of the base's forward pass over all pairs, before training; 0 if the objective refers to no base."""
+        if not shape.reference:
+            return 0.0
+        settings = cell.settings
+        method = replace(settings.method, adapt=None, init=None, optim=None)
+        train = replace(settings.train, gradient_checkpointing=False)
+        base = replace(cell, rank=None, settings=replace(settings, method=method, train=train))
+        return self._line(base, shape, 1, layout, architecture).others["flops_per_token"] * shape.reference
 
     def _largest(
         self,
@@ -302,9 +315,9 @@ class Predictor:
 
     def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:
         settings, train = cell.settings, cell.settings.train
-        if (steps := self._examples(cell)) is None:
+        if (drawn := self._examples(cell)) is None:
             return None
-        steps = batching.pieces(steps, size, train)
+        steps = batching.pieces(drawn.steps, size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
         shares = [largest[rank :: settings.train.total_devices] for rank in range(settings.train.total_devices)]
@@ -316,31 +329,15 @@ class Predictor:
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
             paired=train.paired,
+            reference=sum(map(layout.tokens, objectives.by_length(drawn.referred, size))),
         )
 
-    def _examples(self, cell: Cell) -> list[list[list[encoding.Drawn]]] | None:
-        """The micro-batches of each step, as the cell asks for them; None if the data is not on this machine."""
+    def _examples(self, cell: Cell) -> examples.DrawnExamples | None:
+        """What the cell takes of its data; None if that is not on this machine."""
         key = json.dumps(_drawn_by(cell))
         if key not in self._drawn:
-            self._drawn[key] = self._draw(cell)
+            self._drawn[key] = examples.draw(cell, self._data_root)
         return self._drawn[key]
-
-    def _draw(self, cell: Cell) -> list[list[list[encoding.Drawn]]] | None:
-        settings, train = cell.settings, cell.settings.train
-        path = settings.data.load.get("path")
-        if path is not None and self._data_root is None and not os.path.isfile(path):
-            return None  # a hub data set
-        try:
-            of = settings.model
-            tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
-        except (OSError, ValueError):
-            return None
-        splits = sources.splits(settings.data, self._data_root)
-        encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
-        if settings.method.tuned:
-            return batching.scheduled(splits["train"], train, cell.seed, encode)
-        held_out = encode(splits["validation"][: train.validation_items])
-        return [[held_out[i : i + train.batch_size]] for i in range(0, len(held_out), train.batch_size)]
 
 
 def _least_seconds(line: Line, shape: Shape, devices: int) -> float | None:
@@ -353,7 +350,8 @@ def _least_seconds(line: Line, shape: Shape, devices: int) -> float | None:
 def _drawn_by(cell: Cell) -> list[Any]:
     """What decides which examples the cell takes, and how long they are."""
     settings = cell.settings
-    return [plain(settings.model), plain(settings.data), plain(settings.train), cell.seed]
+    drawn = [plain(settings.model), plain(settings.data), plain(settings.train), cell.seed]
+    return drawn + ([settings.eval.tasks, settings.eval.limit] if settings.train.refers else [])
 
 
 def _share(train: TrainSettings) -> list[Any]:

@@ -15,7 +15,8 @@ class Shape:
     With several devices, those of the device with the largest share. paired: whether each two sequences are a pair.
 
     steps: of the training; None if they depend on data that is not here. raw: tokens of the whole training without
-    padding, for its time. real: from the data, not assumed.
+    padding, for its time. real: from the data, not assumed. reference: tokens of the base's pass over all pairs, with
+    padding; 0 if the objective refers to no base.
     """
 
     micro: list[list[tuple[int, int]]]
@@ -24,6 +25,7 @@ class Shape:
     padded: int
     real: bool
     paired: bool = False
+    reference: int = 0
 
     @property
     def sequences(self) -> int:
@@ -45,7 +47,8 @@ def assumed_shape(train: TrainSettings, size: int) -> Shape:
     share = -(-step // (size * train.total_devices))
     each = 2 if train.paired else 1
     micro = [[(length, 0)] * size * each] * share
-    return Shape(micro, train.max_steps, raw=tokens * each, padded=tokens * each, real=False, paired=train.paired)
+    reference = (tokens + train.validation_items * length) * each if train.refers else 0
+    return Shape(micro, train.max_steps, tokens * each, tokens * each, False, train.paired, reference)
 
 
 def even_parts(step: int, devices: int) -> list[int]:

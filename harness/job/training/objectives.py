@@ -115,16 +115,15 @@ class DirectPreference(PairObjective):
     def refer_to(
         self, base: nn.Module, pairs: Iterable[Pair], size: int, layout: Layout, accelerator: Accelerator
     ) -> None:
-        waiting = sorted({id(pair): pair for pair in pairs}.values(), key=lambda pair: len(pair.ids))
-        self.reference |= {id(pair): (0.0, 0.0) for pair in waiting}  # a batch has its pairs' place for them
+        batches = by_length(pairs, size)
+        self.reference |= {id(pair): (0.0, 0.0) for some in batches for pair in some}  # a batch has a place for them
         base.eval()
         with torch.no_grad(), accelerator.autocast(), ExitStack() as stack:
             if layout.flat:
                 stack.enter_context(attention.enabled(base))
             if not layout.every:  # else speed-ups are off
                 stack.enter_context(loss.enabled(base))
-            for begin in range(0, len(waiting), size):
-                some = waiting[begin : begin + size]
+            for some in batches:
                 logs = log_probabilities(base, self.batch(layout, some).to(accelerator.device))
                 self.reference |= {id(pair): tuple(both) for pair, both in zip(some, logs.tolist(), strict=True)}
 
@@ -155,6 +154,12 @@ def of(train: TrainSettings, valued: bool = True) -> Objective:
         return ANSWERS
     kind = {"dpo": DirectPreference, "orpo": OddsRatio}[train.objective]
     return kind(train.preference_beta, {} if valued else defaultdict(lambda: (0.0, 0.0)))
+
+
+def by_length(pairs: Iterable[Pair], size: int) -> list[list[Pair]]:
+    """Each of `pairs` once, the short ones first, in batches of `size`: what the base is asked of."""
+    waiting = sorted({id(pair): pair for pair in pairs}.values(), key=lambda pair: len(pair.ids))
+    return [waiting[i : i + size] for i in range(0, len(waiting), size)]
 
 
 def log_probabilities(model: nn.Module, batch: PairBatch) -> Tensor:

@@ -43,8 +43,9 @@ def loss(study: StudyResults) -> Drawn | None:
             by_time.plot(seconds, losses, **style)
         by_tokens.xaxis.set_major_locator(MaxNLocator(5))
         by_tokens.xaxis.set_major_formatter(lambda tokens, _: count(tokens))
-        by_tokens.set(xlabel="raw tokens", ylabel=f"{kind} loss\n(nats per token)")
-        by_time.set(xlabel="seconds of training steps", ylabel=f"{kind} loss\n(nats per token)")
+        title = f"{kind} loss\n({study.loss_unit(place)})"
+        by_tokens.set(xlabel="raw tokens", ylabel=title)
+        by_time.set(xlabel="seconds of training steps", ylabel=title)
     add_legend(made, handles)
     return Drawn(
         made,

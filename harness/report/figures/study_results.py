@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,12 @@ from harness.report.tables.rows import Row, group
 
 BARS = 40
 Estimated = tuple[float, Interval | None]
+
+
+def loss_unit(rows: Iterable[Row]) -> str:
+    """What the losses of `rows` are in: nats per token, of an objective of pairs per pair; nats where that differs."""
+    units = {"nats per pair" if row.records[0].cell.settings.train.paired else "nats per token" for row in rows}
+    return units.pop() if len(units) == 1 else "nats"
 
 
 class StudyResults:
@@ -57,6 +63,10 @@ class StudyResults:
         row_of = [row for row in self.rows for _ in row.records]
         rows = [row_of[choice.index[0]] for choice in self.rows.choices if choice.index]
         return {id(row): row for row in rows}
+
+    def loss_unit(self, *places: Place) -> str:
+        """What the losses of cells in `places` are in."""
+        return loss_unit(row for row in self.rows if row.place in places)
 
     def finished(self, place: Place) -> list[Row]:
         return [row for row in self.rows if row.place == place and row.finished]

@@ -54,7 +54,7 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
             for choice in study.rows.choices
             if choice.place == place and choice.method in UNRANKED and (of := study.estimate(choice, score))
         }
-        scales[place] = ("validation loss (nats per token)", 1.0)
+        scales[place] = (f"validation loss ({study.loss_unit(place)})", 1.0)
         if score:
             values = [value for points in curves.values() for value, _ in points.values()]
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
@@ -81,7 +81,7 @@ UNRANKED = ("base", "full")
 
 def _message(curves: dict[str, dict[int, Estimated]], title: str, scale: float) -> str:
     points = {method: {rank: scale * of[0] for rank, of in by_rank.items()} for method, by_rank in curves.items()}
-    unit = "points" if scale == PERCENT else "nats per token" if "nats" in title else ""
+    unit = "points" if scale == PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
     return change_with_rank(points, unit)
 
 
@@ -122,8 +122,8 @@ def lr_methods(study: StudyResults) -> Drawn | None:
         _lr_methods(axes, choices, study.rows.choices)
     return Drawn(
         made,
-        "Validation loss (nats per token, mean over seeds) by method and learning rate; darker is lower. Frame: the "
-        "rate chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
+        f"Validation loss ({study.loss_unit(*found)}, mean over seeds) by method and learning rate; darker is lower. "
+        "Frame: the rate chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
     )
 
 

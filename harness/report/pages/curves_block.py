@@ -11,7 +11,7 @@ from typing import Any
 from harness.record import Record
 from harness.report.articles import effect_text
 from harness.report.figures.curves import LOSSES
-from harness.report.figures.study_results import StudyResults
+from harness.report.figures.study_results import StudyResults, loss_unit
 from harness.report.figures.style import place_titles
 from harness.report.frame import score_name
 from harness.report.pages.importance import importance
@@ -139,6 +139,7 @@ def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
         if curves:
             return {
                 "kind": kind,
+                "unit": loss_unit(row for row, _ in curves),
                 "curves": [
                     {"setting": at[id(row.records[0])]}
                     | {name: list(map(short, part)) for name, part in curve._asdict().items()}

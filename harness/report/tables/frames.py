@@ -25,7 +25,7 @@ def chosen(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
     tries, seeds                        how many settings were tried; with how many seeds the chosen one finished
     train_allocated_peak                bytes, mean over seeds, as are:
     tokens_per_second_steady            raw tokens / second
-    validation_loss                     nats per token
+    validation_loss                     nats per token; of pairs, nats per pair
     score                               the score by which methods are compared: that of the data's own task, or the
                                         first one
     value, low, high                    its mean and 95% interval, as its task defines it (a fraction of 1 for an

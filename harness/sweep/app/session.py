@@ -48,14 +48,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: its record's status, and its last validation loss, which tuning sweepers minimise."""
+    """How a cell ended: its record's status, and its last validation loss, which tuning sweepers minimise.
+
+    Of a pruned cell that is the loss at its rung: a sampler learns that the setting is a poor one, where a failed trial
+    would teach it nothing.
+    """
 
     status: str
     loss: float | None
 
     @classmethod
     def of(cls, record: Record) -> Outcome:
-        return cls(record.status, record.validation[-1].loss if record.status == "ok" and record.validation else None)
+        lasts = record.validation[-1:] if record.status in ("ok", "pruned") else []
+        return cls(record.status, next((point.loss for point in lasts), None))
 
     def __float__(self) -> float:
         if self.loss is None:

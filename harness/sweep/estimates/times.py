@@ -58,7 +58,15 @@ class Times:
         return self.price * seconds / 3600 * point.cell.settings.train.total_devices
 
     def seconds(self, point: Planned) -> float | None:
-        """Seconds of a point's training steps; None without records or a card's rates, or without trained weights.
+        """Seconds of a point's training steps, and of the pass of the base that its objective refers to, by its FLOPs.
+
+        None without records or a card's rates, or without trained weights.
+        """
+        p, steps = point.prediction, self._steps(point)
+        return None if steps is None else steps * (1 + p["reference_flops"] / p["flops"])
+
+    def _steps(self, point: Planned) -> float | None:
+        """Seconds of the training steps alone.
 
         Tokens at the given throughput, else at the median rate of the same model, method and number of devices in steps
         of a like size, else FLOPs at the median FLOP/s per device of models and steps of a like size, else the least

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -15,15 +11,15 @@ import torch
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from peft import AutoPeftModelForCausalLM
 from records import change, make_record, sound
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from with_llama_cpp import continues_as, needs_llama_cpp
 
 from harness import record
 from harness.__main__ import main
-from harness.errors import UserError
 from harness.job import prepared_inputs
 from harness.job.__main__ import SERVE
 from harness.job.evaluate import scoring
-from harness.job.export import gguf_file, modelfile
+from harness.job.export import modelfile
 from harness.job.models import embedded
 from harness.protocol import decode_request, encode
 from harness.record import CARD, model_folder, read
@@ -104,32 +100,12 @@ def test_the_merged_model_and_the_gguf_answer_as_the_record_says(results, export
     assert f'gguf_file="{path.stem}.gguf"' in (out / CARD).read_text()
 
 
-LLAMA_CPP = """
-import json, sys, xllamacpp
-parameters = xllamacpp.CommonParams()
-parameters.model.path, parameters.n_ctx = sys.argv[1], 512
-server = xllamacpp.Server(parameters)
-asked = [{"prompt": prompt, "max_tokens": 24, "temperature": 0} for prompt in sys.argv[2:]]
-print(json.dumps([server.handle_completions(each) for each in asked]))
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+@needs_llama_cpp
 def test_llama_cpp_writes_the_same_text(results, export):
-    """In a process of its own, as llama.cpp's threads write to standard error until the very end."""
     path = of(results, "lora")
     out, _ = export("lora", "gguf")
-    prompts = ["Question: Tom has 12 apples and buys 345 more.\nAnswer:", "It's  nÄive: 3.5\n\n", "x"]
-    command = [sys.executable, "-c", LLAMA_CPP, str(out / f"{path.stem}.gguf"), *prompts]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
     net = AutoPeftModelForCausalLM.from_pretrained(model_folder(path), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(path))
-    for prompt, answer in zip(prompts, told, strict=True):
-        ids = tokenizer(prompt, return_tensors="pt")
-        written = net.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        assert answer["usage"]["prompt_tokens"] == ids["input_ids"].shape[1]
-        expected = tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer["choices"][0]["text"] == expected
+    continues_as(net, AutoTokenizer.from_pretrained(model_folder(path)), out / f"{path.stem}.gguf")
 
 
 def test_an_adapter_goes_to_vllm_as_it_is_and_one_that_it_refuses_merged(results, export):
@@ -241,43 +217,6 @@ def test_a_prompt_method_is_refused_for_all_but_peft(results, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert "can't be exported whole: The method learns virtual tokens, which can't be merged" in line
         assert not (tmp_path / to).exists()
-
-
-def test_models_without_a_gguf_here_are_refused_with_the_converters_command():
-    tokenizer = chat(None)
-    gguf_file.check(LlamaConfig(), tokenizer)
-    gguf_file.check(Qwen3Config(), tokenizer)
-    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 2048}
-    for config, said in (
-        (LlamaConfig(rope_parameters=yarn), "rope_type=yarn"),
-        (LlamaConfig(hidden_act="gelu"), "hidden_act=gelu"),
-        (Qwen3Config(use_sliding_window=True), "a sliding window"),
-    ):
-        with pytest.raises(UserError, match=f"{said}.*python convert_hf_to_gguf.py DIR"):
-            gguf_file.check(config, tokenizer)
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    told["pre_tokenizer"]["add_prefix_space"] = True
-    tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(json.dumps(told))
-    with pytest.raises(UserError, match="this model's tokenizer can't be written here"):
-        gguf_file.check(LlamaConfig(), tokenizer)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_sixteen_bits_and_llama_3s_frequencies_survive(tmp_path, dtype):
-    """By transformers, which does not read the frequencies, and so is told them."""
-    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope |= {"original_max_position_embeddings": 64}
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=1030, num_key_value_heads=2, rope_parameters=rope, **shape)
-    torch.manual_seed(0)
-    net = LlamaForCausalLM(config).to(dtype)
-    net.save_pretrained(tmp_path)
-    chat(None).save_pretrained(tmp_path)
-    gguf_file.write(tmp_path, "it", tmp_path / "it.gguf")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="it.gguf", config=config, dtype=torch.float32)
-    torch.testing.assert_close(logits(again), logits(net.float()), rtol=0, atol=1e-5)
-    factors = again.model.rotary_emb.inv_freq * 1e4 ** (torch.arange(0, 16, 2) / 16)
-    torch.testing.assert_close(torch.from_numpy(gguf_file._llama3_factors(config)), 1 / factors)
 
 
 @pytest.fixture

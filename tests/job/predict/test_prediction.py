@@ -354,7 +354,7 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
 
 def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
     prediction = {"trainable": 1, "total": total, "shape": {"raw": raw, "steps": 10}, "flops": 5000.0}
-    prediction["least_seconds"] = None
+    prediction |= {"reference_flops": 0.0, "least_seconds": None}
     return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
 
 
@@ -384,6 +384,16 @@ def test_a_cards_time_is_by_its_records_else_by_its_rates(tmp_path):
     by_rates.prediction["least_seconds"] = 1000.0  # of each of them
     assert of.seconds(by_rates) == times.SLOWER * 1000.0
     assert of.dollars(by_rates) == pytest.approx(4 * 7.2 * times.SLOWER * 1000 / 3600)
+
+
+def test_the_time_has_the_pass_of_the_base_that_an_objective_refers_to(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A"}}
+    referring = point("lora")
+    referring.prediction |= {"reference_flops": 2000.0, "least_seconds": 100.0}
+    assert times.Times(tmp_path, here, "cuda").seconds(referring) == pytest.approx(1.4 * times.SLOWER * 100)
+    assert times.Times(tmp_path, here, "cuda", throughput=500.0).seconds(referring) == pytest.approx(1.4 * 2)
+    write(known("lora", 50.0, here), tmp_path / "s" / "one.json")
+    assert times.Times(tmp_path, here, "cuda").seconds(referring) == pytest.approx(1.4 * 1000 / 50)
 
 
 def test_time_is_by_models_and_steps_of_a_like_size(tmp_path):

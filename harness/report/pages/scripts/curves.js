@@ -76,7 +76,7 @@
     const points = found.losses.curves.flatMap((curve) => {
       const setting = study.settings[curve.setting];
       if (!charts.shows(setting)) return [];
-      return curve[over].map((x, i) => ({ x, y: curve.losses[i], setting, title: `${setting.label}\n${significant(curve.losses[i])} nats a token` }));
+      return curve[over].map((x, i) => ({ x, y: curve.losses[i], setting, title: `${setting.label}\n${significant(curve.losses[i])} ${found.losses.unit}` }));
     });
     if (!points.length) return "No setting in this view has several losses.";
     const colour = ({ setting }) => (charts.grey(setting) ? GREY : setting.method.colour);
@@ -85,7 +85,7 @@
     return charts.plot({
       width, height: 320, marginLeft: 52, marginRight: width < 500 ? 60 : 90, marginBottom: 40, marginTop: 30,
       x: { label: over === "tokens" ? "raw tokens" : "seconds of training steps", grid: true, tickFormat: over === "tokens" ? "~s" : undefined, ticks: width < 500 ? 4 : 8 },
-      y: { label: `${found.losses.kind} loss (nats a token)`, grid: true, nice: true },
+      y: { label: `${found.losses.kind} loss (${found.losses.unit})`, grid: true, nice: true },
       ariaLabel: `${found.losses.kind} loss over ${over}`,
       marks: [
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),

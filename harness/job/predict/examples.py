@@ -1,0 +1,48 @@
+"""What a cell to predict takes of its data, if that and the tokenizer are on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer
+
+from harness.job.data import batching, encoding, sources
+from harness.job.models import loading
+from harness.record import Cell
+from harness.settings import HELD_OUT
+
+
+@dataclass(frozen=True)
+class DrawnExamples:
+    """The micro-batches of each step as the cell asks for them; of an untuned one, of its validation.
+
+    referred: all pairs whose log-probabilities under the base its objective asks for, some of them several times.
+    """
+
+    steps: list[list[list[encoding.Drawn]]]
+    referred: list[encoding.Drawn]
+
+
+def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
+    """The examples of `cell`; None if its data or tokenizer is not on this machine."""
+    settings, train, tuned = cell.settings, cell.settings.train, cell.settings.method.tuned
+    path = settings.data.load.get("path")
+    if path is not None and data_root is None and not os.path.isfile(path):
+        return None  # a hub data set
+    try:
+        of = settings.model
+        tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
+    except (OSError, ValueError):
+        return None
+    splits = sources.splits(settings.data, data_root)
+    encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
+    steps = batching.scheduled(splits["train"], train, cell.seed, encode) if tuned else []
+    held_out = encode(splits["validation"][: train.validation_items]) if train.refers or not tuned else []
+    if not tuned:
+        steps = [[held_out[i : i + train.batch_size]] for i in range(0, len(held_out), train.batch_size)]
+    if not train.refers:
+        return DrawnExamples(steps, [])
+    tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
+    trained = (one for step in steps for micro in step for one in micro)
+    return DrawnExamples(steps, [*trained, *held_out, *(encode(tested) if tested else [])])
