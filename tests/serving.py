@@ -55,7 +55,7 @@ def serve(model: str) -> Iterator[str]:
         server.kill_server()
 
 
-def come_up(url: str, seconds: float = 120.0) -> None:
+def come_up(url: str, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while True:
         with suppress(OSError):

@@ -121,7 +121,9 @@ def judge(
         )
         started = datetime.now(UTC).isoformat(timespec="seconds")
         said = runner.ask(request, on_event)
-        if all(value is None for value in said["values"]):
+        values = dict(zip(items, said["values"], strict=True))
+        asked = [value for item, value in values.items() if own.text(item) != base.text(item)]
+        if asked and all(value is None for value in asked):  # ties of equal answers alone are no verdicts
             outcome.refused.append(f"{found.cell.name} is not judged: {options.judge} gave no readable verdict.")
             continue
         made = Judging(
@@ -137,7 +139,7 @@ def judge(
             read=said["tokens"]["read"],
             written=said["tokens"]["written"],
         )
-        _add(study, found, made, own, base, dict(zip(items, said["values"], strict=True)))
+        _add(study, found, made, own, base, values)
         counts = [said["values"].count(value) for value in (1.0, 0.0, 0.5)]
         outcome.done.append(Preference(study.name, found.cell.name, made.against, *counts, made.unread))
     return outcome

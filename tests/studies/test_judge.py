@@ -101,6 +101,16 @@ def test_what_is_no_verdict_counts_for_nothing(inside, cells):
     assert verify.check(cells["lora"]) == []
 
 
+def test_a_judge_that_talks_nonsense_judges_nothing(inside, cells):
+    """Though two of the five answers are equal, and so ties unasked."""
+    before = cells["lora"].read_bytes()
+    with server(lambda *_: '{"better": "both"} hm') as there:
+        done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {cells['lora'].stem} is not judged: wise gave no readable verdict."
+    assert cells["lora"].read_bytes() == before
+
+
 def test_a_judge_that_is_not_there_is_one_sentence_and_changes_nothing(inside, cells):
     before = cells["lora"].read_bytes()
     with socket.socket() as free:

@@ -19,6 +19,7 @@ from harness.job.evaluate.engine import Engine
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 PROBLEMS = 4
+SECONDS = 400  # that the server may take to come up on a busy machine
 
 
 def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypatch, capfd):
@@ -42,12 +43,14 @@ def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypa
     command = shlex.split(capfd.readouterr().out.splitlines()[-1])
     assert command[0] == "transformers"
     command[0] = str(Path(sysconfig.get_path("scripts")) / command[0])
-    with subprocess.Popen([*command, "--port", str(port := free_port())], stderr=subprocess.DEVNULL) as server:
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([*command, "--port", str(port := free_port())], stdout=log, stderr=log)
         try:
-            come_up(f"http://127.0.0.1:{port}/health")
+            come_up(f"http://127.0.0.1:{port}/health", SECONDS)
             told = [ask(port, command[2], *request) for request, _ in asked]
         finally:
             server.terminate()
+            server.wait()
     assert len(told) == PROBLEMS
     assert told == [answer for _, answer in asked]
     assert any(told), "it wrote nothing that could be compared"
