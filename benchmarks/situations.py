@@ -24,7 +24,7 @@ from simulated import METHODS, Noise, Study, answer
 from harness.articles.beyond_lora import ARTICLE as BEYOND_LORA
 from harness.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
 from harness.report.pairwise import Contest, contests
 from harness.report.statistics import ALPHA, MemoryPeak, Run
 
@@ -46,7 +46,7 @@ def situation(name: str, **cases: dict) -> Callable:
 
 def verdict(study: Study, name: str, wrong: str, article=BEYOND_LORA) -> Outcome:
     judged = study.judgement(name, article)
-    return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN}
+    return {"wrong": judged.decision in (wrong, DEPENDS), "open": judged.decision == OPEN}
 
 
 SEEDS = {f"{n} seeds, sd {sd} points": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (0, 1, 3)}

@@ -22,9 +22,9 @@ GAP = 2  # between columns, one of it the box's
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 SHORT = 8  # characters of a header that is not wrapped
-STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green", "tight": "yellow"}
+STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green"}
 STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
-STYLES |= dict.fromkeys(("unfit", "pruned", "not decided", "left"), "yellow")
+STYLES |= dict.fromkeys(("unfit", "pruned", "tight", "depends", "not decided", "left"), "yellow")
 
 
 @dataclass(frozen=True)

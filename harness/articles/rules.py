@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.record import Record, micro_batches
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
 from harness.report.evidence import Evidence, conditions, differing, numerics, started
 from harness.report.frame import measures
 from harness.report.select import Choice
@@ -89,15 +89,26 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
             adapt = {k: v for k, v in adapt_settings(record).items() if k not in ("use_dora", "lora_alpha")}
             key = json.dumps([train, adapt if adapting else None, micro_batches(record)], sort_keys=True)
             side[key, record.cell.rank if ranked else None].append(record)
+    pairs = []
     for key, members in sides[0].items():
         if key not in sides[1]:
             continue
         by_rank = defaultdict(list)
         for record in members:
             by_rank[record.cell.rank].append(record)
-        for rank, group in by_rank.items():
-            size, _ = micro_batches(group[0]) or (None, None)
-            yield f"r={rank}, train.batch_size={size}", group, sides[1][key]
+        pairs += [(group, sides[1][key]) for group in by_rank.values()]
+    settings = [_named(group[0]) for group, _ in pairs]
+    every = sorted(set().union(*settings) - {"batch_size", "seed"})
+    shown = [name for name in every if len({one.get(name) for one in settings}) > 1]
+    for (group, others), named in zip(pairs, settings, strict=True):
+        size, _ = micro_batches(group[0]) or (None, None)
+        rest = [f"train.{name}={named[name]}" for name in shown if name in named]
+        yield ", ".join([f"r={group[0].cell.rank}", f"train.batch_size={size}", *rest]), group, others
+
+
+def _named(record: Record) -> dict[str, str]:
+    """Its settings of training, as they are written on a command line."""
+    return {name: json.dumps(value) for name, value in train_settings(record).items()}
 
 
 def train_settings(record: Record) -> dict[str, Any]:
@@ -226,31 +237,38 @@ def _alike(
 
 
 def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
-    """One judgement for several settings that should agree: not decided if their decisions differ.
+    """One judgement for several settings: of decisions that differ, supported and refuted ones mean that it depends.
 
     The effect is the one closest to leaving the range from `low` to `high`.
     """
     judgements = [judgement for _, judgement in pairs]
     worst = _worst(judgements, low, high)
     decision, why = worst.decision, worst.why
-    if len({judgement.decision for judgement in judgements}) > 1:
-        decision = OPEN
-        why = "; ".join(f"{judgement.decision} at {where}" for where, judgement in pairs)
+    decisions = {judgement.decision for judgement in judgements}
+    if len(decisions) > 1:
+        decision = DEPENDS if {SUPPORTED, REFUTED} <= decisions else OPEN
+        places = defaultdict(list)
+        for where, judgement in pairs:
+            places[judgement.decision].append(where)
+        why = "; ".join(f"{found} at {' and at '.join(dict.fromkeys(at))}" for found, at in places.items())
     seeds = min(judgement.seeds for judgement in judgements)
     return Judgement(decision, worst.effect, seeds, None, names(judgements), why, (low, high))
 
 
 def hold_all(parts: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
-    """One judgement for a claim with several parts: supported if all are, refuted if one is."""
+    """One judgement for a claim with several parts: supported if all are, refuted if one is.
+
+    It depends on the setting if a part does, and no other is refuted or not decided.
+    """
     judgements = [judgement for _, judgement in parts]
     for judgement in judgements:
         if judgement.effect is None:
             return judgement
     decisions = [judgement.decision for judgement in judgements]
-    decision = REFUTED if REFUTED in decisions else OPEN if OPEN in decisions else SUPPORTED
+    decision = next((found for found in (REFUTED, OPEN, DEPENDS) if found in decisions), SUPPORTED)
     shown = _worst(judgements, low, high) if decision == SUPPORTED else judgements[decisions.index(decision)]
-    undecided = [f"{part}: {j.why or j.decision}" for part, j in parts if j.decision == OPEN]
-    why = "; ".join(undecided) if decision == OPEN else ""
+    reasons = [f"{part}: {j.why or j.decision}" for part, j in parts if j.decision == decision]
+    why = "; ".join(reasons) if decision in (OPEN, DEPENDS) else ""
     seeds = min(judgement.seeds for judgement in judgements)
     return Judgement(decision, shown.effect, seeds, None, names(judgements), why, (low, high))
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from harness.errors import one_of
 from harness.record import Record
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
 from harness.report.evidence import Evidence
 from harness.report.pairwise import Items
 from harness.report.statistics import Interval
@@ -116,9 +116,11 @@ def informative(verdicts: Sequence[Verdict]) -> bool:
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    """How many claims are supported, refuted and not decided."""
-    decisions = [verdict.judgement.decision for verdict in verdicts]
-    return ", ".join(f"{decisions.count(decision)} {decision}" for decision in (SUPPORTED, REFUTED, OPEN))
+    """How many claims are supported, refuted and not decided, and depend on the setting if there are such."""
+    counts = Counter(verdict.judgement.decision for verdict in verdicts)
+    said = [(counts[SUPPORTED], SUPPORTED), (counts[REFUTED], REFUTED)]
+    said += [(counts[DEPENDS], "dependent on the setting")] if counts[DEPENDS] else []
+    return ", ".join(f"{count} {decision}" for count, decision in [*said, (counts[OPEN], OPEN)])
 
 
 def command(claim: Claim) -> str:
@@ -143,7 +145,12 @@ def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> It
     for verdict in verdicts:
         places[verdict.claim.name, verdict.judgement.decision].append(_where(verdict, columns).partition(" of ")[2])
     judged = Counter(verdict.claim.name for verdict in verdicts)
-    for decision, said in ((SUPPORTED, "These claims hold"), (REFUTED, "These do not hold")):
+    answers = {
+        SUPPORTED: "These claims hold",
+        REFUTED: "These do not hold",
+        DEPENDS: "These hold at some settings and not at others",
+    }
+    for decision, said in answers.items():
         names = [
             name if len(where) == judged[name] else f"{name} ({', '.join(where)})"
             for (name, found), where in places.items()

@@ -2,7 +2,7 @@
 
 A rule is a function of the records of one place (study, model, data). It estimates an effect with a 95% interval. The
 claim is supported if the whole interval agrees with it, refuted if the whole interval contradicts it, and not decided
-otherwise.
+otherwise. If it is supported at one setting and refuted at another, it depends on the setting.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from harness import units
 from harness.report.evidence import Evidence
 from harness.report.statistics import Interval
 
-Decision = Literal["supported", "refuted", "not decided"]
-SUPPORTED, REFUTED, OPEN = "supported", "refuted", "not decided"
+Decision = Literal["supported", "refuted", "depends", "not decided"]
+SUPPORTED, REFUTED, DEPENDS, OPEN = "supported", "refuted", "depends", "not decided"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from harness.articles.rules import better
 from harness.config import ROOT
 from harness.record import Kinds, SmallerBatches, read_study, write
 from harness.report.articles import effect_text
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Judgement, Verdict, judge
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, judge
 from harness.report.statistics import Interval
 from harness.report.tables.formats import render
 from harness.sweep.app.grid import points
@@ -141,15 +141,29 @@ def test_galore_states(study, states, expected):
     assert study.judgement("galore-states").decision == OPEN
 
 
-def test_what_holds_for_one_batch_shape_alone_is_not_decided(study):
-    for size, mib in ((2, 400), (8, 700)):
-        settings = {"train": {"batch_size": size}}
+def test_what_holds_for_one_batch_shape_alone_depends_on_it(study):
+    for size, checkpointing, mib in ((2, False, 400), (8, False, 700), (8, True, 450)):
+        settings = {"train": {"batch_size": size, "gradient_checkpointing": checkpointing}}
         memory(study.add("lora", settings=settings), mib)
         memory(study.add("full", settings=settings), 1000)
     found = study.judgement("lora-memory")
-    assert found.decision == OPEN
-    assert found.why == "supported at r=16, train.batch_size=2; refuted at r=16, train.batch_size=8"
+    assert found.decision == DEPENDS
+    checkpointed = "r=16, train.batch_size=8, train.gradient_checkpointing=true"
+    assert (
+        found.why == f"supported at r=16, train.batch_size=2 and at {checkpointed}; refuted at r=16, train.batch_size=8"
+    )
     assert found.effect.value == pytest.approx(0.7)
+    table = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
+    assert ", 1 dependent on the setting, " in table.title
+    assert "These hold at some settings and not at others: lora-memory." in table.answer
+
+
+def test_what_holds_at_one_setting_and_is_open_at_another_is_not_decided(study):
+    for size, mib in ((2, 400), (8, 501)):
+        settings = {"train": {"batch_size": size}}
+        memory(study.add("lora", settings=settings), mib)
+        memory(study.add("full", settings=settings), 1000)
+    assert study.judgement("lora-memory").decision == OPEN
 
 
 def test_settings_by_other_hands_are_compared_as_they_are(study):

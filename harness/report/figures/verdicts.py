@@ -10,7 +10,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 
 from harness.report import articles
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Verdict, points, rate, times
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, points, rate, times
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     PERCENT,
@@ -48,6 +48,7 @@ UNITS = {
 LOOKS = {
     SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
     REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
+    DEPENDS: (Look("#CC79A7", "D", ""), "#CC79A7"),
     OPEN: (Look("#000000", "o", ""), "white"),
 }
 MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
@@ -64,7 +65,9 @@ def verdicts(study: StudyResults) -> Drawn | None:
     where = _places(judged)
     for (_, unit), found, axes in zip(panels, panels.values(), drawn, strict=False):
         _forest(axes, unit, found, where)
-    add_legend(made, {said: legend_point(look, mfc=fill) for said, (look, fill) in LOOKS.items()})
+    said = {verdict.judgement.decision for found in panels.values() for verdict in found}
+    looks = {decision: look for decision, look in LOOKS.items() if decision != DEPENDS or DEPENDS in said}
+    add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
     missing = sum(verdict.judgement.effect is None for found in judged.values() for verdict in found)
     without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
     return Drawn(

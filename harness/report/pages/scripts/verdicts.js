@@ -1,7 +1,7 @@
 // A forest plot of each article's verdicts: the interval of a claim's effect against the range that the claim gives it.
 (() => {
   const SCALES = { times: ["effect (×)", true], points: ["effect (points)", false], rate: ["learning rate", true] };
-  const MARKS = { supported: "circle", refuted: "times", "not decided": "circle" };
+  const MARKS = { supported: "circle", refuted: "times", depends: "diamond", "not decided": "circle" };
 
   for (const article of block("verdicts")) {
     const target = document.getElementById(`${article.id}-forest`);
@@ -9,7 +9,7 @@
     const groups = d3.groups(known, (claim) => claim.place, (claim) => (claim.scale in SCALES ? claim.scale : claim.name));
     if (!target || !groups.length) continue;
     const paper = element("div", { class: "plot" });
-    const note = "Dot: the effect, with its 95% interval. Band: where the claim puts it. ● supported, ✕ refuted, ○ not decided.";
+    const note = "Dot: the effect, with its 95% interval. Band: where the claim puts it. ● supported, ✕ refuted, ◇ depends on the setting, ○ not decided.";
     target.append(paper, element("p", { class: "notes" }, note));
     let width = 0;
     new ResizeObserver(() => {
