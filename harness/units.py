@@ -22,6 +22,11 @@ def count(n: float) -> str:
     return f"{n:.0f}"
 
 
+def plural(n: int, what: str) -> str:
+    """1 item; 1,200 items."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def size(n: float) -> str:
     """Bytes in binary units: 1.50 GiB."""
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB" if n >= 2**20 else f"{n / 2**10:.0f} KiB"

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from harness import units
 from harness.cli import export_model, reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
@@ -276,7 +277,7 @@ def verify(options: argparse.Namespace) -> int:
         print_json({name: {"records": n, "problems": bad} for name, (n, bad) in found.items()})
     else:
         for name, (n, bad) in found.items():
-            print(f"{name}: {n} records, {len(bad) or 'no'} problem{'s' if len(bad) != 1 else ''}")
+            print(f"{name}: {units.plural(n, 'record')}, {units.plural(len(bad), 'problem') if bad else 'no problems'}")
     print_errors([problem for _, bad in found.values() for problem in bad])
     return int(any(bad for _, bad in found.values()))
 
@@ -321,7 +322,7 @@ def export(options: argparse.Namespace) -> int:
     if options.format == "json":
         print_json([str(path) for path in written])
     else:
-        print(f"{options.out}: {len(written)} file{'s' if len(written) != 1 else ''}, a cell each.")
+        print(f"{options.out}: {units.plural(len(written), 'file')}, a cell each.")
     print_errors(problems)
     return int(bool(problems))
 

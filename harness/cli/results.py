@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import units
 from harness.cli import view
 from harness.cli.output import find_cell, print_errors, print_json, render, study_names, write
 from harness.cli.parser import (
@@ -262,8 +263,8 @@ def lint(options: argparse.Namespace) -> int:
         found = findings(records)
         total += len(found)
         if records:
-            cells = f"{len(records)} cell{'s' if len(records) != 1 else ''}"
-            print(f"{name}: {len(found) or 'no'} finding{'s' if len(found) != 1 else ''} on {cells}")
+            count = units.plural(len(found), "finding") if found else "no findings"
+            print(f"{name}: {count} on {units.plural(len(records), 'cell')}")
         for finding in found:
             print(f"- {finding.sentence}")
         for drift in drifts(records):

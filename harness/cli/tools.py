@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness import units
 from harness.cli.output import require_study_name
 from harness.cli.parser import CommandLine, add_data_root, add_results_dir
 
@@ -57,7 +58,8 @@ def import_results(options: argparse.Namespace) -> int:
     summary = importers.store(importers.collect(options.project, options.path, name), options.results_dir / name)
     counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
     told = ", ".join(f"{len(names)} {of}" for of, names in counts.items())
-    repeats = f", with {summary.repeats} earlier runs of the same experiments as repeats" if summary.repeats else ""
+    again = units.plural(summary.repeats, "earlier run")
+    repeats = f", with {again} of the same experiments as repeats" if summary.repeats else ""
     print(f"{options.results_dir / name}: {told} records{repeats}.")
     for path in summary.other_settings:
         print(f"{path} was skipped: another run of the same experiment has other settings.")

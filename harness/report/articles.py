@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness import units
 from harness.errors import one_of
 from harness.record import Record
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
@@ -168,7 +169,7 @@ def _lack(verdict: Verdict) -> tuple[bool, bool]:
 
 def _size(judgement: Judgement) -> str:
     parts = [] if judgement.seeds is None else [f"{judgement.seeds}"]
-    return " × ".join(parts + ([] if judgement.items is None else [f"{judgement.items:,} items"])) or ABSENT
+    return " × ".join(parts + ([] if judgement.items is None else [units.plural(judgement.items, "item")])) or ABSENT
 
 
 def _where(verdict: Verdict, columns: Mapping[str, list[str]]) -> str:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from harness import units
 from harness.record import Record
-from harness.report.frame import measures, score_name
+from harness.report.frame import BYTES, measures, score_name
 from harness.settings import plain
 
 ABSENT = "–"
@@ -41,11 +41,13 @@ def difference(a: Record, b: Record, names: tuple[str, str]) -> CellDiff:
 
 
 def text(found: CellDiff) -> str:
-    """A table for a terminal; numbers have their ratio B/A."""
+    """A table for a terminal: sizes in binary units, numbers with their ratio B/A."""
     out = [f"A  {found.a}", f"B  {found.b}"]
     for part in ("settings", "environment", "results"):
         pairs: Pairs = getattr(found, part)
-        rows = [[name, _text(a), _text(b), _ratio(a, b) if part == "results" else ""] for name, (a, b) in pairs.items()]
+        rows = [
+            [name, *_texts(name, a, b), _ratio(a, b) if part == "results" else ""] for name, (a, b) in pairs.items()
+        ]
         header = [part, "A", "B", "B/A" if part == "results" else ""]
         table = tabulate(rows, header, "plain", disable_numparse=True) if rows else f"{part}: the same"
         out += ["", *(line.rstrip() for line in table.splitlines())]
@@ -72,6 +74,22 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _texts(name: str, a: Any, b: Any) -> list[str]:
+    """Both values as people read them; in full where they would look the same."""
+    short = [_size(value) if _in_bytes(name) else _text(value) for value in (a, b)]
+    if short[0] == short[1] and isinstance(a, int | float):
+        return [f"{value:,}" for value in (a, b)]
+    return short
+
+
+def _in_bytes(name: str) -> bool:
+    return name in BYTES or name.endswith("_bytes") or name.startswith("dtypes.")
+
+
+def _size(value: Any) -> str:
+    return units.size(value) if isinstance(value, int | float) else _text(value)
 
 
 def _text(value: Any) -> str:

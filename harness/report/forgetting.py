@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from harness import units
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
@@ -342,7 +343,7 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
         f"{named(of_it[0].score)}{where}: lost and won by subject",
         rows,
         ["Lost, won, and the change in points with its 95% interval; subjects with the largest loss first."]
-        + ([f"No item was lost or won in {still} other subject{'s' if still > 1 else ''}."] if still else []),
+        + ([f"No item was lost or won in {units.plural(still, 'other subject')}."] if still else []),
     )
 
 

@@ -33,12 +33,11 @@ TEXTS += ["memory_instrument"]
 KINDS = [kind.name for kind in fields(Kinds)]
 TRAIN_MEMORY = "train_allocated_peak"
 FORMS = ["base", "unmerged", "merged"]
-COUNTS = ["rank", "seed", "failed_step", "trainable", "total", "train_allocated_peak", "resident", "gradients"]
-COUNTS += ["train_reserved_peak", "train_device_process", "train_process_peak", "steps", "raw_tokens"]
-COUNTS += ["train_memory_remainder"]
-COUNTS += ["train_reserved_p99", "job_reserved_peak", "micro_batch"]
+BYTES = [TRAIN_MEMORY, "train_memory_remainder", "train_reserved_peak", "train_reserved_p99", "train_device_process"]
+BYTES += ["train_process_peak", "job_reserved_peak", "resident", "gradients", *(f"peak_{kind}" for kind in KINDS)]
+BYTES += ["adapter_bytes", "model_bytes"]
+COUNTS = [*BYTES, "rank", "seed", "failed_step", "trainable", "total", "steps", "raw_tokens", "micro_batch"]
 COUNTS += ["requests", "read_tokens", "written_tokens"]
-COUNTS += ["adapter_bytes", "model_bytes", *(f"peak_{kind}" for kind in KINDS)]
 
 
 Numbers = dict[str, float | None]

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special
 from tabulate import tabulate
 
+from harness import units
 from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
@@ -139,10 +140,10 @@ def _answer(effect: float, seeds: int, given: Assumptions) -> str:
     """The items that two methods need, in a sentence."""
     n = items_needed(effect, seeds, ALPHA, given)
     if n is not None:
-        return f"{n:,} items per model with {seeds} seed{'s' * (seeds > 1)}."
+        return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}."
     for more in range(seeds + 1, MOST_SEEDS):
         if (n := items_needed(effect, more, ALPHA, given)) is not None:
-            return f"more than {seeds} seeds: {more} seeds and {n:,} items per model."
+            return f"more than {units.plural(seeds, 'seed')}: {more} seeds and {units.plural(n, 'item')} per model."
     return f"more than {MOST_SEEDS} seeds."
 
 
@@ -168,7 +169,8 @@ def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]
         given = replace(given, seed_sd=sd, between_seeds=float(np.mean(pairs)))
         said.append(
             f"Standard deviation between seeds: {100 * sd:.2g} points, 95% interval {100 * low:.2g} to "
-            f"{100 * high:.2g}, from {freedom.sum() + len(repeated)} trained models of {len(repeated)} methods."
+            f"{100 * high:.2g}, from {freedom.sum() + len(repeated)} trained models of "
+            f"{units.plural(len(repeated), 'method')}."
         )
     else:
         said.append("The study has one seed per method: the variance between seeds is assumed.")

@@ -123,7 +123,7 @@ class PublishedStudy:
             ]
             groups.append([value(record), *map(of_repeat, alike)])
         n = sum(value is not None for group in groups for value in group[1:])
-        return _pooled(groups, f"{n} repeat{'s' * (n > 1)} in the study")
+        return _pooled(groups, f"{units.plural(n, 'repeat')} in the study")
 
     def over_seeds(self, value: Value, like: Record, undisturbed: bool = False) -> Spread | None:
         """Of `value`, over the seeds of the settings of the method of `like`, else of all methods.
@@ -327,7 +327,8 @@ def reproduction_table(study: str, found: Sequence[Recheck], pairs: Sequence[tup
     ]
     n = sum(check.allowed != ABSENT for check in found)
     caption = [
-        f"Allowed: 95% limit of the difference of two runs, corrected for {n} comparisons; By: what it rests on.",
+        f"Allowed: 95% limit of the difference of two runs, corrected for {units.plural(n, 'comparison')}; By: what it "
+        "rests on.",
         *_where(pairs),
     ]
     return Table(

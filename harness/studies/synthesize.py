@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from harness import units
 from harness.errors import UserError
 from harness.protocol import Progress, Synthesize
 from harness.settings import DataSettings, EvalSettings
@@ -58,7 +59,8 @@ def synthesize(
 def lines(summary: dict[str, Any], out: Path) -> Iterator[str]:
     """The summary for a terminal."""
     kinds = ", ".join(f"{n} {kind}" for kind, n in summary["kept_by_kind"].items()) or "none"
-    yield f"{out}: {summary['kept']} problems ({kinds}) of {summary['asked']} answers by {summary['model']}."
+    kept, asked = units.plural(summary["kept"], "problem"), units.plural(summary["asked"], "answer")
+    yield f"{out}: {kept} ({kinds}) of {asked} by {summary['model']}."
     if bare := summary["kept_without_checked_steps"]:
         yield f"{bare} of them have no calculation that could be checked."
     rejected = ", ".join(f"{found['count']} {reason}" for reason, found in summary["rejected"].items())
@@ -67,5 +69,7 @@ def lines(summary: dict[str, Any], out: Path) -> Iterator[str]:
     yield f"Kept out: {evaluation}." if evaluation else "No evaluation was kept out."
     for name, which in (("tokens_of_this_call", "This call"), ("tokens", "All calls")):
         told = summary[name]
-        spent = f"{told['read']:,} tokens read, {told['written']:,} written" if told["read"] is not None else "unknown"
-        yield f"{which}: {told['answers']} answers, {spent}."
+        spent = "unknown"
+        if told["read"] is not None:
+            spent = f"{units.plural(told['read'], 'token')} read, {told['written']:,} written"
+        yield f"{which}: {units.plural(told['answers'], 'answer')}, {spent}."

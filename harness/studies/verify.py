@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import record
+from harness import record, units
 from harness.errors import UserError
 from harness.record import Record, RecordError
 from harness.settings import cell_id
@@ -66,7 +66,7 @@ def _items(found: Record, path: Path) -> list[str]:
         count, mean = means.get((score.task, score.metric, score.filter), (0, None))
         name = f"{score.task} {score.metric} {score.filter}"
         if count != score.n:
-            problems.append(f"{path} has {count} items of {name}; its record counts {score.n}.")
+            problems.append(f"{path} has {units.plural(count, 'item')} of {name}; its record counts {score.n}.")
         elif count and not math.isclose(mean, score.value, rel_tol=1e-9, abs_tol=1e-12):
             problems.append(f"{path} has a mean of {mean:.6g} in {name}; its record says {score.value:.6g}.")
     return problems

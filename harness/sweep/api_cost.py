@@ -53,8 +53,8 @@ def _estimate(cell: Cell, access: ApiAccess, count: dict[str, Any]) -> CostEstim
     read, written = count["read"], count["written"]
     about = "" if count["counted"] else "about "  # without a tokenizer
     sentence = (
-        f"{cell.name} ({cell.model}): {count['requests']:,} requests, {about}{units.count(read)} tokens read, "
-        f"at most {units.count(written)} written"
+        f"{cell.name} ({cell.model}): {units.plural(count['requests'], 'request')}, "
+        f"{about}{units.count(read)} tokens read, at most {units.count(written)} written"
     )
     prices = access.price_read, access.price_written
     if None in prices:

@@ -152,7 +152,8 @@ def _notes(plan: Plan, times: Times) -> list[str]:
     shapes = {tuple(p.prediction["shape"][k] for k in ("sequences", "tokens", "real")) for p in possible}
     for sequences, tokens, real in sorted(shapes):
         source = "from the data" if real else "assumed: each sequence of train.max_length tokens, all in the loss"
-        notes.append(f"Largest batch: {sequences} sequences, {tokens} tokens ({source}).")
+        size = f"{units.plural(sequences, 'sequence')}, {units.plural(tokens, 'token')}"
+        notes.append(f"Largest batch: {size} ({source}).")
     if possible:
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
@@ -187,8 +188,8 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
         notes.append(f"Time: training steps, at {times.throughput:g} tokens/s.")
     if times.used:
         notes.append(
-            f"Time: training steps, estimated from {len(times.used)} records of this device that ran alone, of a "
-            "like size."
+            f"Time: training steps, estimated from {units.plural(len(times.used), 'record')} of this device that ran "
+            "alone, of a like size."
         )
     if times.by_rates:
         notes.append(

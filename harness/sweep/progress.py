@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from harness import protocol, record, terminal
+from harness import protocol, record, terminal, units
 from harness.record import Cell, Record, RecordError
 from harness.sweep.cell_status import CellStatus, table, to_go
 from harness.sweep.store import Study
@@ -126,7 +126,8 @@ class SweepProgress:
         return Group(*parts, *(Text(terminal.printable(reason), style="red") for reason in reasons))
 
     def _head(self, running: list[CellStatus], failed: list[CellStatus]) -> str:
-        counts = f"{self.done} of {self.total} cells ended" + (f", {len(failed)} failed" if failed else "")
+        counts = f"{self.done} of {units.plural(self.total, 'cell')} ended"
+        counts += f", {len(failed)} failed" if failed else ""
         if self.done >= self.total:
             return f"{counts}."
         left = [cell.progress.seconds_left for cell in running]

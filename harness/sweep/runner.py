@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from harness import env, record, redact
+from harness import env, record, redact, units
 from harness.errors import UserError
 from harness.protocol import (
     NO_PATHS,
@@ -234,7 +234,8 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
         with open(log, "wb") as stderr:
             found = attempt(smaller, stderr)
             while halves and (smaller := micro_batch.smaller(found)) is not None:
-                _warn(f"{cell.name} ran out of memory; again with {smaller.batch_size} sequences a micro-batch.")
+                size = units.plural(smaller.batch_size, "sequence")
+                _warn(f"{cell.name} ran out of memory; again with {size} per micro-batch.")
                 found = attempt(smaller, stderr)
     except UserError:
         log.unlink(missing_ok=True)  # it belongs to no record

@@ -199,8 +199,8 @@ def test_a_cell_is_run_again_until_it_fits_and_the_record_says_so(tmp_path, capf
     log = study.log(cell).read_text()
     assert log.count("can't allocate memory") >= 2
     err = capfd.readouterr().err
-    assert f"{cell.name} ran out of memory; again with 2 sequences a micro-batch." in err
-    assert f"{cell.name} ran out of memory; again with 1 sequences a micro-batch." in err
+    assert f"{cell.name} ran out of memory; again with 2 sequences per micro-batch." in err
+    assert f"{cell.name} ran out of memory; again with 1 sequence per micro-batch." in err
 
 
 @pytest.mark.faults
@@ -282,7 +282,7 @@ def test_a_planned_micro_batch_is_tried_then_halved_with_the_same_steps(tmp_path
     assert (ran.batch_size, ran.grad_accum, ran.planned) == (2, 3, None)  # the hook looks at values
     assert [failure.phase for failure in ran.after] == ["probe", "probe"]
     assert not record.precautions.on_oom
-    assert "again with 2 sequences a micro-batch." in capfd.readouterr().err
+    assert "again with 2 sequences per micro-batch." in capfd.readouterr().err
     assert record.train.batches == whole.train.batches
     assert [p.loss for p in record.train.loss] == pytest.approx([p.loss for p in whole.train.loss], rel=1e-5)
     assert record.validation[-1].loss == pytest.approx(whole.validation[-1].loss, rel=1e-5)

@@ -21,6 +21,7 @@ from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document
 from harness.report.tables.next_run import with_seeds
 
+ONE_SEED = "One seed is not enough to choose between methods."
 BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
 
 
@@ -71,7 +72,7 @@ def test_what_a_method_can_be_better_by_holds_for_all_pairs_together(folder):
     lines = best(records, folder).answer
     assert f"dora is not better than lora by more than {math.ceil(100 * (half - gap.value))} point" in lines[0]
     assert lines[0].startswith("Take lora" if half - gap.value <= 0.05 else "lora lr=1e-4 scored highest")
-    assert lines[1].startswith("Not decided against lora: dora. To decide on dora, about ")
+    assert lines[1].startswith("Undecided: lora against dora. To decide on dora, about ")
 
 
 def test_a_cheaper_method_that_is_not_decided_loses_at_most_so_much(folder):
@@ -99,11 +100,11 @@ def test_one_seed_says_what_is_true_of_its_runs_and_how_to_decide(folder):
     records = trained(folder, {"base": 0.2, "lora": 0.61, "qlora": 0.5, "dora": 0.6}, seeds=1)
     note_command(folder, ["sweep", "quickstart", "study=demo", "seed=0"])
     said, left = best(records, folder).answer
-    assert said.startswith("Of these single runs lora lr=1e-4 scored highest: 61% (59–63) on gsm8k at 1.00 GiB.")
+    assert said.startswith("Of these single runs, lora lr=1e-4 scored highest: 61% (59–63) on gsm8k at 1.00 GiB.")
     assert "qlora saves 50% of the memory and scored 11 points lower." in said
     assert "On these items dora, qlora and base scored significantly lower." in said
     assert "Take" not in said
-    assert left == "One seed can't choose between methods. To decide: `harness sweep quickstart study=demo seed=0,1,2`."
+    assert left == f"{ONE_SEED} To decide: `harness sweep quickstart study=demo seed=0,1,2`."
 
 
 def test_of_many_methods_the_first_are_named_and_the_others_counted(folder):
@@ -167,7 +168,7 @@ def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
     assert text.startswith("Take lora lr=1e-4: 0.899 bits per byte (0.89")
     assert text.endswith("Significantly worse: full.")
     records = [replace(record, cell=replace(record.cell, seed=0)) for record in records if record.cell.seed == 0]
-    assert "Of these single runs lora lr=1e-4 scored lowest: 0.900 bits per byte (" in best(records, folder).answer[0]
+    assert "Of these single runs, lora lr=1e-4 scored lowest: 0.900 bits per byte (" in best(records, folder).answer[0]
 
 
 def test_each_place_has_a_line_and_what_stays_open_one(folder):
@@ -180,7 +181,7 @@ def test_each_place_has_a_line_and_what_stays_open_one(folder):
     lines = best(records, folder).answer
     places = ["large/facts", "large/gsm8k", "small/facts", "small/gsm8k"]
     assert [line.partition(":")[0] for line in lines[:4]] == places
-    assert lines[4:] == ["One seed can't choose between methods. To decide: repeat its sweep with seed=0,1,2."]
+    assert lines[4:] == [f"{ONE_SEED} To decide: repeat its sweep with seed=0,1,2."]
 
 
 def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
@@ -189,7 +190,7 @@ def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
     said, left = best(records, folder).answer
     assert "qlora" not in said
     assert "Take" not in said
-    assert left.startswith("Not decided against lora: qlora.")
+    assert left.startswith("Undecided: lora against qlora.")
 
 
 # The command
@@ -248,7 +249,7 @@ def test_in_markdown_each_line_is_a_paragraph_before_the_table(folder):
     title, said, left, grid = text.split("\n\n")[:4]
     assert (title, grid[0]) == ("**demo: best settings**", "|")
     assert said.startswith("Of these single runs")
-    assert left.startswith("One seed can't choose between methods. To decide: ")
+    assert left.startswith(f"{ONE_SEED} To decide: ")
 
 
 def test_in_a_terminal_it_is_set_apart_and_its_command_stands_alone(folder):

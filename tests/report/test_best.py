@@ -174,7 +174,7 @@ def test_the_caption_tells_what_can_be_said(folder, study):
     text = caption(best(study, folder))
     assert (
         "gsm8k exact_match strict-match: dora scores highest. Significantly worse: full and base. "
-        "Not decided against it: lora." in text
+        "Undecided: lora." in text
     )
     assert "95% intervals over seeds and items" in text
     assert "Holm's correction for 6 pairs" in text
@@ -200,7 +200,7 @@ def test_the_caption_says_what_to_do(folder, study):
 def test_one_seed_gives_no_advice_and_no_win(folder, study):
     records = [record for record in study if record.cell.seed in (None, 0)]
     text = caption(best(records, folder))
-    assert "One seed can't choose between methods. To decide: repeat its sweep with seed=0,1,2." in text
+    assert "One seed is not enough to choose between methods. To decide: repeat its sweep with seed=0,1,2." in text
     assert "no win of a method" in text
     assert "one seed can't tell by how much" in text
 

@@ -82,9 +82,8 @@ def test_items_of_a_template_count_as_a_group(folder):
     assert compared.total.change == statistics.differences(sides)[0, 1]
     assert compared.subjects["mmlu"].change == compared.total.change
     assert compared.clusters == 2
-    assert "Items come in groups (subjects, passages or templates: 2), which count as such." in caption(
-        tables(found, "demo", 3)[0]
-    )
+    said = "Items come in groups (subjects, passages or templates: 2); intervals and tests account for that."
+    assert said in caption(tables(found, "demo", 3)[0])
 
 
 def test_items_come_with_the_answers_and_those_that_most_seeds_lost_first(study, folder):

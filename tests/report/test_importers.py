@@ -279,7 +279,7 @@ def test_runs_of_one_experiment_are_one_record_whatever_the_order(published, tmp
             assert run("peft", folder / f"{name}.json", "--results-dir", tmp_path, "--study", place) == 0
     capsys.readouterr()
     assert run("peft", folder, "--results-dir", tmp_path, "--study", "d") == 0
-    assert "1 new, 0 changed, 0 unchanged records, with 1 earlier runs" in capsys.readouterr().out
+    assert "1 new, 0 changed, 0 unchanged records, with 1 earlier run of the same" in capsys.readouterr().out
     found = []
     for place in "abcd":
         (record,), problems = read_study(tmp_path / place)

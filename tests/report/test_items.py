@@ -175,6 +175,27 @@ def test_ten_thousand_items_are_usable(folder, shown):
 
 
 @in_a_browser
+def test_on_a_phone_an_item_is_a_card_and_long_words_break(folder, shown):
+    own = {"target": texts("is"), "subject": "high_school_mathematics"}
+    records = [
+        leave(folder, make_record(method, lr=1e-4), np.ones(ITEMS), prediction="0" * 300, **own)
+        for method in ("base", "lora")
+    ]
+    page = shown(render(records, folder))
+    sideways = "(part => part.scrollWidth - part.clientWidth)(document.querySelector('#items .scroll'))"
+    assert page.ask(sideways) == 0
+    page.width(390)
+    assert page.ask(sideways) == 0
+    cells = "[...document.querySelectorAll('#items tbody tr:first-child td')]"
+    of = f"{cells}.map(td => getComputedStyle(td, '::before').content)"
+    assert page.ask(of) == ['"Expected"', '"base"', '"lora"']
+    roles = {node["role"] for node in page.accessible()}
+    assert {"row", "cell", "columnheader"} <= roles
+    fields = "[...document.querySelectorAll('.panel :is(input[type=search], input[type=number], select)')]"
+    assert page.ask(f"{fields}.every(field => field.parentElement.matches('.field') && field.labels.length === 1)")
+
+
+@in_a_browser
 def test_hostile_texts_of_items_are_texts(folder, shown):
     many = len(HOSTILE) * 4
     texts = [*HOSTILE, "</script><script>document.title='broken'</script>"] * 4

@@ -154,12 +154,12 @@ def test_the_summary_says_who_is_ahead_and_what_is_lacking(reference):
     assert "8 cells of 8 methods" in summary
     first = re.findall(r'<p class="answer">(.*?)</p>', summary)
     assert first[0].startswith(
-        "Of these single runs lora r=16 α=32 lr=1e-3 scored highest: 5% (2–13) on gsm8k at 2.29 "
+        "Of these single runs, lora r=16 α=32 lr=1e-3 scored highest: 5% (2–13) on gsm8k at 2.29 "
     )
     assert first[1].endswith("To decide: <code>harness sweep gsm8k seed=0,1,2</code>.")
     assert summary.index("Of these single runs") < summary.index("8 cells of 8 methods")
-    assert reference.count("Of these single runs lora") == 1
-    assert "mmlu acc: base_nf4 scores highest. Not decided against it: base, qlora, " in summary
+    assert reference.count("Of these single runs, lora") == 1
+    assert "mmlu acc: base_nf4 scores highest. Undecided: base, qlora, " in summary
     assert "Training needs the least memory with qlora (1.75 GiB) and the most with dora (3.23 GiB)." in summary
     assert "4 supported, 5 refuted, 17 not decided" in summary
     assert "Single seed" in summary

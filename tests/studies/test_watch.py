@@ -20,7 +20,7 @@ from harness import terminal
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.protocol import CellProgress
-from harness.record import names_a_file, read, write
+from harness.record import Disk, names_a_file, read, write
 from harness.studies import logs
 from harness.studies.find import find
 from harness.studies.status import RecordCache, lines, study_status
@@ -390,6 +390,18 @@ def test_a_diff_says_what_differs_and_nothing_else(study, capsys):
     _, out, _ = ask(study, capsys, "diff", "lora-r16-a32-lr0.0002-s0", "dora")
     (row,) = [line.split() for line in out.splitlines() if line.startswith("tokens_per_second_steady")]
     assert row[1:] == ["500.0", "350.0", "0.70×"]
+
+
+def test_a_diff_has_sizes_as_people_read_them_and_in_full_where_they_would_look_the_same(study, capsys):
+    other = measured(make_record("dora", 16, 32.0, 2e-4))
+    other.disk = Disk(3 * 2**30, other.disk.model + 1)
+    other.environment = other.environment | {"cpu": {"memory_bytes": 24 * 2**30}}
+    write(other, study.path(other.cell))
+    _, out, _ = ask(study, capsys, "diff", "lora-r16-a32-lr0.0002-s0", "dora")
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines() if line[:1].strip()}
+    assert rows["adapter_bytes"].split() == ["18", "MiB", "3.00", "GiB", "170.67×"]
+    assert rows["model_bytes"].split() == [f"{257 * 2**20:,}", f"{257 * 2**20 + 1:,}", "1.00×"]
+    assert rows["cpu.memory_bytes"].endswith("24.00 GiB")
 
 
 def test_a_diff_of_a_cell_with_itself_is_empty_and_one_of_a_failed_cell_has_its_reason(study, capsys):

@@ -66,7 +66,7 @@ def test_temporary_files_are_removed_only_after_their_process_died(study, tmp_pa
     assert study.left_behind() == [made]
     assert main(["verify", "--results-dir", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
-    assert out == "demo: 1 records, 1 problem\n"
+    assert out == "demo: 1 record, 1 problem\n"
     assert err.startswith(f"error: {made} was left behind by a process that was killed; ")
     assert made.exists()
     study.plan([])

@@ -200,7 +200,7 @@ def _settings(row: Row) -> list[str]:
 
 def _complexity(row: Row, rows: Sequence[Row]) -> str:
     names = _settings(row)
-    text = f"{len(names)} settings ({', '.join(names)})" if names else "no settings"
+    text = f"{units.plural(len(names), 'setting')} ({', '.join(names)})" if names else "no settings"
     ratios = [(m, _over(row, rows, m, "step_seconds_median")) for m in ("full", "lora") if m != row.method]
     steps = ", ".join(f"{ratio:.2f}× {method}'s" for method, ratio in ratios if ratio is not None)
     return text + (f"; a step takes {steps}" if steps else "")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import redact
+from harness import redact, units
 from harness.record import Record
 from harness.report.tables.best import tables
 from harness.report.tables.formats import document, tidy
@@ -72,7 +72,7 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
             head="\n".join(f"{key}: {json.dumps(value)}" for key, value in told.items()),  # JSON is YAML
             study=study,
             folder=study.rpartition("/")[2],
-            many=f"{len(records)} cell{'s' * (len(records) != 1)}",
+            many=units.plural(len(records), "cell"),
             methods=", ".join(methods),
             table=document([first], "md"),
             cells=CELLS,

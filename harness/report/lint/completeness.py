@@ -7,10 +7,10 @@ import re
 import textwrap
 from collections.abc import Hashable, Sequence
 
+from harness import units
 from harness.record import Record
 from harness.report.lint.differences import (
     Sentences,
-    cell_count,
     differ,
     finished,
     group_by,
@@ -44,7 +44,7 @@ def seed_counts(records: Sequence[Record]) -> Sentences:
     elif len(counts) > 1:
         cells = {id(record): len(members) for members in rows.values() for record in members}
         known = [record for record in records if id(record) in cells]
-        yield from differ("Numbers of seeds differ", known, lambda r: f"{cells[id(r)]} seed{'s' * (cells[id(r)] > 1)}")
+        yield from differ("Numbers of seeds differ", known, lambda r: units.plural(cells[id(r)], "seed"))
 
 
 def _unseeded(record: Record) -> Hashable:
@@ -70,10 +70,10 @@ def pruned_cells(records: Sequence[Record]) -> Sentences:
         return
     of = sum(record.stop is not None for record in records)
     at = group_by(pruned, lambda record: record.failure.step)
-    steps = ", ".join(f"step {step} ({cell_count(len(members))})" for step, members in sorted(at.items()))
+    steps = ", ".join(f"step {step} ({units.plural(len(members), 'cell')})" for step, members in sorted(at.items()))
     yield (
-        f"stop=asha ended {len(pruned)} of {cell_count(of)} early, at {steps}: their rows show losses of that step "
-        "and no score.",
+        f"stop=asha ended {len(pruned)} of {units.plural(of, 'cell')} early, at {steps}: their rows show losses of "
+        "that step and no score.",
         tuple(record.cell.name for record in pruned),
     )
 

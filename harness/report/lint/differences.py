@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from harness import units
 from harness.record import Record
 
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # a sentence names at most this many; the rest is counted
@@ -40,7 +41,7 @@ def differ(subject: str, records: Sequence[Record], value: Value, tail: str = ""
     ordered = sorted(by_value.items(), key=lambda item: -len(item[1]))
     parts = [f"{text} in {named(cells, records)}" for text, cells in ordered[:VALUES]]
     if rest := sum(len(cells) for _, cells in ordered[VALUES:]):
-        parts.append(f"others in {cell_count(rest)}")
+        parts.append(f"others in {units.plural(rest, 'cell')}")
     apart = {id(record) for _, cells in ordered[1:] for record in cells}
     yield f"{subject}: {'; '.join(parts)}.{tail}", tuple(r.cell.name for r in records if id(r) in apart)
 
@@ -67,11 +68,12 @@ def named(cells: Sequence[Record], among: Sequence[Record]) -> str:
         if len(members) < len(everyone[method]):
             single += members
         else:
-            parts.append((method if len(members) == 1 else f"{method} ({cell_count(len(members))})", len(members)))
+            many = f" ({units.plural(len(members), 'cell')})" if len(members) > 1 else ""
+            parts.append((f"{method}{many}", len(members)))
     names = _short_names(among)
     shown = parts[:PARTS] + [(names[id(record)], 1) for record in single[:EXAMPLES]]
     texts, rest = [text for text, _ in shown], len(cells) - sum(n for _, n in shown)
-    return listed([*texts, *([f"{cell_count(rest)} more"] if rest else [])])
+    return listed([*texts, *([f"{units.plural(rest, 'cell')} more"] if rest else [])])
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -85,10 +87,6 @@ def _short_names(records: Sequence[Record]) -> dict[int, str]:
     for name in short.values():
         count[name] += 1
     return {id(r): short[id(r)] if count[short[id(r)]] == 1 else r.cell.name for r in records}
-
-
-def cell_count(n: int) -> str:
-    return f"{n} cell{'s' if n != 1 else ''}"
 
 
 def group_by(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
@@ -134,7 +132,5 @@ def first_of(groups: Sequence[list[Record]], look: Callable[[list[Record]], Sent
     if sentences:
         first, _ = sentences[0]
         others = len(sentences) - 1
-        more = (
-            f" The same holds for {others} more group{'s' if others > 1 else ''} of matching cells." if others else ""
-        )
+        more = f" The same holds for {units.plural(others, 'more group')} of matching cells." if others else ""
         yield first + more, tuple(name for _, cells in sentences for name in cells)

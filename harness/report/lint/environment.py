@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 
+from harness import units
 from harness.record import Instrument, Record, memory_instrument, train_memory
 from harness.report.lint.differences import (
     Sentences,
@@ -75,7 +76,7 @@ def versions_of_runs(records: Sequence[Record]) -> Sentences:
             if stack(again.environment) != stack(record.environment):
                 others[stack(again.environment)].append(record.cell.name)
     if others:
-        parts = [f"{versions} in {len(names)} runs" for versions, names in sorted(others.items())]
+        parts = [f"{versions} in {units.plural(len(names), 'run')}" for versions, names in sorted(others.items())]
         cells = tuple(dict.fromkeys(name for names in others.values() for name in names))
         yield f"Earlier runs had other library versions than the latest, which move scores: {'; '.join(parts)}.", cells
 

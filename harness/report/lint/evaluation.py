@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness import units
 from harness.record import Inference, Record, Scoring
 from harness.report.lint.differences import (
     Sentences,
@@ -110,7 +111,7 @@ def _asked(record: Record, task: str) -> str:
     score = next((score for score in record.scores if score.task == task), None)
     if score is None:
         return "not at all"
-    return f"on {score.n:,} items, {score.num_fewshot}-shot, task version {score.version}"
+    return f"on {units.plural(score.n, 'item')}, {score.num_fewshot}-shot, task version {score.version}"
 
 
 def _sample(record: Record) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from harness import units
 from harness.record import Probe, Record, micro_batches
 from harness.report.lint.differences import (
     PARTS,
@@ -40,12 +41,12 @@ def token_budgets(records: Sequence[Record]) -> Sentences:
 
 
 def _steps(n: Any) -> str | None:
-    return None if n is None else f"{n:,} steps"
+    return None if n is None else units.plural(n, "step")
 
 
 def _budget(record: Record) -> str | None:
     train = record.train
-    return f"{train.steps:,} steps over {train.tokens.raw:,} raw tokens" if train else None
+    return f"{units.plural(train.steps, 'step')} over {units.plural(train.tokens.raw, 'raw token')}" if train else None
 
 
 def _same_batches(records: Sequence[Record]) -> list[list[Record]]:

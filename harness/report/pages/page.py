@@ -176,7 +176,8 @@ def _summary(
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
-    yield f"{_many(len(rows.records), 'cell')} of {_many(len(methods), 'method')} ({', '.join(methods)}): {where}."
+    cells, of = units.plural(len(rows.records), "cell"), units.plural(len(methods), "method")
+    yield f"{cells} of {of} ({', '.join(methods)}): {where}."
     statuses = Counter(record.status for record in rows.records)
     if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
         yield f"{statuses['ok']} finished, {', '.join(lost)}."
@@ -190,7 +191,7 @@ def _summary(
     for article, found in judged:
         yield f"Verdicts on the claims of “{article.title}”: {articles.tally(found)}."
     unequal = sum(finding.kind == "unequal" for finding in told)
-    differences = _many(unequal, "difference") if unequal else "no differences"
+    differences = units.plural(unequal, "difference") if unequal else "no differences"
     yield f"The linter found {differences} between compared cells beyond those that define their methods."
     yield from (finding.sentence for finding in told if finding.kind == "incomplete")
 
@@ -213,10 +214,6 @@ def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
             f"Training{of} is fastest with {first} ({rate(speed[first])} tokens/s, median step) and slowest with "
             f"{last} ({rate(speed[last])}). The table has intervals."
         )
-
-
-def _many(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 # Tables
@@ -302,7 +299,7 @@ def _origin(records: Sequence[Record]) -> Table:
         title="Environment of the cells",
         columns=["What", "Value", "Records"],
         rows=[[name, value, str(n)] for name, of in values.items() for value, n in sorted(of.items())],
-        caption=[f"{_many(len(records), 'record')}; missing values are not counted."],
+        caption=[f"{units.plural(len(records), 'record')}; missing values are not counted."],
         data=None,
     )
 
@@ -315,7 +312,7 @@ def _files(folder: Path) -> Table:
         title="Files behind this page",
         columns=["File", "SHA-256"],
         rows=[[path.name, _sha256(path)] for path in paths],
-        caption=[f"{_many(len(records), 'record')}; NAME.items.parquet has the answers to each item."],
+        caption=[f"{units.plural(len(records), 'record')}; NAME.items.parquet has the answers to each item."],
         data=None,
     )
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness import units
 from harness.report.statistics import Interval, preference
 
 HERE = Path(__file__).parent
@@ -85,11 +86,13 @@ def caption(found: dict[str, Any]) -> Iterator[str]:
         yield f"{rate.model} against {first}{share}; {counts}{unread}."
     if judge := found["judge"]:
         spent = judge["tokens"]
-        tokens = "" if spent["read"] is None else f", {spent['read']:,} tokens read and {spent['written']:,} written"
+        replies = units.plural(spent["answers"], "response")
+        if spent["read"] is not None:
+            replies += f", {units.plural(spent['read'], 'token')} read and {spent['written']:,} written"
         yield (
-            f"Judged blindly by {judge['model']} at {judge['host']}, each pair in both orders ({spent['answers']} "
-            f"replies{tokens}). A preference that changes with the order is a tie, and counts half. Brackets: 95% "
-            "interval over prompts. A judge can be wrong."
+            f"Judged blindly by {judge['model']} at {judge['host']}, each pair in both orders ({replies}). A "
+            "preference that changes with the order is a tie, and counts half. Brackets: 95% interval over prompts. "
+            "A judge can be wrong."
         )
 
 

@@ -36,9 +36,9 @@ def ahead(contest: Contest, several: bool) -> str:
     if near := contest.by_decision["equivalent"]:
         parts.append(f"Equivalent to it within ± {100 * MARGIN:g} points: {listed(near)}.")
     if left := contest.by_decision["not decided"]:
-        parts.append(f"Not decided against it: {listed(left)}.")
+        parts.append(f"Undecided: {listed(left)}.")
     if label in contest.one_seed:
-        parts.append("This is of single trained models (one seed), and no win of a method.")
+        parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)
 
 

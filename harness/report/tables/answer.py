@@ -145,12 +145,12 @@ class PlaceAnswer:
         if not self._others:
             return None
         if self._first in self.contest.one_seed:
-            return Doubt("one seed can't choose between methods", FEW_SEEDS)
+            return Doubt("one seed is not enough to choose between methods", FEW_SEEDS)
         if not (left := [*self._open, *self._single]):
             return None
         needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
         easiest = min(needed, key=needed.get, default=None)
-        return Doubt(f"not decided against {self._first}: {_few(left)}", needed.get(easiest), easiest)
+        return Doubt(f"undecided: {self._first} against {_few(left)}", needed.get(easiest), easiest)
 
     @property
     def first(self) -> str | None:
@@ -240,14 +240,14 @@ class PlaceAnswer:
             is_are = "is" if len(bounded) == 1 else "are"
             yield f"{_few(bounded)} {is_are} not better than {self._first} by more than {more}."
         if apart := [label for label in self._open if label not in bounded]:
-            yield f"Not told apart from {self._first}: {_few(apart)}."
+            yield f"No clear difference from {self._first}: {_few(apart)}."
         if worse := [label for label in self._worse if label != cheap]:
             yield f"Significantly worse: {_few(worse)}."
 
     def _single_runs(self) -> Iterator[str]:
         """Of methods with one seed each: what is true of these trained models alone."""
         if self._others:
-            yield f"Of these single runs {self._scored(self._tested[0], 'highest')}."
+            yield f"Of these single runs, {self._scored(self._tested[0], 'highest')}."
         else:
             yield f"A single run: {self._scored(self._tested[0])}."
         lower = "lower" if self.contest.higher_is_better else "higher"

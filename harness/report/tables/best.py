@@ -257,8 +257,8 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
     yield from _selection_caption(choices, held)
     yield (
         f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
-        "is its ratio to lora. Ratios have 95% intervals over seeds and runs; a single run, and runs beside others, "
-        "have none."
+        "is its ratio to lora. Ratios have 95% intervals over seeds and runs, unless there was a single run or it "
+        "shared the machine."
     )
 
 
@@ -271,10 +271,9 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     counts = {c.clusters for c in held if c.clusters}
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     paired = f"paired by item; {' or '.join(sorted(tests))}"
-    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {pairs} pair{'s' * (pairs > 1)}"
-    yield f"Brackets: 95% intervals over {over}." + (
-        f" Sharing a letter is not being equal: no test tells these methods apart ({corrected})." if pairs else ""
-    )
+    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {units.plural(pairs, 'pair')}"
+    letters = f" Methods that share a letter are undecided, not equal: no test tells them apart ({corrected})."
+    yield f"Brackets: 95% intervals over {over}.{letters if pairs else ''}"
     if any(contest.corrected and contest.many for contest in held):
         yield (
             f"Of more than {MANY} methods each is tested against the best one alone; those that are not significantly "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
+from harness import units
 from harness.record import Record
 from harness.report.lint import Finding
 from harness.report.lint.drift import drift_text, drifts
@@ -52,7 +53,8 @@ def _scores_caption(rows: list[Row]) -> list[str]:
     variants: dict[str, dict[str, None]] = defaultdict(dict)
     for record in (record for row in rows for record in row.measured):
         for score in record.scores:
-            variants[score.task][f"{score.n:,} items, {score.num_fewshot}-shot, task version {score.version}"] = None
+            items = units.plural(score.n, "item")
+            variants[score.task][f"{items}, {score.num_fewshot}-shot, task version {score.version}"] = None
     if not variants:
         return ["No cell has a score."]
     lines = ["Scores: " + "; ".join(f"{task} on {', or on '.join(of)}" for task, of in variants.items()) + "."]
@@ -112,11 +114,11 @@ def _training_caption(records: list[Record]) -> list[str]:
     if not alike:
         return ["No cell finished training."] if any(record.cell.seed is not None for record in records) else []
     budgets = set.union(*alike.values())
-    steps, tokens = _span(s for s, _ in budgets), _span(t for _, t in budgets)
+    steps, tokens = _span((s for s, _ in budgets), "step"), _span((t for _, t in budgets), "raw token")
     if len(budgets) == 1:
-        return [f"Every trained cell took {steps} steps over {tokens} raw tokens."]
+        return [f"Every trained cell took {steps} over {tokens}."]
     equal = ", equal for equal model, data and seed" if all(len(group) == 1 for group in alike.values()) else ""
-    return [f"Trained cells took {steps} steps over {tokens} raw tokens{equal}."]
+    return [f"Trained cells took {steps} over {tokens}{equal}."]
 
 
 def _batches_caption(rows: list[Row]) -> list[str]:
@@ -181,7 +183,7 @@ def _busy_caption(rows: list[Row]) -> list[str]:
 
 def _seeds_caption(rows: list[Row]) -> list[str]:
     counts = {len(row.measured) for row in rows if row.measured[0].cell.seed is not None}
-    return [f"Means over {_span(counts)} seeds."] if counts and counts != {1} else []
+    return [f"Means over {_span(counts, 'seed')}."] if counts and counts != {1} else []
 
 
 def _environment_caption(records: list[Record]) -> list[str]:
@@ -202,9 +204,9 @@ def _environment_caption(records: list[Record]) -> list[str]:
 def groups_line(counts: Sequence[int]) -> str:
     """How many groups of items the errors count; one number for each set of items."""
     listed = ", ".join(map(str, counts))
-    return f"Items come in groups (subjects, passages or templates: {listed}), which count as such."
+    return f"Items come in groups (subjects, passages or templates: {listed}); intervals and tests account for that."
 
 
-def _span(values: Iterable[int]) -> str:
+def _span(values: Iterable[int], what: str) -> str:
     values = set(values)
-    return f"{min(values):,}" if len(values) == 1 else f"{min(values):,}–{max(values):,}"
+    return units.plural(*values, what) if len(values) == 1 else f"{min(values):,}–{max(values):,} {what}s"

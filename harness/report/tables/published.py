@@ -106,18 +106,18 @@ def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
         "can't be told apart from the others."
     )
     if found.repeated:
+        several = units.plural(found.repeated, "experiment")
         yield (
-            f"Brackets: 95% intervals over items and runs. {found.repeated} experiments ran more than once: from run "
+            f"Brackets: 95% intervals over items and runs. {several} ran more than once: from run "
             f"to run an accuracy of 50% has a standard deviation of {100 * found.sd:.1f} points, beside shifts between "
             "versions of the libraries. Earlier runs: their scores, the first one first."
         )
     else:
         yield "Brackets: 95% intervals over items. No experiment ran twice, so they exclude the variance between runs."
     for shift in found.shifts:
-        yield (
-            f"From {shift.before} to {shift.after} the score of the same {shift.experiments} experiments changed by "
-            f"{_points(shift.change)} points."
-        )
+        same = units.plural(shift.experiments, "experiment")
+        change = _points(shift.change)
+        yield f"From {shift.before} to {shift.after} the score of the same {same} changed by {change} points."
     yield "Answers to single items were not published: items are taken as independent, which widens the intervals."
     if chosen:
         yield f"{BEST} The best of its method by the source's accuracy on its validation items."

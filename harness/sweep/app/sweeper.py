@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, flag_override
 
-from harness import record
+from harness import record, units
 from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
@@ -197,7 +197,8 @@ class GridSweeper(Sweeper):
         first = next((point for point in pending if point.cell.id == cell.id), None)
         repeat = dataclasses.replace(point, overrides=[*point.overrides, "repeat=true"])
         order = with_repeats(pending, first, repeat, options.drift)
-        print(f"{cell.name} is repeated {len(order) - len(pending)} times, to measure drift.", file=sys.stderr)
+        times = units.plural(len(order) - len(pending), "time")
+        print(f"{cell.name} is repeated {times}, to measure drift.", file=sys.stderr)
         return order
 
     def _say_once(self, note: str) -> None:
@@ -306,6 +307,6 @@ class GridSweeper(Sweeper):
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:
     same = "" if cells == points else f" ({points} points of the grid, equal ones run once)"
     print(
-        f"{study.name}: {cells} cell{'s' * (cells != 1)}{same}, {cells - pending} recorded, {pending} to run.",
+        f"{study.name}: {units.plural(cells, 'cell')}{same}, {cells - pending} recorded, {pending} to run.",
         file=sys.stderr,
     )

@@ -7,7 +7,7 @@
   const clear = element("button", { type: "button", hidden: true, onclick: () => state.set({ within: "" }) }, "Clear the ranges");
   const frame = charts.frame({
     id: "axes", title: "The grid, axis by axis", wide: true, draw: parallel, controls: [clear],
-    note: "A line is a setting. Darker lines have the better outcome, the last axis; grey dashes do not fit the card. Axes stand in the order of their importance. Drag along an axis, or move its ends by the arrow keys, to show on the whole page only settings within a range; Escape gives it up.",
+    note: "Each line is a setting. The last axis is the outcome: the better it is, the darker the line. Grey dashes do not fit the card. Axes are in the order of their importance. Drag along an axis, or move its ends with the arrow keys, to show only the settings in that range on the whole page. Escape clears the range.",
   });
   charts.frame({ id: "importance", title: "Which axis matters", draw: bars });
 
@@ -155,7 +155,7 @@
 
   function bars(width) {
     const found = here();
-    if (!found?.importance) return "Too few finished runs to say which axis matters: 20 of two varied axes are needed.";
+    if (!found?.importance) return "Too few finished runs to say which axis matters. At least 20 runs over two varied axes are needed.";
     const lost = Object.entries(found.importance).map(([name, value]) => [name.replace(/^(method\.knobs|train)\./, ""), Math.max(0, value)]);
     const all = d3.sum(lost, ([, value]) => value) || 1;
     const rows = lost.map(([name, value]) => ({ name, value: (100 * value) / all }));
@@ -170,7 +170,7 @@
         Plot.text(rows, { x: "value", y: "name", text: (row) => `${row.value.toFixed(0)}%`, dx: 6, textAnchor: "start", fill: "currentColor" }),
       ],
     });
-    const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), of a random forest over ${found.records} runs: how much less it explains if an axis is shuffled. On runs it has not seen the forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance.`;
+    const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), from a random forest over ${found.records} runs: how much less it explains when the values of one axis are shuffled. The forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance of runs that it has not seen.`;
     return element("div", {}, plot, element("p", { class: "notes" }, said + (found.explained < 0.2 ? " That is too little to rely on." : "")));
   }
 })();

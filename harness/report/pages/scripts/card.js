@@ -55,13 +55,13 @@ const card = (() => {
   }
 
   function build(panel) {
-    const fields = [["gib", "GiB of my card", "any"], ["batch", "Micro-batch", "1"], ["length", "Tokens a sequence", "1"]];
+    const fields = [["gib", "Memory of my card (GiB)", "any"], ["batch", "Micro-batch", "1"], ["length", "Tokens per sequence", "1"]];
     for (const [name, label, step] of fields) {
       const input = element("input", {
         type: "number", min: "0", step, id: `card-${name}`, placeholder: name === "gib" ? "24" : "as measured",
         oninput: () => state.set({ [name]: input.value }, true),
       });
-      panel.append(element("label", { for: input.id }, label), input);
+      panel.append(element("span", { class: "field" }, element("label", { for: input.id }, label), input));
       state.onchange((names) => { if (names.has(name) && input.value !== state.get(name)) input.value = state.get(name); });
     }
     const output = element("output");

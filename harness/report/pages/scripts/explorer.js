@@ -12,8 +12,8 @@
   const detail = element("div", { class: "detail", id: "detail", "aria-live": "polite" });
   const made = charts.frame({
     id: "score", title: "Compare any two metrics", wide: true, draw,
-    controls: [charts.select("y", "Up", known, () => valid("y")), charts.select("x", "Across", known, () => valid("x"))],
-    note: "Large: the setting chosen for each method, with 95% intervals; the line joins those that no other beats in both. Faint: other settings. Dashed: untuned models. Crossed and grey: does not fit the card. Point, tap, or use the arrow keys in the chart.",
+    controls: [charts.select("y", "Vertical axis", known, () => valid("y")), charts.select("x", "Horizontal axis", known, () => valid("x"))],
+    note: "Large: the setting chosen for each method, with 95% intervals. Line: the chosen settings that no other beats in both metrics. Faint: other settings. Dashed: untuned models. Grey cross: does not fit the card. To see a setting's numbers, point at it, tap it, or use the arrow keys in the chart.",
   });
   made.section.append(detail);
   made.paper.tabIndex = 0;
@@ -106,17 +106,17 @@
   function describe() {
     const setting = state.get("pick") === "" ? null : study.settings[Number(state.get("pick"))];
     if (!setting) {
-      return detail.replaceChildren(element("p", { class: "notes" }, "No setting is picked."));
+      return detail.replaceChildren(element("p", { class: "notes" }, "Pick a setting in the chart to see all its numbers and the command that reruns it."));
     }
     const facts = element("dl");
     for (const [id, label] of known) {
       if (study.value(id, setting.index) !== null) facts.append(element("div", {}, element("dt", {}, label), element("dd", {}, written(id, setting.index))));
     }
     const command = study.command(setting.index);
-    const about = [setting.status === "ok" ? null : setting.status, setting.seeds > 1 ? `${setting.seeds} seeds` : null, setting.chosen ? "chosen for its method" : null, card.sentence(setting) || null];
+    const about = [setting.status === "ok" ? null : setting.status, setting.seeds > 1 ? many(setting.seeds, "seed") : null, setting.chosen ? "chosen for its method" : null, card.sentence(setting) || null];
     detail.replaceChildren(
       element("h4", {}, setting.label), element("p", {}, about.filter(Boolean).join(" · ")), facts,
-      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "Imported: no command runs it again."),
+      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "Imported from another project: no command reruns it."),
       command ? copier(command) : "",
     );
   }

@@ -53,7 +53,7 @@ const filters = (() => {
 
   function build(panel) {
     const input = element("input", { type: "search", id: "filters-find", oninput: () => state.set({ find: input.value }, true) });
-    panel.append(element("label", { for: input.id }, "Settings with"), input);
+    panel.append(element("span", { class: "field" }, element("label", { for: input.id }, "Settings with"), input));
     for (const [name, label, title] of CAPABILITIES) {
       const values = study.settings.map((setting) => setting.can[name] === true);
       if (new Set(values).size < 2) continue; // it would show all or nothing
@@ -73,7 +73,7 @@ const filters = (() => {
     panel.append(legend);
     state.onchange(() => {
       if (input.value !== state.get("find")) input.value = state.get("find");
-      output.value = `${shown.filter((_, i) => shows(i)).length} of ${shown.length} settings shown`;
+      output.value = `${shown.filter((_, i) => shows(i)).length} of ${many(shown.length, "setting")} shown`;
     });
   }
 

@@ -37,7 +37,7 @@
   const group = field("items.group", "Group");
   const find = element("input", { type: "search", id: "items-find", oninput: () => state.set({ "items.find": find.value, "items.page": "" }, true) });
   const output = element("output");
-  controls.append(element("label", { for: find.id }, "Text"), find, output);
+  controls.append(element("span", { class: "field" }, element("label", { for: find.id }, "Items with"), find), output);
 
   // How an item went: by the model that is chosen, or by any of those that are tuned.
   function passes(set, i, one, wanted) {
@@ -63,9 +63,12 @@
     const { seeds } = set.models[m];
     const right = set.right[m][i];
     const said = seeds > 1 ? `${right} of ${seeds} right` : right ? "right" : "wrong";
-    return element("td", { "data-right": right === seeds ? "yes" : "no" },
+    return element("td", { "data-right": right === seeds ? "yes" : "no", "data-of": set.models[m].label },
       element("span", { class: "mark" }, `${right === seeds ? "✓" : right ? "◐" : "✗"} ${said}`), texts[set.answers[m][i]]);
   }
+
+  // A name such as high_school_mathematics may break after its underscores.
+  const breakable = (name) => name.split(/(?<=_)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
 
   function turn(by, label, off) {
     return element("button", { type: "button", disabled: off, "data-turn": label, onclick: () => state.set({ "items.page": String(by) }) }, label);
@@ -93,22 +96,22 @@
     fill(group, [["", "all"], ...set.subjects.map((name) => [name, name])], subject < 0 ? "" : state.get("items.group"));
     group.parentElement.hidden = set.subjects.length < 2;
     if (find.value !== state.get("items.find")) find.value = state.get("items.find");
-    output.value = `${found.length.toLocaleString("en")} of ${set.number.length.toLocaleString("en")} items`;
+    output.value = `${found.length.toLocaleString("en")} of ${many(set.number.length, "item")}`;
 
     const head = element("tr", {}, element("th", { scope: "col" }, "Item"), asked ? element("th", { scope: "col" }, "Question") : null,
       element("th", { scope: "col" }, "Expected"), ...shown.map((m) => element("th", { scope: "col" }, set.models[m].label)));
     const body = rows.map((i) => element("tr", {},
-      element("th", { scope: "row" }, `${set.subjects[set.subject[i]]} ${set.number[i]}`),
-      asked ? element("td", { class: "question" }, set.question[i] === null ? "not recorded" : texts[set.question[i]]) : null,
-      element("td", {}, texts[set.target[i]]), ...shown.map((m) => cell(set, m, i))));
+      element("th", { scope: "row" }, ...breakable(set.subjects[set.subject[i]]), ` ${set.number[i]}`),
+      asked ? element("td", { class: "question", "data-of": "Question" }, set.question[i] === null ? "not recorded" : texts[set.question[i]]) : null,
+      element("td", { "data-of": "Expected" }, texts[set.target[i]]), ...shown.map((m) => cell(set, m, i))));
     const caption = element("caption", { id: "items-caption" }, `${set.score}, item by item`);
     const table = element("table", { id: "items-table" }, caption, element("thead", {}, head), element("tbody", {}, ...body));
     const notes = element("ul", { class: "notes" });
     if (set.number.length < set.all) {
-      notes.append(element("li", {}, `This page holds ${set.number.length.toLocaleString("en")} of ${set.all.toLocaleString("en")} items, those first on which models differ. NAME.items.parquet has all.`));
+      notes.append(element("li", {}, `This page holds ${set.number.length.toLocaleString("en")} of ${many(set.all, "item")}: first those on which models differ. NAME.items.parquet has all.`));
     }
-    if (!asked) notes.append(element("li", {}, "These records do not hold the questions."));
-    notes.append(element("li", {}, "Long texts are shown by their end."));
+    if (!asked) notes.append(element("li", {}, "These records were made before questions were kept. New cells have them."));
+    notes.append(element("li", {}, "Of a long text, the end is shown."));
     list.replaceChildren(
       element("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "items-caption" }, table),
       element("div", { class: "pages" }, turn(page - 1, "Previous", page === 0), turn(page + 1, "Next", page >= pages - 1),

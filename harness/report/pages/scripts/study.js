@@ -37,6 +37,10 @@ const study = (() => {
   };
 })();
 
+function many(n, what) {
+  return `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
+}
+
 function significant(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);

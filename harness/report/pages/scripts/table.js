@@ -69,7 +69,7 @@ function interactive(table, rest) {
       return tr;
     });
     body.replaceChildren(...shown);
-    output.value = `${found.length} of ${rows.length} rows`;
+    output.value = `${found.length} of ${many(rows.length, "row")}`;
     bar.classList.toggle("narrowed", found.length < rows.length);
     more.hidden = found.length <= limit;
     more.textContent = `Show ${Math.min(STEP, found.length - limit)} more of ${found.length} rows`;
