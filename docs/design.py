@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from statistics import fmean
 
+from decided import DECIDED_BY
 from published import RESULTS, records
 from tabulate import tabulate
 
@@ -28,47 +29,6 @@ import sweeps
 PAGE = ROOT / "docs" / "study-design.md"
 BLOCK = re.compile(r"(<!-- (\w+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 EFFECT, SEEDS = 0.03, 5
-
-AT_CHANCE = "not decided: MMLU is at chance at 135M (25%), so nothing can be lost or won there"
-DECIDED_BY = {
-    "beyond_lora": {
-        "lora-parameters": "study_memory",
-        "lora-memory": "study_memory",
-        "qlora-memory": "study_memory",
-        "dora-memory": "study_memory",
-        "adapters-galore-memory": "study_memory",
-        "galore-memory": "study_memory",
-        "galore-states": "study_memory",
-        "memory-order": "study_memory",
-        "dora-parameters": "study_memory",
-        "galore-weights": "study_memory",
-        "dora-training": "study_speed",
-        "dora-serving": "study_speed",
-        "dora-task": "study_skill",
-        "dora-full": "study_skill",
-        "forgetting-text": "study_skill",
-        "lr-adapters": "study_lr",
-        "lr-full": "study_lr",
-        "lr-ratio": "study_lr",
-        "rank-capacity": "study_rank",
-        "low-rank-spread": "study_rank",
-        "low-rank-divergence": "study_rank",
-        "alpha-r": "study_alpha",
-        "alpha-4r": "study_alpha",
-        "galore-facts": "study_facts",
-        "dora-mmlu": AT_CHANCE,
-        "forgetting-mmlu": AT_CHANCE,
-    },
-    "lora_without_regret": {
-        "rank-capacity": "study_rank",
-        "lr-ratio": "study_lr",
-        "lr-rank": "study_lr",
-        "layers-rank": "study_targets",
-        "layers-parameters": "study_targets",
-        "batch-penalty": "study_batch",
-    },
-}
-"""Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does."""
 
 
 def claims(article: str) -> str:

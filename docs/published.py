@@ -1,7 +1,8 @@
 """Renders what README.md, docs/, results/reference/ and notebooks/ show of the published studies: `make publish`.
 
 A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
-in results/STUDY. tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
+in results/STUDY. ``<!-- decided: ARTICLE -->`` is what the studies together say of an article's claims.
+tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import decided
 import nbformat
 from nbclient import NotebookClient
 
 from harness.record import Record, read_study
-from harness.report.articles import find
+from harness.report.articles import every, find
 from harness.report.figures import FIGURES
 from harness.report.figures.study_results import StudyResults
+from harness.report.figures.verdicts import forest
 from harness.report.pages import page as report
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document
@@ -32,8 +35,8 @@ PICTURES = {  # by name of the file: figure, study
     "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
     "seeds": ("accuracy_memory", "reference/smollm2"),
     "memory": ("memory", "reference/smollm2"),
-    "verdicts": ("verdicts", "reference/smollm2"),
 }
+DECIDED = "verdicts"  # the picture of what the studies together decided
 REPORT = "reference/smollm2"  # the study whose report is committed
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -76,6 +79,9 @@ KINDS = {
 }
 
 
+DECIDES = "decided"  # the kind of a table of an article's claims
+
+
 @functools.cache
 def records(study: str) -> list[Record]:
     """The records of a published study; raises if there are none or one is bad."""
@@ -94,6 +100,8 @@ def results(study: str) -> StudyResults:
 @functools.cache
 def rendered(kind: str, study: str) -> str:
     """Tables of one kind as Markdown."""
+    if kind == DECIDES:
+        return document([decided.table(study)], "md")
     return document(KINDS[kind](records(study), RESULTS / study), "md")
 
 
@@ -110,13 +118,15 @@ def renewed(page: Path) -> str:
 
 def documents() -> list[tuple[Path, str, str]]:
     """The tables that are committed beside the records: file, kind, study."""
-    studies = dict.fromkeys(study for page in PAGES for _, study in blocks(page))
+    studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind != DECIDES)
     found = [(RESULTS / study / "TABLE.md", "table", study) for study in studies]
     return [*found, (RESULTS / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
 
 
 def picture(name: str) -> str:
-    """One of PICTURES, as SVG."""
+    """One of PICTURES, or DECIDED, as SVG."""
+    if name == DECIDED:
+        return forest({article.title: decided.verdicts(article.name) for article in every()}).svg()
     figure, study = PICTURES[name]
     return FIGURES[figure].of(results(study)).svg()
 
@@ -148,7 +158,7 @@ if __name__ == "__main__":
         path.write_text(rendered(kind, study), encoding="utf-8")
     for page in PAGES:
         page.write_text(renewed(page), encoding="utf-8")
-    for name in PICTURES:
+    for name in (*PICTURES, DECIDED):
         picture_file(name).write_text(picture(name), encoding="utf-8")
     report_file().write_text(report_page(), encoding="utf-8")
     for path in NOTEBOOKS:

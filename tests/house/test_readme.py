@@ -37,7 +37,11 @@ def test_pages_have_all_tables():
         ("table", "reference/gsm8k"),
         ("experiments", "reference/peft_llama_3_2_3b"),
     ]
-    assert published.blocks(VERDICTS) == [("article", "reference/smollm2")]
+    assert published.blocks(VERDICTS) == [
+        ("decided", "beyond_lora"),
+        ("decided", "lora_without_regret"),
+        ("article", "reference/smollm2"),
+    ]
 
 
 def test_the_committed_study_is_whole():
@@ -54,7 +58,7 @@ def drawn(svg: str) -> tuple[list[str], list[float]]:
     ]
 
 
-@pytest.mark.parametrize("name", published.PICTURES)
+@pytest.mark.parametrize("name", [*published.PICTURES, published.DECIDED])
 def test_pictures_show_the_records(name):
     texts, marks = drawn(published.picture_file(name).read_text(encoding="utf-8"))
     expected_texts, expected_marks = drawn(published.picture(name))
@@ -67,7 +71,7 @@ def test_pictures_show_the_records(name):
 
 def test_no_picture_is_left_behind():
     files = [*(ROOT / "docs" / "figures").iterdir(), *(ROOT / "results" / "reference").rglob("figures")]
-    assert sorted(path.stem for path in files) == sorted(published.PICTURES)
+    assert sorted(path.stem for path in files) == sorted([*published.PICTURES, published.DECIDED])
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from harness.report.articles import find
 
 sys.path.append(str(ROOT / "docs"))
 import design
+from decided import DECIDED_BY
 
 TEXT = design.PAGE.read_text(encoding="utf-8")
 BLOCKS = [(found[2], found[3]) for found in design.BLOCK.finditer(TEXT)]
@@ -24,7 +25,7 @@ def test_the_page_shows_what_the_command_makes(kind, argument):
 
 
 def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
-    for article, decided in design.DECIDED_BY.items():
+    for article, decided in DECIDED_BY.items():
         assert decided.keys() == find(article).claims.keys()
         for by in decided.values():
             assert by.startswith("not decided: ") or (design.SWEEPS / f"{by}.yaml").is_file(), by

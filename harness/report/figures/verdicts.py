@@ -56,7 +56,11 @@ MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 def verdicts(study: StudyResults) -> Drawn | None:
     """The effects on which the claims of each article are judged, with their intervals and what is claimed."""
-    judged = {article.title: found for article, found in study.judged}
+    return forest({article.title: found for article, found in study.judged})
+
+
+def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
+    """The same of any verdicts, by the title of the article; None if no effect is known."""
     panels = _panels(judged)
     if not panels:
         return None
