@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.record import read_study
-from harness.report.articles import find, tally
-from harness.report.claims import Claims, Verdict
+from harness.report.articles import effect_text, find, tally
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claims, Verdict
 from harness.report.tables.table import Table
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
@@ -70,3 +70,15 @@ def table(article: str) -> Table:
     """These verdicts as one table."""
     whole, found = find(article), verdicts(article)
     return replace(whole.verdict_table(found), title=f"“{whole.title}” on SmolLM2-135M: {tally(found)}")
+
+
+def summary(article: str) -> str:
+    """The claims in words and their effects, by verdict, as a list."""
+    found = verdicts(article)
+    heads = {SUPPORTED: "Supported", REFUTED: "Refuted", DEPENDS: "Depends on the setting", OPEN: "Not decided"}
+    lines = []
+    for decision, head in heads.items():
+        of = [verdict for verdict in found if verdict.judgement.decision == decision]
+        lines += [f"- **{head}**"] if of else []
+        lines += [f"    - {verdict.claim.text}: {effect_text(verdict)}" for verdict in of]
+    return "\n".join(lines) + "\n"

@@ -1,7 +1,8 @@
 """Renders what README.md, docs/, results/reference/ and notebooks/ show of the published studies: `make publish`.
 
 A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
-in results/STUDY. ``<!-- decided: ARTICLE -->`` is what the studies together say of an article's claims.
+in results/STUDY. Of an article's claims, ``<!-- decided: ARTICLE -->`` is the table of what the studies together say,
+``<!-- summary: ARTICLE -->`` the claims and effects alone.
 tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
 """
 
@@ -79,7 +80,10 @@ KINDS = {
 }
 
 
-DECIDES = "decided"  # the kind of a table of an article's claims
+OF_ARTICLES = {
+    "decided": lambda article: document([decided.table(article)], "md"),
+    "summary": decided.summary,
+}
 
 
 @functools.cache
@@ -100,8 +104,8 @@ def results(study: str) -> StudyResults:
 @functools.cache
 def rendered(kind: str, study: str) -> str:
     """Tables of one kind as Markdown."""
-    if kind == DECIDES:
-        return document([decided.table(study)], "md")
+    if kind in OF_ARTICLES:
+        return OF_ARTICLES[kind](study)
     return document(KINDS[kind](records(study), RESULTS / study), "md")
 
 
@@ -118,7 +122,7 @@ def renewed(page: Path) -> str:
 
 def documents() -> list[tuple[Path, str, str]]:
     """The tables that are committed beside the records: file, kind, study."""
-    studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind != DECIDES)
+    studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind not in OF_ARTICLES)
     found = [(RESULTS / study / "TABLE.md", "table", study) for study in studies]
     return [*found, (RESULTS / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
 

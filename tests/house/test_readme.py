@@ -30,7 +30,7 @@ def test_committed_documents_are_those_of_the_records(path, kind, study):
 
 
 def test_pages_have_all_tables():
-    assert published.blocks(README) == [("compact", "reference/quickstart")]
+    assert published.blocks(README) == [("compact", "reference/quickstart"), ("summary", "beyond_lora")]
     assert published.blocks(STUDIES) == [
         ("table", "reference/quickstart"),
         ("best", "reference/smollm2"),

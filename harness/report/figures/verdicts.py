@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from harness.report import articles
@@ -14,6 +15,7 @@ from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, po
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     PERCENT,
+    STYLE,
     Drawn,
     Look,
     Place,
@@ -59,6 +61,7 @@ def verdicts(study: StudyResults) -> Drawn | None:
     return forest({article.title: found for article, found in study.judged})
 
 
+@mpl.rc_context(STYLE)
 def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
     """The same of any verdicts, by the title of the article; None if no effect is known."""
     panels = _panels(judged)

@@ -118,12 +118,16 @@ def refuse_slips(overrides: list[str]) -> None:
         if before.endswith(",") and "=" in after:
             raise UserError(f"A value can't end with a comma, got {before}; write {before.rstrip(',')}.")
         if before.endswith(",") or after.startswith(","):
-            raise UserError(f"Values are separated by commas without spaces, got {before} {after}; write {before}{after}.")
+            raise UserError(
+                f"Values are separated by commas without spaces, got {before} {after}; write {before}{after}."
+            )
     for typed in overrides:
         key, _, value = typed.partition("=")
         if key in GROUPS and value.startswith("["):
             names = ",".join(name.strip() for name in value.strip("[]").split(","))
-            raise UserError(f"{key} must be one name a cell, got {value}; for one cell each, use `sweep {key}={names}`.")
+            raise UserError(
+                f"{key} must be one name a cell, got {value}; for one cell each, use `sweep {key}={names}`."
+            )
 
 
 def slot(override: str) -> str | None:
