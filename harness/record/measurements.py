@@ -159,7 +159,7 @@ class Train:
     warmup_steps: int
     """First steps that the steady rate leaves out, also after each resume."""
     tokens_per_second_steady: float | None
-    """Raw tokens per second: median over steps after warm-up."""
+    """Raw tokens per second: median over steps after warm-up. null: one step alone."""
     tokens_per_second_amortised: float
     """All raw tokens over all step seconds, including first steps and GaLore's decompositions."""
     loss: list[LossPoint]
@@ -181,12 +181,15 @@ class Train:
     steps out."""
 
     def steady_steps(self) -> list[int]:
-        """Indices of the steps behind the steady rate: none of warm-up or compilation; else the last step."""
+        """Indices of the steps behind the steady rate: none of warm-up or compilation; else the last step.
+
+        Empty if there was one step alone, which is the first one and slow.
+        """
         begins = (0, *self.resumed_at)
         left_out = {i for begin in begins for i in range(begin, begin + self.warmup_steps)}
         left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
         steps = range(len(self.step_seconds))
-        return [i for i in steps if i not in left_out] or list(steps[-1:])
+        return [i for i in steps if i not in left_out] or list(steps[-1:]) if len(steps) > 1 else []
 
 
 @dataclass

@@ -259,7 +259,7 @@ def _projection_share(train: Train) -> float | None:
 
 def _utilisation(record: Record) -> float | None:
     train, probe = record.train, record.probe
-    if train is None or probe is None or not train.tokens.raw:
+    if train is None or probe is None or not train.tokens.raw or train.tokens_per_second_steady is None:
         return None
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None

@@ -217,7 +217,8 @@ def train(
         resumed_at=done.resumed_at,
         compile_seconds=done.compiling,
     )
-    measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in measured.steady_steps())
+    if steady := measured.steady_steps():
+        measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in steady)
     return measured, done.validations
 
 

@@ -45,7 +45,7 @@ class Times:
             record
             for record in found
             if record.train and not record.source and _device(record.environment) in devices
-            if id(record) not in crowded and not record.train.resumed_at
+            if id(record) not in crowded and not record.train.resumed_at and record.train.tokens_per_second_steady
         ]
         self.used: set[int] = set()  # the records that a time rests on, by identity
         self.by_rates = False  # whether a time rests on a card's rates

@@ -281,6 +281,12 @@ def test_only_the_steps_are_on_the_clock(monkeypatch):
     assert measured.tokens_per_second_amortised == pytest.approx(sum(raw) / 28.0)
 
 
+def test_a_single_step_has_no_steady_rate():
+    measured, _ = trained(prepared(tiny("train.max_steps=1")))
+    assert (measured.steps, measured.tokens_per_second_steady) == (1, None)
+    assert measured.tokens_per_second_amortised > 0
+
+
 def test_a_run_shorter_than_the_warm_up_keeps_its_last_step():
     measured, _ = trained(prepared(tiny("train.max_steps=2")))
     assert (measured.steps, measured.warmup_steps) == (2, 1)
