@@ -201,7 +201,7 @@ def test_one_seed_gives_no_advice_and_no_win(folder, study):
     records = [record for record in study if record.cell.seed in (None, 0)]
     text = caption(best(records, folder))
     assert "One seed is not enough to choose between methods. To decide: repeat its sweep with seed=0,1,2." in text
-    assert "no win of a method" in text
+    assert "this compares trained models, not methods" in text
     assert "one seed can't tell by how much" in text
 
 

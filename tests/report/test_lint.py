@@ -69,6 +69,8 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["peft_llama_3_2_3b"] = ["training", "targets", "tries", "fingerprints", "versions", "versions of runs"]
     known["peft_llama_3_2_3b"] += ["base", "seeds"]
     known["pilot"] = ["code", "seeds"]  # its skills were tried one after the other, while the harness went on
+    known["pilot_skill"] = ["batch", "seeds"]  # batch sizes are what it tries
+    known |= {"study_speed": [], "study_memory": ["batch", "training", "targets", "tries", "seeds"]}  # one tiny adapter
     assert [finding.rule for finding in findings(records)] == known.get(folder.name, ["seeds"])
 
 
