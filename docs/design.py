@@ -17,7 +17,7 @@ from published import RESULTS, records
 from tabulate import tabulate
 
 from harness.config import ROOT, SWEEPS
-from harness.record import Record
+from harness.record import Record, read_study
 from harness.report import power
 from harness.report.articles import find
 from harness.report.frame import score_name
@@ -77,7 +77,8 @@ def _learned(record: Record) -> float | None:
 
 
 def costs(pattern: str) -> str:
-    """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py."""
+    """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py, and how many of
+    the cells are recorded in results/reference."""
     rows, total = [], 0.0
     for path in sorted(SWEEPS.glob("*.yaml")):
         if fnmatch.fnmatch(path.stem, pattern):
@@ -85,10 +86,11 @@ def costs(pattern: str) -> str:
             hours = sum(sweeps.seconds(cell, sweeps.CORES) for cell in found) / 3600
             total += hours
             question = sweeps.header(path.stem).splitlines()[0]
-            rows.append((f"`{path.stem}`", question, len(found), f"{hours:.1f}"))
-    return _table(
-        ["Sweep", "Question", "Cells", "Hours"], [*rows, ("", "all", sum(row[2] for row in rows), f"{total:.1f}")]
-    )
+            recorded = {record.cell.id for record in read_study(RESULTS / "reference" / path.stem)[0]}
+            done = sum(cell.id in recorded for cell in found)
+            rows.append((f"`{path.stem}`", question, len(found), done, f"{hours:.1f}"))
+    sums = [sum(row[column] for row in rows) for column in (2, 3)]
+    return _table(["Sweep", "Question", "Cells", "Recorded", "Hours"], [*rows, ("", "all", *sums, f"{total:.1f}")])
 
 
 def _table(header: list[str], rows: list[tuple]) -> str:
