@@ -14,8 +14,7 @@ import numpy as np
 from harness.record import Record, micro_batches
 from harness.report import statistics
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
-from harness.report.evidence import Evidence, conditions, differing, numerics, started
-from harness.report.frame import measures
+from harness.report.evidence import Evidence, differing, numerics, started
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, Statistic
 
@@ -85,9 +84,11 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
     adapting = all(any(adapt_settings(r) for r in at.of(method)) for method in (one, other))
     for side, method in zip(sides, (one, other), strict=True):
         for record in at.of(method):
-            train = {k: v for k, v in train_settings(record).items() if k != "seed"}
-            adapt = {k: v for k, v in adapt_settings(record).items() if k not in ("use_dora", "lora_alpha")}
-            key = json.dumps([train, adapt if adapting else None, micro_batches(record)], sort_keys=True)
+            train, imported = record.cell.settings.train, record.cell.settings.other.get("train", {})
+            free = [{k: v for k, v in imported.items() if k != "seed"}]
+            if adapting:
+                free += [{k: v for k, v in adapt_settings(record).items() if k not in ("use_dora", "lora_alpha")}]
+            key = (train, json.dumps(free, sort_keys=True), micro_batches(record))
             side[key, record.cell.rank if ranked else None].append(record)
     pairs = []
     for key, members in sides[0].items():
@@ -129,7 +130,7 @@ def counted(at: Evidence, one: str, other: str, measure: str, low: float, high: 
     """
     pairs = []
     for where, ones, others in matched(at, one, other):
-        sides = [[v for r in side if (v := measures(r)[measure]) is not None] for side in (ones, others)]
+        sides = [[v for r in side if (v := at.numbers(r)[measure]) is not None] for side in (ones, others)]
         if not all(sides):
             continue
         value = sides[0][0] / sides[1][0]
@@ -151,10 +152,10 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
     """
     pairs, apart = [], []
     for where, ones, others in matched(at, one, other):
-        sides = [[(r, v) for r in side if (v := measures(r)[measure])] for side in (ones, others)]
+        sides = [[(r, v) for r in side if (v := at.numbers(r)[measure])] for side in (ones, others)]
         if not all(sides):
             continue
-        unequal = differing([r for r, _ in sides[0]], [r for r, _ in sides[1]], conditions)
+        unequal = differing([r for r, _ in sides[0]], [r for r, _ in sides[1]], at.conditions)
         if unequal:
             apart += unequal
             continue
@@ -185,7 +186,7 @@ def time_ratio(
         if not all(clean):
             disturbed += sum(map(len, timed))
             continue
-        if unequal := differing(*clean, conditions):
+        if unequal := differing(*clean, at.conditions):
             apart += unequal
             continue
         own = {id(r) for side in clean for r in side}
@@ -226,7 +227,7 @@ def _alike(
             return found
         places = dict.fromkeys(where for where, _ in pairs)
         ran = next(r for r in at.records if r.cell.name in found.records)
-        on = conditions(ran).get("device")
+        on = at.conditions(ran).get("device")
         where = "; ".join(places)
         return replace(found, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
     if apart:

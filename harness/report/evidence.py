@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from harness.record import Record
-from harness.report.frame import score_name, setting_texts
+from harness.report.frame import measures, score_name, setting_texts
 from harness.report.headline import learned
 from harness.report.lint.environment import device, overlap, versions
 from harness.report.lint.training import attention_text, micro_batches_text, resumed
@@ -21,11 +22,15 @@ LIBRARIES = ("torch", "transformers", "peft", "lm_eval")  # whose versions move 
 
 
 class Evidence:
-    """The records of one place, and where their evaluation items are (None: no scores are compared)."""
+    """The records of one place, and where their evaluation items are (None: no scores are compared).
+
+    numbers, conditions: `measures` and `conditions` of one of the records, computed once for all rules.
+    """
 
     def __init__(self, records: Sequence[Record], folder: Items | None):
         self.records, self._folder = records, folder
         self._choices: dict[tuple[str, ...], list[Choice]] = {}
+        self.numbers, self.conditions = _remembered(measures), _remembered(conditions)
 
     @cached_property
     def data(self) -> str:
@@ -92,6 +97,18 @@ class Evidence:
             rows.append(np.stack([at[seed] for seed in sorted(common, key=lambda seed: seed or 0)]))
         first, which = answered[0]
         return Answers(np.mean(rows, axis=0), first.clusters), which
+
+
+def _remembered(of: Callable[[Record], dict[str, Any]]) -> Callable[[Record], dict[str, Any]]:
+    """`of`, which is computed once for each record."""
+    known: dict[int, dict[str, Any]] = {}
+
+    def remembered(record: Record) -> dict[str, Any]:
+        if id(record) not in known:
+            known[id(record)] = of(record)
+        return known[id(record)]
+
+    return remembered
 
 
 def conditions(record: Record) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from harness.record import Instrument, Record, memory_instrument, train_memory
 from harness.report.frame import TRAIN_MEMORY
@@ -18,9 +18,9 @@ def instruments(records: Iterable[Record]) -> set[Instrument]:
     return {memory_instrument(record) for record in records if train_memory(record) is not None} - {None}
 
 
-def comparable(records: Iterable[Record], measure: str) -> bool:
-    """Whether a column of `frame` is one quantity in all of `records`."""
-    return measure != TRAIN_MEMORY or len(instruments(records)) < 2
+def comparable(measured_by: Set[Instrument], measure: str) -> bool:
+    """Whether a column of `frame` is one quantity in records with the instruments `measured_by`."""
+    return measure != TRAIN_MEMORY or len(measured_by) < 2
 
 
 def meaning(records: Iterable[Record]) -> str:

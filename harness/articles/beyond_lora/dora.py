@@ -10,7 +10,7 @@ from harness.articles.rules import counted, gain, time_ratio
 from harness.record import Record
 from harness.report.claims import Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
-from harness.report.frame import decoded_tokens, measures
+from harness.report.frame import decoded_tokens
 from harness.report.headline import MMLU
 from harness.report.statistics import Interval
 
@@ -79,7 +79,7 @@ def dora_parameters(at: Evidence) -> Judgement:
     times,
 )
 def dora_training(at: Evidence) -> Judgement:
-    return time_ratio(at, "dora", "lora", lambda record: measures(record)["step_seconds_median"], 1, 1.5)
+    return time_ratio(at, "dora", "lora", lambda record: at.numbers(record)["step_seconds_median"], 1, 1.5)
 
 
 @CLAIMS.claim(

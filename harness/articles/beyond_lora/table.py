@@ -230,7 +230,7 @@ def _best_for(
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place]
         tokens = {id(row): speeds[id(row)].tokens for row in here if id(row) in speeds}
-        one_memory = comparable([record for row in here for record in row.records], TRAIN_MEMORY)
+        one_memory = comparable(set.union(*(row.instruments for row in here)), TRAIN_MEMORY)
         for name, value in (
             ("least memory", lambda row, known=one_memory: row.mean(TRAIN_MEMORY) if known else None),
             ("speed", lambda row: row.mean("step_seconds_median")),

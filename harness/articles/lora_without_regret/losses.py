@@ -65,8 +65,8 @@ def batch_size(record: Record) -> int | None:
 
 def smallest_batch(at: Evidence) -> Evidence:
     """The evidence at the smallest batch size, since a larger one costs LoRA more than full fine-tuning."""
-    sizes = [size for record in at.records if (size := batch_size(record)) is not None]
-    return at.where(lambda record: not sizes or batch_size(record) == min(sizes))
+    least = min((size for record in at.records if (size := batch_size(record)) is not None), default=None)
+    return at.where(lambda record: least is None or batch_size(record) == least)
 
 
 def on_all_layers(record: Record) -> bool:

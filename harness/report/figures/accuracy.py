@@ -27,7 +27,7 @@ from harness.report.figures.style import (
     place_panels,
 )
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.memory import comparable, instruments, meaning
+from harness.report.memory import comparable, meaning
 from harness.report.reruns import only_published
 from harness.report.tables.rows import Row
 
@@ -78,10 +78,10 @@ MEMORY = {
 def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
     """The rows whose measure is comparable with that of most others."""
 
-    records = [record for row in rows for record in row.records]
-    if comparable(records, measure):
+    measured_by = set().union(*(row.instruments for row in rows))
+    if comparable(measured_by, measure):
         return rows
-    of = [[row for row in rows if instruments(row.records) <= {one}] for one in sorted(instruments(records))]
+    of = [[row for row in rows if row.instruments <= {one}] for one in sorted(measured_by)]
     return max(of, key=len)
 
 

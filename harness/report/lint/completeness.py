@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from harness import units
 from harness.record import Record
+from harness.report.frame import BUT_SEED
 from harness.report.lint.differences import (
     Sentences,
+    alike,
     differ,
     finished,
     group_by,
     hashable,
-    point,
     tuned,
+    unit,
 )
 from harness.settings import MethodSettings, plain
 
@@ -37,21 +39,29 @@ def missing_base(records: Sequence[Record]) -> Sentences:
 
 def seed_counts(records: Sequence[Record]) -> Sentences:
     tried = [record for record in tuned(finished(records)) if not record.confirmation]
-    rows = group_by(tried, lambda r: (r.cell.model, r.cell.data, point(r), _unseeded(r)))
-    counts = {len(members) for members in rows.values()}
+    rows = list(_repeated(tried))
+    counts = {len(members) for members in rows}
     if counts == {1}:
         yield "Single seed: error bars exclude seed-to-seed variance.", ()
     elif len(counts) > 1:
-        cells = {id(record): len(members) for members in rows.values() for record in members}
+        cells = {id(record): len(members) for members in rows for record in members}
         known = [record for record in records if id(record) in cells]
         yield from differ("Numbers of seeds differ", known, lambda r: units.plural(cells[id(r)], "seed"))
 
 
+def _repeated(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """`records` in groups that have all settings but the seed of the training in common."""
+    for members in group_by(records, lambda r: (r.cell.model, r.cell.data, unit(r))).values():
+        if alike(members, lambda r: BUT_SEED(r.cell.settings)):
+            yield members
+        else:
+            yield from group_by(members, _unseeded).values()
+
+
 def _unseeded(record: Record) -> Hashable:
-    """All settings but the seed of the training: equal for cells that repeat each other."""
     settings = record.cell.settings
     method = hashable(plain(settings.method))  # as text: methods hash by their names alone
-    return record.cell.method, method, dataclasses.replace(settings, method=MethodSettings(), seed=None)
+    return method, dataclasses.replace(settings, method=MethodSettings(), seed=None)
 
 
 def failed_cells(records: Sequence[Record]) -> Sentences:

@@ -96,6 +96,11 @@ def group_by(records: Iterable[Record], key: Callable[[Record], Hashable]) -> di
     return dict(groups)
 
 
+def alike(records: Sequence[Record], part: Callable[[Record], Any]) -> bool:
+    """Whether `part` of all records is equal, as it nearly always is."""
+    return all(part(record) == part(records[0]) for record in records)
+
+
 def places(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """The records by model and data set, within which cells are compared; a text names both if there are several."""
     groups = group_by(records, lambda record: (record.cell.model, record.cell.data))

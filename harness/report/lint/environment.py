@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
@@ -13,6 +15,7 @@ from harness.report.lint.differences import (
     differ,
     environment_part,
     finished,
+    group_by,
     named,
     places,
     setting_text,
@@ -49,17 +52,16 @@ def same_environment(
 
     def rule(records: Sequence[Record]) -> Sentences:
         # a failed cell may have recorded fewer facts than the others
-        known_of = {id(r): (tuple(facts(r).items()), "unknown" if r.status == "ok" else None) for r in records}
-        distinct = {known: defaultdict(lambda known=known: known[1], known[0]) for known in known_of.values()}
-        names = dict.fromkeys(name for known in distinct.values() for name in known)
-        differing = [name for name in names if len({known[name] for known in distinct.values()} - {None}) > 1]
-
-        def value(record: Record) -> str | None:
-            known = distinct[known_of[id(record)]]
-            return ", ".join(f"{name} {known[name]}" for name in differing if known[name] is not None) or None
-
+        groups = group_by(records, lambda r: (tuple(facts(r).items()), "unknown" if r.status == "ok" else None))
+        distinct = [defaultdict(lambda missing=missing: missing, known) for known, missing in groups]
+        names = dict.fromkeys(name for known in distinct for name in known)
+        differing = [name for name in names if len({known[name] for known in distinct} - {None}) > 1]
         if differing:
-            yield from differ(subject, records, value)
+            texts = {}
+            for known, members in zip(distinct, groups.values(), strict=True):
+                text = ", ".join(f"{name} {known[name]}" for name in differing if known[name] is not None)
+                texts |= dict.fromkeys(map(id, members), text or None)
+            yield from differ(subject, records, lambda record: texts[id(record)])
 
     return rule
 
@@ -191,12 +193,13 @@ def overlap(records: Sequence[Record]) -> Sentences:
         for gpu in _gpus(record) if record.seconds else ():
             on[gpu].append(record)
     for members in on.values():
-        running: Record | None = None  # the one of those seen so far that ends last
-        for record in sorted(members, key=_start):
-            if running is not None and _start(record) + 1 < _start(running) + running.seconds:
+        starts = [(datetime.fromisoformat(record.started).timestamp(), record) for record in members]
+        running, end = None, -math.inf  # the one of those seen so far that ends last
+        for start, record in sorted(starts, key=operator.itemgetter(0)):
+            if start + 1 < end:
                 together |= {id(running): running, id(record): record}
-            if running is None or _start(record) + record.seconds > _start(running) + running.seconds:
-                running = record
+            if start + record.seconds > end:
+                running, end = record, start + record.seconds
     if together:
         cells = [record for record in records if id(record) in together]
         yield (
@@ -204,10 +207,6 @@ def overlap(records: Sequence[Record]) -> Sentences:
             f"{named(cells, records)}.",
             tuple(record.cell.name for record in cells),
         )
-
-
-def _start(record: Record) -> float:
-    return datetime.fromisoformat(record.started).timestamp()
 
 
 def _gpus(record: Record) -> list[Hashable]:

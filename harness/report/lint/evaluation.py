@@ -10,6 +10,7 @@ from harness import units
 from harness.record import Inference, Record, Scoring
 from harness.report.lint.differences import (
     Sentences,
+    alike,
     confounded,
     differ,
     finished,
@@ -30,8 +31,8 @@ CUT = 0.05  # the share of truncated answers above which there is a finding
 def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         unequal = []
-        alike = all(record.cell.settings.eval == members[0].cell.settings.eval for record in members)
-        for name in () if alike else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
+        same = alike(members, lambda record: record.cell.settings.eval)
+        for name in () if same else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
         yield from unequal or _scored(members, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from harness.report.lint.differences import (
     PARTS,
     VALUES,
     Sentences,
+    alike,
     confounded,
     differ,
     finished,
@@ -25,6 +27,7 @@ from harness.report.lint.differences import (
     setting_text,
     tuned,
 )
+from harness.settings import TrainSettings, plain
 
 # Settings of an adapter that select the modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
@@ -53,10 +56,16 @@ def _same_batches(records: Sequence[Record]) -> list[list[Record]]:
     """Groups of finished cells that should have the same batches: equal seed, data and training settings."""
 
     def key(record: Record) -> tuple[Hashable, ...]:
-        train = {name: value for name, value in record.cell.settings.train_dict().items() if name not in SHARED}
-        return record.cell.seed, hashable(train), record.fingerprints.get("data")
+        settings = record.cell.settings
+        imported = hashable(settings.other.get("train"))
+        return record.cell.seed, _undistributed(settings.train), imported, record.fingerprints.get("data")
 
     return list(group_by([record for record in finished(records) if record.train], key).values())
+
+
+@functools.lru_cache(maxsize=1024)  # most cells of a study have the same
+def _undistributed(train: TrainSettings) -> str:
+    return hashable({name: value for name, value in plain(train).items() if name not in SHARED})
 
 
 def batch_order(records: Sequence[Record]) -> Sentences:
@@ -83,9 +92,9 @@ def _effective(record: Record) -> str | None:
 def training_settings(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained = tuned(members)
-        settings = {id(record): record.cell.settings.train_dict() for record in trained}
-        if all(of == settings[id(trained[0])] for of in settings.values()):
+        if alike(trained, lambda record: (record.cell.settings.train, record.cell.settings.other)):
             continue
+        settings = {id(record): record.cell.settings.train_dict() for record in trained}
         names = dict.fromkeys(name for of in settings.values() for name in of if name not in APART)
         for name in names:
             if name != "seed":

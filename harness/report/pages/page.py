@@ -202,7 +202,7 @@ def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
     speed = {row.method: row.mean("tokens_per_second_steady") for row in rows}
     memory = {method: value for method, value in memory.items() if value is not None}
     speed = {method: value for method, value in speed.items() if value is not None}
-    if len(memory) > 1 and comparable([record for row in rows for record in row.records], TRAIN_MEMORY):
+    if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows)), TRAIN_MEMORY):
         least, most = min(memory, key=memory.get), max(memory, key=memory.get)
         yield (
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "

@@ -17,7 +17,7 @@ from scipy import special
 from harness import units
 from harness.record import Record
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.memory import comparable
+from harness.report.memory import comparable, instruments
 from harness.report.pairwise import MARGIN, Contest, Standing
 from harness.report.select import Choice
 from harness.report.statistics import ALPHA, Interval, Statistic
@@ -365,7 +365,7 @@ def _unscored(rows: Mapping[str, Row]) -> Iterator[str]:
         ("tokens_per_second_steady", lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)"),
     ):
         values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
-        if len(values) > 1 and comparable(records, measure):
+        if len(values) > 1 and comparable(instruments(records), measure):
             best = (max if measure.startswith("tokens") else min)(values, key=values.get)
             told.append(text(best, values[best]))
     if told:

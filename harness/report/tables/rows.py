@@ -10,10 +10,10 @@ from statistics import fmean, median, variance
 
 import pandas as pd
 
-from harness.record import Record, Score
+from harness.record import Instrument, Record, Score
 from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
-from harness.report.memory import comparable
+from harness.report.memory import comparable, instruments
 from harness.report.select import Choice, latest, select
 
 METHODS = [  # their order in tables; other methods follow by name
@@ -64,11 +64,9 @@ class Row:
 
     def values(self, measure: str) -> list[float]:
         """The values of a column of `frame`, for the seeds that have it; none if they are not comparable."""
-        if not comparable(self.records, measure):
+        if not comparable(self.instruments, measure):
             return []
-        found = zip(self.records, self.numbers, strict=True)
-        known = [numbers[measure] for record, numbers in found if record.status == "ok" or not self.finished]
-        return [value for value in known if value is not None]
+        return [value for numbers in self._counted if (value := numbers[measure]) is not None]
 
     def mean(self, measure: str) -> float | None:
         """The mean of `values`; None if no seed has it."""
@@ -78,7 +76,7 @@ class Row:
     def over(self, other: Row, measure: str) -> float | None:
         """The mean of a column of `frame` over that of `other`; None if one has none or they are not comparable."""
         own, of = self.mean(measure), other.mean(measure)
-        if own is None or not of or not comparable([*self.records, *other.records], measure):
+        if own is None or not of or not comparable(self.instruments | other.instruments, measure):
             return None
         return own / of
 
@@ -107,6 +105,17 @@ class Row:
     def numbers(self) -> list[dict[str, float | None]]:
         """`measures` of each of `records`."""
         return [measures(record) for record in self.records]
+
+    @cached_property
+    def _counted(self) -> list[dict[str, float | None]]:
+        """`measures` of each of `measured`."""
+        found = zip(self.records, self.numbers, strict=True)
+        return [numbers for record, numbers in found if record.status == "ok" or not self.finished]
+
+    @cached_property
+    def instruments(self) -> set[Instrument]:
+        """Those behind the headline memory."""
+        return instruments(self.records)
 
 
 class Rows(list[Row]):
