@@ -95,41 +95,48 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
     taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
-    fields = dataclasses.fields(kind)
-    missing = dataclasses.MISSING
-    required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
-    # Of objects with all fields, by the names and types of the values: the fields that are not taken as they are. Most
-    # objects of a kind have the same types, so one look decides for all fields.
-    known: dict[tuple[str | type, ...], list[str]] = {}
+    defaults = {field.name: _default(field) for field in dataclasses.fields(kind)}
+    required = {name for name, default in defaults.items() if default is None}
+
+    def shape(value: dict[str, Any]) -> tuple[list[str], list[tuple[str, Callable[[], Any]]]]:
+        """The fields that are not taken as they are, and those that are missing, with what makes their defaults."""
+        if not value.keys() <= decoders.keys():
+            raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
+        if not required <= value.keys():
+            raise Misfit("is missing", f".{min(required - value.keys())}")
+        inner = [name for name, part in value.items() if type(part) not in taken[name]]
+        return inner, [(name, default) for name, default in defaults.items() if name not in value]
+
+    # By the names and types of an object's values. Most objects of a kind have the same, so one look decides for all.
+    known: dict[tuple[str | type, ...], tuple[list[str], list[tuple[str, Callable[[], Any]]]]] = {}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise Misfit("should be an object")
         seen = (*value, *map(type, value.values()))
-        inner = known.get(seen)
-        if inner is None:
-            if not value.keys() <= decoders.keys():
-                raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
-            if not required <= value.keys():
-                raise Misfit("is missing", f".{min(required - value.keys())}")
-            inner = [name for name, part in value.items() if type(part) not in taken[name]]
-            if len(value) < len(fields):
-                return kind(**value | {name: within(name, value[name]) for name in inner})
-            known[seen] = inner
+        if seen not in known:
+            known[seen] = shape(value)
+        inner, missing = known[seen]
         for name in inner:
-            value[name] = within(name, value[name])
+            try:
+                value[name] = decoders[name](value[name])
+            except Misfit as misfit:
+                misfit.way = f".{name}{misfit.way}"
+                raise
+        for name, default in missing:
+            value[name] = default()
         made = object.__new__(kind)
         object.__setattr__(made, "__dict__", value)  # as __init__ would, field by field and many times as slowly
         return made
 
-    def within(name: str, part: Any) -> Any:
-        try:
-            return decoders[name](part)
-        except Misfit as misfit:
-            misfit.way = f".{name}{misfit.way}"
-            raise
-
     return decode
+
+
+def _default(field: dataclasses.Field) -> Callable[[], Any] | None:
+    """What makes the field's default; None if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory
+    return None if field.default is dataclasses.MISSING else lambda: field.default
 
 
 def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
