@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from harness import units
 from harness.config import CONF
 from harness.errors import UserError
 from harness.job.data import batching
@@ -308,6 +309,15 @@ def test_a_plan_says_what_it_leaves_out():
         words = " ".join(plan_view.lines(plan, UNTIMED))
         said[settings] = ["counted as uncompiled" in words, "paged memory are left out" in words]
     assert list(said.values()) == [[False, False], [True, False], [False, True]]
+
+
+def test_a_plan_says_that_it_counts_the_pass_of_the_base():
+    for flops in (0.0, 5e9):
+        prediction = predicted(tiny("method=lora")) | {"reference_flops": flops}
+        plan = planning.Plan([planning.Planned("it", tiny("method=lora"), prediction)], BUDGET, {}, "cuda")
+        words = " ".join(plan_view.lines(plan, UNTIMED))
+        assert ("include a forward pass of the base over all pairs" in words) is (flops > 0)
+        assert units.count(prediction["flops"] + flops) in words
 
 
 # Times
