@@ -135,7 +135,7 @@ bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md
 
 # CHECKS are names of checks and options, such as CHECKS='engine oom', CHECKS='--random --minutes 15'.
 CHECKS ?=
-gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (below 25 minutes on one H100 or a 24 GB card)
+gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
 	$(VENV)/bin/pip install --quiet --editable '.[gpu]'
 	$(VENV)/bin/python -m benchmarks.gpu $(CHECKS)
 

@@ -1,6 +1,6 @@
 """Check a GPU: what the harness promises about GPUs, in one run with a time limit.
 
-    python -m benchmarks.gpu                  # or make gpu; all checks, below 25 minutes on one H100 or a 24 GB card
+    python -m benchmarks.gpu                  # or make gpu; all checks, for one H100 or a 24 GB card
     python -m benchmarks.gpu --random         # on a model of Qwen3-1.7B's shape with random weights
     python -m benchmarks.gpu engine oom       # some checks; the results of the others are kept
     python -m benchmarks.gpu --render         # rewrite GPU.md from the recorded results
