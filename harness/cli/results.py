@@ -320,4 +320,5 @@ def _all_is_kept() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # else the first collection would go through all that was kept
         gc.enable()
