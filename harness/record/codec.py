@@ -114,9 +114,10 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
         if not isinstance(value, dict):
             raise Misfit("should be an object")
         seen = (*value, *map(type, value.values()))
-        if seen not in known:
-            known[seen] = shape(value)
-        inner, missing = known[seen]
+        found = known.get(seen)
+        if found is None:
+            found = known[seen] = shape(value)
+        inner, missing = found
         for name in inner:
             try:
                 value[name] = decoders[name](value[name])
