@@ -2,7 +2,7 @@
 
 A record is one JSON file, typed, versioned and complete, also when the cell failed. Beside it lie the
 items that were scored (``NAME.items.parquet``), the full log (``NAME.log``) and, where that was asked for, the tuned
-weights (``NAME/``). Standard library only, so that tables can be made on a machine without torch.
+weights (``NAME/``). Standard library and orjson only, so that tables can be made on a machine without torch.
 """
 
 from harness.record.clusters import cluster_numbers, clustered_error, subject_weights

@@ -98,9 +98,10 @@ def test_arrows_point_one_way(room):
         assert rooms <= ARROWS[room] | {room}, path
 
 
-def test_the_record_imports_the_standard_library_alone():
+def test_the_record_imports_the_standard_library_and_a_reader_of_json_alone():
     for path, tree in within("record"):
-        assert packages(tree) - {"harness"} <= sys.stdlib_module_names, path
+        assert packages(tree) - {"harness", "orjson"} <= sys.stdlib_module_names, path
+    assert importers("orjson") == {"record/reading.py"}
 
 
 def test_only_jobs_import_model_libraries():

@@ -154,21 +154,25 @@ def test_a_number_that_is_not_finite_is_no_json(path, number):
     text = path.read_text()
     assert '"seconds": 120.0' in text
     path.write_text(text.replace('"seconds": 120.0', f'"seconds": {number}'))
-    with pytest.raises(RecordError, match=rf"lora\.json is not complete JSON \(the number {number} is not finite\)"):
+    with pytest.raises(RecordError, match=r"lora\.json is not complete JSON \(.+: line \d+ column \d+"):
         read(path)
 
 
-def test_a_number_too_large_for_a_float_names_its_field_or_file(path):
-    damage(path, lambda value: value.update(seconds=10**400))
-    with pytest.raises(RecordError, match=r"lora\.json is a damaged record"):
-        read(path)
-    path.write_text(path.read_text().replace("1" + "0" * 400, "1" + "0" * 5000))  # beyond what Python parses at all
+@pytest.mark.parametrize("digits", [400, 5000])  # the latter is beyond what Python parses at all
+def test_a_number_too_large_for_a_float_is_no_json(path, digits):
+    path.write_text(path.read_text().replace('"seconds": 120.0', f'"seconds": 1{"0" * digits}'))
     with pytest.raises(RecordError, match=r"lora\.json is not complete JSON"):
+        read(path)
+
+
+def test_an_integer_beyond_64_bits_names_its_field(path):
+    damage(path, lambda value: value["train"].update(steps=10**30))
+    with pytest.raises(RecordError, match=r"lora\.json is a damaged record \(train\.steps should be of type int"):
         read(path)
 
 
 def test_text_that_can_not_be_printed_is_refused(path):
     damage(path, lambda value: value["cell"].update(model="half a pair: \ud800"))
-    with pytest.raises(RecordError, match=r"lora\.json is not complete JSON .*surrogates not allowed") as refused:
+    with pytest.raises(RecordError, match=r"lora\.json is not complete JSON .*surrogate in string") as refused:
         read(path)
     str(refused.value).encode()
