@@ -76,27 +76,14 @@ def make(
     budget: int | None,
     device: str | None = None,
     card: Card | None = None,
-) -> Plan:
-    """As `predicted`, and where nothing fits, what would."""
-    plan = predicted(points, architectures, data_root, budget, device, card)
-    if plan.predicted and not any(map(plan.fits, plan.predicted)):
-        plan.remedies = _remedies(plan, architectures, data_root)
-    return plan
-
-
-def predicted(
-    points: Sequence[tuple[str, Cell | str]],
-    architectures: dict[str, dict[str, Any]],
-    data_root: str | None,
-    budget: int | None,
-    device: str | None = None,
-    card: Card | None = None,
+    remedies: bool = True,
 ) -> Plan:
     """Predict each of `points`: a name with a cell, or with the reason why there is none.
 
     architectures: dimensions by model name, of models whose own config need not be loaded. budget: bytes, also of a
     card in another machine (None: the memory of `card`, or of this machine's device). device: whose kernels to assume,
     ``cpu`` or ``cuda`` (None: CUDA's if the budget is a GPU's). card: one that need not be here (None: none).
+    remedies: whether the plan says what would fit where nothing does.
     """
     rates = None
     if card is not None:
@@ -110,7 +97,10 @@ def predicted(
         Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})
         for name, cell in points
     ]
-    return Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
+    plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
+    if remedies and plan.predicted and not any(map(plan.fits, plan.predicted)):
+        plan.remedies = _remedies(plan, architectures, data_root)
+    return plan
 
 
 def _refused(cell: Cell | str, card: Card) -> str | None:

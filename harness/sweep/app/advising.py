@@ -71,7 +71,7 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     points = [variant.point for variant in variants]
     asked = [(point.cell.name, point.cell) for point in points]
     of, root = architectures(points), composed.data_root
-    plan = planner.predicted(asked, of, root, options.memory, options.device, options.card)
+    plan = planner.make(asked, of, root, options.memory, options.device, options.card, remedies=False)
     times, found = times_of(plan, composed, options), iter(plan.points)
     tried = [[(variant, next(found)) for variant in group] for group in groups]
     best = [_best(pairs, plan, times) for pairs in tried]
