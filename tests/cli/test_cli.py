@@ -95,6 +95,7 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
         ("sweep method=[lora,dora]", ["must be one name a cell", "`sweep method=lora,dora`"]),
         ("sweep", ["requires a grid", "quickstart"]),
+        ("sweep study=quickstart", ["requires a grid", "quickstart"]),
         ("run method=full ++method.adapt.target_modules=[q_proj]", ["can't be set: the method has no `adapt`"]),
         ("sweep method=lora,galore_layer", ["method=galore_layer can't", "`sweep --skip-impossible` leaves such"]),
         ("sweep method=galore_layer --skip-impossible", ["method=galore_layer can't"]),

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from records import ENVIRONMENT, MIB, change, make_record, make_score, make_study, measured
@@ -442,6 +443,15 @@ def test_the_caption_says_what_was_measured_and_where():
     ]
 
 
+def test_one_of_a_thing_has_no_plural():
+    record = make_record("lora")
+    record.train.steps = 1
+    record.scores = [replace(score, n=1) for score in record.scores]
+    text = caption(comparison([record]))
+    assert "gsm8k on 1 item, 5-shot" in text
+    assert "Every trained cell took 1 step over 20,000 raw tokens." in text
+
+
 def test_the_caption_says_what_memory_leaves_out():
     plain, compiled, paged = (measured(make_record(method)) for method in ("lora", "dora", "qlora"))
     change(compiled, train={"compile": True})
@@ -584,6 +594,7 @@ def test_nothing_heavy_is_imported(tmp_path):
     write(make_record("lora"), tmp_path / "lora.json")
     program = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import harness.report
 assert "pandas" not in sys.modules

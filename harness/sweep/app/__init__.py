@@ -28,6 +28,7 @@ from harness.sweep.app.point import RunPoint
 from harness.sweep.app.session import Options, Session
 
 NOT_A_LAUNCH = {"--cfg", "-c", "--hydra-help", "--info", "-i"}
+PLACES = {"study", "results_dir", "data_root"}  # settings that say where, and not what to run
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     register()
     require_own_names()
     conf = _primary_folder(arguments.config_dir)
-    if arguments.command == "sweep" and not arguments.settings and not arguments.hydra:
+    if arguments.command == "sweep" and not arguments.hydra and _keys(arguments.settings) <= PLACES:
         raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {', '.join(named_sweeps())}.")
     messages.refuse_slips(arguments.settings)
     name, overrides = _named_sweep(arguments)
@@ -60,7 +61,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}
     if options.plan:
         defaults["hydra/sweeper"] = "grid"
-    given = {o.partition("=")[0] for o in overrides}
+    given = _keys(overrides)
     overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in given]
     hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
     if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
@@ -93,6 +94,10 @@ def main(arguments: Arguments, options: Options) -> Session:
         if isinstance(outcome, UserError):
             raise outcome
     return session
+
+
+def _keys(overrides: list[str]) -> set[str]:
+    return {override.partition("=")[0] for override in overrides}
 
 
 def composed(*overrides: str) -> DictConfig:
