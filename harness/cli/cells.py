@@ -25,7 +25,7 @@ from harness.cli.parser import (
 )
 from harness.errors import UserError
 from harness.protocol import LocalPaths
-from harness.record import read_study
+from harness.record import COMPLETE, read_study
 
 
 def add(command_line: CommandLine) -> None:
@@ -225,7 +225,7 @@ def retry(options: argparse.Namespace) -> int:
         done += run_again(study, broken, options.data_root, changed, local)
     if options.format == "json":
         print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
-    ended = [record for record in done if record.status in ("ok", "pruned")]
+    ended = [record for record in done if record.status in COMPLETE]
     return int(len(ended) < sum(map(len, requested.values())))
 
 

@@ -62,6 +62,7 @@ from harness.record.reading import (
     write,
 )
 from harness.record.schema import (
+    COMPLETE,
     SCHEMA,
     Cell,
     Record,
@@ -84,6 +85,7 @@ from harness.record.train_memory import (
 
 __all__ = [
     "CARD",
+    "COMPLETE",
     "SCHEMA",
     "STUDY_NAME",
     "ApiUsage",

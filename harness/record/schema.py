@@ -28,6 +28,7 @@ from harness.settings import Settings
 SCHEMA = 3
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit", "pruned"]
+COMPLETE: tuple[Status, ...] = ("ok", "pruned")  # of cells that ended as intended, the latter early
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]  # each is also the name of its package
 
 

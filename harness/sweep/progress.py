@@ -16,7 +16,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from harness import protocol, record, terminal, units
-from harness.record import Cell, Record, RecordError
+from harness.record import COMPLETE, Cell, Record, RecordError
 from harness.sweep.cell_status import CellStatus, table, to_go
 from harness.sweep.store import Study
 
@@ -118,7 +118,7 @@ class SweepProgress:
         reasons = [f"{cell.cell} {cell.state}: {cell.reason or 'no reason recorded'}" for cell in failed]
         reasons = reasons[-max(1, height // 8) :]
         room = max(2, height - AROUND - sum(-(-len(reason) // width) for reason in reasons))
-        first = [*running, *failed[::-1], *(cell for cell in cells[::-1] if cell.state in ("ok", "pruned"))][:room]
+        first = [*running, *failed[::-1], *(cell for cell in cells[::-1] if cell.state in COMPLETE)][:room]
         shown = [cell for cell in cells if any(cell is kept for kept in first)]
         parts: list[RenderableType] = [Text(self._head(running, failed), style="bold")]
         parts += [table(shown, width, indent=2)] if shown else []

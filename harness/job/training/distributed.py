@@ -38,7 +38,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig
 from harness.errors import UserError
 from harness.job.measure import device, heap
 from harness.protocol import RunCell
-from harness.record import Memory, Phase, Probe
+from harness.record import COMPLETE, Memory, Phase, Probe
 
 Report = Callable[[dict], None]
 PATIENCE = timedelta(days=365)  # time-out of collectives: dead ranks are noticed otherwise, slow ones are waited for
@@ -74,7 +74,7 @@ class Rank:
 
         A rank that failed because another had is killed in this call.
         """
-        if status in ("ok", "pruned"):
+        if status in COMPLETE:
             return self.number == 0
         self.failed = True
         time.sleep(self.moment)

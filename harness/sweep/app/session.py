@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import UserError
-from harness.record import Record
+from harness.record import COMPLETE, Record
 from harness.sweep.app.order import Order
 from harness.sweep.estimates.card import Card
 from harness.sweep.progress import SweepProgress
@@ -86,5 +86,4 @@ class Session:
     @property
     def exit_status(self) -> int:
         """1 if a cell did not end as ok or pruned."""
-        ended = ("ok", "pruned")
-        return int(any(isinstance(outcome, UserError) or outcome.status not in ended for outcome in self.outcomes))
+        return int(any(isinstance(outcome, UserError) or outcome.status not in COMPLETE for outcome in self.outcomes))
