@@ -34,7 +34,7 @@ class Assumptions:
     """The components of the noise in accuracies.
 
     accuracy: of both methods, a proportion; an item's variance is accuracy × (1 - accuracy).
-    seed_sd: standard deviation of a method's true accuracy from seed to seed.
+    seed_sd: standard deviation of a method's true accuracy from seed to seed, beyond what changes group by group.
     between_seeds: correlation, over items, of two seeds of one method; between_methods: of two methods.
     design: items that tell as much as one independent item; above 1 if groups of items are alike (design effect).
     """
@@ -157,7 +157,7 @@ def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]
     else:
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
-        levels = [statistics.seed_level(Answers.independent(sample.values)) for sample in repeated]
+        levels = [statistics.seed_level(sample) for sample in repeated]
         seeds = [len(sample.values) for sample in repeated]
         freedom = np.array(seeds) - 1
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample.values, 2)]

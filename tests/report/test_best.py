@@ -503,6 +503,20 @@ def test_items_of_a_group_count_as_fewer(folder):
         assert power(0.1, seeds, 1_000, given=five) == power(0.1, seeds, 200, given=one)
 
 
+def test_what_seeds_change_group_by_group_is_no_spread_of_seeds(folder):
+    """A seed is better at some subjects and worse at others: more subjects average that out, as more seeds do."""
+    draw, records, subjects = np.random.default_rng(0), [], np.repeat(np.arange(40), 20)
+    for method in ("lora", "full", "dora", "galore"):
+        for seed in range(5):
+            values = (draw.random(800) < 0.5 + draw.choice([-0.3, 0.3], 40)[subjects]).astype(float)
+            record = make_record(method, lr=1e-4, seed=seed)
+            records.append(leave(folder, record, values, cluster=[f"s{i:02}" for i in subjects]))
+    given, said = assumptions(records, folder)
+    assert given.design > 5
+    assert given.seed_sd < 0.01, "if items were independent: 0.045"
+    assert "95% interval 0 to" in said[1]
+
+
 def test_power_on_the_command_line(inside, folder, study):
     run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")

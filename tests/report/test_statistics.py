@@ -533,6 +533,20 @@ def test_a_few_items_more_make_a_method_likely_but_not_surely_the_best(more, lea
     assert least < first.best <= most
 
 
+@pytest.mark.parametrize(("seeds", "seed_sd"), [(2, 0.0), (2, 0.3), (3, 0.3)])
+def test_a_method_is_as_surely_the_best_as_its_test_says(seeds, seed_sd):
+    """Of two methods the better one is the best with a probability of about 1 - p / 2: at most 97.5% if they tie."""
+    draw, beyond, tied = np.random.default_rng(SEED), [], []
+    for _ in range(100):
+        samples = answers(draw, 2, seeds, 100, seed_sd=seed_sd)
+        p = statistics.differences(samples)[0, 1].p
+        best = max(rank.best for rank in statistics.ranks(samples))
+        beyond.append(best - (1 - p / 2))
+        tied += [best] * (p >= 0.05)
+    assert max(tied) < 0.985
+    assert abs(np.mean(beyond)) < 0.02
+
+
 def clustered(draw, methods, seeds, clusters, size, own_cluster_sd):
     """Equal methods with a preference of their own for each cluster."""
     place = np.repeat(np.arange(clusters), size)
@@ -576,13 +590,44 @@ def test_equivalence_takes_two_one_sided_tests():
     assert found.p_within(0.005) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("n", [1, 2, 15])
+def test_false_discoveries_are_those_of_statsmodels(n):
+    p = np.random.default_rng(n).random((n, 3)) ** 3
+    expected = [multipletests(column, method="fdr_bh")[1] for column in p.T]
+    assert statistics.false_discoveries(p).T == pytest.approx(np.array(expected))
+
+
 def test_variances_are_pooled_if_they_are_alike_and_kept_apart_if_one_is_erratic():
-    same, freedom = statistics.moderated(np.array([1.0, 1.2, 0.9, 1.1]), np.array([2.0] * 4))
-    assert same == pytest.approx([1.05] * 4)
+    same, freedom = statistics.moderated(np.ones(4), np.array([2.0] * 4))
+    assert same == pytest.approx([1.0] * 4)
     assert freedom == pytest.approx([8.0] * 4)
     apart, freedom = statistics.moderated(np.array([1.0, 1.2, 0.9, 1000.0]), np.array([2.0] * 4))
-    assert apart[3] > 400
-    assert freedom[3] < 4
+    assert apart[3] == pytest.approx(1000, rel=1e-3)
+    assert freedom[3] == pytest.approx(2, rel=1e-3)
+    assert statistics.moderated(np.zeros(3), np.ones(3))[0].tolist() == [0.0] * 3
+    one, freedom = statistics.moderated(np.array([0.0, 0.0, 1.0]), np.ones(3))
+    assert (one[2], freedom[2]) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize(("methods", "seeds", "most"), [(36, 2, 0.02), (12, 2, 0.05), (36, 3, 0.01)])
+def test_of_many_methods_that_vary_alike_none_stands_out(methods, seeds, most):
+    """Half lengths of intervals over seeds alone, against that of a variance pooled over all methods."""
+    draw, freedoms = np.random.default_rng(SEED), np.full(methods, seeds - 1.0)
+    found = draw.chisquare(seeds - 1, (methods, 500)) / (seeds - 1)
+    variances, freedom = statistics.moderated(found, freedoms)
+    halves = special.stdtrit(freedom, 0.975) * variances**0.5
+    pooled = special.stdtrit(freedoms.sum(), 0.975) * found.mean(axis=0) ** 0.5
+    assert np.mean(halves > 1.5 * pooled) < most
+    assert np.mean(np.abs(draw.normal(size=halves.shape)) < halves) >= 0.945
+
+
+def test_the_larger_a_methods_own_variance_is_the_wider_is_its_interval():
+    """Without a jump: where a method began to be called erratic, intervals of 2 seeds were six times as wide at once."""
+    others = np.tile(special.chdtri(1, (np.arange(11) + 0.5) / 11)[:, None], 2_000)
+    variances, freedom = statistics.moderated(np.vstack([others, np.geomspace(0.1, 1e4, 2_000)]), np.ones(12))
+    halves = special.stdtrit(freedom, 0.975) * variances**0.5
+    assert np.all(np.diff(halves[-1]) > 0)
+    assert np.all(halves[:, 1:] / halves[:, :-1] < 1.05)
 
 
 if __name__ == "__main__":

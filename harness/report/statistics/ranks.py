@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
-from harness.report.statistics.accuracies import Answers, binary, cluster_sums, levels
+from harness.report.statistics.accuracies import Answers, binary, cluster_sums, levels, over_items
+from harness.report.statistics.variances import Level
 
 DRAWS = 4_000
 
@@ -26,26 +28,34 @@ def ranks(
     """Of methods that answered the same items, by a bootstrap over clusters of items and over seeds.
 
     Clusters have random weights, the same for all methods (Bayesian bootstrap: Rubin, Ann. Stat. 9, 1981), so that
-    methods stay paired. Three seeds have ten distinct resamples only, so a method's mean over seeds is drawn from
-    Student's t instead, with the variance that `accuracies.levels` shrinks over methods; what of it comes from the
-    items is in the items' weights already.
+    methods stay paired. Of right and wrong answers each method has half a right and half a wrong one beside its own, as
+    in Jeffreys' interval: of methods that answer alike but for one item, the one that has it right is not surely the
+    better.
 
-    Of right and wrong answers each method has half a right and half a wrong one beside its own, as in Jeffreys'
-    interval: of methods that answer alike but for one item, the one that has it right is not surely the better.
+    Two seeds have three distinct resamples only, so a method's mean over seeds is drawn from Student's t instead, with
+    the variance and degrees of freedom that `accuracies.levels` shrinks over methods. That variance has the rest (by
+    seed and item) in it, so of what methods differ over items the rest's share is left out. What is drawn so varies as
+    the tests of `accuracies.differences` have it: of two methods the better one is the best with a probability of about
+    1 - p / 2.
     """
     draw = np.random.default_rng(seed)
     means = np.stack([sample.values.mean(axis=0) for sample in samples])
     sums, shares = cluster_sums(means, samples[0].clusters)
     weights = draw.standard_exponential((draws, len(shares)))
-    right, items = weights @ sums.T, (weights @ shares)[:, None] * means.shape[1]
+    items = (weights @ shares)[:, None] * means.shape[1]
+    drawn = weights @ sums.T / items
+    drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
+    centre, of = drawn.mean(axis=0), levels(samples)
+    drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws)[:, None] * (drawn - centre)
     if all(binary(sample.values) for sample in samples):
-        halves = draw.standard_gamma(0.5, (2, *right.shape))
-        right, items = right + halves[0], items + halves.sum(axis=0)
-    drawn = right / items
-    for j, level in enumerate(levels(samples)):
-        own = max(0.0, level.variance - level.rest) ** 0.5
-        if own:
-            drawn[:, j] += own * draw.standard_t(max(1.0, level.freedom), draws)
+        halves, mean = draw.standard_gamma(0.5, (2, *drawn.shape)), means.mean()
+        drawn = ((drawn + mean) * items + halves[0]) / (items + halves.sum(axis=0))
+    luck = draw.random(draws)  # of the seeds' variances, which rest on all methods
+    for j, level in enumerate(of):
+        if level.variance:
+            freedom = max(1.0, level.freedom)
+            scale = (level.variance * freedom / special.chdtri(freedom, luck)) ** 0.5
+            drawn[:, j] += scale * draw.standard_normal(draws)
     ordered = drawn if higher_is_better else -drawn
     top = ordered == ordered.max(axis=1, keepdims=True)
     best = (top / top.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -54,3 +64,17 @@ def ranks(
         for j in range(len(samples))
     ]
     return [MethodRank(float(p), float(np.mean(a)) + 0.5) for p, a in zip(best, above, strict=True)]
+
+
+def _items_own(
+    means: np.ndarray, clusters: np.ndarray, of: Sequence[Level], draw: np.random.Generator, draws: int
+) -> np.ndarray:
+    """Factors of what methods differ over items: without the rest's share, and for few clusters as Student's t.
+
+    By the bootstrap's weights alone differences over `freedom` + 1 clusters vary less than their error says.
+    """
+    found = [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
+    total, freedom = sum(variance for variance, _ in found), found[0][1]
+    rest = sum(level.rest for level in of) * (1 - 1 / len(means))
+    own = max(0.0, 1 - rest / total) if total else 1.0
+    return (own * (freedom + 2) / draw.chisquare(max(1.0, freedom), draws)) ** 0.5

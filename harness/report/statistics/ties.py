@@ -21,6 +21,20 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return corrected
 
 
+def false_discoveries(p: np.ndarray) -> np.ndarray:
+    """p-values, (tests, …), corrected over the first axis (Benjamini & Hochberg, J. R. Stat. Soc. B 57, 1995).
+
+    Of the tests at or below a corrected value, at most that share is expected to be there by chance.
+    """
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(-p, axis=0)
+    shares = np.arange(len(p), 0, -1).reshape(-1, *[1] * (p.ndim - 1)) / len(p)
+    stepped = np.minimum.accumulate(np.take_along_axis(p, order, axis=0) / shares, axis=0)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, stepped, axis=0)
+    return corrected
+
+
 class Family(NamedTuple):
     """p-values that are tested together.
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-_HALVES = np.logspace(-2, 4, 400)
-_TRIGAMMA = special.polygamma(1, _HALVES)
+from harness.report.statistics.ties import false_discoveries
+
 _FREEDOMS = np.concatenate([np.linspace(1, 30, 1000), np.logspace(1.5, 6, 200)])
 _QUANTILES = special.stdtrit(_FREEDOMS, 0.975)
 
@@ -28,23 +28,21 @@ def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, 
     """Variances of several methods shrunk towards their mean, and the degrees of freedom that they have then.
 
     variances: (methods, …); freedoms: (methods,), all above 0. Two seeds tell next to nothing of one method's variance,
-    but those of six methods together tell much. By how much to shrink is estimated from how the variances differ, as in
-    Smyth (Stat. Appl. Genet. Mol. Biol. 3, 2004): if no more than chance lets them, all are equal; if one method is
-    erratic, those above the mean keep their own, and those below keep most of it. The mean counts for no more degrees
-    of freedom than the other methods have.
+    but those of six methods together tell much. Each method's own variance counts with its own degrees, and the mean of
+    all with those of the other methods (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004), times the chance that this
+    method varies no more than they do (Phipson et al., Ann. Appl. Stat. 10, 2016). Of a variance above the others' that
+    chance is the p-value of an F test, corrected by `false_discoveries`: among many methods it takes a larger variance
+    to be no luck. So an erratic method keeps its own, and of many that vary alike none does.
     """
     variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
     d = freedoms.reshape(-1, *[1] * (variances.ndim - 1))
     if len(variances) < 2:
         return variances, d + np.zeros_like(variances)
-    mean = (d * variances).sum(axis=0) / d.sum()
-    logs = np.log(np.maximum(variances, 1e-5 * mean) + 1e-300) - special.digamma(d / 2) + np.log(d / 2)
-    excess = logs.var(axis=0, ddof=1) - special.polygamma(1, d / 2).mean(axis=0)
-    alike = excess <= 0
-    prior = np.minimum(2 * np.interp(-excess, -_TRIGAMMA, _HALVES), d.sum() - d)
-    prior = np.where(variances > mean, 0.0, prior)
-    shrunk = (prior * mean + d * variances) / (prior + d)
-    return np.where(alike, mean, shrunk), np.where(alike, d.sum(), prior + d)
+    total, degrees = (d * variances).sum(axis=0), d.sum()
+    others = np.maximum((total - d * variances) / (degrees - d), 1e-12 * variances) + 1e-300
+    p = np.where(variances > others, special.fdtrc(d, degrees - d, variances / others), 1.0)
+    prior = (degrees - d) * false_discoveries(p)
+    return (prior * total / degrees + d * variances) / (prior + d), prior + d
 
 
 def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np.ndarray]:
