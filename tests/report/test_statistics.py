@@ -593,8 +593,9 @@ def test_equivalence_takes_two_one_sided_tests():
 @pytest.mark.parametrize("n", [1, 2, 15])
 def test_false_discoveries_are_those_of_statsmodels(n):
     p = np.random.default_rng(n).random((n, 3)) ** 3
-    expected = [multipletests(column, method="fdr_bh")[1] for column in p.T]
-    assert statistics.false_discoveries(p).T == pytest.approx(np.array(expected))
+    found = statistics.false_discoveries(p)
+    for corrected, column in zip(found.T, p.T, strict=True):
+        assert corrected == pytest.approx(multipletests(column, method="fdr_bh")[1])
 
 
 def test_variances_are_pooled_if_they_are_alike_and_kept_apart_if_one_is_erratic():
@@ -622,7 +623,7 @@ def test_of_many_methods_that_vary_alike_none_stands_out(methods, seeds, most):
 
 
 def test_the_larger_a_methods_own_variance_is_the_wider_is_its_interval():
-    """Without a jump: where a method began to be called erratic, intervals of 2 seeds were six times as wide at once."""
+    """Without a jump where a method begins to be erratic: of 2 seeds that made it several times as wide at once."""
     others = np.tile(special.chdtri(1, (np.arange(11) + 0.5) / 11)[:, None], 2_000)
     variances, freedom = statistics.moderated(np.vstack([others, np.geomspace(0.1, 1e4, 2_000)]), np.ones(12))
     halves = special.stdtrit(freedom, 0.975) * variances**0.5

@@ -46,7 +46,7 @@ def ranks(
     drawn = weights @ sums.T / items
     drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
     centre, of = drawn.mean(axis=0), levels(samples)
-    drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws)[:, None] * (drawn - centre)
+    drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws) * (drawn - centre)
     if all(binary(sample.values) for sample in samples):
         halves, mean = draw.standard_gamma(0.5, (2, *drawn.shape)), means.mean()
         drawn = ((drawn + mean) * items + halves[0]) / (items + halves.sum(axis=0))
@@ -69,12 +69,14 @@ def ranks(
 def _items_own(
     means: np.ndarray, clusters: np.ndarray, of: Sequence[Level], draw: np.random.Generator, draws: int
 ) -> np.ndarray:
-    """Factors of what methods differ over items: without the rest's share, and for few clusters as Student's t.
+    """Factors, (draws, methods), of what a method differs over items from the mean of all: without the rest's share,
+    and for few clusters as Student's t.
 
     By the bootstrap's weights alone differences over `freedom` + 1 clusters vary less than their error says.
     """
-    found = [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
-    total, freedom = sum(variance for variance, _ in found), found[0][1]
-    rest = sum(level.rest for level in of) * (1 - 1 / len(means))
-    own = max(0.0, 1 - rest / total) if total else 1.0
-    return (own * (freedom + 2) / draw.chisquare(max(1.0, freedom), draws)) ** 0.5
+    m, found = len(means), [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
+    total, freedom = np.array([variance for variance, _ in found]), max(1.0, found[0][1])
+    rest = np.array([level.rest for level in of])
+    rest = rest * (1 - 2 / m) + rest.sum() / m**2  # of the difference from the mean of all
+    own = np.maximum(0.0, 1 - rest / np.where(total > 0, total, np.inf))
+    return (own * ((freedom + 2) / draw.chisquare(freedom, draws))[:, None]) ** 0.5
