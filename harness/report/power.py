@@ -158,14 +158,14 @@ def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
         levels = [statistics.seed_level(sample) for sample in repeated]
-        seeds = [len(sample.values) for sample in repeated]
-        freedom = np.array(seeds) - 1
+        of_items = [statistics.seed_level(Answers.independent(sample.values)) for sample in repeated]
+        seeds = np.array([len(sample.values) for sample in repeated])
+        freedom = seeds - 1
         pairs = [_correlation(*pair) for sample in repeated for pair in itertools.combinations(sample.values, 2)]
-        observed = [n * level.variance for n, level in zip(seeds, levels, strict=True)]
-        noise = [n * level.rest for n, level in zip(seeds, levels, strict=True)]
-        sd, low, high = seed_sd(
-            np.average(observed, weights=freedom), np.average(noise, weights=freedom), freedom.sum()
-        )
+        observed = np.average(seeds * [level.variance for level in levels], weights=freedom)
+        # As `_design`, groups explain at least as much as independent items would
+        noise = max(np.average(seeds * [level.rest for level in of], weights=freedom) for of in (levels, of_items))
+        sd, low, high = seed_sd(observed, noise, freedom.sum())
         given = replace(given, seed_sd=sd, between_seeds=float(np.mean(pairs)))
         said.append(
             f"Standard deviation between seeds: {100 * sd:.2g} points, 95% interval {100 * low:.2g} to "
