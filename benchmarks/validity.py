@@ -63,7 +63,7 @@ def holds(of: dict) -> bool:
         wrong = shares["wrong"]
         limits.append(wrong["mean"] <= MOST_WRONG + 2 * (MOST_WRONG * (1 - MOST_WRONG) / wrong["n"]) ** 0.5)
     for covered in (shares[key] for key in ("covers", "differences") if key in shares):
-        margin = 2 * covered["error"]
+        margin = 2 * (covered["error"] or (0.03 * 0.97 / covered["n"]) ** 0.5)  # where all cover no error shows
         limits.append(COVERAGE[0] - margin <= covered["mean"] <= COVERAGE[1] + margin)
     if "too high by" in shares:
         limits.append(abs(shares["too high by"]["mean"]) <= 2 * shares["too high by"]["error"])

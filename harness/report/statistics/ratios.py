@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.report.statistics.estimates import Interval, Statistic
-from harness.report.statistics.variances import moderated
+from harness.report.statistics.variances import Level, combined, moderated
 
 # Standard deviation of the log of a peak of memory from run to run, where no setting was run twice. Batches differ by
 # seed: in results/reference/smollm2 by 1.1% at most.
@@ -121,12 +121,18 @@ def units(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
 
 
 def _contrast(logs: Sequence[np.ndarray], signs: Sequence[int]) -> Statistic:
-    """The sum of signs × means, with the variances shrunk over all of `logs` (each of at least 2)."""
+    """The sum of signs × means, with the variances shrunk over all of `logs` (each of at least 2).
+
+    Its degrees of freedom are Cochran's (`combined`).
+    """
     counts = np.array([len(values) for values in logs])
     variances, freedoms = moderated(np.array([np.var(values, ddof=1) for values in logs]), counts - 1.0)
     used = [i for i, sign in enumerate(signs) if sign]
     value = sum(signs[i] * float(np.mean(logs[i])) for i in used)
-    return Statistic(value, float(sum(variances[i] / counts[i] for i in used)) ** 0.5, float(min(freedoms[used])))
+    variance, freedom = variances[used[0]] / counts[used[0]], freedoms[used[0]]
+    for i in used[1:]:
+        variance, freedom = combined(Level(variance, 0.0, freedom), variances[i] / counts[i], freedoms[i])
+    return Statistic(value, float(variance) ** 0.5, float(freedom))
 
 
 def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], Hashable]) -> Statistic:
