@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.record import read_study
 from harness.report.articles import effect_text, find, tally
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claims, Verdict
-from harness.report.tables.table import Table
+from harness.report.tables.formats import document
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -61,15 +61,22 @@ def verdicts(article: str) -> list[Verdict]:
     for study in sorted(set(DECIDED_BY[article].values())):
         records, _ = read_study(REFERENCE / study)
         if records:
-            asked = {name: claim for name, claim in whole.claims.items() if DECIDED_BY[article][name] == study}
+            asked = {
+                name: replace(claim, run=f"sweep {study}")
+                for name, claim in whole.claims.items()
+                if DECIDED_BY[article][name] == study
+            }
             found += replace(whole, claims=Claims(asked)).verdicts(records, REFERENCE / study)
     return sorted(found, key=lambda verdict: list(whole.claims).index(verdict.claim.name))
 
 
-def table(article: str) -> Table:
-    """These verdicts as one table."""
+def table(article: str) -> str:
+    """These verdicts as one table in Markdown."""
     whole, found = find(article), verdicts(article)
-    return replace(whole.verdict_table(found), title=f"“{whole.title}” on SmolLM2-135M: {tally(found)}")
+    if not found:
+        return f"No study that decides a claim of “{whole.title}” has run yet.\n"
+    made = replace(whole.verdict_table(found), title=f"“{whole.title}” on SmolLM2-135M: {tally(found)}")
+    return document([made], "md").replace("python -m harness ", "harness ")
 
 
 def summary(article: str) -> str:

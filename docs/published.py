@@ -80,10 +80,7 @@ KINDS = {
 }
 
 
-OF_ARTICLES = {
-    "decided": lambda article: document([decided.table(article)], "md"),
-    "summary": decided.summary,
-}
+OF_ARTICLES = {"decided": decided.table, "summary": decided.summary}
 
 
 @functools.cache

@@ -59,7 +59,7 @@ class Outcome:
 
     @classmethod
     def of(cls, record: Record) -> Outcome:
-        lasts = record.validation[-1:] if record.status in ("ok", "pruned") else []
+        lasts = record.validation[-1:] if record.status in COMPLETE else []
         return cls(record.status, next((point.loss for point in lasts), None))
 
     def __float__(self) -> float:
