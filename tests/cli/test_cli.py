@@ -171,7 +171,8 @@ def test_errors_known_only_to_libraries_are_one_sentence_without_a_record(inside
 
 @pytest.mark.slow
 def test_a_run_ends_with_what_it_measured_and_where_that_is(inside, tmp_path):
-    run = inside("run", *TINY, "method=lora", "infer.repeats=0", "train.validation_items=2", "study=one")
+    shown = ["train.max_steps=2", "infer.repeats=0", "train.validation_items=2", "study=one"]
+    run = inside("run", *TINY, "method=lora", *shown)
     assert run.returncode == 0, run.stderr
     first, *scores, last = run.stdout.splitlines()
     assert re.fullmatch(r"validation loss \d\S+, \d+ tokens/s, peak train memory \d+ MiB", first)
