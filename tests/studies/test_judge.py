@@ -111,6 +111,7 @@ def test_a_judge_that_talks_nonsense_judges_nothing(inside, cells):
     assert cells["lora"].read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_judge_that_is_not_there_is_one_sentence_and_changes_nothing(inside, cells):
     before = cells["lora"].read_bytes()
     with socket.socket() as free:

@@ -10,7 +10,6 @@ import itertools
 import os
 import resource
 import signal
-import time
 
 import pytest
 from command_line import called

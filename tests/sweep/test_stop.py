@@ -136,6 +136,7 @@ def test_removing_a_cell_removes_what_it_noted_at_its_rungs(records, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_prunes_resumes_and_confirms(inside, tmp_path):
     command = ("sweep", *SMALL, "method=lora", "lr=1e-2,1e-7,1e-8,1e-9", "seed=0", "stop=asha", "--drift=2")
     run = inside(*command)
