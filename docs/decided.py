@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,7 @@ DECIDED_BY = {
 """Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does."""
 
 
+@functools.cache  # table, list and picture show the same
 def verdicts(article: str) -> list[Verdict]:
     """The verdicts on an article's claims, each from the study that decides it; of studies that have run, in the
     article's order."""

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from harness.config import CONF, ROOT, Config, register_resolvers
 from harness.job import recording, run_cell
 from harness.job.data import batching, encoding, sources
+from harness.job.evaluate.engine import Engine
 from harness.job.models import adapting, loading
 from harness.job.training import attention
 from harness.protocol import Progress, RunCell
@@ -77,6 +78,20 @@ def run_tiny(folder: Path, *overrides: str) -> Record:
 def run_here(folder: Path, cell: Cell) -> Record:
     folder.mkdir(parents=True, exist_ok=True)
     return run_request(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+
+
+def noted_answers(monkeypatch) -> list[tuple[tuple, str]]:
+    """A list that fills with what cells of this process are asked to write, and what they write."""
+    asked = []
+    generate = Engine.generate_until
+
+    def noted(self, requests, disable_tqdm=False):
+        answers = generate(self, requests, disable_tqdm)
+        asked.extend(zip([request.args for request in requests], answers, strict=True))
+        return answers
+
+    monkeypatch.setattr(Engine, "generate_until", noted)
+    return asked
 
 
 def run_request(

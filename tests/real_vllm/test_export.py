@@ -11,11 +11,10 @@ import urllib.request
 
 import pytest
 from accelerate.state import AcceleratorState
-from job_helpers import composed, no_peak, run_request  # noqa: F401
+from job_helpers import composed, no_peak, noted_answers, run_request  # noqa: F401
 from serving import free_port
 
 from harness.__main__ import main
-from harness.job.evaluate.engine import Engine
 
 PYTHON = os.environ.get("HARNESS_VLLM_PYTHON")
 PROBLEMS, SECONDS = 8, 400
@@ -38,15 +37,7 @@ pytestmark = [
 
 
 def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypatch, capsys):
-    asked = []
-    generate = Engine.generate_until
-
-    def noted(self, requests, disable_tqdm=False):
-        answers = generate(self, requests, disable_tqdm)
-        asked.extend(zip([request.args for request in requests], answers, strict=True))
-        return answers
-
-    monkeypatch.setattr(Engine, "generate_until", noted)
+    asked = noted_answers(monkeypatch)
     AcceleratorState._reset_state(True)
     cell = composed(
         *("model=smollm2_135m", "method=lora", "rank=8", "lr=1e-3", "data=wordmath_short", "model.dtype=float32"),

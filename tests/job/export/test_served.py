@@ -10,11 +10,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from job_helpers import no_peak, run_request, tiny  # noqa: F401
+from job_helpers import no_peak, noted_answers, run_request, tiny  # noqa: F401
 from serving import come_up, free_port
 
 from harness.__main__ import main
-from harness.job.evaluate.engine import Engine
 
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
@@ -24,15 +23,7 @@ SECONDS = 400  # that the server may take to come up on a busy machine
 
 def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypatch, capfd):
     """From the cell to the server, in processes of their own but for the cell's."""
-    asked = []
-    generate = Engine.generate_until
-
-    def noted(self, requests, disable_tqdm=False):
-        answers = generate(self, requests, disable_tqdm)
-        asked.extend(zip([request.args for request in requests], answers, strict=True))
-        return answers
-
-    monkeypatch.setattr(Engine, "generate_until", noted)
+    asked = noted_answers(monkeypatch)
     cell = tiny("method=lora", "infer.repeats=0", "lr=1e-2", "eval.tasks=[wordmath_short]", f"eval.limit={PROBLEMS}")
     path = tmp_path / "results" / "demo" / f"{cell.name}.json"
     path.parent.mkdir(parents=True)
