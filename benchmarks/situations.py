@@ -215,6 +215,24 @@ def dora_memory(draw, ratio, wrong) -> Outcome:
     return verdict(remember(draw, {"lora": 1000, "dora": 1000 * ratio}, 1, 1, 0.01), "dora-memory", wrong)
 
 
+# Of eight settings some are at the limit and the others far on the same side: it does not depend on the setting.
+ONE_SIDE = {
+    "8 ranks, all at most 1.099": {"ratios": (1.0, 1.099), "wrong": REFUTED},
+    "8 ranks, all at least 1.101": {"ratios": (1.3, 1.101), "wrong": SUPPORTED},
+    "8 ranks, all just below 1.1": {"ratios": (1.099, 1.099), "wrong": REFUTED},
+}
+
+
+@situation("dora-memory", **both(ONE_SIDE, **{"2 seeds": {"seeds": 2}, "3 seeds": {"seeds": 3}}))
+def depends(draw, ratios, wrong, seeds) -> Outcome:
+    study = Study(draw)
+    for i in range(8):
+        for method, ratio in (("lora", 1.0), ("dora", ratios[i % 2])):
+            for seed in range(seeds):
+                study.add(method, seed, rank=2**i, mib=1000 * ratio * np.exp(draw.normal(0, 0.01)))
+    return verdict(study, "dora-memory", wrong)
+
+
 # Times
 
 SLOW = {"no spells": {"spells": 0.0}, "slow spells": {"spells": 0.1}}

@@ -16,7 +16,7 @@ from harness.report import statistics
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
 from harness.report.evidence import Evidence, differing, numerics, started
 from harness.report.select import Choice
-from harness.report.statistics import Interval, MemoryPeak, Run, Statistic
+from harness.report.statistics import Interval, MemoryPeak, Ratio, Run, Statistic
 
 NO_GAIN = 0.01  # a gain in a score whose interval lies below it counts as none
 STRADDLES = "The interval includes both outcomes"
@@ -160,10 +160,8 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
             apart += unequal
             continue
         found = statistics.of_memory(*([MemoryPeak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides))
-        decision = judge(found.interval, low, high)
-        why = STRADDLES if decision == OPEN else ""
         used = tuple(r.cell.name for side in sides for r, _ in side)
-        pairs.append((where, Judgement(decision, found.interval, found.units, None, used, why)))
+        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used)))
     return _alike(pairs, apart, at, one, other, low, high)
 
 
@@ -203,12 +201,18 @@ def time_ratio(
             why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
             pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
             continue
-        decision = judge(found.interval, low, high)
-        why = STRADDLES if decision == OPEN else ""
-        pairs.append((where, Judgement(decision, found.interval, found.units, None, used, why)))
+        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used)))
     if disturbed and not pairs:
         return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
     return _alike(pairs, apart, at, one, other, low, high)
+
+
+def judged_ratio(found: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...]) -> Judgement:
+    """The judgement by `decide` on a measured ratio. used: names of its records."""
+    decision = decide(found.interval)
+    why = STRADDLES if decision == OPEN else ""
+    corrected = lambda settings: decide(found.among(settings))  # noqa: E731
+    return Judgement(decision, found.interval, found.units, None, used, why, corrected=corrected)
 
 
 def _alike(
@@ -240,18 +244,23 @@ def _alike(
 def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
     """One judgement for several settings: of decisions that differ, supported and refuted ones mean that it depends.
 
-    The effect is the one closest to leaving the range from `low` to `high`.
+    Among many settings one is soon on the wrong side by chance, so it depends only if there are still settings on both
+    sides by intervals that are corrected for their number. The effect is the one closest to leaving the range from
+    `low` to `high`.
     """
     judgements = [judgement for _, judgement in pairs]
     worst = _worst(judgements, low, high)
     decision, why = worst.decision, worst.why
     decisions = {judgement.decision for judgement in judgements}
     if len(decisions) > 1:
-        decision = DEPENDS if {SUPPORTED, REFUTED} <= decisions else OPEN
+        surely = {j.corrected(len(pairs)) if j.corrected else j.decision for j in judgements}
+        decision = DEPENDS if {SUPPORTED, REFUTED} <= surely else OPEN
         places = defaultdict(list)
         for where, judgement in pairs:
             places[judgement.decision].append(where)
         why = "; ".join(f"{found} at {' and at '.join(dict.fromkeys(at))}" for found, at in places.items())
+        if decision == OPEN and {SUPPORTED, REFUTED} <= decisions:
+            why += f"; of {len(pairs)} settings that may be chance"
     seeds = min(judgement.seeds for judgement in judgements)
     return Judgement(decision, worst.effect, seeds, None, names(judgements), why, (low, high))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from harness import units
@@ -27,7 +27,8 @@ class Judgement:
     effect: in the claim's unit; low and high are nan if the interval is unknown. seeds: of the smaller side (for speed
     and memory: runs). items: evaluation items per model. records: names of the records used. why: the reason that
     nothing is decided, or a remark on the verdict; may be empty. range: where the claim puts the effect, its ends
-    infinite where it sets none; None if the claim is no such range.
+    infinite where it sets none; None if the claim is no such range. corrected: the decision if the interval is widened
+    for this many comparisons; None where there is no interval to widen.
     """
 
     decision: Decision
@@ -37,6 +38,7 @@ class Judgement:
     records: tuple[str, ...] = ()
     why: str = ""
     range: tuple[float, float] | None = None
+    corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
 
 
 Rule = Callable[[Evidence], Judgement]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.articles.rules import STRADDLES, adapt_settings, train_settings
+from harness.articles.rules import adapt_settings, judged_ratio, train_settings
 from harness.record import Record
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge
@@ -42,8 +42,7 @@ def judged(
     if found is None:
         means = [math.prod(sum(values) / len(values) for values in side) for side in (losses, reference)]
         return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")
-    decision = decide(found.interval)
-    return Judgement(decision, found.interval, seeds, None, used, STRADDLES if decision == OPEN else "")
+    return judged_ratio(found, decide, used)
 
 
 def higher(ratio: Interval) -> Decision:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.report.statistics.estimates import Interval, Statistic
+from harness.report.statistics.estimates import ALPHA, Interval, Statistic
 from harness.report.statistics.variances import Level, combined, moderated
 
 # Standard deviation of the log of a peak of memory from run to run, where no setting was run twice. Batches differ by
@@ -49,6 +49,11 @@ class Ratio(NamedTuple):
     @property
     def interval(self) -> Interval:
         return Interval(self.value, self.low, self.high)
+
+    def among(self, comparisons: int) -> Interval:
+        """The interval widened so that all of `comparisons` such intervals cover in 95% of studies (Bonferroni)."""
+        log = Statistic(math.log(self.value), self.error, self.freedom).interval(ALPHA / comparisons)
+        return Interval(self.value, *(math.exp(min(end, 700.0)) for end in (log.low, log.high)))
 
 
 def of_losses(losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Ratio | None:
