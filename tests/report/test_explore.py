@@ -306,6 +306,19 @@ def test_all_of_it_fits_a_phone(shown, page):
 
 
 @in_a_browser
+def test_the_label_of_an_axis_fits_a_phone(shown, page):
+    browser = shown(page)
+    browser.width(390)
+    browser.ask("document.getElementById('chart-score').scrollIntoView()")
+    browser.ask("new Promise((done) => setTimeout(done, 500))")
+    svg = "document.querySelector('#chart-score .plot svg')"
+    ends = f"[...{svg}.querySelectorAll('text')].map((text) => text.getBoundingClientRect().right)"
+    assert max(browser.ask(ends)) <= browser.ask(f"{svg}.getBoundingClientRect().right")
+    label = browser.ask(f"{svg}.querySelector('[aria-label=\"y-axis label\"]').textContent")
+    assert label == "↑ gsm8k exact_match strict-match (%)"
+
+
+@in_a_browser
 def test_columns_are_hidden_and_shown(shown, page):
     browser = shown(page)
     box = "document.querySelectorAll('#best-table-column-1')[0]"

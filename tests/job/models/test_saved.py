@@ -164,7 +164,7 @@ def test_the_card_says_what_the_record_says(kept):
     assert head.splitlines() == ['library_name: "peft"', 'pipeline_tag: "text-generation"', 'tags: ["lora"]']
     (acc, _) = found.scores
     assert f"| facts | acc | none | {acc.value:.4g} | {acc.stderr:.4g} | 2 | 0 | 1.0 |" in rest
-    assert f"| validation loss | {found.validation[-1].loss:.4g} nats a token |" in rest
+    assert f"| validation loss | {found.validation[-1].loss:.4g} nats per token |" in rest
     assert f"| torch | {torch.__version__} |" in rest
     assert "peak memory of tensors" in rest
     assert "PeftModel.from_pretrained(base" in rest

@@ -42,6 +42,12 @@ const charts = (() => {
     return made;
   }
 
+  // An axis' label that fits the chart: without what follows its last comma where it is too long, then cut.
+  function fitted(label, width) {
+    const most = Math.floor((width - 10) / 6.6); // letters of 12 pixels
+    return label.length <= most ? label : short(label.replace(/, [^,]*$/, ""), most);
+  }
+
   // What is known of the point nearest to the pointer, in lines that fit the chart.
   function tip(points, options, width) {
     return Plot.tip(points, Plot.pointer({ lineWidth: width < 500 ? 11 : 24, ...options }));
@@ -82,7 +88,7 @@ const charts = (() => {
   const shows = (setting, but) => String(setting.place) === state.get("at") && filters.shows(setting.index, but);
   const grey = (setting) => card.fits(setting) === "no";
 
-  return { frame, plot, tip, apart, select, swatches, shows, grey };
+  return { frame, plot, fitted, tip, apart, select, swatches, shows, grey };
 })();
 
 const GREY = "var(--line)";

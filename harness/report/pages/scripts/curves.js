@@ -26,7 +26,7 @@
     return charts.plot({
       width, height: 320, marginLeft: 52, marginRight: width < 500 ? 60 : 90, marginBottom: 40, marginTop: 30,
       x: { ...options.x, type: "log", grid: true },
-      y: { label: options.up, domain, clamp: true, nice: true, grid: true },
+      y: { label: charts.fitted(options.up, width), domain, clamp: true, nice: true, grid: true },
       ariaLabel: `${options.up} by ${options.x.label}`,
       marks: [
         Plot.line(known, { x: "x", y: "y", z: (point) => point.method.name, stroke: (point) => point.method.colour, strokeWidth: 1.5 }),

@@ -77,8 +77,8 @@
     const labels = narrow ? [] : chosen.length <= 12 ? chosen : best; // of many methods those that no other beats
     const plot = charts.plot({
       width, height: Math.min(460, Math.max(320, width * 0.55)), marginLeft: 52, marginRight: narrow ? 20 : 70, marginBottom: 40, marginTop: 30,
-      x: { label: across.label, type: across.log ? "log" : "linear", grid: true, nice: true, tickFormat: across.log ? "~s" : undefined, ticks: narrow ? 4 : undefined },
-      y: { label: up.label, type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
+      x: { label: charts.fitted(across.label, width), type: across.log ? "log" : "linear", grid: true, nice: true, tickFormat: across.log ? "~s" : undefined, ticks: narrow ? 4 : undefined },
+      y: { label: charts.fitted(up.label, width), type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
       ariaLabel: `${up.label} against ${across.label}`,
       marks: [
         Plot.ruleY(level, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
