@@ -9,6 +9,7 @@ import pytest
 
 from harness.config import ROOT
 from harness.record import read_study
+from harness.report.articles import find
 
 sys.path.append(str(ROOT / "docs"))
 import published
@@ -42,6 +43,10 @@ def test_pages_have_all_tables():
         ("decided", "lora_without_regret"),
         ("article", "reference/smollm2"),
     ]
+
+
+def test_the_readme_counts_the_claims_of_the_article():
+    assert f"makes {len(find('beyond_lora').claims)} claims" in README.read_text(encoding="utf-8")
 
 
 def test_the_committed_study_is_whole():

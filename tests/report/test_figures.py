@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -196,6 +197,19 @@ def test_differences_from_the_best_method_and_what_the_tests_say_of_them():
     assert titles("differences", records, QUICKSTART) == [
         "full, qlora and base are worse than lora; dora and galore are not decided"
     ]
+
+
+@pytest.mark.parametrize("name", ["differences", "memory", "throughput", "accuracy_memory"])
+def test_two_methods_have_room(name):
+    """matplotlib warns where titles and labels leave none for the panel."""
+    found, _ = read_study(QUICKSTART)
+    pair = [record for record in found if record.cell.method in ("lora", "dora")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = FIGURES[name](pair, QUICKSTART)
+        drawn.png()
+    (panel,) = drawn.figure.axes
+    assert panel.get_window_extent().height > 0.15 * drawn.figure.get_window_extent().height
 
 
 # Ranks and learning rates
