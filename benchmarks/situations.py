@@ -377,8 +377,11 @@ LAYERS = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"rat
 @situation(
     "ratios of losses",
     **{f"{n} seeds, {tail}": {"seeds": n, "tail": tail} for n in (2, 3, 10) for tail in ("normal", "t")},
+    **{f"{n} seeds, normal, seeds move all by 5%": {"seeds": n, "tail": "normal", "shared": 0.05} for n in (2, 3, 10)},
 )
-def ratio_of_losses(draw, seeds, tail) -> Outcome:
+def ratio_of_losses(draw, seeds, tail, shared=0.0) -> Outcome:
+    """shared: how much a seed changes both losses, which the interval need not know."""
     noise = (lambda: draw.normal(0, 0.01, seeds)) if tail == "normal" else (lambda: draw.standard_t(4, seeds) * 0.007)
-    found = statistics.of_losses([np.exp(noise())], [np.exp(noise())])
-    return {"covers": found.low <= 1 <= found.high}
+    common = draw.normal(0, shared, seeds)
+    found = statistics.of_losses(*([dict(enumerate(np.exp(common + noise())))] for _ in range(2)))
+    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low}

@@ -357,14 +357,26 @@ def test_equal_methods_are_rarely_told_from_the_best(means):
 # Ratios
 
 
-def test_the_ratio_of_losses_shrinks_the_spread_of_both_sides():
-    ones, others = [2.0, 2.2, 1.8], [1.0, 1.1, 0.9]
+def test_losses_are_compared_within_each_seed():
+    """A hard seed is hard for both: losses that differ by 20% from seed to seed, and by 1% beyond it."""
+    ones, others = {0: 2.0, 1: 2.4, 2: 1.6}, {0: 1.0, 1: 1.21, 2: 0.79, 3: 5.0}
+    found = statistics.of_losses([ones], [others])
+    within = np.log([ones[seed] / others[seed] for seed in range(3)])
+    half = scipy_stats.t.ppf(0.975, 2) * np.std(within, ddof=1) / 3**0.5
+    assert found.value == pytest.approx(np.exp(within.mean()))
+    assert (found.low, found.high) == pytest.approx((np.exp(within.mean() - half), np.exp(within.mean() + half)))
+    assert found.units == 3
+    assert found.high / found.low < 1.06
+
+
+def test_the_ratio_of_losses_of_other_seeds_shrinks_the_spread_of_both_sides():
+    ones, others = dict(enumerate([2.0, 2.2, 1.8])), dict(enumerate([1.0, 1.1, 0.9], 3))
     found = statistics.of_losses([ones], [others])
     assert found.value == pytest.approx(2.0)
-    half = scipy_stats.t.ppf(0.975, 4) * (2 * np.var(np.log(ones), ddof=1) / 3) ** 0.5
+    half = scipy_stats.t.ppf(0.975, 4) * (2 * np.var(np.log(list(ones.values())), ddof=1) / 3) ** 0.5
     assert (found.low, found.high) == pytest.approx((2 * np.exp(-half), 2 * np.exp(half)), rel=1e-6)
     assert found.freedom == pytest.approx(4, abs=1e-3)  # two samples that vary alike are one estimate
-    assert statistics.of_losses([[2.0, 2.2]], [[1.0]]) is None
+    assert statistics.of_losses([{0: 2.0, 1: 2.2}], [{0: 1.0}]) is None
 
 
 def peaks(values, rates=3):

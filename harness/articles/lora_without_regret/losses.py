@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 from harness.articles.rules import adapt_settings, judged_ratio, train_settings
 from harness.record import Record
@@ -17,9 +18,9 @@ Decide = Callable[[Interval], Decision]
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
-def last_losses(records: Sequence[Record]) -> list[float]:
-    """The last validation losses of records that differ in their seeds, nats per token."""
-    return [record.validation[-1].loss for record in records if record.validation]
+def last_losses(records: Sequence[Record]) -> dict[int | None, float]:
+    """The last validation loss by seed of records that differ in their seeds, nats per token."""
+    return {record.cell.seed: record.validation[-1].loss for record in records if record.validation}
 
 
 def penalty(ones: Sequence[Record], others: Sequence[Record], decide: Decide) -> Judgement:
@@ -28,8 +29,8 @@ def penalty(ones: Sequence[Record], others: Sequence[Record], decide: Decide) ->
 
 
 def judged(
-    losses: Sequence[Sequence[float]],
-    reference: Sequence[Sequence[float]],
+    losses: Sequence[Mapping[int | None, float]],
+    reference: Sequence[Mapping[int | None, float]],
     records: Sequence[Record],
     decide: Decide,
 ) -> Judgement:
@@ -40,7 +41,7 @@ def judged(
         return Judgement(OPEN, None, 0, None, used, "No validation losses")
     found = statistics.of_losses(losses, reference)
     if found is None:
-        means = [math.prod(sum(values) / len(values) for values in side) for side in (losses, reference)]
+        means = [math.prod(fmean(values.values()) for values in side) for side in (losses, reference)]
         return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")
     return judged_ratio(found, decide, used)
 

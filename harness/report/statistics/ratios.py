@@ -15,6 +15,7 @@ from harness.report.statistics.variances import Level, combined, moderated
 # Standard deviation of the log of a peak of memory from run to run, where no setting was run twice. Batches differ by
 # seed: in results/reference/smollm2 by 1.1% at most.
 SINGLE_RUN_SPREAD = 0.015
+PAIRED_SEEDS = 3  # common seeds from which on losses are compared within each: of two, Student's t would be 12.7
 
 
 class MemoryPeak(NamedTuple):
@@ -56,16 +57,27 @@ class Ratio(NamedTuple):
         return Interval(self.value, *(math.exp(min(end, 700.0)) for end in (log.low, log.high)))
 
 
-def of_losses(losses: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]) -> Ratio | None:
-    """The ratio of two products of mean losses, each factor with one loss a seed; None without two seeds of each.
+def of_losses(
+    losses: Sequence[Mapping[Hashable, float]], reference: Sequence[Mapping[Hashable, float]]
+) -> Ratio | None:
+    """The ratio of two products of mean losses, each factor with one loss by seed; None without two seeds of each.
 
-    The spread from seed to seed is shrunk over all factors.
+    Runs of one seed saw the same batches in the same order, so much of what a seed changes is common to all factors.
+    Where all factors have three seeds or more in common, the ratio is taken within each seed, and Student's t is over
+    these ratios. Of fewer common seeds that would tell too little; the spread from seed to seed is then shrunk over all
+    factors.
     """
     factors = [*losses, *reference]
     if min(map(len, factors)) < 2:
         return None
-    logs = [np.log(factor) for factor in factors]
-    statistic = _contrast(logs, [1] * len(losses) + [-1] * len(reference))
+    signs = [1] * len(losses) + [-1] * len(reference)
+    common = set.intersection(*(set(factor) for factor in factors))
+    if len(common) >= PAIRED_SEEDS:
+        logs = np.log([[factor[seed] for seed in sorted(common)] for factor in factors])
+        within = np.array(signs) @ logs
+        error = float(within.std(ddof=1)) / len(within) ** 0.5
+        return _exp(Statistic(float(within.mean()), error, len(within) - 1.0), len(within))
+    statistic = _contrast([np.log(list(factor.values())) for factor in factors], signs)
     return _exp(statistic, min(map(len, factors)))
 
 
