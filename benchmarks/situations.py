@@ -322,6 +322,20 @@ def best_rate(draw, curve, seeds) -> Outcome:
     return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
 
 
+@situation("best learning rates, the last rate diverges", **{f"{n} seeds": {"seeds": n} for n in (2, 3)})
+def best_beside_divergence(draw, seeds) -> Outcome:
+    """As "steeper above", but at the highest rate losses are fourfold and differ by a quarter from seed to seed."""
+    curve = SHAPES["steeper above"]
+    rates = np.log(2.5) * (np.arange(5) - 1 + draw.uniform(-1, 0))
+    levels = draw.normal(0, 0.05, seeds)
+    losses = {np.exp(u): dict(enumerate(1 + 0.1 * curve(u) + levels + draw.normal(0, 0.02, seeds))) for u in rates}
+    losses[np.exp(rates[-1])] = dict(enumerate(4 + draw.normal(0, 1, seeds)))
+    found = statistics.optimum(losses)
+    if isinstance(found, str):
+        return {"covers": np.nan, "ratio": np.nan}
+    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
+
+
 TEN = {"30.5 times": {"times": 30.5, "wrong": SUPPORTED}, "29.5 times": {"times": 29.5, "wrong": REFUTED}}
 
 

@@ -471,6 +471,29 @@ def test_four_rates_and_three_are_less_sure_than_five():
     assert len(set(widths)) == 3
 
 
+def test_a_rate_at_which_runs_lost_their_way_does_not_blur_the_best_one():
+    """Losses of LoRA in results/reference/study_lr; at the highest rate seeds differ ten times as much as elsewhere."""
+    near = {2e-4: [0.449, 0.479], 5e-4: [0.383, 0.359], 1.2e-3: [0.401, 0.381], 3e-3: [0.605, 0.546]}
+    losses = {rate: dict(enumerate(both)) for rate, both in near.items()}
+    found = statistics.optimum(losses | {8e-3: {0: 1.765, 1: 1.438}})
+    assert found == statistics.optimum(losses)
+    assert 4e-4 < found.low < found.value < found.high < 1.2e-3
+    with_it = statistics.optimum(losses | {8e-3: {0: 0.8, 1: 0.74}})  # not lost: five rates
+    assert with_it != found
+
+
+def test_the_ratio_of_best_rates_is_unknown_where_one_of_them_is():
+    known, above = statistics.Interval(2e-5, 1e-5, 4e-5), statistics.Interval(2e-4, 1e-4, np.inf)
+    found = statistics.ratio_of_optima(above, known)
+    assert found.value == pytest.approx(10)
+    assert 0 < found.low < 10
+    assert found.high == np.inf
+    assert statistics.ratio_of_optima(known, above).low == 0
+    below = statistics.Interval(2e-4, 0.0, 4e-4)
+    assert statistics.ratio_of_optima(below, known).low == 0
+    assert statistics.ratio_of_optima(known, below).high == np.inf
+
+
 def test_an_optimum_outside_of_the_grid_is_none():
     assert "end of the rates" in statistics.optimum(parabola(1e-3))
     assert statistics.optimum({}) == "No validation losses by learning rate"

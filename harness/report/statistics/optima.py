@@ -12,8 +12,9 @@ from harness.report.statistics.estimates import ALPHA, Interval, quantile
 
 TINY = 1e-4  # logarithms of rates closer than this are equal
 POINTS = 5  # rates around the best one through which the curve goes
+DIVERGED = 3.0  # times the least mean loss: runs that lost their way there differ far more from seed to seed
 # The least half-width of an interval, in steps of the grid, by the number of rates: what a curve through so few misses
-LEAST = {3: 0.5, 4: 0.25, 5: 0.1}
+LEAST = {3: 0.5, 4: 0.15, 5: 0.1}
 
 
 def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
@@ -22,8 +23,9 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     losses: by rate and seed. Seeds that have a loss at every rate count, and are paired: a seed's own level is no
     noise.
 
-    A polynomial in log(rate) goes through the mean losses of the best rate and its neighbours, five in all. A parabola
-    would be surer and wrong: a loss rises faster above its best rate than below. The interval has the rates around the
+    A polynomial in log(rate) goes through the mean losses of the best rate and its neighbours, five in all, or fewer
+    where losses have trebled beyond the next ones. A parabola would be surer and wrong: a loss rises faster above its
+    best rate than below. The interval has the rates around the
     least of the curve at which its slope can't be told from 0: Fieller's (J. R. Stat. Soc. B 16, 1954) of a parabola.
     The error is of how curves differ between seeds. Where the slope can't be told from 0 up to the last of the five
     rates the end is 0 or infinite.
@@ -35,11 +37,16 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
     if len(rates) == 1:
         return "One rate"
     table = np.array([[losses[rate][seed] for rate in rates] for seed in seeds])
-    best = int(table.mean(axis=0).argmin())
+    means = table.mean(axis=0)
+    best = int(means.argmin())
     if best in (0, len(rates) - 1):
         return "The best rate is at an end of the rates tried"
     x = np.log(rates)
-    start = min(max(0, best - POINTS // 2), max(0, len(rates) - POINTS))
+    lost = [i for i in range(len(rates)) if means[i] >= DIVERGED * means[best]]
+    first = max((i + 1 for i in lost if i < best - 1), default=0)
+    beyond = min((i for i in lost if i > best + 1), default=len(rates))
+    x, table, best = x[first:beyond], table[:, first:beyond], best - first
+    start = min(max(0, best - POINTS // 2), max(0, len(x) - POINTS))
     near = slice(start, start + POINTS)
     value, low, high = _least(x[near], table[:, near], best - start)
     margin = LEAST[len(x[near])] * (x[best + 1] - x[best - 1]) / 2
@@ -47,11 +54,17 @@ def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
 
 
 def ratio_of_optima(one: Interval, other: Interval) -> Interval:
-    """The ratio of two rates, its interval from theirs: MOVER (Donner & Zou, Stat. Methods Med. Res. 21, 2012)."""
-    (a, al, ah), (b, bl, bh) = (np.log(np.maximum(rates, 1e-300)) for rates in (one, other))
-    low = a - b - math.hypot(a - al, bh - b)
-    high = a - b + math.hypot(ah - a, b - bl)
-    return Interval(math.exp(a - b), math.exp(low) if low > -690 else 0.0, math.exp(high) if high < 690 else math.inf)
+    """The ratio of two rates, its interval from theirs: MOVER (Donner & Zou, Stat. Methods Med. Res. 21, 2012).
+
+    An end is 0 or infinite where it rests on one that is.
+    """
+    a, b = math.log(one.value), math.log(other.value)
+    low, high = 0.0, math.inf
+    if one.low > 0 and other.high < math.inf:
+        low = math.exp(a - b - math.hypot(a - math.log(one.low), math.log(other.high) - b))
+    if one.high < math.inf and other.low > 0:
+        high = math.exp(a - b + math.hypot(math.log(one.high) - a, b - math.log(other.low)))
+    return Interval(math.exp(a - b), low, high)
 
 
 def _least(x: np.ndarray, table: np.ndarray, best: int) -> tuple[float, float, float]:
