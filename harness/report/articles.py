@@ -20,7 +20,7 @@ import pandas as pd
 from harness import units
 from harness.errors import one_of
 from harness.record import Record
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict, enough_seeds
 from harness.report.evidence import Evidence
 from harness.report.pairwise import Items
 from harness.report.statistics import Interval
@@ -85,7 +85,7 @@ class Article:
             caption=[
                 *(f"{claim.name}: {claim.text}." for claim in dict.fromkeys(v.claim for v in verdicts)),
                 *(f"{_where(v, columns)}: {v.judgement.why}." for v in remarks),
-                *(f"{_where(v, columns)}: {v.judgement.why}. To decide it, run `{command(v.claim)}`." for v in open_),
+                *(f"{_where(v, columns)}: {v.judgement.why}. To decide it, run {_deciding(v)}." for v in open_),
                 f"Source: {self.source}.",
                 *self.caption,
                 "--format csv names the records.",
@@ -138,6 +138,14 @@ def effect_text(verdict: Verdict) -> str:
         return shown(effect.value)
     low, high = (("any" if math.isinf(end) else shown(end).removesuffix(" points")) for end in effect[1:])
     return f"{shown(effect.value)} ({low} to {high})"
+
+
+def _deciding(verdict: Verdict) -> str:
+    """The command, with as many seeds as are enough where that can be told."""
+    seeds = enough_seeds(verdict.judgement)
+    if seeds is None:
+        return f"`{command(verdict.claim)}`"
+    return f"`{command(verdict.claim)} seed={','.join(map(str, range(seeds)))}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

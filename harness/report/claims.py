@@ -18,6 +18,7 @@ from harness.report.statistics import Interval
 
 Decision = Literal["supported", "refuted", "depends", "not decided"]
 SUPPORTED, REFUTED, DEPENDS, OPEN = "supported", "refuted", "depends", "not decided"
+MOST_SEEDS = 30  # more are no advice
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,27 @@ def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> D
     if low < effect.low and effect.high < high:
         return SUPPORTED
     return REFUTED if effect.high < low or effect.low > high else OPEN
+
+
+def enough_seeds(judgement: Judgement) -> int | None:
+    """How many seeds would decide, if the effect stays and its interval shrinks with the square root of their number.
+
+    None of scores, whose errors are of items as well, where the claim is no range or the interval has no end on the
+    side of a limit, and where more than MOST_SEEDS would be needed.
+    """
+    effect, limits = judgement.effect, judgement.range
+    if judgement.decision != OPEN or not judgement.seeds or judgement.items or effect is None or limits is None:
+        return None
+    inside = limits[0] < effect.value < limits[1]
+    limits = [limit for limit in limits if math.isfinite(limit)]
+    value, low, high = effect
+    if min(value, *limits) > 0:  # a ratio or a rate: its interval is one of logarithms
+        value, low, high, *limits = (math.log(number) if number > 0 else -math.inf for number in (*effect, *limits))
+    if not inside:
+        limits = [min(limits, key=lambda limit: abs(limit - value))]
+    lacks = [(high - value if limit > value else value - low) / (abs(limit - value) or 1e-9) for limit in limits]
+    needed = judgement.seeds * max(lacks) ** 2
+    return math.ceil(needed) if judgement.seeds < needed <= MOST_SEEDS else None
 
 
 def lacking(*what: str) -> Judgement:

@@ -20,7 +20,7 @@ from harness.articles.rules import better
 from harness.config import ROOT
 from harness.record import Kinds, SmallerBatches, read_study, write
 from harness.report.articles import effect_text
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, judge
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, enough_seeds, judge
 from harness.report.statistics import Interval
 from harness.report.tables.formats import render
 from harness.sweep.app.grid import points
@@ -45,6 +45,30 @@ def memories(study, **mib):
 
 
 # Decisions
+
+
+@pytest.mark.parametrize(
+    ("effect", "limits", "seeds"),
+    [
+        (Interval(20, 10, 40), (3, 30), 6),  # 1 + (log 2 / log 1.5)² × 2
+        (Interval(40, 20, 80), (3, 30), 12),
+        (Interval(20, 10, math.inf), (3, 30), None),
+        (Interval(20, 10, math.inf), (30, math.inf), None),
+        (Interval(45, 20, math.inf), (3, 30), 9),  # its upper end does not matter
+        (Interval(31, 20, 80), (3, 30), None),  # too near to the limit
+        (Interval(0.02, -0.02, 0.06), (0.0, math.inf), 8),
+        (Interval(20, math.nan, math.nan), (3, 30), None),
+        (Interval(10, 9, 11), (3, 30), None),  # decided
+    ],
+)
+def test_seeds_that_are_enough_if_the_effect_stays(effect, limits, seeds):
+    judged = Judgement(judge(effect, *limits), effect, 2, range=limits)
+    assert enough_seeds(judged) == seeds
+
+
+def test_more_seeds_are_not_all_that_scores_need():
+    effect = Interval(0.02, -0.02, 0.06)
+    assert enough_seeds(Judgement(OPEN, effect, 2, 500, range=(0.0, math.inf))) is None
 
 
 @pytest.mark.parametrize(
