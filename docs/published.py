@@ -34,6 +34,7 @@ BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURES = {  # by name of the file: figure, study
     "pareto": ("accuracy_memory", "reference/quickstart"),
     "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
+    "rates": ("lr_methods", "reference/study_lr"),
     "seeds": ("accuracy_memory", "reference/smollm2"),
     "memory": ("memory", "reference/smollm2"),
 }

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from harness.record import short
 from harness.report.figures.messages import change_with_rank
@@ -25,10 +24,8 @@ from harness.report.figures.style import (
     left_out,
     looks,
     place_panels,
-    plain,
 )
 from harness.report.select import Choice, select
-from harness.units import significant
 
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
@@ -54,7 +51,7 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
             for choice in study.rows.choices
             if choice.place == place and choice.method in UNRANKED and (of := study.estimate(choice, score))
         }
-        scales[place] = (f"validation loss ({study.loss_unit(place)})", 1.0)
+        scales[place] = (f"validation loss\n({study.loss_unit(place)})", 1.0)
         if score:
             values = [value for points in curves.values() for value, _ in points.values()]
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
@@ -116,14 +113,17 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     if not found:
         return None
     messages = {place: _best_rates(place, choices, study.rows.choices) for place, choices in found.items()}
-    most = max(len({choice.method for choice in choices}) for choices in found.values())
-    made, panels = place_panels(messages, height=0.9 + 0.2 * most)
-    for choices, axes in zip(found.values(), panels, strict=False):
-        _lr_methods(axes, choices, study.rows.choices)
+    made, panels = place_panels(messages, height=2.3)
+    look, handles = looks(study.methods), {}
+    for (place, choices), axes in zip(found.items(), panels, strict=False):
+        handles |= _lr_methods(axes, choices, study.rows.choices, look)
+        axes.set(xlabel="learning rate", ylabel=f"validation loss\n({study.loss_unit(place)})")
+    add_legend(made, handles)
     return Drawn(
         made,
-        f"Validation loss ({study.loss_unit(*found)}, mean over seeds) by method and learning rate; darker is lower. "
-        "Frame: the rate chosen for the method. Hatching: rates at which not every seed finished." + left_out(found),
+        "Validation loss by learning rate, mean over seeds, each method at its best rank for the rate. Ring: the rate "
+        "chosen for the method. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
+        "are far above the others." + left_out(found),
     )
 
 
@@ -138,40 +138,30 @@ def _best_rates(place: Place, choices: Sequence[Choice], best: Sequence[Choice])
     return "Chosen rates: " + ", ".join(f"{method} {short(lr)}" for method, lr in rates.items())
 
 
-RATES = 12  # of more, losses are shown by colours alone: their numbers would hide each other
-
-
-def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice]) -> None:
-    methods = list(dict.fromkeys(choice.method for choice in choices))
-    rates = sorted({choice.key[1] for choice in choices})
-    losses = np.full((len(methods), len(rates)), np.nan)
-    for choice in choices:
-        losses[methods.index(choice.method), rates.index(choice.key[1])] = (
-            np.nan if choice.loss is None else choice.loss
-        )
-    known = losses[~np.isnan(losses)]
+def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice], look: dict[str, Look]) -> dict[str, Any]:
+    """Draws losses by rate; returns the legend handle of each method."""
+    handles, chosen = {}, {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
+    for method in dict.fromkeys(choice.method for choice in choices):
+        own = sorted((c for c in choices if c.method == method), key=lambda choice: choice.key[1])
+        known = {choice.key[1]: choice.loss for choice in own if choice.loss is not None}
+        style = {"color": look[method].colour, "marker": look[method].marker, "linestyle": look[method].line}
+        (handles[method],) = axes.plot(list(known), list(known.values()), markersize=4, **style)
+        for rate in (rate for rate in known if (method, rate) in chosen):
+            axes.plot(rate, known[rate], "o", markersize=10, mfc="none", color=look[method].colour)
+        for rate in (choice.key[1] for choice in own if choice.loss is None):
+            above = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot(rate, 1.0, "x", color=look[method].colour, **above)
+    losses = [choice.loss for choice in choices if choice.loss is not None]
+    at_best = [
+        choice.loss for choice in choices if choice.loss is not None and (choice.method, choice.key[1]) in chosen
+    ]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
-    norm = Normalize(known.min(), max(np.quantile(known, 0.75), known.min() + 1e-9))
-    axes.imshow(losses, cmap="cividis", norm=norm, aspect="auto")
-    framed = {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
-    step = -(-len(rates) // RATES)
-    for choice in choices:
-        x, y = rates.index(choice.key[1]), methods.index(choice.method)
-        style: dict[str, Any] = {"color": "black"}
-        if choice.loss is None:
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.95", edgecolor="0.6", hatch="////"))
-            style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        elif norm(choice.loss) < 0.5:
-            style["color"] = "white"
-        if (choice.method, choice.key[1]) in framed:
-            style["fontweight"] = "bold"
-            for colour, width in (("black", 3), ("white", 1.2)):  # visible on dark and on light
-                frame = {"fill": False, "edgecolor": colour, "linewidth": width}
-                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
-        text = ", ".join(choice.lost) if choice.loss is None else significant(choice.loss)
-        if step == 1:
-            axes.text(x, y, text, ha="center", va="center", fontsize=6, **style)
-    axes.set_xticks(range(0, len(rates), step), labels=[short(value) for value in rates[::step]])
-    axes.set_yticks(range(len(methods)), labels=[plain(method, 24) for method in methods])
-    axes.set_xlabel("learning rate")
-    axes.grid(False)
+    low, high = min(losses), max([np.quantile(losses, 0.75), *at_best])
+    margin = 0.12 * (high - low) or 0.1 * low
+    axes.set_ylim(low - margin, high + margin)
+    rates = [choice.key[1] for choice in choices]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(rates) > 30 * min(rates) else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(rate)))
+    axes.minorticks_off()
+    return handles
