@@ -211,8 +211,15 @@ def judged_ratio(found: Ratio, decide: Callable[[Interval], Decision], used: tup
     """The judgement by `decide` on a measured ratio. used: names of its records."""
     decision = decide(found.interval)
     why = STRADDLES if decision == OPEN else ""
-    corrected = lambda settings: decide(found.among(settings))  # noqa: E731
-    return Judgement(decision, found.interval, found.units, None, used, why, corrected=corrected)
+    return Judgement(
+        decision,
+        found.interval,
+        found.units,
+        None,
+        used,
+        why,
+        corrected=lambda settings: decide(found.among(settings)),
+    )
 
 
 def _alike(

@@ -151,10 +151,9 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice], look:
         for rate in (choice.key[1] for choice in own if choice.loss is None):
             above = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(rate, 1.0, "x", color=look[method].colour, **above)
-    losses = [choice.loss for choice in choices if choice.loss is not None]
-    at_best = [
-        choice.loss for choice in choices if choice.loss is not None and (choice.method, choice.key[1]) in chosen
-    ]
+    finished = [choice for choice in choices if choice.loss is not None]
+    losses = [choice.loss for choice in finished]
+    at_best = [choice.loss for choice in finished if (choice.method, choice.key[1]) in chosen]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
     low, high = min(losses), max([np.quantile(losses, 0.75), *at_best])
     margin = 0.12 * (high - low) or 0.1 * low
