@@ -141,7 +141,7 @@ gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (for one 
 
 # Situations that were not run keep what was measured before: make validity VALIDITY='--studies 100 --only letters'
 VALIDITY ?=
-validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about 15 minutes on one core)
+validity: $(VENV)/installed ## How often verdicts are wrong, in simulated studies: benchmarks/VALIDITY.md (about 45 minutes on one core)
 	$(VENV)/bin/python benchmarks/validity.py $(VALIDITY)
 
 halving: $(VENV)/installed ## What stop=asha saves, and how often it finds the same setting: benchmarks/HALVING.md (about 30 minutes on 2 cores)

@@ -1,6 +1,6 @@
 """How often verdicts, letters and intervals are wrong, in simulated studies whose truth is known.
 
-    make validity                                       # about a quarter of an hour on one core
+    make validity                                       # about three quarters of an hour on one core
     python benchmarks/validity.py --studies 100 --only dora
 
 Each study is made of records, and goes through the functions that `table` and `claims` use. Each line is a situation in

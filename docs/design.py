@@ -7,6 +7,7 @@ grids in sweeps/ and the records in results/. tests/house/test_study_design.py h
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 import sys
 from collections import defaultdict
@@ -76,6 +77,7 @@ def _learned(record: Record) -> float | None:
     return None if name is None else scores[name]
 
 
+@functools.cache  # of the page, and of the test of their sum
 def costs(pattern: str) -> str:
     """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py, and how many of
     the cells are recorded in results/reference."""

@@ -134,6 +134,7 @@ def test_the_gpu_tests_are_found_and_counted(tmp_path, on_cpu, monkeypatch):
     assert "test_two.py::test_it" in found.detail
 
 
+@pytest.mark.long
 def test_a_trainer_and_kernels_are_measured_beside_the_cells(on_cpu, monkeypatch):
     def here(_: Bench, what: str, **request) -> dict:
         """In this process, which has the libraries, and by JSON all the same."""

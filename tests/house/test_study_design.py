@@ -14,7 +14,10 @@ import design
 from decided import DECIDED_BY
 
 TEXT = design.PAGE.read_text(encoding="utf-8")
-BLOCKS = [(found[2], found[3]) for found in design.BLOCK.finditer(TEXT)]
+BLOCKS = [
+    pytest.param(found[2], found[3], marks=[pytest.mark.long] * (found[2] == "costs"))
+    for found in design.BLOCK.finditer(TEXT)
+]
 
 
 @pytest.mark.parametrize(("kind", "argument"), BLOCKS)
@@ -31,6 +34,7 @@ def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
             assert by.startswith("not decided: ") or (design.SWEEPS / f"{by}.yaml").is_file(), by
 
 
+@pytest.mark.long
 def test_the_studies_fit_into_twelve_hours():
     total = design.costs("study_*").splitlines()[-1].split("|")[-2]
     assert 0 < float(total) <= 12

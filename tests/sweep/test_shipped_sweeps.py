@@ -43,6 +43,7 @@ def test_the_sweeps_of_the_article_are_there():
     assert {"article", "rank", "alpha", "lr", "seeds", "forgetting", "facts", "memory"} <= set(GRIDS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_header_says_what_is_answered_how_many_cells_there_are_and_what_they_cost(name):
     said = header(name)

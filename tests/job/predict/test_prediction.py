@@ -453,6 +453,7 @@ TINY = (
 )
 
 
+@pytest.mark.long
 def test_plan_tells_and_launches_nothing(inside, tmp_path):
     done = inside("plan", "method=base,full,lora,galore", "rank=4,500", *TINY[:1], *TINY[2:], "--budget", "2GB")
     assert done.returncode == 0, done.stderr
@@ -479,6 +480,7 @@ def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     assert "train.precision=bf16 requires a GPU of compute capability 8.0 or more, got t4" in refused
 
 
+@pytest.mark.long
 def test_advice_fits_keeps_the_step_and_can_be_typed(inside, tmp_path):
     """Into a card with room for less than the whole step at once."""
     settings = (*TINY[:3], "train.batch_size=4", "train.grad_accum=8", "train.max_length=256", *TINY[4:])

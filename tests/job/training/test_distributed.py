@@ -74,7 +74,7 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
         ("full", 2e-6),
         pytest.param("lora train.gradient_checkpointing=true", 2e-6, marks=pytest.mark.long),
         pytest.param("muon", 1e-4, marks=pytest.mark.long),  # it rounds to bf16
-        ("qlora", 2e-6),
+        pytest.param("qlora", 2e-6, marks=pytest.mark.long),
     ],
 )
 def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
