@@ -53,8 +53,8 @@ class Ratio(NamedTuple):
 
     def among(self, comparisons: int) -> Interval:
         """The interval widened so that all of `comparisons` such intervals cover in 95% of studies (Bonferroni)."""
-        log = Statistic(math.log(self.value), self.error, self.freedom).interval(ALPHA / comparisons)
-        return Interval(self.value, *(math.exp(min(end, 700.0)) for end in (log.low, log.high)))
+        log = Statistic(math.log(self.value), self.error, self.freedom)
+        return _exp(log, self.units, ALPHA / comparisons).interval
 
 
 def of_losses(
@@ -183,6 +183,6 @@ def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], 
     return Statistic(value, None, math.inf)
 
 
-def _exp(statistic: Statistic, n: int) -> Ratio:
-    value, low, high = (math.exp(min(end, 700.0)) for end in statistic.interval())
+def _exp(statistic: Statistic, n: int, alpha: float = ALPHA) -> Ratio:
+    value, low, high = (math.exp(min(end, 700.0)) for end in statistic.interval(alpha))
     return Ratio(value, low, high, n, statistic.error, statistic.freedom)
