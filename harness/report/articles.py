@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from harness.report.evidence import Evidence
 from harness.report.pairwise import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
+from harness.report.tables.next_run import listed
 from harness.report.tables.table import Table
 
 FOLDER = Path(__file__).resolve().parents[1] / "articles"
@@ -145,7 +147,8 @@ def _deciding(verdict: Verdict) -> str:
     seeds = enough_seeds(verdict.judgement)
     if seeds is None:
         return f"`{command(verdict.claim)}`"
-    return f"`{command(verdict.claim)} seed={','.join(map(str, range(seeds)))}` ({seeds} seeds, if the effect stays)"
+    asked = shlex.quote(f"seed={listed(range(seeds))}")
+    return f"`{command(verdict.claim)} {asked}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

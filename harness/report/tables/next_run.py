@@ -20,12 +20,13 @@ def with_seeds(records: Sequence[Record], folder: Path | None, count: int) -> st
     used = {r.cell.seed for r in records if r.cell.seed is not None and r.confirmation == confirming}
     unused = (seed for seed in itertools.count() if seed not in used)
     seeds = sorted([*used, *itertools.islice(unused, max(0, count - len(used)))])
-    asked = ["--confirm", str(len(seeds))] if confirming else [f"seed={_listed(seeds)}"]
+    asked = ["--confirm", str(len(seeds))] if confirming else [f"seed={listed(seeds)}"]
     commands = repeated_sweeps(folder, asked) if folder else []
     return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(asked)}"
 
 
-def _listed(seeds: Sequence[int]) -> str:
+def listed(seeds: Sequence[int]) -> str:
+    """Seeds as an override writes them: many in a row as a range."""
     if len(seeds) > MOST_LISTED and list(seeds) == list(range(len(seeds))):
         return f"range(0,{len(seeds)})"
     return ",".join(map(str, seeds))
