@@ -45,8 +45,14 @@ class Study:
         start: float | None = None,
         status: str = "ok",
         confirmation: bool = False,
+        adapt: dict | None = None,
+        train: dict | None = None,
     ) -> Record:
-        """One cell. start: in minutes after the study's; confirmation: of a fresh seed of a chosen setting."""
+        """One cell.
+
+        start: in minutes after the study's. confirmation: of a fresh seed of a chosen setting. adapt, train: settings of
+        the adapter and of training that are not the defaults.
+        """
         lr = (lr or RATES.get(method, 2e-4)) if method != "base" else None
         rank = rank if method in ("lora", "qlora", "dora", "galore") else None
         made = _copy(template(method))
@@ -59,6 +65,10 @@ class Study:
             lr=lr,
             seed=seed if method != "base" else None,
         )
+        if adapt or train:
+            settings = made.cell.settings
+            changed = {"method": replace(settings.method, adapt=adapt), "train": replace(settings.train, **train or {})}
+            made.cell = replace(made.cell, settings=replace(settings, **changed))
         made.status, made.confirmation = status, confirmation
         if start is not None:
             made.started = datetime.fromtimestamp(1.7e9 + 60 * start, UTC).isoformat()

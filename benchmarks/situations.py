@@ -385,17 +385,56 @@ def low_rank_divergence(draw, more, wrong, alike) -> Outcome:
 
 # Losses
 
-LAYERS = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"ratio": 1.01, "wrong": REFUTED}}
+HIGHER = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"ratio": 1.01, "wrong": REFUTED}}
+FEW = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
+
+
+def tried(study: Study, draw: np.random.Generator, levels: np.ndarray, method: str, least: float, **settings) -> None:
+    """Three rates of a method, of which the middle one is best: losses differ by 3%, and seeds move all by `levels`."""
+    for step in (-1, 0, 1):
+        for seed, level in enumerate(levels):
+            loss = least * np.exp(level + 0.1 * step**2 + draw.normal(0, 0.03))
+            study.add(method, seed, lr=1e-4 * 3.0**step, loss=float(loss), **settings)
+
+
+@situation("layers-rank", **both(HIGHER, **FEW))
+def layers(draw, ratio, wrong, seeds) -> Outcome:
+    """ratio: of the loss of adapters on attention alone to that of adapters on all layers."""
+    study, levels = Study(draw), draw.normal(0, 0.03, seeds)
+    tried(study, draw, levels, "lora", 1.0)
+    tried(study, draw, levels, "lora", ratio, adapt={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]})
+    return verdict(study, "layers-rank", wrong, WITHOUT_REGRET)
+
+
+@situation("batch-penalty", **both(HIGHER, **FEW))
+def batches(draw, ratio, wrong, seeds) -> Outcome:
+    """ratio: of LoRA's penalty at a batch of 32 to that at a batch of 4."""
+    study, levels = Study(draw), draw.normal(0, 0.03, seeds)
+    for method, size, least in (("full", 4, 1.0), ("full", 32, 0.8), ("lora", 4, 1.1), ("lora", 32, 0.88 * ratio)):
+        tried(study, draw, levels, method, least, train={"batch_size": size})
+    return verdict(study, "batch-penalty", wrong, WITHOUT_REGRET)
 
 
 @situation(
     "ratios of losses",
     **{f"{n} seeds, {tail}": {"seeds": n, "tail": tail} for n in (2, 3, 10) for tail in ("normal", "t")},
-    **{f"{n} seeds, normal, seeds move all by 5%": {"seeds": n, "tail": "normal", "shared": 0.05} for n in (2, 3, 10)},
+    **{f"{n} seeds, normal, seeds move all by 5%": {"seeds": n, "shared": 0.05} for n in (2, 3, 10)},
+    **{
+        f"{n} seeds, {tail}, 4 other settings": {"seeds": n, "tail": tail, "others": 4}
+        for n in (2, 3)
+        for tail in ("normal", "t")
+    },
+    **{
+        f"{n} seeds, normal, 4 other settings, {kind}": {"seeds": n, "others": 4, "spread": spread}
+        for n in (2, 3)
+        for kind, spread in (("half vary twice as much", 2.0), ("half vary half as much", 0.5))
+    },
 )
-def ratio_of_losses(draw, seeds, tail, shared=0.0) -> Outcome:
-    """shared: how much a seed changes both losses, which the interval need not know."""
+def ratio_of_losses(draw, seeds, tail="normal", shared=0.0, others=0, spread=1.0) -> Outcome:
+    """shared: how much a seed changes all losses, which the interval need not know. spread: of half of the others."""
     noise = (lambda: draw.normal(0, 0.01, seeds)) if tail == "normal" else (lambda: draw.standard_t(4, seeds) * 0.007)
     common = draw.normal(0, shared, seeds)
-    found = statistics.of_losses(*([dict(enumerate(np.exp(common + noise())))] for _ in range(2)))
+    scales = [1.0, 1.0] + [spread if i % 2 else 1.0 for i in range(others)]
+    one, other, *field = (dict(enumerate(np.exp(common + scale * noise()))) for scale in scales)
+    found = statistics.of_losses([one], [other], field)
     return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low}

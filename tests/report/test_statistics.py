@@ -369,6 +369,29 @@ def test_losses_are_compared_within_each_seed():
     assert found.high / found.low < 1.06
 
 
+def test_the_spread_of_other_settings_makes_a_ratio_of_losses_of_two_seeds_sure():
+    """Two seeds leave one degree of freedom; four other settings add one each and keep the ratio."""
+    one, other = {0: 1.0, 1: 1.205}, {0: 1.0, 1: 1.22}
+    field = [{0: 1.0, 1: 1.21 + 0.01 * k} for k in range(-2, 2)]
+    alone, among = statistics.of_losses([one], [other]), statistics.of_losses([one], [other], field)
+    assert among.value == pytest.approx(alone.value)
+    assert alone.freedom == 1
+    assert among.freedom == pytest.approx(5)
+    changes = np.log([losses[1] / losses[0] for losses in (one, other, *field)])
+    pooled = np.std(changes, ddof=1) / 2**0.5  # of a ratio of two means over two seeds, were all settings alike
+    assert min(alone.error, pooled) < among.error < max(alone.error, pooled)
+    assert among.high / among.low < 1.04 < 1.17 < alone.high / alone.low
+    elsewhere = statistics.of_losses([one], [other], [{0: 1.0, 2: 9.0}])
+    assert elsewhere == alone, "a setting without both seeds tells nothing"
+
+
+def test_a_restless_pair_keeps_its_own_spread_among_calm_settings():
+    one, other = {0: 1.0, 1: 1.3, 2: 0.8, 3: 1.1}, {0: 1.3, 1: 0.9, 2: 1.2, 3: 0.7}
+    calm = [{seed: 1.0 + 0.001 * ((seed * k) % 3) for seed in range(4)} for k in range(1, 6)]
+    alone, among = statistics.of_losses([one], [other]), statistics.of_losses([one], [other], calm)
+    assert among.error == pytest.approx(alone.error, rel=0.05)
+
+
 def test_the_ratio_of_losses_of_other_seeds_shrinks_the_spread_of_both_sides():
     ones, others = dict(enumerate([2.0, 2.2, 1.8])), dict(enumerate([1.0, 1.1, 0.9], 3))
     found = statistics.of_losses([ones], [others])

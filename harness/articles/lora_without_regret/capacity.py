@@ -39,7 +39,9 @@ def rank_capacity(at: Evidence) -> Judgement:
     exceeded, sufficient = _exceeded(small), _exceeded(large)
     if exceeded is None or sufficient is None:
         return Judgement(OPEN, why="The information in the training data is unknown: no training losses")
-    behind, matching = penalty(small, reference, higher), penalty(large, reference, equal)
+    field = [reference, *adapters]
+    behind = penalty([small], [reference], higher, field)
+    matching = penalty([large], [reference], equal, field)
     used = names([behind, matching])
     seeds = min(behind.seeds, matching.seeds)
     if not exceeded or sufficient:

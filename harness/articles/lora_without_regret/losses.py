@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from harness.articles.rules import adapt_settings, judged_ratio, train_settings
@@ -23,23 +23,24 @@ def last_losses(records: Sequence[Record]) -> dict[int | None, float]:
     return {record.cell.seed: record.validation[-1].loss for record in records if record.validation}
 
 
-def penalty(ones: Sequence[Record], others: Sequence[Record], decide: Decide) -> Judgement:
-    """The ratio of the validation loss of `ones` to that of `others`, each with several seeds, judged by `decide`."""
-    return judged([last_losses(ones)], [last_losses(others)], [*ones, *others], decide)
-
-
-def judged(
-    losses: Sequence[Mapping[int | None, float]],
-    reference: Sequence[Mapping[int | None, float]],
-    records: Sequence[Record],
+def penalty(
+    ones: Sequence[Sequence[Record]],
+    others: Sequence[Sequence[Record]],
     decide: Decide,
+    field: Sequence[Sequence[Record]] = (),
 ) -> Judgement:
-    """The ratio of two products of mean losses, judged by `decide`. Needs two seeds of each to decide."""
-    used = tuple(record.cell.name for record in records)
+    """The ratio of the product of the validation losses of `ones` to that of `others`, judged by `decide`.
+
+    Each is the records of one setting, with several seeds: at least two decide. field: all settings that the rule
+    compares, whose spread from seed to seed counts too.
+    """
+    compared = [*ones, *others]
+    used = tuple(record.cell.name for group in compared for record in group)
+    losses, reference = ([last_losses(group) for group in side] for side in (ones, others))
     seeds = min(map(len, [*losses, *reference]))
     if seeds == 0:
         return Judgement(OPEN, None, 0, None, used, "No validation losses")
-    found = statistics.of_losses(losses, reference)
+    found = statistics.of_losses(losses, reference, [last_losses(group) for group in field if group not in compared])
     if found is None:
         means = [math.prod(fmean(values.values()) for values in side) for side in (losses, reference)]
         return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")

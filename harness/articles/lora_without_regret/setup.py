@@ -7,8 +7,6 @@ from collections.abc import Callable
 from harness.articles.lora_without_regret.losses import (
     batch_size,
     higher,
-    judged,
-    last_losses,
     on_all_layers,
     on_attention_alone,
     penalty,
@@ -54,7 +52,7 @@ def _attention_alone(at: Evidence, comparable: Callable[[Record, Record], bool],
     """
     attention, everything = _by_layers(at)
     pairs = [
-        (label.format(one[0].cell.rank), penalty(one, other, higher))
+        (label.format(one[0].cell.rank), penalty([one], [other], higher, [*attention, *everything]))
         for one in attention
         for other in everything
         if comparable(one[0], other[0])
@@ -87,7 +85,4 @@ def batch_penalty(at: Evidence) -> Judgement:
     if len(by_size) < 2:
         return lacking("lora and full with two batch sizes")
     (small_lora, small_full), (large_lora, large_full) = by_size[min(by_size)], by_size[max(by_size)]
-    numerators, denominators = (large_lora, small_full), (large_full, small_lora)
-    losses, reference = ([last_losses(group) for group in side] for side in (numerators, denominators))
-    records = [record for group in (*numerators, *denominators) for record in group]
-    return judged(losses, reference, records, higher)
+    return penalty([large_lora, small_full], [large_full, small_lora], higher)

@@ -15,7 +15,6 @@ from harness.report.statistics.variances import Level, combined, moderated
 # Standard deviation of the log of a peak of memory from run to run, where no setting was run twice. Batches differ by
 # seed: in results/reference/smollm2 by 1.1% at most.
 SINGLE_RUN_SPREAD = 0.015
-PAIRED_SEEDS = 3  # common seeds from which on losses are compared within each: of two, Student's t would be 12.7
 
 
 class MemoryPeak(NamedTuple):
@@ -58,27 +57,29 @@ class Ratio(NamedTuple):
 
 
 def of_losses(
-    losses: Sequence[Mapping[Hashable, float]], reference: Sequence[Mapping[Hashable, float]]
+    losses: Sequence[Mapping[Hashable, float]],
+    reference: Sequence[Mapping[Hashable, float]],
+    field: Sequence[Mapping[Hashable, float]] = (),
 ) -> Ratio | None:
-    """The ratio of two products of mean losses, each factor with one loss by seed; None without two seeds of each.
+    """The ratio of two products of as many mean losses, each with one loss by seed; None without two seeds of each.
 
-    Runs of one seed saw the same batches in the same order, so much of what a seed changes is common to all factors.
-    Where all factors have three seeds or more in common, the ratio is taken within each seed, and Student's t is over
-    these ratios. Of fewer common seeds that would tell too little; the spread from seed to seed is then shrunk over all
-    factors.
+    field: losses of other settings, whose spread counts too.
+
+    Runs of one seed saw the same batches in the same order, so much of what a seed changes is common to all of them:
+    the ratio is taken within each seed that all losses of the ratio have. Without two such seeds it is the ratio of
+    means, and the spread from seed to seed is shrunk over all losses.
     """
     factors = [*losses, *reference]
     if min(map(len, factors)) < 2:
         return None
     signs = [1] * len(losses) + [-1] * len(reference)
     common = set.intersection(*(set(factor) for factor in factors))
-    if len(common) >= PAIRED_SEEDS:
-        logs = np.log([[factor[seed] for seed in sorted(common)] for factor in factors])
-        within = np.array(signs) @ logs
-        error = float(within.std(ddof=1)) / len(within) ** 0.5
-        return _exp(Statistic(float(within.mean()), error, len(within) - 1.0), len(within))
-    statistic = _contrast([np.log(list(factor.values())) for factor in factors], signs)
-    return _exp(statistic, min(map(len, factors)))
+    if len(common) < 2:
+        statistic = _contrast([np.log(list(factor.values())) for factor in factors], signs)
+        return _exp(statistic, min(map(len, factors)))
+    rows = [*factors, *(other for other in field if common <= set(other))]
+    logs = np.log([[row[seed] for seed in sorted(common, key=str)] for row in rows])
+    return _exp(_within(logs, signs), len(common))
 
 
 def of_memory(
@@ -166,21 +167,31 @@ def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], 
     one, other = means[:2]
     common = [key for key in one if key in other]
     if len(common) > 1:
-        table = np.array([[side[key] for key in common] for side in means if all(key in side for key in common)])
-        gaps = table[0] - table[1]
-        own, n = float(np.var(gaps, ddof=1)), len(common)
-        variance, freedom = own, n - 1.0
-        if len(table) > 2:
-            rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-            degrees = (len(table) - 1) * (n - 1)
-            pooled = 2 * float((rest**2).sum()) / degrees
-            if own <= 3 * pooled:  # else this pair is more restless than the others
-                variance, freedom = max(pooled, own / 3), float(degrees)
-        return Statistic(float(gaps.mean()), (variance / n) ** 0.5, freedom)
+        table = [[side[key] for key in common] for side in means if all(key in side for key in common)]
+        return _within(np.array(table), [1, -1])
     value = float(np.mean(list(one.values())) - np.mean(list(other.values())))
     if min(len(one), len(other)) > 1:
         return _contrast([np.array(list(side.values())) for side in (one, other)], [1, -1])._replace(value=value)
     return Statistic(value, None, math.inf)
+
+
+def _within(table: np.ndarray, signs: Sequence[int]) -> Statistic:
+    """The sum of signs × the first rows of `table` (rows, units), its mean over the units, with the error of that mean.
+
+    The signs sum to 0, so what a unit changes in all rows cancels. The variance over units is shrunk towards that of
+    all other contrasts of the rows, which two-way analysis of variance tells: what is left of rows and units.
+    """
+    sums = np.array(signs) @ table[: len(signs)]
+    own, n, size = float(np.var(sums, ddof=1)), len(sums), len(signs)
+    variance, freedom = own, n - 1.0
+    if len(table) > 2:
+        rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        others, degrees = float((rest**2).sum()) - own * (n - 1) / size, (len(table) - 2) * (n - 1)
+        variances, freedoms = moderated(
+            np.array([own, size * max(0.0, others) / degrees]), np.array([n - 1.0, degrees])
+        )
+        variance, freedom = float(variances[0]), float(freedoms[0])
+    return Statistic(float(sums.mean()), (variance / n) ** 0.5, freedom)
 
 
 def _exp(statistic: Statistic, n: int, alpha: float = ALPHA) -> Ratio:
