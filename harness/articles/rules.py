@@ -66,7 +66,8 @@ def scored_gain(
     elif decision == OPEN:
         why = STRADDLES
     claimed = (0.0, math.inf) if decide is better else None
-    return Judgement(decision, effect, seeds, one[0].values.shape[1], used, why, claimed), difference.statistic
+    size = one[0].values.shape[1]
+    return Judgement(decision, effect, seeds, size, used, why, claimed, difference.items), difference.statistic
 
 
 def unlike(facts: Sequence[str]) -> str:

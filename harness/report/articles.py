@@ -144,11 +144,12 @@ def effect_text(verdict: Verdict) -> str:
 
 def _deciding(verdict: Verdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
-    seeds = enough_seeds(verdict.judgement)
+    asked, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
     if seeds is None:
-        return f"`{command(verdict.claim)}`"
-    asked = shlex.quote(f"seed={listed(range(seeds))}")
-    return f"`{command(verdict.claim)} {asked}` ({seeds} seeds, if the effect stays)"
+        return f"`{asked}`"
+    if math.isinf(seeds):
+        return f"`{asked}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+    return f"`{asked} {shlex.quote(f'seed={listed(range(seeds))}')}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

@@ -28,8 +28,9 @@ class Judgement:
     effect: in the claim's unit; low and high are nan if the interval is unknown. seeds: of the smaller side (for speed
     and memory: runs). items: evaluation items per model. records: names of the records used. why: the reason that
     nothing is decided, or a remark on the verdict; may be empty. range: where the claim puts the effect, its ends
-    infinite where it sets none; None if the claim is no such range. corrected: the decision if the interval is widened
-    for this many comparisons; None where there is no interval to widen.
+    infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
+    of items, which more seeds do not lessen. corrected: the decision if the interval is widened for this many
+    comparisons; None where there is no interval to widen.
     """
 
     decision: Decision
@@ -39,6 +40,7 @@ class Judgement:
     records: tuple[str, ...] = ()
     why: str = ""
     range: tuple[float, float] | None = None
+    of_items: float = 0.0
     corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
 
 
@@ -89,14 +91,15 @@ def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> D
     return REFUTED if effect.high < low or effect.low > high else OPEN
 
 
-def enough_seeds(judgement: Judgement) -> int | None:
-    """How many seeds would decide, if the effect stays and its interval shrinks with the square root of their number.
+def enough_seeds(judgement: Judgement) -> float | None:
+    """How many seeds would decide, if the effect stays and what seeds add to its interval's square shrinks with their
+    number; infinite if no number of seeds would, since the items are too few.
 
-    None of scores, whose errors are of items as well, where the claim is no range or the interval has no end on the
-    side of a limit, and where more than MOST_SEEDS would be needed.
+    None where the claim is no range, one seed tells nothing of others, the interval has no end on the side of a limit,
+    or more than MOST_SEEDS would be needed.
     """
     effect, limits = judgement.effect, judgement.range
-    if judgement.decision != OPEN or not judgement.seeds or judgement.items or effect is None or limits is None:
+    if judgement.decision != OPEN or (judgement.seeds or 0) < 2 or effect is None or limits is None:
         return None
     inside = limits[0] < effect.value < limits[1]
     limits = [limit for limit in limits if math.isfinite(limit)]
@@ -105,8 +108,12 @@ def enough_seeds(judgement: Judgement) -> int | None:
         value, low, high, *limits = (math.log(number) if number > 0 else -math.inf for number in (*effect, *limits))
     if not inside:
         limits = [min(limits, key=lambda limit: abs(limit - value))]
-    lacks = [(high - value if limit > value else value - low) / (abs(limit - value) or 1e-9) for limit in limits]
-    needed = judgement.seeds * max(lacks) ** 2
+    lack = max((high - value if limit > value else value - low) / (abs(limit - value) or 1e-9) for limit in limits)
+    if math.isinf(lack):
+        return None
+    if judgement.of_items * lack**2 >= 1:
+        return math.inf
+    needed = judgement.seeds * (1 - judgement.of_items) / (lack**-2 - judgement.of_items)
     return math.ceil(needed) if judgement.seeds < needed <= MOST_SEEDS else None
 
 

@@ -66,9 +66,24 @@ def test_seeds_that_are_enough_if_the_effect_stays(effect, limits, seeds):
     assert enough_seeds(judged) == seeds
 
 
-def test_more_seeds_are_not_all_that_scores_need():
-    effect = Interval(0.02, -0.02, 0.06)
-    assert enough_seeds(Judgement(OPEN, effect, 2, 500, range=(0.0, math.inf))) is None
+@pytest.mark.parametrize(
+    ("of_items", "seeds"),
+    [(0.0, 8), (0.15, 17), (0.25, None), (0.26, math.inf)],  # the half must shrink to one half: its square to a quarter
+)
+def test_seeds_that_are_enough_for_a_score_whose_error_is_of_items_too(of_items, seeds):
+    effect = Interval(0.0201, -0.0199, 0.0601)
+    judged = Judgement(OPEN, effect, 2, 500, range=(0.0, math.inf), of_items=of_items)
+    assert enough_seeds(judged) == seeds
+    assert enough_seeds(replace(judged, seeds=1)) is None
+
+
+@pytest.mark.parametrize(("sway", "least", "most"), [(0.1, 0.0, 0.1), (0.0, 0.8, 1.0)])
+def test_a_judged_score_says_how_much_of_its_error_is_of_items(study, sway, least, most):
+    """Where seeds differ by 10 points it is of seeds; where they do not, it is of the items."""
+    for seed in range(3):
+        study.add("lora", 16, seed, gsm8k=0.5 + sway * (seed - 1))
+        study.add("dora", 16, seed, gsm8k=0.52 - sway * (seed - 1))
+    assert least <= study.judgement("dora-task").of_items <= most
 
 
 @pytest.mark.parametrize(

@@ -67,14 +67,16 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         one, other = samples[i], samples[j]
         gap = means[i] - means[j]
         items, freedom = over_items(gap, one.clusters)
-        variance, freedom = combined(_together(of[i], of[j]), items, freedom)
+        seeds = _together(of[i], of[j])
+        variance, freedom = combined(seeds, items, freedom)
         if shares[i] and shares[j]:
             variance = max(float(variance), gap.size**-2)  # a model that answers alike may differ by an item
         statistic = Statistic(float(gap.mean()), float(variance) ** 0.5, float(freedom))
-        alone = len(one.values) == len(other.values) == 1 and not one.clustered
-        exact = alone and shares[i] and shares[j]
+        single = len(one.values) == len(other.values) == 1 and not one.clustered
+        exact = single and shares[i] and shares[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
-        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, exact)
+        alone = max(0.0, items - seeds.rest) / statistic.error**2 if statistic.error else 1.0
+        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact)
     return found
 
 
