@@ -21,7 +21,17 @@ import pandas as pd
 from harness import units
 from harness.errors import one_of
 from harness.record import Record
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claim, Judgement, Verdict, enough_seeds
+from harness.report.claims import (
+    DEPENDS,
+    MOST_SEEDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Claim,
+    Judgement,
+    Verdict,
+    enough_seeds,
+)
 from harness.report.evidence import Evidence
 from harness.report.pairwise import Items
 from harness.report.statistics import Interval
@@ -149,6 +159,8 @@ def _deciding(verdict: Verdict) -> str:
         return f"`{asked}`"
     if math.isinf(seeds):
         return f"`{asked}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+    if seeds > MOST_SEEDS:
+        return f"`{asked}` with more than {MOST_SEEDS} seeds, if the effect stays"
     return f"`{asked} {shlex.quote(f'seed={listed(range(seeds))}')}` ({seeds} seeds, if the effect stays)"
 
 

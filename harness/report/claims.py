@@ -95,8 +95,8 @@ def enough_seeds(judgement: Judgement) -> float | None:
     """How many seeds would decide, if the effect stays and what seeds add to its interval's square shrinks with their
     number; infinite if no number of seeds would, since the items are too few.
 
-    None where the claim is no range, one seed tells nothing of others, the interval has no end on the side of a limit,
-    or more than MOST_SEEDS would be needed.
+    None where the claim is no range, one seed tells nothing of others, or the interval has no end on the side of a
+    limit.
     """
     effect, limits = judgement.effect, judgement.range
     if judgement.decision != OPEN or (judgement.seeds or 0) < 2 or effect is None or limits is None:
@@ -114,7 +114,7 @@ def enough_seeds(judgement: Judgement) -> float | None:
     if judgement.of_items * lack**2 >= 1:
         return math.inf
     needed = judgement.seeds * (1 - judgement.of_items) / (lack**-2 - judgement.of_items)
-    return math.ceil(needed) if judgement.seeds < needed <= MOST_SEEDS else None
+    return math.ceil(needed) if needed > judgement.seeds else None
 
 
 def lacking(*what: str) -> Judgement:

@@ -55,7 +55,7 @@ def memories(study, **mib):
         (Interval(20, 10, math.inf), (3, 30), None),
         (Interval(20, 10, math.inf), (30, math.inf), None),
         (Interval(45, 20, math.inf), (3, 30), 9),  # its upper end does not matter
-        (Interval(31, 20, 80), (3, 30), None),  # too near to the limit
+        (Interval(31, 20, 80), (3, 30), 358),  # near to the limit
         (Interval(0.02, -0.02, 0.06), (0.0, math.inf), 8),
         (Interval(20, math.nan, math.nan), (3, 30), None),
         (Interval(10, 9, 11), (3, 30), None),  # decided
@@ -68,7 +68,7 @@ def test_seeds_that_are_enough_if_the_effect_stays(effect, limits, seeds):
 
 @pytest.mark.parametrize(
     ("of_items", "seeds"),
-    [(0.0, 8), (0.15, 17), (0.25, None), (0.26, math.inf)],  # the half must shrink to one half: its square to a quarter
+    [(0.0, 8), (0.15, 17), (0.25, 599), (0.26, math.inf)],  # the half must shrink to one half: its square to a quarter
 )
 def test_seeds_that_are_enough_for_a_score_whose_error_is_of_items_too(of_items, seeds):
     effect = Interval(0.0201, -0.0199, 0.0601)

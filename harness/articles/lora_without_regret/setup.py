@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from harness.articles.lora_without_regret.losses import (
     batch_size,
@@ -57,7 +59,7 @@ def _attention_alone(at: Evidence, comparable: Callable[[Record, Record], bool],
         for other in everything
         if comparable(one[0], other[0])
     ]
-    return everywhere(pairs, 1, float("inf")) if pairs else lacking("lora on attention alone", missing)
+    return everywhere(pairs, 1, math.inf) if pairs else lacking("lora on attention alone", missing)
 
 
 def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
@@ -85,4 +87,5 @@ def batch_penalty(at: Evidence) -> Judgement:
     if len(by_size) < 2:
         return lacking("lora and full with two batch sizes")
     (small_lora, small_full), (large_lora, large_full) = by_size[min(by_size)], by_size[max(by_size)]
-    return penalty([large_lora, small_full], [large_full, small_lora], higher)
+    found = penalty([large_lora, small_full], [large_full, small_lora], higher)
+    return replace(found, range=(1.0, math.inf))
