@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import scored_gain
@@ -45,7 +46,8 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) ->
     shown = losses[worst]
     why = f"{worst} loses most" if decision != OPEN else shown.why or f"{worst}: not significant after correction"
     seeds = min(loss.seeds for loss in losses.values())
-    return Judgement(decision, shown.effect, seeds, shown.items, names([*losses.values()]), why, (least, math.inf))
+    used = names([*losses.values()])
+    return replace(shown, decision=decision, seeds=seeds, records=used, why=why, range=(least, math.inf))
 
 
 @CLAIMS.claim(

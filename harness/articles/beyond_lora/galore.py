@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import NO_GAIN, STRADDLES, counted, scored_gain
@@ -59,4 +60,4 @@ def galore_facts(at: Evidence) -> Judgement:
         decision = REFUTED
     seeds = min(judgement.seeds for judgement in judged)
     why = "" if decision != OPEN else next((j.why for j in judged if j.why not in ("", STRADDLES)), STRADDLES)
-    return Judgement(decision, rival.effect, seeds, rival.items, names(judged), why, (0.0, math.inf))
+    return replace(rival, decision=decision, seeds=seeds, records=names(judged), why=why, range=(0.0, math.inf))
