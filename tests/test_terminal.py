@@ -193,6 +193,7 @@ def test_a_long_sweep_fits_the_height_of_the_terminal():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_on_a_terminal_is_one_table_and_ends_with_the_answer(tmp_path):
     settings = [
         "model=tiny",

@@ -151,6 +151,7 @@ def test_a_study_is_named_by_position_as_by_the_option(results, capsys, command)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "culprits"),
     [

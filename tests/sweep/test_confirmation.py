@@ -66,6 +66,7 @@ def test_a_bad_number_of_seeds_is_refused(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_confirms_and_resumes(inside, tmp_path):
     command = ("sweep", *SMALL, "method=lora", "lr=1e-3,1e-5", "seed=0", "--confirm=2")
     run = inside(*command)

@@ -154,6 +154,7 @@ def test_scores_and_items_are_added_both_or_neither(folder, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_killed_while_it_scores_is_told(folder):
     found, study = read(of(folder, "base")), Study(folder.parent, "demo")
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}

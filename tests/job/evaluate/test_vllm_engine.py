@@ -115,6 +115,7 @@ def test_a_cell_has_the_scores_of_the_ordinary_engine_and_says_who_wrote(tmp_pat
     assert not any(folder.exists() for folder in beginnings(tmp_path / f"{asked.name}.json"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("save", ["merged", "adapter"])
 def test_weights_that_are_saved_are_read_or_stay_beside(tmp_path, python, monkeypatch, save):
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))

@@ -568,12 +568,14 @@ def test_where_nothing_fits_the_plan_says_what_would(inside):
         assert train.micro_batch * train.grad_accum == 64
 
 
+@pytest.mark.long
 def test_where_no_batch_fits_the_plan_says_so(inside):
     said = inside("plan", "method=lora", *TINY, "--budget", f"{planning.BESIDE + 1000}B").stdout
     assert "fits with no batch size: one sequence takes" in said
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_leaves_out_what_does_not_fit_and_says_so(inside, tmp_path):
     # The budget lies between the two, beside what tensors don't get.
     grid = ("method=full,lora", *TINY, "eval.tasks=[]", "train.batch_size=1", "train.max_length=1024")

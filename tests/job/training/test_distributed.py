@@ -44,6 +44,7 @@ SHARDED = (*TWO, "train.parallel=fsdp")
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @on_cpu
 @pytest.mark.parametrize(
     "method",
