@@ -18,7 +18,7 @@ from harness.articles.beyond_lora import ARTICLE
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import better
 from harness.config import ROOT
-from harness.record import Kinds, SmallerBatches, read_study, write
+from harness.record import Kinds, LossPoint, SmallerBatches, read_study, write
 from harness.report.articles import effect_text
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, enough_seeds, judge
 from harness.report.statistics import Interval
@@ -424,6 +424,15 @@ def test_low_rank_divergence(study, diverged, runs, expected):
     assert found.decision == expected
     if diverged is not None:
         assert found.effect.value == pytest.approx(diverged / runs)
+
+
+@pytest.mark.parametrize(("ends", "share"), [(1.09, 0.0), (1.11, 1.0)])
+def test_a_run_that_ends_a_tenth_above_its_first_loss_has_diverged(study, ends, share):
+    for seed in range(3):
+        study.add("lora", 16, seed, loss=0.5)
+        low = study.add("lora", 4, seed, loss=2.0 * ends)
+        low.train = replace(low.train, loss=[LossPoint(1, 100, 2.0, 2e-4, 1.0), LossPoint(2, 200, 9.0, 2e-4, 1.0)])
+    assert study.judgement("low-rank-divergence").effect.value == share
 
 
 def test_many_settings_of_which_none_diverges_refute_divergence_and_many_runs_of_one_do_not(study):

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 
 from harness.articles.rules import adapt_settings, memory_ratio
+from harness.record import Record
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
@@ -14,6 +15,7 @@ from harness.report.statistics import Interval
 
 CLAIMS = Claims()
 LOW, HIGH = 4, 16  # very low ranks are at most LOW; they are compared with ranks of at least HIGH
+WORSE = 1.1  # times the loss of its first step: a run that ends above that has diverged
 
 
 @CLAIMS.claim(
@@ -67,8 +69,8 @@ def low_rank_spread(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "low-rank-divergence",
-    "LoRA is unstable at very low rank: more runs diverge at ranks up to 4 than at 16 and above, at the same learning "
-    "rates (at least 10 points more)",
+    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first) at ranks up "
+    "to 4 than at 16 and above, at the same learning rates (at least 10 points more)",
     "sweep rank lr_scale=2,5,15,50",
     points,
 )
@@ -81,7 +83,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
             settings[record.cell.lr, record.cell.rank].append(record)
     strata = defaultdict(lambda: ([], []))
     for (lr, rank), members in settings.items():
-        diverged = sum(record.status == "diverged" for record in members)
+        diverged = sum(map(_diverged, members))
         strata[lr][rank >= HIGH].append(statistics.Outcomes(diverged, len(members)))
     strata = {lr: sides for lr, sides in strata.items() if all(sides)}
     if not strata:
@@ -93,3 +95,10 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     if decision == OPEN and worth < min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1)) / 2:
         why = "Too few settings: runs of a setting end alike"
     return Judgement(decision, effect, round(worth), None, used, why, (0.1, math.inf))
+
+
+def _diverged(record: Record) -> bool:
+    """Whether a run was lost, or ended worse than it began: its status says so only of one that knows nothing more."""
+    if record.status == "diverged" or not record.validation or not (record.train and record.train.loss):
+        return record.status == "diverged"
+    return record.validation[-1].loss > WORSE * record.train.loss[0].loss
