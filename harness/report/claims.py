@@ -29,8 +29,8 @@ class Judgement:
     and memory: runs). items: evaluation items per model. records: names of the records used. why: the reason that
     nothing is decided, or a remark on the verdict; may be empty. range: where the claim puts the effect, its ends
     infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
-    of items, which more seeds do not lessen. corrected: the decision if the interval is widened for this many
-    comparisons; None where there is no interval to widen.
+    of items, which more seeds do not lessen. by_seeds: whether more seeds narrow the interval at all. corrected: the
+    decision if the interval is widened for this many comparisons; None where there is no interval to widen.
     """
 
     decision: Decision
@@ -41,6 +41,7 @@ class Judgement:
     why: str = ""
     range: tuple[float, float] | None = None
     of_items: float = 0.0
+    by_seeds: bool = True
     corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
 
 
@@ -95,11 +96,12 @@ def enough_seeds(judgement: Judgement) -> float | None:
     """How many seeds would decide, if the effect stays and what seeds add to its interval's square shrinks with their
     number; infinite if no number of seeds would, since the items are too few.
 
-    None where the claim is no range, one seed tells nothing of others, or the interval has no end on the side of a
-    limit.
+    None where the claim is no range, one seed tells nothing of others, seeds are not what tells more, or the interval
+    has no end on the side of a limit.
     """
     effect, limits = judgement.effect, judgement.range
-    if judgement.decision != OPEN or (judgement.seeds or 0) < 2 or effect is None or limits is None:
+    told = judgement.by_seeds and (judgement.seeds or 0) > 1
+    if judgement.decision != OPEN or not told or effect is None or limits is None:
         return None
     inside = limits[0] < effect.value < limits[1]
     limits = [limit for limit in limits if math.isfinite(limit)]

@@ -75,6 +75,7 @@ def test_seeds_that_are_enough_for_a_score_whose_error_is_of_items_too(of_items,
     judged = Judgement(OPEN, effect, 2, 500, range=(0.0, math.inf), of_items=of_items)
     assert enough_seeds(judged) == seeds
     assert enough_seeds(replace(judged, seeds=1)) is None
+    assert enough_seeds(replace(judged, by_seeds=False)) is None
 
 
 @pytest.mark.parametrize(("sway", "least", "most"), [(0.1, 0.0, 0.1), (0.0, 0.8, 1.0)])

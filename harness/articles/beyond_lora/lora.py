@@ -94,7 +94,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     why = "Too few runs" if decision == OPEN else ""
     if decision == OPEN and worth < min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1)) / 2:
         why = "Too few settings: runs of a setting end alike"
-    return Judgement(decision, effect, round(worth), None, used, why, (0.1, math.inf))
+    return Judgement(decision, effect, round(worth), None, used, why, (0.1, math.inf), by_seeds=False)
 
 
 def _diverged(record: Record) -> bool:
