@@ -72,7 +72,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["pilot_skill"] = ["batch", "seeds"]  # batch sizes are what it tries
     known["study_lr"] = ["tries", "code"]  # full fine-tuning has a sixth rate; the report went on meanwhile
     known["study_targets"] = ["targets", "seeds"]  # what it tries; five more seeds of the chosen rates
-    known["exposures"] = ["base", "seeds"]  # all weights alone are trained, as long as it takes
+    known["exposures"] = ["tokens", "code", "base", "seeds"]  # how long to train all weights is what it tries
     known["study_batch"] = ["batch"]  # which is what it tries
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
     known |= {"study_speed": [], "study_memory": ["batch", "training", "targets", "tries", "seeds"]}  # one tiny adapter
