@@ -50,8 +50,8 @@ class Study:
     ) -> Record:
         """One cell.
 
-        start: in minutes after the study's. confirmation: of a fresh seed of a chosen setting. adapt, train: settings of
-        the adapter and of training that are not the defaults.
+        start: in minutes after the study's. confirmation: of a fresh seed of a chosen setting. adapt, train: settings
+        of the adapter and of training that are not the defaults.
         """
         lr = (lr or RATES.get(method, 2e-4)) if method != "base" else None
         rank = rank if method in ("lora", "qlora", "dora", "galore") else None
