@@ -23,6 +23,7 @@ from simulated import METHODS, Noise, Study, answer
 
 from harness.articles.beyond_lora import ARTICLE as BEYOND_LORA
 from harness.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
+from harness.articles.lora_without_regret.losses import ATTENTION
 from harness.report import statistics
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
 from harness.report.pairwise import Contest, contests
@@ -402,7 +403,7 @@ def layers(draw, ratio, wrong, seeds) -> Outcome:
     """ratio: of the loss of adapters on attention alone to that of adapters on all layers."""
     study, levels = Study(draw), draw.normal(0, 0.03, seeds)
     tried(study, draw, levels, "lora", 1.0)
-    tried(study, draw, levels, "lora", ratio, adapt={"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]})
+    tried(study, draw, levels, "lora", ratio, adapt={"target_modules": sorted(ATTENTION)})
     return verdict(study, "layers-rank", wrong, WITHOUT_REGRET)
 
 

@@ -99,6 +99,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
 
 def _diverged(record: Record) -> bool:
     """Whether a run was lost, or ended worse than it began: its status says so only of one that knows nothing more."""
-    if record.status == "diverged" or not record.validation or not (record.train and record.train.loss):
-        return record.status == "diverged"
-    return record.validation[-1].loss > WORSE * record.train.loss[0].loss
+    if record.status == "diverged":
+        return True
+    known = record.validation and record.train and record.train.loss
+    return bool(known) and record.validation[-1].loss > WORSE * record.train.loss[0].loss
