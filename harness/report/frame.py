@@ -138,9 +138,10 @@ def measures(record: Record) -> Numbers:
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
     numbers |= {"job_reserved_peak": phases["job"].memory.reserved_peak if "job" in phases else None}
-    numbers |= {**_each(train, TRAINING), "utilisation": _utilisation(record)}
-    for form, batched, quantities in SPEEDS:
-        numbers |= _each((record.batched_inference if batched else record.inference).get(form), quantities)
+    numbers |= {**_each(train, TRAINING), **_steps(train), "utilisation": _utilisation(record)}
+    for form, batched, names in SPEEDS:
+        speed = (record.batched_inference if batched else record.inference).get(form)
+        numbers |= dict.fromkeys(names) if speed is None else zip(names, _speeds(speed), strict=True)
     numbers |= {f"{name}_seconds": phases[name].seconds if name in phases else None for name in PHASES}
     return numbers | _each(record.api, API) | _each(record.merge, MERGE) | _each(record.disk, DISK)
 
@@ -241,8 +242,16 @@ def _answer_bits(record: Record) -> float | None:
     return _ratio(record.validation[-1].loss * size.tokens / math.log(2), size.bytes)
 
 
-def _steady(train: Train) -> list[float]:
-    return [train.step_seconds[i] for i in train.steady_steps()]
+def _steps(train: Train | None) -> dict[str, float | None]:
+    steady = [train.step_seconds[i] for i in train.steady_steps()] if train else []
+    return {"step_seconds_median": _quantile(steady, 0.5), "step_seconds_p95": _quantile(steady, 0.95)}
+
+
+def _speeds(speed: Inference) -> tuple[float | None, ...]:
+    """The values of SPEED."""
+    prefill, decode = (_quantile(seconds, 0.5) for seconds in (speed.prefill_seconds, speed.decode_seconds))
+    read, written = speed.batch_size * speed.prompt_tokens, decoded_tokens(speed)
+    return _ratio(read, prefill), _ratio(written, decode), prefill, _ratio(decode, max(0, speed.new_tokens - 1))
 
 
 def _share(train: Train, lap: str) -> float | None:
@@ -296,8 +305,6 @@ TRAINING: Quantities = {
     "raw_tokens": lambda train: train.tokens.raw,
     "tokens_per_second_steady": lambda train: train.tokens_per_second_steady,
     "tokens_per_second_amortised": lambda train: train.tokens_per_second_amortised,
-    "step_seconds_median": lambda train: _quantile(_steady(train), 0.5),
-    "step_seconds_p95": lambda train: _quantile(_steady(train), 0.95),
     "forward_share": lambda train: _share(train, "forward"),
     "backward_share": lambda train: _share(train, "backward"),
     "optimizer_share": lambda train: _share(train, "optimizer"),
@@ -305,15 +312,9 @@ TRAINING: Quantities = {
     "joules_per_token": lambda train: _ratio(train.joules, train.tokens.raw),
 }
 
-INFERENCE: Quantities = {
-    "prefill_tokens_per_second": lambda s: _ratio(s.batch_size * s.prompt_tokens, _quantile(s.prefill_seconds, 0.5)),
-    "decode_tokens_per_second": lambda s: _ratio(decoded_tokens(s), _quantile(s.decode_seconds, 0.5)),
-    "first_token_seconds": lambda s: _quantile(s.prefill_seconds, 0.5),
-    "token_seconds": lambda s: _ratio(_quantile(s.decode_seconds, 0.5), max(0, s.new_tokens - 1)),
-}
-
+SPEED = ["prefill_tokens_per_second", "decode_tokens_per_second", "first_token_seconds", "token_seconds"]
 SPEEDS = [
-    (form, batched, {f"{form}_{'batched_' * batched}{name}": of for name, of in INFERENCE.items()})
+    (form, batched, [f"{form}_{'batched_' * batched}{name}" for name in SPEED])
     for form in FORMS
     for batched in (False, True)
 ]

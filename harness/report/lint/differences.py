@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ Sentences = Iterable[tuple[str, tuple[str, ...]]]  # each with the names of the 
 Value = Callable[[Record], str | None]
 
 
-def method_of(record: Record) -> str:
-    return record.cell.method
+# Of thousands of records, these take a third of the time of functions of our own.
+method_of = operator.attrgetter("cell.method")
+place_of = operator.attrgetter("cell.model", "cell.data")
 
 
 def point(record: Record) -> tuple[Hashable, ...]:
@@ -89,21 +91,25 @@ def _short_names(records: Sequence[Record]) -> dict[int, str]:
     return {id(r): short[id(r)] if count[short[id(r)]] == 1 else r.cell.name for r in records}
 
 
-def group_by(records: Iterable[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
+def group_by(records: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
+    values = list(map(key, records))
+    if len(set(values)) == 1:  # as nearly always
+        return {values[0]: list(records)}
     groups = defaultdict(list)
-    for record in records:
-        groups[key(record)].append(record)
+    for record, value in zip(records, values, strict=True):
+        groups[value].append(record)
     return dict(groups)
 
 
 def alike(records: Sequence[Record], part: Callable[[Record], Any]) -> bool:
     """Whether `part` of all records is equal, as it nearly always is."""
-    return all(part(record) == part(records[0]) for record in records)
+    first = part(records[0]) if records else None
+    return all(part(record) == first for record in records)
 
 
 def places(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     """The records by model and data set, within which cells are compared; a text names both if there are several."""
-    groups = group_by(records, lambda record: (record.cell.model, record.cell.data))
+    groups = group_by(records, place_of)
     return [(f" ({'/'.join(place)})" if len(groups) > 1 else "", members) for place, members in groups.items()]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import fmean
@@ -89,8 +89,8 @@ def within_drift(records: Sequence[Record], drift: Drift) -> tuple[int, int]:
     return sum(gap < abs(drift.over_study) for gap in gaps), len(gaps)
 
 
-def _timed(records: Sequence[Record]) -> Iterator[Record]:
-    return (r for r in records if r.status == "ok" and r.train and r.train.tokens_per_second_steady)
+def _timed(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r.status == "ok" and r.train and r.train.tokens_per_second_steady]
 
 
 def _compared(record: Record) -> tuple[Any, ...]:
