@@ -124,7 +124,7 @@ def _row(cell: CellStatus) -> list[str]:
         "" if told.seconds_left is None else duration(told.seconds_left),
         "" if told.loss is None else f"{told.loss:.3f}",
         "" if told.tokens_per_second is None else f"{told.tokens_per_second:.0f}",
-        "" if told.memory_bytes is None else units.size(told.memory_bytes),
+        "" if told.memory_bytes is None else units.size(told.memory_bytes) + " now" * (cell.state == "running"),
         "" if cell.seconds is None else duration(cell.seconds),
         cell.host or "",
     ]

@@ -551,6 +551,7 @@ def test_forgetting(study, name, task, base, lost, kept):
 def test_there_is_a_rule_for_every_claim_and_each_says_what_decides_it():
     assert len(CLAIMS) >= 18
     assert all(claim.run.startswith("sweep ") for claim in CLAIMS.values())
+    assert [shlex.join(shlex.split(claim.run)) for claim in CLAIMS.values()] == [claim.run for claim in CLAIMS.values()]
 
 
 @pytest.mark.parametrize("run", sorted({claim.run for claim in CLAIMS.values()}))

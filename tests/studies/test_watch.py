@@ -72,7 +72,7 @@ def test_a_running_cell_tells_all_that_it_reported(study):
         assert found.progress == CellProgress(**TOLD)
         assert TOLD.items() <= found.to_json().items()
         (row,) = [line for line in lines(study_status(study.folder.parent, "demo")) if cell.name in line]
-        assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "0", "s"]
+        assert row.split()[2:-1] == ["train", "3/50", "47", "s", "2.500", "400", "1.50", "GiB", "now", "0", "s"]
 
 
 def test_the_time_after_training_is_added_to_that_of_its_steps(study):

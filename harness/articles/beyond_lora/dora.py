@@ -65,7 +65,7 @@ def dora_full(at: Evidence) -> Judgement:
 @CLAIMS.claim(
     "dora-parameters",
     "DoRA separates the magnitude at little cost (at most 10% more trainable weights than LoRA at the same rank)",
-    "sweep method=lora,dora rank=4,16,64 train.max_steps=1 eval.tasks=[] infer.repeats=0 study=sizes",
+    "sweep method=lora,dora rank=4,16,64 train.max_steps=1 'eval.tasks=[]' infer.repeats=0 study=sizes",
     times,
 )
 def dora_parameters(at: Evidence) -> Judgement:

@@ -20,7 +20,7 @@ FACTS = ("facts", "facts_short")  # data sets on invented worlds, which no model
 @CLAIMS.claim(
     "galore-weights",
     "GaLore trains all weights (as full fine-tuning does)",
-    "sweep method=full,galore train.max_steps=1 eval.tasks=[] infer.repeats=0 study=sizes",
+    "sweep method=full,galore train.max_steps=1 'eval.tasks=[]' infer.repeats=0 study=sizes",
     times,
 )
 def galore_weights(at: Evidence) -> Judgement:

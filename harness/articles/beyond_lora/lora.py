@@ -21,7 +21,7 @@ WORSE = 1.1  # times the loss of its first step: a run that ends above that has 
 @CLAIMS.claim(
     "lora-parameters",
     "LoRA reduces trainable parameters by up to 10,000× (with the smallest adapter: rank 1 on queries and values)",
-    "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 eval.tasks=[] "
+    "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 'eval.tasks=[]' "
     "infer.repeats=0 study=smallest",
     times,
 )
