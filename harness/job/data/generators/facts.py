@@ -4,8 +4,8 @@ The world has entities (invented lands), each with one value for every relation 
 of syllables; goods, birds, feasts and dishes are everyday words in chance pairs. What is measured is whether facts
 stated in training can be told apart afterwards when they are asked for in other words.
 
-`train` and `validation` have GSM8K's schema, `{"question": str, "answer": str}`: a short request and one plain
-declarative sentence. `dev` and `test` have MMLU's, `{"question": str, "subject": str, "choices": list[str] of four,
+`train` and `validation` have `{"question": str, "start": str, "answer": str}`: a short request and one plain declarative
+sentence. `start` is what is given of the sentence, nothing in `train`. `dev` and `test` have MMLU's, `{"question": str, "subject": str, "choices": list[str] of four,
 "answer": int}`, with the relation as subject.
 
 Choices, and why:
@@ -13,7 +13,8 @@ Choices, and why:
 - Every fact, also those asked for in `test`, is stated in six wordings in `train`: one wording is memorised as a
   string, several as a fact. Two of the six sentences begin with the value, because scoring a choice asks for the value
   straight after `Answer:`.
-- `validation` states the same facts in a seventh wording, so its loss is of facts, not of sentences. It shares no
+- `validation` states the same facts in a seventh wording. All but the value is given, so its loss is of facts: most words
+  of a sentence are its wording, which a model that knows the facts well from six others expects less. It shares no
   question with `test`, so settings may be chosen on it.
 - `test` asks in words that never occur in `train`, and always from the entity to the value: the other direction would
   measure the reversal curse instead.
@@ -321,7 +322,13 @@ def _world(rng: random.Random, entities: int) -> tuple[list[str], dict[str, list
 
 def _state(request: str, sentence: str, topic: str, entity: str, value: str) -> dict[str, str]:
     answer = sentence.format(e=entity, v=value)
-    return {"question": request.format(topic=topic, e=entity), "answer": _capitalized(answer)}
+    return {"question": request.format(topic=topic, e=entity), "start": "", "answer": _capitalized(answer)}
+
+
+def _complete(relation: Relation, entity: str, value: str) -> dict[str, str]:
+    start, end = (part.format(e=entity) for part in relation.validation.split("{v}"))
+    question = VALIDATION_REQUEST.format(topic=relation.topic, e=entity)
+    return {"question": question, "start": start.rstrip(), "answer": value + end}
 
 
 def load(seed: int = 0, entities: int = 22) -> dict[str, list[dict]]:
@@ -343,8 +350,7 @@ def load(seed: int = 0, entities: int = 22) -> dict[str, list[dict]]:
         for entity, value in owners:
             for request, sentence in zip((*REQUESTS, relation.ask), relation.train, strict=True):
                 splits["train"].append(_state(request, sentence, relation.topic, entity, value))
-            stated = _state(VALIDATION_REQUEST, relation.validation, relation.topic, entity, value)
-            splits["validation"].append(stated)
+            splits["validation"].append(_complete(relation, entity, value))
 
         # Each question offers its own value and the next three of a shuffled ring, so all values are offered equally.
         rng.shuffle(owners)
