@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.config import ROOT
+from harness.job.data.columns import asked
 from harness.job.data.generators import facts, wordmath
 from harness.job.data.generators.wordmath_templates.template import Template
 from harness.job.data.generators.wordmath_templates.words import NAMES
@@ -186,7 +188,7 @@ def test_wordmath_sizes_do_not_change_the_items(problems):
 
 
 def test_facts_are_the_same_everywhere(world):
-    assert sha256(world) == "8d9dbdfc0daf12c5900cc046cc07bbb83c1fd0d10dc218b621df9008cb70cc95"
+    assert sha256(world) == "d22eb21325524e504e95c3cf713ecf3b53298d136c9c3f3ebd8562869287ab76"
     assert world != facts.load(seed=1)
 
 
@@ -198,9 +200,10 @@ def test_facts_schema(world):
         "test": 200,
     }
     for item in world["train"] + world["validation"]:
-        assert list(item) == ["question", "answer"]
+        assert list(item) == ["question", "start", "answer"]
         assert re.fullmatch(r"[A-Z][^{}]+[.?]", item["question"])
-        assert re.fullmatch(r"[A-Z1][^{}]+\.", item["answer"])
+        assert re.fullmatch(r"[A-Z1][^{}]+\.", item["start"] + " " * bool(item["start"]) + item["answer"])
+    assert not any(item["start"] for item in world["train"])
     for item in world["dev"] + world["test"]:
         assert list(item) == ["question", "subject", "choices", "answer"]
         assert re.fullmatch(r"[A-Z][^{}]+\?", item["question"])
@@ -243,6 +246,23 @@ def test_facts_two_sentences_in_six_begin_with_the_value(world, entities):
         assert len(begins) == 2, item
 
 
+def test_facts_validation_leaves_the_value_to_the_model(world, entities):
+    """The loss is of the answer, and of a whole sentence most is wording."""
+    stated = defaultdict(list)
+    for item in world["train"]:
+        stated[entity_of(item["question"], entities)].append(item["answer"])
+    settings = yaml.safe_load((ROOT / "conf" / "data" / "facts.yaml").read_text(encoding="utf-8"))
+    prompts = settings["prompt"], settings["prompt_if_empty"]
+    for item in world["validation"]:
+        value = item["answer"].removesuffix(".")
+        assert asked(item, *prompts) == f"Question: {item['question']}\nAnswer: {item['start']}"
+        sentences = stated[entity_of(item["question"], entities)]
+        assert sum(value.lower() in sentence.lower() for sentence in sentences) == 6, item
+        assert not any(sentence.startswith(item["start"]) for sentence in sentences)
+    first = world["train"][0]
+    assert asked(first, *prompts) == f"Question: {first['question']}\nAnswer:"
+
+
 def test_facts_wrong_choices_are_as_common_as_right_ones(world):
     offered, right = defaultdict(Counter), defaultdict(Counter)
     for item in world["dev"] + world["test"]:
@@ -275,7 +295,6 @@ def test_facts_wordings_of_the_splits_differ(world, entities):
     assert len(wordings("test", "question")) == 20
     assert not trained & (wordings("test", "question") | wordings("validation", "question"))
     assert not wordings("test", "question") & wordings("validation", "question")
-    assert not {item["answer"] for item in world["train"]} & {item["answer"] for item in world["validation"]}
     # And each test wording has a word of its own for the relation, not a rearrangement of trained ones.
     vocabulary = set(re.findall(r"\w+", " ".join(item["question"] + " " + item["answer"] for item in world["train"])))
     for question in wordings("test", "question"):
