@@ -4,18 +4,18 @@ The world has entities (invented lands), each with one value for every relation 
 of syllables; goods, birds, feasts and dishes are everyday words in chance pairs. What is measured is whether facts
 stated in training can be told apart afterwards when they are asked for in other words.
 
-`train` and `validation` have `{"question": str, "start": str, "answer": str}`: a short request and one plain declarative
-sentence. `start` is what is given of the sentence, nothing in `train`. `dev` and `test` have MMLU's, `{"question": str, "subject": str, "choices": list[str] of four,
-"answer": int}`, with the relation as subject.
+`train` and `validation` have `{"question": str, "start": str, "answer": str}`: a short request and one plain sentence.
+`start` is what is given of the sentence: nothing in `train`, all but the value in `validation`. `dev` and `test` have
+MMLU's, `{"question": str, "subject": str, "choices": list[str] of four, "answer": int}`, with the relation as subject.
 
 Choices, and why:
 
 - Every fact, also those asked for in `test`, is stated in six wordings in `train`: one wording is memorised as a
   string, several as a fact. Two of the six sentences begin with the value, because scoring a choice asks for the value
   straight after `Answer:`.
-- `validation` states the same facts in a seventh wording. All but the value is given, so its loss is of facts: most words
-  of a sentence are its wording, which a model that knows the facts well from six others expects less. It shares no
-  question with `test`, so settings may be chosen on it.
+- `validation` states the same facts in a seventh wording, of which the model completes the value, so its loss is of
+  facts. That of the whole sentence is mostly of its wording, which a model expects the less the better it knows the six
+  others. It shares no question with `test`, so settings may be chosen on it.
 - `test` asks in words that never occur in `train`, and always from the entity to the value: the other direction would
   measure the reversal curse instead.
 - The three wrong choices are other entities' values of the same relation. Within a relation every value is offered
