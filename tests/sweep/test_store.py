@@ -80,8 +80,9 @@ def test_status_counts_and_names_cells(study, tmp_path):
     assert head == "demo: 1 done, 1 running, 1 failed, 1 left, about 4 min to go"
     assert header.split() == ["state", "cell", "at", "to", "go", "loss", "tokens/s", "memory", "time", "host"]
     host = os.uname().nodename
+    at = ["train", "3/50", "120", "s", "2.500", "400", "1.00", "GiB", "now", "0", "s", host]
     assert [row.split() for row in rows] == [
-        ["running", running.cell.name, "train", "3/50", "120", "s", "2.500", "400", "1.00", "GiB", "0", "s", host],
+        ["running", running.cell.name, *at],
         ["oom", failed.cell.name, "train", "3", "2", "min"],
         ["left", left.cell.name],
     ]
