@@ -33,8 +33,8 @@ class CellStatus:
     """The status of one cell; null where a value is unknown or does not apply.
 
     state: the status of its record, ``running`` or ``left``. progress: the last of a running cell, where it failed, or
-    what it ended with: memory is what a running cell has now, or the peak in training. seconds: so far, or in total. log:
-    the last lines of a failed cell's log.
+    what it ended with: memory is what a running cell has now, or the peak in training. seconds: so far, or in total.
+    log: the last lines of a failed cell's log.
     """
 
     cell: str
