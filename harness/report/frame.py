@@ -138,7 +138,7 @@ def measures(record: Record) -> Numbers:
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
     numbers |= {"job_reserved_peak": phases["job"].memory.reserved_peak if "job" in phases else None}
-    numbers |= {**_each(train, TRAINING), **_steps(train), "utilisation": _utilisation(record)}
+    numbers |= {**_each(train, TRAINING), **_step_seconds(train), "utilisation": _utilisation(record)}
     for form, batched, names in SPEEDS:
         speed = (record.batched_inference if batched else record.inference).get(form)
         numbers |= dict.fromkeys(names) if speed is None else zip(names, _speeds(speed), strict=True)
@@ -242,7 +242,7 @@ def _answer_bits(record: Record) -> float | None:
     return _ratio(record.validation[-1].loss * size.tokens / math.log(2), size.bytes)
 
 
-def _steps(train: Train | None) -> dict[str, float | None]:
+def _step_seconds(train: Train | None) -> dict[str, float | None]:
     steady = [train.step_seconds[i] for i in train.steady_steps()] if train else []
     return {"step_seconds_median": _quantile(steady, 0.5), "step_seconds_p95": _quantile(steady, 0.95)}
 

@@ -26,14 +26,14 @@ from harness.report.lint.differences import (
 from harness.report.lint.environment import ran_with, same_environment
 from harness.settings import EvalSettings
 
-EVAL = operator.attrgetter("cell.settings.eval")
+eval_of = operator.attrgetter("cell.settings.eval")
 CUT = 0.05  # the share of truncated answers above which there is a finding
 
 
 def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         unequal = []
-        same = alike(members, EVAL)
+        same = alike(members, eval_of)
         for name in () if same else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
@@ -97,7 +97,7 @@ def _eval_setting(record: Record, name: str) -> str | None:
 def _scored(members: Sequence[Record], where: str) -> Sentences:
     """Whether cells with the same settings were asked the same items."""
     scored = [record for record in finished(members) if record.scores]
-    groups = list(group_by(scored, EVAL).values())
+    groups = list(group_by(scored, eval_of).values())
     unequal = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task}{where}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -93,7 +92,7 @@ def _effective(record: Record) -> str | None:
 def training_settings(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained = tuned(members)
-        if alike(trained, operator.attrgetter("cell.settings.train", "cell.settings.other")):
+        if alike(trained, lambda record: (record.cell.settings.train, record.cell.settings.other)):
             continue
         settings = {id(record): record.cell.settings.train_dict() for record in trained}
         names = dict.fromkeys(name for of in settings.values() for name in of if name not in APART)

@@ -295,6 +295,8 @@ def test_facts_wordings_of_the_splits_differ(world, entities):
     assert len(wordings("test", "question")) == 20
     assert not trained & (wordings("test", "question") | wordings("validation", "question"))
     assert not wordings("test", "question") & wordings("validation", "question")
+    stated = {f"{item['start']} {item['answer']}" for item in world["validation"]}
+    assert not {item["answer"] for item in world["train"]} & stated
     # And each test wording has a word of its own for the relation, not a rearrangement of trained ones.
     vocabulary = set(re.findall(r"\w+", " ".join(item["question"] + " " + item["answer"] for item in world["train"])))
     for question in wordings("test", "question"):
