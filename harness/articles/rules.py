@@ -202,7 +202,8 @@ def time_ratio(
             why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
             pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
             continue
-        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used)))
+        judged = judged_ratio(found, lambda ratio: judge(ratio, low, high), used)
+        pairs.append((where, replace(judged, seeds=min(map(len, clean)))))  # more than found.units, where some are one
     if disturbed and not pairs:
         return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
     return _alike(pairs, apart, at, one, other, low, high)

@@ -281,6 +281,21 @@ def test_dora_serving(study, slowdown, runs, expected):
         assert found.effect.value == pytest.approx(1 / slowdown)
 
 
+def test_of_runs_in_a_row_more_are_needed_than_ran(study):
+    """Five of each, of which those in a row count once: two units of one method and three of the other."""
+    order = ["dora", "lora", "lora", "lora", "dora", "dora", "dora", "dora", "lora", "lora"]
+    seeds = {"lora": 0, "dora": 0}
+    for minute, method in enumerate(order):
+        record = study.add(method, seed=seeds[method])
+        record.started = f"2026-01-02T00:{minute:02d}:00+00:00"
+        seconds = 0.1 * (1.45 if method == "dora" else 1) * (1 + minute / 50)
+        record.train.step_seconds = [seconds] * 50
+        seeds[method] += 1
+    found = study.judgement("dora-training")
+    assert (found.decision, found.seeds) == (OPEN, 5)
+    assert enough_seeds(found) > 5
+
+
 # Scores
 
 

@@ -137,6 +137,14 @@ def test_without_scores_costs_are_told_and_nothing_is_recommended():
     ]
 
 
+def test_none_of_equal_scores_is_the_highest(folder):
+    (said, _) = best(trained(folder, {"full": 0.5, "qlora": 0.5}, seeds=1), folder).answer
+    assert said.startswith("Of these single runs, full and qlora scored the same: 50% (48–52) on gsm8k. ")
+    records = [make_record(method, scores=[make_score(0.0, 0.0)]) for method in ("full", "qlora")]
+    (said,) = best(records, None).answer
+    assert said.startswith("full and qlora scored the same: 0.0% (0.0–1.2) on gsm8k. ")
+
+
 def test_untuned_models_alone_are_no_methods(folder):
     (text,) = best(trained(folder, {"base": 0.2, "base_nf4": 0.1}), folder).answer
     assert text.startswith("No tuned model is scored. base scored highest: 20.2% (18.5–22.0) on gsm8k.")

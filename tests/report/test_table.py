@@ -147,6 +147,20 @@ def test_speed_is_compared_at_the_same_rank_or_with_the_first_lora():
     assert row(table, "dora", "r=64 α=128 lr=2e-4")["Tokens/s"] == "100 (1.00×)"
 
 
+def test_a_ratio_is_to_a_row_of_the_same_device():
+    """Both methods on one card, and the fresh seeds that confirm them on a card that is twice as fast."""
+    faster = ENVIRONMENT | {"device": ENVIRONMENT["device"] | {"name": "NVIDIA H200"}}
+    records = [make_record(method, seed=0) for method in ("lora", "dora", "qlora")]
+    records += [make_record(method, seed=1, environment=faster) for method in ("lora", "dora")]
+    for record in records[3:]:
+        record.confirmation = True
+        record.train.tokens_per_second_steady *= 2
+    speed = [r["Tokens/s"] for r in rows(comparison(records))]
+    assert [re.search(r"\(.*\)", text)[0] for text in speed[:2]] == ["(1.00×)", "(1.00×)"]  # both of lora
+    assert speed[3].rpartition(" ")[2] == speed[4].rpartition(" ")[2] == "(0.70×)"
+    assert "×" not in row(comparison([records[3], records[1]]), "dora")["Tokens/s"], "of two devices"
+
+
 def test_models_are_compared_within_themselves():
     big = [make_record(method, model="big") for method in ("base", "full", "lora")]
     big[1].phases["train"].memory.allocated_peak = 4096 * MIB

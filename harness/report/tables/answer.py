@@ -130,10 +130,9 @@ class PlaceAnswer:
 
     def sentences(self) -> Iterator[str]:
         if not self._trained:
-            highest = "highest" * (len(self.contest.standings) > 1)
-            yield f"No tuned model is scored. {self._scored(self.contest.standings[0], highest)}."
+            yield f"No tuned model is scored. {self._highest(self.contest.standings)}."
         elif not self._tested:
-            yield f"{self._scored(self._trained[0], 'highest' * (len(self._trained) > 1))}."
+            yield f"{self._highest(self._trained)}."
             if len(self.contest.standings) > 1:
                 yield "Answers to single items are missing or too few, so no difference is tested."
         else:
@@ -219,8 +218,7 @@ class PlaceAnswer:
         bounds = {label: -self._together(label).low for label in self._open}
         enough = CLOSE if self._shares else 0
         certain = tuning_helps and self._others and not self._single and max(bounds.values(), default=0) <= enough
-        verb = "highest" * (len(self._trained) > 1)
-        head = f"Take {self._scored(self._tested[0])}" if certain else self._scored(self._tested[0], verb)
+        head = f"Take {self._scored(self._tested[0])}" if certain else self._highest(self._tested)
         yield f"{head}{gained}."
         if not tuning_helps:
             yield self._no_gain()
@@ -246,10 +244,7 @@ class PlaceAnswer:
 
     def _single_runs(self) -> Iterator[str]:
         """Of methods with one seed each: what is true of these trained models alone."""
-        if self._others:
-            yield f"Of these single runs, {self._scored(self._tested[0], 'highest')}."
-        else:
-            yield f"A single run: {self._scored(self._tested[0])}."
+        yield f"{'Of these single runs, ' if self._others else 'A single run: '}{self._highest(self._tested)}."
         lower = "lower" if self.contest.higher_is_better else "higher"
         if cheap := self._cheapest:
             gap = self._ahead(cheap).value
@@ -316,8 +311,22 @@ class PlaceAnswer:
     def _saving(self) -> str:
         return f"saves {1 - self._ratio(self._cheapest):.0%} of the memory"
 
-    def _scored(self, standing: Standing, most: str = "") -> str:
-        """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". most: "highest" if that is to be said."""
+    def _highest(self, standings: Sequence[Standing]) -> str:
+        """The best of `standings`, which are best first; or all of them, if none is better than another."""
+        first = standings[0]
+        if first.value == standings[-1].value and len(standings) > 1:
+            return f"{_few([s.choice.label for s in standings])} scored the same: {self._value(first)}"
+        highest = f"scored {'highest' if self.contest.higher_is_better else 'lowest'}"
+        return self._scored(first, highest if len(standings) > 1 else "")
+
+    def _scored(self, standing: Standing, verb: str = "") -> str:
+        """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". verb: such as "scored highest", after the name."""
+        name = " ".join(filter(None, (standing.choice.label, standing.choice.setting, verb)))
+        memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
+        return f"{name}: {self._value(standing)}" + (f" at {units.size(memory)}" if memory else "")
+
+    def _value(self, standing: Standing) -> str:
+        """Such as "49% (34–64) on gsm8k"."""
         task, metric = self.contest.score.split("/")[:2]
         values = [standing.value, *(standing.interval or ())[1:]]
         if self._shares:
@@ -326,10 +335,7 @@ class PlaceAnswer:
         else:
             numbers, unit = [units.significant(value, 3) for value in values], f" {metric.replace('_', ' ')}"
         interval = f" ({numbers[1]}–{numbers[2]})" if len(numbers) > 1 else ""
-        verb = f"scored {'highest' if self.contest.higher_is_better else 'lowest'}" if most else ""
-        name = " ".join(filter(None, (standing.choice.label, standing.choice.setting, verb)))
-        memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
-        return f"{name}: {numbers[0]}{unit}{interval} on {task}" + (f" at {units.size(memory)}" if memory else "")
+        return f"{numbers[0]}{unit}{interval} on {task}"
 
     def _points(self, value: float, rounded: Callable[[float], float] = round) -> str:
         """A difference of scores. rounded: to whole points, or to tenths below one."""

@@ -89,7 +89,7 @@ def _any_api(rows: Rows) -> bool:
 
 def _memory_meaning(rows: Rows) -> str:
     what = meaning(rows.records).removeprefix("the ")
-    return f"Memory: {what}; × is the ratio to the first finished full row.{{within}}"
+    return f"Memory: {what}; × is the ratio to the first finished full row of the same device.{{within}}"
 
 
 def _kinds_meaning(rows: Rows) -> str:
@@ -113,7 +113,7 @@ def _signed_size(value: float) -> str:
     return f"{'−' if value < 0 else ''}{units.size(abs(value))}"
 
 
-LORA = "the ratio to the first finished lora row, of the same rank if there is one"
+LORA = "the ratio to the first finished lora row of the same device, and of the same rank if there is one"
 COLUMNS: dict[str, Column] = {
     "study": _place("Study", 0),
     "model": _place("Model", 1),

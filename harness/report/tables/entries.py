@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
@@ -20,9 +21,11 @@ Entry = Callable[[Row, Rows], str]
 
 
 def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
-    """The finished rows of `method` in the place of `row`: those of its rank first."""
-    yield from rows.index[method, row.place, row.rank]
-    yield from (other for other in rows.index[method, row.place] if other.rank != row.rank)
+    """The finished rows of `method` in the place of `row` that ran on its device: those of its rank first."""
+    of_rank, others = rows.index[method, row.place, row.rank], rows.index[method, row.place]
+    for other in itertools.chain(of_rank, (other for other in others if other.rank != row.rank)):
+        if row.beside(other):
+            yield other
 
 
 def _bases(row: Row, rows: Rows) -> Iterator[Row]:
@@ -59,7 +62,7 @@ def measure(measure: str, text: Callable[[float], str]) -> Entry:
 
 
 def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry:
-    """The mean of a column of `frame`, with its ratio to the first finished row of `method`."""
+    """The mean of a column of `frame`, with its ratio to the first finished row of `method` on the same device."""
 
     def entry(row: Row, rows: Rows) -> str:
         value = row.mean(measure)

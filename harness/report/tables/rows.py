@@ -13,6 +13,7 @@ import pandas as pd
 from harness.record import Instrument, Record, Score
 from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
+from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable, instruments
 from harness.report.select import Choice, latest, select
 
@@ -76,9 +77,20 @@ class Row:
     def over(self, other: Row, measure: str) -> float | None:
         """The mean of a column of `frame` over that of `other`; None if one has none or they are not comparable."""
         own, of = self.mean(measure), other.mean(measure)
-        if own is None or not of or not comparable(self.instruments | other.instruments, measure):
+        if own is None or not of or not self.beside(other):
+            return None
+        if not comparable(self.instruments | other.instruments, measure):
             return None
         return own / of
+
+    def beside(self, other: Row) -> bool:
+        """Whether both ran on one device, as far as is known: only then do memory and speed compare."""
+        return len({self.device, other.device} - {None}) < 2
+
+    @cached_property
+    def device(self) -> str | None:
+        """What the cells ran on; of several devices, that of the first cell."""
+        return ran_with(self.measured[0]).get("device")
 
     @cached_property
     def scores(self) -> dict[str, MeanScore]:
