@@ -320,7 +320,7 @@ class PlaceAnswer:
         return self._scored(first, highest if len(standings) > 1 else "")
 
     def _scored(self, standing: Standing, verb: str = "") -> str:
-        """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". verb: such as "scored highest", after the name."""
+        """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". verb: such as "scored highest"."""
         name = " ".join(filter(None, (standing.choice.label, standing.choice.setting, verb)))
         memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
         return f"{name}: {self._value(standing)}" + (f" at {units.size(memory)}" if memory else "")
