@@ -148,7 +148,7 @@ def effect_text(verdict: Verdict) -> str:
         return ABSENT
     if math.isnan(effect.low) or effect.low == effect.high:
         return shown(effect.value)
-    low, high = (("any" if math.isinf(end) else shown(end).removesuffix(" points")) for end in effect[1:])
+    low, high = (("any" if math.isinf(end) else shown(end).partition(" ")[0]) for end in effect[1:])
     return f"{shown(effect.value)} ({low} to {high})"
 
 

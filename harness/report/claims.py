@@ -148,5 +148,9 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f} points".replace("-", "−")
 
 
+def bits_per_byte(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f} bits per byte".replace("-", "−")
+
+
 def rate(value: float) -> str:
     return f"{value:.1e}" if value else "0"

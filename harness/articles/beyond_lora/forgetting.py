@@ -8,7 +8,18 @@ from dataclasses import replace
 from harness.articles.beyond_lora.methods import TUNED
 from harness.articles.rules import scored_gain
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, names, points, unchosen
+from harness.report.claims import (
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Claims,
+    Judgement,
+    bits_per_byte,
+    judge,
+    names,
+    points,
+    unchosen,
+)
 from harness.report.evidence import Evidence
 from harness.report.headline import MMLU, PLAIN_TEXT
 from harness.report.statistics import ALPHA
@@ -65,7 +76,7 @@ def forgetting_mmlu(at: Evidence) -> Judgement:
     "Tuning forgets catastrophically (the method that forgets most needs at least 0.05 bits per byte more on plain "
     "English text)",
     "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
-    lambda value: f"{round(value, 3) + 0.0:+.3f} bits per byte".replace("-", "−"),
+    bits_per_byte,
 )
 def forgetting_text(at: Evidence) -> Judgement:
     return _forgotten(at, PLAIN_TEXT, 0.05, lower_is_better=True)

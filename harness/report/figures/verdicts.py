@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from harness.report import articles
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, points, rate, times
+from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, bits_per_byte, points, rate, times
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     PERCENT,
@@ -45,6 +45,7 @@ class Unit(NamedTuple):
 UNITS = {
     times: Unit("ratios", "log", 1.0, 1.0),
     points: Unit("points", "linear", PERCENT, 0.0),
+    bits_per_byte: Unit("bits per byte", "linear", 1.0, 0.0),
     rate: Unit("learning rates", "log", 1.0, None),
 }
 LOOKS = {
