@@ -316,6 +316,17 @@ def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expecte
     assert found.why == ("One seed" if seeds == 1 else "")
 
 
+def test_fresh_seeds_of_dora_and_lora_are_compared_at_their_rank(study):
+    """The seed that chose rank 16 of 8 and 16 has other items right, and takes no part."""
+    for method, value in (("lora", 0.5), ("dora", 0.6)):
+        for rank in (8, 16):
+            study.add(method, rank, seed=0, gsm8k=0.5, loss=1.2 - rank / 100)
+        for seed in (1, 2):
+            study.add(method, 16, seed=seed, gsm8k=value, loss=1.04).confirmation = True
+    found = study.judgement("dora-task")
+    assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 2, 4)
+
+
 def test_a_tie_within_a_point_refutes_a_gain(study):
     study.seeds("lora", 16, gsm8k=0.5)
     study.seeds("dora", 16, gsm8k=0.5)
@@ -515,6 +526,7 @@ def test_best_rates(study, name, methods, claimed):
         ("lr-full", Interval(6e-5, 0.0, math.inf), "6.0e-05 (0 to any)"),
         ("dora-full", Interval(-0.02, -0.25, 0.21), "−2.0 points (−25.0 to +21.0)"),
         ("lora-memory", Interval(0.5, 0.4, 0.6), "0.500× (0.400× to 0.600×)"),
+        ("forgetting-text", Interval(0.134, 0.112, 0.155), "+0.134 bits per byte (+0.112 to +0.155)"),
         ("dora-full", Interval(-0.02, math.nan, math.nan), "−2.0 points"),
     ],
 )

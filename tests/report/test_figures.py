@@ -15,12 +15,13 @@ from records import METHODS, MIB, change, make_record, make_score, make_study, m
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import statistics
-from harness.report.articles import find
+from harness.report.articles import every, find
 from harness.report.claims import times
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
+from harness.report.figures.verdicts import UNITS
 from harness.report.frame import score_name
 from harness.report.importers import collect
 from harness.report.pairwise import contests, items
@@ -426,6 +427,11 @@ def test_verdicts_are_those_of_the_claims():
     looks = [(line.get_marker(), line.get_markerfacecolor()) for line in handles]
     assert [order[looks.index(look)] for look in drawn] == [v.judgement.decision for v in ratios]
     assert {v.judgement.decision for v in ratios} == set(order)  # or the test would hold little
+
+
+def test_every_claim_has_a_unit_that_can_be_drawn():
+    shown = {claim.shown for article in every() for claim in article.claims.values()}
+    assert shown <= set(UNITS), "else a study that estimates its effect has no picture"
 
 
 def test_a_verdict_stands_beside_what_is_claimed():
