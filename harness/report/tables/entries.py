@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
@@ -21,11 +20,9 @@ Entry = Callable[[Row, Rows], str]
 
 
 def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
-    """The finished rows of `method` in the place of `row` that ran on its device: those of its rank first."""
-    of_rank, others = rows.index[method, row.place, row.rank], rows.index[method, row.place]
-    for other in itertools.chain(of_rank, (other for other in others if other.rank != row.rank)):
-        if row.beside(other):
-            yield other
+    """The finished rows of `method` in the place of `row`: those of its rank first."""
+    yield from rows.index[method, row.place, row.rank]
+    yield from (other for other in rows.index[method, row.place] if other.rank != row.rank)
 
 
 def _bases(row: Row, rows: Rows) -> Iterator[Row]:
@@ -112,7 +109,8 @@ def forms(measure: str) -> Entry:
 def decode_ratio(row: Row, rows: Rows) -> str:
     if not row.finished or not row.served:
         return ABSENT
-    reference = next((other for other in _references(row, rows, "lora") if other.served), None)
+    references = _references(row, rows, "lora")
+    reference = next((other for other in references if other.served and row.beside(other)), None)
     if reference is None:
         return ABSENT
     if row is reference:
