@@ -31,8 +31,7 @@ def go(folder: Path, cell: Cell, on_event: Callable[[dict], None] = lambda event
             assert not [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists()]
 
 
-def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
-    """rel: how far losses may lie apart."""
+def alike(record: Record, one: Record) -> None:
     assert (record.status, one.status) == ("ok", "ok"), record.failure
     assert record.cell.id != one.cell.id
     assert record.train.batches == one.train.batches
@@ -42,8 +41,8 @@ def alike(record: Record, one: Record, rel: float = 2e-6) -> None:
     )
     for name in ("loss", "grad_norm", "lr", "tokens"):
         values = ([getattr(point, name) for point in of.train.loss] for of in (record, one))
-        assert next(values) == pytest.approx(next(values), rel=rel if name == "loss" else max(1e-4, 10 * rel)), name
-    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=rel)
+        assert next(values) == pytest.approx(next(values), rel=2e-6 if name == "loss" else 1e-4), name
+    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=2e-6)
     assert len(record.validation) == 2
     assert [(s.task, s.value, s.n) for s in record.scores] == [(s.task, s.value, s.n) for s in one.scores]
     assert record.parameters == one.parameters

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
+from unittest import mock
 
 import torch
 from peft.optimizers import create_lorafa_optimizer  # noqa: F401 (named in a test's settings)
@@ -19,6 +21,9 @@ def build(model, harm="none", **slot):
     """An optimizer's factory whose model comes to `harm` in the second rank, in the third step of training."""
     print(f"rank {os.environ.get('RANK')} is process {os.getpid()}", file=sys.stderr)
     made, passes = optimizers.build(model, **slot), []
+    for part in getattr(made, "parts", ()):
+        if isinstance(part, torch.optim.Muon):
+            part.step = unrounded(part.step)
 
     def hook(model, args, keywords):
         passes.append(model.training)
@@ -35,3 +40,14 @@ def build(model, harm="none", **slot):
         if harm == "drifts":
             made.register_step_post_hook(lambda *_: next(model.parameters()).data.add_(1e-3))
     return made
+
+
+def unrounded(step):
+    """Muon's step without its rounding to bf16, which depends on the CPU and on how matrices are divided."""
+
+    @functools.wraps(step)
+    def in_fp32(closure=None):
+        with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float):
+            return step(closure)
+
+    return in_fp32

@@ -70,18 +70,18 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
 @pytest.mark.slow
 @on_cpu
 @pytest.mark.parametrize(
-    ("method", "rel"),
+    "method",
     [
-        ("full", 2e-6),
-        pytest.param("lora train.gradient_checkpointing=true", 2e-6, marks=pytest.mark.long),
-        pytest.param("muon", 1e-4, marks=pytest.mark.long),  # it rounds to bf16
-        pytest.param("qlora", 2e-6, marks=pytest.mark.long),
+        "full",
+        pytest.param("lora train.gradient_checkpointing=true", marks=pytest.mark.long),
+        pytest.param("muon", marks=pytest.mark.long),
+        pytest.param("qlora", marks=pytest.mark.long),
     ],
 )
-def test_two_devices_share_the_weights(tmp_path, alone, method, rel):
+def test_two_devices_share_the_weights(tmp_path, alone, method):
     settings = f"method={method}".split()
     record, one = go(tmp_path, short(*settings, *SHARDED)), alone(*settings)
-    alike(record, one, rel)
+    alike(record, one)
     assert record.environment["speedups"]["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
     held, here = record.probe.resident, one.probe.resident
     for kind in ("weights", "adapters", "optimizer"):
