@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -27,6 +28,7 @@ from harness.job import recording
 from harness.job.training import distributed, launch
 from harness.protocol import Progress, Rendezvous, RunCell, decode_request, encode
 from harness.record import Cell, Precautions
+from harness.sweep import runner
 from harness.sweep.store import Study
 
 pytestmark = [
@@ -48,6 +50,9 @@ def place(number: int, port: int, seconds: float = 60) -> Rendezvous:
 def train_along(cell: Cell, port: int, seconds: float, job: Callable[..., Any]) -> None:
     """The job of the second machine. Exits with 2 and leaves the sentence, if it refuses."""
     os.setsid()
+    until = time.monotonic() + seconds
+    while not runner._listens("127.0.0.1", port) and time.monotonic() < until:  # as a sweep's second machine waits
+        time.sleep(0.1)
     request = RunCell(cell, "study", "nowhere.json", rendezvous=place(1, port, seconds))
     try:
         code = launch.run(cell.settings.train.devices, job, request, print, request.rendezvous)
