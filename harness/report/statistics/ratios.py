@@ -64,7 +64,8 @@ def of_losses(
 ) -> Ratio | None:
     """The ratio of two products of as many mean losses, each with one loss by seed; None without two seeds of each.
 
-    field: losses of other settings, whose spread counts too.
+    field: losses of other settings, whose spread counts too where a ratio has two seeds. From three on its own spread
+        is enough: settings that vary more or less than these would make the interval too wide or too narrow.
 
     Runs of one seed saw the same batches in the same order, so much of what a seed changes is common to all of them:
     the ratio is taken within each seed that all losses of the ratio have. Without two such seeds it is the ratio of
@@ -78,7 +79,7 @@ def of_losses(
     if len(common) < 2:
         statistic = _contrast([list(map(math.log, factor.values())) for factor in factors], signs)
         return _exp(statistic, min(map(len, factors)))
-    rows = [*factors, *(other for other in field if common <= set(other))]
+    rows = [*factors, *(other for other in field if common <= set(other) and len(common) == 2)]
     logs = np.log([[row[seed] for seed in sorted(common, key=str)] for row in rows])
     return _exp(_within(logs, signs), len(common))
 
