@@ -202,21 +202,23 @@ def time_ratio(
             why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
             pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
             continue
-        judged = judged_ratio(found, lambda ratio: judge(ratio, low, high), used)
-        pairs.append((where, replace(judged, seeds=min(map(len, clean)))))  # more than found.units, where some are one
+        ran = min(map(len, clean))  # more than found.units, where some runs are one unit
+        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used, ran)))
     if disturbed and not pairs:
         return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
     return _alike(pairs, apart, at, one, other, low, high)
 
 
-def judged_ratio(found: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...]) -> Judgement:
-    """The judgement by `decide` on a measured ratio. used: names of its records."""
+def judged_ratio(
+    found: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...], seeds: int | None = None
+) -> Judgement:
+    """The judgement by `decide` on a measured ratio. used: names of its records; seeds: by default its units."""
     decision = decide(found.interval)
     why = STRADDLES if decision == OPEN else ""
     return Judgement(
         decision,
         found.interval,
-        found.units,
+        found.units if seeds is None else seeds,
         None,
         used,
         why,

@@ -49,6 +49,11 @@ class Evidence:
         """The part of the evidence whose records satisfy `keep`; its choices refer to its own records."""
         return Evidence([record for record in self.records if keep(record)], self._folder)
 
+    @cached_property
+    def tried(self) -> Evidence:
+        """The part without fresh seeds. Of all ranks, or alphas, of a method only the chosen one has those."""
+        return self.where(lambda record: not record.confirmation)
+
     def of(self, *methods: str) -> list[Record]:
         """The finished records of `methods`."""
         return [r for r in self.records if r.cell.method in methods and r.status == "ok"]

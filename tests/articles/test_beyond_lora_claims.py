@@ -327,6 +327,17 @@ def test_fresh_seeds_of_dora_and_lora_are_compared_at_their_rank(study):
     assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 2, 4)
 
 
+def test_ranks_and_alphas_are_compared_without_the_fresh_seeds_of_the_chosen_one(study):
+    for rank, loss, value in ((8, 1.2, 0.5), (64, 1.0, 0.6)):
+        study.seeds("lora", rank, 3, alpha=2 * rank, loss=loss, gsm8k=value)
+    study.seeds("lora", 8, 3, alpha=8, loss=1.3, gsm8k=0.4)
+    for seed in (3, 4):
+        study.add("lora", 64, seed=seed, alpha=128, loss=1.0, gsm8k=0.1).confirmation = True
+    for name in ("rank-capacity", "alpha-r"):
+        found = study.judgement(name)
+        assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 3, 6), name
+
+
 def test_a_tie_within_a_point_refutes_a_gain(study):
     study.seeds("lora", 16, gsm8k=0.5)
     study.seeds("dora", 16, gsm8k=0.5)

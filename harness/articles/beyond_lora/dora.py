@@ -24,8 +24,7 @@ def _dora_gain(at: Evidence, score: str) -> Judgement:
     if not ranks:
         return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
     # Fresh seeds are of the chosen rank alone; the seed that chose it takes no part.
-    fresh = [r for r in ranks if all(at.chosen(chosen[method, r])[0].confirmation for method in ("lora", "dora"))]
-    ranks = fresh or ranks
+    ranks = [rank for rank in ranks if chosen["lora", rank].confirmed and chosen["dora", rank].confirmed] or ranks
     return gain(at, [chosen["dora", rank] for rank in ranks], [chosen["lora", rank] for rank in ranks], score)
 
 

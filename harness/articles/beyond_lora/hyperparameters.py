@@ -29,6 +29,7 @@ def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""
     if at.data not in COMPLEX:
         return lacking("cell trained on problems of several steps")
+    at = at.tried
     chosen = at.choices("rank")
     groups = [[chosen[m, r] for m in ADAPTERS for r in ranks if (m, r) in chosen] for ranks in ((64, 128), (8, 16))]
     methods = [{choice.method for choice in group} for group in groups]
@@ -39,6 +40,7 @@ def rank_capacity(at: Evidence) -> Judgement:
 
 
 def _alpha_gain(at: Evidence, times: int) -> Judgement:
+    at = at.tried
     chosen = at.choices("rank", "alpha")
     pairs = [
         (choice, chosen[method, rank, times * rank])
