@@ -69,9 +69,11 @@ class Article:
         for record in records:
             places[record.study, record.cell.model, record.cell.data].append(record)
         evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
+        fresh = {record.cell.name for record in records if record.confirmation}
         verdicts = []
         for claim in self.claims.values():
-            each = [Verdict(claim, place, claim.rule(at)) for place, at in evidence.items()]
+            judged = {place: claim.rule(at) for place, at in evidence.items()}
+            each = [Verdict(claim, at, found, not fresh.isdisjoint(found.records)) for at, found in judged.items()]
             estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
             verdicts += estimated or sorted(each, key=_lack)[:1]
         return verdicts
@@ -161,7 +163,8 @@ def _deciding(verdict: Verdict) -> str:
         return f"`{asked}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
     if seeds > MOST_SEEDS:
         return f"`{asked}` with more than {MOST_SEEDS} seeds, if the effect stays"
-    return f"`{asked} {shlex.quote(f'seed={listed(range(seeds))}')}` ({seeds} seeds, if the effect stays)"
+    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(seeds))}")
+    return f"`{asked} {more}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

@@ -78,11 +78,15 @@ class Claims(dict[str, Claim]):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on a claim in one place: study, model and data."""
+    """The judgement on a claim in one place: study, model and data.
+
+    fresh: whether it rests on fresh seeds, which confirm the chosen settings.
+    """
 
     claim: Claim
     place: tuple[str, str, str]
     judgement: Judgement
+    fresh: bool = False
 
 
 def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> Decision:

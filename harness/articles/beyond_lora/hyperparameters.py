@@ -29,28 +29,28 @@ def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""
     if at.data not in COMPLEX:
         return lacking("cell trained on problems of several steps")
-    at = at.tried
+    learned, at = at.learned, at.tried
     chosen = at.choices("rank")
     groups = [[chosen[m, r] for m in ADAPTERS for r in ranks if (m, r) in chosen] for ranks in ((64, 128), (8, 16))]
     methods = [{choice.method for choice in group} for group in groups]
     groups = [[c for c in group if c.method in set.intersection(*methods)] for group in groups]
-    if at.learned is None or not all(groups):
+    if learned is None or not all(groups):
         return unchosen(at, ADAPTERS, ["rank"], "adapters of rank 64 or 128", "8 or 16")
-    return gain(at, *groups, at.learned)
+    return gain(at, *groups, learned)
 
 
 def _alpha_gain(at: Evidence, times: int) -> Judgement:
-    at = at.tried
+    learned, at = at.learned, at.tried
     chosen = at.choices("rank", "alpha")
     pairs = [
         (choice, chosen[method, rank, times * rank])
         for (method, rank, alpha), choice in chosen.items()
         if method in ADAPTERS and rank and alpha == 2 * rank and (method, rank, times * rank) in chosen
     ]
-    if not pairs or at.learned is None:
+    if not pairs or learned is None:
         lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
         return unchosen(at, ADAPTERS, ["rank", "alpha"], *lacks)
-    return gain(at, *zip(*pairs, strict=True), at.learned)
+    return gain(at, *zip(*pairs, strict=True), learned)
 
 
 @CLAIMS.claim("alpha-r", "alpha = 2r is better than alpha = r, each at its best learning rate", "sweep alpha", points)

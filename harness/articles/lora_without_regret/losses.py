@@ -32,7 +32,7 @@ def penalty(
     """The ratio of the product of the validation losses of `ones` to that of `others`, judged by `decide`.
 
     Each is the records of one setting, with several seeds: at least two decide. field: all settings that the rule
-    compares, whose spread from seed to seed counts too.
+    compares; with two seeds their spread counts too (`statistics.of_losses`).
     """
     compared = [*ones, *others]
     used = tuple(record.cell.name for group in compared for record in group)
