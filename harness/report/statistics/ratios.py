@@ -79,8 +79,8 @@ def of_losses(
     if len(common) < 2:
         statistic = _contrast([list(map(math.log, factor.values())) for factor in factors], signs)
         return _exp(statistic, min(map(len, factors)))
-    rows = [*factors, *(other for other in field if common <= set(other) and len(common) == 2)]
-    logs = np.log([[row[seed] for seed in sorted(common, key=str)] for row in rows])
+    others = [other for other in field if common <= set(other)] if len(common) == 2 else []
+    logs = np.log([[row[seed] for seed in sorted(common, key=str)] for row in [*factors, *others]])
     return _exp(_within(logs, signs), len(common))
 
 
