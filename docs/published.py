@@ -32,7 +32,8 @@ RESULTS = ROOT / "results"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md", ROOT / "docs" / "verdicts.md"]
 BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURES = {  # by name of the file: figure, study
-    "pareto": ("accuracy_memory", "reference/quickstart"),
+    "pareto": ("accuracy_memory", "reference/study_skill"),
+    "forgetting": ("forgetting", "reference/study_skill"),
     "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
     "rates": ("lr_methods", "reference/study_lr"),
     "seeds": ("accuracy_memory", "reference/smollm2"),

@@ -34,6 +34,8 @@ def test_pages_have_all_tables():
     assert published.blocks(README) == [("compact", "reference/quickstart"), ("summary", "beyond_lora")]
     assert published.blocks(STUDIES) == [
         ("table", "reference/quickstart"),
+        ("best", "reference/study_skill"),
+        ("best", "reference/study_facts"),
         ("best", "reference/smollm2"),
         ("table", "reference/gsm8k"),
         ("experiments", "reference/peft_llama_3_2_3b"),

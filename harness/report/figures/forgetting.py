@@ -61,7 +61,7 @@ def forgetting(study: StudyResults) -> Drawn | None:
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.axvline(0, color="0.4", linewidth=0.8)
         x_name, y_name = (name.replace("(%)", "(points)") for name in names)
-        axes.set(xlabel=f"change of {x_name}", ylabel=f"change of {y_name}")
+        axes.set(xlabel=f"change of {x_name}", ylabel=f"change of\n{y_name}")
         if not gained.higher_is_better:
             axes.invert_xaxis()
         if not kept.higher_is_better:
