@@ -70,8 +70,8 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["peft_llama_3_2_3b"] += ["base", "seeds"]
     known["pilot"] = ["code", "seeds"]  # its skills were tried one after the other, while the harness went on
     known["pilot_skill"] = ["batch", "seeds"]  # batch sizes are what it tries
-    known["study_lr"] = ["tries", "code"]  # full fine-tuning has a sixth rate; the report went on meanwhile
-    known["study_targets"] = ["targets", "seeds"]  # what it tries; five more seeds of the chosen rates
+    known["study_lr"] = ["tries", "device", "code"]  # full fine-tuning has a sixth rate; more seeds on another machine
+    known["study_targets"] = ["targets", "device", "code", "seeds"]  # what it tries; more seeds of the chosen rates
     known["exposures"] = ["tokens", "code", "base", "seeds"]  # how long to train all weights is what it tries
     known["study_batch"] = ["batch"]  # which is what it tries
     known["study_facts"] = ["device", "code", "seeds"]  # one seed chooses; the fresh ones ran on another machine
