@@ -72,7 +72,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["pilot_skill"] = ["batch", "seeds"]  # batch sizes are what it tries
     known["study_lr"] = ["tries", "device", "code"]  # full fine-tuning has a sixth rate; more seeds on another machine
     known["study_targets"] = ["targets", "device", "code", "seeds"]  # what it tries; more seeds of the chosen rates
-    known["exposures"] = ["tokens", "code", "base", "seeds"]  # how long to train all weights is what it tries
+    known["exposures"] = ["base", "seeds"]  # how long to train all weights is what it tries
     known["study_batch"] = ["batch"]  # which is what it tries
     known["study_facts"] = ["device", "code", "seeds"]  # one seed chooses; the fresh ones ran on another machine
     known["study_skill"] = ["tries", "code", "seeds"]  # one seed chooses; adapters have a fourth rate at rank 32
