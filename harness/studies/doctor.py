@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from packaging.requirements import Requirement
 
 from harness import env, terminal
@@ -229,8 +229,14 @@ def _disk(name: str, folder: str, free: int) -> Row:
 
 
 def _settings(group: str) -> dict[str, dict]:
-    """The files of a config group by choice, unresolved."""
-    return {choice: OmegaConf.to_container(OmegaConf.load(path)) for choice, path in group_files(group).items()}
+    """The files of a config group by choice, unresolved, each over those of its group that it begins with."""
+    files = group_files(group)
+
+    def whole(choice: str) -> DictConfig | ListConfig:
+        own = OmegaConf.load(files[choice])
+        return OmegaConf.merge(*(whole(base) for base in own.pop("defaults", []) if base in files), own)
+
+    return {choice: OmegaConf.to_container(whole(choice)) for choice in files}
 
 
 def _requires(package: str) -> list[str]:

@@ -38,6 +38,7 @@ def test_the_screen(inside, tmp_path):
     for group in ("model", "data"):
         for path in (CONF / group).glob("*.yaml"):
             assert re.search(rf"\b{path.stem} +(ready|missing) ", run.stdout), path
+    assert re.search(r"\bfacts_short +ready +generated", run.stdout), "it begins with another file of its group"
     for said in [
         "fp32",
         "NF4",
