@@ -11,6 +11,7 @@ from harness.articles.rules import adapt_settings
 from harness.record import Record
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, names, times, unchosen
 from harness.report.evidence import Evidence
+from harness.report.lint.training import TARGETS
 
 CLAIMS = Claims()
 BITS = 2  # that a parameter can store: Allen-Zhu & Li (2024, arXiv:2404.05405), as the article assumes
@@ -58,7 +59,7 @@ def rank_capacity(at: Evidence) -> Judgement:
 
 
 def _adapters(at: Evidence) -> list[list[Record]]:
-    """The chosen records of each LoRA adapter (rank and targets), smallest first."""
+    """The chosen records of each LoRA adapter (rank and the modules it changes), smallest first."""
     kinds = {_kind(record) for record in at.of("lora") if record.parameters}
     parts = [at.where(lambda record, kind=kind: _kind(record) == kind) for kind in kinds]
     chosen = [part.chosen(choice) for part in parts for choice in part.choices().values()]
@@ -66,7 +67,8 @@ def _adapters(at: Evidence) -> list[list[Record]]:
 
 
 def _kind(record: Record) -> str:
-    return json.dumps([record.cell.method, record.cell.rank, adapt_settings(record).get("target_modules")])
+    adapt = adapt_settings(record)
+    return json.dumps([record.cell.rank, *(adapt.get(setting) for setting in TARGETS)])
 
 
 def _exceeded(records: list[Record]) -> bool | None:
