@@ -152,6 +152,20 @@ def test_lora_parameters(study, rank, targets, trainable, expected):
     assert found.effect.value == 134_500_000 / trainable
 
 
+@pytest.mark.parametrize(
+    "fewer", [{"target_modules": ["v_proj"]}, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [9]}]
+)
+def test_an_adapter_on_fewer_matrices_than_queries_and_values_is_no_evidence(study, fewer):
+    for adapt, trainable in (({"target_modules": ["q_proj", "v_proj"]}, 50_000), (fewer, 1_000)):
+        settings = adapter(1, None)
+        settings["method"]["adapt"] |= adapt
+        record = study.add("lora", 1, settings=settings)
+        record.parameters = replace(record.parameters, total=134_500_000, trainable=trainable)
+    assert study.judgement("lora-parameters").decision == REFUTED
+    study.records.pop(0)
+    assert study.judgement("lora-parameters").decision == OPEN
+
+
 MEMORY = [
     ("lora-memory", {"lora": 400, "full": 1000}, SUPPORTED, 0.4),
     ("lora-memory", {"lora": 700, "full": 1000}, REFUTED, 0.7),

@@ -11,7 +11,7 @@ from judged_study import JudgedStudy
 
 from harness.__main__ import main
 from harness.articles.lora_without_regret import ARTICLE
-from harness.articles.lora_without_regret.losses import ATTENTION
+from harness.articles.rules import ATTENTION
 from harness.config import ROOT
 from harness.record import LossPoint
 from harness.report.claims import OPEN, REFUTED, SUPPORTED

@@ -20,11 +20,14 @@ from harness.report.claims import times
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
+from harness.report.figures.messages import change_with_rank
+from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
 from harness.report.figures.verdicts import UNITS
 from harness.report.frame import score_name
 from harness.report.importers import collect
 from harness.report.pairwise import contests, items
+from harness.report.select import select
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
@@ -107,7 +110,7 @@ def test_losses_of_pairs_are_per_pair(objective, unit):
     for panel in draw("loss", records):
         assert panel.get_ylabel() == f"validation loss\n({unit})"
     assert draw("rank_sweep", records)[0].get_ylabel() == f"validation loss\n({unit})"
-    assert titles("rank_sweep", records) == [f"From rank 4 to 8 lora changes by +0.1 {unit}"]
+    assert titles("rank_sweep", records) == [f"From rank 4 to 8, lora changes by +0.1 {unit} (not tested)"]
     assert draw("lr_methods", records)[0].get_ylabel() == f"validation loss\n({unit})"
 
 
@@ -245,8 +248,46 @@ def test_each_rank_scores_at_its_chosen_learning_rate():
 
 
 def test_the_title_says_by_how_much_scores_change_with_rank():
-    said = "From rank 4 to 64 lora changes by +10.0 and dora changes by +10.0 points"
-    assert titles("rank_sweep", ranks()) == [said]
+    each = [f"{method} changes by +10.0 points (not tested)" for method in ("lora", "dora")]
+    assert titles("rank_sweep", ranks()) == [f"From rank 4 to 64, {' and '.join(each)}"]
+
+
+def test_the_title_has_the_interval_of_losses_that_are_paired_by_seed():
+    losses = {4: (1.5, 1.7), 64: (1.2, 1.46)}
+    records = [swept("lora", rank, 2e-4, loss, 0.2, seed) for rank in losses for seed, loss in enumerate(losses[rank])]
+    for record in records:
+        record.scores = []
+    # -0.27 and Student's t of one degree of freedom, 12.706, times 0.03
+    assert titles("rank_sweep", records) == ["From rank 4 to 64, lora changes by −0.27 nats per token (−0.65 to +0.11)"]
+
+
+def test_the_title_has_the_interval_of_scores_that_are_paired_by_item():
+    folder = ROOT / "results" / "reference" / "smollm2"
+    records = [record for record in read_study(folder)[0] if record.cell.data == "wordmath_short"]
+    study = StudyResults([record for record in records if record.cell.method in ("lora", "full")], folder)
+    low, high = (choice for choice in select(study.rows.records, ("method", "rank")) if choice.method == "lora")
+    score = study.headline(low.place)
+    change = study.gap(high, low, score)
+    answered = [items(folder, study.records(choice), score_name(score))[0] for choice in (high, low)]
+    difference = statistics.differences(answered)[0, 1]
+    assert (change.low, change.high) == (difference.low, difference.high)
+    assert change.value == pytest.approx(study.estimate(high, score)[0] - study.estimate(low, score)[0])
+    value, *ends = (f"{100 * part:+.1f}".replace("-", "−") for part in (change.value, change.low, change.high))
+    said = f"From rank {low.rank} to {high.rank}, lora changes by {value} points ({' to '.join(ends)})"
+    assert titles("rank_sweep", study.rows.records, folder) == [said]
+
+
+def test_of_many_methods_the_title_names_those_whose_change_is_shown():
+    names = ("lora", "dora", "rslora", "pissa")
+    changes = dict.fromkeys(names, statistics.Interval(0.1, -0.2, 0.4))
+    ranks = dict.fromkeys(names, (4, 64))
+    assert change_with_rank(changes, ranks, "points") == "From rank 4 to 64, no method is shown to change"
+    changes["dora"] = statistics.Interval(-0.3, -0.4, -0.1)
+    assert change_with_rank(changes, ranks, "points") == "From rank 4 to 64, dora is shown to change"
+    ranks["lora"] = (1, 64)
+    changes["lora"] = statistics.Interval(0.3, 0.1, 0.4)
+    said = "From its lowest rank to its highest, lora and dora are shown to change"
+    assert change_with_rank(changes, ranks, "points") == said
 
 
 def mpl_line(method):

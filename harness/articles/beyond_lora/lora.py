@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from harness.articles.rules import adapt_settings, memory_ratio
+from harness.articles.rules import ATTENTION, adapt_settings, memory_ratio
 from harness.record import Record
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times, unchosen
@@ -15,6 +15,7 @@ from harness.report.statistics import Interval
 
 CLAIMS = Claims()
 LOW, HIGH = 4, 16  # very low ranks are at most LOW; they are compared with ranks of at least HIGH
+SMALLEST = {"q_proj", "v_proj"}  # the matrices of the smallest adapter
 WORSE = 1.1  # times the loss of its first step: a run that ends above that has diverged
 
 
@@ -26,17 +27,25 @@ WORSE = 1.1  # times the loss of its first step: a run that ends above that has 
     times,
 )
 def lora_parameters(at: Evidence) -> Judgement:
-    """Exact. Only the smallest possible adapter can refute it."""
-    cells = [record for record in at.of("lora") if record.parameters]
+    """Exact. Only the smallest possible adapter can refute it, and one on fewer matrices than that is no evidence."""
+    cells = [record for record in at.of("lora") if record.parameters and not _smaller(record)]
     if not cells:
-        return lacking("lora")
+        return lacking("lora on queries and values of all layers")
     least = min(cells, key=lambda record: record.parameters.trainable)
     cut = (least.parameters.total - least.parameters.trainable) / least.parameters.trainable
-    smallest = least.cell.rank == 1 and set(adapt_settings(least).get("target_modules", ())) == {"q_proj", "v_proj"}
+    smallest = least.cell.rank == 1 and set(adapt_settings(least).get("target_modules", ())) == SMALLEST
     decision = SUPPORTED if cut >= 10_000 else REFUTED if smallest else OPEN
     why = "A smaller adapter is possible" if decision == OPEN else ""
     exact = Interval(cut, cut, cut)
     return Judgement(decision, exact, None, None, (least.cell.name,), why, (10_000.0, math.inf))
+
+
+def _smaller(record: Record) -> bool:
+    """Whether the adapter is on some layers alone, or on attention without queries or without values."""
+    adapt = adapt_settings(record)
+    targets = adapt.get("target_modules")
+    lacks = isinstance(targets, list) and set(targets) <= ATTENTION and not set(targets) >= SMALLEST
+    return bool(adapt.get("layers_to_transform")) or lacks
 
 
 @CLAIMS.claim("lora-memory", "LoRA reduces memory drastically (to at most half of full's peak)", "sweep memory", times)

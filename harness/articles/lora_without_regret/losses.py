@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from harness.articles.rules import adapt_settings, judged_ratio, train_settings
+from harness.articles.rules import ATTENTION, adapt_settings, judged_ratio, train_settings
 from harness.record import Record
 from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge
@@ -15,7 +15,6 @@ from harness.report.statistics import Interval
 
 TIE = 1.01  # a loss that is at most 1% higher counts as equal
 Decide = Callable[[Interval], Decision]
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def last_losses(records: Sequence[Record]) -> dict[int | None, float]:

@@ -48,20 +48,25 @@ def against_best(contest: Contest) -> str:
     return "; ".join([said, *told])
 
 
-def change_with_rank(points: Mapping[str, Mapping[int, float]], unit: str) -> str:
+def change_with_rank(changes: Mapping[str, Interval], ranks: Mapping[str, tuple[int, int]], unit: str) -> str:
     """By how much the score of each method changes from its lowest rank to its highest.
 
-    points: by method and rank, in `unit`.
+    changes: by method, in `unit`; ends are nan where the change is not tested. ranks: the lowest and highest of each.
     """
-    changes = {method: by_rank[max(by_rank)] - by_rank[min(by_rank)] for method, by_rank in points.items()}
-    ends = {(min(by_rank), max(by_rank)) for by_rank in points.values()}
-    shown = "{:+.1f}" if unit == "points" else "{:+.2g}"
-    over = "From rank {} to {}".format(*ends.pop()) if len(ends) == 1 else "From its lowest rank to its highest"
+    over = "From its lowest rank to its highest"
+    if len(set(ranks.values())) == 1:
+        over = "From rank {} to {}".format(*next(iter(ranks.values())))
     if len(changes) > MANY:
-        least, most = (shown.format(of(changes.values())) for of in (min, max))
-        return f"{over} a method changes by {least} to {most} {unit}"
-    told = [f"{method} changes by {shown.format(change)}" for method, change in changes.items()]
-    return f"{over} {listed(told)} {unit}"
+        shown = [method for method, change in changes.items() if change.low > 0 or change.high < 0]
+        return f"{over}, {_named(shown) if shown else 'no method'} {_is(shown or [''])} shown to change"
+    told = [f"{method} changes by {_change(change, unit)}" for method, change in changes.items()]
+    return f"{over}, {listed(told)}"
+
+
+def _change(change: Interval, unit: str) -> str:
+    shown = "{:+.1f}" if unit == "points" else "{:+.2g}"
+    value, low, high = (shown.format(part).replace("-", "−") for part in (change.value, change.low, change.high))
+    return f"{value} {unit} ({'not tested' if math.isnan(change.low) else f'{low} to {high}'})"
 
 
 def lost_elsewhere(changes: Mapping[str, Interval], score: str, higher_is_better: bool) -> str:

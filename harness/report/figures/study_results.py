@@ -18,7 +18,7 @@ from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
 from harness.report.pairwise import Contest, Standing, contests, items, of_summaries
 from harness.report.select import Choice
-from harness.report.statistics import Interval, mean_intervals, seeds_interval
+from harness.report.statistics import Interval, differences, mean_intervals, seeds_interval
 from harness.report.tables.rows import Row, group
 
 BARS = 40
@@ -147,7 +147,7 @@ class StudyResults:
 
     def estimate(self, choice: Choice, score: Score | None) -> Estimated | None:
         """The choice's `score` (None: its validation loss) with its interval; None if a seed lacks it."""
-        records = [self.rows.records[i] for i in choice.index]
+        records = self.records(choice)
         if score is None:
             losses = [record.validation[-1].loss for record in records if record.validation]
             return (choice.loss, seeds_interval(losses)) if choice.loss is not None else None
@@ -160,6 +160,28 @@ class StudyResults:
         else:
             interval = of_summaries(scores)
         return float(np.mean([s.value for s in scores])), interval
+
+    def gap(self, one: Choice, other: Choice, score: Score | None) -> Interval:
+        """The `score` of `one` minus that of `other` (None: of validation losses), paired by item (losses: by seed).
+
+        The ends are nan if it can't be tested: scores without the same items, losses without two seeds that both have.
+        """
+        value = self.estimate(one, score)[0] - self.estimate(other, score)[0]
+        untested = Interval(value, np.nan, np.nan)
+        if score is None:
+            losses = [{r.cell.seed: r.validation[-1].loss for r in self.records(choice)} for choice in (one, other)]
+            common = losses[0].keys() & losses[1].keys()
+            return seeds_interval([losses[0][seed] - losses[1][seed] for seed in common]) or untested
+        if self.folder is None:
+            return untested
+        found = [items(self.folder, self.records(choice), score_name(score)) for choice in (one, other)]
+        if not all(found) or found[0][1] != found[1][1]:
+            return untested
+        difference = differences([sample for sample, _ in found])[0, 1]
+        return Interval(difference.value, difference.low, difference.high)
+
+    def records(self, choice: Choice) -> list[Record]:
+        return [self.rows.records[i] for i in choice.index]
 
 
 def is_untuned(row: Row) -> bool:

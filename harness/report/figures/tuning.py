@@ -26,6 +26,7 @@ from harness.report.figures.style import (
     place_panels,
 )
 from harness.report.select import Choice, select
+from harness.report.statistics import Interval
 
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
@@ -35,12 +36,14 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
         imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, not a sweep
         if choice.rank is not None and not imported:
             ranked[choice.place, choice.method].append(choice)
-    found = defaultdict(dict)
+    found, ends = defaultdict(dict), defaultdict(dict)
     for (place, method), choices in ranked.items():
         score = study.headline(place)
         points = {choice.rank: of for choice in choices if (of := study.estimate(choice, score))}
         if len(points) > 1:
             found[place][method] = points
+            known = {choice.rank: choice for choice in choices if choice.rank in points}
+            ends[place][method] = known[min(known)], known[max(known)]
     if not found:
         return None
     levels, scales = {}, {}
@@ -55,7 +58,7 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
         if score:
             values = [value for points in curves.values() for value, _ in points.values()]
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
-    messages = {place: _message(curves, *scales[place]) for place, curves in found.items()}
+    messages = {place: _message(study, place, methods, *scales[place]) for place, methods in ends.items()}
     made, panels = place_panels(messages, height=2.3)
     look, handles = looks(study.methods), {}
     for (place, curves), axes in zip(found.items(), panels, strict=False):
@@ -76,10 +79,17 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
 UNRANKED = ("base", "full")
 
 
-def _message(curves: dict[str, dict[int, Estimated]], title: str, scale: float) -> str:
-    points = {method: {rank: scale * of[0] for rank, of in by_rank.items()} for method, by_rank in curves.items()}
+def _message(
+    study: StudyResults, place: Place, ends: dict[str, tuple[Choice, Choice]], title: str, scale: float
+) -> str:
+    """ends: by method, the choices of its lowest and of its highest rank."""
+    score = study.headline(place)
     unit = "points" if scale == PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
-    return change_with_rank(points, unit)
+    gaps = {method: study.gap(highest, lowest, score) for method, (lowest, highest) in ends.items()}
+    changes = {
+        method: Interval(*(scale * part for part in (gap.value, gap.low, gap.high))) for method, gap in gaps.items()
+    }
+    return change_with_rank(changes, {method: (one.rank, other.rank) for method, (one, other) in ends.items()}, unit)
 
 
 def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
