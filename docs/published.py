@@ -35,6 +35,7 @@ PICTURES = {  # by name of the file: figure, study
     "pareto": ("accuracy_memory", "reference/study_skill"),
     "forgetting": ("forgetting", "reference/study_skill"),
     "experiments": ("experiments", "reference/peft_llama_3_2_3b"),
+    "rank": ("rank_sweep", "reference/study_rank"),
     "rates": ("lr_methods", "reference/study_lr"),
     "seeds": ("accuracy_memory", "reference/smollm2"),
     "memory": ("memory", "reference/smollm2"),

@@ -39,9 +39,9 @@ def noted_commands(folder: Path) -> list[str]:
 def repeated_sweeps(folder: Path, asked: Sequence[str]) -> list[str]:
     """The sweeps among the commands of the study in `folder`, each with `asked` in the place of its own settings.
 
-    asked: KEY=VALUE, or an option and its value.
+    asked: KEY=VALUE, or an option and its value. Commands that differ in it alone become one.
     """
-    return [command for typed in noted_commands(folder) if (command := _again(typed, asked))]
+    return list(dict.fromkeys(command for typed in noted_commands(folder) if (command := _again(typed, asked))))
 
 
 def _again(command: str, asked: Sequence[str]) -> str | None:

@@ -232,6 +232,13 @@ def test_confirming_seeds_become_more_of_them(folder):
     assert with_seeds(records, folder, 5) == "`harness sweep tune study=demo --confirm 5`"
 
 
+def test_commands_that_differ_in_their_seeds_alone_are_said_once(tmp_path):
+    for seeds in ([], ["seed=0"], ["seed=1,2"], ["lr=1e-3"]):
+        note_command(tmp_path, ["sweep", "quickstart", *seeds])
+    said = "`harness sweep quickstart seed=0,1 && harness sweep quickstart lr=1e-3 seed=0,1`"
+    assert with_seeds([make_record("lora")], tmp_path, 2) == said
+
+
 def test_many_seeds_are_a_range_that_hydra_reads(folder):
     from harness.sweep.app.grid import grid
 
