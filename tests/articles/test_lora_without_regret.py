@@ -31,7 +31,7 @@ def add(
 ):
     """Records of `seeds` seeds whose losses differ by 0.1%. bits: in the training data; None: unknown."""
     for seed in range(seeds):
-        adapt = {"r": rank, "target_modules": targets, "layers_to_transform": layers} if method == "lora" else None
+        adapt = {"r": rank, "target_modules": targets, "layers_to_transform": layers} if method != "full" else None
         settings = {"method": {"name": method, "adapt": adapt}, "train": {"batch_size": size, "max_steps": 50}}
         record = study.add(method, rank, seed, loss=loss * (1 + seed / 1000), settings=settings, lr=lr, alpha=32)
         if trainable:
@@ -92,6 +92,13 @@ def test_each_adapter_is_compared_at_its_best_learning_rate(study):
     add(study, "lora", 1.2, rank=1, trainable=1_000, bits=1e6, lr=1e-3)
     add(study, "lora", 1.0, rank=64, trainable=10_000_000, bits=1e6)
     assert study.judgement("rank-capacity").effect.value == pytest.approx(1.2)
+
+
+def test_adapters_of_other_methods_are_not_lora_of_another_capacity(study):
+    add(study, "full", 1.0)
+    add(study, "lora", 1.2, rank=1, trainable=1_000, bits=1e6)
+    add(study, "dora", 1.0, rank=1, trainable=10_000_000, bits=1e6)
+    assert study.judgement("rank-capacity").effect is None
 
 
 def test_adapters_of_one_rank_on_different_layers_are_two(study):

@@ -68,7 +68,7 @@ def _adapters(at: Evidence) -> list[list[Record]]:
 
 def _kind(record: Record) -> str:
     adapt = adapt_settings(record)
-    return json.dumps([record.cell.rank, *(adapt.get(setting) for setting in TARGETS)])
+    return json.dumps([record.cell.method, record.cell.rank, *(adapt.get(setting) for setting in TARGETS)])
 
 
 def _exceeded(records: list[Record]) -> bool | None:
