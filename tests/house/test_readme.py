@@ -36,6 +36,7 @@ def test_pages_have_all_tables():
         ("table", "reference/quickstart"),
         ("best", "reference/study_skill"),
         ("best", "reference/study_facts"),
+        ("table", "reference/study_numerics"),
         ("best", "reference/smollm2"),
         ("table", "reference/gsm8k"),
         ("experiments", "reference/peft_llama_3_2_3b"),

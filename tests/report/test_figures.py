@@ -16,14 +16,14 @@ from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import statistics
 from harness.report.articles import every, find
-from harness.report.claims import times
+from harness.report.claims import Judgement, Verdict, times
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
-from harness.report.figures.verdicts import UNITS
+from harness.report.figures.verdicts import UNITS, forest
 from harness.report.frame import score_name
 from harness.report.importers import collect
 from harness.report.pairwise import contests, items
@@ -468,6 +468,23 @@ def test_verdicts_are_those_of_the_claims():
     looks = [(line.get_marker(), line.get_markerfacecolor()) for line in handles]
     assert [order[looks.index(look)] for look in drawn] == [v.judgement.decision for v in ratios]
     assert {v.judgement.decision for v in ratios} == set(order)  # or the test would hold little
+
+
+def test_a_claim_has_its_place_only_if_it_is_judged_in_several():
+    claims = find("beyond_lora").claims
+    lora, dora = (claims[name] for name in ("lora-memory", "dora-memory"))
+    judgement = Judgement("supported", statistics.Interval(0.5, 0.4, 0.6))
+    found = [Verdict(lora, ("study", "model", data), judgement) for data in ("gsm8k", "facts")]
+    found.append(Verdict(dora, ("study", "model", "facts"), judgement))
+    panel = forest({"Article": found}).figure.axes[0]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, gsm8k", "facts", "dora-memory"]
+
+
+def test_ticks_of_learning_rates_are_short():
+    judgement = Judgement("supported", statistics.Interval(1e-4, 2e-5, 1e-3))
+    found = [Verdict(find("beyond_lora").claims["lr-full"], ("study", "model", "gsm8k"), judgement)]
+    panel = forest({"Article": found}).figure.axes[0]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3"]
 
 
 def test_every_claim_has_a_unit_that_can_be_drawn():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from harness.record import short
 from harness.report import articles
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, bits_per_byte, points, rate, times
 from harness.report.figures.study_results import StudyResults
@@ -71,8 +72,10 @@ def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
     titles = [f"{title}, {unit.name}: {articles.tally(found)}" for (title, unit), found in panels.items()]
     made, drawn = titled_panels(titles, *(0.8 + 0.12 * len(found) for found in panels.values()))
     where = _places(judged)
-    for (_, unit), found, axes in zip(panels, panels.values(), drawn, strict=False):
-        _forest(axes, unit, found, where)
+    for ((title, unit), found), axes in zip(panels.items(), drawn, strict=False):
+        judgements = Counter(verdict.claim.name for verdict in judged[title])
+        several = {name for name, count in judgements.items() if count > 1}
+        _forest(axes, unit, found, where, several)
     said = {verdict.judgement.decision for found in panels.values() for verdict in found}
     looks = {decision: look for decision, look in LOOKS.items() if decision != DEPENDS or DEPENDS in said}
     add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
@@ -100,7 +103,8 @@ def _places(judged: Mapping[str, Sequence[Verdict]]) -> dict[Place, str]:
     return dict(zip(places, place_titles(places), strict=True))
 
 
-def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Place, str]) -> None:
+def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Place, str], several: set[str]) -> None:
+    """several: names of the claims that are judged in more than one place."""
     effects = [verdict.judgement.effect for verdict in found]
     low, high = _limits(unit, effects)
     for y, (verdict, effect) in enumerate(zip(found, effects, strict=True)):
@@ -117,21 +121,22 @@ def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Pla
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
     axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
-    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in _names(found, where)], fontsize=6)
+    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in _names(found, where, several)], fontsize=6)
     axes.grid(axis="y", visible=False)
     if unit.scale == "log":
         ticks = _log_ticks(low, high)
-        axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axes.set_xticks(ticks, labels=[short(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
 
 
-def _names(found: Sequence[Verdict], where: Mapping[Place, str]) -> Iterator[str]:
-    """The claim with its place; of a claim in several places the name stands at the first one."""
+def _names(found: Sequence[Verdict], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
+    """The claim; of a claim in several places each with its place, and the name at the first one."""
     before = None
     for verdict in found:
         name = verdict.claim.name if verdict.claim is not before else ""
         before = verdict.claim
-        yield ", ".join(filter(None, [name, where[verdict.place]]))
+        place = where[verdict.place] if verdict.claim.name in several else ""
+        yield ", ".join(filter(None, [name, place]))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
