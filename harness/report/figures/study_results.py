@@ -181,6 +181,7 @@ class StudyResults:
         return Interval(difference.value, difference.low, difference.high)
 
     def records(self, choice: Choice) -> list[Record]:
+        """Those of the chosen setting, one a seed."""
         return [self.rows.records[i] for i in choice.index]
 
 
