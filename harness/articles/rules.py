@@ -19,7 +19,7 @@ from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Ratio, Run, Statistic
 
 NO_GAIN = 0.01  # a gain in a score whose interval lies below it counts as none
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}  # the matrices of attention, as target_modules names them
 STRADDLES = "The interval includes both outcomes"
 
 

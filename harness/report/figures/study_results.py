@@ -166,19 +166,17 @@ class StudyResults:
 
         The ends are nan if it can't be tested: scores without the same items, losses without two seeds that both have.
         """
-        value = self.estimate(one, score)[0] - self.estimate(other, score)[0]
-        untested = Interval(value, np.nan, np.nan)
         if score is None:
             losses = [{r.cell.seed: r.validation[-1].loss for r in self.records(choice)} for choice in (one, other)]
             common = losses[0].keys() & losses[1].keys()
-            return seeds_interval([losses[0][seed] - losses[1][seed] for seed in common]) or untested
-        if self.folder is None:
-            return untested
-        found = [items(self.folder, self.records(choice), score_name(score)) for choice in (one, other)]
-        if not all(found) or found[0][1] != found[1][1]:
-            return untested
-        difference = differences([sample for sample, _ in found])[0, 1]
-        return Interval(difference.value, difference.low, difference.high)
+            if change := seeds_interval([losses[0][seed] - losses[1][seed] for seed in common]):
+                return change
+        elif self.folder:
+            found = [items(self.folder, self.records(choice), score_name(score)) for choice in (one, other)]
+            if all(found) and found[0][1] == found[1][1]:
+                difference = differences([sample for sample, _ in found])[0, 1]
+                return Interval(difference.value, difference.low, difference.high)
+        return Interval(self.estimate(one, score)[0] - self.estimate(other, score)[0], np.nan, np.nan)
 
     def records(self, choice: Choice) -> list[Record]:
         """Those of the chosen setting, one a seed."""
