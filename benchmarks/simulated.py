@@ -147,11 +147,13 @@ def shift(value: float, spread: float) -> float:
 class Noise:
     """What makes answers differ, in log odds where not said otherwise.
 
-    seed_points: standard deviation from seed to seed, in points. clusters × size: the items. shared: of clusters, for
-    all methods; own: of clusters, for each method.
+    seed_points: standard deviation from seed to seed, in points. together: the part of its square by which a seed moves
+    all methods alike. clusters × size: the items. shared: of clusters, for all methods; own: of clusters, for each
+    method.
     """
 
     seed_points: float = 1.0
+    together: float = 0.0
     clusters: int = 57
     size: int = 20
     shared: float = 0.6
@@ -179,11 +181,15 @@ def answer(
     draw, n = study.draw, noise.clusters * noise.size
     place = np.repeat(np.arange(noise.clusters), noise.size)
     item = draw.normal(0, noise.shared, noise.clusters)[place] + draw.normal(0, noise.item, n)
+    common = draw.normal(0, noise.seed, seeds) if noise.together else np.zeros(seeds)
     for method, value in values.items():
         own = draw.normal(0, noise.own, noise.clusters)[place] + draw.normal(0, noise.rest, n) + item
         kind = erratic.get(method, noise)
         level = shift(value, kind.spread)
         for seed in range(1 if method == "base" else seeds):
-            odds = level + own + (draw.normal(0, kind.seed) if method != "base" else 0.0)
+            odds = level + own
+            if method != "base":
+                alone = (1 - noise.together) ** 0.5 * draw.normal(0, kind.seed)
+                odds = odds + noise.together**0.5 * common[seed] + alone
             right = (draw.random(n) < special.expit(odds)).astype(float)
             study.score(study.add(method, seed), task, right, place)

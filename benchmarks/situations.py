@@ -70,6 +70,15 @@ def equal(draw, seeds, sd, **noise) -> Outcome:
     return {"wrong": min(contest.corrected.values()) < ALPHA} | intervals(contest)
 
 
+@situation("equal methods told apart, one of two varies by 3 points", **{"10 seeds": {"seeds": 10}})
+def one_erratic(draw, seeds) -> Outcome:
+    study = Study(draw)
+    more = {METHODS[0]: Noise(seed_points=3, **FLAT)}
+    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, Noise(seed_points=0, **FLAT), more)
+    (contest,) = contests(study.records, study.tables)
+    return {"wrong": min(contest.corrected.values()) < ALPHA}
+
+
 @situation(
     "equal methods told apart, seeds of one vary by 3 points and of four by 0",
     **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
@@ -93,10 +102,15 @@ def intervals(contest: Contest) -> Outcome:
     }
 
 
-@situation("intervals of 2 methods, no clusters", **{f"{n} seeds": {"seeds": n} for n in (2, 3)})
-def pair(draw, seeds) -> Outcome:
+@situation(
+    "intervals of 2 methods, no clusters",
+    **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
+    **{"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}},
+)
+def pair(draw, seeds, sd=1, together=0.0) -> Outcome:
     study = Study(draw)
-    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, Noise(seed_points=1, **FLAT))
+    noise = Noise(seed_points=sd, together=together, **FLAT)
+    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, noise)
     (contest,) = contests(study.records, study.tables)
     return intervals(contest)
 
@@ -123,10 +137,13 @@ def dora_mmlu(draw, gain, wrong, seeds, sd) -> Outcome:
     return verdict(study, "dora-mmlu", wrong)
 
 
-@situation("dora-task", **both(GAIN, **SOME))
-def dora_task(draw, gain, wrong, seeds, sd) -> Outcome:
-    study = Study(draw)
-    answer(study, "wordmath", {"lora": 0.5, "dora": 0.5 + gain}, seeds, Noise(seed_points=sd, clusters=55, size=10))
+ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}}
+
+
+@situation("dora-task", **both(GAIN, **SOME, **ALIKE))
+def dora_task(draw, gain, wrong, seeds, sd, together=0.0) -> Outcome:
+    study, noise = Study(draw), Noise(seed_points=sd, together=together, clusters=55, size=10)
+    answer(study, "wordmath", {"lora": 0.5, "dora": 0.5 + gain}, seeds, noise)
     return verdict(study, "dora-task", wrong)
 
 

@@ -96,12 +96,12 @@ class Evidence:
         common = set.intersection(*({record.cell.seed for record in group} for group in groups))
         if not common:
             return None
-        rows = []
-        for group, (sample, _) in zip(groups, answered, strict=True):
-            at = {record.cell.seed: row for record, row in zip(group, sample.values, strict=True)}
-            rows.append(np.stack([at[seed] for seed in sorted(common, key=lambda seed: seed or 0)]))
+        rows, seeds = [], tuple(sorted(common, key=lambda seed: seed or 0))
+        for sample, _ in answered:
+            at = dict(zip(sample.seeds, sample.values, strict=True))
+            rows.append(np.stack([at[seed] for seed in seeds]))
         first, which = answered[0]
-        return Answers(np.mean(rows, axis=0), first.clusters), which
+        return Answers(np.mean(rows, axis=0), first.clusters, seeds), which
 
 
 def _remembered(of: Callable[[Record], dict[str, Any]]) -> Callable[[Record], dict[str, Any]]:

@@ -154,16 +154,18 @@ def _primary(task: str, names: Sequence[str], data: str) -> str:
 
 
 def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple] | None:
-    """The values of the score `name` of one setting's records, with their clusters, and an identifier of the items.
+    """The values of the score `name` of one setting's records by seed, with clusters, and an identifier of the items.
 
     Items of one subject, or of one value in the column `cluster`, are a cluster. None if a file is missing or lacks the
     score, if two seeds answered different items, or if a value is missing (null or nan).
     """
+    records = sorted(records, key=lambda record: record.cell.seed or 0)
     found = [_read(folder, record, name) for record in records]
     if not all(found) or len({which for _, which in found}) != 1:
         return None
     first, which = found[0]
-    return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters), which
+    seeds = tuple(record.cell.seed for record in records)
+    return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters, seeds), which
 
 
 def answers(folder: Items, record: Record, name: str) -> pa.Table | None:

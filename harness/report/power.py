@@ -6,6 +6,7 @@ Simulates what `statistics.differences` would see, and tests it as that does.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,12 +47,13 @@ class Assumptions:
     design: float = 1.0
 
 
-def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assumptions | None = None) -> float:
+def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumptions | None = None) -> float:
     """The proportion of studies with `seeds` seeds and `n` items that detect a difference of `effect` in accuracy.
 
-    alpha: the significance level. With one seed only the trained models are compared, without seed-to-seed variance.
+    methods: that the study compares, each with each. With one seed only the trained models are compared, without
+    seed-to-seed variance.
     """
-    given, draw = given or Assumptions(), np.random.default_rng(0)
+    given, draw, alpha = given or Assumptions(), np.random.default_rng(0), ALPHA / math.comb(methods, 2)
     n = max(2, round(n / given.design))  # that are independent
     if seeds == 1:
         return _mcnemar_power(effect, n, alpha, given, draw)
@@ -60,9 +62,13 @@ def power(effect: float, seeds: int, n: int, alpha: float = ALPHA, given: Assump
     over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
     over_seeds = 2 * given.seed_sd**2 / seeds
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
+    by_seed = methods == 2 and seeds >= statistics.PAIRED_SEEDS
     each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
-    each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * 2))
-    noise = statistics.Level(each.sum(axis=0), 2 * rest, freedom.min(axis=0))
+    if by_seed:  # seeds are taken to move each method for itself, so the differences vary by twice as much
+        noise = statistics.Level(2 * each[0], 2 * rest, seeds - 1.0)
+    else:
+        each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * 2))
+        noise = statistics.Level(each.sum(axis=0), 2 * rest, freedom.min(axis=0))
     variance, freedom = statistics.combined(noise, over_items, n - 1)
     return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * variance**0.5))
 
@@ -84,14 +90,14 @@ def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw
     return float(np.mean(p < alpha))
 
 
-def items_needed(effect: float, seeds: int, alpha: float = ALPHA, given: Assumptions | None = None) -> int | None:
+def items_needed(effect: float, seeds: int, methods: int = 2, given: Assumptions | None = None) -> int | None:
     """The fewest items with which `power` reaches 80%; None if a million are not enough."""
-    if power(effect, seeds, MOST_ITEMS, alpha, given) < WANTED:
+    if power(effect, seeds, MOST_ITEMS, methods, given) < WANTED:
         return None
     low, high = 2, MOST_ITEMS
     while high - low > max(1, 0.005 * low):
         middle = max(low + 1, int((low * high) ** 0.5))
-        low, high = (low, middle) if power(effect, seeds, middle, alpha, given) >= WANTED else (middle, high)
+        low, high = (low, middle) if power(effect, seeds, middle, methods, given) >= WANTED else (middle, high)
     return high
 
 
@@ -111,10 +117,10 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
 
 def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] = ()) -> str:
     """The items needed by number of seeds and methods, and the assumptions behind them."""
-    pairs = [n * (n - 1) // 2 for n in METHODS]
+    pairs = [math.comb(n, 2) for n in METHODS]
     rows = []
     for k in sorted({*SEEDS, seeds}):
-        needed = [items_needed(effect, k, ALPHA / n, given) for n in pairs]
+        needed = [items_needed(effect, k, n, given) for n in METHODS]
         rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
     head = ["Seeds", *(f"Items for {n} methods (differences: {m})" for n, m in zip(METHODS, pairs, strict=True))]
     lines = [
@@ -138,11 +144,11 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
 
 def _answer(effect: float, seeds: int, given: Assumptions) -> str:
     """The items that two methods need, in a sentence."""
-    n = items_needed(effect, seeds, ALPHA, given)
+    n = items_needed(effect, seeds, 2, given)
     if n is not None:
         return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}."
     for more in range(seeds + 1, MOST_SEEDS):
-        if (n := items_needed(effect, more, ALPHA, given)) is not None:
+        if (n := items_needed(effect, more, 2, given)) is not None:
             return f"more than {units.plural(seeds, 'seed')}: {more} seeds and {units.plural(n, 'item')} per model."
     return f"more than {MOST_SEEDS} seeds."
 

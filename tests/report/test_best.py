@@ -83,8 +83,9 @@ def study(folder):
 
 def test_items_are_in_order_and_of_all_seeds(folder, study):
     records = [record for record in study if record.cell.method == "lora" and record.cell.lr == 2e-4]
-    values, which = items(folder, records, SCORE)
+    values, which = items(folder, records[::-1], SCORE)
     assert values.values.tolist() == [answers(0.6, seed).tolist() for seed in (1, 2, 3)]
+    assert values.seeds == (1, 2, 3)
     assert len(which) == 2 + 2 * ITEMS
     assert items(folder, [*records, make_record("lora", seed=9)], SCORE) is None
     assert items(folder, [*records, make_record("lora", seed=9, scores=[])], SCORE) is None
@@ -402,8 +403,9 @@ def test_the_command_shows_both(inside, folder, study):
 # Power
 
 
-def test_power_is_the_share_of_simulated_studies_that_find_it():
-    given, seeds, n, effect = Assumptions(0.5, 0.02, 0.6, 0.4), 5, 300, 0.06
+@pytest.mark.parametrize(("seeds", "effect"), [(5, 0.06), (10, 0.045)])
+def test_power_is_the_share_of_simulated_studies_that_find_it(seeds, effect):
+    given, n = Assumptions(0.5, 0.02, 0.6, 0.4), 300
     draw, hits = np.random.default_rng(0), 0
     own, rest = (0.25 * 0.2) ** 0.5, (0.25 * 0.4) ** 0.5
     for _ in range(500):
@@ -416,7 +418,8 @@ def test_power_is_the_share_of_simulated_studies_that_find_it():
             + draw.normal(0, rest, (seeds, n))
             for mean in (effect, 0)
         ]
-        hits += statistics.differences([independent(np.asarray(v, dtype=float)) for v in pair])[0, 1].p < 0.05
+        samples = [independent(np.asarray(v, dtype=float))._replace(seeds=tuple(range(seeds))) for v in pair]
+        hits += statistics.differences(samples)[0, 1].p < 0.05
     assert hits / 500 == pytest.approx(power(effect, seeds, n, given=given), abs=0.06)
 
 
@@ -467,7 +470,7 @@ def test_smaller_effects_and_fewer_seeds_take_more_items():
     assert power(0.05, 10, items_needed(0.05, 10)) == pytest.approx(0.8, abs=0.01)
     assert items_needed(0.02, 10) > items_needed(0.05, 10)
     assert items_needed(0.05, 5) > items_needed(0.05, 10)
-    assert items_needed(0.05, 10, 0.05 / 15) > items_needed(0.05, 10)
+    assert items_needed(0.05, 10, 6) > items_needed(0.05, 10)
     assert items_needed(0.001, 3) is None
 
 

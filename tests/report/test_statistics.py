@@ -19,19 +19,20 @@ from harness.report.statistics import Answers, MemoryPeak, Outcomes, Run
 SEED = 0  # of all simulations; `python tests/report/test_statistics.py 1 2 3` runs them with others
 
 
-def answers(draw, methods, seeds, items, level=0.0, seed_sd=0.0, item_sd=1.5, own_sd=0.75):
+def answers(draw, methods, seeds, items, level=0.0, seed_sd=0.0, item_sd=1.5, own_sd=0.75, together=0.0):
     """Right and wrong answers of equal methods, (seeds, items) each, by a logistic model.
 
-    Of the log odds of a right answer: seed_sd is from seed to seed, item_sd from item to item for all methods, own_sd
-    for one method alone.
+    Of the log odds of a right answer: seed_sd is from seed to seed, together from seed to seed for all methods, item_sd
+    from item to item for all methods, own_sd for one method alone.
     """
-    item = draw.normal(0, item_sd, items)
+    item = draw.normal(0, item_sd, items) + (draw.normal(0, together, (seeds, 1)) if together else 0.0)
     odds = [level + draw.normal(0, seed_sd, (seeds, 1)) + item + draw.normal(0, own_sd, items) for _ in range(methods)]
     return [alone((draw.random((seeds, items)) < special.expit(each)).astype(float)) for each in odds]
 
 
 def alone(values):
-    return Answers.independent(np.asarray(values, dtype=float))
+    values = np.asarray(values, dtype=float)
+    return Answers.independent(values)._replace(seeds=tuple(range(len(values))))
 
 
 def accuracy(level, seed_sd, item_sd=1.5, own_sd=0.75):
@@ -98,18 +99,44 @@ def test_intervals_cover_whatever_the_spread_of_seeds(shared, freedom, least, mo
     assert covers.max() < most
 
 
-DIFFERENCES = [(1, 0.0), (3, 0.0), (3, 0.2), (3, 0.6), (5, 0.2)]  # seeds, standard deviation over them
+DIFFERENCES = [  # seeds, standard deviation over them: of each method, and of both together
+    (1, 0.0, 0.0),
+    (3, 0.0, 0.0),
+    (3, 0.2, 0.0),
+    (3, 0.6, 0.0),
+    (5, 0.2, 0.0),
+    (10, 0.0, 0.0),
+    (10, 0.2, 0.0),
+    (10, 0.2, 0.4),
+    (10, 0.0, 0.6),
+]
 
 
-def covered_differences(seed, seeds, seed_sd):
-    draw = np.random.default_rng(seed)
-    found = [statistics.differences(answers(draw, 2, seeds, 200, 0.3, seed_sd))[0, 1] for _ in range(1000)]
+def covered_differences(seed, seeds, seed_sd, together):
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(1000):
+        pair = answers(draw, 2, seeds, 200, 0.3, seed_sd, together=together)
+        found.append(statistics.differences(pair)[0, 1])
     return np.mean([difference.low <= 0 <= difference.high for difference in found])
 
 
 @pytest.mark.parametrize("setting", DIFFERENCES)
 def test_intervals_of_differences_cover_the_truth(setting):
     assert 0.93 <= covered_differences(SEED, *setting) <= MOST
+
+
+def test_seeds_that_move_two_methods_alike_widen_no_interval_of_their_difference():
+    """From `PAIRED_SEEDS` on, of two methods alone, and by the seeds' own numbers."""
+    samples = answers(np.random.default_rng(SEED), 3, 12, 500, seed_sd=0.05, together=0.5)
+    one, other, third = samples
+    paired = statistics.differences([one, other])[0, 1]
+    gaps = one.values.mean(axis=1) - other.values.mean(axis=1)
+    over_seeds = gaps.var(ddof=1) / 12
+    assert paired.error**2 * (1 - paired.items) == pytest.approx(over_seeds)
+    nine = [sample._replace(values=sample.values[:9], seeds=sample.seeds[:9]) for sample in (one, other)]
+    others_seeds = other._replace(seeds=tuple(range(1, 13)))
+    for apart in ([one, other, third], nine, [one, others_seeds], [one._replace(seeds=None), other]):
+        assert statistics.differences(apart)[0, 1].error > 2 * paired.error
 
 
 def test_a_plain_hierarchical_bootstrap_would_cover_too_seldom():
@@ -136,6 +163,7 @@ EQUAL = [  # methods, seeds, standard deviation over seeds
     (5, 3, 0.6),
     (2, 5, 0.2),
     (5, 5, 0.6),
+    (2, 10, 0.2),
 ]
 
 
@@ -163,7 +191,7 @@ def winners_by_noise(seed, seeds):
     return found / 500
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_noise_of_one_methods_seeds_is_no_difference(seeds):
     assert winners_by_noise(SEED, seeds) <= 0.05
 
@@ -591,12 +619,12 @@ def test_a_few_items_more_make_a_method_likely_but_not_surely_the_best(more, lea
     assert least < first.best <= most
 
 
-@pytest.mark.parametrize(("seeds", "seed_sd"), [(2, 0.0), (2, 0.3), (3, 0.3)])
-def test_a_method_is_as_surely_the_best_as_its_test_says(seeds, seed_sd):
+@pytest.mark.parametrize(("seeds", "seed_sd", "together"), [(2, 0, 0), (2, 0.3, 0), (3, 0.3, 0), (10, 0.1, 0.4)])
+def test_a_method_is_as_surely_the_best_as_its_test_says(seeds, seed_sd, together):
     """Of two methods the better one is the best with a probability of about 1 - p / 2: at most 97.5% if they tie."""
     draw, beyond, tied = np.random.default_rng(SEED), [], []
     for _ in range(100):
-        samples = answers(draw, 2, seeds, 100, seed_sd=seed_sd)
+        samples = answers(draw, 2, seeds, 100, seed_sd=seed_sd, together=together)
         p = statistics.differences(samples)[0, 1].p
         best = max(rank.best for rank in statistics.ranks(samples))
         beyond.append(best - (1 - p / 2))

@@ -16,7 +16,15 @@ All use the same intervals (`estimates`), the same shrinkage of variances over m
 correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their coverage and error rates in simulated studies.
 """
 
-from harness.report.statistics.accuracies import Answers, differences, mcnemar, mean_intervals, over_items, seed_level
+from harness.report.statistics.accuracies import (
+    PAIRED_SEEDS,
+    Answers,
+    differences,
+    mcnemar,
+    mean_intervals,
+    over_items,
+    seed_level,
+)
 from harness.report.statistics.estimates import (
     ALPHA,
     TAILS,
@@ -38,6 +46,7 @@ from harness.report.statistics.variances import Level, combined, combined_known,
 
 __all__ = [
     "ALPHA",
+    "PAIRED_SEEDS",
     "TAILS",
     "Answers",
     "Difference",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from harness.report.statistics.accuracies import Answers, binary, cluster_sums, levels, over_items
+from harness.report.statistics.accuracies import Answers, binary, cluster_sums, compared_levels, over_items
 from harness.report.statistics.variances import Level
 
 DRAWS = 4_000
@@ -33,10 +33,9 @@ def ranks(
     better.
 
     Two seeds have three distinct resamples only, so a method's mean over seeds is drawn from Student's t instead, with
-    the variance and degrees of freedom that `accuracies.levels` shrinks over methods. That variance has the rest (by
-    seed and item) in it, so of what methods differ over items the rest's share is left out. What is drawn so varies as
-    the tests of `accuracies.differences` have it: of two methods the better one is the best with a probability of about
-    1 - p / 2.
+    the variance and degrees of freedom of `accuracies.compared_levels`. That variance has the rest (by seed and item)
+    in it, so of what methods differ over items the rest's share is left out. What is drawn so varies as the tests of
+    `accuracies.differences` have it: of two methods the better one is the best with a probability of about 1 - p / 2.
     """
     draw = np.random.default_rng(seed)
     means = np.stack([sample.values.mean(axis=0) for sample in samples])
@@ -45,7 +44,7 @@ def ranks(
     items = (weights @ shares)[:, None] * means.shape[1]
     drawn = weights @ sums.T / items
     drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
-    centre, of = drawn.mean(axis=0), levels(samples)
+    centre, of = drawn.mean(axis=0), compared_levels(samples)
     drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws) * (drawn - centre)
     if all(binary(sample.values) for sample in samples):
         halves, mean = draw.standard_gamma(0.5, (2, *drawn.shape)), means.mean()
