@@ -85,7 +85,7 @@ def test_items_are_in_order_and_of_all_seeds(folder, study):
     records = [record for record in study if record.cell.method == "lora" and record.cell.lr == 2e-4]
     values, which = items(folder, records[::-1], SCORE)
     assert values.values.tolist() == [answers(0.6, seed).tolist() for seed in (1, 2, 3)]
-    assert values.seeds == (1, 2, 3)
+    assert values.seeds == (0, 1, 2)
     assert len(which) == 2 + 2 * ITEMS
     assert items(folder, [*records, make_record("lora", seed=9)], SCORE) is None
     assert items(folder, [*records, make_record("lora", seed=9, scores=[])], SCORE) is None
