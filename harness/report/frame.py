@@ -161,8 +161,8 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
 
     Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
     method, axes and knobs. The seed of the training is left out. A setting that a record lacks is one that is off, so a
-    new setting with a neutral default does not split old and new cells. The text is empty if there is nothing to
-    distinguish.
+    new setting with a neutral default does not split old and new cells. What a method's file takes from another setting
+    (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if there is nothing to distinguish.
     """
     axes = [_axes(record) for record in records]
     alike = defaultdict(list)
@@ -175,7 +175,11 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
             continue
         leaves = {i: _setting_leaves(records[i].cell.settings) for i in members}
         keys = sorted({key for i in members for key in leaves[i]})
-        varying = [key for key in keys if len({_or_off(leaves[i].get(key)) for i in members}) > 1]
+        columns = {key: [_or_off(leaves[i].get(key)) for i in members] for key in keys}
+        varying = [key for key in keys if len(set(columns[key])) > 1]
+        own = {key: (key.rpartition(".")[2], *columns[key]) for key in varying}
+        others = [of for key, of in own.items() if not key.startswith("method.")]
+        varying = [key for key in varying if not key.startswith("method.") or own[key] not in others]
         for i in members:
             texts[i] = " ".join(filter(None, [axes[i], *(f"{key}={leaves[i].get(key, '–')}" for key in varying)]))
     return texts

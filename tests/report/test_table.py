@@ -386,6 +386,16 @@ def test_a_setting_that_only_one_cell_has_is_shown():
     assert setting_texts(records) == ["train.max_steps=50 train.packing=–", "train.max_steps=– train.packing=true"]
 
 
+def test_a_setting_that_a_methods_file_takes_from_another_is_shown_once():
+    """A second one that varies with it, but is no copy, is shown."""
+    records = []
+    for dtype, packing in (("float32", False), ("bfloat16", True)):
+        method = {"load": {"dtype": dtype}, "adapt": {"use_rslora": packing}}
+        settings = {"method": method, "model": {"dtype": dtype}, "train": {"packing": packing}}
+        records.append(make_record("full", settings=settings))
+    assert setting_texts(records)[1] == "method.adapt.use_rslora=true model.dtype=bfloat16 train.packing=true"
+
+
 # Failed and missing cells
 
 
