@@ -35,7 +35,10 @@ def gain(
     score: str,
     decide: Callable[[Interval], Decision] = better,
 ) -> Judgement:
-    """The mean score of `ones` minus that of `others`, paired by item. Needs two seeds of each side to decide."""
+    """The mean score of `ones` minus that of `others`, paired by item, and by seed where they share enough.
+
+    Needs two seeds of each side to decide.
+    """
     return scored_gain(at, ones, others, score, decide)[0]
 
 

@@ -162,7 +162,8 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
     method, axes and knobs. The seed of the training is left out. A setting that a record lacks is one that is off, so a
     new setting with a neutral default does not split old and new cells. What a method's file takes from another setting
-    (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if there is nothing to distinguish.
+    (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if there is nothing to
+    distinguish.
     """
     axes = [_axes(record) for record in records]
     alike = defaultdict(list)

@@ -93,6 +93,16 @@ def test_items_are_in_order_and_of_all_seeds(folder, study):
     assert items(folder, records, SCORE) is None
 
 
+def test_the_caption_says_whether_seeds_are_paired(folder):
+    for seeds, said in ((9, "paired by item; Student's t"), (10, "paired by item and seed; Student's t")):
+        records = [
+            leave(folder, make_record(method, 16, 32.0, 2e-4, seed=seed), answers(0.5, seed))
+            for method in ("lora", "dora")
+            for seed in range(seeds)
+        ]
+        assert said in caption(best(records, folder))
+
+
 def test_methods_that_can_not_be_told_apart_share_a_letter(folder, study):
     (contest,) = contests(study, folder)
     letters = {standing.choice.label: standing.letters for standing in contest.standings}

@@ -70,7 +70,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
     for many comparisons is the caller's: `holm`.
     """
     of, means = compared_levels(samples), [sample.values.mean(axis=0) for sample in samples]
-    shares = [binary(sample.values) for sample in samples]
+    shares, paired = [binary(sample.values) for sample in samples], by_seed(samples)
     found = {}
     for i, j in itertools.combinations(range(len(samples)), 2):
         one, other = samples[i], samples[j]
@@ -85,7 +85,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         exact = single and shares[i] and shares[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
         alone = max(0.0, items - seeds.rest) / statistic.error**2 if statistic.error else 1.0
-        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact)
+        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired)
     return found
 
 
@@ -141,12 +141,17 @@ def levels(samples: Sequence[Answers]) -> list[Level]:
 
 def compared_levels(samples: Sequence[Answers]) -> list[Level]:
     """`levels`, for differences. Two methods alone that share `PAIRED_SEEDS` have half the level of theirs each."""
-    if len(samples) == 2:
-        one, other = samples
-        if one.seeds is not None and one.seeds == other.seeds and len(one.seeds) >= PAIRED_SEEDS:
-            gap = seed_level(Answers(one.values - other.values, one.clusters))
-            return [Level(gap.variance / 2, gap.rest / 2, gap.freedom)] * 2
-    return levels(samples)
+    if not by_seed(samples):
+        return levels(samples)
+    one, other = samples
+    gap = seed_level(Answers(one.values - other.values, one.clusters))
+    return [Level(gap.variance / 2, gap.rest / 2, gap.freedom)] * 2
+
+
+def by_seed(samples: Sequence[Answers]) -> bool:
+    """Whether differences of `samples` are taken seed by seed."""
+    seeds = [sample.seeds for sample in samples]
+    return len(samples) == 2 and seeds[0] == seeds[1] and len(seeds[0] or ()) >= PAIRED_SEEDS
 
 
 def _together(one: Level, other: Level) -> Level:

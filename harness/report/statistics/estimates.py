@@ -55,7 +55,7 @@ class Difference(NamedTuple):
     """By how much one mean exceeds another, the ends of its 95% interval, and the two-sided p of no difference.
 
     exact: whether p is McNemar's exact one, else Student's. items: the share of the error's square that more seeds
-    would not lessen.
+    would not lessen. by_seed: whether it was taken seed by seed, not of the means alone.
     """
 
     value: float
@@ -66,6 +66,7 @@ class Difference(NamedTuple):
     freedom: float
     items: float
     exact: bool = False
+    by_seed: bool = False
 
     @property
     def statistic(self) -> Statistic:
