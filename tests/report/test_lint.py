@@ -78,6 +78,8 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     # One adapter is on three layers; one seed chooses; problems of a kind share words; no untuned model
     known["study_rank"] = ["targets", "tries", "code", "contamination", "base", "seeds"]
     known["study_alpha"] = ["code", "base", "seeds"]  # its sweep's file was changed after the commit; one seed chooses
+    known["study_alpha_fresh"] = ["base"]
+    known["study_rank_fresh"] = ["contamination", "base"]
     known["study_numerics"] = ["precision", "attention", "base"]  # what it tries, and what follows
     known["study_skill"] = ["tries", "code", "seeds"]  # one seed chooses; adapters have a fourth rate at rank 32
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
