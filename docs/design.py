@@ -79,20 +79,23 @@ def _learned(record: Record) -> float | None:
 
 @functools.cache  # of the page, and of the test of their sum
 def costs(pattern: str) -> str:
-    """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py, and how many of
-    the cells are recorded in results/reference."""
-    rows, total = [], 0.0
+    """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py, how many of the
+    cells are recorded in results/reference, and the hours that all recorded cells took, added seeds included."""
+    rows, total, taken = [], 0.0, 0.0
     for path in sorted(SWEEPS.glob("*.yaml")):
         if fnmatch.fnmatch(path.stem, pattern):
             found = sweeps.cells(path.stem, [])
             hours = sum(sweeps.seconds(cell, sweeps.CORES) for cell in found) / 3600
             total += hours
             question = sweeps.header(path.stem).splitlines()[0]
-            recorded = {record.cell.id for record in read_study(RESULTS / "reference" / path.stem)[0]}
-            done = sum(cell.id in recorded for cell in found)
-            rows.append((f"`{path.stem}`", question, len(found), done, f"{hours:.1f}"))
+            recorded = read_study(RESULTS / "reference" / path.stem)[0]
+            took = sum(record.seconds for record in recorded) / 3600
+            taken += took
+            done = len({record.cell.id for record in recorded} & {cell.id for cell in found})
+            rows.append((f"`{path.stem}`", question, len(found), done, f"{hours:.1f}", f"{took:.1f}"))
     sums = [sum(row[column] for row in rows) for column in (2, 3)]
-    return _table(["Sweep", "Question", "Cells", "Recorded", "Hours"], [*rows, ("", "all", *sums, f"{total:.1f}")])
+    head = ["Sweep", "Question", "Cells", "Recorded", "Hours", "Took"]
+    return _table(head, [*rows, ("", "all", *sums, f"{total:.1f}", f"{taken:.1f}")])
 
 
 def _table(header: list[str], rows: list[tuple]) -> str:
