@@ -7,8 +7,9 @@ the machine achieves + 2 for validation + the items it scores at their rates. `h
 method's own FLOPs and memory instead, on the machine where it is asked.
 
 2 cores: rates measured in results/reference on SmolLM2-135M, those of every task but wordmath (study_rank),
-wordmath_short and gsm8k in fp32 and before there were speedups, so costs are rather too high. One H100: assumed, not measured: a fifth of its dense peak
-in bf16, and a tenth of a second an item, for a model of 1.7B weights with batches of 16.
+wordmath_short and gsm8k in fp32 and before there were speedups, so costs are rather too high. One H100: assumed, not
+measured: a fifth of its dense peak in bf16, and a tenth of a second an item, for a model of 1.7B weights with batches
+of 16.
 """
 
 from __future__ import annotations
