@@ -52,6 +52,7 @@ def verdict(study: Study, name: str, wrong: str, article=BEYOND_LORA) -> Outcome
 
 SEEDS = {f"{n} seeds, sd {sd} points": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (0, 1, 3)}
 FLAT = {"clusters": 400, "size": 1, "shared": 0.0, "own": 0.0}
+ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}}
 
 
 @situation(
@@ -70,23 +71,15 @@ def equal(draw, seeds, sd, **noise) -> Outcome:
     return {"wrong": min(contest.corrected.values()) < ALPHA} | intervals(contest)
 
 
-@situation("equal methods told apart, one of two varies by 3 points", **{"10 seeds": {"seeds": 10}})
-def one_erratic(draw, seeds) -> Outcome:
-    study = Study(draw)
-    more = {METHODS[0]: Noise(seed_points=3, **FLAT)}
-    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, Noise(seed_points=0, **FLAT), more)
-    (contest,) = contests(study.records, study.tables)
-    return {"wrong": min(contest.corrected.values()) < ALPHA}
-
-
 @situation(
-    "equal methods told apart, seeds of one vary by 3 points and of four by 0",
-    **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
+    "equal methods told apart",
+    **{"one of two varies by 3 points, 10 seeds": {"seeds": 10, "methods": METHODS[:2]}},
+    **{f"seeds of one vary by 3 points and of four by 0, {n} seeds": {"seeds": n} for n in (2, 3, 10)},
 )
-def erratic(draw, seeds) -> Outcome:
+def erratic(draw, seeds, methods=METHODS) -> Outcome:
     study = Study(draw)
-    more = {METHODS[0]: Noise(seed_points=3, **FLAT)}
-    answer(study, "wordmath", dict.fromkeys(METHODS, 0.5), seeds, Noise(seed_points=0, **FLAT), more)
+    more = {methods[0]: Noise(seed_points=3, **FLAT)}
+    answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, Noise(seed_points=0, **FLAT), more)
     (contest,) = contests(study.records, study.tables)
     return {"wrong": min(contest.corrected.values()) < ALPHA}
 
@@ -105,7 +98,7 @@ def intervals(contest: Contest) -> Outcome:
 @situation(
     "intervals of 2 methods, no clusters",
     **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
-    **{"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}},
+    **ALIKE,
 )
 def pair(draw, seeds, sd=1, together=0.0) -> Outcome:
     study = Study(draw)
@@ -135,9 +128,6 @@ def dora_mmlu(draw, gain, wrong, seeds, sd) -> Outcome:
     study = Study(draw)
     answer(study, "mmlu", {"lora": 0.5, "dora": 0.5 + gain}, seeds, Noise(seed_points=sd))
     return verdict(study, "dora-mmlu", wrong)
-
-
-ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}}
 
 
 @situation("dora-task", **both(GAIN, **SOME, **ALIKE))
