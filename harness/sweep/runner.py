@@ -87,9 +87,13 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
 
 
 def plan(
-    cells: list[PlannedCell], data_root: str | None, budget: int | None, kernels: str | None, rates: CardRates | None
+    cells: list[PlannedCell],
+    data_root: str | None,
+    budget: int | None = None,
+    kernels: str | None = None,
+    rates: CardRates | None = None,
 ) -> dict[str, Any]:
-    """A job's predictions for `cells`: ``harness/job/predict/``.
+    """A job's predictions for `cells`: ``harness/job/predict/``. Without budget, kernels and rates: for this machine.
 
     Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment.
     """
