@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -24,8 +25,8 @@ def describe() -> dict[str, Any]:
     """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes.
 
     allocator: the environment's variables that steer memory and threads, those set alone.
-    boot: the kernel's random id of this boot, the same in all containers of a machine; null off Linux. It names
-        nobody, and tells whether two cells ran on one machine.
+    boot: a hash of the kernel's random id of this boot, the same in all containers of a machine; null off Linux. It
+        tells whether two cells ran on one machine, and not on which.
     """
     return {
         "versions": {"python": platform.python_version()} | {p: version_of(p) for p in PACKAGES},
@@ -105,9 +106,15 @@ def _git() -> dict[str, Any] | None:
 
 def _boot() -> str | None:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
+    return hashed_boot(boot)
+
+
+def hashed_boot(boot: str) -> str:
+    """What a record says of the boot id `boot`, which itself stays on its machine."""
+    return hashlib.sha256(f"finetune-harness {boot}".encode()).hexdigest()[:16]
 
 
 def _cpu_name() -> str:

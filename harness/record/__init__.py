@@ -12,7 +12,7 @@ from harness.record.codec import (
     encode,
     encode_tagged,
 )
-from harness.record.commands import add_commands, note_command, noted_commands, repeated_sweeps
+from harness.record.commands import COMMANDS, add_merged_commands, note_command, noted_commands, repeated_sweeps
 from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches, StopRule
 from harness.record.files import (
     CARD,
@@ -57,6 +57,7 @@ from harness.record.reading import (
     RecordError,
     read,
     read_study,
+    sealed,
     settle,
     studies,
     write,
@@ -85,6 +86,7 @@ from harness.record.train_memory import (
 
 __all__ = [
     "CARD",
+    "COMMANDS",
     "COMPLETE",
     "SCHEMA",
     "STUDY_NAME",
@@ -122,7 +124,7 @@ __all__ = [
     "Train",
     "ValidationPoint",
     "VllmUsage",
-    "add_commands",
+    "add_merged_commands",
     "awaits_scoring",
     "beginnings",
     "cell_name",
@@ -153,6 +155,7 @@ __all__ = [
     "repeated_sweeps",
     "replacing",
     "scored_model",
+    "sealed",
     "settle",
     "sha256",
     "short",

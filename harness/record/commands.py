@@ -1,15 +1,25 @@
-"""The commands that asked for a study's cells, as they were typed: a text file beside the records, one a line."""
+"""The commands that asked for a study's cells, as they were typed: a text file beside the records, one a line.
+
+Those of merged studies were typed elsewhere, so they are comments there, and none of them is shown to be pasted.
+"""
 
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.redact import redact
+from harness.terminal import printable
 
-FILE = "commands.txt"
+COMMANDS = "commands.txt"
+MERGED = "# merged: "
+# What makes a sweep run code from elsewhere. A study's folder may have been copied from anywhere.
+RUNS_CODE = re.compile(
+    r"trust_remote_code|use_safetensors|unsafe_code|_target_|include.path|vllm.python|config-|-c[dn]$"
+)
 
 
 def note_command(folder: Path, arguments: Sequence[str]) -> None:
@@ -19,19 +29,25 @@ def note_command(folder: Path, arguments: Sequence[str]) -> None:
         add_commands(folder, [command])
 
 
+def add_merged_commands(folder: Path, commands: Sequence[str]) -> None:
+    """Add `commands` of a merged study to those of the study in `folder`, as comments."""
+    texts = (printable(command).removeprefix(MERGED) for command in commands)
+    add_commands(folder, [f"{MERGED}{text}" for text in texts])
+
+
 def add_commands(folder: Path, commands: Sequence[str]) -> None:
     """Add `commands`, a line each, to those of the study in `folder`, but for those that are there."""
     known = noted_commands(folder)
     if new := [command for command in dict.fromkeys(commands) if command not in known]:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / FILE).open("a", encoding="utf-8") as file:
+        with (folder / COMMANDS).open("a", encoding="utf-8") as file:
             file.write("".join(f"{command}\n" for command in new))
 
 
 def noted_commands(folder: Path) -> list[str]:
     """The commands of the study in `folder`, the first one first; none of an imported study."""
     try:
-        return (folder / FILE).read_text(encoding="utf-8").splitlines()
+        return (folder / COMMANDS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
 
@@ -50,7 +66,7 @@ def _again(command: str, asked: Sequence[str]) -> str | None:
         words = shlex.split(command)
     except ValueError:
         return None
-    if words[:2] != ["harness", "sweep"] or "`" in command:
+    if words[:2] != ["harness", "sweep"] or "`" in command or any(map(RUNS_CODE.search, words)):
         return None
     key = asked[0].partition("=")[0]
     kept = [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from harness.record.codec import Misfit, decode, encode
-from harness.record.files import pending, sha256, write_json
+from harness.record.files import pending, replacing, sha256
 from harness.record.names import names_a_file
+from harness.record.ranges import check
 from harness.record.schema import SCHEMA, Record
 
 CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
@@ -22,7 +26,29 @@ class RecordError(Exception):
 
 def write(record: Record, path: Path) -> None:
     """Write `record` to `path` as JSON, all or nothing: a reader never sees half a file."""
-    write_json(encode(record), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(sealed(encode(record)))
+
+
+# The last member of a record's file: the SHA-256 of the file without it. It is of the bytes, so that a changed digit
+# that gives the same number is seen too.
+SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
+SEAL_BYTES = len(b',\n "sha256": "') + 64 + len(b'"\n}\n')
+
+
+def sealed(value: dict[str, Any]) -> bytes:
+    """The text of a record's file: `value` as JSON, with the hash of that text as its last member."""
+    text = json.dumps(value, indent=1, allow_nan=False).encode()
+    return b'%b,\n "sha256": "%b"\n}\n' % (text.removesuffix(b"\n}"), hashlib.sha256(text).hexdigest().encode())
+
+
+def _intact(content: bytes) -> bool:
+    """Whether the bytes of a record's file are those that `sealed` made."""
+    seal = SEAL.fullmatch(content, len(content) - SEAL_BYTES)
+    digest = hashlib.sha256(content[:-SEAL_BYTES])
+    digest.update(b"\n}")
+    return seal is not None and seal[1] == digest.hexdigest().encode()
 
 
 def settle(path: Path) -> None:
@@ -39,7 +65,8 @@ def settle(path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
-        value = orjson.loads(path.read_bytes())  # refuses nan, infinities and halves of surrogate pairs
+        content = path.read_bytes()
+        value = orjson.loads(content)  # refuses nan, infinities and halves of surrogate pairs
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None
     except OSError as error:
@@ -48,14 +75,21 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} is JSON but not a record of this harness; move it out of the study's folder.")
     if value["schema"] != SCHEMA:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
+    value.pop("sha256", None)
     try:
         found = decode(Record, value)
+        check(found)
         _check_environment(found.environment)
         if not names_a_file(found.cell.name):
             raise Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
-        return found
     except Misfit as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
+    if not _intact(content):
+        raise RecordError(
+            f"{path} is not as it was written: its hash differs; restore it from a copy, or delete it and run its cell "
+            "again."
+        )
+    return found
 
 
 # Of the environment, which is free in form, what reports reckon with; any of it may be left out.

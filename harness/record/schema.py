@@ -25,7 +25,7 @@ from harness.record.measurements import (
 from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
-SCHEMA = 3
+SCHEMA = 4
 
 Status = Literal["ok", "failed", "oom", "diverged", "unfit", "pruned"]
 COMPLETE: tuple[Status, ...] = ("ok", "pruned")  # of cells that ended as intended, the latter early

@@ -15,6 +15,7 @@ import pytest
 from job_helpers import DATA, prepared, tiny
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from records import reseal
 
 from harness.__main__ import main
 from harness.config import ROOT
@@ -314,10 +315,11 @@ def test_a_cell_of_the_harness_is_not_replaced(published, tmp_path, capsys):
     (path,) = (tmp_path / "peft").iterdir()
     value = json.loads(path.read_text())
     value["source"] = None
-    path.write_text(json.dumps(value))
+    reseal(path, value)
+    before = path.read_bytes()
     assert run("peft", folder, "--results-dir", tmp_path) == 2
     assert "is a cell that the harness ran; import into another --study" in capsys.readouterr().err
-    assert json.loads(path.read_text()) == value
+    assert path.read_bytes() == before
 
 
 # Experiments that were run again

@@ -1,0 +1,127 @@
+"""Which values the fields of a record may have, where their types admit more: finite, not negative, a real moment.
+
+Whoever reads a record reckons with its numbers. One that no measurement gives (a negative size, a count beyond 2**53,
+a date that is none) would end a whole table far from where it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from harness.record.codec import Misfit
+from harness.record.failures import SmallerBatches
+from harness.record.measurements import Gpu, Inference, Parameters
+from harness.record.schema import Cell, Record
+from harness.record.scores import Score
+from harness.settings import Settings
+
+LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
+SEEDS = 2**32  # what libraries take
+SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a count, a time or a share
+POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
+POSITIVE |= {(Inference, "batch_size"), (Inference, "prompt_tokens")}
+
+Check = Callable[[Any], None]
+
+
+def check(record: Record) -> None:
+    """Raise Misfit for the first value of `record` that is out of its range."""
+    _checks(Record)(record)
+
+
+def _number(least: float, most: float) -> Check:
+    def inside(value: float) -> None:
+        if not least <= value <= most:  # nan is not either
+            raise Misfit(f"is {value!r}, which is not between {least} and {most}")
+
+    return inside
+
+
+def _moment(value: str) -> None:
+    try:
+        if datetime.fromisoformat(value).tzinfo is not None:
+            return
+    except ValueError:
+        pass
+    raise Misfit(f"is {value!r}, which is no date and time with a time zone, as 2026-01-31T12:00:00+00:00")
+
+
+def _free(value: Any) -> None:
+    """A value of any form, as settings of a library: its numbers are finite and not beyond LIMIT."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _at(f".{key}", _free, part)
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            _at(f"[{i}]", _free, part)
+    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LIMIT):
+        raise Misfit(f"is {value!r}, beyond 2**53")
+
+
+def _at(way: str, check: Check, value: Any) -> None:
+    try:
+        check(value)
+    except Misfit as misfit:
+        misfit.way = f"{way}{misfit.way}"
+        raise
+
+
+@functools.cache
+def _checks(kind: type) -> Check:
+    """What checks an instance of the dataclass `kind`. Made once a kind: studies have thousands of records."""
+    hints = typing.get_type_hints(kind)
+    checks = [(f.name, c) for f in dataclasses.fields(kind) if (c := _of_field(kind, f.name, hints[f.name]))]
+
+    def check_all(value: Any) -> None:
+        for name, check in checks:
+            part = getattr(value, name)
+            if part is not None:
+                try:
+                    check(part)
+                except Misfit as misfit:
+                    misfit.way = f".{name}{misfit.way}"
+                    raise
+
+    return check_all
+
+
+def _of_field(owner: type, name: str, kind: Any) -> Check | None:
+    """What checks the value of a field, if it is not null; None if every value of its type will do."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kinds = [part for part in typing.get_args(kind) if part is not types.NoneType]
+        return _of_field(owner, name, kinds[0]) if len(kinds) == 1 else _free  # as a batch size that may be auto
+    if name == "started":
+        return _moment
+    if kind in (int, float):
+        if name == "seed" and owner in (Cell, Settings):
+            return _number(0, SEEDS - 1)
+        least = -LIMIT if (owner, name) in SIGNED or owner.__module__ == Settings.__module__ else 0
+        return _number(1 if (owner, name) in POSITIVE else least, LIMIT)
+    if dataclasses.is_dataclass(kind):
+        return _checks(kind)
+    if kind is Any:
+        return _free
+    if typing.get_origin(kind) in (list, dict):
+        inner = _of_field(owner, name, typing.get_args(kind)[-1])
+        return inner and _of_container(typing.get_origin(kind), typing.get_args(kind)[-1], inner)
+    return None
+
+
+def _of_container(container: type, kind: Any, inner: Check) -> Check:
+    def check_parts(value: Any) -> None:
+        if container is list and kind in (int, float):
+            if value:
+                for extreme in (min(value), max(value)):
+                    inner(extreme)
+            return
+        for key, part in enumerate(value) if container is list else value.items():
+            _at(f"[{key}]" if container is list else f".{key}", inner, part)
+
+    return check_parts
