@@ -5,7 +5,6 @@ One real sweep with planted secrets, one of whose cells does its best to tell th
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -14,14 +13,11 @@ from pathlib import Path
 import pytest
 from command_line import called, own_server
 from planted_secrets import SECRETS, TELLTALE, TINY
-from records import change, changed, make_record
 
 from harness import redact
-from harness.config import CONF, ROOT
+from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import read, read_study, write
-from harness.settings import cell_id
-from harness.studies import retry
 
 TINY += ["train.validation_items=2", "infer.repeats=0"]
 
@@ -195,59 +191,3 @@ def test_a_file_without_secrets_is_left_alone(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\r\nplanted5wandb\r\n")
     redact.scrub(path)
     assert path.read_bytes() == b"\xff\r\n***\r\n"
-
-
-# Records of others
-
-
-def hostile(cell, **changes):
-    """A failed record of a LoRA cell whose settings were changed, under an id that fits them."""
-    record = make_record("lora", status="failed")
-    settings = cell("method=lora").settings
-    for way, value in changes.items():
-        group, name = way.split("__")
-        settings = changed(settings, **{group: {name: value}})
-    record.cell = dataclasses.replace(cell("method=lora"), settings=settings, id=cell_id(settings))
-    return record
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"method__adapt": {"_target_": "os.system", "command": "true"}}, " names method.adapt._target_=os.system"),
-        ({"method__optim": {"a": [{"_target_": "torch.os.system"}]}}, "_target_=torch.os.system"),
-        ({"data__load": {"_target_": ["os.system"]}}, "no file of conf/ or sweeps/ names"),
-        ({"data__prompt": "${oc.env:HF_TOKEN}"}, "is an interpolation"),
-        ({"model__trust_remote_code": True}, "it trusts code or pickled weights"),
-        ({"model__use_safetensors": False}, "it trusts code or pickled weights"),
-        ({"eval__unsafe_code": True}, "code that a model writes"),
-        ({"method__load": {"dtype": "float32", "use_kernels": True}}, "use_kernels"),
-        ({"method__load": {"dtype": "float32", "attn_implementation": "someone/kernel"}}, "code from the hub"),
-    ],
-)
-def test_a_record_does_not_decide_what_is_called(cell, changes, said):
-    assert retry.objection(hostile(cell)) is None
-    assert said in retry.objection(hostile(cell, **changes))
-
-
-def test_settings_that_are_not_those_of_the_id_are_not_run(cell):
-    record = hostile(cell)
-    change(record, seed=5)
-    assert "its id is not that of its settings" in retry.objection(record)
-
-
-def test_all_methods_and_data_can_be_run_from_their_records(cell):
-    record = hostile(cell)
-    for group in ("method", "data"):
-        for path in (CONF / group).glob("*.yaml"):
-            if path.stem != "api":
-                # Some can't clip, some are of weights in bf16.
-                record.cell = cell(f"{group}={path.stem}", "train.max_grad_norm=null", "model.dtype=bfloat16")
-                assert retry.objection(record) is None, path
-
-
-def test_a_model_behind_an_api_is_not_asked_from_its_record_alone(cell):
-    """Neither its key's name nor its prices are there."""
-    record = hostile(cell)
-    record.cell = cell("method=api", "model.base_url=http://host/v1", "model.name=any")
-    assert "it does not hold how its model is asked (key, prices)" in retry.objection(record)

@@ -272,12 +272,17 @@ def verify(options: argparse.Namespace) -> int:
     """Check the records of one study or all, and the files beside them; 1 if anything is wrong."""
     from harness.studies import verify
 
-    found = {name: verify.study(options.results_dir, name) for name in study_names(options)}
+    names = study_names(options)
+    found = {name: verify.study(options.results_dir, name) for name in names}
+    refused = {name: verify.refusals(options.results_dir, name) for name in names}
     if options.format == "json":
-        print_json({name: {"records": n, "problems": bad} for name, (n, bad) in found.items()})
+        facts = {name: {"records": n, "problems": bad} for name, (n, bad) in found.items()}
+        print_json({name: told | {"refused": refused[name]} for name, told in facts.items()})
     else:
         for name, (n, bad) in found.items():
             print(f"{name}: {units.plural(n, 'record')}, {units.plural(len(bad), 'problem') if bad else 'no problems'}")
+            for sentence in refused[name]:
+                print(f"- {sentence}")
     print_errors([problem for _, bad in found.values() for problem in bad])
     return int(any(bad for _, bad in found.values()))
 

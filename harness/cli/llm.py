@@ -109,7 +109,8 @@ def ask(options: argparse.Namespace) -> int:
     prompts = asking.prompts(options.prompt, options.prompts)
     local = not options.api or options.study or options.cells
     studies = begun_study_names(options) if local else []
-    cells = asking.tuned(options.results_dir, studies, options.cells)
+    cells, refused = asking.tuned(options.results_dir, studies, options.cells)
+    print_errors(refused)
     if local and not cells:
         raise UserError(
             f"No cell in {options.results_dir} has saved weights; run one with save=adapter or save=merged."
@@ -140,7 +141,7 @@ def ask(options: argparse.Namespace) -> int:
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
-    return 0
+    return int(bool(refused))
 
 
 def judge(options: argparse.Namespace) -> int:

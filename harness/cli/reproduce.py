@@ -31,14 +31,15 @@ def reproduce(options: argparse.Namespace) -> int:
     (name,) = study_names(options)
 
     from harness.studies import reproduce as again
+    from harness.sweep.store import Study
 
     folder = options.results_dir / name
     records, problems = read_study(folder)
     print_errors(problems)
     published = again.sample(name, records, options.cells, options.seed)
-    study = again.target(options.results_dir, name)
+    source, study = Study(options.results_dir, name), again.target(options.results_dir, name)
     local = LocalPaths.absolute(options.vllm_python, options.include_path)
-    pairs = list(zip(published, again.run_again(study, published, options.data_root, local), strict=True))
+    pairs = list(zip(published, again.run_again(source, study, published, options.data_root, local), strict=True))
 
     from harness.report.reproduction import PublishedStudy, recheck, reproduction_table
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import gate
 from harness.errors import UserError
 from harness.protocol import AskModels, LocalModel, Progress
 from harness.record import Record, read, read_study
 from harness.settings import DataSettings
+from harness.studies import verify
 from harness.studies.find import CellRef, find
 from harness.sweep import runner
 from harness.sweep.store import Study
@@ -44,19 +46,42 @@ def _prompt(file: Path, number: int, line: str) -> str:
     return text
 
 
-def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> list[CellRef]:
-    """The named cells, or all cells of `studies` with saved weights; UserError if a named one has none."""
-    if not cells:
-        records = [(Study(results, name), record) for name in studies for record in read_study(results / name)[0]]
-        return [CellRef(study, record.cell.name) for study, record in records if record.saved]
-    found = [find(results, studies, cell) for cell in cells]
-    for of_it in found:
-        if not of_it.record.is_file():
-            raise UserError(f"{of_it} has no record yet; there is nothing to ask.")
-        record = read(of_it.record)
-        if record.cell.settings.method.tuned and not record.saved:
-            raise UserError(f"{of_it} has no saved weights; run it again with save=adapter or save=merged.")
-    return found
+def tuned(results: Path, studies: Sequence[str], cells: Sequence[str]) -> tuple[list[CellRef], list[str]]:
+    """The named cells, or all cells of `studies` with saved weights, and a sentence for each of these that is refused.
+
+    Raises UserError if a named one is refused or has no weights.
+    """
+    if cells:
+        named = [find(results, studies, cell) for cell in cells]
+        for ref in named:
+            if not ref.record.is_file():
+                raise UserError(f"{ref} has no record yet; there is nothing to ask.")
+            record = read(ref.record)
+            if record.cell.settings.method.tuned and not record.saved:
+                raise UserError(f"{ref} has no saved weights; run it again with save=adapter or save=merged.")
+            _require(ref, record)
+        return named, []
+    admitted, refused = [], []
+    for name in studies:
+        records, problems = read_study(results / name)
+        refused += problems
+        for record in records:
+            if record.saved:
+                ref = CellRef(Study(results, name), record.cell.name)
+                try:
+                    _require(ref, record)
+                except UserError as error:
+                    refused.append(str(error))
+                else:
+                    admitted.append(ref)
+    return admitted, refused
+
+
+def _require(ref: CellRef, record: Record) -> None:
+    """Raise UserError if the cell's model is not to be loaded from its record, or is not the one that was saved."""
+    gate.require(record, ref.record)
+    if problems := verify.check(ref.record):
+        raise UserError(problems[0])
 
 
 def ask(

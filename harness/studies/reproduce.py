@@ -39,15 +39,15 @@ def sample(name: str, records: Sequence[Record], n: int, seed: int) -> list[Reco
 
 
 def run_again(
-    study: Study, records: Sequence[Record], data_root: str | None, local: LocalPaths = NO_PATHS
+    source: Study, study: Study, records: Sequence[Record], data_root: str | None, local: LocalPaths = NO_PATHS
 ) -> list[Record]:
-    """Run the cells of `records` in `study`, with the recorded precautions; returns the new records, in order.
+    """Run the cells of `records`, of the study `source`, in `study`, with the recorded precautions; returns the new
+    records, in order.
 
-    Raises UserError, before anything runs, if a record is refused (`retry.objection`) or its cell can't run here.
+    Raises UserError, before anything runs, if a record is refused (`retry.require`) or its cell can't run here.
     """
     for found in records:
-        if (why := retry.objection(found)) is not None:
-            raise UserError(f"{found.cell.name} is not run from its record: {why}.")
+        retry.require(found, source.path(found.cell))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([found.cell for found in records], data_root, local=local)
     progress, done = SweepProgress(len(records)), []

@@ -3,7 +3,7 @@
     harness score STUDY_OR_CELL... --tasks a,b [--limit N] [--replace]
 
 The untuned base models of a study are scored with its cells, because a tuned model is compared with its base. A record
-may come from anywhere, so only functions that config files name are called, as in retry.py.
+may come from anywhere, so it passes through the gate first.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import gate
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths
-from harness.record import Record, RecordError, awaits_scoring
+from harness.record import Record, RecordError, awaits_scoring, model_folder
 from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
 from harness.studies.find import settled_study
-from harness.studies.retry import objection
 from harness.sweep import runner
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -86,14 +86,17 @@ def _objection(study: Study, found: Record) -> str | None:
         return f"it is an imported result of {found.source.project}, without weights"
     if found.status != "ok" and not awaits_scoring(found):
         return f"it ended as {found.status}"
-    if (why := objection(found)) is not None:
+    if found.cell.settings.behind_api:
+        return "its model is behind an API, so no weights of it are here"
+    path = study.path(found.cell)
+    if (why := gate.objection(found) or gate.weights_objection(found, model_folder(path))) is not None:
         return why
     if _tuned(found):
         if study.weights(found) is None:
             return f"it has no saved weights; to train it again and keep them: {study.anew(found, 'adapter')}"
         if found.saved.form == "merged" and not found.merge.merged:
             return "its saved, merged weights are not the model that was scored; save=adapter saves that model"
-    problems = verify.check(study.path(found.cell))
+    problems = verify.check(path)
     return problems[0].rstrip(".") if problems else None
 
 

@@ -1,38 +1,33 @@
 """Runs cells again from their records alone, without the sweep that requested them.
 
 A record holds everything that decides its cell's result, apart from the place of the data. It also names the functions
-that load a model or build an optimizer. A record may come from anywhere, so only functions that config files name are
-called.
+that load a model or build an optimizer. A record may come from anywhere, so it passes through the gate first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
-from harness import validate
-from harness.config import ADAMW, PRECAUTIONS, Config
-from harness.config_folders import conf_folders, sweep_folders
+from harness import gate, validate
+from harness.config import PRECAUTIONS, Config
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
-from harness.redact import leaves
-from harness.settings import cell_id, plain
 from harness.sweep import runner
 from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
 STATUSES = ("failed", "diverged", "oom")
-SAFE_LOAD = {"dtype", "quantization_config", "attn_implementation"}  # keywords of from_pretrained that run no code
 
 
 def failed(study: Study) -> list[Record]:
@@ -72,8 +67,7 @@ def retry(
     is skipped with a line on standard error.
     """
     for found in records:
-        if (why := objection(found)) is not None:
-            raise UserError(f"{found.cell.name} is not run from its record: {why}. Run its sweep again instead.")
+        require(found, study.path(found.cell))
         if found.tracker is not None:
             validate.check_installed(found.tracker)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
@@ -115,33 +109,11 @@ def run_shown(study: Study, request: RunCell, lease: Lease, progress: SweepProgr
     return again
 
 
-def objection(found: Record) -> str | None:
-    """Why the settings of a record are not safe to run unread; None if they are."""
-    settings = found.cell.settings
-    if cell_id(settings) != found.cell.id:
-        return "its id is not that of its settings"
+def require(found: Record, path: Path) -> None:
+    """Raise UserError if a cell is not to be run again from its record, whose file is at `path`."""
     if found.cell.settings.behind_api:
-        return "it does not hold how its model is asked (key, prices)"
-    model = settings.model
-    if model.trust_remote_code or not model.use_safetensors:
-        return "it trusts code or pickled weights of its model"
-    if settings.eval.unsafe_code:
-        return "it runs code that a model writes"
-    if added := settings.method.load.keys() - SAFE_LOAD:
-        return f"it loads its model with {min(added)}, which may run code"
-    named = _named()
-    for key, value in leaves(plain(settings)):
-        if key.endswith("_target_") and value not in named:
-            return f"no file of conf/ or sweeps/ names {key}={value}"
-        if isinstance(value, str) and "${" in value:
-            return f"{key} is an interpolation"
-        if key.endswith("attn_implementation") and "/" in str(value):
-            return f"{key}={value} is code from the hub"
-    return None
-
-
-def _named() -> set[str]:
-    """The functions that config files name, and those that method.adamw stands for."""
-    files = [path for folder in (*conf_folders(), *sweep_folders()) for path in folder.rglob("*.yaml")]
-    written = (name for path in files for name in re.findall(r"_target_: *([\w.]+)", path.read_text(encoding="utf-8")))
-    return {*written, *ADAMW.values()}
+        raise UserError(
+            f"{found.cell.name} is not run from its record: it does not hold how its model is asked (key, prices). Run "
+            "its sweep again instead."
+        )
+    gate.require(found, path)

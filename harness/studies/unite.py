@@ -2,8 +2,9 @@
 
     harness merge DIR... [--into DIR] [--newer]
 
-Everything is read and checked before anything is written. Files are copied one by one, each whole or not at all (saved
-weights as one), the record last; after an interruption the same command resumes.
+The folders may come from anywhere: links in them are refused, and their commands are kept as comments. Everything is
+read and checked before anything is written. Files are copied one by one, each whole or not at all (saved weights as
+one), the record last; after an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -54,11 +55,8 @@ class RecordFile:
         return max(map(_time, (self.record.started, *(run.started for run in later))))
 
     def equals(self, other: RecordFile) -> bool:
-        """Whether both have the same record and the same items; missing items contradict nothing."""
-        if self.record != other.record:
-            return False
-        both = self.items.exists() and other.items.exists()
-        return not both or record.sha256(self.items) == record.sha256(other.items)
+        """Whether both have the same record, and so the same items, whose hash it has."""
+        return self.record == other.record
 
 
 @dataclass
@@ -67,7 +65,8 @@ class MergePlan:
 
     new: records that the target lacks, or has without their items or weights. newer: records that replace an older one
     of the target. equal: the number of records that need nothing. conflicts: unequal records of one name, none chosen.
-    problems: one sentence for each file that can't be trusted. planned: by study, cells to add to its plan.
+    problems: one sentence for each file that can't be trusted. refused: one for each record to be merged that the gate
+    refuses: it is merged, but no command runs or loads it. planned: by study, cells to add to its plan.
     commands: by study, those that asked for its cells.
     """
 
@@ -76,6 +75,7 @@ class MergePlan:
     equal: int = 0
     conflicts: list[list[RecordFile]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     planned: dict[str, list[Cell]] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
 
@@ -100,6 +100,7 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys():
         Study(into, study).planned()
     for found in (*plan.new, *plan.newer):
+        plan.refused += verify.refused(found.record, found.path)
         if found.record.cell.name in Study(into, found.study).running():
             plan.problems.append(f"{into / found.study / found.path.name} can't be written: its cell is being run.")
     return plan
@@ -123,7 +124,7 @@ def write(plan: MergePlan, into: Path) -> None:
     for study, cells in plan.planned.items():
         Study(into, study).plan(cells)
     for study, commands in plan.commands.items():
-        record.add_commands(into / study, commands)
+        record.add_merged_commands(into / study, commands)
 
 
 def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
@@ -136,7 +137,7 @@ def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
         kept = "; --newer keeps the one of each that began last" if plan.conflicts and not plan.problems else ""
         return [*out, f"Nothing was written to {into}{kept}."]
     counts = f"{len(plan.new)} new, {len(plan.newer)} replaced by newer ones, {plan.equal} already there"
-    return [*out, f"{into}: {counts}."]
+    return [*out, f"{into}: {counts}.", *plan.refused]
 
 
 def facts(plan: MergePlan, into: Path, written: bool) -> dict[str, Any]:
@@ -154,6 +155,7 @@ def facts(plan: MergePlan, into: Path, written: bool) -> dict[str, Any]:
         "equal": plan.equal,
         "conflicts": [[short(found) for found in conflict] for conflict in plan.conflicts],
         "problems": plan.problems,
+        "refused": plan.refused,
     }
 
 
@@ -168,15 +170,30 @@ def _records(folder: Path, into: Path, plan: MergePlan) -> Iterator[RecordFile]:
     if not studies:
         raise UserError(f"There are no studies in {folder}; name a folder that holds them, such as results.")
     for name in studies:
+        plan.problems += _links(folder / name, folder / name / ".harness", folder / name / record.COMMANDS)
         if cells := Study(folder, name).planned():
             plan.planned.setdefault(name, []).extend(cells)
         if commands := record.noted_commands(folder / name):
             plan.commands.setdefault(name, []).extend(commands)
         for path in sorted((folder / name).glob("*.json")):
-            if problems := verify.check(path):
+            if problems := _links(*_beside(path)) or verify.check(path):
                 plan.problems += problems
             else:
                 yield RecordFile(name, path, record.read(path))
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """The record at `path`, and all that belongs to it."""
+    weights = record.model_folder(path)
+    yield from (path, path.with_suffix(".items.parquet"), path.with_suffix(".log"), weights)
+    yield from () if weights.is_symlink() else weights.rglob("*")
+
+
+def _links(*paths: Path) -> list[str]:
+    """A sentence for each of `paths` that is a link: what it leads to is no part of the folder."""
+    return [
+        f"{path} is a link, which is not followed; put the file itself there." for path in paths if path.is_symlink()
+    ]
 
 
 def _decide(found: list[RecordFile], there: bool, newer: bool, plan: MergePlan) -> None:

@@ -7,13 +7,14 @@ Changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from harness import record, units
+from harness import gate, record, units
 from harness.errors import UserError
 from harness.record import Record, RecordError
 from harness.settings import cell_id
@@ -31,6 +32,31 @@ def study(results: Path, name: str) -> tuple[int, list[str]]:
     for path in Study(results, name).left_behind():
         problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it.")
     return len(paths), problems
+
+
+def refusals(results: Path, name: str) -> list[str]:
+    """One sentence for each record of the study `name` below `results` that no command would run or load."""
+    sentences = []
+    for path in sorted((results / name).glob("*.json")):
+        with contextlib.suppress(RecordError):  # which `study` names
+            sentences += refused(record.read(path), path)
+    return sentences
+
+
+def refused(found: Record, path: Path) -> list[str]:
+    """Why the record at `path` is neither run nor loaded by any command: a sentence, or none if it may be.
+
+    That concerns no comparison. A model behind an API, or another project's, has nothing to load. An id that does not
+    fit is for `check` to name.
+    """
+    cell = found.cell
+    if found.source is not None or cell.settings.behind_api or cell_id(cell.settings) != cell.id:
+        return []
+    try:
+        gate.require(found, path)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def check(path: Path) -> list[str]:
@@ -55,8 +81,10 @@ def _items(found: Record, path: Path) -> list[str]:
     if not path.exists():
         missing = found.items_sha256 or (found.scores and own)
         return [f"{path} is missing: the scores of its record can't be compared item by item."] if missing else []
+    if found.items_sha256 is None:
+        return [f"{path} has no hash in its record, so nothing tells whether it is the one it had."]
     try:
-        if found.items_sha256 not in (None, record.sha256(path)):
+        if found.items_sha256 != record.sha256(path):
             return [f"{path} is not the file that its record was written with: the hashes differ."]
         means = _means(path)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from records import make_record, sound
 
 from harness.__main__ import main
-from harness.record import note_command, noted_commands, read
+from harness.record import note_command, noted_commands, read, repeated_sweeps
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -63,12 +64,20 @@ def test_records_items_logs_and_plans_travel(machines, capsys):
 
 
 def test_commands_travel_each_once(machines):
-    """As a sweep that was typed on both machines is one."""
+    """As a sweep that was typed on both machines is one. They are comments: nobody here typed them."""
     for machine, lines in {"a": ["sweep both", "sweep a"], "b": ["sweep both", "sweep b"]}.items():
         for line in lines:
             note_command(machines / machine / "demo", line.split())
     run(machines, str(machines / "a"), str(machines / "b"))
-    assert noted_commands(machines / "all" / "demo") == ["harness sweep both", "harness sweep a", "harness sweep b"]
+    merged = [f"# merged: harness sweep {name}" for name in ("both", "a", "b")]
+    assert noted_commands(machines / "all" / "demo") == merged
+    assert repeated_sweeps(machines / "a" / "demo", ["seed=1"]) == [
+        "harness sweep both seed=1",
+        "harness sweep a seed=1",
+    ]
+    assert repeated_sweeps(machines / "all" / "demo", ["seed=1"]) == []
+    assert main(["merge", str(machines / "all"), "--into", str(machines / "more")]) == 0
+    assert noted_commands(machines / "more" / "demo") == merged
 
 
 def test_a_second_time_nothing_changes(machines, capsys):
@@ -125,16 +134,31 @@ def test_of_two_records_with_one_start_none_is_newer(machines, capsys):
     assert not (machines / "all").exists()
 
 
-def test_equal_records_of_unequal_items_are_a_conflict(machines):
-    other = one(machines / "b", "lora")
-    record = read(other)
-    sound(record, other.parent, values=(0.0, 1.0, 1.0, 0.0))  # of the same mean
-    for machine in "ab":  # as records are that were written before the hash was kept
-        path = one(machines / machine, "lora")
-        value = json.loads(path.read_text()) | {"items_sha256": None}
-        path.write_text(json.dumps(value))
-    assert run(machines, str(machines / "a"), str(machines / "b")) == 1
+@pytest.mark.parametrize("link", ["record", "items", "log", "weights", "inner", "study", "commands"])
+def test_links_are_neither_followed_nor_copied(machines, tmp_path, capsys, link):
+    """An archive may have links to files of the machine that it is merged on."""
+    path = one(machines / "b", "lora")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    targets = {"record": path, "items": path.with_suffix(".items.parquet"), "log": path.with_suffix(".log")}
+    if link in targets:
+        shutil.move(targets[link], outside / "file")
+        targets[link].symlink_to(outside / "file")
+    elif link == "weights":
+        path.with_suffix("").symlink_to(outside, target_is_directory=True)
+    elif link == "inner":
+        path.with_suffix("").mkdir()
+        (path.with_suffix("") / "adapter_config.json").symlink_to(outside / "secret.txt")
+    elif link == "commands":
+        (path.parent / "commands.txt").symlink_to(outside / "secret.txt")
+    else:
+        shutil.move(path.parent, outside / "demo")
+        path.parent.symlink_to(outside / "demo", target_is_directory=True)
+    assert run(machines, str(machines / "a"), str(machines / "b")) == (2 if link == "study" else 1)
     assert not (machines / "all").exists()
+    said = capsys.readouterr().err
+    assert "There are no studies" in said if link == "study" else "is a link, which is not followed" in said
 
 
 def test_a_damaged_record_stops_the_merge(machines, capsys):

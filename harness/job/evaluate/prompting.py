@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import EosTokenCriteria, PreTrainedTokenizerBase
 
-from harness import record
+from harness import gate, record
 from harness.job.api.client import Client
 from harness.job.api.judge import AnswerPair, Judge
 from harness.job.evaluate import decoding
@@ -58,7 +58,7 @@ def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
 def _asked(local: LocalModel, prompts: list[str], tokens: int) -> list[str]:
     on = device.here()
     path = Path(local.record)
-    found = record.read(path)
+    found = gate.admitted(path)
     net = _saved(found, record.model_folder(path), on) if local.tuned else loading.load(_plain(found.cell), on)
     tokenizer = loading.tokenizer(found.cell.settings.model)
     answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]

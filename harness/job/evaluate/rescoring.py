@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
-from harness import env, record, redact
+from harness import env, gate, record, redact
 from harness.errors import UserError, about_file
 from harness.job import prepared_inputs
 from harness.job.evaluate import scoring
@@ -52,7 +52,7 @@ def rescore(
     Raises UserError if scoring fails; the record stays unchanged then.
     """
     report({"phase": "start"})
-    found = record.read(path)
+    found = gate.admitted(path)
     tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root, local.include_path)
     if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
         raise UserError(f"{found.cell.name} is not scored: its data have changed.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
 
-from harness import record
+from harness import gate, record
 from harness.errors import UserError, about_file, first_line
 from harness.job.export import gguf_file, modelfile
 from harness.job.measure import device
@@ -25,7 +25,7 @@ def export(request: ExportModel) -> None:
     can't be written.
     """
     path, out = Path(request.record), Path(request.out)
-    found = record.read(path)
+    found = gate.admitted(path)
     try:
         if request.to == "merged":
             _merge(found, record.model_folder(path), out)

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from harness.errors import first_line
+from harness.errors import UserError, first_line
 from harness.job.data.batching import Batch
 from harness.job.methods import optimizers
 from harness.job.models.structure import count, stacks
@@ -68,11 +68,22 @@ def _adapted(
     saved: Path | None,
 ) -> nn.Module:
     if saved is not None:
+        _check_kind(config, saved)
         return peft.PeftModel.from_pretrained(base, saved)
     if init is not None and samples is not None:
         return instantiate(init, _convert_="all")(base, config, samples)
     plain = init is not None or base.device.type == "meta"
     return peft.get_peft_model(base, _plain(config) if plain else config)
+
+
+def _check_kind(config: peft.PeftConfig, saved: Path) -> None:
+    """Raise UserError if the adapter in `saved` is of another kind than the method's `config`.
+
+    Some kinds load further adapters from where their own config says.
+    """
+    kind = peft.PeftConfig.from_pretrained(saved).peft_type
+    if kind != config.peft_type:
+        raise UserError(f"{saved} has an adapter of the kind {kind}; its method makes {config.peft_type}.")
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:

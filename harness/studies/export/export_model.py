@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness import record
+from harness import gate, record
 from harness.errors import UserError, about_file
 from harness.protocol import ExportModel
 from harness.record import Record, model_card, read
 from harness.studies import verify
 from harness.studies.ask import template
 from harness.studies.find import CellRef
-from harness.studies.retry import objection
 from harness.sweep import runner
 from harness.validate import KEEP_BASE
 
@@ -110,8 +109,7 @@ def _known(found: CellRef) -> Record:
         )
     if problems := verify.check(found.record):
         raise UserError(problems[0])
-    if (why := objection(known)) is not None:
-        raise UserError(f"{found} is not exported: {why}.")
+    gate.require(known, found.record)
     return known
 
 

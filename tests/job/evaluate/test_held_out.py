@@ -19,6 +19,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from harness import record
 from harness.errors import UserError
+from harness.gate import objection
 from harness.job import preflight, prepared_inputs
 from harness.job.data import encoding
 from harness.job.evaluate import rescoring, scoring
@@ -26,7 +27,6 @@ from harness.job.evaluate.held_out import task as held_out
 from harness.protocol import LocalPaths
 from harness.settings import EvalSettings
 from harness.studies import verify
-from harness.studies.retry import objection
 
 TINY = (
     *("model=tiny", "rank=4", "train.precision=fp32", "train.max_steps=2", "train.batch_size=2"),

@@ -10,12 +10,12 @@ from job_helpers import no_peak, run_request, tiny  # noqa: F401
 
 from harness import record
 from harness.errors import UserError
+from harness.gate import objection
 from harness.job import preflight, prepared_inputs
 from harness.job.evaluate import rescoring, scoring, task_index
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.protocol import LocalPaths
 from harness.settings import DataSettings, EvalSettings, plain
-from harness.studies.retry import objection
 
 TASK = """\
 task: {name}

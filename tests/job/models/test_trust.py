@@ -11,10 +11,9 @@ from job_helpers import run_here, tiny
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
-from harness import settings
+from harness import gate, settings
 from harness.errors import UserError
 from harness.job.models import checks, embedded, loading
-from harness.studies import retry
 
 CODE = """
 from pathlib import Path
@@ -50,7 +49,7 @@ def test_code_of_a_model_is_run_only_if_asked_and_then_recorded(folder, tmp_path
     assert mark.exists()
     assert record.cell.settings.model.trust_remote_code is True
     record.status = "failed"
-    assert "it trusts code" in retry.objection(record)
+    assert "it trusts code" in gate.objection(record)
 
 
 def test_pickled_weights_are_loaded_only_if_asked_and_then_recorded(folder, tmp_path):

@@ -1,0 +1,257 @@
+"""The one gate through which a record passes before anything runs or loads what it names.
+
+A record names functions (the slots of its method, how its data are loaded), a model, tasks and saved weights. It may
+come from anywhere. So a command that runs a cell again, or loads its model, takes from a record only what config files
+name: those of the harness, and a user's own in ./conf and ./sweeps. What they don't name can be run by a command line
+of the user's own, such as a sweep, and never from a record.
+
+What it lets through, by part of the record:
+
+- Slots: a function, and each of its arguments, if a config file has it at the same place. Numbers are free. A text must
+  be one that a file has there, or that the setting has which the file refers to.
+- Model: weights as safetensors alone, without code of their own.
+- Tasks: names in lm-eval's index, and no files.
+- Saved weights: the files of the record's own folder, as they were saved, none of which is code or names code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from harness.config import ADAMW
+from harness.config_folders import conf_folders, sweep_folders
+from harness.errors import UserError
+from harness.record import Record, model_folder, read
+from harness.redact import leaves
+from harness.settings import Settings, cell_id, plain
+from harness.validate import CHOICES
+
+GROUPS = ("method", "data")  # of config files, that have functions in them
+SLOTS = ("method.load", "method.adapt", "method.init", "method.optim", "data.load")
+LAYERS = {f"method.adapt.{name}" for name in ("target_modules", "exclude_modules", "modules_to_save")}  # of the model
+LAYER = re.compile(r"[\w.*-]+")
+ADDRESS = re.compile(r"\w+://|[/~\\]")  # the beginning of a path that means nothing elsewhere, or is another machine's
+TASK = re.compile(r"(?!.*\.ya?ml$)[^/\\*?\[\]{}\s]+")  # lm-eval takes other texts for files, or for patterns of names
+WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")  # endings of files that no library runs
+UNNAMED = "neither the harness nor a file in a conf/ folder of yours has"
+
+
+def admitted(path: Path) -> Record:
+    """The record at `path`, for what runs or loads it. Raises UserError if it is refused, and RecordError as `read`."""
+    found = read(path)
+    require(found, path)
+    return found
+
+
+def require(found: Record, path: Path) -> None:
+    """Raise UserError if what the record `found`, whose file is at `path`, names is not to be run or loaded."""
+    if (why := objection(found) or weights_objection(found, model_folder(path))) is not None:
+        raise UserError(
+            f"{found.cell.name} is neither run nor loaded from its record: {why}. Run its sweep again instead."
+        )
+
+
+def objection(found: Record) -> str | None:
+    """Why the settings of a record are not to be run or loaded, as a clause; None if they may be."""
+    settings = found.cell.settings
+    if found.source is None and cell_id(settings) != found.cell.id:
+        return "its id is not that of its settings"
+    if settings.model.trust_remote_code or not settings.model.use_safetensors:
+        return "it trusts code or pickled weights of its model"
+    if settings.eval.unsafe_code:
+        return "it runs code that a model writes"
+    return next((why for of in (_texts, _places, _tasks, _slots) for why in of(settings)), None)
+
+
+def weights_objection(found: Record, folder: Path) -> str | None:
+    """Why the saved weights of a record, in `folder`, are not to be loaded, as a clause; None if they may be.
+
+    That they are the files that were saved is for `harness.studies.verify` to say: it takes long for large ones.
+    """
+    if found.saved is None or not folder.is_dir():
+        return None
+    if folder.is_symlink():
+        return f"{folder.name} is a link"
+    for path in sorted(folder.rglob("*")):
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        if path.is_symlink():
+            return f"{name} is a link"
+        if path.is_file() and path.suffix not in WEIGHTS:
+            return f"{name} is none of the kinds of files that weights are saved as ({', '.join(WEIGHTS)})"
+        if path.suffix == ".json" and (key := _names_code(path)) is not None:
+            return f"{name} names code in its {key}"
+    return None
+
+
+def _texts(settings: Settings) -> Iterator[str]:
+    """Objections to texts that no settings have: they are resolved, and some are a choice of few."""
+    for key, value in leaves(plain(settings)):
+        if isinstance(value, str) and "${" in value:
+            yield f"{key} is an interpolation"
+        if isinstance(value, str) and value not in CHOICES.get(key, [value]):
+            yield f"{key}={value} is unknown"
+
+
+def _places(settings: Settings) -> Iterator[str]:
+    """Objections to where the model and the data are."""
+    path = settings.model.path or ""
+    if re.match(r"\w+://", path):
+        yield f"model.path={path} is an address"
+    if Path(path, "config.json").is_file() and (key := _names_code(Path(path, "config.json"), ("auto_map",))):
+        yield f"{path}/config.json names code in its {key}"
+    data = settings.data
+    if data.path is not None and ADDRESS.match(data.path):
+        yield f"data.path={data.path} is neither below data_root nor beside the working folder"
+    for key, value in leaves(data.options, "data.options"):
+        if isinstance(value, str) and re.search(r"[/\\]", value):
+            yield f"{key}={value} may be a file"
+
+
+def _tasks(settings: Settings) -> Iterator[str]:
+    for task in settings.eval.tasks:
+        if not isinstance(task, str) or not TASK.fullmatch(task):
+            yield f"eval.tasks names {task!r}, which is no task of an index but may be a file"
+
+
+def _names_code(path: Path, inert: tuple[str, ...] = ()) -> str | None:
+    """The key of a saved config by which transformers or peft would import code; None if there is none.
+
+    Neither needs trust_remote_code for the attention of a package of kernels, nor for Megatron's modules. inert: keys
+    that are left out.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return "text, which can't be read"
+    for key, value in leaves(told):
+        parts = key.split(".")
+        last = parts[-1]
+        if set(parts) & {"auto_map", "auto_mapping", "megatron_config"} - {*inert} and value is not None:
+            return key
+        if last.endswith("_implementation") and isinstance(value, str) and re.search(r"[/:@]", value):
+            return key
+        if last == "megatron_core" and value not in (None, "megatron.core"):
+            return key
+    return None
+
+
+@dataclass(frozen=True)
+class Named:
+    """What config files have at each place, by its dotted key, with the indices of lists left out.
+
+    keys: all places. words: texts. references: interpolations, such as ``${model.dtype}``.
+    """
+
+    keys: set[str]
+    words: dict[str, set[str]]
+    references: dict[str, set[str]]
+
+    def add(self, key: str, value: Any) -> None:
+        """Take in what a file has at `key` and below."""
+        self.keys.add(key)
+        if isinstance(value, dict):
+            for name, part in value.items():
+                self.add(f"{key}.{name}", part)
+        elif isinstance(value, list):
+            for part in value:
+                self.add(key, part)
+        elif isinstance(value, str):
+            (self.references if "${" in value else self.words)[key].add(value)
+
+
+def _slots(settings: Settings) -> Iterator[str]:
+    """Objections to the functions of the cell and their arguments."""
+    named = _named((*conf_folders(), *sweep_folders()))
+    for slot in SLOTS:
+        group, _, name = slot.partition(".")
+        yield from _unnamed(slot, getattr(getattr(settings, group), name), named, settings)
+
+
+def _unnamed(key: str, value: Any, named: Named, settings: Settings) -> Iterator[str]:
+    """What of `value`, which a record has at `key`, no config file names."""
+    if any(_refers(reference, value, named, settings) for reference in named.references.get(key, ())):
+        return
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if f"{key}.{name}" not in named.keys:
+                yield f"{UNNAMED} {key}.{name}"
+            yield from _unnamed(f"{key}.{name}", part, named, settings)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _unnamed(key, part, named, settings)
+    elif isinstance(value, str):
+        layer = key in LAYERS and LAYER.fullmatch(value)
+        if not layer and value not in named.words.get(key, ()):
+            yield f"{UNNAMED} {key}={value}"
+
+
+def _refers(reference: str, value: Any, named: Named, settings: Settings) -> bool:
+    """Whether `value` is what an interpolation of a config file gives for these settings."""
+    if re.fullmatch(r"\$\{adamw:.*\}", reference):
+        return value in ADAMW.values()
+    if knob := re.fullmatch(r"\$\{(method\.knobs\.\w+)\}", reference):
+        return isinstance(value, str) and value in named.words[knob[1]]
+    # ${..path} stands in a slot of data, so it is of the data.
+    setting = re.fullmatch(r"\$\{(?:(model|data|train)\.|\.\.)(\w+)\}", reference)
+    return setting is not None and value == getattr(getattr(settings, setting[1] or "data"), setting[2], None)
+
+
+@functools.lru_cache(8)
+def _named(folders: tuple[Path, ...]) -> Named:
+    """What the config files below `folders` name, as they were at the first call."""
+    named = Named(set(SLOTS), defaultdict(set), defaultdict(set))
+    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    for group in GROUPS:
+        for path in files:
+            if path.parent.name == group:
+                _named_by_file(named, group, path)
+    for path in files:
+        if path.parent.name not in GROUPS:
+            _named_by_sweep(named, path)
+    return named
+
+
+def _named_by_file(named: Named, group: str, path: Path, mounts: bool = True) -> None:
+    """Take in the file of a config group at `path`.
+
+    Where its list of defaults puts files of another group below one of its own keys, as ``/data@load.real: gsm8k``,
+    all files of that group may stand there.
+    """
+    written = _written(path)
+    for default in written.pop("defaults", []):
+        place = re.fullmatch(r"/(\w+)@(.+)", next(iter(default))) if isinstance(default, dict) and mounts else None
+        for other in sorted((path.parent.parent / place[1]).glob("*.yaml")) if place else []:
+            _named_by_file(named, f"{group}.{place[2]}", other, mounts=False)
+    named.add(group, written)
+
+
+def _named_by_sweep(named: Named, path: Path) -> None:
+    """Take in the settings of a named sweep, and those of its axes and candidates."""
+    written = _written(path)
+    for group in GROUPS:
+        named.add(group, written.get(group, {}))
+    sweeper = (written.get("hydra") or {}).get("sweeper") or {}
+    typed = [word for line in sweeper.get("candidates") or [] for word in line.split()]
+    typed += [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    for override in typed:
+        key, _, value = override.lstrip("+").partition("=")
+        if key.partition(".")[0] in GROUPS and "." in key:
+            named.add(key, re.findall(r"[^\[\],]+", value))
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """The content of a config file; empty if it has none, or is no YAML: who composes it says what is wrong."""
+    try:
+        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception:  # YAML's own kinds, OmegaConf's, a file that can't be read
+        return {}
+    return written if isinstance(written, dict) else {}
