@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from harness.record.codec import Misfit
+from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, Parameters
 from harness.record.schema import Cell, Record
@@ -27,6 +27,23 @@ SEEDS = 2**32  # what libraries take
 SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a count, a time or a share
 POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
 POSITIVE |= {(Inference, "batch_size"), (Inference, "prompt_tokens")}
+
+# Of the environment, which is free in form: its parts, which hold plain values by name, and the types of those that
+# reports reckon with. Any of it may be left out.
+PARTS = ("versions", "device", "cpu", "git", "speedups", "dtypes", "allocator")
+RECKONED: dict[str, type] = {
+    "boot": str,
+    "precision": str,
+    "attention": str,
+    "cpu.name": str,
+    "cpu.memory_bytes": int,
+    "device.type": str,
+    "device.name": str,
+    "device.memory_bytes": int,
+    "device.matmul_flops_per_second": float,
+    "git.commit": str,
+    "git.dirty": bool,
+}
 
 Check = Callable[[Any], None]
 
@@ -65,6 +82,24 @@ def _free(value: Any) -> None:
         raise Misfit(f"is {value!r}, beyond 2**53")
 
 
+def _environment(value: dict[str, Any]) -> None:
+    for name, part in value.items():
+        if name in PARTS and not isinstance(part, dict | None):
+            raise Misfit("should be an object", f".{name}")
+        inner = part.values() if name in PARTS and part else [part]
+        if any(isinstance(one, dict | list) for one in inner):
+            raise Misfit("should be a plain value, or an object of them", f".{name}")
+    for name, version in (value.get("versions") or {}).items():
+        if not isinstance(version, str | None):
+            raise Misfit("should be a text", f".versions.{name}")
+    _free(value)
+    for way, kind in RECKONED.items():
+        part, _, name = way.rpartition(".")
+        found = (value.get(part) or {} if part else value).get(name)
+        if found is not None:
+            _at(f".{way}", lambda one, kind=kind: decode(kind, one), found)
+
+
 def _at(way: str, check: Check, value: Any) -> None:
     try:
         check(value)
@@ -99,6 +134,8 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
         return _of_field(owner, name, kinds[0]) if len(kinds) == 1 else _free  # as a batch size that may be auto
     if name == "started":
         return _moment
+    if name == "environment":
+        return _environment
     if kind in (int, float):
         if name == "seed" and owner in (Cell, Settings):
             return _number(0, SEEDS - 1)

@@ -79,7 +79,6 @@ def read(path: Path) -> Record:
     try:
         found = decode(Record, value)
         check(found)
-        _check_environment(found.environment)
         if not names_a_file(found.cell.name):
             raise Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
     except Misfit as error:
@@ -90,29 +89,6 @@ def read(path: Path) -> Record:
             "again."
         )
     return found
-
-
-# Of the environment, which is free in form, what reports reckon with; any of it may be left out.
-RECKONED: dict[str, type] = {
-    "boot": str,
-    "cpu.name": str,
-    "cpu.memory_bytes": int,
-    "device.matmul_flops_per_second": float,
-}
-
-
-def _check_environment(environment: dict[str, Any]) -> None:
-    """Raise Misfit for the first of RECKONED that is of another type in a record's JSON."""
-    for way, kind in RECKONED.items():
-        found: Any = environment
-        for key in way.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        try:
-            if found is not None:
-                decode(kind, found)
-        except Misfit as misfit:
-            misfit.way = f".environment.{way}"
-            raise
 
 
 def read_study(folder: Path) -> tuple[list[Record], list[str]]:

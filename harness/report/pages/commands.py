@@ -36,7 +36,8 @@ def run_words(record: Record) -> list[str] | None:
     overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in given}
     if data.task is not None:
         overrides |= {"data": "reasoning_gym", "data.task": data.task, "++data.options": data.options}
-        overrides |= {f"data.load.{name}": data.load[name] for name in ("seed", "train", "validation", "test")}
+        parts = ("seed", "train", "validation", "test")
+        overrides |= {f"data.load.{name}": data.load[name] for name in parts if name in data.load}
     if str(data.load.get("_target_")).endswith(("from_file", "from_hub")):  # whose files may hold out a share
         overrides["data.test_share"] = data.test_share
     if data.columns:
