@@ -29,6 +29,40 @@ RECORD_HEAD = """\
 
 Made from the dataclasses in `harness/record/` by `make publish`. A record is one JSON file, `NAME.json`, that a cell
 leaves behind. Units are bytes, seconds and tokens. null means not measured.
+
+## Hash of the record
+
+The last member of the file, `sha256`, is the hash of the file's text without it. Whoever reads a record computes it
+again. A record that was damaged or edited is named in one sentence and left out, and the others are shown. The hash
+finds accidents and edits. It is no signature: whoever makes up a whole record can compute it too.
+
+A number must be finite, not negative and at most 2**53, unless the field says otherwise, and a time must have a time
+zone. `items_sha256` and `saved.files` are the hashes of the files beside the record; `harness verify` compares them.
+
+## Records of others
+
+You can merge, import, compare and publish records of others. Nothing in them is run or loaded: `table`, `report`,
+`view`, `claims`, `lint`, `verify`, `merge` and all other commands that compare read numbers and texts alone.
+
+`retry`, `reproduce`, `score`, `ask` and `export-model` turn a record back into something that runs or loads. They pass
+one gate first, which lets through only what config files name: those of the harness, and your own in `./conf` and
+`./sweeps`. `verify` and `merge` name the records that it refuses, and why.
+
+| Part of a record | Let through | Refused |
+| --- | --- | --- |
+| Slots of the method, and how data are loaded | functions and arguments that a config file has at the same place; any number; names of layers | every other function, argument or text |
+| Model | safetensors; a hub id, or a folder | code of its own (`trust_remote_code`), pickled weights, kernels of others, addresses |
+| Tasks | names in lm-eval's index | files and patterns; tasks that run code which a model writes |
+| Data | files below `data_root` or beside the working folder | absolute paths, addresses |
+| Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | other files, links, configs that name code |
+| `commands.txt` | kept as comments by `merge` | never offered to be pasted |
+
+What is refused can still run by a command line of your own, such as a sweep with `model.trust_remote_code=true`, or if
+you name it in a file of your own `conf/` folder.
+
+What the gate does not decide: whether numbers are true, whether a model answers well, and what is downloaded. A record
+may name any model of the hub, whose safetensors `ask` would then download. The texts of a record are cleaned of control
+characters before they are printed. Don't unpack an archive into `results/` by hand: `merge` follows no links.
 """
 
 
