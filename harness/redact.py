@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from harness.errors import UserError
 
@@ -57,20 +57,6 @@ def clean(text: str) -> str:
         if folder != folder.parent:
             text = text.replace(f"{folder}/", instead)
     return text
-
-
-class Redacting:
-    """A stream of text that writes to `stream`, without secrets; what is written to its descriptor passes by."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(redact(text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def reason(error: Exception) -> str:

@@ -167,7 +167,8 @@ SERVE: dict[type, Callable[..., int | None]] = {
 
 if __name__ == "__main__":
     from harness.job.serve import serve
+    from harness.terminal.streams import Filtered
 
     # Before libraries come in, which keep the streams they find.
-    sys.stdout, sys.stderr = redact.Redacting(sys.stdout), redact.Redacting(sys.stderr)
+    sys.stdout, sys.stderr = (Filtered(stream, redact.redact) for stream in (sys.stdout, sys.stderr))
     sys.exit(serve(int(sys.argv[1]), main))
