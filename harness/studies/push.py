@@ -74,7 +74,8 @@ def _upload(what: str, title: str, files: Files, repo: str, public: bool, kind: 
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()  # they name files, and move the cursor
-    print(f"Uploading {units.plural(len(files), 'file')} to {repo} …", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"Uploading {units.plural(len(files), 'file')} to {repo} …", file=sys.stderr)
     hub = HfApi(token=token)
     try:
         address = hub.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
