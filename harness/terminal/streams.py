@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
@@ -60,11 +61,15 @@ def cleaned_streams() -> Iterator[None]:
     sys.stdout, sys.stderr = (Filtered(stream, cleaned) for stream in own)
     try:
         yield
-    except Exception as error:
-        traceback.print_exc()  # here, as Python prints it when the streams are what they were
-        raise SystemExit(1) from error
+    except Exception:
+        sys.excepthook = _print_cleaned  # Python calls it when the streams are what they were
+        raise
     finally:
         sys.stdout, sys.stderr = own
+
+
+def _print_cleaned(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    traceback.print_exception(kind, error, where, file=Filtered(sys.stderr, cleaned))
 
 
 def uncleaned(stream: TextIO) -> TextIO:
