@@ -293,3 +293,4 @@ def test_a_text_of_a_csv_is_no_formula(text, cell):
         assert (head[0], first[1]) == (cell, cell)
     assert (first[0], second[0]) == ("1.5", "-2.0")
     assert f'"{first[1]}"' in made.replace('""', '"')
+    assert made.endswith("\n-2.0,\n"), "what is missing is no text"

@@ -85,17 +85,19 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 FORMULA = tuple("=+-@\t\n＝＋－＠")  # what a spreadsheet computes begins with one of these
+MISSING = "\0"  # stands in no text that is cleaned
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?")
 
 
 def _csv(tables: Sequence[Table]) -> str:
-    """The numbers behind `tables`, their texts in quotes."""
+    """The numbers behind `tables`, their texts in quotes; what is missing is empty, without quotes."""
     data = tidy(tables)
     if not len(data.columns):
         return ""
     texts = data.select_dtypes(exclude=["number", "bool"])
     data = data.assign(**{column: texts[column].map(_csv_cell) for column in texts}).rename(columns=_csv_cell)
-    return data.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    text = data.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC, na_rep=MISSING)
+    return text.replace(f'"{MISSING}"', "")
 
 
 def _csv_cell(value: Any) -> Any:
