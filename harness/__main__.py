@@ -9,6 +9,7 @@ from harness.cli.commands import command_line
 from harness.errors import UserError, about_file
 from harness.program import PROGRAM
 from harness.record import RecordError
+from harness.terminal.streams import cleaned_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,7 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments: those of the process if none are given.
     """
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with cleaned_streams():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
     try:
         root = command_line(PROGRAM)
         if name in ("--help", "-h", "help"):

@@ -11,20 +11,32 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from harness.errors import UserError
 
-# Of environment variables whose values are secrets, as of HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, PGPASSWORD.
-NAMES = re.compile(r"(^|_)(TOKENS?|KEY|APIKEY|SECRETS?|CREDENTIALS?|PASSPHRASE)(_|$)|PASSW(OR)?D", re.IGNORECASE)
+# Of environment variables whose values are secrets, as of HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, PGPASSWORD,
+# DBPASS, MYSQL_PWD, GITHUB_PAT. PWD and OLDPWD are folders, and the value of GIT_ASKPASS is a program.
+NAMES = re.compile(
+    r"(^|_)(TOKENS?|KEY|APIKEY|SECRETS?|CREDENTIALS?|PASSPHRASE|PAT)(_|$)|PASSW(OR)?D"
+    r"|(?<!ASK)(?<!BY)(?<!COM)PASS$|(?<!^)(?<!^OLD)PWD$",
+    re.IGNORECASE,
+)
 # Of settings that libraries take secrets by.
 KEYS = {"token", "hf_token", "use_auth_token", "auth_token", "access_token", "api_key", "password", "secret"}
 named: set[str] = set()  # further variables that hold secrets, as settings say (model.key_env)
 LEAST = 8  # characters; what is shorter is no secret, and may stand anywhere
 SHAPES = [
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # https://user:password@host
-    re.compile(r"(?<![\w/.-])[^\s/:@'\"]+:[^\s/@'\"]+(?=@)"),  # user:password@host
-    re.compile(r"\b(hf_|sk-|gh[pousr]_)[\w-]{20,}"),
+    # user:password@host; after the @ of hub:gsm8k@COMMIT stands no host.
+    re.compile(r"(?<![\w/.-])[^\s/:@'\"]+:[^\s/@'\"]+(?=@)(?!@[0-9a-f]{40}\b)"),
+    re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-)[\w-]{20,}"),
+    re.compile(r"\b(xox[a-z]|xapp)-[\w-]{10,}"),  # Slack's
+    re.compile(r"\bAIza[\w-]{35}"),  # Google's
+    re.compile(r"\bA[KS]IA[A-Z0-9]{16}\b"),  # Amazon's
+    re.compile(r"\beyJ[\w-]{8,}(\.[\w-]*){2,4}"),  # a JSON web token
+    # After "Bearer", what no word of a sentence looks like: it has a digit, or is long.
+    re.compile(r"(?i:(?<=\bbearer ))((?=\S*\d)[\w.~+/=-]{8,}|[\w.~+/=-]{20,})"),
 ]
 HIDDEN = "***"
 
@@ -45,20 +57,6 @@ def clean(text: str) -> str:
         if folder != folder.parent:
             text = text.replace(f"{folder}/", instead)
     return text
-
-
-class Redacting:
-    """A stream of text that writes to `stream`, without secrets; what is written to its descriptor passes by."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(redact(text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def reason(error: Exception) -> str:
@@ -110,7 +108,8 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _secrets() -> list[str]:
     """Values of the environment's secrets, the longest first: one may be a part of another."""
     secret = {name: value for name, value in os.environ.items() if name in named or _holds_secret(name)}
-    found = {value for value in secret.values() if len(value) >= LEAST}
+    # A folder is none, as of ORIGINAL_PWD: it begins most paths.
+    found = {value for value in secret.values() if len(value) >= LEAST and not os.path.isdir(value)}
     return sorted(found, key=len, reverse=True)
 
 

@@ -335,19 +335,25 @@ def export(options: argparse.Namespace) -> int:
 def rm(options: argparse.Namespace) -> int:
     """Remove a cell: its record, items and log, and its place in the plan; 1 if the user declines."""
     found = find_cell(options, options.cell)
-    names = [path.name for path in found.study.files(found.name)]
+    names = {path: _named(path) for path in found.study.files(found.name)}
     if not options.yes:
         if not sys.stdin.isatty():
             raise UserError(f"{found} is not removed: without a terminal to ask at, `rm` requires --yes.")
-        question = f"Remove {found} ({', '.join(names) or 'planned, not run'})? [y/N] "
+        question = f"Remove {found} ({', '.join(names.values()) or 'planned, not run'})? [y/N] "
         print(question, end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 1
     if found.name in found.study.running():
         raise UserError(f"{found} is running; stop its sweep first.")
-    gone = [path.name for path in found.study.remove(found.name)]
+    gone = found.study.remove(found.name)
     if options.format == "json":
-        print_json({"study": found.study.name, "cell": found.name, "removed": gone})
+        print_json({"study": found.study.name, "cell": found.name, "removed": [path.name for path in gone]})
     else:
-        print(f"{found} is removed: {', '.join(gone) or 'it was planned, not run'}.")
+        told = ", ".join(names.get(path, path.name) for path in gone)
+        print(f"{found} is removed: {told or 'it was planned, not run'}.")
     return 0
+
+
+def _named(path: Path) -> str:
+    """The name of a file that `rm` removes; of a link also what it leaves."""
+    return f"{path.name} (a link; {path.readlink()} is left as it is)" if path.is_symlink() else path.name

@@ -133,9 +133,11 @@ def ask(options: argparse.Namespace) -> int:
     if options.format == "json":
         print_json(answers)
     else:
+        from harness import terminal
         from harness.report.pages import side_by_side
 
-        sys.stdout.write(side_by_side.text(answers, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty()))
+        width = shutil.get_terminal_size((120, 0)).columns
+        terminal.show(terminal.console(), [side_by_side.text(answers, width)])
     if options.out:
         from harness.report.pages import side_by_side
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.record import STUDY_NAME, studies
+from harness.terminal.streams import cleaned
 
 if TYPE_CHECKING:
     from harness.report.tables.table import Table
@@ -48,7 +49,7 @@ def write(text: str, out: Path | None) -> None:
         sys.stdout.write(text)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(cleaned(text), encoding="utf-8")
 
 
 def render(tables: Sequence[Table], options: argparse.Namespace) -> None:

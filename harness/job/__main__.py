@@ -72,8 +72,8 @@ def _warn_of_others(request: JobRequest, send: Send) -> None:
 
 
 def _progress(send: Send, **same: str) -> Callable[[dict], None]:
-    """A function that sends a report of the job's own code, with the fields `same`, as Progress."""
-    return lambda report: send(Progress(**(same | report)))
+    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
+    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
 
 
 def _run(request: RunCell, send: Send) -> int | None:
@@ -138,7 +138,7 @@ def _ask(request: AskModels, send: Send) -> None:
 def _judge(request: JudgeAnswers, send: Send) -> None:
     from harness.job.api.judge import AnswerPair, Judge
 
-    judge = Judge(request.judge_url, request.judge, request.timeout)
+    judge = Judge(request.judge_url, request.judge, request.timeout, lambda sentence: send(Warned(sentence)))
     pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
     found = judge.compare(pairs, request.concurrency)
     send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
@@ -167,7 +167,8 @@ SERVE: dict[type, Callable[..., int | None]] = {
 
 if __name__ == "__main__":
     from harness.job.serve import serve
+    from harness.terminal.streams import Filtered
 
     # Before libraries come in, which keep the streams they find.
-    sys.stdout, sys.stderr = redact.Redacting(sys.stdout), redact.Redacting(sys.stderr)
+    sys.stdout, sys.stderr = (Filtered(stream, redact.redact) for stream in (sys.stdout, sys.stderr))
     sys.exit(serve(int(sys.argv[1]), main))

@@ -20,6 +20,7 @@ from harness import env, terminal
 from harness.config_folders import group_files
 from harness.errors import UserError
 from harness.sweep import runner
+from harness.terminal.streams import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -120,7 +121,7 @@ def view(facts: dict[str, Any]) -> list[RenderableType]:
         for _ in range(count):
             grid.add_column(overflow="fold")
         for i, row in enumerate(rows):
-            texts = [terminal.printable(cell) for cell in row] + [""] * (count - len(row))
+            texts = [printable(cell) for cell in row] + [""] * (count - len(row))
             grid.add_row(title if i == 0 else "", *(Text(t, style=terminal.STYLES.get(t, "")) for t in texts))
         parts += [Text(""), grid]
     return parts

@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import terminal
 from harness.studies.find import CellRef
+from harness.terminal.streams import printable
 
 TAIL_BYTES = 8192  # searched for the last lines
 
 
 def shown(line: str) -> str:
     """A line without control sequences, safe on a terminal; of a progress bar, its last state."""
-    return terminal.printable(line.rstrip("\r\n").rpartition("\r")[2])
+    return printable(line.rstrip("\r\n").rpartition("\r")[2])
 
 
 def tail(path: Path, lines: int) -> list[str]:

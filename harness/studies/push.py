@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from harness import record, redact
+from harness import record, redact, units
 from harness.errors import UserError
 from harness.record import Record, model_card, read, read_study
 from harness.studies import verify
@@ -70,7 +71,11 @@ def _upload(what: str, title: str, files: Files, repo: str, public: bool, kind: 
         raise UserError("Pushing requires a token that may write: set HF_TOKEN.")
 
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()  # they name files, and move the cursor
+    if sys.stderr.isatty():
+        print(f"Uploading {units.plural(len(files), 'file')} to {repo} …", file=sys.stderr)
     hub = HfApi(token=token)
     try:
         address = hub.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)

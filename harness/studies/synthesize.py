@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
+from rich import progress
 
-from harness import units
+from harness import terminal, units
 from harness.errors import UserError
 from harness.protocol import Progress, Synthesize
 from harness.settings import DataSettings, EvalSettings
@@ -34,14 +35,21 @@ def synthesize(
     config = app.composed(*([] if is_file else [f"data={source}"]))
     settings = OmegaConf.to_container(config, resolve=True)
     evaluation = cells.part(EvalSettings, settings["eval"] | ({} if tasks is None else {"tasks": tasks}))
-    with tqdm(total=n, unit="problem", disable=None) as bar:
+    shown = terminal.console(to_stderr=True)
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed} of {task.total} problems, {task.fields[asked]} asked"),
+    )
+    task = bar.add_task("", total=n, asked=0)
 
-        def follow(event: Progress) -> None:
-            if event.kept is not None:
-                bar.update(event.kept - bar.n)
-            elif event.asked is not None:
-                bar.set_postfix(asked=event.asked)
+    def follow(event: Progress) -> None:
+        if event.kept is not None:
+            bar.update(task, completed=event.kept)
+        elif event.asked is not None:
+            bar.update(task, asked=event.asked)
 
+    on_terminal = terminal.live(shown, get_renderable=bar.get_renderable) if shown.is_terminal else nullcontext()
+    with on_terminal:
         return runner.synthesize(
             Synthesize(
                 file=str(Path(source).absolute()) if is_file else None,

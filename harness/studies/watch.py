@@ -44,10 +44,8 @@ class Screen:
     """Redraws the studies that are not over in place, as far as the terminal has room; all of them once all are."""
 
     def __enter__(self) -> Screen:
-        from rich.live import Live
-
         self._console = terminal.console()
-        self._live = Live(console=self._console, auto_refresh=False)
+        self._live = terminal.live(self._console, auto_refresh=False)
         self._live.start()
         return self
 

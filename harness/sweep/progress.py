@@ -19,6 +19,7 @@ from harness import protocol, record, terminal, units
 from harness.record import COMPLETE, Cell, Record, RecordError
 from harness.sweep.cell_status import CellStatus, table, to_go
 from harness.sweep.store import Study
+from harness.terminal.streams import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,13 +96,11 @@ class SweepProgress:
 
     def _say(self, line: str) -> None:
         if self._live is None:
-            print(terminal.printable(line), file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
 
     def _screen(self) -> Live:
-        from rich.live import Live
-
         shown = terminal.console(to_stderr=True)
-        live = Live(console=shown, get_renderable=lambda: self.view(*shown.size), refresh_per_second=PER_SECOND)
+        live = terminal.live(shown, get_renderable=lambda: self.view(*shown.size), refresh_per_second=PER_SECOND)
         live.start()
         return live
 
@@ -123,7 +122,7 @@ class SweepProgress:
         parts: list[RenderableType] = [Text(self._head(running, failed), style="bold")]
         parts += [table(shown, width, indent=2)] if shown else []
         parts += [Text(f"  … and {len(cells) - len(shown)} more that have ended")] if len(shown) < len(cells) else []
-        return Group(*parts, *(Text(terminal.printable(reason), style="red") for reason in reasons))
+        return Group(*parts, *(Text(printable(reason), style="red") for reason in reasons))
 
     def _head(self, running: list[CellStatus], failed: list[CellStatus]) -> str:
         counts = f"{self.done} of {units.plural(self.total, 'cell')} ended"

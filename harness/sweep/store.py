@@ -147,15 +147,24 @@ class Study:
         return lease.left_behind(folders, time.time() if now is None else now)
 
     def remove(self, name: str) -> list[Path]:
-        """Remove the cell `name` with all its files and its place in the plan; returns the removed `files`."""
+        """Remove the cell `name` with all its files and its place in the plan; returns the removed `files`.
+
+        A link is removed, and not what it points to. Raises UserError for a file that can't be removed. Folders come
+        first, as they are what may resist: then the cell still has its record.
+        """
         gone, path = self.files(name), self._record(name)
         begun = [found for found in self.left_behind() if found.name.startswith(f".{name}.")]
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
-        for found in (*gone, *begun):
-            discard(found)
         rungs = self._state / "rungs" / f"{name}.json"
-        for found in (self._checkpoints(name), self._answers(name), self._repeating(name), rungs):
-            discard(found)
+        begun += [self._checkpoints(name), self._answers(name), self._repeating(name), rungs]
+        for found in sorted((*gone, *begun), key=Path.is_file):
+            try:
+                _erase(found)
+            except OSError as error:
+                raise UserError(
+                    f"{self.name}/{name} is not removed, as {found} can't be ({error.strerror}); make that possible, "
+                    "and give the same command again."
+                ) from error
         with lease.hold(self._state / "planning", "The plan", patiently=True):
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:
@@ -166,11 +175,14 @@ class Study:
         return gone
 
     def files(self, name: str) -> list[Path]:
-        """The files of the cell `name`: record, items, log and the folder of its weights, if they exist."""
+        """The files of the cell `name`: record, items, log and the folder of its weights, if they exist.
+
+        Each may be a link, also one that points to nothing.
+        """
         paths = [self.folder / f"{name}{ending}" for ending in (".json", ".items.parquet", ".log")]
-        found = [path for path in paths if path.is_file()]
+        found = [path for path in paths if path.is_file() or path.is_symlink()]
         weights = record.model_folder(self._record(name))
-        return [*found, weights] if weights.is_dir() else found
+        return [*found, weights] if weights.is_dir() or weights.is_symlink() else found
 
     def running(self) -> dict[str, dict]:
         """The live owners of running cells by name, each with host, pid, started and progress."""
@@ -194,9 +206,17 @@ class Study:
 
 
 def discard(path: Path) -> None:
-    """Remove a file, or a folder with its content, if it exists."""
-    if path.is_dir():
+    """Remove a file, a link, or a folder with its content as far as that can be removed, if it exists."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _erase(path: Path) -> None:
+    """Remove a file, a link, or a folder with all its content, if it exists. Raises OSError if it stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

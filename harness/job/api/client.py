@@ -6,7 +6,6 @@ The key is read from OPENAI_API_KEY in the environment only; local servers mostl
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -52,15 +51,18 @@ class Reply:
 
 
 class Client:
-    """One model at one endpoint. timeout: of an answer, in seconds."""
+    """One model at one endpoint.
 
-    def __init__(self, base_url: str, model: str, timeout: float):
+    timeout: of an answer, in seconds. tell: called with a sentence when the endpoint asks to wait.
+    """
+
+    def __init__(self, base_url: str, model: str, timeout: float, tell: Callable[[str], None] = lambda sentence: None):
         require("Models behind an API require")
         from harness.job.api.endpoint import Endpoint
 
         self.model, self.host = model, host(base_url)
         url = f"{base_url.rstrip('/')}/chat/completions"
-        self._endpoint = Endpoint(url, os.environ.get(KEY), timeout, RETRIES, BACKOFF, thinking=THINKING)
+        self._endpoint = Endpoint(url, os.environ.get(KEY), timeout, RETRIES, BACKOFF, None, THINKING, tell)
 
     def ask(self, messages: Messages, **parameters: Any) -> Reply:
         """The answer to `messages`. Raises UserError if there is none after all tries."""
@@ -94,9 +96,16 @@ class Client:
         return replies
 
     def _reason(self, error: Unsuccessful) -> str:
+        from harness.job.api.endpoint import ALL_WAITING
+
         who = f"{self.model} at {self.host}"
+        said = " ".join(redact.clean(error.text).split())[:200]
+        if error.kind == "waiting":
+            limit = f"{ALL_WAITING / 60:g} minutes"
+            return f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {TO_DO[429]}."
+        if error.kind == "size":
+            return f"{who} sent no chat completion: {error.text}; check --base-url."
         if error.kind == "status":
-            said = " ".join(redact.clean(error.text).split())[:200]
             to_do = f"; {TO_DO[error.status]}" if error.status in TO_DO else ""
             return f"{who} refused (HTTP {error.status}: {said}){to_do}."
         if error.kind == "timeout":
@@ -107,10 +116,10 @@ class Client:
 
 
 def _read(text: str) -> Reply:
-    from harness.job.api.endpoint import Unsuccessful, spoken
+    from harness.job.api.endpoint import QUOTED, Unsuccessful, from_json, spoken
 
     try:
-        response = json.loads(text)
+        response = from_json(text)
         choice, used = response["choices"][0], response.get("usage") or {}
         content = choice["message"]["content"] or ""
         return Reply(
@@ -120,7 +129,7 @@ def _read(text: str) -> Reply:
             written=used.get("completion_tokens"),
         )
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise Unsuccessful("response", text, again=False) from None
+        raise Unsuccessful("response", text[:QUOTED], again=False) from None
 
 
 def require(whose: str) -> None:

@@ -1,12 +1,14 @@
 """Sends requests to an OpenAI-compatible endpoint, several at a time, at a limited rate, with retries.
 
-Parameters that the endpoint refuses are renamed or left out.
+Parameters that the endpoint refuses are renamed or left out. The size of an answer and the waiting for an endpoint are
+limited. The package `openai` limits neither, takes a malformed answer for final, and follows redirects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +21,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
-MOST = 600.0  # most seconds that an endpoint may ask for
+MOST = 600.0  # most seconds that an endpoint may ask for at a time
+ALL_WAITING = 1800.0  # and for one request in all
+SILENCE = 30.0  # seconds by which a wait must grow to be told again
+LARGEST = 16 * 2**20  # bytes of an answer; the log-probabilities of 100,000 tokens take about 10 MiB
+QUOTED = 4000  # characters of an answer that messages are made of
 
 K, T = TypeVar("K"), TypeVar("T")
 
@@ -27,8 +33,9 @@ K, T = TypeVar("K"), TypeVar("T")
 class Unsuccessful(Exception):
     """A request without an answer.
 
-    kind: "timeout", "connection", "status", or "response" for an answer that is not one. status: of HTTP, if there was
-    one. again: whether another try may succeed. wait: seconds that the endpoint asks for before it.
+    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, or "response"
+    for an answer that is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait:
+    seconds that the endpoint asks for before it.
     """
 
     def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
@@ -59,7 +66,7 @@ class Endpoint:
 
     key: of the authorization header; None without one. timeout: of a request, in seconds. retries: after the first try,
     with pauses that double from `backoff` seconds. per_minute: most requests a minute. thinking: tokens added to a
-    limit that includes the model's thinking.
+    limit that includes the model's thinking. tell: called with a sentence when the endpoint asks to wait.
 
     tries: number of retries so far.
     """
@@ -73,11 +80,13 @@ class Endpoint:
         backoff: float,
         per_minute: float | None = None,
         thinking: int = 0,
+        tell: Callable[[str], None] = lambda sentence: None,
     ):
         self.url, self.tries = url, 0
         self._header = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
         self._thinking, self._refused = thinking, set()
+        self._tell, self._told_until = tell, 0.0  # by the clock
 
     async def ask_all(
         self,
@@ -112,16 +121,27 @@ class Endpoint:
     async def _answer(
         self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T], failures: list
     ) -> Response[T]:
+        waited = 0.0  # as the endpoint asked
+
+        def waits_too_long(state: RetryCallState) -> bool:
+            return waited + state.outcome.exception().error.wait > ALL_WAITING
+
         def give_up(state: RetryCallState) -> None:
             error = state.outcome.exception().error
+            error.kind = "waiting" if waits_too_long(state) else error.kind
             error.tries = state.attempt_number
             raise error
 
         def count(state: RetryCallState) -> None:
+            nonlocal waited
+            waited += state.outcome.exception().error.wait
             self.tries += 1
 
+        def ends(state: RetryCallState) -> bool:
+            return bool(failures) or waits_too_long(state) or stop_after_attempt(1 + self._retries)(state)
+
         tries = AsyncRetrying(
-            stop=lambda state: bool(failures) or stop_after_attempt(1 + self._retries)(state),
+            stop=ends,
             wait=self._pause,
             retry=retry_if_exception_type(_Again),
             before_sleep=count,
@@ -156,21 +176,49 @@ class Endpoint:
             # Redirects are not followed, as the key is for this endpoint.
             post = session.post(self.url, json=asked, headers=self._header, allow_redirects=False)
             async with post as response:
-                status, text, wait = response.status, await response.text(), response.headers.get("Retry-After")
+                status, text, wait = response.status, await _text(response), response.headers.get("Retry-After")
         except TimeoutError:
             raise Unsuccessful("timeout", f"no response in {self._timeout:g} seconds") from None
         except (aiohttp.ClientError, ConnectionError, UnicodeDecodeError) as error:
             raise Unsuccessful("connection", f"{type(error).__name__} {error}".strip()) from None
         if status in LATER or status >= 500:
             seconds = _seconds(wait)
-            self._next = max(self._next, time.monotonic() + seconds)  # for all requests: the endpoint is busy
-            raise Unsuccessful("status", text, status, wait=seconds)
+            self._leave_alone(seconds, status)
+            raise Unsuccessful("status", text[:QUOTED], status, wait=seconds)
         if status == 400 and (name := refused(text, asked)):
             self._refused.add(name)
             return await self._send(session, payload, read)
         if status >= 300:
-            raise Unsuccessful("status", text, status, again=False)
+            raise Unsuccessful("status", text[:QUOTED], status, again=False)
         return Response(read(text), asked, time.monotonic() - began)
+
+    def _leave_alone(self, seconds: float, status: int) -> None:
+        """Start no request for `seconds`, as the endpoint is busy, and tell that."""
+        until = time.monotonic() + seconds
+        self._next = max(self._next, until)
+        if seconds > 0 and until > self._told_until + SILENCE:
+            self._told_until = until
+            self._tell(f"{self.url} asks to wait {seconds:.0f} s (HTTP {status}, Retry-After); its requests wait.")
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """The text of `response`, read only as far as an answer may be long. Raises Unsuccessful for a longer one."""
+    parts, size = [], 0
+    async for part in response.content.iter_chunked(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            response.close()
+            raise Unsuccessful("size", f"its answer has more than {LARGEST / 2**20:g} MiB", again=False)
+    return b"".join(parts).decode(errors="strict" if response.ok else "replace")  # JSON is in UTF-8
+
+
+def from_json(text: str) -> Any:
+    """The value of JSON. Raises ValueError for text that is none, or that is nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def refused(reply: str, asked: dict[str, Any]) -> str | None:
@@ -210,4 +258,4 @@ def _seconds(wait: str | None) -> float:
             seconds = email.utils.parsedate_to_datetime(wait).timestamp() - time.time()
         except ValueError:
             return 0.0
-    return min(max(seconds, 0.0), MOST)
+    return min(max(0.0, seconds), MOST)  # 0 if it is not a number, which is no more than 0

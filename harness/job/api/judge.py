@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.job.api.client import Client, Reply
@@ -57,10 +57,10 @@ class Verdicts:
 
 
 class Judge:
-    """The model `name` at the endpoint `url`. timeout: of an answer, in seconds."""
+    """The model `name` at the endpoint `url`. timeout, tell: as of Client."""
 
-    def __init__(self, url: str, name: str, timeout: float):
-        self._client = Client(url, name, timeout)
+    def __init__(self, url: str, name: str, timeout: float, tell: Callable[[str], None]):
+        self._client = Client(url, name, timeout, tell)
 
     def compare(self, pairs: Sequence[AnswerPair], concurrency: int) -> Verdicts:
         """Compare each pair, `concurrency` requests at a time. Equal answers are a tie unasked.
@@ -86,7 +86,7 @@ def better(reply: str) -> str | None:
     for text in re.findall(r"\{[^{}]*\}", reply):
         try:
             said = json.loads(text).get("better")
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter if it is nested deeper than Python reads
             continue
         if said in ("A", "B", "tie"):
             return said

@@ -20,8 +20,9 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from harness import redact
 from harness.errors import UserError
+from harness.job.api import endpoint
 from harness.job.api.client import Stopped
-from harness.job.api.endpoint import Endpoint, Response, Unsuccessful, spoken
+from harness.job.api.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, spoken
 from harness.job.models import loading
 from harness.protocol import ApiAccess
 from harness.settings import ModelSettings
@@ -74,7 +75,7 @@ def _stored(path: Path) -> Iterator[StoredAnswer]:
         for line in path.read_bytes().splitlines():
             try:
                 yield StoredAnswer(**json.loads(line))
-            except (ValueError, TypeError):  # cut off by a crash, or of another format: asked again
+            except (ValueError, TypeError, RecursionError):  # cut off by a crash, or of another format: asked again
                 continue
 
 
@@ -83,6 +84,7 @@ class ApiModel:
 
     told: called with the number of requests that are answered, after each answer, and for all that are stored at once.
     thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
+    tell: called with a sentence when the endpoint asks to wait.
     stored: requests so far whose answers were stored already.
     """
 
@@ -93,6 +95,7 @@ class ApiModel:
         access: ApiAccess,
         told: Callable[[int], None] = lambda count: None,
         thinking: int = 0,
+        tell: Callable[[str], None] = lambda sentence: None,
         **keywords,
     ):
         # lm-eval has another code path for one request at a time; this one is used for any number.
@@ -103,7 +106,8 @@ class ApiModel:
         self._told, self._thinking = told, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
         key = os.environ.get(access.key_env) if access.key_env else None
-        self._endpoint = Endpoint(url, key, access.timeout, access.retries, access.backoff, access.per_minute)
+        how = (access.timeout, access.retries, access.backoff, access.per_minute)
+        self._endpoint = Endpoint(url, key, *how, tell=tell)
 
     @property
     def tries(self) -> int:
@@ -171,7 +175,13 @@ class ApiModel:
 
     def _failure(self, error: Unsuccessful, scored: bool) -> Exception:
         """The exception that `error` becomes. scored: whether log-probabilities were requested."""
-        said = f"HTTP {error.status}, {_shown(error.text)}" if error.kind == "status" else redact.redact(error.text)
+        said = redact.redact(error.text)
+        if error.kind == "size":
+            return UserError(f"{self.base_url} sent no completion: {said}; check model.base_url.")
+        if error.kind in ("status", "waiting"):
+            said = f"HTTP {error.status}, {_shown(error.text)}"
+        if error.kind == "waiting":
+            said = f"it asked to wait for more than {endpoint.ALL_WAITING / 60:g} minutes in all, {said}"
         if error.again:
             return Stopped(
                 f"{self.base_url} did not answer ({error.tries} tries): {said}; earlier answers are saved: rerun the "
@@ -182,9 +192,9 @@ class ApiModel:
     def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
         """The answer in a response, whether it was cut off, and its token counts. Raises Unsuccessful otherwise."""
         try:
-            response = json.loads(text)
-        except ValueError:
-            raise Unsuccessful("response", f"the response is not JSON, {_shown(text)}") from None
+            response = from_json(text)
+        except ValueError as error:
+            raise Unsuccessful("response", f"the response is not JSON ({error}), {_shown(text)}") from None
         try:
             (choice,) = response["choices"]
             usage = response.get("usage") or {}
@@ -266,7 +276,7 @@ def _tokenized(tokenizer: str) -> dict[str, Any]:
 
 def _shown(text: str) -> str:
     """An endpoint's text on one line, without secrets."""
-    words = redact.redact(" ".join(text.split()))
+    words = redact.redact(" ".join(text[:QUOTED].split()))
     return repr(words if len(words) <= 200 else f"{words[:200]} …")
 
 

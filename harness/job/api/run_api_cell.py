@@ -55,7 +55,7 @@ class ApiCell:
         """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
         tasks = _tasks(self.cell.settings, self._request.data_root, self._request.local.include_path)
         count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
-        lm = _engine(self.cell, self._request.access, told=count.add)
+        lm = _engine(self.cell, self._request.access, told=count.add, tell=self._warn)
         result.items = item_hashes(tasks.sample)
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
@@ -68,6 +68,9 @@ class ApiCell:
     def describe(self, result: Record) -> None:
         """Add the phases to `result`. Nothing is known of the machine behind the API."""
         result.phases = self._phases
+
+    def _warn(self, sentence: str) -> None:
+        self._report({"warning": sentence})
 
     def shortage(self) -> None:
         return None

@@ -33,22 +33,27 @@ def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
     for each prompt and each model after the first, which it is compared with: 1 if the model's answer is better, 0 if
     the first model's is, 0.5 for a tie, null if the judge's reply could not be parsed.
 
-    report: called with the model that is asked. Raises UserError if weights can't be loaded or an API does not answer.
+    report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded or an
+    API does not answer.
     """
+
+    def warn(sentence: str) -> None:
+        report({"warning": sentence})
+
     answers = []
     for local in request.local:
         report({"asking": local.label})
         answers.append(_asked(local, request.prompts, request.tokens))
     for name in request.api:
         report({"asking": name})
-        client = Client(request.base_url, name, request.timeout)
+        client = Client(request.base_url, name, request.timeout, warn)
         requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
         found = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
         answers.append([found[i].text.strip() for i in range(len(request.prompts))])
     judged = None
     if request.judge is not None:
         report({"asking": f"{request.judge}, which judges"})
-        judged = _judged(request, answers)
+        judged = _judged(request, answers, warn)
     return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
 
 
@@ -120,10 +125,10 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 # The judge
 
 
-def _judged(request: AskModels, answers: list[list[str]]) -> dict[str, Any]:
+def _judged(request: AskModels, answers: list[list[str]], warn: Callable[[str], None]) -> dict[str, Any]:
     pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
     asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
-    found = Judge(request.judge_url, request.judge, request.timeout).compare(asked, request.concurrency)
+    found = Judge(request.judge_url, request.judge, request.timeout, warn).compare(asked, request.concurrency)
     compared = zip(pairs, found.said, found.values, strict=True)
     verdicts = [{"prompt": i, "model": j, "said": said, "value": value} for (i, j), said, value in compared]
     return {"model": request.judge, "host": found.host, "verdicts": verdicts, "tokens": found.tokens}

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.text import Text
 
 from harness import units
 from harness.report.statistics import Interval, preference
 
 HERE = Path(__file__).parent
 NARROWEST = 24  # characters; answers are stacked if columns would be narrower
-BOLD, PLAIN = "\x1b[1;33m", "\x1b[0m"
+DIFFERENT = "bold yellow"  # the style of words that differ, on a terminal
 
 
 class Word(NamedTuple):
@@ -107,9 +108,9 @@ def verdict(found: dict[str, Any], prompt: int, model: int) -> str | None:
 # For a terminal
 
 
-def text(found: dict[str, Any], width: int, coloured: bool) -> str:
-    """Answers in columns, or stacked if columns would be too narrow; differences in colour if `coloured`."""
-    lines = []
+def text(found: dict[str, Any], width: int) -> Text:
+    """Answers in columns, or stacked if columns would be too narrow; differences in colour."""
+    lines: list[str | Text] = []
     for i, prompt in enumerate(found["prompts"]):
         asked = f"{i + 1}. {' '.join(_plain(prompt).split())}"
         lines += [*textwrap.wrap(asked, width, subsequent_indent="   "), ""]
@@ -118,17 +119,18 @@ def text(found: dict[str, Any], width: int, coloured: bool) -> str:
         heads = [(model, verdicts[j] or "") if any(verdicts) else (model,) for j, model in enumerate(found["models"])]
         column = (width + 3) // len(heads) - 3
         if column >= NARROWEST:
-            blocks = [
-                [*_heading(h, column), *_wrapped(a, column, coloured)] for h, a in zip(heads, answers, strict=True)
-            ]
+            blocks = [[*_heading(h, column), *_wrapped(a, column)] for h, a in zip(heads, answers, strict=True)]
             lines += _beside(blocks, column)
         else:
             for head, answer in zip(heads, answers, strict=True):
-                lines += [*_heading(head, width), *_wrapped(answer, width, coloured), ""]
+                lines += [*_heading(head, width), *_wrapped(answer, width), ""]
         lines.append("")
     for sentence in caption(found):
         lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    lines = [Text(line) if isinstance(line, str) else line for line in lines]
+    for line in lines:
+        line.rstrip()
+    return Text("\n", no_wrap=True, overflow="ignore").join(lines)
 
 
 def _plain(value: str) -> str:
@@ -141,29 +143,32 @@ def _heading(head: tuple[str, ...], width: int) -> list[str]:
     return [name if len(name) <= width else name[: width - 1] + "…", *head[1:], "-" * min(width, len(name))]
 
 
-def _wrapped(answer: list[Word], width: int, coloured: bool) -> list[str]:
-    """Lines of at most `width` characters, without counting colours."""
-    lines, line, used = [], "", 0
+def _wrapped(answer: list[Word], width: int) -> list[Text]:
+    """Lines of at most `width` characters."""
+    lines, used = [Text()], 0
     for word, differs in answer:
         if word == "\n":
-            lines, line, used = [*lines, line], "", 0
+            lines, used = [*lines, Text()], 0
             continue
         if word.isspace():
             word = " " if used else ""
         for start in range(0, len(word), width):
             part = word[start : start + width]
             if used + len(part) > width:
-                lines, line, used = [*lines, line], "", 0
+                lines, used = [*lines, Text()], 0
                 part = part.lstrip()
-            line += f"{BOLD}{part}{PLAIN}" if coloured and differs and part.strip() else part
+            lines[-1].append(part, DIFFERENT if differs and part.strip() else None)
             used += len(part)
-    return [*lines, line]
+    return lines
 
 
-def _beside(blocks: Sequence[list[str]], width: int) -> Iterator[str]:
+def _beside(blocks: Sequence[list[str | Text]], width: int) -> Iterator[Text]:
     for i in range(max(map(len, blocks))):
         row = [block[i] if i < len(block) else "" for block in blocks]
-        yield " | ".join(line + " " * (width - len(re.sub(r"\x1b\[[\d;]*m", "", line))) for line in row)
+        row = [Text(line) if isinstance(line, str) else line for line in row]
+        for line in row:
+            line.pad_right(width - len(line))
+        yield Text(" | ").join(row)
 
 
 # As a page

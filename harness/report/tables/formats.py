@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from harness.report.tables.table import Table
+from harness.terminal.streams import cleaned
 
 
 def render(table: Table, fmt: str) -> str:
@@ -81,9 +84,29 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+FORMULA = tuple("=+-@\t\n＝＋－＠")  # what a spreadsheet computes begins with one of these
+MISSING = "\0"  # stands in no text that is cleaned
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?")
+
+
 def _csv(tables: Sequence[Table]) -> str:
+    """The numbers behind `tables`, their texts in quotes; what is missing is empty, without quotes."""
     data = tidy(tables)
-    return data.to_csv(index=False, lineterminator="\n") if len(data.columns) else ""
+    if not len(data.columns):
+        return ""
+    texts = data.select_dtypes(exclude=["number", "bool"])
+    data = data.assign(**{column: texts[column].map(_csv_cell) for column in texts}).rename(columns=_csv_cell)
+    text = data.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC, na_rep=MISSING)
+    return text.replace(f'"{MISSING}"', "")
+
+
+def _csv_cell(value: Any) -> Any:
+    """`value`, which no spreadsheet takes for a formula: an apostrophe begins what looks like one and is no number."""
+    if not isinstance(value, str):
+        return value
+    text = cleaned(value)
+    is_formula = text.lstrip(" ").startswith(FORMULA) and not NUMBER.fullmatch(text.strip())
+    return f"'{text}" if is_formula else text
 
 
 STYLE = """\

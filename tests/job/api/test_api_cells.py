@@ -503,7 +503,9 @@ def test_answers_outlive_a_line_that_was_cut_off(tmp_path):
     assert AnswerStore(tmp_path / "two.jsonl").get("c") == StoredAnswer("c", [-1.5, True], None, None, 0.5)
 
 
-@pytest.mark.parametrize(("wait", "seconds"), [(None, 0), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("1e9", 600)])
+@pytest.mark.parametrize(
+    ("wait", "seconds"), [(None, 0), ("2", 2), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("1e9", 600), ("nan", 0)]
+)
 def test_how_long_an_endpoint_asks_to_be_left_alone(wait, seconds):
     assert endpoint._seconds(wait) == seconds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import socket
@@ -21,6 +22,7 @@ from scripted import server
 from transformers import AutoTokenizer
 from transformers.cli.serve import Serve
 
+from harness import terminal
 from harness.__main__ import main
 from harness.job.api import judge
 from harness.job.evaluate import prompting
@@ -32,6 +34,7 @@ from harness.report.pages import side_by_side
 from harness.settings import DataSettings
 from harness.studies import ask as asking_of
 from harness.sweep.cells import part
+from harness.terminal.consoles import CleanConsole
 
 # The judge
 
@@ -186,17 +189,20 @@ def test_answers_stand_side_by_side_on_a_screen_however_long_they_are(tmp_path):
 
 
 def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_its_own():
-    wide = side_by_side.text(FOUND, 100, coloured=False)
+    wide = side_by_side.text(FOUND, 100).plain
     assert re.search(r"^It is 4\. +\| It is 5\.$", wide, re.MULTILINE)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", wide)
     assert all(len(line) <= 100 for line in wide.splitlines())
-    narrow = side_by_side.text(FOUND, 40, coloured=False)
+    narrow = side_by_side.text(FOUND, 40).plain
     assert "|" not in narrow
     assert narrow.index("It is 4.") < narrow.index("lora-<i>") < narrow.index("It is 5.")
     assert all(len(line) <= 40 for line in narrow.splitlines())
-    coloured = side_by_side.text(FOUND, 100, coloured=True)
-    assert f"{side_by_side.BOLD}5.{side_by_side.PLAIN}" in coloured
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == wide
+    coloured = CleanConsole(file=io.StringIO(), color_system="standard", force_terminal=True)
+    plain = CleanConsole(file=io.StringIO(), color_system=None)
+    terminal.show(coloured, [side_by_side.text(FOUND, 100)])
+    terminal.show(plain, [side_by_side.text(FOUND, 100)])
+    assert "\x1b[1;33m5.\x1b[0m" in coloured.file.getvalue()
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured.file.getvalue()) == plain.file.getvalue() == f"{wide}\n"
 
 
 # Models on this machine

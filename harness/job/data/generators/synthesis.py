@@ -77,11 +77,11 @@ class JournalEntry:
 def synthesize(request: Synthesize, report: Callable[[dict], None]) -> dict[str, Any]:
     """Ask until there are `request.n` problems, or `request.most` questions were asked. Returns the written summary.
 
-    report: called with the progress. Raises UserError if the source or the evaluation can't be loaded, or if the model
-    does not answer; answers so far are kept.
+    report: called with the progress, and with warnings. Raises UserError if the source or the evaluation can't be
+    loaded, or if the model does not answer; answers so far are kept.
     """
     out = Path(request.out)
-    client = Client(request.base_url, request.model, request.timeout)
+    client = Client(request.base_url, request.model, request.timeout, lambda sentence: report({"warning": sentence}))
     seeds = _seeds(request)
     sieve = Sieve(seeds, _evaluation(request.eval, request.data_root))
     journal = Journal(out.with_suffix(".answers.jsonl"))

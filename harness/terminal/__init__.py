@@ -1,4 +1,4 @@
-"""What people see in a terminal, by rich: tables that fit its width, and texts that can't command it.
+"""What people see in a terminal, by rich: tables that fit its width.
 
 Elsewhere (a file, a pipe) the same content is plain lines. Colours only repeat what words say; NO_COLOR turns them off.
 """
@@ -6,21 +6,21 @@ Elsewhere (a file, a pipe) the same content is plain lines. Colours only repeat 
 from __future__ import annotations
 
 import io
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.terminal.streams import printable, uncleaned
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
 UNLIMITED = 10_000  # columns of what is no terminal
 GAP = 2  # between columns, one of it the box's
-ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green"}
 STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
@@ -41,19 +41,21 @@ class FittedColumn:
     right: bool = False
 
 
-def printable(text: str) -> str:
-    """`text` without control sequences and line breaks, safe on a terminal."""
-    return CONTROL.sub("", ESCAPES.sub("", text))
-
-
 def console(to_stderr: bool = False, wide: bool = False) -> Console:
     """The console of standard output, or of standard error. Its width is the terminal's; unlimited if `wide`, or where
     there is no terminal."""
-    from rich.console import Console
+    from harness.terminal.consoles import CleanConsole
 
-    file = sys.stderr if to_stderr else sys.stdout
+    file = uncleaned(sys.stderr if to_stderr else sys.stdout)
     width = None if file.isatty() and not wide else UNLIMITED
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, legacy_windows=False)
+    return CleanConsole(file=file, width=width, legacy_windows=False)
+
+
+def live(on: Console, **keywords) -> Live:
+    """A display on the console `on` that is redrawn in place. keywords: of rich's Live."""
+    from harness.terminal.consoles import CleanLive
+
+    return CleanLive(console=on, **keywords)
 
 
 def show(on: Console, shown: Iterable[RenderableType]) -> None:
@@ -65,9 +67,9 @@ def show(on: Console, shown: Iterable[RenderableType]) -> None:
 
 def lines(*shown: RenderableType, width: int = UNLIMITED) -> list[str]:
     """What `shown` looks like without colours, `width` characters wide."""
-    from rich.console import Console
+    from harness.terminal.consoles import CleanConsole
 
-    plain = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False, color_system=None)
+    plain = CleanConsole(file=io.StringIO(), width=width, color_system=None)
     show(plain, shown)
     return [line.rstrip() for line in plain.file.getvalue().splitlines()]
 
