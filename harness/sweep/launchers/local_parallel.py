@@ -3,7 +3,7 @@
     harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
 Each place has a worker. A place is as many GPUs as a cell asks for (train.devices), or a share of the CPU's cores. A
-worker is a process (``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one by one.
+worker is a process (`main`, below) that runs the cells it is sent one by one.
 When the sweep ends, in whatever way, its workers stop their cells in order and exit.
 """
 
@@ -27,9 +27,9 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
+from harness import boot
 from harness import config as settings_of
 from harness.errors import UserError
-from harness.sweep.fork_server import import_path
 from harness.sweep.launchers.lost_workers import Lost, died
 
 STOP_SECONDS = 20  # for a worker to stop its cell in order
@@ -140,14 +140,14 @@ class Worker:
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         with theirs, open(self._log, "ab") as log:
-            # -P and a session of its own: see fork_server.py.
+            # A session of its own: see fork_server.py.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.sweep.launchers.local_parallel", str(theirs.fileno())],
+                boot.command("harness.sweep.launchers.local_parallel", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | self._place | {"PYTHONPATH": import_path()},
+                env=boot.environment() | self._place,
                 start_new_session=True,
             )
 
@@ -212,6 +212,7 @@ def main(descriptor: int) -> None:
     """The worker: run what comes over `descriptor` and answer, until the sweep closes the standard input."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    boot.outlive()
     setup_globals()
     settings_of.register_resolvers()
     connection = Connection(descriptor)
