@@ -1,9 +1,10 @@
 """Growth of time and memory with the number of cells, with rank, length and batch, and with items. Renders GROWTH.md.
 
-    python benchmarks/growth.py cells steps scoring      # about 25 minutes on 2 idle cores
-    python benchmarks/growth.py                          # renders again from saved measurements
+    python benchmarks/growth.py cells parent steps scoring   # about 45 minutes on 2 idle cores
+    python benchmarks/growth.py                              # renders again from saved measurements
 
 cells     sweeps of 10, 100 and 1,000 seeds of the tiny model; each cell takes one step and scores nothing
+parent    the same sweeps of 1,000 and 10,000 seeds, whose cells are copies of one real record: standing_in.py
 steps     a LoRA step on SmolLM2-135M: the median of three after a warm-up, and the peak of live tensors in one more
 scoring   SmolLM2-135M answers word problems, by lm-eval's HFLM and by our engine
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -58,6 +61,22 @@ def cells() -> list[dict[str, Any]]:
         peak = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("peak "))
         rows.append({"cells": count, "seconds": seconds, "parent": int(peak.split()[1]) * 1024})
         print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def parent() -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        run = [sys.executable, "-m", "harness", "run", *EMPTY, "seed=0", f"results_dir={folder}/real"]
+        subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+        (example,) = Path(folder, "real", "adhoc").glob("*.json")
+        for count in (1000, 10_000):
+            sweep = ["sweep", *EMPTY, f"seed=range({count})", f"results_dir={folder}/{count}"]
+            command = [sys.executable, str(HERE / "standing_in.py"), str(example), *sweep]
+            done = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+            rows.append({"cells": count} | json.loads(done.stderr.splitlines()[-1]))
+            print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
 
@@ -104,6 +123,23 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _parent(rows: list[dict[str, Any]]) -> list[str]:
+    table = [
+        [
+            f"{r['cells']:,}",
+            *(units.size(r[key]) for key in ("first", "last")),
+            f"{(r['last'] - r['first']) / r['cells'] / 1024:.1f} KiB",
+            units.size(r["peak"]),
+        ]
+        for r in rows
+    ]
+    return [
+        "Memory of a sweep's own process. Each cell is a copy of one real record; the answer in the end reads all.",
+        "",
+        _table(table, ["Cells", "At the first cell", "After the last", "A cell", "Peak, with the answer"]),
+    ]
+
+
 def _steps(rows: list[dict[str, Any]]) -> list[str]:
     table = [
         [
@@ -136,6 +172,7 @@ def _table(rows: list[list[str]], head: list[str]) -> str:
 
 PARTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[str, Any]]], list[str]]]] = {
     "cells": (cells, _cells),
+    "parent": (parent, _parent),
     "steps": (steps, _steps),
     "scoring": (scored, _scoring),
 }

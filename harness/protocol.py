@@ -25,6 +25,8 @@ from harness.record import (
 )
 from harness.settings import DataSettings, EvalSettings
 
+BEGUN = b"+"  # what a server of jobs sends when it begins one; the exit status follows
+
 # Requests
 
 

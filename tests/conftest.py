@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hydra
-import omegaconf.base
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig
@@ -24,9 +23,6 @@ from harness.record import Cell
 from harness.sweep import app
 from harness.sweep.app.composing import Composer
 from harness.sweep.cells import from_config
-
-# OmegaConf parses an interpolation whenever it is read, which is half of what making a cell takes.
-omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 SEEN_BY_JOBS = str(Path(__file__).parent / "seen_by_jobs")
 sys.path.append(SEEN_BY_JOBS)

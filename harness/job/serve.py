@@ -24,8 +24,9 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from harness import boot
 from harness.errors import UserError
-from harness.protocol import CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
+from harness.protocol import BEGUN, CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
 from harness.settings import DataSettings
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
@@ -37,7 +38,11 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
 
     A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
     status. Returns 0, or what `main` returns if nothing is forked.
+
+    When the sweep is killed, this process is killed (see harness/boot.py), except while it has a job: then it ends that
+    in order. Imports can't be ended otherwise: they take a minute on a cold disk, and may let no other thread run.
     """
+    bound, sweep = boot.dies_with_parent(), os.getppid()
     channel = socket.socket(fileno=descriptor)
     tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds stays locked in the fork
     loaded = False
@@ -52,6 +57,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
             if torch.accelerator.is_available():
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
+                _begin(channel)
                 return main(decode_request(sys.stdin.read()))
             from harness.job import prepared_inputs, recording  # noqa: F401
             from harness.job.evaluate import task_index
@@ -75,6 +81,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
         gc.collect()
         gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
         watch, alive = os.pipe()
+        _begin(channel)
         job = os.fork()
         if job == 0:
             channel.close()
@@ -89,6 +96,15 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
         if code is None:
             return 0
         channel.send(str(code).encode())
+        if bound:
+            boot.die_with(sweep)
+
+
+def _begin(channel: socket.socket) -> None:
+    """Tell the sweep that its job begins; from now on this process ends in order."""
+    boot.outlive()
+    with suppress(BrokenPipeError):  # the sweep has ended
+        channel.send(BEGUN)
 
 
 def _request(stream: int, channel: socket.socket) -> JobRequest | None:

@@ -1,8 +1,8 @@
 """Job processes of a sweep, forked from one process that has imported the libraries: the fork server.
 
-The server starts with the first request and runs ``python -m harness.job``; its side is harness/job/serve.py. Each job
+The server starts with the first request and runs harness/job/__main__.py; its side is harness/job/serve.py. Each job
 is a fresh process: it shares nothing but imported code. When the sweep ends, in whatever way, the server stops its job
-and exits.
+and exits; while it imports libraries and has no job, it is killed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from harness.config_folders import ROOT, SHIPPED
+from harness import boot
+from harness.protocol import BEGUN
 
 # OpenMP: a waiting thread soon sleeps. A thread that spins takes the core from the one it waits for as soon as anything
 # else runs on this machine (`benchmarks/speed.py beside`). libgomp spins for a moment first, because most waits are
@@ -32,16 +32,10 @@ def environment() -> dict[str, str]:
 
     Libraries read it when they are loaded, so the server has it from its start. What is set for Hydra is left out.
     """
-    own = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    own = {name: value for name, value in boot.environment().items() if name != "HYDRA_FULL_ERROR"}
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
-    return waiting | segments | own | {"PYTHONPATH": import_path()}
-
-
-def import_path() -> str:
-    """PYTHONPATH of a child process: the checkout of this package, unless a wheel is installed, and what is set."""
-    checkout = str(ROOT) if SHIPPED == ROOT else None
-    return os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
+    return waiting | segments | own
 
 
 class Server:
@@ -76,10 +70,9 @@ class Server:
         ours, theirs = socket.socketpair()
         self._channel = ours
         with theirs:
-            # -P keeps the user's folder off the import path: a queue.py there must not break the job.
             # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
             self._holder = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.job", str(theirs.fileno())],
+                boot.command("harness.job", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -96,6 +89,7 @@ class Job:
     events: IO[str]
     _holder: subprocess.Popen
     _channel: socket.socket
+    _begun: bool = False
 
     def lines(self) -> Iterator[str]:
         with self.events:
@@ -108,17 +102,26 @@ class Job:
 
     def wait(self) -> int:
         """The exit status, negative for a signal; the server's own, if it ended too."""
-        code = b""
+        answer = b""
         with contextlib.suppress(ConnectionError):  # the server died before it read everything
-            code = self._channel.recv(16)
+            while not answer.removeprefix(BEGUN) and (part := self._channel.recv(16)):
+                answer += part
+                self._begun = True
+        code = answer.removeprefix(BEGUN)
         return int(code) if code else self._holder.wait()
 
     def stop(self) -> None:
-        """Stop the job in order; kill the server if it has not exited after 10 seconds."""
+        """Stop the job in order; kill the server if it has none yet, or has not exited after 10 seconds."""
         with contextlib.suppress(OSError):  # it has died
             self._channel.shutdown(socket.SHUT_WR)  # the server takes this as the end of the sweep
         try:
-            self._holder.wait(10)
+            self._holder.wait(10 if self._has_begun() else 0)
         except subprocess.TimeoutExpired:
             self._holder.kill()
             self._holder.wait()
+
+    def _has_begun(self) -> bool:
+        """Whether the server has begun the job: imports that come before can't be interrupted in order."""
+        with contextlib.suppress(OSError):  # nothing has arrived, or the server died
+            self._begun = self._begun or bool(self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return self._begun

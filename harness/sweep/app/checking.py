@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,28 @@ class Point:
     overrides: list[str]
     architecture: dict[str, Any] | None
     access: ApiAccess | None
+
+
+class Sharing:
+    """Has points share their equal parts, of which a large grid would hold thousands.
+
+    Equal are parts that are written alike: 1, 1.0 and true are not.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Any] = {}
+
+    def __call__(self, point: Point) -> Point:
+        """`point`, made of parts of earlier ones."""
+        settings = point.cell.settings
+        parts = {field.name: self._one(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+        cell = dataclasses.replace(
+            point.cell, settings=dataclasses.replace(settings, **parts), knobs=self._one(point.cell.knobs)
+        )
+        return dataclasses.replace(point, cell=cell, architecture=self._one(point.architecture))
+
+    def _one(self, part: Any) -> Any:
+        return self._parts.setdefault(repr(part), part)
 
 
 def point_of(config: DictConfig, overrides: list[str]) -> Point:
@@ -57,5 +80,27 @@ def check(points: Sequence[Point], config: DictConfig, options: Options) -> None
     cells = [point.cell for point in points]
     access = {point.cell.id: point.access for point in points if point.access is not None}
     local = LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path)
-    counts = runner.check(cells, config.data_root, access, local)
+    counts = runner.check(_distinct(cells), config.data_root, access, local)
     api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
+
+
+def _distinct(cells: Sequence[Cell]) -> list[Cell]:
+    """One of all cells that work or don't for the same reasons, and all behind an API.
+
+    A large grid has few of these: a job does not look at seeds, nor at the lr and alpha that validate.py has passed.
+    """
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        settings, slots = cell.settings, cell.settings.method
+        passed = {"lr": cell.lr, "lora_alpha": cell.alpha}
+        slots = dataclasses.replace(slots, adapt=_without(passed, slots.adapt), optim=_without(passed, slots.optim))
+        alike = repr((cell.rank, dataclasses.replace(settings, method=slots, seed=None)))
+        found.setdefault(cell.id if settings.behind_api else alike, cell)
+    return list(found.values())
+
+
+def _without(passed: dict[str, Any], slot: Any) -> Any:
+    """`slot` without the values `passed`, at any depth."""
+    if not isinstance(slot, dict):
+        return slot
+    return {k: _without(passed, v) for k, v in slot.items() if not (k in passed and v == passed[k])}

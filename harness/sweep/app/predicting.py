@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
 from harness.sweep.app.checking import Point, architectures, check, point_of
+from harness.sweep.app.planning import Planning
 from harness.sweep.app.session import Options
 from harness.sweep.estimates.times import Times
 
@@ -23,18 +24,20 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
     planned: dict[str, tuple[str, Cell | str]] = {}
     local: list[Point] = []
     remote: dict[str, Point] = {}
-    for overrides in requested:
-        composed, applicable = compose(overrides)
-        try:
-            point = point_of(composed, applicable)
-        except UserError as error:
-            planned.setdefault(str(error), (" ".join(overrides), str(error)))
-            continue
-        if point.access is not None:
-            remote[point.cell.id] = point
-        else:
-            local.append(point)
-            planned.setdefault(point.cell.id, (point.cell.name, point.cell))
+    with Planning(len(requested)) as planning:
+        for overrides in requested:
+            planning.advance()
+            composed, applicable = compose(overrides)
+            try:
+                point = point_of(composed, applicable)
+            except UserError as error:
+                planned.setdefault(str(error), (" ".join(overrides), str(error)))
+                continue
+            if point.access is not None:
+                remote[point.cell.id] = point
+            else:
+                local.append(point)
+                planned.setdefault(point.cell.id, (point.cell.name, point.cell))
     if remote:
         check(list(remote.values()), composed, options)
     if planned:

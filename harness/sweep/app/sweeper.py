@@ -13,22 +13,23 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig
 
 from harness import record, units
 from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
 from harness.sweep.app import advising, messages, predicting
-from harness.sweep.app.checking import Point, architectures, check, point_of
+from harness.sweep.app.checking import Point, Sharing, architectures, check, point_of
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import MARK, fresh_points
 from harness.sweep.app.grid import grid
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
+from harness.sweep.app.planning import Planning
 from harness.sweep.app.session import Outcome
 from harness.sweep.launchers import lost_workers, ray_cluster
-from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus
+from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus, without_configs
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
@@ -47,10 +48,11 @@ class GridSweeper(Sweeper):
         self._params, self._candidates = params, candidates
         self._said: set[str] = set()
         self._points: dict[str, Point] = {}  # by the id of the cell
+        self._shared = Sharing()
 
     def setup(self, *, hydra_context, task_function, config) -> None:
-        self.config, self._loader = config, hydra_context.config_loader
-        self._compose = Composer(self._compose_in_full)
+        self.config = config
+        self._compose = Composer.of(hydra_context.config_loader, config)
         self._session = task_function.session
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -110,14 +112,16 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
         refused: dict[str, UserError] = {}
-        for overrides in requested:
-            composed, applicable = self._composed(overrides)
-            try:
-                point = point_of(composed, applicable)
-            except UserError as error:
-                refused.setdefault(str(error), error)
-            else:
-                unique.setdefault(point.cell.id, point)
+        with Planning(len(requested)) as planning:
+            for overrides in requested:
+                composed, applicable = self._composed(overrides)
+                try:
+                    point = self._shared(point_of(composed, applicable))
+                except UserError as error:
+                    refused.setdefault(str(error), error)
+                else:
+                    unique.setdefault(point.cell.id, point)
+                planning.advance()
         self._skip(refused, some_work=bool(unique))
         self._points |= unique
         study = study_of(composed)
@@ -222,12 +226,6 @@ class GridSweeper(Sweeper):
                     f"hydra.launcher.nodes must be {count}, as train.nodes, got {given}; run one sweep for each number."
                 )
 
-    def _compose_in_full(self, overrides: Sequence[str]) -> DictConfig:
-        composed = self._loader.load_sweep_config(self.config, list(overrides))
-        with flag_override(composed, ["struct", "readonly"], False):
-            del composed["hydra"]  # it has values that only a launched job fills in
-        return composed
-
     def _fitting(self, pending: list[Point], study: Study, data_root: str | None) -> list[Point]:
         """The points that are predicted to fit into memory; the others are recorded as unfit."""
         fitting = [point for point in pending if point.cell.settings.behind_api]  # which take no memory here
@@ -282,7 +280,7 @@ class GridSweeper(Sweeper):
         """
         points = [point.overrides for point in pending]
         if type(self._launcher).__name__ == "BasicLauncher":  # Hydra's scan for plugins makes its class anew
-            return self._launcher.launch(points, initial_job_idx=first)
+            return [self._launch_one(point, number) for number, point in enumerate(points, first)]
         cells = [point.cell for point in pending]
         try:
             with following(study, cells, self._session.progress), lost_workers.lost_jobs_answer(self._launcher):
@@ -302,6 +300,11 @@ class GridSweeper(Sweeper):
                 print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
                 job.return_value = Outcome("lost", None)
         return jobs
+
+    def _launch_one(self, overrides: list[str], number: int) -> JobReturn:
+        """What the launcher returns for one point: for several, it would keep the configurations of all."""
+        (job,) = self._launcher.launch([overrides], initial_job_idx=number)
+        return without_configs(job)
 
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:

@@ -3,7 +3,7 @@
     harness sweep NAME hydra/launcher=local_parallel [hydra.launcher.cells=N]
 
 Each place has a worker. A place is as many GPUs as a cell asks for (train.devices), or a share of the CPU's cores. A
-worker is a process (``python -m harness.sweep.launchers.local_parallel``) that runs the cells it is sent one by one.
+worker is a process (`main`, below) that runs the cells it is sent one by one.
 When the sweep ends, in whatever way, its workers stop their cells in order and exit.
 """
 
@@ -27,9 +27,10 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import open_dict
 
+from harness import boot
 from harness import config as settings_of
 from harness.errors import UserError
-from harness.sweep.fork_server import import_path
+from harness.sweep.app.composing import Composer
 from harness.sweep.launchers.lost_workers import Lost, died
 
 STOP_SECONDS = 20  # for a worker to stop its cell in order
@@ -52,31 +53,32 @@ class LocalParallel(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         setup_globals()
-        jobs = dict(enumerate(self._composed(job_overrides, initial_job_idx)))
-        devices = {number: settings_of.device_count(config) for number, (_, _, config) in jobs.items()}
+        points = dict(enumerate(job_overrides, initial_job_idx))
+        compose = Composer.of(self._context.config_loader, self._config)
+        devices = {number: settings_of.device_count(compose(point)) for number, point in points.items()}
         answers: dict[int, JobReturn] = {}
         for count in sorted(set(devices.values()), reverse=True):  # cells of one device count share a set of places
-            some = {number: job for number, job in jobs.items() if devices[number] == count}
+            some = {number: point for number, point in points.items() if devices[number] == count}
             answers |= self._all_run(some, places(self._cells, count))
         return [answers[number] for number in sorted(answers)]
 
-    def _all_run(self, jobs: dict[int, tuple[Any, ...]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
-        """The returns of `jobs`, by number, each run in one of `places`."""
+    def _all_run(self, points: dict[int, Sequence[str]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
+        """The returns of `points`, by number, each run in one of `places`."""
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
             words = f"{len(places)} cells at a time share this CPU: measured times will not be comparable."
             print(f"warning: {words}", file=sys.stderr)
-        waiting = deque(jobs.items())
+        waiting = deque(points.items())
         idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(places)][: len(waiting)]
         busy: dict[Worker, int] = {}
         answers: dict[int, JobReturn] = {}
         try:
             while waiting or busy:
                 while waiting and idle:
-                    number, job = waiting.popleft()
+                    number, point = waiting.popleft()
                     worker = idle.pop(0)
-                    worker.send(job)
+                    worker.send(self._job(number, point))
                     busy[worker] = number
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
@@ -86,15 +88,12 @@ class LocalParallel(Launcher):
             stop([*idle, *busy])
         return answers
 
-    def _composed(self, points: Sequence[Sequence[str]], first: int) -> list[tuple[Any, ...]]:
-        """What a worker needs for each of `points`: Hydra's context, the task function, the configuration."""
-        jobs = []
-        for number, point in enumerate(points, first):
-            config = self._context.config_loader.load_sweep_config(self._config, list(point))
-            with open_dict(config):
-                config.hydra.job.id = config.hydra.job.num = number
-            jobs.append((self._context, self._task, config))
-        return jobs
+    def _job(self, number: int, point: Sequence[str]) -> tuple[Any, ...]:
+        """What a worker needs for `point`: Hydra's context, the task function, the configuration."""
+        config = self._context.config_loader.load_sweep_config(self._config, list(point))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return self._context, self._task, config
 
 
 class Worker:
@@ -140,16 +139,22 @@ class Worker:
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         with theirs, open(self._log, "ab") as log:
-            # -P and a session of its own: see fork_server.py.
+            # A session of its own: see fork_server.py.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "harness.sweep.launchers.local_parallel", str(theirs.fileno())],
+                boot.command("harness.sweep.launchers.local_parallel", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | self._place | {"PYTHONPATH": import_path()},
+                env=boot.environment() | self._place,
                 start_new_session=True,
             )
+
+
+def without_configs(job: JobReturn) -> JobReturn:
+    """`job` without what it was composed to: two configurations, which a sweep of thousands can't keep."""
+    job.cfg = job.hydra_cfg = None
+    return job
 
 
 def stop(workers: list[Worker]) -> None:
@@ -212,6 +217,7 @@ def main(descriptor: int) -> None:
     """The worker: run what comes over `descriptor` and answer, until the sweep closes the standard input."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    boot.outlive()
     setup_globals()
     settings_of.register_resolvers()
     connection = Connection(descriptor)
@@ -225,7 +231,7 @@ def main(descriptor: int) -> None:
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
-            connection.send(answer)
+            connection.send(without_configs(answer))
 
 
 def _end_with_the_sweep() -> None:
