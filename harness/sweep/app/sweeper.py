@@ -226,6 +226,7 @@ class GridSweeper(Sweeper):
         composed = self._loader.load_sweep_config(self.config, list(overrides))
         with flag_override(composed, ["struct", "readonly"], False):
             del composed["hydra"]  # it has values that only a launched job fills in
+        messages.require_settings(composed)
         return composed
 
     def _fitting(self, pending: list[Point], study: Study, data_root: str | None) -> list[Point]:
