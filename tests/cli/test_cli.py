@@ -94,6 +94,7 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run data.path=mine.jsonl", ["data.path requires data=local, got data=wordmath."]),
         ("run ++model.architecture.new=1", ["can't be set: model.architecture is null."]),
         ("run model.architecture.new=1", ["can't be set: model.architecture is null."]),
+        ("run model.architecture={hidden_size:64}", ["model.architecture is null", "set it in a file of conf/model/"]),
         ("run method=full method.adapt.r=8", ["method.adapt.r=8 can't be set: method.adapt is null."]),
         ("run +rank=8", ["rank is there already; to change it, write rank=VALUE, without +."]),
         ("run ~rank", ["rank can't be removed", "got ~rank"]),

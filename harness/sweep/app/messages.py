@@ -172,6 +172,15 @@ def require_slots(overrides: list[str]) -> None:
             raise UserError(f"{override} can't be set: {above[1]} is null.")
 
 
+def require_dictionary(error: AttributeError) -> None:
+    """Raise UserError if `error` is OmegaConf's, of a dictionary that is merged into null."""
+    if found := re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE):
+        raise UserError(
+            f"{found[1]} is null, which no {{KEY: VALUE}} of the command line replaces; set it in a file of "
+            f"conf/{found[1].partition('.')[0]}/."
+        )
+
+
 def require_choices(overrides: list[str]) -> None:
     """Raise UserError for the first override that gives a config group something other than a name."""
     for override in OverridesParser.create().parse_overrides(overrides):
