@@ -70,7 +70,7 @@ def test_steps_and_batches_are_as_asked(run, only):
 def test_devices_and_a_compiler_are_used(run, only):
     run()
     assert only("two").cell.settings.train.gradient_checkpointing
-    assert only("two").train.parallel == "fsdp"
+    assert (only("two").cell.settings.train.parallel, only("two").cell.settings.train.devices) == ("fsdp", 2)
     assert only("compiled").train.compile_seconds
 
 
