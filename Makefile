@@ -107,6 +107,7 @@ publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ a
 	$(VENV)/bin/python docs/reference.py
 	$(VENV)/bin/python docs/published.py
 	$(VENV)/bin/python docs/design.py
+	$(VENV)/bin/python tests/tested_settings.py
 
 # STUDY is one of results/reference/. CELLS are chosen by SEED.
 STUDY ?= quickstart

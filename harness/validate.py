@@ -20,6 +20,7 @@ from harness.record import STUDY_NAME, TrackerName
 from harness.settings import AUTO, quantised_bits
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
+READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
 CHOICES = {
     "train.precision": ["auto", "bf16", "fp32"],
     "train.parallel": ["ddp", "fsdp"],
@@ -241,11 +242,11 @@ def _check_places(config: DictConfig) -> None:
 
 
 def _check_data(config: DictConfig) -> None:
-    """Refuse a task and its options beside data that have none, and a way of scoring beside a task's own."""
+    """Refuse what the data's function does not read, and a way of scoring beside a task's own."""
     data, slots = config.data, json.dumps(OmegaConf.to_container(config.data.load, resolve=False))
-    for key, given in {"task": data.task is not None, "options": bool(data.options)}.items():
-        if given and f"${{data.{key}}}" not in slots:
-            raise UserError(f"data.{key} requires data=reasoning_gym, got data={data.name}.")
+    for key, choice in READ_BY.items():
+        if data[key] not in (None, {}) and not re.search(rf"[.]{key}}}", slots):
+            raise UserError(f"data.{key} requires data={choice}, got data={data.name}.")
     if data.task is not None and data.answers != "auto":
         raise UserError(
             f"data.answers={data.answers} can't be combined with data.task={data.task}, whose verifier scores."

@@ -82,3 +82,14 @@ def server(script: Callable[[str, int], str | int | dict[str, Any]]) -> Iterator
     finally:
         here.shutdown()
         here.server_close()
+
+
+SCENES = ["garden", "harbour", "library", "orchard", "kitchen", "museum", "station", "forest", "castle", "market"]
+
+
+def problem(number: int, result: int | None = None) -> str:
+    """A sound answer to a request, unlike that to any other; `result` puts another for the right one."""
+    scene, right = f"{SCENES[number % 10]} {number}", number + 30
+    question = f"At the {scene} there are {number} lamps; {scene} workers bring 30 others to {scene}. How many in all?"
+    said = right if result is None else result
+    return json.dumps({"question": question, "answer": f"In all {number} + 30 = {said} lamps.\n#### {said}"})

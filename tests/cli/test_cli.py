@@ -80,6 +80,31 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run --rank=8", ["--rank=8; a setting is KEY=VALUE, without dashes", "`python -m harness run --help`"]),
         ("sweep method=lora rank=8,16, lr=1e-4", ["can't end with a comma, got rank=8,16,; write rank=8,16."]),
         ("run model=/not/there", ["got /not/there; use model.path=/not/there."]),
+        ("run +rnak=8", ["There is no setting 'rnak'; did you mean rank?"]),
+        ("run ++foo=1", ["There is no setting 'foo'; `run --help` lists them."]),
+        ("run +train.max_stpes=1", ["'train.max_stpes'; did you mean train.max_steps?"]),
+        ("run +trian.max_steps=1", ["'trian.max_steps'; did you mean train.max_steps?"]),
+        ("run +eval.foo=3", ["There is no setting 'eval.foo'; `run"]),
+        ("run +model.price.foo=1", ["There is no setting 'model.price.foo'; `run"]),
+        ("run +method.rnk=3", ["There is no setting 'method.rnk'; `run"]),
+        ("run +rank.foo=3", ["There is no setting 'rank.foo'; did you mean rank?"]),
+        ("run +method.knobs.gap=3", ["method.knobs.gap is not read by method=lora."]),
+        ("run method=galore +method.knobs.gap=3", ["method=galore; it reads scale, update_proj_gap."]),
+        ("run ++data.columns.colour=red", ["data.columns requires data=local, got data=wordmath."]),
+        ("run data.path=mine.jsonl", ["data.path requires data=local, got data=wordmath."]),
+        ("run ++model.architecture.new=1", ["can't be set: model.architecture is null."]),
+        ("run model.architecture.new=1", ["can't be set: model.architecture is null."]),
+        ("run model.architecture={hidden_size:64}", ["model.architecture is null", "set it in a file of conf/model/"]),
+        ("run method=full method.adapt.r=8", ["method.adapt.r=8 can't be set: method.adapt is null."]),
+        ("run +rank=8", ["rank is there already; to change it, write rank=VALUE, without +."]),
+        ("run ~rank", ["rank can't be removed", "got ~rank"]),
+        ("run ~train", ["train can't be removed", "got ~train"]),
+        ("run ~nope", ["'nope' does not exist"]),
+        ("sweep +rnak=8,16", ["'rnak'; did you mean rank?"]),
+        ("sweep +rnak=8,16 --skip-impossible", ["'rnak'; did you mean rank?"]),
+        ("sweep method=lora,dora +hydra.sweeper.params.rnak='1,2'", ["'rnak'; did you mean rank?"]),
+        ("plan +rnak=8,16", ["'rnak'; did you mean rank?"]),
+        ("plan --advise --device rtx_4090 +rnak=8", ["'rnak'; did you mean rank?"]),
         ("run rank=[1", ["rank=[1"]),
         ("run rank", ["'rank'", "KEY=VALUE"]),
         ("run rank=0", ["rank must be positive, got 0"]),
@@ -121,6 +146,33 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, l
     assert run.stdout == ""
     assert_refused(run.stderr, *culprits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("axes", ["params: {'+rnak': '8,16'}", "params: {rnak: '8,16'}", "candidates: [+rnak=8]"])
+def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_path, axes):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(f"defaults: [config, _self_]\nhydra: {{sweeper: {{{axes}}}}}\n")
+    assert_refused(inside("sweep", "mine").stderr, "There is no setting 'rnak'; did you mean rank?")
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "++rank=4",
+        "+method.adapt.use_rslora=true",
+        "++method.load.attn_implementation=eager",
+        "+method.optim.optimizer.amsgrad=true",
+        "+data.load.train=8",
+        "++method.knobs.scale=1 method=galore",
+        "~data.load.seed",
+        "~eval",
+        "~stop",
+    ],
+)
+def test_arguments_of_what_a_slot_names_can_be_added_and_removed(inside, added):
+    planned = inside("plan", "model=tiny", "data=facts", "train.max_steps=1", "--device", "cpu", *added.split())
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "can't" not in planned.stdout
 
 
 def test_impossible_cells_are_named_when_they_are_left_out(inside):

@@ -85,6 +85,9 @@ def main(arguments: Arguments, options: Options) -> Session:
     except AssertionError:  # OmegaConf's, on a value below one that is null
         messages.require_slots(overrides)
         raise
+    except AttributeError as error:  # OmegaConf's, on a dictionary in place of null
+        messages.require_dictionary(error)
+        raise
     finally:
         if not full_error:
             del os.environ["HYDRA_FULL_ERROR"]

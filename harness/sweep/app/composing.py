@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config
+from harness.sweep.app import messages
 
 omegaconf.base.parse = functools.lru_cache(maxsize=4096)(omegaconf.base.parse)
 
@@ -44,6 +45,7 @@ class Composer:
             composed = loader.load_sweep_config(config, list(overrides))
             with flag_override(composed, ["struct", "readonly"], False):
                 del composed["hydra"]  # it has values that only a launched job fills in
+            messages.require_settings(composed)
             return composed
 
         return cls(compose)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import Config
@@ -17,6 +19,7 @@ from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
 
 GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
+OPTIONAL = {"eval", "stop"}  # groups that a cell does without
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # that data=local reads
 # What transformers, trl, peft and lm-eval call a setting of ours.
 ELSEWHERE = {
@@ -92,8 +95,12 @@ def sentence(error: Exception) -> str:
         return _no_override(error.override)
     if found := re.match(r"Could not override '(.+)'", first):
         return _no_setting(found[1])
+    if found := re.match(r"Could not append to config. An item is already at '(.+)'", first):
+        return f"{found[1]} is there already; to change it, write {found[1]}=VALUE, without +."
     if found := re.match(r"Error merging override (.+)", first):
         key, _, value = found[1].partition("=")
+        if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
+            return _no_setting(key.lstrip("+"))
         if "ListConfig" in cause:
             return f"{key} must be a list, got {value}; write {key}=[{value}]."
         if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
@@ -109,10 +116,11 @@ def sentence(error: Exception) -> str:
 
 
 def refuse_slips(overrides: list[str]) -> None:
-    """Raise UserError for values that a space separates or a comma ends, and for a list where a config group takes one
-    name a cell.
+    """Raise UserError for values that a space separates or a comma ends, for a list where a config group takes one
+    name a cell, and for a setting that is removed.
 
-    Hydra would read the first as two settings, and make one cell of the last by the last of its names.
+    Hydra would read the first as two settings, make one cell of the list by the last of its names, and fail where
+    another setting is computed from the removed one.
     """
     for before, after in itertools.pairwise([*overrides, "="]):
         if before.endswith(",") and "=" in after:
@@ -128,6 +136,24 @@ def refuse_slips(overrides: list[str]) -> None:
             raise UserError(
                 f"{key} must be one name a cell, got {value}; for one cell each, use `sweep {key}={names}`."
             )
+        if key.startswith("~") and key[1:] in _types(Config).keys() - OPTIONAL:
+            raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {typed}.")
+
+
+def require_settings(config: DictConfig) -> None:
+    """Raise UserError for the first setting of the composed `config` that nothing reads.
+
+    Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
+    """
+    written = OmegaConf.to_container(config, resolve=False)
+    for key in _unknown(written, Config):
+        raise UserError(_no_setting(key))
+    method = written["method"]
+    slots, knobs = repr(method | {"knobs": {}}), method["knobs"] or {}
+    unread = [name for name in knobs if not re.search(rf"\bknobs(\.{re.escape(name)})?\}}", slots)]
+    if unread:
+        has = f"; it reads {', '.join(read)}" if (read := [name for name in knobs if name not in unread]) else ""
+        raise UserError(f"method.knobs.{unread[0]} is not read by method={method['name']}{has}.")
 
 
 def slot(override: str) -> str | None:
@@ -137,10 +163,22 @@ def slot(override: str) -> str | None:
 
 
 def require_slots(overrides: list[str]) -> None:
-    """Raise UserError for the first override that adds a value to a slot: called where Hydra could not add one."""
+    """Raise UserError for the first override that adds a value below one that is null, which Hydra can't."""
     for override in overrides:
         if name := slot(override):
             raise UserError(f"{override} can't be set: the method has no `{name}`.")
+        above = re.match(r"\+{0,2}(.+)\.", override.partition("=")[0])
+        if above and "None" in _types(Config).get(above[1], ""):
+            raise UserError(f"{override} can't be set: {above[1]} is null.")
+
+
+def require_dictionary(error: AttributeError) -> None:
+    """Raise UserError if `error` is OmegaConf's, of a dictionary that is merged into null."""
+    if found := re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE):
+        raise UserError(
+            f"{found[1]} is null, which no {{KEY: VALUE}} of the command line replaces; set it in a file of "
+            f"conf/{found[1].partition('.')[0]}/."
+        )
 
 
 def require_choices(overrides: list[str]) -> None:
@@ -197,15 +235,35 @@ def _no_override(typed: str) -> str:
 
 
 def _no_setting(key: str) -> str:
-    if key.startswith(("method.", "data.load.", "hydra.")):  # open to what the callable they name takes
+    types = _types(Config)
+    # Open to what the callable that they name takes.
+    if key.startswith(("hydra.", *(f"{name}." for name, kind in types.items() if kind.startswith("dict[")))):
         return f"There is no setting {key!r}; to add one, put ++ before it."
-    last, known = key.rpartition(".")[2], sorted(_types(Config), key=lambda k: k.count("."))
+    group, _, last = key.rpartition(".")
+    known = sorted(types, key=lambda k: k.count("."))
     elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.
     own = [k for k in known if k.rpartition(".")[2] == last]
-    if near := next(iter(elsewhere or own), None) or nearest(key, known):
+    beside = {k.rpartition(".")[2]: k for k in known if group and k.rpartition(".")[0] == group}
+    like = beside.get(nearest(last, beside)) if beside else nearest(key, known)
+    if near := next(iter(elsewhere or own), like):
         return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
     return f"There is no setting {key!r}; `run --help` lists them."
+
+
+def _unknown(written: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of `written` that `schema` does not have, each down to its first value."""
+    groups = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    for name, value in written.items():
+        if name in groups:
+            if dataclasses.is_dataclass(groups[name]) and isinstance(value, dict):
+                yield from _unknown(value, groups[name], f"{prefix}{name}.")
+            continue
+        path = [name]
+        while isinstance(value, dict) and value:
+            name, value = next(iter(value.items()))
+            path.append(name)
+        yield prefix + ".".join(map(str, path))
 
 
 def _types(schema: type, prefix: str = "") -> dict[str, str]:

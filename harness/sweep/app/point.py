@@ -61,6 +61,7 @@ class RunPoint:
         return refusal
 
     def _run(self, config: DictConfig) -> Outcome:
+        messages.require_settings(config)
         cell, study = cells_of.from_config(config), study_of(config)
         recorded, progress = self.session.recorded, self.session.progress
         if config.repeat and (found := study.recorded(cell)) is not None and found.status == "ok":

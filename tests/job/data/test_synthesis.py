@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 from job_helpers import DATA, composed, needs_data, run_here
-from scripted import refusal, server
+from scripted import problem, refusal, server
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -99,15 +99,6 @@ SEEDS = [
     }
     for i in range(6)
 ]
-SCENES = ["garden", "harbour", "library", "orchard", "kitchen", "museum", "station", "forest", "castle", "market"]
-
-
-def problem(number: int, result: int | None = None) -> str:
-    """A sound answer to a request, unlike that to any other; `result` puts another for the right one."""
-    scene, right = f"{SCENES[number % 10]} {number}", number + 30
-    question = f"At the {scene} there are {number} lamps; {scene} workers bring 30 others to {scene}. How many in all?"
-    said = right if result is None else result
-    return json.dumps({"question": question, "answer": f"In all {number} + 30 = {said} lamps.\n#### {said}"})
 
 
 @pytest.fixture

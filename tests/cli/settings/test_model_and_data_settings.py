@@ -1,0 +1,115 @@
+"""Settings of methods, models and data, run by the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from contextlib import ExitStack
+
+import hub
+import pytest
+from command_line import own_server
+from serving import chatty
+from tested_settings import CELL, SMALL, Line, lines, refused
+
+
+@lines(
+    f"run {CELL} study=one method=lora method.name=mine method.adamw=8bit 'method.adapt.target_modules=[q_proj]' "
+    "++method.load.attn_implementation=eager method.optim.optimizer.fused=false eval.tasks=[]",
+    f"run {CELL} study=two method=eva method.init.batches=2 eval.tasks=[]",
+    f"run {CELL} study=half method=base model.dtype=float16 eval.tasks=[]",
+    refused(
+        rf"run {CELL} '++method.incompatible={{train.schedule\=linear: it does not fall}}' train.schedule=linear",
+        r"method=lora can't be combined with train\.schedule=linear: it does not fall",
+    ),
+)
+def test_a_methods_slots_are_filled_as_asked(run, only):
+    run()
+    method = only("one").cell.settings.method
+    assert only("one").cell.method == "mine"
+    assert method.adapt["target_modules"] == ["q_proj"]
+    assert method.load["attn_implementation"] == "eager"
+    assert method.optim["optimizer"]["_target_"].endswith("EightBitAdamW")
+    assert only("half").cell.settings.model.dtype == "float16"
+    assert only("two").cell.settings.method.init["batches"] == 2
+
+
+@pytest.fixture
+def hub_with_a_model(tmp_path, monkeypatch):
+    """A hub that holds org/tiny, for jobs of a server that has no other hub."""
+    (tmp_path / "hub" / "models" / "org" / "tiny").mkdir(parents=True)
+    chatty(tmp_path / "hub" / "models" / "org" / "tiny")
+    with ExitStack() as serving:
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", serving.enter_context(hub.serve(tmp_path / "hub", gated=set())))
+        serving.enter_context(own_server())
+        yield
+
+
+@lines(
+    f"run {CELL} study=hub model.path=org/tiny model.name=theirs model.revision={hub.COMMIT} "
+    "model.trust_remote_code=true model.use_safetensors=false eval.tasks=[]",
+)
+def test_a_model_of_the_hub_is_loaded_as_asked(run, only, hub_with_a_model, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    repository = tmp_path / "hub" / "models" / "org" / "tiny"
+    torch.save(load_file(repository / "model.safetensors"), repository / "pytorch_model.bin")
+    (repository / "model.safetensors").unlink()
+    run()
+    record = only("hub")
+    assert record.cell.model == "theirs"
+    assert record.fingerprints["model"] == f"org/tiny@{hub.COMMIT}"
+    assert record.cell.settings.model.trust_remote_code
+    assert not record.cell.settings.model.use_safetensors
+
+
+ROWS = [
+    {"ask": f"Which is {i}?", "hint": "h" if i % 2 else "", "right": str(i), "other": json.dumps([str(i), "x"])}
+    for i in range(90)
+]
+
+
+@lines(
+    f"run {SMALL} study=own data=local data_root={{folder}} data.path=mine.jsonl data.name=named "
+    "data.columns.question=ask data.columns.answer=right +data.columns.hint=hint "
+    "'data.prompt=\"{hint} {question}\"' 'data.prompt_if_empty=\"{question}\"' data.test_share=0.2 "
+    "data.answers=exact data.limit=40 data.noise=0.5 eval.tasks=[held_out]",
+    f"run {SMALL} study=rooted data=local data_root={{folder}} data.path=mine.jsonl data.columns.question=ask "
+    "data.columns.answer=right data.columns.options=other data.answers=choice eval.tasks=[held_out]",
+)
+def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    run()
+    data = only("own").cell.settings.data
+    assert (data.noise, data.limit, data.test_share, data.answers) == (0.5, 40, 0.2, "exact")
+    assert (data.prompt, data.prompt_if_empty) == ("{hint} {question}", "{question}")
+    assert {score.metric for score in only("own").scores} == {"exact_match"}
+    assert {score.metric for score in only("rooted").scores} >= {"acc"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
+@lines(
+    refused(
+        f"run {SMALL} data=reasoning_gym data.task=chain_sum '+data.options={{max_terms: 3}}'", r"reasoning[-_]gym"
+    ),
+)
+def test_problems_of_a_package_that_is_not_here_are_refused_with_what_to_install(run):
+    (refusal,) = run()
+    assert ".[gym]" in refusal.stderr
+
+
+@lines(
+    Line(
+        "plan model=llama_3_2_1b model.architecture.num_hidden_layers=2 method=base data=facts eval.tasks=[]",
+        said=r"7\d\d MiB|38\d|3\.8",
+    ),
+)
+def test_an_architecture_is_planned_without_a_model(run):
+    (planned,) = run()
+    print(planned.stdout)
+    assert "can't" not in planned.stdout
