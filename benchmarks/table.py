@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import io
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -52,7 +51,7 @@ def write_study(folder: Path, records: int) -> None:
             template.scores[0], value=float(values.mean()), stderr=float(values.std() / ITEMS**0.5), n=ITEMS
         )
         template.validation[-1].loss = float(draw.normal(1, 0.1))
-        (folder / f"{name}.json").write_text(json.dumps(dataclasses.asdict(template), indent=1), encoding="utf-8")
+        record.write(template, folder / f"{name}.json")
         (folder / f"{name}.items.parquet").write_bytes(_items(template.scores[0], hashes, values))
 
 

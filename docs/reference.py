@@ -103,7 +103,7 @@ def _linked(kind: str, names: set[str]) -> str:
     kind = re.sub(r"\b(Status|TrackerName)\b", "str", kind)
     kind = re.sub(r"Literal\[(.*?)\]", lambda found: re.sub("[\"']", "", found[1]).replace(", ", " or "), kind)
     kind = re.sub(r"dict\[str, (\w+(?:\[\w+\])?)\]", r"\1 by name", kind)
-    kind = re.sub(r"list\[(\w+)\]", r"list of \1", kind).replace(" | None", " or null")
+    kind = re.sub(r"(?:list|Sequence)\[(\w+)\]", r"list of \1", kind).replace(" | None", " or null")
     kind = re.sub(r"\b(Eval)?Settings\b", "[Settings](settings.md)", kind)
     return re.sub(r"\w+", lambda found: f"[{found[0]}](#{found[0].lower()})" if found[0] in names else found[0], kind)
 

@@ -235,7 +235,7 @@ def forgetting(options: argparse.Namespace) -> int:
         tables = [
             table
             for name, comparison in comparisons.items()
-            for table in compare.tables(comparison, name, options.items)
+            for table in compare.tables(comparison, name, options.items, options.format in ("csv", "parquet"))
         ]
         render(tables, options)
     if options.figure:

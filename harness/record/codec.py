@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import marshal
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from harness.record.packed import packed
+from harness.settings import DataSettings, EvalSettings, InferSettings, MethodSettings, ModelSettings, TrainSettings
+
+# Parts of settings, of which most cells of a study have equal ones
+SHARED = (DataSettings, EvalSettings, InferSettings, MethodSettings, ModelSettings, TrainSettings)
 
 
 def encode(value: Any) -> Any:
     """A dataclass instance as plain JSON values."""
-    return dataclasses.asdict(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: encode(part) for name, part in value.items()}
+    return [encode(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def decode(kind: Any, value: Any) -> Any:
@@ -45,10 +56,12 @@ class Misfit(ValueError):
 def _decoder(kind: Any) -> Callable[[Any], Any]:
     """What makes a value from JSON a `kind`, or raises Misfit. Made once a kind: studies have thousands of records."""
     if dataclasses.is_dataclass(kind):
-        return _object_decoder(kind)
+        return _shared_decoder(kind) if kind in SHARED else _object_decoder(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (list, dict):
         return _container_decoder(origin, arguments[-1])
+    if origin is Sequence:
+        return _packed_decoder(arguments[0])
     if origin in (types.UnionType, typing.Union):  # the latter with a Literal
         return _union_decoder([a for a in arguments if a is not types.NoneType])
 
@@ -64,6 +77,17 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
         raise Misfit(f"should be of type {kind.__name__}, not {type(value).__name__}")
 
     return decode
+
+
+def _shared_decoder(kind: type) -> Callable[[Any], Any]:
+    """As `_object_decoder`, but what is equal is one object."""
+    decode = _object_decoder(kind)
+
+    @functools.lru_cache(maxsize=1024)
+    def known(serialised: bytes) -> Any:
+        return decode(marshal.loads(serialised))
+
+    return lambda value: known(marshal.dumps(value, 2))  # later versions depend on which strings are one object
 
 
 def _union_decoder(kinds: list[Any]) -> Callable[[Any], Any]:
@@ -96,6 +120,7 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
     taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
     defaults = {field.name: _default(field) for field in dataclasses.fields(kind)}
+    frozen = kind.__dataclass_params__.frozen
     required = {name for name, default in defaults.items() if default is None}
 
     def shape(value: dict[str, Any]) -> tuple[list[str], list[tuple[str, Callable[[], Any]]]]:
@@ -126,6 +151,8 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
                 raise
         for name, default in missing:
             value[name] = default()
+        if not frozen:
+            return kind(**value)  # whose attributes take a third of the memory of a dict
         made = object.__new__(kind)
         object.__setattr__(made, "__dict__", value)  # as __init__ would, field by field and many times as slowly
         return made
@@ -138,6 +165,15 @@ def _default(field: dataclasses.Field) -> Callable[[], Any] | None:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory
     return None if field.default is dataclasses.MISSING else lambda: field.default
+
+
+def _packed_decoder(kind: type) -> Callable[[Any], Any]:
+    in_full = _container_decoder(list, kind)
+
+    def decode(value: Any) -> Any:
+        return packed(kind, value) or in_full(value)
+
+    return decode
 
 
 def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:

@@ -5,6 +5,7 @@ Units: bytes, seconds, tokens. What was not measured is ``null``; there are no s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -106,7 +107,7 @@ class Tokens:
     """Tokens in the loss."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossPoint:
     """Training loss of one optimizer step."""
 
@@ -153,7 +154,7 @@ class Train:
     """Optimizer steps."""
     tokens: Tokens
     """Tokens of all steps."""
-    step_seconds: list[float]
+    step_seconds: Sequence[float]
     """Seconds of each optimizer step, from the first forward pass to zeroed gradients, synchronised on both sides.
     Loading of data and validation lie outside."""
     warmup_steps: int
@@ -162,11 +163,11 @@ class Train:
     """Raw tokens per second: median over steps after warm-up. null: one step alone."""
     tokens_per_second_amortised: float
     """All raw tokens over all step seconds, including first steps and GaLore's decompositions."""
-    loss: list[LossPoint]
+    loss: Sequence[LossPoint]
     """Training loss of each step."""
     batches: str | None
     """Hash of the token ids in training order. Equal for cells that saw the same batches."""
-    laps: dict[str, list[float]] = field(default_factory=dict)
+    laps: dict[str, Sequence[float]] = field(default_factory=dict)
     """Seconds of each step's parts: forward, backward, optimizer (with clipping). Where the loss is computed in chunks
     (speed-up fused_loss), the head's gradients belong to forward."""
     joules: float | None = None
@@ -176,7 +177,7 @@ class Train:
     resumed_at: list[int] = field(default_factory=list)
     """Steps after which the process ended and another one resumed from a checkpoint. Figures of training cover all
     processes. Other phases, `started` and `seconds` are those of the last process."""
-    compile_seconds: list[float] = field(default_factory=list)
+    compile_seconds: Sequence[float] = field(default_factory=list)
     """Seconds of torch.compile in each step, without caches. Empty without compilation. The steady rate leaves such
     steps out."""
 

@@ -11,13 +11,14 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, Parameters
+from harness.record.packed import PackedPoints
 from harness.record.schema import Cell, Record
 from harness.record.scores import Score
 from harness.settings import Settings
@@ -83,6 +84,11 @@ def _free(value: Any) -> None:
 
 
 def _environment(value: dict[str, Any]) -> None:
+    for way, kind in RECKONED.items():
+        part, _, name = way.rpartition(".")
+        holder = value.get(part) if part else value
+        if isinstance(holder, dict) and holder.get(name) is not None:
+            _at(f".{way}", functools.partial(decode, kind), holder[name])
     for name, part in value.items():
         if name in PARTS and not isinstance(part, dict | None):
             raise Misfit("should be an object", f".{name}")
@@ -93,11 +99,6 @@ def _environment(value: dict[str, Any]) -> None:
         if not isinstance(version, str | None):
             raise Misfit("should be a text", f".versions.{name}")
     _free(value)
-    for way, kind in RECKONED.items():
-        part, _, name = way.rpartition(".")
-        found = (value.get(part) or {} if part else value).get(name)
-        if found is not None:
-            _at(f".{way}", lambda one, kind=kind: decode(kind, one), found)
 
 
 def _at(way: str, check: Check, value: Any) -> None:
@@ -111,11 +112,10 @@ def _at(way: str, check: Check, value: Any) -> None:
 @functools.cache
 def _checks(kind: type) -> Check:
     """What checks an instance of the dataclass `kind`. Made once a kind: studies have thousands of records."""
-    hints = typing.get_type_hints(kind)
-    checks = [(f.name, c) for f in dataclasses.fields(kind) if (c := _of_field(kind, f.name, hints[f.name]))]
+    checks = _of_fields(kind)
 
     def check_all(value: Any) -> None:
-        for name, check in checks:
+        for name, check in checks.items():
             part = getattr(value, name)
             if part is not None:
                 try:
@@ -125,6 +125,14 @@ def _checks(kind: type) -> Check:
                     raise
 
     return check_all
+
+
+@functools.cache
+def _of_fields(kind: type) -> dict[str, Check]:
+    """What checks each field of a dataclass that has a range."""
+    hints = typing.get_type_hints(kind)
+    checks = {field.name: _of_field(kind, field.name, hints[field.name]) for field in dataclasses.fields(kind)}
+    return {name: check for name, check in checks.items() if check is not None}
 
 
 def _of_field(owner: type, name: str, kind: Any) -> Check | None:
@@ -145,7 +153,7 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
         return _checks(kind)
     if kind is Any:
         return _free
-    if typing.get_origin(kind) in (list, dict):
+    if typing.get_origin(kind) in (list, dict, Sequence):
         inner = _of_field(owner, name, typing.get_args(kind)[-1])
         return inner and _of_container(typing.get_origin(kind), typing.get_args(kind)[-1], inner)
     return None
@@ -153,12 +161,15 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
 
 def _of_container(container: type, kind: Any, inner: Check) -> Check:
     def check_parts(value: Any) -> None:
-        if container is list and kind in (int, float):
-            if value:
-                for extreme in (min(value), max(value)):
-                    inner(extreme)
-            return
-        for key, part in enumerate(value) if container is list else value.items():
-            _at(f"[{key}]" if container is list else f".{key}", inner, part)
+        if isinstance(value, PackedPoints):
+            for name, extremes in value.extremes():
+                for extreme in extremes if name in (checks := _of_fields(kind)) else ():
+                    _at(f"[…].{name}", checks[name], extreme)
+        elif container is not dict and kind in (int, float):
+            for extreme in (min(value), max(value)) if value else ():
+                inner(extreme)
+        else:
+            for key, part in value.items() if container is dict else enumerate(value):
+                _at(f".{key}" if container is dict else f"[{key}]", inner, part)
 
     return check_parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
 import re
 from pathlib import Path
@@ -92,11 +93,19 @@ def read(path: Path) -> Record:
 
 
 def read_study(folder: Path) -> tuple[list[Record], list[str]]:
-    """All records of a study's folder, by name, and one sentence for each JSON file that is not one."""
+    """All records of a study's folder, by name, and one sentence for each JSON file that is not one.
+
+    Equal parts of their environments are one object.
+    """
     records, problems = [], []
+    known: dict[bytes, Any] = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(read(path))
+            record = read(path)
+            record.environment = {
+                name: known.setdefault(marshal.dumps(part, 2), part) for name, part in record.environment.items()
+            }
+            records.append(record)
         except RecordError as error:
             problems.append(str(error))
     return records, problems

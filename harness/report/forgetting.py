@@ -6,23 +6,22 @@ also moves items both ways, so forgetting is measured by the change, won minus l
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from harness import units
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.pairwise import answers, clusters, score_of
+from harness.report.items.answered import AnsweredItems, answers
+from harness.report.items.changed import ChangedItems
+from harness.report.pairwise import score_of
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
@@ -53,19 +52,6 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Changed:
-    """An item that the model of some seed lost or won: the target, and the answers of base and seeds."""
-
-    subject: str
-    item: int
-    kind: str  # lost or won
-    seeds: int  # number of models that lost or won it
-    target: str
-    base: str
-    tuned: list[str]
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The models of one method in one setting (one per seed) against the untuned base, by one score.
 
@@ -81,7 +67,7 @@ class Comparison:
     clusters: int | None
     total: Tally
     subjects: dict[str, Tally]
-    changed: list[Changed]
+    changed: ChangedItems
 
 
 @dataclass(frozen=True)
@@ -164,7 +150,7 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
         return "not every seed has this score."
     if not scores[0].higher_is_better:
         return "it is not a score of right and wrong."
-    tuned = [answers(folder, record, name) for record in of_it.records]
+    tuned = [answers(folder, record, score, texts=True) for record, score in zip(of_it.records, scores, strict=True)]
     if not all(tuned):
         return "the items of a cell are missing."
     reason = f"{BASE} has no such score."
@@ -172,35 +158,30 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
         asked = score_of(base, name)
         if asked is None:
             continue
-        own = answers(folder, base, name)
+        own = answers(folder, base, asked, texts=True)
         if not own:
             reason = f"the items of {base.cell.name} are missing."
         elif any(_asked(table, score) != _asked(own, asked) for table, score in zip(tuned, scores, strict=True)):
             reason = f"{base.cell.name} has other items, another number of shots, or another version of the task."
-        elif not all(set(table["value"].to_pylist()) <= {0.0, 1.0} for table in [own, *tuned]):
+        elif not all(table.binary for table in (own, *tuned)):
             return "it is not a score of right and wrong."
         else:
             return _comparison(of_it, name, base, own, tuned)
     return reason
 
 
-def _asked(items: pa.Table, score: Score) -> tuple:
+def _asked(items: AnsweredItems, score: Score) -> tuple:
     """What must be equal to compare the answers of two models item by item."""
-    return score.num_fewshot, score.version, *(items[name].to_pylist() for name in ("subject", "item", "hash"))
+    return score.num_fewshot, score.version, *items.identity
 
 
-def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: list[pa.Table]) -> Comparison:
-    before = own["value"].to_numpy()
-    after = np.stack([table["value"].to_numpy() for table in tuned])
-    places = defaultdict(list)
-    for i, subject in enumerate(own["subject"].to_pylist()):
-        places[subject].append(i)
-    subjects = {
-        subject: _tally(before[at], after[:, at], clusters(own.take(pa.array(at)))) for subject, at in places.items()
-    }
+def _comparison(of_it: _Group, name: str, base: Record, own: AnsweredItems, tuned: list[AnsweredItems]) -> Comparison:
+    before = own.values
+    after = np.stack([table.values for table in tuned])
+    subjects = {subject: _tally(before[at], after[:, at], own.clusters(at)) for subject, at in own.places.items()}
     told = [tally.change.p for tally in subjects.values() if tally.change]
     by_subject = iter(statistics.holm(told).tolist())
-    groups = clusters(own)
+    groups = own.clusters()
     return Comparison(
         place=of_it.place,
         label=of_it.label,
@@ -214,7 +195,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: pa.Table, tuned: li
             subject: replace(tally, corrected=next(by_subject)) if tally.change else tally
             for subject, tally in subjects.items()
         },
-        changed=list(_changed(name, own, tuned, before, after)),
+        changed=ChangedItems(name.split("/")[-2], own, tuned),
     )
 
 
@@ -231,46 +212,13 @@ def _tally(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Tally:
     )
 
 
-def _changed(
-    name: str, own: pa.Table, tuned: list[pa.Table], before: np.ndarray, after: np.ndarray
-) -> Iterator[Changed]:
-    """The lost items, then the won ones, each by the number of seeds."""
-    metric = name.split("/")[-2]
-    said = [own, *tuned]
-    columns = {column: own[column].to_pylist() for column in ("subject", "item", "target")}
-    texts = [table["prediction"].to_pylist() for table in said]
-    for kind, moved in (("lost", after < before), ("won", after > before)):
-        seeds = moved.sum(axis=0)
-        for i in sorted(np.flatnonzero(seeds).tolist(), key=lambda i: -seeds[i]):
-            base, *others = (answer(text[i], metric) for text in texts)
-            where = {column: of[i] for column, of in columns.items()}
-            yield Changed(kind=kind, seeds=int(seeds[i]), base=base, tuned=others, **where)
-
-
-def answer(prediction: str, metric: str) -> str:
-    """The answer in a prediction as lm-eval stores it: a text, or the index of the chosen option."""
-    try:
-        found = ast.literal_eval(prediction)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return prediction
-    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
-        return found[0]
-    if metric == "acc" and isinstance(found, list) and found and all(_is_choice(one) for one in found):
-        return str(max(range(len(found)), key=lambda i: found[i][0]))
-    return prediction
-
-
-def _is_choice(value: Any) -> bool:
-    """Whether `value` is an option's (log-likelihood, is greedy)."""
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], float)
-
-
 # As tables and as JSON
 
 
 def to_json(found: Forgetting) -> dict[str, Any]:
     """All results as JSON types, with full answers."""
-    return {"comparisons": [_plain(dataclasses.asdict(c)) for c in found.comparisons], "left_out": found.left_out}
+    comparisons = [replace(c, changed=list(c.changed)) for c in found.comparisons]
+    return {"comparisons": [_plain(dataclasses.asdict(c)) for c in comparisons], "left_out": found.left_out}
 
 
 def _plain(value: Any) -> Any:
@@ -282,10 +230,10 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
-def tables(found: Forgetting, study: str, examples: int) -> list[Table]:
+def tables(found: Forgetting, study: str, examples: int, every: bool = True) -> list[Table]:
     """Tables of lost and won items: totals, by subject (if there are several), and up to `examples` items of each kind.
 
-    `Table.data` of the last table has every changed item with full answers.
+    every: whether `Table.data` of the last table has every changed item with full answers; else there is none.
     """
     scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
     several = len({place for place, _ in scores}) > 1
@@ -294,7 +242,8 @@ def tables(found: Forgetting, study: str, examples: int) -> list[Table]:
         of_it = [c for c in found.comparisons if (c.place, c.score) == (place, score)]
         if any(len(c.subjects) > 1 for c in of_it):
             made.append(_subjects(of_it, several))
-    return [*made, _items(found, study, several, examples)]
+    listed = _items(found, study, several, examples)
+    return [*made, replace(listed, data=_every(found)) if every else listed]
 
 
 def _where(place: tuple[str, str, str], several: bool) -> dict[str, str]:
@@ -348,23 +297,27 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
 
 
 def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
-    rows, every = [], []
+    rows = []
     for c in found.comparisons:
-        shown = {kind: [item for item in c.changed if item.kind == kind][:examples] for kind in ("lost", "won")}
-        for item in (*shown["lost"], *shown["won"]):
+        for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples)):
             row = {"Method": c.label, "Score": named(c.score), "Subject": item.subject, "Item": str(item.item)}
             row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
             row |= {"Target": _short(item.target), "Base": _short(item.base)}
             rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
-        for item in c.changed:
-            for cell, text in zip(c.cells, item.tuned, strict=True):
-                where = (*c.place, c.label, cell, c.score, item.subject, item.item, item.kind)
-                every.append((*where, item.target, item.base, text))
     caption = []
     if len(rows) < sum(len(c.changed) for c in found.comparisons):
         caption = [f"Up to {examples} lost and {examples} won of each method and score; --items shows more."]
-    made = _table("Method", f"{study}: items lost and won", rows, caption)
-    return replace(made, data=pd.DataFrame(every, columns=CSV))
+    return _table("Method", f"{study}: items lost and won", rows, caption)
+
+
+def _every(found: Forgetting) -> pd.DataFrame:
+    rows = []
+    for c in found.comparisons:
+        for item in c.changed:
+            for cell, text in zip(c.cells, item.tuned, strict=True):
+                where = (*c.place, c.label, cell, c.score, item.subject, item.item, item.kind)
+                rows.append((*where, item.target, item.base, text))
+    return pd.DataFrame(rows, columns=CSV)
 
 
 def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]) -> Table:

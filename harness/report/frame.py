@@ -121,10 +121,14 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     """
     if known is None:
         known = zip(setting_texts(records), map(measures, records), strict=True)
-    table = pd.DataFrame([_row(record, *of_it) for record, of_it in zip(records, known, strict=True)])
+    columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(records))  # of few objects, unlike rows
+    for i, (record, of_it) in enumerate(zip(records, known, strict=True)):
+        for name, value in _row(record, *of_it).items():
+            columns[name][i] = value
     # Int64 is nullable: a missing count must not turn the others to floats
-    kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in table.columns}
-    return table.astype({name: kind for name, kind in kinds.items() if name not in TEXTS})
+    kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in columns}
+    kinds |= dict.fromkeys(TEXTS)  # which pandas knows
+    return pd.DataFrame({name: pd.Series(values, dtype=kinds[name]) for name, values in columns.items()})
 
 
 def measures(record: Record) -> Numbers:

@@ -10,27 +10,22 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from harness.record import Record, Score, cluster_numbers, subject_weights
+from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.headline import LEARNED
+from harness.report.items.answered import Items, answers
 from harness.report.select import Choice, select
 from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
 
 MANY = 10  # of more methods than this, pairs without the best one are not tested: few would be found, and none read
 MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
 DECISIONS = ("different", "equivalent", "not decided")
-Items = Path | Mapping[str, pa.Table]
-"""Where the answers to single items are: the folder of the study, or tables by the name of the cell."""
 
 
 @dataclass(frozen=True)
@@ -168,59 +163,19 @@ def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers,
     return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters, seeds), which
 
 
-def answers(folder: Items, record: Record, name: str) -> pa.Table | None:
-    """The answers to each item of the score `name`, sorted by subject and index.
-
-    Columns subject, item, hash, value, prediction and target, and question and cluster if the file has them; None if
-    the record's file is missing or lacks the others.
-    """
-    score = score_of(record, name)
-    columns = ["subject", "item", "hash", "value", "prediction", "target"]
-    return score and _table(folder, record, score, columns, ["question", "cluster"])
-
-
-def clusters(answered: pa.Table) -> np.ndarray:
-    """The cluster of each item: of one subject, or of one value in the column `cluster`."""
-    named = answered["cluster"].to_pylist() if "cluster" in answered.column_names else None
-    return np.array(cluster_numbers(answered["subject"].to_pylist(), named))
-
-
 def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:
     """One record's answers sorted by subject and index; only the columns needed are read."""
     score = score_of(record, name)
-    table = score and _table(folder, record, score, ["subject", "item", "value"], ["cluster"])
-    if not table or len(table) < 2:
+    found = score and answers(folder, record, score)
+    if not found or len(found) < 2 or not np.isfinite(found.values).all():
         return None
-    values = table["value"].to_numpy().astype(float)
-    if not np.isfinite(values).all():
-        return None
-    subjects, numbers = table["subject"].to_pylist(), table["item"].to_pylist()
+    values = found.values
     if score.by_subject:  # so that the mean over items is that of the subjects' means, and deviations weigh alike
-        weights = np.array(subject_weights(subjects))
+        sizes = np.array([*found.subjects.values()])
+        weights = np.repeat(len(values) / len(sizes) / sizes, sizes)
         mean = float((weights * values).mean())
         values = mean + weights * (values - mean)
-    return Answers(values[None], clusters(table)), (score.num_fewshot, score.version, *subjects, *numbers)
-
-
-def _table(
-    folder: Items, record: Record, score: Score, columns: list[str], optional: Sequence[str] = ()
-) -> pa.Table | None:
-    wanted = [(name, "=", getattr(score, name)) for name in ("task", "metric", "filter")]
-    if isinstance(folder, Mapping):
-        table = folder.get(record.cell.name)
-        if table is None:
-            return None
-        for column, _, value in wanted:
-            table = table.filter(pc.equal(table[column], value))  # an expression would start a thread pool each time
-        return table.sort_by([("subject", "ascending"), ("item", "ascending")])
-    path = folder / f"{record.cell.name}.items.parquet"
-    try:
-        file = pq.ParquetFile(path)
-        extra = [name for name in optional if name in file.schema_arrow.names]
-        table = pq.read_table(path, columns=[*columns, *extra], filters=wanted)
-    except (OSError, ValueError, KeyError):  # missing, not Parquet, or other columns
-        return None
-    return table.sort_by([("subject", "ascending"), ("item", "ascending")])
+    return Answers(values[None], found.clusters()), (score.num_fewshot, score.version, *found.identity)
 
 
 def of_summaries(scores: Sequence[Score]) -> Interval | None:

@@ -118,6 +118,12 @@ def _weights(found: Record, folder: Path) -> list[str]:
 def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
     """The number of items and the mean of their values, by task, metric and filter."""
     keys = ["task", "metric", "filter"]
-    table = pq.read_table(path, columns=[*keys, "value"])
-    rows = table.group_by(keys).aggregate([("value", "count"), ("value", "mean")]).to_pylist()
-    return {tuple(row[key] for key in keys): (row["value_count"], row["value_mean"]) for row in rows}
+    found: dict[tuple[str, ...], tuple[int, float]] = {}
+    with pq.ParquetFile(path, buffer_size=2**20) as file:
+        for batch in file.iter_batches(columns=[*keys, "value"]):
+            sums = pa.Table.from_batches([batch]).group_by(keys).aggregate([("value", "count"), ("value", "sum")])
+            for row in sums.to_pylist():
+                key = tuple(row[name] for name in keys)
+                count, total = found.get(key, (0, 0.0))
+                found[key] = count + row["value_count"], total + (row["value_sum"] or 0.0)
+    return {key: (count, total / count if count else None) for key, (count, total) in found.items()}

@@ -7,7 +7,9 @@ import http.client
 import json
 import re
 import socket
+import struct
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -17,6 +19,7 @@ from rendered import HOSTILE
 
 from harness.cli.view import viewer
 from harness.record import write
+from harness.report.pages.server import ViewerRequest
 
 
 @pytest.fixture
@@ -160,6 +163,92 @@ def test_hostile_names_are_texts(results):
     with serving(results) as server:
         page = ask(server, server.address("study", "one"))[2]
         assert "<script>alert" not in page
+
+
+# Clients that don't behave
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(ViewerRequest, "limit", 0.6)
+
+
+def until_closed(connection):
+    """Seconds until the other side ends the connection, and what it sent before."""
+    connection.settimeout(20)
+    begin, got = time.monotonic(), b""
+    while part := connection.recv(2**16):
+        got += part
+    return time.monotonic() - begin, got
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: 127.0"])
+def test_a_client_that_sends_no_whole_request_is_sent_away(results, hasty, capfd, sent):
+    with serving(results) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(sent)
+        seconds, got = until_closed(connection)
+        assert (got, 0.4 < seconds < 5) == (b"", True)
+        assert ask(server, server.address())[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_the_limit_is_of_a_whole_request(results, hasty, capfd):
+    """A byte now and then does not renew it."""
+    with serving(results) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
+        begin = time.monotonic()
+        with pytest.raises(ConnectionError):
+            drip(connection, b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100)
+        assert time.monotonic() - begin < 5
+    assert capfd.readouterr().err == ""
+
+
+def drip(connection, text):
+    for byte in text:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def test_a_client_that_takes_no_answer_is_sent_away(results, hasty, monkeypatch, capfd):
+    with serving(results) as server, socket.socket() as connection:
+        monkeypatch.setattr(server, "index", lambda names: "x" * 2**27)  # more than any buffer between the two
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        before = threading.active_count()
+        connection.sendall(f"GET {server.address()} HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
+        wait_until(lambda: threading.active_count() > before)
+        wait_until(lambda: threading.active_count() == before)
+        _, got = until_closed(connection)
+        assert len(got) < 2**27
+    assert capfd.readouterr().err == ""
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(results, monkeypatch, capfd):
+    with serving(results) as server:
+        asked = threading.Event()
+
+        def index(names):
+            assert asked.wait(20)
+            return "x" * 2**25
+
+        monkeypatch.setattr(server, "index", index)
+        before = threading.active_count()
+        for _ in range(3):
+            connection = socket.create_connection(("127.0.0.1", server.port))
+            connection.sendall(f"GET {server.address()} HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no farewell
+            wait_until(lambda: threading.active_count() > before)
+            connection.close()
+        asked.set()
+        wait_until(lambda: threading.active_count() == before)
+    assert capfd.readouterr().err == ""
+
+
+def wait_until(condition):
+    for _ in range(400):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come true in 20 s")
 
 
 # The command

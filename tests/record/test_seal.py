@@ -125,7 +125,8 @@ def test_an_edited_record_is_one_sentence_and_the_rest_is_shown(study, capsys, c
         ("scores", [], None),
         ("environment.device", "H100", "environment.device should be an object"),
         ("environment.versions", {"torch": 2}, "environment.versions.torch should be a text"),
-        ("environment.cpu", {"name": ["Xeon"]}, "environment.cpu should be a plain value, or an object of them"),
+        ("environment.cpu", {"name": ["Xeon"]}, "environment.cpu.name should be of type str, not list"),
+        ("environment.cpu", {"flags": ["avx"]}, "environment.cpu should be a plain value, or an object of them"),
         ("environment.git", {"commit": 5}, "environment.git.commit should be of type str, not int"),
     ],
 )

@@ -86,7 +86,8 @@ def test_items_are_in_order_and_of_all_seeds(folder, study):
     values, which = items(folder, records[::-1], SCORE)
     assert values.values.tolist() == [answers(0.6, seed).tolist() for seed in (1, 2, 3)]
     assert values.seeds == (0, 1, 2)
-    assert len(which) == 2 + 2 * ITEMS
+    assert which[:3] == (5, "3.0", (("gsm8k", ITEMS),))
+    assert which == items(folder, records[:1], SCORE)[1]
     assert items(folder, [*records, make_record("lora", seed=9)], SCORE) is None
     assert items(folder, [*records, make_record("lora", seed=9, scores=[])], SCORE) is None
     leave(folder, records[0], answers(0.6, 1)[:-1])

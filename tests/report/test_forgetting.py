@@ -14,7 +14,8 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import read_study, write
 from harness.report import statistics
-from harness.report.forgetting import answer, forgetting, tables
+from harness.report.forgetting import forgetting, tables
+from harness.report.items.changed import answer
 
 MMLU = make_score(task="mmlu", metric="acc", filter="none", num_fewshot=0, n=6)
 SUBJECTS = ["law"] * 4 + ["art"] * 2

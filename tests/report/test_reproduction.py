@@ -28,8 +28,8 @@ def again(record, **changes):
     """Another run of `record`: its loss, its tokens/s or its device times a factor or anew."""
     found = copy.deepcopy(record)
     found.validation[-1].loss *= changes.get("loss", 1.0)
-    for point in found.train.loss:
-        point.loss *= changes.get("loss", 1.0)
+    factor = changes.get("loss", 1.0)
+    found.train.loss = [replace(point, loss=factor * point.loss) for point in found.train.loss]
     found.phases["train"].memory.allocated_peak *= changes.get("memory", 1)
     found.train.tokens_per_second_steady *= changes.get("speed", 1.0)
     if device := changes.get("device"):

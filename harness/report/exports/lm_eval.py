@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from harness.record import Record, Score, micro_batches
 from harness.record.model_card import base_of
+from harness.report.items.answered import batches
 from harness.settings import plain
 
 Values = dict[str, dict[str, Any]]
+KEYS = ["task", "subject", "metric", "filter"]
 
 
 def write(records: Sequence[Record], folder: Path, out: Path) -> list[Path]:
@@ -109,9 +110,9 @@ def _subjects(path: Path) -> dict[str, dict[str, dict[tuple[str, str], list[floa
     """The values of items by task, subject, and metric and filter; empty without a file."""
     found: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     if path.is_file():
-        columns = pq.read_table(path, columns=["task", "subject", "metric", "filter", "value"]).to_pydict()
-        for task, subject, metric, kind, value in zip(*columns.values(), strict=True):
-            found[task][subject][metric, kind].append(value)
+        for batch in batches(path, [*KEYS, "value"]):
+            for (task, subject, metric, kind), of in batch.to_pandas().groupby(KEYS, sort=False)["value"]:
+                found[task][subject][metric, kind].extend(of.tolist())
     return found
 
 

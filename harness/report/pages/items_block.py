@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from harness.record import Record
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import place_titles
-from harness.report.forgetting import answer
-from harness.report.pairwise import Contest, answers
+from harness.report.items.answered import AnsweredItems, answers
+from harness.report.items.changed import answer
+from harness.report.pairwise import Contest, score_of
 
 CELLS = 120_000  # answers on a page: 10,000 items of twelve models
 QUESTION, ANSWER = 600, 200  # characters
@@ -56,7 +56,7 @@ def items_block(study: StudyResults) -> dict[str, Any]:
     return {"texts": texts.all, "sets": sets}
 
 
-Model = tuple[dict[str, Any], list[pa.Table]]
+Model = tuple[dict[str, Any], list[AnsweredItems]]
 
 
 def _models(study: StudyResults, contest: Contest) -> list[Model]:
@@ -69,52 +69,57 @@ def _models(study: StudyResults, contest: Contest) -> list[Model]:
             untuned = records[0].cell.seed is None
             head = {"label": standing.choice.label, "setting": standing.choice.setting or "", "untuned": untuned}
             found.append((head, tables))
-    asked = [tuple(tables[0]["hash"].to_pylist()) for _, tables in found]
+    asked = [tables[0].hashed.tobytes() for _, tables in found]
     usual = max(asked, key=asked.count, default=())
     found = [each for each, items in zip(found, asked, strict=True) if items == usual]
     return sorted(found, key=lambda each: (not each[0]["untuned"], each[0]["untuned"] and each[0]["label"] != "base"))
 
 
-def _answers(folder: Path | None, records: Sequence[Record], score: str) -> list[pa.Table]:
+def _answers(folder: Path | None, records: Sequence[Record], score: str) -> list[AnsweredItems]:
     """A table for each seed; none if one is missing, if seeds differ in items, or if values are not right or wrong."""
-    tables = [answers(folder, record, score) for record in records] if folder else []
+    scores = [score_of(record, score) for record in records]
+    if folder is None or not all(scores):
+        return []
+    tables = [answers(folder, *each, texts=True) for each in zip(records, scores, strict=True)]
     if not tables or not all(tables):
         return []
-    same = all(table["hash"].equals(tables[0]["hash"]) for table in tables)
-    binary = all(set(table["value"].to_pylist()) <= {0.0, 1.0} for table in tables)
-    return tables if same and binary else []
+    same = all(np.array_equal(table.hashed, tables[0].hashed) for table in tables)
+    return tables if same and all(table.binary for table in tables) else []
 
 
 def _set(title: str, contest: Contest, models: list[Model], kept: float, texts: _Texts) -> dict[str, Any]:
     """kept: the share of the items that is on the page, those first on which models differ."""
     first = models[0][1][0]
     metric = contest.score.split("/")[1]
-    right = np.array([np.sum([table["value"].to_numpy() for table in tables], axis=0) for _, tables in models])
+    right = np.array([np.sum([table.values for table in tables], axis=0) for _, tables in models])
     seeds = np.array([[len(tables)] for _, tables in models])
     shares = right / seeds
     differing = (shares != shares[0]).any(axis=0)
     order = np.argsort(~differing, kind="stable")[: max(1, int(kept * len(first)))]
     chosen = np.sort(order)
-    rows = pa.array(chosen)
-    subjects = first["subject"].to_pylist()
-    names = list(dict.fromkeys(subjects))
+    names = list(first.subjects)
     at = {name: i for i, name in enumerate(names)}
-    questions = first["question"].take(rows).to_pylist() if "question" in first.column_names else [None] * len(chosen)
+
+    def cut(text: str | None) -> str | None:
+        return None if text is None else _end(text, QUESTION)
+
+    def said(text: str) -> str:
+        return _end(answer(text, metric), ANSWER)
+
+    questions = first.texts("question", chosen, cut)
+    targets = first.texts("target", chosen, lambda text: _end(str(text), ANSWER))
     return {
         "title": title,
         "score": contest.score.removesuffix("/none").replace("/", " "),
         "all": len(first),
         "models": [head | {"seeds": len(tables)} for head, tables in models],
         "subjects": names,
-        "subject": [at[subjects[i]] for i in chosen],
-        "number": first["item"].take(rows).to_pylist(),
-        "question": [None if text is None else texts(_end(text, QUESTION)) for text in questions],
-        "target": [texts(_end(str(text), ANSWER)) for text in first["target"].take(rows).to_pylist()],
+        "subject": [at[name] for name in first.subject_of(chosen)],
+        "number": first.numbers[chosen].tolist(),
+        "question": [None if text is None else texts(text) for text in questions],
+        "target": list(map(texts, targets)),
         "right": right[:, chosen].astype(int).tolist(),
-        "answers": [
-            [texts(_end(answer(text, metric), ANSWER)) for text in tables[0]["prediction"].take(rows).to_pylist()]
-            for _, tables in models
-        ],
+        "answers": [list(map(texts, tables[0].texts("prediction", chosen, said))) for _, tables in models],
     }
 
 

@@ -4,15 +4,20 @@
 
 Only pages that `page` makes are served, so no address can name a file. A random token in the address keeps other users
 of this machine out; the Host header is checked, or a foreign site could reach the server by a name that it lets point
-here (DNS rebinding); and nothing can be written: only GET and HEAD are answered.
+here (DNS rebinding); and nothing can be written: only GET and HEAD are answered. A client has `ViewerRequest.limit`
+seconds to send its request, and as many to take the answer: one that is idle or slow keeps no thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import io
 import json
 import secrets
+import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,12 +108,39 @@ class Viewer(ThreadingHTTPServer):
         )
 
 
+class _Timed(io.RawIOBase):
+    """What a client sends within `seconds` altogether; then TimeoutError. A socket's own limit is of each byte."""
+
+    def __init__(self, connection: socket.socket, seconds: float):
+        self._connection, self._end = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class ViewerRequest(BaseHTTPRequestHandler):
     """Answers one request."""
 
     server: Viewer
     server_version = "harness"
     sys_version = ""
+    limit = 30.0
+    """Seconds to send a request, and to take an answer."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Timed(self.connection, self.limit))
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the client went away: nobody waits for an answer
+            super().handle()
 
     def do_GET(self) -> None:
         hosts = {f"{name}:{self.server.port}" for name in (HOST, "localhost")}
@@ -136,6 +168,7 @@ class ViewerRequest(BaseHTTPRequestHandler):
 
     def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
         body = text.encode()
+        self.connection.settimeout(self.limit)
         self.send_response(status)
         for name, value in HEADERS.items():
             self.send_header(name, value)

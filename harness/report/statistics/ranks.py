@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import special
 
 from harness.report.statistics.accuracies import Answers, binary, cluster_sums, compared_levels, over_items
 from harness.report.statistics.variances import Level
 
 DRAWS = 4_000
+WEIGHTS = 2**24  # numbers in memory at a time
 
 
 class MethodRank(NamedTuple):
@@ -40,9 +42,9 @@ def ranks(
     draw = np.random.default_rng(seed)
     means = np.stack([sample.values.mean(axis=0) for sample in samples])
     sums, shares = cluster_sums(means, samples[0].clusters)
-    weights = draw.standard_exponential((draws, len(shares)))
-    items = (weights @ shares)[:, None] * means.shape[1]
-    drawn = weights @ sums.T / items
+    items, drawn = _bootstrapped(draw, draws, sums, shares)
+    items = items[:, None] * means.shape[1]
+    drawn = drawn / items
     drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
     centre, of = drawn.mean(axis=0), compared_levels(samples)
     drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws) * (drawn - centre)
@@ -63,6 +65,27 @@ def ranks(
         for j in range(len(samples))
     ]
     return [MethodRank(float(p), float(np.mean(a)) + 0.5) for p, a in zip(best, above, strict=True)]
+
+
+def _bootstrapped(
+    draw: np.random.Generator, draws: int, sums: np.ndarray, shares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The shares, (draws,), and the sums, (draws, methods), over clusters with random weights.
+
+    Clusters alike in both are many where there are very many: of right and wrong answers of two methods, four kinds.
+    The weight of k of them together has the gamma distribution of shape k, as k exponential ones have.
+    """
+    if draws * len(shares) <= WEIGHTS:
+        weights = draw.standard_exponential((draws, len(shares)))
+        return weights @ shares, weights @ sums.T
+    kinds = pd.DataFrame(np.vstack([shares, sums]).T).value_counts(sort=False)
+    table, counts = kinds.index.to_frame().to_numpy(), kinds.to_numpy()
+    step = max(1, WEIGHTS // len(counts))
+    drawn = [
+        draw.standard_gamma(counts, (min(step, draws - begin), len(counts))) @ table for begin in range(0, draws, step)
+    ]
+    whole = np.concatenate(drawn)
+    return whole[:, 0], whole[:, 1:]
 
 
 def _items_own(
