@@ -6,6 +6,7 @@ SHA-256. Where neither lock has it (another platform, Python or index), they com
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -30,8 +31,9 @@ def entries(lock: str) -> dict[str, str]:
     return {block.split(maxsplit=1)[0]: block for block in blocks if block.strip()}
 
 
+@functools.cache
 def offered(requirement: str) -> dict[str, Any] | None:
-    """What pip reports of the file that it would take: `metadata` and `download_info`."""
+    """What pip reports of the file that it would take. Some pips download it for that; their cache keeps it."""
     command = [*PIP, "--dry-run", "--ignore-installed", "--no-deps", "--report", "-", requirement]
     asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if asked.returncode:

@@ -3,9 +3,9 @@
     python requirements/lock.py UV         # UV: the path of uv's program
 
 Both have the version of torch that pip takes here. In linux-cuda.txt it is that of the package index, whose files for
-Linux require CUDA's libraries. In linux-cpu.txt its hashes are those of builds for the CPU, and these libraries are left
-out. Such builds come from an index or folder of the user's choice, which no lock names; `make lock` adds the one that
-pip takes here to those that linux-cpu.txt already has of this version.
+Linux require CUDA's libraries. In linux-cpu.txt its hashes are those of builds for the CPU, and these libraries are
+left out. Such builds come from an index or folder of the user's choice, which no lock names; `make lock` adds the one
+that pip takes here to those that linux-cpu.txt already has of this version.
 """
 
 from __future__ import annotations
