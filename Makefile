@@ -52,7 +52,7 @@ test-all: test ## Run `make test`, then the tests that take longest (28 minutes 
 FAULTS := .venv-faults
 test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
 	@{ command -v slurmctld && command -v faketime; } >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge faketime; } || true
+	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge faketime >/dev/null; } || true
 	OMP_NUM_THREADS=1 $(FAULTS)/bin/python -m pytest -m faults -rs -n 2 --dist loadfile
 
 $(FAULTS)/installed: pyproject.toml
