@@ -119,7 +119,7 @@ sbom: setup $(SBOM)/installed ## List all that .venv has, with versions and lice
 
 $(SBOM)/installed:
 	$(PYTHON) -m venv $(SBOM)
-	$(SBOM)/bin/pip install --quiet cyclonedx-bom==7.*
+	$(SBOM)/bin/pip install --quiet cyclonedx-bom==7.5.0
 	@touch $@
 
 publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ and notebooks/ show of code and records
