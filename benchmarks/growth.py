@@ -33,6 +33,7 @@ from harness import units
 from harness.config import ROOT
 from harness.job.data import encoding
 from harness.job.evaluate import scoring
+from harness.job.measure import device
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
 from harness.sweep import app
@@ -87,7 +88,7 @@ def steps() -> list[dict[str, Any]]:
         batch = [encoding.Example(list(range(1000, 1000 + length)), length // 2)] * size
         side.step(batch)
         seconds = median(timed(lambda side=side, batch=batch: side.step(batch)) for _ in range(3))
-        with LiveBytes(speed.plain.CPU) as live:
+        with LiveBytes(device.here()) as live:
             live.see([list(side.net.parameters()), list(side.net.buffers())])
             live.see([v for state in side.optimizer.state.values() for v in state.values()])
             side.step(batch)
@@ -98,7 +99,7 @@ def steps() -> list[dict[str, Any]]:
 
 def scored() -> list[dict[str, Any]]:
     cell = composed("model=smollm2_135m", "method=base", "data=wordmath_short", "train.precision=fp32")
-    net, tokenizer = loading.load(cell, speed.plain.CPU), loading.tokenizer(cell.settings.model)
+    net, tokenizer = loading.load(cell, device.here()), loading.tokenizer(cell.settings.model)
     rows = []
     for items in (20, 40, 80, 160):
         tasks = scoring.Tasks(dataclasses.replace(cell.settings.eval, limit=items), None)

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import choices  # noqa: F401  adds its situations to those of situations.py
@@ -132,13 +134,15 @@ def narrowest() -> list[str]:
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 1 if a situation that was run does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=500, metavar="N")
     parser.add_argument("--only", default="", metavar="TEXT", help="situations whose name has this text")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no situation after this time")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     begin = time.monotonic()
+    failed = 0
     measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     for name in SITUATIONS:
         if options.only not in name:
@@ -146,11 +150,14 @@ def main() -> None:
         if time.monotonic() - begin > 60 * options.minutes:
             break
         measured[name] = simulate(name, options.studies)
-        print(name, measured[name], "" if holds(measured[name]) else "DOES NOT HOLD", flush=True)
+        held = holds(measured[name])
+        failed |= not held
+        print(name, measured[name], "" if held else "DOES NOT HOLD", flush=True)
         measured = {name: measured[name] for name in SITUATIONS if name in measured}
         write_json(measured, MEASURED)
         DOCUMENT.write_text(document(measured), encoding="utf-8")
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

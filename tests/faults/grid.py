@@ -21,7 +21,7 @@ GRID = (
 )
 CELLS = 24
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-PATIENCE = 1800  # seconds that a sweep may take on a busy machine before it is said to hang
+PATIENCE = 900  # seconds that a sweep may take on a busy machine before it is said to hang
 
 
 def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:
