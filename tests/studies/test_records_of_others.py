@@ -232,7 +232,7 @@ COMMANDS = {
     "figures": (["figures", "evil"], {0}),
     "claims": (["claims", "evil"], {0}),
     "forgetting": (["forgetting", "evil"], {0}),
-    "power": (["power", "evil", "--effect", "0.02", "--seeds", "3"], {2}),  # two items, all wrong
+    "power": (["power", "evil", "--effect", "0.02", "--seeds", "3"], {0, 2}),  # of two items there may be no right one
     "lint": (["lint", "evil"], {0, 1}),
     "diff": (["diff", "{evil}", "{failed}"], {0}),
     "ask": (["ask", "What is 2+2?", "--study", "evil", "--cells", "{evil}", "--tokens", "2"], {2}),
