@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import time
 import urllib.request
@@ -56,13 +57,14 @@ def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypa
         [PYTHON, "-c", VLLM, *command[1:], *CLOSE, "--port", str(port := free_port())],
         stdout=(log := (tmp_path / "log").open("w")),
         stderr=log,
+        start_new_session=True,
     ) as server:
         try:
             wait(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
             told = [ask(port, cell.name, *request) for request, _ in asked]
             base = [ask(port, command[2], *request) for request, _ in asked]
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGKILL)  # while it starts, it takes no other signal
     ours = [answer for _, answer in asked]
     same = sum(one == other for one, other in zip(told, ours, strict=True))
     print(f"\n{same} of {len(ours)} answers are the same; of the base {sum(map(str.__eq__, base, ours))}: {told[:2]}")
