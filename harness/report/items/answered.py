@@ -136,7 +136,7 @@ def batches(source: Path | pa.Table, columns: Sequence[str]) -> Iterator[pa.Reco
     if isinstance(source, pa.Table):
         yield from source.select(columns).tobatches(max_chunksize=ROWS)
         return
-    with pq.ParquetFile(source, buffer_size=2**20) as file:
+    with pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [
             group.column(i).total_uncompressed_size
