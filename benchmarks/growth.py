@@ -1,12 +1,14 @@
 """Growth of time and memory with the number of cells, with rank, length and batch, and with items. Renders GROWTH.md.
 
     python benchmarks/growth.py cells parent steps scoring   # about 45 minutes on 2 idle cores
+    python benchmarks/growth.py records                      # about 10 minutes, and 3 GB of disk
     python benchmarks/growth.py                              # renders again from saved measurements
 
 cells     sweeps of 10, 100 and 1,000 seeds of the tiny model; each cell takes one step and scores nothing
 parent    the same sweeps of 1,000 and 10,000 seeds, whose cells are copies of one real record: standing_in.py
 steps     a LoRA step on SmolLM2-135M: the median of three after a warm-up, and the peak of live tensors in one more
 scoring   SmolLM2-135M answers word problems, by lm-eval's HFLM and by our engine
+records   `table` of 100, 1,000 and 10,000 records of 60 steps, and `report` of two cells with 1 GB of items each
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import large_studies
 import speed
 from speed import HERE, MEASURED, composed, kept, timed
-from speed_page import WALL, provenance
+from speed_page import OWN, WALL, provenance
 from tabulate import tabulate
 
 from harness import units
@@ -112,6 +115,27 @@ def scored() -> list[dict[str, Any]]:
     return rows
 
 
+def records() -> list[dict[str, Any]]:
+    rows = []
+    for count in (100, 1_000, 10_000):
+        with tempfile.TemporaryDirectory() as folder:
+            large_studies.write_copies(Path(folder) / "copies", count)
+            row = {"study": f"{count:,} records", "command": "table"}
+            rows.append(row | _of_command("table", "--results-dir", folder))
+    for items, length in ((20_000, 26_000), (4_000_000, 130)):
+        with tempfile.TemporaryDirectory() as folder:
+            size = large_studies.write_answered(Path(folder) / "answered", items, length)
+            row = {"study": f"2 records, {units.size(size)} of {items:,} items each", "command": "report"}
+            rows.append(row | _of_command("report", "--results-dir", folder, "--out", f"{folder}/page.html"))
+    return rows
+
+
+def _of_command(*command: str) -> dict[str, Any]:
+    seconds, peak = large_studies.measured(*command)
+    print(command[0], seconds, peak, file=sys.stderr, flush=True)
+    return {"seconds": seconds, "peak": peak}
+
+
 def _cells(rows: list[dict[str, Any]]) -> list[str]:
     table = [
         [f"{r['cells']:,}", f"{r['seconds']:.0f} s", f"{r['seconds'] / r['cells']:.2f} s", units.size(r["parent"])]
@@ -167,6 +191,15 @@ def _scoring(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _records(rows: list[dict[str, Any]]) -> list[str]:
+    table = [[r["study"], f"`{r['command']}`", f"{r['seconds']:.1f} s", units.size(r["peak"])] for r in rows]
+    return [
+        "Commands on recorded studies: processor time, and the most that was resident.",
+        "",
+        _table(table, ["Study", "Command", "Processor time", "Peak memory"]),
+    ]
+
+
 def _table(rows: list[list[str]], head: list[str]) -> str:
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
@@ -176,6 +209,7 @@ PARTS: dict[str, tuple[Callable[[], list[dict[str, Any]]], Callable[[list[dict[s
     "parent": (parent, _parent),
     "steps": (steps, _steps),
     "scoring": (scored, _scoring),
+    "records": (records, _records),
 }
 
 
@@ -195,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     app.register()
     for part in arguments.parts:
-        by = {"clock": WALL} if part == "cells" else {}
+        by = {"cells": {"clock": WALL}, "records": {"clock": OWN}}.get(part, {})
         kept(f"growth_{part}", lambda part=part, by=by: {"rows": PARTS[part][0]()} | by)
     (HERE / "GROWTH.md").write_text(rendered(), encoding="utf-8")
     print(rendered(), end="")

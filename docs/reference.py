@@ -50,11 +50,14 @@ one gate first, which lets through only what config files name: those of the har
 
 | Part of a record | Let through | Refused |
 | --- | --- | --- |
-| Slots of the method, and how data are loaded | functions and arguments that a config file has at the same place; any number; names of layers | every other function, argument or text |
-| Model | safetensors; a hub id, or a folder | code of its own (`trust_remote_code`), pickled weights, kernels of others, addresses |
+| Slots of the method, and how data are loaded | functions and arguments that a config file has at the same place; \
+any number; names of layers | every other function, argument or text |
+| Model | safetensors; a hub id, or a folder | code of its own (`trust_remote_code`), pickled weights, kernels of \
+others, addresses |
 | Tasks | names in lm-eval's index | files and patterns; tasks that run code which a model writes |
 | Data | files below `data_root` or beside the working folder | absolute paths, addresses |
-| Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | other files, links, configs that name code |
+| Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
+other files, links, configs that name code |
 | `commands.txt` | kept as comments by `merge` | never offered to be pasted |
 
 What is refused can still run by a command line of your own, such as a sweep with `model.trust_remote_code=true`, or if

@@ -144,5 +144,6 @@ def _discard_beginnings(path: Path) -> None:
 def _write_items(items: pd.DataFrame, path: Path) -> str:
     """Write `items` to `path`, all or nothing; returns the sha256 of the file."""
     with record.replacing(path) as temporary:
-        items.to_parquet(temporary, index=False)
+        # A reader takes a page at a time. By default one has 1,024 rows at least, however long their texts are
+        items.to_parquet(temporary, index=False, write_batch_size=16)
     return record.sha256(path)

@@ -119,7 +119,7 @@ def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
     """The number of items and the mean of their values, by task, metric and filter."""
     keys = ["task", "metric", "filter"]
     found: dict[tuple[str, ...], tuple[int, float]] = {}
-    with pq.ParquetFile(path, buffer_size=2**20) as file:
+    with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=[*keys, "value"]):
             sums = pa.Table.from_batches([batch]).group_by(keys).aggregate([("value", "count"), ("value", "sum")])
             for row in sums.to_pylist():

@@ -75,6 +75,8 @@ class AnsweredItems:
     def clusters(self, part: slice = slice(None)) -> np.ndarray:
         """As `record.cluster_numbers`, of the items in `part`."""
         size = len(self.values[part])
+        if self.cluster_codes is None and len(self.subjects) == 1:
+            return np.arange(size)
         subjects = np.repeat(np.arange(len(self.subjects)), [*self.subjects.values()])[part]
         keys = subjects
         if self.cluster_codes is not None and (named := self.cluster_codes[part]).max(initial=-1) >= 0:
@@ -134,9 +136,9 @@ def _names(source: Path | pa.Table) -> set[str]:
 def batches(source: Path | pa.Table, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The rows of a file of items, or of a table of them, in order and some at a time."""
     if isinstance(source, pa.Table):
-        yield from source.select(columns).tobatches(max_chunksize=ROWS)
+        yield from source.select(columns).to_batches(max_chunksize=ROWS)
         return
-    with pq.ParquetFile(source, buffer_size=2**20) as file:
+    with pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False) as file:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [
             group.column(i).total_uncompressed_size
@@ -178,6 +180,8 @@ def _sorted(source: Path | pa.Table, batches: Iterator[pa.RecordBatch], score: S
     if (order[1:] > order[:-1]).all():  # as nearly always
         order = slice(None)
     counts = np.bincount(subject, minlength=len(ordered)).tolist()
+    if (whole.get("cluster", np.zeros(0)) < 0).all():  # none has a name
+        whole.pop("cluster", None)
     return AnsweredItems(
         subjects=dict(zip(ordered, counts, strict=True)),
         numbers=whole["item"][order] if whole else np.zeros(0, dtype=int),

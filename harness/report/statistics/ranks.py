@@ -78,8 +78,14 @@ def _bootstrapped(
     if draws * len(shares) <= WEIGHTS:
         weights = draw.standard_exponential((draws, len(shares)))
         return weights @ shares, weights @ sums.T
-    kinds = pd.DataFrame(np.vstack([shares, sums]).T).value_counts(sort=False)
-    table, counts = kinds.index.to_frame().to_numpy(), kinds.to_numpy()
+    codes = np.zeros(len(shares), dtype=int)  # equal for clusters that are alike, by first appearance
+    for row in (shares, *sums):
+        of_row, kinds = pd.factorize(row)
+        codes, _ = pd.factorize(codes * len(kinds) + of_row)
+    counts = np.bincount(codes)
+    first = np.empty(len(counts), dtype=int)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    table = np.stack([row[first] for row in (shares, *sums)], axis=1)
     step = max(1, WEIGHTS // len(counts))
     drawn = [
         draw.standard_gamma(counts, (min(step, draws - begin), len(counts))) @ table for begin in range(0, draws, step)
