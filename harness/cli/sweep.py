@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.sweep.app import Session
 
 KERNELS = ("cpu", "cuda")  # what --device may be besides a card
+MANY = 1_000  # records that the sweep's own process reads to answer; each takes some 35 KB
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
 
@@ -112,14 +113,31 @@ def _chosen(records: Sequence[Record]) -> list[Record]:
 def _print_answer(folder: Path) -> None:
     """What the study's table says first; nothing if there is nothing to compare."""
     from harness import terminal
-    from harness.record import read_study
     from harness.report.tables import screen
+
+    shown = terminal.console()
+    terminal.show(shown, screen.answer(_answer_aside(folder), shown.width))
+
+
+def _answer_aside(folder: Path) -> Sequence[str]:
+    """`_answer`, of many records in a process of its own, whose memory they take instead of the sweep's."""
+    if len([*folder.glob("*.json")]) <= MANY:
+        return _answer(folder)
+
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_answer, folder).result()
+
+
+def _answer(folder: Path) -> Sequence[str]:
+    """The sentences of the table's answer; none if there is nothing to compare."""
+    from harness.record import read_study
     from harness.report.tables.best import best
 
     records, _ = read_study(folder)
-    if any(record.cell.seed is not None for record in records):
-        shown = terminal.console()
-        terminal.show(shown, screen.answer(best(records, folder), shown.width))
+    return best(records, folder).answer if any(record.cell.seed is not None for record in records) else []
 
 
 def plan(options: argparse.Namespace) -> int:

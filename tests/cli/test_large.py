@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 import pytest
+from records import make_study
 
+from harness import record
+from harness.cli import sweep
 from harness.config import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -62,3 +65,16 @@ def test_texts_of_items_are_not_held(long_texts, tmp_path, command, limit):
 def test_an_item_more_takes_little_memory(many_items, tmp_path, command, limit):
     """A page has 120,000 answers at most. Which method is the best is drawn without a weight for each item."""
     assert peak(many_items, command, "--out", str(tmp_path / "out")) < limit * MIB
+
+
+def test_the_answer_of_a_large_sweep_is_that_of_a_small_one(tmp_path, monkeypatch, capsys):
+    """Its records are read by another process."""
+    for number, one in enumerate(make_study()):
+        record.write(one, tmp_path / f"{number}.json")
+    sweep._print_answer(tmp_path)
+    here = capsys.readouterr().out
+    assert "full lr=2e-5 scored highest" in here
+    monkeypatch.setattr(sweep, "MANY", 0)
+    monkeypatch.delattr(record, "read_study")  # in this process
+    sweep._print_answer(tmp_path)
+    assert capsys.readouterr().out == here

@@ -27,18 +27,18 @@ def view(tables: Sequence[Table], width: int) -> list[RenderableType]:
     return [part for table in tables for part in _view(table, width)]
 
 
-def answer(table: Table, width: int) -> Iterator[RenderableType]:
-    """What the table says first, set apart by bars at its side and empty lines; nothing if there is no answer."""
-    if table.answer:
+def answer(sentences: Sequence[str], width: int) -> Iterator[RenderableType]:
+    """What a table says first, set apart by bars at its side and empty lines; nothing if there is no sentence."""
+    if sentences:
         yield Text("")
-    for sentence in table.answer:
+    for sentence in sentences:
         yield from _sentence(one_line(sentence), width, BAR, BAR, "bold")
-    if table.answer:
+    if sentences:
         yield Text("")
 
 
 def _view(table: Table, width: int) -> Iterator[RenderableType]:
-    yield from answer(table, width)
+    yield from answer(table.answer, width)
     yield Text(one_line(table.title), style="bold")
     columns = [
         FittedColumn(header, *_standing(header, table.columns[:i]), header not in table.text_columns)
