@@ -111,6 +111,18 @@ def test_only_jobs_import_model_libraries():
             assert not packages(tree) & HEAVY, path
 
 
+def test_jobs_read_records_through_the_gate_alone():
+    """Whatever a record names, a job would run or load."""
+    gated = set()
+    for path, tree in within("job"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in {("record", "read"), ("record", "read_study")}, path
+                gated |= {path} if (node.value.id, node.attr) == ("gate", "admitted") else set()
+        assert not {"harness.record.read", "harness.record.read_study", "harness.record.reading"} & imports(tree), path
+    assert gated == {"job/evaluate/rescoring.py", "job/evaluate/prompting.py", "job/export/exporting.py"}
+
+
 def test_measure_imports_no_other_room_of_jobs():
     for path, tree in within("job/measure"):
         others = [name for name in imports(tree) if re.match(r"harness\.job\.(?!measure)", name)]
