@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from harness.config import ADAMW
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
-from harness.record import Record, model_folder, read
+from harness.record import Cell, Record, model_folder, read
 from harness.redact import leaves
 from harness.settings import Settings, cell_id, plain
 from harness.validate import CHOICES
@@ -45,10 +45,19 @@ WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")  # ending
 UNNAMED = "neither the harness nor a file in a conf/ folder of yours has"
 
 
-def admitted(path: Path) -> Record:
-    """The record at `path`, for what runs or loads it. Raises UserError if it is refused, and RecordError as `read`."""
+def admitted(path: Path, typed: Cell | None = None) -> Record:
+    """The record at `path`, for what runs or loads it. Raises UserError if it is refused, and RecordError as `read`.
+
+    typed: the cell as a command line of today has it, which the user trusts. It takes the place of the record's own, so
+    that only the weights beside the record are to be looked at.
+    """
     found = read(path)
-    require(found, path)
+    if typed is None:
+        require(found, path)
+        return found
+    found.cell = typed
+    if not typed.settings.model.trust_remote_code and (why := weights_objection(found, model_folder(path))):
+        raise UserError(f"{typed.name} is not loaded from its record: {why}. Remove it with `rm`, and run it again.")
     return found
 
 

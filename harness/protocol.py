@@ -205,12 +205,16 @@ class CheckTasks:
 
 @dataclass(frozen=True)
 class Rescore:
-    """Score the recorded cell at `path` by `settings`, and add that to its record."""
+    """Score the recorded cell at `path` by `settings`, and add that to its record.
+
+    cell: as a command line has it; null if it is known from its record alone, which the gate then has to admit.
+    """
 
     path: str
     settings: EvalSettings
     data_root: str | None = None
     local: LocalPaths = NO_PATHS
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from records import change, changed, make_record
 from harness import gate
 from harness.config import CONF, ROOT
 from harness.errors import UserError
-from harness.record import Saved, hashes, read_study, studies
+from harness.record import Saved, hashes, read_study, studies, write
 from harness.settings import cell_id
 from harness.studies import retry
 
@@ -227,3 +227,18 @@ def test_a_base_in_a_folder_has_no_kernels_of_others(cell, tmp_path, monkeypatch
     assert gate.objection(record) is None, "without trust_remote_code this has no effect, and many models have it"
     (tmp_path / "base" / "config.json").write_text('{"attn_implementation": "someone/kernel"}')
     assert "base/config.json names code in its attn_implementation" in gate.objection(record)
+
+
+def test_a_command_line_stands_for_its_cell_and_not_for_weights_beside_the_record(saved, tmp_path):
+    """A cell that is trained, and scored later: what the user trusts today may be loaded, what lies there may not."""
+    record, folder = saved()
+    record.cell.settings = changed(record.cell.settings, model={"use_safetensors": False})
+    record.cell.id = cell_id(record.cell.settings)
+    path = folder.with_suffix(".json")
+    write(record, path)
+    with pytest.raises(UserError, match="it trusts code or pickled weights"):
+        gate.admitted(path)
+    assert gate.admitted(path, record.cell) == record
+    (folder / "own.py").touch()
+    with pytest.raises(UserError, match=r"cell/own\.py is none of the kinds of files .* Remove it with `rm`"):
+        gate.admitted(path, record.cell)

@@ -120,7 +120,8 @@ def _check_tasks(request: CheckTasks, send: Send) -> None:
 def _rescore(request: Rescore, send: Send) -> None:
     from harness.job.evaluate import rescoring
 
-    rescoring.rescore(Path(request.path), request.settings, request.data_root, _progress(send), request.local)
+    path, report = Path(request.path), _progress(send)
+    rescoring.rescore(path, request.settings, request.data_root, report, request.local, request.cell)
 
 
 def _synthesize(request: Synthesize, send: Send) -> None:

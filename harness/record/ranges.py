@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from harness.record.scores import Score
 from harness.settings import Settings
 
 LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
+MOST = 1e100  # of floats, so that no product of three leaves their range
 SEEDS = 2**32  # what libraries take
 SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a count, a time or a share
 POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
@@ -79,8 +79,8 @@ def _free(value: Any) -> None:
     elif isinstance(value, list):
         for i, part in enumerate(value):
             _at(f"[{i}]", _free, part)
-    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= LIMIT):
-        raise Misfit(f"is {value!r}, beyond 2**53")
+    elif isinstance(value, int | float) and not abs(value) <= (MOST if isinstance(value, float) else LIMIT):
+        raise Misfit(f"is {value!r}, beyond {MOST if isinstance(value, float) else '2**53'}")
 
 
 def _environment(value: dict[str, Any]) -> None:
@@ -147,8 +147,9 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
     if kind in (int, float):
         if name == "seed" and owner in (Cell, Settings):
             return _number(0, SEEDS - 1)
-        least = -LIMIT if (owner, name) in SIGNED or owner.__module__ == Settings.__module__ else 0
-        return _number(1 if (owner, name) in POSITIVE else least, LIMIT)
+        most = LIMIT if kind is int else MOST
+        least = -most if (owner, name) in SIGNED or owner.__module__ == Settings.__module__ else 0
+        return _number(1 if (owner, name) in POSITIVE else least, most)
     if dataclasses.is_dataclass(kind):
         return _checks(kind)
     if kind is Any:

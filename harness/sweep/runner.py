@@ -115,9 +115,11 @@ def score(
     data_root: str | None,
     on_event: OnEvent,
     local: LocalPaths = NO_PATHS,
+    typed: bool = False,
 ) -> Record:
     """Score the recorded `cell` by `settings` in a job, under `lease`. Returns its record with the new scores.
 
+    typed: whether a command line has the cell, and not the record alone.
     Raises UserError if that fails; then the record does not change.
     """
     path, log = study.path(cell), study.log(cell)
@@ -126,7 +128,7 @@ def score(
         on_event(event)
         lease(facts(event))
 
-    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local)
+    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if typed else None)
     try:
         with open(log, "ab") as stderr:
             code = _converse(request, stderr, follow, lease)
@@ -196,7 +198,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     earlier = study.recorded(cell)
     if earlier is not None and record.awaits_scoring(earlier) and study.weights(earlier) is not None:
         own = cell.settings.eval
-        return score(cell, study, lease, own, request.data_root, on_event, request.local)
+        return score(cell, study, lease, own, request.data_root, on_event, request.local, typed=True)
     log = path.with_suffix(".log")
     if request.warn:
         _warn_of_load()

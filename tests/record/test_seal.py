@@ -119,7 +119,7 @@ def test_an_edited_record_is_one_sentence_and_the_rest_is_shown(study, capsys, c
         ("cell.seed", 2**63 - 1, "cell.seed is 9223372036854775807, which is not between 0 and 4294967295"),
         ("cell.settings.seed", 2**32, "cell.settings.seed is 4294967296"),
         ("cell.settings.train.max_steps", 2**60, "cell.settings.train.max_steps is 1152921504606846976"),
-        ("cell.knobs", {"scale": 1e300}, "cell.knobs.scale is 1e+300, beyond 2**53"),
+        ("cell.knobs", {"scale": 1e300}, "cell.knobs.scale is 1e+300, beyond 1e+100"),
         ("validation", [{"step": 1, "tokens": 1, "loss": -1.0}], "validation[0].loss is -1.0"),
         ("phases.train.memory.allocated_peak", -5, "phases.train.memory.allocated_peak is -5"),
         ("scores", [], None),

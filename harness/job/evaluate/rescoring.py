@@ -35,7 +35,7 @@ from harness.job.models import adapting, loading, saved, structure
 from harness.job.reporter import Reporter
 from harness.job.training import attention
 from harness.protocol import NO_PATHS, LocalPaths
-from harness.record import Record, Scoring, model_card
+from harness.record import Cell, Record, Scoring, model_card
 from harness.settings import HELD_OUT, EvalSettings
 
 
@@ -45,14 +45,16 @@ def rescore(
     data_root: str | None,
     report: Callable[[dict], None],
     local: LocalPaths = NO_PATHS,
+    typed: Cell | None = None,
 ) -> None:
     """Score the cell of the record at `path` by `settings` (as `eval` of a cell), replacing its scores on these tasks.
 
-    A cell that failed in scoring is ok once it has its own scores.
+    A cell that failed in scoring is ok once it has its own scores. typed: the cell as a command line has it, as in
+    `gate.admitted`.
     Raises UserError if scoring fails; the record stays unchanged then.
     """
     report({"phase": "start"})
-    found = gate.admitted(path)
+    found = gate.admitted(path, typed)
     tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root, local.include_path)
     if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
         raise UserError(f"{found.cell.name} is not scored: its data have changed.")
