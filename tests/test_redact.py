@@ -93,7 +93,7 @@ def test_a_cell_is_run_again_from_its_record_alone(folder):
     records, study = by_status(folder), folder / "results" / "adhoc"
     refused = call(folder, "retry", "--failed")
     assert refused.returncode == 2
-    assert "no file of conf/ or sweeps/ names" in refused.stderr
+    assert "neither the harness nor a file in a conf/ folder of yours has" in refused.stderr
     assert "=telltale.build" in refused.stderr
     call(folder, "rm", records["failed"].cell.name, "--yes")
 

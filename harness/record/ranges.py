@@ -92,7 +92,7 @@ def _environment(value: dict[str, Any]) -> None:
     for name, part in value.items():
         if name in PARTS and not isinstance(part, dict | None):
             raise Misfit("should be an object", f".{name}")
-        inner = part.values() if name in PARTS and part else [part]
+        inner = (part or {}).values() if name in PARTS else [part]
         if any(isinstance(one, dict | list) for one in inner):
             raise Misfit("should be a plain value, or an object of them", f".{name}")
     for name, version in (value.get("versions") or {}).items():

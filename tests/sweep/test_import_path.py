@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SEEN_BY_JOBS
 
 from harness import boot
 from harness.config import ROOT
 
+SEEN_BY_JOBS = str(Path(__file__).parents[1] / "seen_by_jobs")
 CELL = (
     *("method=lora", "model=tiny", "rank=4", "train.max_steps=1", "train.batch_size=2", "train.validation_items=1"),
     *("eval.tasks=[]", "infer.repeats=0", "+data.load.train=64", "+data.load.validation=8"),

@@ -25,6 +25,7 @@ from harness.__main__ import main
 from harness.cli.commands import command_line
 from harness.config import ROOT
 from harness.record import Record, decode, encode, read, write
+from harness.record.ranges import check
 from harness.report.tables.formats import render
 from harness.report.tables.table import Table
 from harness.terminal.streams import Filtered, cleaned, cleaned_streams
@@ -62,9 +63,11 @@ def poisoned(record: Record) -> Record:
 def fits(value) -> bool:
     """Whether `value` is of a record that says the same."""
     try:
-        return encode(decode(Record, copy.deepcopy(value))) == value
+        record = decode(Record, copy.deepcopy(value))
+        check(record)
     except ValueError:
         return False
+    return encode(record) == value
 
 
 @pytest.fixture(scope="module")

@@ -334,7 +334,7 @@ def known(
 ) -> Record:
     settings = Settings(train=TrainSettings(max_steps=10))
     cell = Cell(method, method, method, "tiny", "wordmath", None, None, None, 0, {}, settings)
-    found = Record(cell, "s", "ok", f"2026-01-01T00:{minute:02}", 30.0, device, source=source)
+    found = Record(cell, "s", "ok", f"2026-01-01T00:{minute:02}:00+00:00", 30.0, device, source=source)
     found.parameters = Parameters(total, 1)
     found.train = Train(1, Tokens(100, 200, 50), [1.0], 0, steady, steady, [], "b")
     if flops is not None:
