@@ -20,7 +20,7 @@ from harness.record import RecordError, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-STUDIES, A_STUDY = 40, 12
+STUDIES, A_STUDY = 20, 24
 SETTINGS = settings(
     max_examples=STUDIES, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[*HealthCheck]
 )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from command_line import assert_refused
-from records import make_record, sound
+from records import make_record, reseal, sound
 
 from harness.errors import UserError
 from harness.record import Source, read_study
@@ -57,7 +57,7 @@ def test_a_cell_agrees_with_itself_and_not_with_a_record_whose_loss_was_altered(
     path = tmp_path / "results" / "s" / f"{before.cell.name}.json"
     value = json.loads(path.read_text())
     value["validation"][-1]["loss"] *= 1.1
-    path.write_text(json.dumps(value))
+    reseal(path, value)
     run = inside("reproduce", "s", "--cells", "1", "--format", "md")
     assert run.returncode == 1, run.stderr
     assert "0 of 1 cells agree with their published records." in run.stdout
