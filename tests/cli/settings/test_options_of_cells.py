@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import hub
+import pytest
 from scripted import problem, server
 from tested_settings import CELL, Line, lines
 
@@ -34,6 +35,7 @@ PLACES = "--data-root {folder} --vllm-python {folder}/python --include-path {tas
     "rm lora --study kept --results-dir results --yes --format text",
     Line("rm broken/lora-r4-a8-lr2e-4-s1 --study broken --yes --format json", said='"removed"'),
 )
+@pytest.mark.long
 def test_cells_are_repeated_exported_pushed_and_removed(run, tasks, monkeypatch, tmp_path):
     with hub.uploads(monkeypatch) as taken:
         run(tasks=tasks)
@@ -76,6 +78,7 @@ ASK = "--study told --results-dir results"
         said='"kept": 2',
     ),
 )
+@pytest.mark.long
 def test_models_are_asked_judged_and_write_problems(run, tmp_path):
     rows = [{"question": f"What is {i} and {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(90)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -11,6 +11,7 @@ import urllib.request
 
 import hub
 import pandas as pd
+import pytest
 from peft_result import RUN
 from serving import free_port
 from tested_settings import Line, lines
@@ -76,6 +77,7 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     Line("completion bash", said="synthesize"),
     Line("completion zsh", said="synthesize"),
 )
+@pytest.mark.long
 def test_a_study_is_checked_united_exported_and_imported(run, tmp_path):
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "lora.json").write_text(json.dumps(RUN))

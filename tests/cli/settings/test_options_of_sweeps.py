@@ -48,6 +48,7 @@ def test_another_folder_adds_choices_and_sweeps(run, tmp_path):
     "--skip-impossible --confirm 1",
     Line(f"sweep {CELL} study=small method=lora --fit --budget 1MB --order random", said="1 unfit"),
 )
+@pytest.mark.long
 def test_a_sweep_fits_repeats_and_confirms(run, tmp_path):
     first, small = run()
     assert "Left out: method=galore_layer can't" in first.stderr
@@ -65,6 +66,7 @@ GRID = "plan model=llama_3_2_1b method=full,lora data=facts eval.tasks=[] train.
     Line(f"{GRID} --budget 24GiB --device cuda --throughput 1000 --price 2", said=r"\$"),
     Line(f"{GRID} --device rtx_4090 --advise", said="Fastest that fits"),
 )
+@pytest.mark.long
 def test_a_grid_is_planned_for_another_card(run):
     run()
 

@@ -30,6 +30,7 @@ def model(tmp_path_factory) -> Path:
     "score vllm --study vllm --tasks facts --limit 2 --results-dir results --format json --vllm-python {python}",
     "score vllm --study vllm --tasks facts --limit 3 --replace --format text --vllm-python {python}",
 )
+@pytest.mark.long
 def test_questions_are_asked_as_settings_say(run, only, tasks, model, tmp_path):
     *_, as_json, _ = run(tasks=tasks, model=model, python=python_with_vllm(tmp_path / "vllm"))
     chat = only("chat").cell.settings.eval

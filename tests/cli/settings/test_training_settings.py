@@ -108,6 +108,7 @@ def test_pairs_are_trained_on_by_their_objective(run, only, tmp_path):
     f"run {CELL} study=shared method=lora seed=7 confirmation=true eval.tasks=[] retry.on_oom=true "
     "retry.statuses=[failed,oom]",
 )
+@pytest.mark.long
 def test_cells_of_a_study_are_ended_repeated_and_marked(run, tmp_path):
     run()
     halved, _ = read_study(tmp_path / "results" / "halved")
