@@ -63,10 +63,15 @@ def admitted(path: Path, typed: Cell | None = None) -> Record:
 
 def require(found: Record, path: Path) -> None:
     """Raise UserError if what the record `found`, whose file is at `path`, names is not to be run or loaded."""
-    if (why := objection(found) or weights_objection(found, model_folder(path))) is not None:
+    if (why := refusal(found, path)) is not None:
         raise UserError(
             f"{found.cell.name} is neither run nor loaded from its record: {why}. Run its sweep again instead."
         )
+
+
+def refusal(found: Record, path: Path) -> str | None:
+    """Why the record `found`, whose file is at `path`, is not to be run or loaded, as a clause; None if it may be."""
+    return objection(found) or weights_objection(found, model_folder(path))
 
 
 def objection(found: Record) -> str | None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import marshal
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,22 @@ def write(record: Record, path: Path) -> None:
 
 # The last member of a record's file: the SHA-256 of the file without it. It is of the bytes, so that a changed digit
 # that gives the same number is seen too.
-SEAL = re.compile(rb',\n "sha256": "([0-9a-f]{64})"\n}\n')
-SEAL_BYTES = len(b',\n "sha256": "') + 64 + len(b'"\n}\n')
+SEAL = b',\n "sha256": "%b"\n}\n'
+SEAL_BYTES = len(SEAL % bytes(2 * hashlib.sha256().digest_size))
 
 
 def sealed(value: dict[str, Any]) -> bytes:
     """The text of a record's file: `value` as JSON, with the hash of that text as its last member."""
-    text = json.dumps(value, indent=1, allow_nan=False).encode()
-    return b'%b,\n "sha256": "%b"\n}\n' % (text.removesuffix(b"\n}"), hashlib.sha256(text).hexdigest().encode())
+    return _seal(json.dumps(value, indent=1, allow_nan=False).encode())
+
+
+def _seal(text: bytes) -> bytes:
+    return text.removesuffix(b"\n}") + SEAL % hashlib.sha256(text).hexdigest().encode()
 
 
 def _intact(content: bytes) -> bool:
     """Whether the bytes of a record's file are those that `sealed` made."""
-    seal = SEAL.fullmatch(content, len(content) - SEAL_BYTES)
-    digest = hashlib.sha256(content[:-SEAL_BYTES])
-    digest.update(b"\n}")
-    return seal is not None and seal[1] == digest.hexdigest().encode()
+    return content == _seal(content[:-SEAL_BYTES] + b"\n}")
 
 
 def settle(path: Path) -> None:

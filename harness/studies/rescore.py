@@ -17,7 +17,7 @@ from typing import Any
 from harness import gate
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths
-from harness.record import Record, RecordError, awaits_scoring, model_folder
+from harness.record import Record, RecordError, awaits_scoring
 from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
 from harness.studies.find import settled_study
@@ -89,7 +89,7 @@ def _objection(study: Study, found: Record) -> str | None:
     if found.cell.settings.behind_api:
         return "its model is behind an API, so no weights of it are here"
     path = study.path(found.cell)
-    if (why := gate.objection(found) or gate.weights_objection(found, model_folder(path))) is not None:
+    if (why := gate.refusal(found, path)) is not None:
         return why
     if _tuned(found):
         if study.weights(found) is None:

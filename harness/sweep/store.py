@@ -159,7 +159,7 @@ class Study:
         begun += [self._checkpoints(name), self._answers(name), self._repeating(name), rungs]
         for found in sorted((*gone, *begun), key=Path.is_file):
             try:
-                _erase(found)
+                discard(found, strict=True)
             except OSError as error:
                 raise UserError(
                     f"{self.name}/{name} is not removed, as {found} can't be ({error.strerror}); make that possible, "
@@ -205,18 +205,13 @@ class Study:
         return self._state / "running" / cell.name
 
 
-def discard(path: Path) -> None:
-    """Remove a file, a link, or a folder with its content as far as that can be removed, if it exists."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def discard(path: Path, strict: bool = False) -> None:
+    """Remove a file, a link, or a folder with its content, if it exists.
 
-
-def _erase(path: Path) -> None:
-    """Remove a file, a link, or a folder with all its content, if it exists. Raises OSError if it stays."""
+    strict: raise OSError if part of a folder stays, which otherwise loses what can be removed.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=not strict)
     else:
         path.unlink(missing_ok=True)
 
