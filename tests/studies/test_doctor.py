@@ -105,9 +105,11 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub as says who may have what."""
 
+    ended = threading.Event()
+
     def do_GET(self):
-        if "MetaMathQA" in self.path:
-            time.sleep(20)
+        if "MetaMathQA" in self.path and self.ended.wait(20):
+            return  # who asked is gone
         code, error = 200, None
         if "meta-llama" in self.path:
             code, error = 403, "GatedRepo"
@@ -136,7 +138,9 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Hub.ended.clear()
     yield
+    Hub.ended.set()
     server.shutdown()
     server.server_close()
 
