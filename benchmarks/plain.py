@@ -79,7 +79,7 @@ def main(cell: Cell) -> dict[str, Any]:
             cell.seed,
             lambda items: encoding.encode_all(tokenizer, items, prompt, settings.max_length),
         )
-        factor = loop.rate_factor(settings)
+        factor = loop.rate_factor(settings, len(order))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         net.train()
         for (examples,) in order:

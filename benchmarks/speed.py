@@ -136,7 +136,7 @@ class Side:
             self.layout, _ = attention.layout(self.net, "off", pad)
         if self.settings.compile:
             compiled.enable(self.net)
-        factor = loop.rate_factor(self.settings)
+        factor = loop.rate_factor(self.settings, STEPS)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from harness import redact
 from harness.errors import UserError
@@ -32,8 +34,10 @@ from harness.protocol import (
     Warned,
     encode,
 )
+from harness.record import Record
 
 Send = Callable[[JobEvent], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 def main(request: JobRequest) -> int:
@@ -50,10 +54,31 @@ def main(request: JobRequest) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         _warn_of_others(request, send)
-        return SERVE[type(request)](request, send) or 0
+        if isinstance(request, RunCell):
+            outcome = runner(request)(request, _progress(send))
+            return outcome if isinstance(outcome, int) else 0
+        SERVE[type(request)](request, send)
+        return 0
     except UserError as error:
         send(Refused(str(error)))
         return 2
+
+
+def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
+    """What runs the cell of `request`: it returns the record, or the exit status of several devices."""
+    settings = request.cell.settings
+    if settings.behind_api:
+        from harness.job.api import run_api_cell
+
+        return run_api_cell.run_api_cell
+    from harness.job.run_cell import run_cell
+
+    if settings.train.total_devices == 1:
+        return run_cell
+    from harness.job.training import launch
+
+    place = request.rendezvous or launch.ALONE
+    return lambda request, report: launch.run(settings.train.devices, run_cell, request, report, place)
 
 
 def _warn_of_others(request: JobRequest, send: Send) -> None:
@@ -71,20 +96,9 @@ def _warn_of_others(request: JobRequest, send: Send) -> None:
             send(Warned(words))
 
 
-def _progress(send: Send, **same: str) -> Callable[[dict], None]:
+def _progress(send: Send, **same: str) -> Report:
     """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
     return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
-
-
-def _run(request: RunCell, send: Send) -> int | None:
-    from harness.job import recording
-    from harness.job.training import launch
-
-    train = request.cell.settings.train
-    if train.total_devices > 1:
-        return launch.run(train.devices, recording.run, request, _progress(send), request.rendezvous or launch.ALONE)
-    recording.run(request, _progress(send))
-    return None
 
 
 def _check(request: CheckCells, send: Send) -> None:
@@ -152,8 +166,7 @@ def _export(request: ExportModel, send: Send) -> None:
     send(Result({"folder": request.out}))
 
 
-SERVE: dict[type, Callable[..., int | None]] = {
-    RunCell: _run,
+SERVE: dict[type, Callable[..., None]] = {
     CheckCells: _check,
     PlanCells: _plan,
     ExamineMachine: _examine,
@@ -167,9 +180,13 @@ SERVE: dict[type, Callable[..., int | None]] = {
 
 
 if __name__ == "__main__":
-    from harness.job.serve import serve
+    from harness.job.serve import ends_at_once, serve
     from harness.terminal.streams import Filtered
 
     # Before libraries come in, which keep the streams they find.
     sys.stdout, sys.stderr = (Filtered(stream, redact.redact) for stream in (sys.stdout, sys.stderr))
-    sys.exit(serve(int(sys.argv[1]), main))
+    job = serve(int(sys.argv[1]))
+    if job is None:
+        sys.exit(0)
+    with ends_at_once() if job.forked else nullcontext():
+        sys.exit(main(job.request))

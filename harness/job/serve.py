@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -33,11 +34,21 @@ PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
 
 
-def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
-    """Run `main` in a job for each request on the socket `descriptor`, until its other end is closed.
+@dataclass(frozen=True)
+class AcceptedJob:
+    """The job that this process has become. forked: whether it was forked from the server."""
+
+    request: JobRequest
+    forked: bool
+
+
+def serve(descriptor: int) -> AcceptedJob | None:
+    """Fork a job for each request on the socket `descriptor`, until its other end is closed.
+
+    Returns in each job, and None in the server at its end. If nothing is forked, the server becomes the job itself.
 
     A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
-    status. Returns 0, or what `main` returns if nothing is forked.
+    status.
 
     When the sweep is killed, this process is killed (see harness/boot.py), except while it has a job: then it ends that
     in order. Imports can't be ended otherwise: they take a minute on a cold disk, and may let no other thread run.
@@ -49,7 +60,7 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
         if not message:
-            return 0
+            return None
         os.dup2(streams[2], 2)  # so that the log has failed imports, and errors before the job
         if not loaded:
             import torch
@@ -58,14 +69,14 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
                 _become(streams)
                 threading.Thread(target=_end_with, args=[channel], daemon=True).start()
                 _begin(channel)
-                return main(decode_request(sys.stdin.read()))
-            from harness.job import prepared_inputs, recording  # noqa: F401
+                return AcceptedJob(decode_request(sys.stdin.read()), forked=False)
+            from harness.job import prepared_inputs, run_cell  # noqa: F401
             from harness.job.evaluate import task_index
 
             loaded = True
         request = _request(streams[0], channel)
         if request is None:
-            return 0
+            return None
         if isinstance(request, RunCell):
             with suppress(Exception):  # the job meets the same error, and reports it
                 prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
@@ -88,13 +99,13 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
             os.close(alive)
             threading.Thread(target=_end_without_holder, args=[watch], daemon=True).start()
             _become(streams)
-            _end(main, request)
+            return AcceptedJob(request, forked=True)
         for end in (watch, *streams):
             os.close(end)
         code = _wait(job, channel)
         os.close(alive)
         if code is None:
-            return 0
+            return None
         channel.send(str(code).encode())
         if bound:
             boot.die_with(sweep)
@@ -111,7 +122,8 @@ def _request(stream: int, channel: socket.socket) -> JobRequest | None:
     """The request written to `stream`; None if the sweep ended before all was written."""
     parts = []
     while not select.select([channel], [], [], 0)[0]:  # between a request and its answer only the end arrives
-        if select.select([stream, channel], [], [])[0] == [stream]:
+        ready, _, _ = select.select([stream, channel.fileno()], [], [])
+        if ready == [stream]:
             part = os.read(stream, 2**16)
             if not part:
                 break
@@ -121,11 +133,14 @@ def _request(stream: int, channel: socket.socket) -> JobRequest | None:
     return None
 
 
-def _end(main: Callable[[JobRequest], int], request: JobRequest) -> None:
-    """Run `main` on `request`, and exit with its status at once: unloading libraries takes a second."""
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """A context at whose end this process exits, with the block's status: unloading libraries takes a second."""
     code = 1
     try:
-        code = main(request)
+        yield
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else code
     except Exception:
         traceback.print_exc()
     finally:

@@ -13,8 +13,8 @@ import torch
 from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import run_cell
 from harness.job.data import batching
+from harness.job.models import adapting
 from harness.job.predict import prediction, shapes
 from harness.protocol import Progress
 from harness.record import Cell, Failure, Precautions, Record, SmallerBatches, read
@@ -30,7 +30,7 @@ def hungry(monkeypatch):
     """hungry(when) has every model ask for too much where `when(model, keywords)`, which each forward pass asks."""
 
     def make(when: Callable[[torch.nn.Module, dict], bool]) -> None:
-        adapt = run_cell.adapting.adapt
+        adapt = adapting.adapt
 
         def adapted(base, cell, samples=None):
             def hook(net, arguments, keywords) -> None:
@@ -41,7 +41,7 @@ def hungry(monkeypatch):
             net.register_forward_pre_hook(hook, with_kwargs=True)
             return net
 
-        monkeypatch.setattr(run_cell.adapting, "adapt", adapted)
+        monkeypatch.setattr(adapting, "adapt", adapted)
 
     return make
 

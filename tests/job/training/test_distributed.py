@@ -23,11 +23,11 @@ from several_devices import SHORT, alike, go, short
 
 from harness import validate
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.predict import prediction, workers
+from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
@@ -398,7 +398,7 @@ def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
 def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
-    assert launch.run(2, recording.run, RunCell(cell, "test", str(path)), lambda event: None) == 0
+    assert launch.run(2, run_cell, RunCell(cell, "test", str(path)), lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 
