@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
@@ -77,7 +78,7 @@ def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]
     return sum(len(decoded(tokenizer, ids, clean_up_tokenization_spaces=False).encode()) for ids in answers)
 
 
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int], **keywords: Any) -> str:
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor, **keywords: Any) -> str:
     """The text of one sequence of token ids, without special tokens. keywords: of the tokenizer's `decode`."""
     text = tokenizer.decode(ids, skip_special_tokens=True, **keywords)
     assert isinstance(text, str)  # of one sequence

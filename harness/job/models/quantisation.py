@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, Protocol
 
 import torch
 from bitsandbytes.functional import QuantState
@@ -32,6 +33,22 @@ def int8() -> BitsAndBytesConfig:
     """
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of rounding at every call
     return BitsAndBytesConfig(load_in_8bit=True)
+
+
+class PackedMatrix(Protocol):
+    """A matrix in 4 bits: bitsandbytes' Params4bit, whose attributes its types lack, or one without storage."""
+
+    quant_state: QuantState
+    blocksize: int
+    compress_statistics: bool
+    quant_type: str
+    quant_storage: torch.dtype
+
+
+def packed_matrix(layer: Linear4bit) -> PackedMatrix:
+    """The weight of `layer`, which bitsandbytes types as any tensor."""
+    weight: Any = layer.weight
+    return weight
 
 
 def pack(net: nn.Module, dtype: torch.dtype) -> None:

@@ -33,6 +33,13 @@ def form(asked: str, net: nn.Module) -> Form | None:
     return asked if isinstance(net, PeftModel) else "model"
 
 
+def form_of(found: Record) -> Form:
+    """The form in which the tuned weights of the record `found` are saved. Raises UserError if none are."""
+    if found.saved is None:
+        raise UserError(f"{found.cell.name} has no saved weights.")
+    return found.saved.form
+
+
 def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
     """Save `net`, which has the form `form`, and its tokenizer in `folder`. Raises OSError."""
     if form == "adapter":
