@@ -90,6 +90,13 @@ class DataSettings:
         """Whether a part is held out for the task `held_out`: a share of the records, or problems of their own."""
         return self.test_share > 0 or self.task is not None
 
+    @property
+    def template(self) -> str:
+        """The prompt template. Raises UserError if it is null, so that these data can't be asked about."""
+        if self.prompt is None:
+            raise UserError("The cell's settings lack data.prompt, so that its data can't be asked about.")
+        return self.prompt
+
 
 @dataclass(frozen=True)
 class EvalSettings:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The likeliest tokens after unpadded `ids` (sequences, tokens), one at a time (sequences, 1), without end."""
     name = cache_keyword(model)
     # Virtual tokens of a method are in the cache that the first pass returns.
-    cache = {} if prompted(model) else {name: DynamicCache(config=model.config)}
+    cache: dict[str, Any] = {} if prompted(model) else {name: DynamicCache(config=inner(model).config)}
     while True:
         out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
         ids = out.logits.argmax(-1)
@@ -26,7 +27,7 @@ def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
             model, cache = inner(model), {name: out[name]}
 
 
-def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[StoppingCriteria]) -> torch.Tensor:
+def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: Sequence[StoppingCriteria]) -> torch.Tensor:
     """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` applies, at most `limit`.
 
     For methods with virtual tokens: peft 0.21's `generate` loses or doubles them under transformers 5.24.
