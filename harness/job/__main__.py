@@ -96,7 +96,7 @@ def _warn_of_others(request: JobRequest, send: Send) -> None:
             send(Warned(words))
 
 
-def _progress(send: Send, **same: str) -> Report:
+def _progress(send: Send, **same: Any) -> Report:
     """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
     return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
 

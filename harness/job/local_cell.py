@@ -32,7 +32,7 @@ class LocalCell:
     phases learn for the record's environment; speedups by name, "on", or "off: " and the reason.
     """
 
-    def __init__(self, request: RunCell, report: Report, weights: Path, rank: distributed.Rank | None):
+    def __init__(self, request: RunCell, report: Report, weights: Path, rank: distributed.LaunchedRank | None):
         self.request, self.cell, self.settings, self.weights = request, request.cell, request.cell.settings, weights
         preflight.check_machine(self.cell, request.local.vllm_python)
         self.inputs = prepared_inputs.of(self.settings, request.data_root, request.local.include_path)
@@ -75,7 +75,7 @@ class LocalCell:
         with self.meter.window(phase) as memory, self.meter.live(memory) as see:
             yield see
 
-    def leave(self, rank: distributed.Rank) -> None:
+    def leave(self, rank: distributed.LaunchedRank) -> None:
         """Leave the other ranks: from here on this process works on one device."""
         rank.leave()
         self.accelerator = _alone(self.bf16)

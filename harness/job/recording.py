@@ -90,7 +90,7 @@ class Recording:
             result.status = "oom" if out_of_memory else "failed"
             result.failure = Failure(running.phase, running.step, redact.reason(error), memory)
 
-    def finish(self, running: RunningCell, rank: distributed.Rank | None = None) -> Record:
+    def finish(self, running: RunningCell, rank: distributed.LaunchedRank | None = None) -> Record:
         """Write the record, its items and its weights beside it; of several ranks one does so.
 
         Returns the record. Raises UserError if a file can't be written.

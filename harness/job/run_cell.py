@@ -22,12 +22,12 @@ from harness.job.phases.score import score
 from harness.job.phases.train import free_training, gather, leave, train, validate_untuned
 from harness.job.recording import Recording
 from harness.job.reporter import Report
-from harness.job.training.distributed import Rank
+from harness.job.training.distributed import LaunchedRank
 from harness.protocol import RunCell
 from harness.record import Merge, Record
 
 
-def run_cell(request: RunCell, report: Report, rank: Rank | None = None) -> Record:
+def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None) -> Record:
     """Run the cell of `request`, write its record to the request's path (its items beside it), and return it.
 
     `report` is called with phases and with steps of training. Bad input raises UserError and leaves no record; any

@@ -46,7 +46,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
     if given:
         result.scores, items = rewards.beside(result.scores, items, given)
     recording.keep_items(items)
-    result.items, result.vllm = record.item_hashes(tasks.sample), vllm and vllm.usage
+    result.items, result.vllm = record.item_hashes(tasks.sample), None if vllm is None else vllm.usage
     cell.speedups.update(used)
 
 

@@ -102,7 +102,7 @@ def free_training(cell: LocalCell) -> None:
 
 
 def leave(
-    cell: LocalCell, rank: distributed.Rank, model: nn.Module, probed: Probe, result: Record
+    cell: LocalCell, rank: distributed.LaunchedRank, model: nn.Module, probed: Probe, result: Record
 ) -> dict[str, torch.Tensor]:
     """Leave the other devices, with the figures of all in `result`.
 

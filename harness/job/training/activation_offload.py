@@ -67,7 +67,7 @@ class _Saved:
     storage: _Storage
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
     dtype: torch.dtype
 
 

@@ -220,7 +220,7 @@ def train(
         if step <= history.steps:
             continue
         micro = [batch.to(accelerator.device) for batch in micro]
-        lr = schedule.get_last_lr()[0]
+        lr = float(schedule.get_last_lr()[0])
 
         accelerator.wait_for_everyone()
         start, compiling = energy.read(), compiled.seconds() if settings.compile else None

@@ -189,17 +189,17 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def sleeping(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def sleeping(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     note(folder / str(rank.number), os.getpid())
     time.sleep(600)
 
 
-def refusing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def refusing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     sleeping(folder, report, rank) if rank.number == 0 else time.sleep(0.5)
     raise UserError("rank 1 can't work with this.")
 
 
-def agreeing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def agreeing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
     torch.cpu._is_avx512_bf16_supported = lambda: True
     timing.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
@@ -212,7 +212,7 @@ def agreeing(folder: Path, report: launch.Report, rank: distributed.Rank) -> Non
     note(folder / str(rank.number), (str(dtype), time, parts, joules))
 
 
-def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.Rank) -> None:
+def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.LaunchedRank) -> None:
     """Shards a model and gathers it."""
     folder, cell = asked
     net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
