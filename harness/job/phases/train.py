@@ -54,8 +54,11 @@ def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan)
         divergence = Divergence(loaded.guess, at_once=halving is not None)
         measure = partial(validate, cell, model, loaded)
         validation = Validation(measure, settings.validate_every, len(steps), divergence, halving)
-        follow = (history, divergence, validation, cell.reporter.end_step, halving, checkpoints)
-        loop.train(model, optimizer, schedule, steps, settings, accelerator, *follow, objective=cell.objective)
+        loop.train(
+            *(model, optimizer, schedule, steps, settings, accelerator),
+            *(history, divergence, validation, cell.reporter.end_step, halving, checkpoints),
+            objective=cell.objective,
+        )
         measured = history.measured(steps.fingerprint, None if checkpoints is None else checkpoints.every)
     plan.undo.close()
     return Trained(measured, history.validations, None if halving is None else halving.ended)
