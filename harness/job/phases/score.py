@@ -23,12 +23,13 @@ from harness.record import Record
 
 def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recording) -> None:
     """Score `model` on the tasks, if there are some; of a cell that is trained on pairs, on rewards too."""
-    tasks, settings, result = cell.inputs.tasks, cell.settings.eval.local(), recording.result
+    tasks, result = cell.inputs.tasks, recording.result
     given: list[tuple[float, float]] = []
     if isinstance(cell.objective, PairObjective):
         given = pairs.given_rewards(cell, cell.objective, model, loaded.layout)
     if not tasks.leaves:
         return  # eval.tasks=[]: a cell for its cost alone
+    settings = cell.settings.eval.local()
     vllm = _vllm_writer(cell, model, result) if settings.engine == "vllm" and tasks.written else None
     cell.reporter.enter("score")
     with cell.meter.window("score"):  # not live: of each token it would be a third
