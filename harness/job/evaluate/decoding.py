@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from torch import nn
 from transformers import DynamicCache, StoppingCriteria
 
@@ -50,7 +49,17 @@ def cache_keyword(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"
 
 
-def not_plain(lm: HFLM, kwargs: dict[str, Any], limit: int) -> str | None:
+class WritingModel(Protocol):
+    """What of lm-eval's HFLM says how it writes answers. max_length: tokens of a prompt and its answer."""
+
+    model: Any
+    think_end_token: Any
+
+    @property
+    def max_length(self) -> int: ...
+
+
+def not_plain(lm: WritingModel, kwargs: dict[str, Any], limit: int) -> str | None:
     """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
 
     limit: tokens of an answer.
