@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -41,18 +41,20 @@ def bucketed(batches: list[list[Drawn]], together: int, seed: int) -> list[list[
     return out
 
 
-def scheduled(items: list[Item], train: TunedTrain, seed: int, encode: Encoder) -> list[list[list[Drawn]]]:
+def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: Encoder) -> list[list[list[Drawn]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
     Only drawn items are encoded: most of a large data set is not. With `epochs` the last step is the one that ends the
     last pass; with `max_tokens`, the one that reaches that number of raw tokens.
 
-    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached, or if neither
-    steps nor epochs say how long to train.
+    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached, or without a
+    seed, or a number of steps or epochs.
     """
     if not items:
         raise UserError("The data set is empty.")
     seed = seed if train.data_seed is None else train.data_seed
+    if seed is None:
+        raise UserError("Training requires a seed, or train.data_seed.")
     size, accum = train.micro_batch, train.grad_accum
     wanted = None if train.epochs is None else math.ceil(train.epochs * len(items))  # examples of all passes
     if train.packing:
@@ -183,12 +185,12 @@ class Layout:
     every: bool = False
     pad: int = 0
 
-    def tokens(self, drawn: list[Drawn]) -> int:
+    def tokens(self, drawn: Sequence[Drawn]) -> int:
         """Tokens of a batch of what was `drawn`, padding included."""
         lengths = [len(e.ids) for e in _sequences(drawn)]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
-    def batch(self, drawn: list[Drawn]) -> Batch:
+    def batch(self, drawn: Sequence[Drawn]) -> Batch:
         examples = _sequences(drawn)
         wanted = [e.supervised for e in examples]
         counts = (sum(len(e.ids) for e in examples), self.tokens(drawn), sum(map(len, wanted)))

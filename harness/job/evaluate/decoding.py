@@ -5,13 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import DynamicCache, StoppingCriteria
 
 from harness.job.models.structure import inner, prompted
+
+# Generation settings that keep the likeliest token: of a task, and in a model's config.
+PLAIN = [("do_sample", False), ("temperature", 0.0)]
+HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
+HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
 
 def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -42,3 +47,27 @@ def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: Sequence[Stop
 def cache_keyword(model: nn.Module) -> str:
     """The model's keyword for its cache: transformers renames it within version 5, and drops the old name in 5.40."""
     return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"
+
+
+class WritingModel(Protocol):
+    """What of lm-eval's HFLM says how it writes answers. max_length: tokens of a prompt and its answer."""
+
+    model: Any
+    think_end_token: Any
+
+    @property
+    def max_length(self) -> int: ...
+
+
+def not_plain(lm: WritingModel, kwargs: dict[str, Any], limit: int) -> str | None:
+    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
+
+    limit: tokens of an answer.
+    """
+    unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
+    unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
+    if unusual:
+        return f"generation is set to {', '.join(sorted(unusual))}"
+    if lm.think_end_token is not None:
+        return "thinking is cut from the answers"
+    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"

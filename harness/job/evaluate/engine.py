@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch.nn import functional
@@ -31,7 +30,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
-from harness.job.evaluate.decoding import cache_keyword, written
+from harness.job.evaluate.decoding import cache_keyword, not_plain, written
 from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots, filled_layers
 from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
 from harness.job.evaluate.tokenised_once import Request, TokenisedOnce
@@ -44,10 +43,6 @@ UNREAD = {"cpu": 1, "cuda": 32}  # rows that are computed before their results a
 LOGIT = 10  # bytes of a logit: as it is computed, in fp32, and its log-probability
 CHECKED = 320  # first tokens of the longest request, which are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
-# Generation settings that keep the likeliest token: of a task, and in a model's config.
-PLAIN = [("do_sample", False), ("temperature", 0.0)]
-HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
-HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
 logger = logging.getLogger(__name__)
 
@@ -391,17 +386,3 @@ class Engine(TokenisedOnce):
 def _tell_cut(lengths: list[int], most: int) -> None:
     if cut := sum(length > most for length in lengths):
         logger.warning(f"{cut} requests were truncated on the left to {most} tokens, which the model has room for.")
-
-
-def not_plain(lm: HFLM, kwargs: dict[str, Any], limit: int) -> str | None:
-    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
-
-    limit: tokens of an answer.
-    """
-    unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
-    unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
-    if unusual:
-        return f"generation is set to {', '.join(sorted(unusual))}"
-    if lm.think_end_token is not None:
-        return "thinking is cut from the answers"
-    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"

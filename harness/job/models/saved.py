@@ -45,9 +45,8 @@ def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: 
     if form == "adapter":
         assert isinstance(net, PeftModel)  # as `form` has it
         folder.mkdir(parents=True)
-        net.save_pretrained(
-            str(folder), save_embedding_layers=False
-        )  # else peft asks the hub whether they were resized
+        # By its default peft asks the hub whether embeddings were resized.
+        net.save_pretrained(str(folder), save_embedding_layers=False)
         _name_base(folder / ADAPTER[0], cell.settings.model)
         tokenizer.save_pretrained(folder)
     else:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness import record
 from harness.errors import UserError
-from harness.job.evaluate.engine import not_plain
+from harness.job.evaluate.decoding import not_plain
 from harness.job.evaluate.vllm import process
 from harness.job.evaluate.vllm.process import Prompt, VllmFailed, VllmWriter
 from harness.job.measure.device_memory import free_share
