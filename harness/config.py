@@ -385,11 +385,6 @@ def _share(part: float, whole: int | None) -> int | None:
     return None if whole is None else int(part * whole)
 
 
-def device_count(config: DictConfig) -> int:
-    """How many devices of a machine the cell of `config` trains on; an untuned row needs one."""
-    return config.train.devices if config.method.optim is not None else 1
-
-
 def typed(value: Any) -> str:
     """A setting's value as one types it."""
     if value is None or isinstance(value, bool):

@@ -15,7 +15,7 @@ from harness import terminal, units
 from harness.errors import UserError
 from harness.program import PROGRAM
 from harness.sweep import plan_view, planner
-from harness.sweep.app.checking import Point, architectures, point_of
+from harness.sweep.app.point import Point, architectures, point_of
 from harness.sweep.app.predicting import Compose, times_of
 from harness.sweep.app.session import Options
 from harness.sweep.cell_status import duration
