@@ -7,7 +7,7 @@ results_dir/study/NAME.json            the record
                   commands.txt         sweeps that requested cells, as they were typed
                   tensorboard/NAME/    what the tracker wrote: harness/job/tracker.py
                   .harness/plan.json   cells that sweeps requested
-                  .harness/points/     points that a launcher's workers are to run: harness/sweep/launchers/through_hydra.py
+                  .harness/points/     points for the workers of a launcher: harness/sweep/launchers/through_hydra.py
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
                   .harness/rungs/NAME.json     losses of stop=asha: harness/job/training/halving.py
