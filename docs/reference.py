@@ -88,8 +88,8 @@ def record_page() -> str:
 
 def _group(group: ConfigGroup) -> str:
     rows = [
-        (f"`{key}`", kind.replace(" | ", " or "), _default(default), _escaped(comment))
-        for key, kind, default, comment in group.fields
+        (f"`{f.key}`", f.type.replace(" | ", " or "), _default(f.default), _escaped(f.sentences))
+        for f in group.fields
     ]
     table = _table(("Setting", "Type", "Default", "Meaning"), rows)
     return f"## {group.key or 'General'}\n\n{group.comment.replace('``', '`')}\n\n{table}\n"

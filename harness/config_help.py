@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING, OmegaConf
 
 from harness.config import CONF, Config, typed
+from harness.schema import NO_RULE, Rule, group_of
 
 UNLESS = re.compile(r"^\$\{unless:.*,(\w+)\}$")  # a value, but null where another setting is given
 
@@ -23,13 +24,20 @@ class ConfigField(NamedTuple):
     """One setting: dotted key, type, default, and what it does.
 
     default: as one types it where no other setting is given, or as conf/config.yaml computes it (``${…}``); None if a
-    file of its group must set it.
+    file of its group must set it. rule: which values it may have, and whether it is part of a cell.
     """
 
     key: str
     type: str
     default: str | None
     comment: str
+    rule: Rule
+
+    @property
+    def sentences(self) -> str:
+        """The comment, with what the rule adds to it."""
+        bounds = f" It must be {self.rule.bounds}." if self.rule.bounds and not self.rule.auto else ""
+        return f"{self.comment}{bounds}{'' if self.rule.in_cell else ' Not part of the cell.'}"
 
 
 class ConfigGroup(NamedTuple):
@@ -45,7 +53,7 @@ def config_groups() -> list[ConfigGroup]:
     composed = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
     groups = [ConfigGroup("", inspect.getdoc(Config), _fields(Config, "", composed))]
     for f in dataclasses.fields(Config):
-        if schema := _schema(f):
+        if schema := group_of(f):
             fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
             groups.append(ConfigGroup(f.name, inspect.getdoc(schema), fields))
     return groups
@@ -68,7 +76,7 @@ def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigF
     """
     comments, found = field_comments(schema), []
     for f in dataclasses.fields(schema):
-        if nested := _schema(f):
+        if nested := group_of(f):
             found += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
             continue
         default = f.default_factory() if f.default is dataclasses.MISSING else f.default
@@ -79,11 +87,7 @@ def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigF
                 type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", f.type)),
                 default=None if default == MISSING else UNLESS.sub(r"\1", typed(default).replace("'", "")),
                 comment=comments[f.name],
+                rule=f.metadata.get("rule", NO_RULE),
             )
         )
     return found
-
-
-def _schema(f: dataclasses.Field) -> type | None:
-    """The dataclass of a group of settings; None for a setting."""
-    return f.default_factory if dataclasses.is_dataclass(f.default_factory) else None

@@ -33,7 +33,7 @@ from harness.errors import UserError
 from harness.record import Cell, Record, model_folder, read
 from harness.redact import leaves
 from harness.settings import Settings, cell_id, plain
-from harness.validate import CHOICES
+from harness.validate import SETTINGS
 
 GROUPS = ("method", "data")  # of config files, that have functions in them
 SLOTS = ("method.load", "method.adapt", "method.init", "method.optim", "data.load")
@@ -111,7 +111,8 @@ def _texts(settings: Settings) -> Iterator[str]:
     for key, value in leaves(plain(settings)):
         if isinstance(value, str) and "${" in value:
             yield f"{key} is an interpolation"
-        if isinstance(value, str) and value not in CHOICES.get(key, [value]):
+        choices = SETTINGS[key].rule.choices if key in SETTINGS else ()
+        if isinstance(value, str) and choices and value not in choices:
             yield f"{key}={value} is unknown"
 
 

@@ -233,7 +233,7 @@ def _settings() -> str:
         for setting in group.fields:
             default = "" if setting.default is None else f"={setting.default}"
             lines.append(f"  {setting.key}{default}  ({setting.type})")
-            lines += _wrapped(setting.comment, " " * 6, " " * 6)
+            lines += _wrapped(setting.sentences, " " * 6, " " * 6)
     return "\n".join(lines) + "\n"
 
 
