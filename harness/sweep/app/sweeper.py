@@ -237,7 +237,7 @@ class GridSweeper(Sweeper):
             options.card,
         )
         for prediction, point in zip(plan.points, local, strict=True):
-            if plan.fits(prediction):
+            if isinstance(prediction, planner.Impossible) or plan.fits(prediction):  # its job says why it can't run
                 fitting.append(point)
                 continue
             reason = planner.refusal(plan, prediction)
