@@ -21,7 +21,6 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import plain
 from harness.job import prepared_inputs, speedups
 from harness.job.data import batching
 from harness.job.evaluate import scoring
@@ -30,6 +29,9 @@ from harness.job.measure.busy import covered
 from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell, decode
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import plain
 
 
 class Training:
@@ -122,9 +124,8 @@ def _answers(items: Any) -> Any:
 
 def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     """Tokens/s (median of the steps after warm-up) and peak of transformers' Trainer, or of TRL's."""
+    from trainer import train
     from transformers import TrainerCallback
-
-    from benchmarks.trainer import train
 
     asked = decode(Cell, cell)
     settings, on_cuda = asked.settings.train, torch.cuda.is_available()

@@ -12,13 +12,14 @@ from dataclasses import asdict, astuple, dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.gpu.bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import Cell, Record, read_study, train_memory
 from harness.studies import doctor as facts_of
 from harness.sweep.cells import from_config
+
+from .bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 
 NEAR = 0.05  # largest relative difference of a predicted peak to the allocator's
 SAME_ANSWERS = 0.98  # smallest share of equal answers; rounding may change the others
