@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -41,12 +41,12 @@ class Training:
         settings = cell.settings
         self.inputs = prepared_inputs.of(settings, None)
         self.norm = settings.train.max_grad_norm
-        bf16 = device.compute_dtype(settings.train.precision) is torch.bfloat16
+        bf16 = device.compute_dtype(settings.train.validated().precision) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
         net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
         pad = self.inputs.tokenizer.pad_token_id
-        self.layout, _ = speedups.enable(net, settings.speedups, pad, self.accelerator)
+        self.layout, _ = speedups.enable(net, settings.speedups or "off", pad, self.accelerator)
         optimizer = instantiate(settings.method.optim, _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
@@ -136,7 +136,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     optimizer = instantiate(asked.settings.method.optim, _convert_="all")(net)
     factor = loop.rate_factor(settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    steps = [examples for (examples,) in prepared.steps]
+    steps = [plain.sequences(drawn) for (drawn,) in prepared.steps]
     batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]
     moments: list[float] = []
 
@@ -181,7 +181,12 @@ def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, A
     return {"weights": sum(p.numel() for p in net.parameters())}
 
 
-ANSWERS = {"busy": busy, "engine": engine, "trainer": trainer, "random": random}
+ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "busy": busy,
+    "engine": engine,
+    "trainer": trainer,
+    "random": random,
+}
 
 
 if __name__ == "__main__":
