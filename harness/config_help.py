@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import textwrap
 from typing import Any, NamedTuple
@@ -50,44 +51,47 @@ class ConfigGroup(NamedTuple):
 
 def config_groups() -> list[ConfigGroup]:
     """All settings in the order of harness/config.py, those of the top level first."""
-    composed = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
-    groups = [ConfigGroup("", inspect.getdoc(Config), _fields(Config, "", composed))]
+    composed: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    groups = [ConfigGroup("", inspect.getdoc(Config) or "", _fields(Config, "", composed))]
     for f in dataclasses.fields(Config):
         if schema := group_of(f):
             fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
-            groups.append(ConfigGroup(f.name, inspect.getdoc(schema), fields))
+            groups.append(ConfigGroup(f.name, inspect.getdoc(schema) or "", fields))
     return groups
 
 
 def field_comments(schema: type) -> dict[str, str]:
     """The string below each field of a dataclass, on one line, by the field's name."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
-    return {
-        before.target.id: " ".join(after.value.value.split())
-        for before, after in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-    }
+    comments: dict[str, str] = {}
+    for definition in ast.parse(textwrap.dedent(inspect.getsource(schema))).body:
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for statements in itertools.pairwise(body):
+            match statements:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(comment))):
+                    comments[name] = " ".join(comment.split())
+    return comments
 
 
-def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigField]:
+def _fields(schema: type[Any], prefix: str, composed: dict[str, Any]) -> list[ConfigField]:
     """The settings of a dataclass without its groups, but for a group within a group.
 
     composed: what conf/config.yaml sets in place of the dataclass's defaults.
     """
-    comments, found = field_comments(schema), []
+    comments = field_comments(schema)
+    settings: list[ConfigField] = []
     for f in dataclasses.fields(schema):
         if nested := group_of(f):
-            found += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
+            settings += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
             continue
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         default = composed.get(f.name, default)
-        found.append(
+        settings.append(
             ConfigField(
                 key=prefix + f.name,
-                type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", f.type)),
+                type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", str(f.type))),
                 default=None if default == MISSING else UNLESS.sub(r"\1", typed(default).replace("'", "")),
                 comment=comments[f.name],
                 rule=f.metadata.get("rule", NO_RULE),
             )
         )
-    return found
+    return settings
