@@ -62,7 +62,9 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
         columns = [all_columns[0], BAR, *all_columns[1:]]
-        barred = [[row[0], bar(plan, point, size), *row[1:]] for row, point in zip(rows, plan.predicted, strict=True)]
+        barred: list[list[str | Text]] = [
+            [row[0], bar(plan, point, size), *row[1:]] for row, point in zip(rows, plan.predicted, strict=True)
+        ]
         table, left_out = terminal.fitted(columns, barred, width)
         parts += [table, Text(""), _legend(plan)]
         if left_out:

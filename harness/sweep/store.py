@@ -70,7 +70,7 @@ class Study:
 
     def halving(self, rule: StopRule | None) -> Halving | None:
         """What a cell of this study needs to compete by `rule`, if there is one."""
-        return rule and Halving(rule, str((self._state / "rungs").absolute()))
+        return None if rule is None else Halving(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
         return self._answers(cell.name)

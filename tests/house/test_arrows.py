@@ -73,7 +73,19 @@ def test_no_two_files_import_each_other():
 
 
 LEAVES = {"errors", "program", "redact", "terminal", "units"}
-BELOW = {"record", "settings", "protocol", "validate", "config", "config_folders", "config_help", "boot", "env", "gate"}
+BELOW = {
+    "record",
+    "settings",
+    "schema",
+    "protocol",
+    "validate",
+    "config",
+    "config_folders",
+    "config_help",
+    "boot",
+    "env",
+    "gate",
+}
 BELOW |= LEAVES
 ARROWS = {  # of each room, the rooms and files it may import
     "record": {"settings"} | LEAVES,

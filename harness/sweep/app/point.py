@@ -128,7 +128,8 @@ def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | 
     given = {override.partition("=")[0] for override in overrides}
     if config.model.architecture is None or ("model.path" in given and "model.architecture" not in given):
         return None
-    return OmegaConf.to_container(config.model.architecture, resolve=True)
+    dimensions: Any = OmegaConf.to_container(config.model.architecture, resolve=True)
+    return dimensions
 
 
 def architectures(points: Sequence[Point]) -> dict[str, dict[str, Any]]:

@@ -41,7 +41,7 @@ class RunPoint:
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[RunPoint], tuple[()]]:
         return RunPoint, ()
 
     def __call__(self, work: Point | DictConfig) -> Outcome | UserError:
@@ -98,7 +98,7 @@ class RunPoint:
 
     def _assist(self, point: Point, rendezvous: Rendezvous) -> Outcome:
         """Train the cell of `point` along with the first machine, whose record it is."""
-        runner.assist(dataclasses.replace(point.request, rendezvous=rendezvous), point.study)
+        runner.assist(point.request, rendezvous, point.study)
         recorded = point.study.recorded(point.cell)
         if recorded is None:
             raise UserError(f"{point.cell.name} has no record: the first machine ended without one.")

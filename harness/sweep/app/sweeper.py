@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from harness import record, units
@@ -27,7 +27,7 @@ from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_wei
 from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
-from harness.sweep.app.session import Outcome
+from harness.sweep.app.session import Choose, Outcome
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
 from harness.sweep.launchers.through_hydra import cell_launcher
@@ -44,13 +44,15 @@ class GridSweeper(Sweeper):
     __module__ = "hydra_plugins.harness"  # Hydra instantiates no sweeper from elsewhere
 
     # `plan` replaces any other sweeper by this one, so it accepts their parameters.
-    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
+    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_: Any):
         self._params, self._candidates = params, candidates
         self._said: set[str] = set()
         self._points: dict[str, Point] = {}  # by the id of the cell
         self._shared = Sharing()
 
-    def setup(self, *, hydra_context: HydraContext, task_function: RunPoint, config: DictConfig) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if not isinstance(task_function, RunPoint):
+            raise TypeError(f"the sweeper runs grid points by RunPoint, got {task_function}")
         self._config_name = config.hydra.job.config_name
         self._compose = Composer.of(hydra_context.config_loader, config)
         self._session = task_function.session
@@ -70,20 +72,19 @@ class GridSweeper(Sweeper):
             predicting.predict(requested, self._composed, options)
             return []
         study, outcomes = self._run(requested)
-        if options.confirm:
-            outcomes += self._confirm(study)
+        if options.confirm and options.choose:
+            outcomes += self._confirm(study, options.confirm, options.choose)
         return outcomes
 
-    def _confirm(self, study: Study) -> list[Outcome | UserError]:
-        """Run fresh seeds of each method's chosen setting, as --confirm asks for."""
-        options = self._session.options
+    def _confirm(self, study: Study, seeds: int, choose: Choose) -> list[Outcome | UserError]:
+        """Run fresh `seeds` of each method's chosen setting, as --confirm asks for."""
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
-        fresh = fresh_points(options.choose(records), records, overrides, options.confirm)
+        fresh = fresh_points(choose(records), records, overrides, seeds)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return []
-        print(f"Confirming: {options.confirm} fresh seeds of each chosen setting.", file=sys.stderr)
+        print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
         _, outcomes = self._run(fresh)
         return outcomes
 

@@ -21,24 +21,26 @@ SLOWER, SLOWER_FROM, SLOWER_TO = 1.7, 1.3, 2.1
 
 @dataclass(frozen=True)
 class Timing:
-    """A record whose training was timed: raw tokens/s in its steady steps."""
+    """A record whose training was timed: its optimizer steps, and raw tokens/s in the steady ones."""
 
     record: Record
     train: Train
+    steps: int
     tokens_per_second: float
 
     @property
     def step_tokens(self) -> float:
         """Raw tokens of a step."""
-        return self.train.tokens.raw / self.train.steps
+        return self.train.tokens.raw / self.steps
 
     @property
     def flops_per_second(self) -> float | None:
-        """FLOP/s per device in the steady steps; None if the record has no probe."""
-        if (probe := self.record.probe) is None:
+        """FLOP/s per device in the steady steps; None if the record has no probe, or does not count padding."""
+        probe, tokens = self.record.probe, self.train.tokens
+        if probe is None or tokens.padded is None:
             return None
-        padded = self.tokens_per_second * self.train.tokens.padded / self.train.tokens.raw
-        flops = probe.flops_per_token + (probe.recomputed_flops_per_token or 0)
+        padded = self.tokens_per_second * tokens.padded / tokens.raw
+        flops = probe.flops_per_token + probe.recomputed_flops_per_token
         return flops * padded / self.record.cell.settings.train.total_devices
 
 
@@ -66,7 +68,7 @@ class Times:
         devices = {device for device in here if device[0] == kernels}
         crowded = _overlapping(found)
         self._timed = [
-            Timing(record, record.train, record.train.tokens_per_second_steady)
+            Timing(record, record.train, record.train.steps, record.train.tokens_per_second_steady)
             for record in found
             if record.train and not record.source and _device(record.environment) in devices
             if id(record) not in crowded and not record.train.resumed_at and record.train.tokens_per_second_steady

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, flag_override
 
 from harness import boot
@@ -46,7 +47,7 @@ class LocalParallel(CellLauncher, Launcher):
     def __init__(self, cells: int | None = None):
         self._cells = cells
 
-    def setup(self, *, hydra_context, task_function, config) -> None:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self._loader, self._task, self._config = hydra_context.config_loader, task_function, config
         places(self._cells)
 
