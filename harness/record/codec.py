@@ -66,14 +66,20 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
         return _packed_decoder(arguments[0])
     if origin in (types.UnionType, typing.Union):  # the latter with a Literal
         return _union_decoder([a for a in arguments if a is not types.NoneType])
+    return _value_decoder(kind)
+
+
+def _value_decoder(kind: Any) -> Callable[[Any], Any]:
+    """Of a value without parts: a text, a number, one of a Literal's values, or anything."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
 
     def decode(value: Any) -> Any:
         if kind is Any or type(value) is kind:
             return value
-        if origin is Literal:
-            if value in arguments:
+        if choices is not None:
+            if value in choices:
                 return value
-            raise Misfit(f"is {value!r}, which is none of {', '.join(map(repr, arguments))}")
+            raise Misfit(f"is {value!r}, which is none of {', '.join(map(repr, choices))}")
         if kind is float and type(value) is int:
             return float(value)
         raise Misfit(f"should be of type {kind.__name__}, not {type(value).__name__}")
@@ -122,7 +128,7 @@ def _object_decoder(kind: type[Any]) -> Callable[[Any], Any]:
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
     taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
     defaults = _defaults(kind)
-    frozen = kind.__dataclass_params__.frozen
+    make = _maker(kind)
     required = {field.name for field in dataclasses.fields(kind)} - defaults.keys()
 
     def shape(value: dict[str, Any]) -> tuple[list[str], list[tuple[str, Callable[[], Any]]]]:
@@ -153,13 +159,23 @@ def _object_decoder(kind: type[Any]) -> Callable[[Any], Any]:
                 raise
         for name, default in missing:
             value[name] = default()
-        if not frozen:
-            return kind(**value)  # whose attributes take a third of the memory of a dict
-        made = object.__new__(kind)
-        object.__setattr__(made, "__dict__", value)  # as __init__ would, field by field and many times as slowly
-        return made
+        return make(value)
 
     return decode
+
+
+def _maker(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
+    """What makes an instance of the dataclass `kind` of the values of all its fields."""
+
+    def mutable(values: dict[str, Any]) -> Any:
+        return kind(**values)  # whose attributes take a third of the memory of a dict
+
+    def frozen(values: dict[str, Any]) -> Any:
+        instance = object.__new__(kind)
+        object.__setattr__(instance, "__dict__", values)  # as __init__ would, field by field and many times as slowly
+        return instance
+
+    return frozen if kind.__dataclass_params__.frozen else mutable
 
 
 def _defaults(kind: type[Any]) -> dict[str, Callable[[], Any]]:

@@ -81,16 +81,8 @@ EXTRAS = {
 
 def sentence(error: Exception) -> str:
     """The message of an error of Hydra's or OmegaConf's."""
-    if isinstance(error, MissingConfigException):
-        group, choice = _chosen(str(error.missing_cfg_file))
-        if extra := EXTRAS.get((group, choice)):
-            return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
-        if hint := _no_choice(group, choice):
-            return hint
-        try:
-            one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
-        except UserError as unknown:
-            return str(unknown)
+    if isinstance(error, MissingConfigException) and (missing := _missing(error)) is not None:
+        return missing
     first, cause = first_line(error), first_line(error.__cause__ or error)
     if isinstance(error, OverrideParseException):
         return _no_override(error.override)
@@ -99,14 +91,7 @@ def sentence(error: Exception) -> str:
     if found := re.match(r"Could not append to config. An item is already at '(.+)'", first):
         return f"{found[1]} is there already; to change it, write {found[1]}=VALUE, without +."
     if found := re.match(r"Error merging override (.+)", first):
-        key, _, value = found[1].partition("=")
-        if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
-            return _no_setting(key.lstrip("+"))
-        if "ListConfig" in cause:
-            return f"{key} must be a list, got {value}; write {key}=[{value}]."
-        if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
-            return f"{key} must be {kind}, got {value}."
-        return f"{found[1]}: {cause.rstrip('.')}."
+        return _not_merged(found[1], cause)
     if found := re.match(r"Ambiguous value for argument '(.+)'", first):
         key, _, values = found[1].partition("=")
         as_list = f", and {key}=[{values}] is one list" if "list" in _types(Config).get(key, "list") else ""
@@ -114,6 +99,32 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
     return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _missing(error: MissingConfigException) -> str | None:
+    """What to say of a config file that is not there; None if it is there after all."""
+    group, choice = _chosen(str(error.missing_cfg_file))
+    if extra := EXTRAS.get((group, choice)):
+        return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
+    if hint := _no_choice(group, choice):
+        return hint
+    try:
+        one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
+    except UserError as unknown:
+        return str(unknown)
+    return None
+
+
+def _not_merged(override: str, cause: str) -> str:
+    """What to say of an override whose value the schema does not take. cause: OmegaConf's words."""
+    key, _, value = override.partition("=")
+    if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
+        return _no_setting(key.lstrip("+"))
+    if "ListConfig" in cause:
+        return f"{key} must be a list, got {value}; write {key}=[{value}]."
+    if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
+        return f"{key} must be {kind}, got {value}."
+    return f"{override}: {cause.rstrip('.')}."
 
 
 def refuse_slips(overrides: list[str]) -> None:
