@@ -90,16 +90,16 @@ class Evidence:
         scored = all(score in map(score_name, record.scores) for group in groups for record in group)
         if self._folder is None or not scored:
             return None
-        answered = [items(self._folder, group, score) for group in groups]
-        if not all(answered) or len({which for _, which in answered}) > 1:
+        answered = [found for group in groups if (found := items(self._folder, group, score))]
+        if len(answered) < len(groups) or len({which for _, which in answered}) > 1:
             return None
         common = set.intersection(*({record.cell.seed for record in group} for group in groups))
         if not common:
             return None
         rows, seeds = [], tuple(sorted(common, key=lambda seed: seed or 0))
-        for sample, _ in answered:
-            at = dict(zip(sample.seeds, sample.values, strict=True))
-            rows.append(np.stack([at[seed] for seed in seeds]))
+        for group, (sample, _) in zip(groups, answered, strict=True):
+            by_seed = dict(zip((record.cell.seed for record in group), sample.values, strict=True))
+            rows.append(np.stack([by_seed[seed] for seed in seeds]))
         first, which = answered[0]
         return Answers(np.mean(rows, axis=0), first.clusters, seeds), which
 

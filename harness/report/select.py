@@ -59,7 +59,7 @@ class Try(NamedTuple):
     alpha: float | None
     lr: float | None
     failed: str | None
-    index: tuple[int, ...]
+    positions: tuple[int, ...]
     seeds: tuple[int | None, ...]
     losses: tuple[float, ...]
 
@@ -82,7 +82,7 @@ def select(
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
     of them that finished, if it has any.
     """
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[tuple[str, str, str], tuple], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     settings = setting_texts(records) if settings is None else settings
     for i, (record, setting) in enumerate(zip(records, settings, strict=True)):
         cell = record.cell
@@ -97,12 +97,14 @@ def _chosen(
     tried = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
     tries = [_try(setting, index, records) for setting, index in tried.items() if index]
     choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
-    fresh = [i for i in by_setting.get(choice.setting, []) if records[i].confirmation and records[i].status == "ok"]
-    if not tries or not fresh:
+    if not tries or choice.setting is None:
+        return choice
+    fresh = [i for i in by_setting[choice.setting] if records[i].confirmation and records[i].status == "ok"]
+    if not fresh:
         return choice
     confirmed = _try(choice.setting, fresh, records)
     loss = _mean(confirmed.losses)
-    return replace(choice, index=confirmed.index, loss=None if math.isnan(loss) else loss, confirmed=True)
+    return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True)
 
 
 def latest(index: Sequence[int], records: Sequence[Record]) -> list[int]:
@@ -162,7 +164,7 @@ def _choice(place: tuple[str, str, str], key: tuple, tries: Sequence[Try]) -> Ch
         rank=best and best.rank,
         alpha=best and best.alpha,
         lr=best and best.lr,
-        index=best.index if best else (),
+        index=best.positions if best else (),
         loss=None if math.isnan(loss) else loss,
         tries=len(tries),
         lost=dict(lost),

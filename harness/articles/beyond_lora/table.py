@@ -169,7 +169,9 @@ def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
 
 def _trainable(row: Row) -> str:
     trainable, share = row.mean("trainable"), row.mean("trainable_share")
-    return ABSENT if trainable is None else f"{units.count(trainable)} ({units.significant(100 * share, 3)}%)"
+    if trainable is None or share is None:
+        return ABSENT
+    return f"{units.count(trainable)} ({units.significant(100 * share, 3)}%)"
 
 
 def _memory(row: Row, rows: Sequence[Row]) -> str:
@@ -229,14 +231,14 @@ def _best_for(
     best: dict[int, list[str]] = defaultdict(list)
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place]
-        tokens = {id(row): speeds[id(row)].tokens for row in here if id(row) in speeds}
         one_memory = comparable(set.union(*(row.instruments for row in here)), TRAIN_MEMORY)
-        for name, value in (
-            ("least memory", lambda row, known=one_memory: row.mean(TRAIN_MEMORY) if known else None),
-            ("speed", lambda row: row.mean("step_seconds_median")),
-            ("convergence", lambda row, known=tokens: known[id(row)].value if id(row) in known else None),
-        ):
-            values = {id(row): value(row) for row in here if value(row) is not None}
+        measures: dict[str, dict[int, float | None]] = {
+            "least memory": {id(row): row.mean(TRAIN_MEMORY) for row in here if one_memory},
+            "speed": {id(row): row.mean("step_seconds_median") for row in here},
+            "convergence": {id(row): speeds[id(row)].tokens.value for row in here if id(row) in speeds},
+        }
+        for name, measured in measures.items():
+            values = {key: value for key, value in measured.items() if value is not None}
             for key in values if len(values) > 1 else []:
                 if values[key] == min(values.values()):
                     best[key].append(name)
