@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +34,7 @@ from harness.report.claims import (
     enough_seeds,
 )
 from harness.report.evidence import Evidence
-from harness.report.pairwise import Items
+from harness.report.items.answered import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.next_run import listed
@@ -206,7 +207,7 @@ def _where(verdict: Verdict, columns: Mapping[str, list[str]]) -> str:
     return " ".join([verdict.claim.name, *(["of"] if shown else []), *shown])
 
 
-def _data(verdict: Verdict) -> dict:
+def _data(verdict: Verdict) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)

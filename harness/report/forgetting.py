@@ -171,7 +171,7 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
     return reason
 
 
-def _asked(items: AnsweredItems, score: Score) -> tuple:
+def _asked(items: AnsweredItems, score: Score) -> tuple[Any, ...]:
     """What must be equal to compare the answers of two models item by item."""
     return score.num_fewshot, score.version, *items.identity
 

@@ -12,6 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -152,7 +153,7 @@ def _primary(task: str, names: Sequence[str], data: str) -> str:
     return next((name for name in own if name == LEARNED.get(data) or name in LEARNED.values()), own[0])
 
 
-def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple] | None:
+def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple[Any, ...]] | None:
     """The values of the score `name` of one setting's records by seed, with clusters, and an identifier of the items.
 
     Items of one subject, or of one value in the column `cluster`, are a cluster. None if a file is missing or lacks the
@@ -167,7 +168,7 @@ def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers,
     return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters, seeds), which
 
 
-def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:
+def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple[Any, ...]] | None:
     """One record's answers sorted by subject and index; only the columns needed are read."""
     score = score_of(record, name)
     if score is None:
@@ -200,7 +201,7 @@ def score_of(record: Record, name: str) -> Score | None:
 def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folder: Items | None) -> Contest:
     """A contest without letters. groups: the records of each choice."""
     standings: list[Standing] = []
-    samples: dict[str, tuple[Answers, tuple]] = {}
+    samples: dict[str, tuple[Answers, tuple[Any, ...]]] = {}
     higher = True
     for choice, records in zip(choices, groups, strict=True):
         scores = [score for record in records if (score := score_of(record, name))]

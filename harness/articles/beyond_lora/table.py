@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
+from harness.report.select import Choice
 from harness.report.statistics import Interval, seeds_interval
+from harness.report.tables.answer import Place
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title
@@ -211,7 +214,9 @@ def _complexity(row: Row, rows: Sequence[Row]) -> str:
 # What a method is best for
 
 
-def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path | None) -> dict[tuple, list[str]]:
+def _first_by_score(
+    records: Sequence[Record], choices: Sequence[Choice], folder: Path | None
+) -> dict[Place, list[str]]:
     """By place, the methods tied for the best score of the data's task; none if the base is among them."""
     tied = {}
     for contest in contests(records, folder, choices):
@@ -226,7 +231,7 @@ def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path |
 
 
 def _best_for(
-    rows: Sequence[Row], speeds: dict[int, Convergence], by_score: dict[tuple, list[str]]
+    rows: Sequence[Row], speeds: dict[int, Convergence], by_score: dict[Place, list[str]]
 ) -> dict[int, list[str]]:
     best: dict[int, list[str]] = defaultdict(list)
     for place in dict.fromkeys(row.place for row in rows):
@@ -250,7 +255,7 @@ def _best_for(
     return best
 
 
-def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: list[str]) -> dict:
+def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: list[str]) -> dict[str, Any]:
     study, model, data = row.place
     tokens = speed.tokens if speed else Interval(np.nan, np.nan, np.nan)
     return {

@@ -183,7 +183,7 @@ PERCENT = 100.0  # of a share
 EDGE: Style = {"edgecolor": "black", "linewidth": 0.5}
 
 
-def bar_panels(found: dict[str, list], per_bar: float) -> tuple[Figure, list[Axes]]:
+def bar_panels(found: Mapping[str, Sequence[Any]], per_bar: float) -> tuple[Figure, list[Axes]]:
     """Titled panels of horizontal bars, each as tall as its bars need."""
     return titled_panels(list(found), *(0.9 + per_bar * max(2, len(bars)) for bars in found.values()))
 

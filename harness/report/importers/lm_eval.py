@@ -102,7 +102,7 @@ def _basename(path: str) -> str:
     return re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
 
 
-def _scored(name: str, results: dict[str, dict], children: dict[str, list[str]]) -> list[str]:
+def _scored(name: str, results: dict[str, dict[str, Any]], children: dict[str, list[str]]) -> list[str]:
     """The task or group `name` if it has scores, else the members of the group that have scores."""
     if _values(results.get(name, {})):
         return [name]

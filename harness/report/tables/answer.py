@@ -373,11 +373,12 @@ def _unscored(rows: Mapping[str, Row]) -> Iterator[str]:
     yield "No score is recorded, so none of the methods is recommended."
     records = [record for row in trained.values() for record in row.records]
     told = []
-    for measure, text in (
-        ("validation_loss", lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})"),
-        (TRAIN_MEMORY, lambda name, peak: f"{name} needs the least memory ({units.size(peak)})"),
-        ("tokens_per_second_steady", lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)"),
-    ):
+    texts: dict[str, Callable[[str, float], str]] = {
+        "validation_loss": lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})",
+        TRAIN_MEMORY: lambda name, peak: f"{name} needs the least memory ({units.size(peak)})",
+        "tokens_per_second_steady": lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)",
+    }
+    for measure, text in texts.items():
         values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
         if len(values) > 1 and comparable(instruments(records), measure):
             best = (max if measure.startswith("tokens") else min)(values, key=values.__getitem__)

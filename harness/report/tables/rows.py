@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median, variance
+from typing import Any
 
 import pandas as pd
 
@@ -191,7 +192,7 @@ class Rows(list[Row]):
         return findings(self.records)
 
     @cached_property
-    def by_method(self) -> dict[tuple, list[Row]]:
+    def by_method(self) -> dict[tuple[Any, ...], list[Row]]:
         """Finished rows by method and place, by method and model of a study, and by method, place and rank.
 
         Searching all rows for each row would take quadratic time.
