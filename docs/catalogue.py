@@ -60,7 +60,7 @@ def entries(*names: str) -> list[Entry]:
             config = hydra.compose("config", asked)
             if DTYPE in config.method.incompatible:
                 config = hydra.compose("config", [*asked, "model.dtype=bfloat16"])
-        settings = OmegaConf.to_container(config.method, resolve=True)
+        settings: Any = OmegaConf.to_container(config.method, resolve=True)
         try:
             cell: Cell | str = from_config(config)
         except UserError as error:

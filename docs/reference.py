@@ -80,7 +80,7 @@ def record_page() -> str:
         part
         for module in (schema, measurements, scores, failures)
         for part in vars(module).values()
-        if dataclasses.is_dataclass(part) and part.__module__ == module.__name__
+        if isinstance(part, type) and dataclasses.is_dataclass(part) and part.__module__ == module.__name__
     ]
     parts.sort(key=lambda part: part is not schema.Record)
     return "\n".join([RECORD_HEAD, *(_part(part, {other.__name__ for other in parts}) for part in parts)])
@@ -88,8 +88,8 @@ def record_page() -> str:
 
 def _group(group: ConfigGroup) -> str:
     rows = [
-        (f"`{key}`", kind.replace(" | ", " or "), _default(default), _escaped(comment))
-        for key, kind, default, comment in group.fields
+        (f"`{f.key}`", f.type.replace(" | ", " or "), _default(f.default), _escaped(f.sentences))
+        for f in group.fields
     ]
     table = _table(("Setting", "Type", "Default", "Meaning"), rows)
     return f"## {group.key or 'General'}\n\n{group.comment.replace('``', '`')}\n\n{table}\n"
@@ -97,7 +97,7 @@ def _group(group: ConfigGroup) -> str:
 
 def _part(part: type, names: set[str]) -> str:
     comments = field_comments(part)
-    rows = [(f"`{f.name}`", _linked(f.type, names), _escaped(comments[f.name])) for f in dataclasses.fields(part)]
+    rows = [(f"`{f.name}`", _linked(str(f.type), names), _escaped(comments[f.name])) for f in dataclasses.fields(part)]
     return f"## {part.__name__}\n\n{inspect.getdoc(part)}\n\n{_table(('Field', 'Type', 'Meaning'), rows)}\n"
 
 

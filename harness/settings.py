@@ -15,7 +15,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from harness.errors import UserError
+
+T = TypeVar("T")
 
 AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
@@ -162,18 +166,53 @@ class TrainSettings:
         return self.batch_size == AUTO
 
     @property
-    def micro_batch(self) -> int:
-        """Sequences (or packs) of a micro-batch that are asked for; with `auto` those of the whole step.
+    def micro_batch(self) -> int | None:
+        """Sequences (or packs) of a micro-batch as the settings have it; with `auto` those of the whole step.
 
-        What is trained on in a step depends on nothing else; how it is cut for a device's memory is in the record's
-        SmallerBatches.
+        None if they don't say. What is trained on in a step depends on nothing else; how it is cut for a device's
+        memory is in the record's SmallerBatches.
         """
-        return self.global_batch if self.sizes_itself else self.batch_size
+        return self.global_batch if self.batch_size == AUTO else self.batch_size
 
     @property
     def sharded(self) -> bool:
         """Whether several devices each hold a share of the model."""
         return self.parallel == "fsdp"
+
+    def validated(self) -> ValidatedTrain:
+        """These settings, of a cell that runs here. Raises UserError if one is null that its validation loss needs."""
+        return _complete(ValidatedTrain, self)
+
+    def tuned(self) -> TunedTrain:
+        """These settings, of a cell that is trained here. Raises UserError if one is null that training needs."""
+        return _complete(TunedTrain, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidatedTrain(TrainSettings):
+    """Those of a cell that runs here, tuned or not: all that its validation loss depends on is there."""
+
+    max_length: int
+    validation_items: int
+    precision: str
+    batch_size: int | Literal["auto"]
+
+    @property
+    def micro_batch(self) -> int:
+        """As of TrainSettings. Raises UserError for `auto` without the sequences of a step."""
+        size = super().micro_batch
+        if size is None:
+            raise UserError("train.batch_size=auto requires train.global_batch, the sequences of a step.")
+        return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedTrain(ValidatedTrain):
+    """Those of a cell that is trained here: all that training needs is there."""
+
+    grad_accum: int
+    warmup_ratio: float
+    bucketing: int
 
 
 @dataclass(frozen=True)
@@ -217,6 +256,15 @@ class Settings:
     def train_dict(self) -> dict[str, Any]:
         """The training settings by name, with those of an imported record that have no field here."""
         return plain(self.train) | self.other.get("train", {})
+
+
+def _complete(kind: type[T], settings: TrainSettings) -> T:
+    """`settings` as the narrower `kind`. Raises UserError if one is null that `kind` has always."""
+    values = {part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)}
+    for name in kind.__annotations__:
+        if values[name] is None:
+            raise UserError(f"The cell's settings lack train.{name}, so that it can't run here.")
+    return kind(**values)
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import argparse
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import UserError
 
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return super().format_help() + ("" if self._appendix is None else self._appendix())
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized") and any(action.dest == "settings" for action in self._actions):
             message += "; a setting is KEY=VALUE, without dashes"
         raise UserError(f"{message}; `{self.prog} --help` lists the options.")
@@ -36,8 +36,9 @@ class Parser(argparse.ArgumentParser):
 class Group:
     """Commands under one heading of the help."""
 
-    def __init__(self, title: str, prog: str, subparsers: argparse._SubParsersAction):
-        self.title, self.names = title, []
+    def __init__(self, title: str, prog: str, subparsers: argparse._SubParsersAction[Parser]):
+        self.title = title
+        self.names: list[str] = []
         self._prog, self._subparsers = prog, subparsers
 
     def add(
@@ -139,7 +140,13 @@ class OneStudy(argparse.Action):
     def __init__(self, **keywords: Any):
         super().__init__(**keywords | {"default": argparse.SUPPRESS})
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         if (other := getattr(namespace, self.dest, None)) not in (None, values):
             parser.error(f"one study at a time, got {values} and --study {other}")
         setattr(namespace, self.dest, values)

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import units
 from harness.cli.parser import CommandLine, Parser, positive, require_positive
@@ -150,7 +150,7 @@ def plan(options: argparse.Namespace) -> int:
     return _launch("plan", options, plan=True, **{name: getattr(options, name) for name in names}).exit_status
 
 
-def _launch(command: str, options: argparse.Namespace, **more) -> Session:
+def _launch(command: str, options: argparse.Namespace, **more: Any) -> Session:
     budget = options.budget
     in_bytes = budget is not None and not isinstance(budget, units.Dollars)
     predicts = more.get("plan") or more.get("fit")
@@ -176,7 +176,13 @@ def _launch(command: str, options: argparse.Namespace, **more) -> Session:
 class PassOn(argparse.Action):
     """Keeps an option of Hydra's as it was typed."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), option_string, *([values] if values else [])])
 
 
@@ -199,7 +205,7 @@ def _add_device(parser: Parser) -> None:
 
 def _add_hydra(parser: Parser) -> None:
     group = parser.add_argument_group("Hydra's options")
-    kept = {"dest": "hydra", "default": [], "action": PassOn}
+    kept: dict[str, Any] = {"dest": "hydra", "default": [], "action": PassOn}
     group.add_argument(
         "--cfg", "-c", choices=["job", "hydra", "all"], help="print the resolved config, and stop", **kept
     )
@@ -227,13 +233,13 @@ def _settings() -> str:
         question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
         lines += _wrapped(question, f"  {name:16}", " " * 18)
     lines += ["", "settings (KEY=VALUE):"]
-    for group in config_groups():
-        if group.key:
-            lines += ["", *_wrapped(f"{group.key}: {' '.join(group.comment.split())}", "  ", "  ")]
-        for setting in group.fields:
+    for config_group in config_groups():
+        if config_group.key:
+            lines += ["", *_wrapped(f"{config_group.key}: {' '.join(config_group.comment.split())}", "  ", "  ")]
+        for setting in config_group.fields:
             default = "" if setting.default is None else f"={setting.default}"
             lines.append(f"  {setting.key}{default}  ({setting.type})")
-            lines += _wrapped(setting.comment, " " * 6, " " * 6)
+            lines += _wrapped(setting.sentences, " " * 6, " " * 6)
     return "\n".join(lines) + "\n"
 
 

@@ -226,6 +226,6 @@ def micro_batches(record: Record) -> tuple[int, int] | None:
     if (ran := record.smaller_batches) is not None:
         return ran.batch_size, ran.grad_accum
     train = record.cell.settings.train
-    if train.sizes_itself or train.batch_size is None:
+    if not isinstance(train.batch_size, int):  # auto, or the cell is not trained
         return None
     return train.batch_size, train.grad_accum or 1

@@ -34,6 +34,7 @@ from harness.protocol import (
     PlannedCell,
     Progress,
     Refused,
+    Rendezvous,
     Rescore,
     Result,
     RunCell,
@@ -252,12 +253,12 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     return found
 
 
-def assist(request: RunCell, study: Study) -> None:
-    """Train the cell of `request` along with the first machine, until that has recorded it.
+def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:
+    """Train the cell of `request` along with the first machine, at `rendezvous`, until that has recorded it.
 
     Raises UserError if the first machine does not appear, or if a job refuses its input.
     """
-    cell, rendezvous = request.cell, request.rendezvous
+    cell, request = request.cell, replace(request, rendezvous=rendezvous)
     until, met = time.monotonic() + rendezvous.seconds, False
     while not met or cell.name in study.running():
         if _listens(rendezvous.host, rendezvous.port):
@@ -301,13 +302,13 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     aside = study.repeating(cell)
     aside.parent.mkdir(parents=True, exist_ok=True)
     precautions = replace(request.precautions, save_every=None)
-    left_out = dict.fromkeys(("checkpoints", "tracker", "halving"))
-    request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none", **left_out)
+    request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none")
+    request = replace(request, checkpoints=None, tracker=None, halving=None)
     try:
         again = run(request, study, lease, on_event)
-        found = study.recorded(cell)
-        found.repeats.append(record.repeat_of(again, len(found.repeats) + 2))
-        record.write(found, study.path(cell))
+        recorded = record.read(study.path(cell))
+        recorded.repeats.append(record.repeat_of(again, len(recorded.repeats) + 2))
+        record.write(recorded, study.path(cell))
     finally:
         discard(aside.parent)
     return again
@@ -316,7 +317,7 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
 def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:
     """A sentence on a job whose last event was `last`: itself with exit status `code`, or one of its ranks."""
     who, where = "The cell's process", log.name
-    if last is not None and last.rank is not None:
+    if last is not None and last.rank is not None and last.code is not None:
         who, code = f"Rank {last.rank} of the cell's processes", last.code
         if last.node:
             where = f"the output of machine {last.node}"
@@ -370,7 +371,8 @@ def _converse(
             elif isinstance(event, Warned):
                 _warn(event.sentence)
             elif isinstance(event, Result):
-                answers.append(event.value)
+                if answers is not None:
+                    answers.append(event.value)
             else:
                 if lease is not None:
                     lease.works(job.holder, job.stop)

@@ -17,6 +17,7 @@ from harness.report.tables.best import best
 from harness.report.tables.table import comparison
 from harness.studies.status import study_status, view
 from harness.sweep.app.pending import to_run
+from harness.sweep.app.point import point_of
 from harness.sweep.app.session import Outcome, Session
 from harness.sweep.store import Study
 
@@ -105,9 +106,9 @@ def test_status_counts_pruned_cells_apart_from_failed_ones(records, tmp_path):
 def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compose):
     session = Session(outcomes=[Outcome.of(record) for record in records])
     assert session.exit_status == 0
-    assert not to_run(records[2], compose(*SMALL, "stop=asha"))
-    assert not to_run(records[2], compose(*SMALL))
-    assert to_run(records[2], compose(*SMALL, "retry.statuses=[pruned]"))
+    assert not to_run(records[2], point_of(compose(*SMALL, "stop=asha"), []))
+    assert not to_run(records[2], point_of(compose(*SMALL), []))
+    assert to_run(records[2], point_of(compose(*SMALL, "retry.statuses=[pruned]"), []))
 
 
 def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):

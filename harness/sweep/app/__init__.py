@@ -24,7 +24,7 @@ from harness.errors import UserError, one_of
 from harness.program import PROGRAM
 from harness.sweep.app import messages
 from harness.sweep.app.plugins import register
-from harness.sweep.app.point import RunPoint
+from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Options, Session
 
 NOT_A_LAUNCH = {"--cfg", "-c", "--hydra-help", "--info", "-i"}

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config import Config
 from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
+from harness.schema import group_of
 
 GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
 OPTIONAL = {"eval", "stop"}  # groups that a cell does without
@@ -145,7 +146,7 @@ def require_settings(config: DictConfig) -> None:
 
     Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
     """
-    written = OmegaConf.to_container(config, resolve=False)
+    written: Any = OmegaConf.to_container(config, resolve=False)
     for key in _unknown(written, Config):
         raise UserError(_no_setting(key))
     method = written["method"]
@@ -218,7 +219,7 @@ def _no_choice(group: str, choice: str) -> str | None:
 def _named(group: str, place: str) -> str | None:
     """The choice of `group` whose file has `place`, a hub id or a folder."""
     for name, path in group_files(group).items():
-        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        written: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if place in (written.get("path"), written.get("load", {}).get("path")):
             return name
     return None
@@ -245,7 +246,7 @@ def _no_setting(key: str) -> str:
     # A key without its group (max_steps) is as common as a misspelt one.
     own = [k for k in known if k.rpartition(".")[2] == last]
     beside = {k.rpartition(".")[2]: k for k in known if group and k.rpartition(".")[0] == group}
-    like = beside.get(nearest(last, beside)) if beside else nearest(key, known)
+    like = beside.get(nearest(last, beside) or "") if beside else nearest(key, known)
     if near := next(iter(elsewhere or own), like):
         return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
     return f"There is no setting {key!r}; `run --help` lists them."
@@ -253,11 +254,11 @@ def _no_setting(key: str) -> str:
 
 def _unknown(written: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
     """The dotted keys of `written` that `schema` does not have, each down to its first value."""
-    groups = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    groups = {f.name: group_of(f) for f in dataclasses.fields(schema)}
     for name, value in written.items():
         if name in groups:
-            if dataclasses.is_dataclass(groups[name]) and isinstance(value, dict):
-                yield from _unknown(value, groups[name], f"{prefix}{name}.")
+            if (group := groups[name]) is not None and isinstance(value, dict):
+                yield from _unknown(value, group, f"{prefix}{name}.")
             continue
         path = [name]
         while isinstance(value, dict) and value:
@@ -271,6 +272,6 @@ def _types(schema: type, prefix: str = "") -> dict[str, str]:
     types = {}
     for f in dataclasses.fields(schema):
         types[prefix + f.name] = str(f.type)
-        if dataclasses.is_dataclass(f.default_factory):
-            types |= _types(f.default_factory, f"{prefix}{f.name}.")
+        if (group := group_of(f)) is not None:
+            types |= _types(group, f"{prefix}{f.name}.")
     return types

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from types import ModuleType
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -23,7 +24,7 @@ from harness.sweep.launchers.local_parallel import LocalParallel
 class ConfigFolders(SearchPathPlugin):
     """Searches for configs in all folders of config files. The first, conf/, is Hydra's own."""
 
-    def manipulate_search_path(self, search_path) -> None:
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in (*sweep_folders(), *conf_folders()[1:]):
             search_path.append("harness", f"file://{folder}")
 

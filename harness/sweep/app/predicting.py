@@ -11,8 +11,9 @@ from harness import terminal
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
-from harness.sweep.app.checking import Point, architectures, check, point_of
+from harness.sweep.app.checking import check
 from harness.sweep.app.planning import Planning
+from harness.sweep.app.point import Point, architectures, point_of
 from harness.sweep.app.session import Options
 from harness.sweep.estimates.times import Times
 
@@ -39,7 +40,7 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
                 local.append(point)
                 planned.setdefault(point.cell.id, (point.cell.name, point.cell))
     if remote:
-        check(list(remote.values()), composed, options)
+        check(list(remote.values()), options)
     if planned:
         of, root = architectures(local), composed.data_root
         plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)

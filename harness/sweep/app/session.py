@@ -12,6 +12,8 @@ from harness.sweep.estimates.card import Card
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
+Choose = Callable[[Sequence[Record]], list[Record]]  # of a study's records, one of each chosen setting
+
 
 @dataclass(frozen=True)
 class Options:
@@ -25,8 +27,8 @@ class Options:
     settings that fit the card. order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
-    confirm: fresh seeds to run of each chosen setting (null: none). choose: of a study's records, one of each chosen
-    setting. typed: the arguments of `harness`, which the study notes.
+    confirm: fresh seeds to run of each chosen setting (null: none). choose: what chooses them.
+    typed: the arguments of `harness`, which the study notes.
     """
 
     plan: bool = False
@@ -42,7 +44,7 @@ class Options:
     drift: int | None = None
     skip_impossible: bool = False
     confirm: int | None = None
-    choose: Callable[[Sequence[Record]], list[Record]] | None = None
+    choose: Choose | None = None
     typed: tuple[str, ...] = ()
 
 
