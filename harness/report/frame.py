@@ -39,7 +39,6 @@ BYTES += ["adapter_bytes", "model_bytes"]
 COUNTS = [*BYTES, "rank", "seed", "failed_step", "trainable", "total", "steps", "raw_tokens", "micro_batch"]
 COUNTS += ["requests", "read_tokens", "written_tokens"]
 
-
 Numbers = dict[str, float | None]
 
 
@@ -122,22 +121,21 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     if known is None:
         known = zip(setting_texts(records), map(measures, records), strict=True)
     columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(records))  # of few objects, unlike rows
-    for i, (record, of_it) in enumerate(zip(records, known, strict=True)):
-        for name, value in _row(record, *of_it).items():
+    for i, (record, (setting, numbers)) in enumerate(zip(records, known, strict=True)):
+        for name, value in _row(record, setting, numbers).items():
             columns[name][i] = value
     # Int64 is nullable: a missing count must not turn the others to floats
-    kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in columns}
-    kinds |= dict.fromkeys(TEXTS)  # which pandas knows
+    counts = {name for name in columns if name in COUNTS or name.endswith(":n")}
+    kinds = {name: None if name in TEXTS else "Int64" if name in counts else "float64" for name in columns}
     return pd.DataFrame({name: pd.Series(values, dtype=kinds[name]) for name, values in columns.items()})
 
 
 def measures(record: Record) -> Numbers:
     """The measurements of `record` without its scores, by the names of `frame`'s columns."""
     train, phases = record.train, record.phases
-    numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
+    numbers: Numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
-    numbers |= {"answer_bits_per_byte": _answer_bits(record)}
-    numbers |= {"micro_batch": (micro_batches(record) or (None,))[0]}
+    numbers |= {"answer_bits_per_byte": _answer_bits(record), "micro_batch": (micro_batches(record) or (None,))[0]}
     numbers |= {TRAIN_MEMORY: train_memory(record), "train_memory_remainder": memory_remainder(record)}
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
@@ -277,7 +275,9 @@ def _projection_share(train: Train) -> float | None:
 
 def _utilisation(record: Record) -> float | None:
     train, probe = record.train, record.probe
-    if train is None or probe is None or not train.tokens.raw or train.tokens_per_second_steady is None:
+    if train is None or probe is None or train.tokens_per_second_steady is None:
+        return None
+    if not train.tokens.raw or train.tokens.padded is None:
         return None
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
@@ -294,7 +294,7 @@ PARAMETERS: Quantities = {
 }
 
 PROBE: Quantities = {
-    **{f"peak_{kind}": lambda probe, kind=kind: getattr(probe.peak, kind) for kind in KINDS},
+    **{f"peak_{kind}": operator.attrgetter(f"peak.{kind}") for kind in KINDS},
     "resident": lambda probe: probe.resident.total,
     "gradients": lambda probe: probe.gradients,
     "flops_per_token": lambda probe: probe.flops_per_token,
@@ -354,14 +354,14 @@ def _axes(record: Record) -> str:
 
 def _setting_leaves(settings: Settings) -> dict[str, str]:
     """Dotted names and texts of all settings, as in `_leaves`."""
-    found = {}
+    leaves: dict[str, str] = {}
     for part in dataclasses.fields(settings):
         value = getattr(settings, part.name)
         if part.name in SHARED:
-            found |= _shared_leaves(part.name, value)
+            leaves |= _shared_leaves(part.name, value)
         elif value != part.default:
-            found |= _leaves({part.name: plain(value) if dataclasses.is_dataclass(value) else value})
-    return found
+            leaves |= _leaves({part.name: plain(value) if dataclasses.is_dataclass(value) else value})
+    return leaves
 
 
 # Parts of the settings that most cells of a study have in common. Methods hash by their names alone.

@@ -11,6 +11,7 @@ import pandas as pd
 from harness.record import Record
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.pairwise import Contest, contests
+from harness.report.select import Choice
 from harness.report.tables.advice import headline
 from harness.report.tables.rows import Row, group
 
@@ -40,9 +41,6 @@ def chosen(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
     found = []
     for choice in rows.choices:
         row = row_of[choice.index[0]] if choice.index else None
-        contest = headline(held, choice.place)
-        standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
-        interval = standing.interval if standing else None
         found.append(
             {
                 **_place(choice.place),
@@ -51,14 +49,24 @@ def chosen(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
                 "tries": choice.tries,
                 "seeds": len(choice.index),
                 **_costs(row),
-                "score": contest.score if standing else None,
-                "value": standing.value if standing else None,
-                "low": interval.low if interval else None,
-                "high": interval.high if interval else None,
-                "letters": standing.letters if standing else None,
+                **_standing(choice, headline(held, choice.place)),
             }
         )
     return pd.DataFrame(found)
+
+
+def _standing(choice: Choice, contest: Contest | None) -> dict[str, str | float | None]:
+    standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
+    if contest is None or standing is None:
+        return dict.fromkeys(("score", "value", "low", "high", "letters"))
+    interval = standing.interval
+    return {
+        "score": contest.score,
+        "value": standing.value,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "letters": standing.letters,
+    }
 
 
 def pairs(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
