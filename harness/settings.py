@@ -90,6 +90,13 @@ class DataSettings:
         """Whether a part is held out for the task `held_out`: a share of the records, or problems of their own."""
         return self.test_share > 0 or self.task is not None
 
+    @property
+    def template(self) -> str:
+        """The prompt template. Raises UserError if it is null, so that these data can't be asked about."""
+        if self.prompt is None:
+            raise UserError("The cell's settings lack data.prompt, so that its data can't be asked about.")
+        return self.prompt
+
 
 @dataclass(frozen=True)
 class EvalSettings:
@@ -105,6 +112,17 @@ class EvalSettings:
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None
     unsafe_code: bool = False
+
+    def local(self) -> LocalEval:
+        """These settings, of a model that answers here. Raises UserError if one is null that its answers need."""
+        return _complete(LocalEval, self, "eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalEval(EvalSettings):
+    """Those of a model that answers on this machine, not behind an API."""
+
+    batch_size: int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -181,11 +199,11 @@ class TrainSettings:
 
     def validated(self) -> ValidatedTrain:
         """These settings, of a cell that runs here. Raises UserError if one is null that its validation loss needs."""
-        return _complete(ValidatedTrain, self)
+        return _complete(ValidatedTrain, self, "train")
 
     def tuned(self) -> TunedTrain:
         """These settings, of a cell that is trained here. Raises UserError if one is null that training needs."""
-        return _complete(TunedTrain, self)
+        return _complete(TunedTrain, self, "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +243,19 @@ class InferSettings:
     prompt_tokens: int | None = None
     new_tokens: int | None = None
 
+    def timed(self) -> TimedInfer:
+        """These settings, of a cell whose inference is timed. Raises UserError if one is null that timing needs."""
+        return _complete(TimedInfer, self, "infer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedInfer(InferSettings):
+    """Those of a cell whose inference is timed; without large_batch_size it is timed with one batch size."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -258,12 +289,15 @@ class Settings:
         return plain(self.train) | self.other.get("train", {})
 
 
-def _complete(kind: type[T], settings: TrainSettings) -> T:
-    """`settings` as the narrower `kind`. Raises UserError if one is null that `kind` has always."""
+def _complete(kind: type[T], settings: TrainSettings | EvalSettings | InferSettings, group: str) -> T:
+    """`settings`, the group of that name, as the narrower `kind`. Raises UserError if one is null that `kind` needs."""
     values = {part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)}
-    for name in kind.__annotations__:
+    narrowed = [
+        name for each in kind.__mro__[:-2] for name in each.__annotations__
+    ]  # last are the wide kind and object
+    for name in narrowed:
         if values[name] is None:
-            raise UserError(f"The cell's settings lack train.{name}, so that it can't run here.")
+            raise UserError(f"The cell's settings lack {group}.{name}, so that it can't run here.")
     return kind(**values)
 
 

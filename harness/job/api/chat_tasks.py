@@ -36,34 +36,36 @@ class ChatTasks(scoring.Tasks):
         super().__init__(settings, data_root, own, include)
         with sources.with_data_root(data_root):
             asked = {name: self._asked(name, loaded["tasks"]) for name, loaded in self.by_name.items()}
-        pairs = {leaf: pair for by_leaf in asked.values() for leaf, pair in by_leaf.items()}
+        pairs = {leaf: pair for _, by_leaf in asked.values() for leaf, pair in by_leaf.items()}
         self.sample = {pairs[leaf][0]: items for leaf, items in self.sample.items()}
         self.leaves = dict(pairs.values())
         variants = {}
-        for name, by_leaf in asked.items():
-            own = all(leaf == new for leaf, (new, _) in by_leaf.items())
-            variant = (name if own else _stand_in(name)) + ASKED
+        for name, (stand_in, by_leaf) in asked.items():
+            variant = stand_in + ASKED
             group = self.by_name[name]["groups"].get(name)
             variants[variant] = {"tasks": dict(by_leaf.values()), "groups": {variant: group} if group else {}}
         self.by_name = variants
         self._settle(settings)
         self.put |= {"apply_chat_template": True, "fewshot_as_multiturn": True}
 
-    def _asked(self, name: str, leaves: dict[str, Any]) -> dict[str, tuple[str, Any]]:
-        """The generative variant of each leaf of the task or group `name`: its name and the task."""
+    def _asked(self, name: str, leaves: dict[str, Any]) -> tuple[str, dict[str, tuple[str, Any]]]:
+        """The name of the generative variant of the task or group `name`; and of each leaf, its name and the task."""
         if all(task.OUTPUT_TYPE == GENERATED for task in leaves.values()):
-            return {leaf: (leaf, task) for leaf, task in leaves.items()}
+            return name, {leaf: (leaf, task) for leaf, task in leaves.items()}
         other = _stand_in(name)
-        found = self._load(task_index.stock(), other)["tasks"] if other else {}
-        asked = {leaf: new for leaf in leaves for new in _names(leaf) if new in found}
-        if asked.keys() != leaves.keys() or not all(_alike(task, found[asked[leaf]]) for leaf, task in leaves.items()):
+        variants = self._load(task_index.stock(), other)["tasks"] if other else {}
+        asked = {leaf: new for leaf in leaves for new in _names(leaf) if new in variants}
+        alike = asked.keys() == leaves.keys() and all(
+            _alike(leaves[leaf], variants[new]) for leaf, new in asked.items()
+        )
+        if other is None or not alike:
             raise UserError(
                 f"eval.tasks={name} requires log-probabilities, which chat endpoints do not return, and lm-eval has no "
                 "generative variant of it; omit it, or set model.tokenizer if the endpoint returns log-probabilities."
             )
         for leaf, new in asked.items():
-            _have_letters_read(leaves[leaf], found[new])
-        return {leaf: (new, found[new]) for leaf, new in asked.items()}
+            _have_letters_read(leaves[leaf], variants[new])
+        return other, {leaf: (new, variants[new]) for leaf, new in asked.items()}
 
 
 def _stand_in(name: str) -> str | None:

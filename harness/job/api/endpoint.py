@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -27,7 +27,8 @@ SILENCE = 30.0  # seconds by which a wait must grow to be told again
 LARGEST = 16 * 2**20  # bytes of an answer; the log-probabilities of 100,000 tokens take about 10 MiB
 QUOTED = 4000  # characters of an answer that messages are made of
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 class Unsuccessful(Exception):
@@ -85,7 +86,8 @@ class Endpoint:
         self.url, self.tries = url, 0
         self._header = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
-        self._thinking, self._refused = thinking, set()
+        self._thinking = thinking
+        self._refused: set[str] = set()
         self._tell, self._told_until = tell, 0.0  # by the clock
 
     async def ask_all(
@@ -100,7 +102,8 @@ class Endpoint:
         read: takes a key and a response's text; raises Unsuccessful if it is no answer. Raises the first final failure.
         After that no further request starts; those under way are awaited, as they are paid for.
         """
-        waiting, failures = list(reversed(payloads.items())), []
+        waiting = list(reversed(list(payloads.items())))
+        failures: list[Exception] = []
         self._turn, self._next = asyncio.Lock(), 0.0
 
         async def work(session: aiohttp.ClientSession) -> None:
@@ -119,22 +122,26 @@ class Endpoint:
             raise failures[0]
 
     async def _answer(
-        self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T], failures: list
+        self,
+        session: aiohttp.ClientSession,
+        payload: dict[str, Any],
+        read: Callable[[str], T],
+        failures: list[Exception],
     ) -> Response[T]:
         waited = 0.0  # as the endpoint asked
 
         def waits_too_long(state: RetryCallState) -> bool:
-            return waited + state.outcome.exception().error.wait > ALL_WAITING
+            return waited + _failure(state).wait > ALL_WAITING
 
-        def give_up(state: RetryCallState) -> None:
-            error = state.outcome.exception().error
+        def give_up(state: RetryCallState) -> NoReturn:
+            error = _failure(state)
             error.kind = "waiting" if waits_too_long(state) else error.kind
             error.tries = state.attempt_number
             raise error
 
         def count(state: RetryCallState) -> None:
             nonlocal waited
-            waited += state.outcome.exception().error.wait
+            waited += _failure(state).wait
             self.tries += 1
 
         def ends(state: RetryCallState) -> bool:
@@ -152,7 +159,7 @@ class Endpoint:
     def _pause(self, state: RetryCallState) -> float:
         """Seconds before the next try: doubled each time, or what the endpoint asks for."""
         doubled = self._backoff * 2 ** (state.attempt_number - 1)
-        return max(min(doubled, LONGEST), state.outcome.exception().error.wait)
+        return max(min(doubled, LONGEST), _failure(state).wait)
 
     async def _try(
         self, session: aiohttp.ClientSession, payload: dict[str, Any], read: Callable[[str], T]
@@ -201,9 +208,17 @@ class Endpoint:
             self._tell(f"{self.url} asks to wait {seconds:.0f} s (HTTP {status}, Retry-After); its requests wait.")
 
 
+def _failure(state: RetryCallState) -> Unsuccessful:
+    """The failure of the last try."""
+    last = state.outcome and state.outcome.exception()
+    assert isinstance(last, _Again)  # tenacity asks whether to stop and how long to wait after what is retried alone
+    return last.error
+
+
 async def _text(response: aiohttp.ClientResponse) -> str:
     """The text of `response`, read only as far as an answer may be long. Raises Unsuccessful for a longer one."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     async for part in response.content.iter_chunked(2**16):
         parts.append(part)
         size += len(part)

@@ -98,7 +98,7 @@ def verdict(base_first: str | None, base_second: str | None) -> float | None:
 
     Everything else is a tie, except replies that could not be parsed: None.
     """
-    if None in (base_first, base_second):
+    if base_first is None or base_second is None:
         return None
     return {("B", "A"): 1.0, ("A", "B"): 0.0}.get((base_first, base_second), 0.5)
 

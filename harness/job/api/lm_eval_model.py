@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import postprocess_generated_text
 
@@ -69,6 +70,12 @@ class AnswerStore:
             file.write(json.dumps(asdict(answer)).encode() + b"\n")
         self.own[answer.key] = answer
 
+    def __getitem__(self, key: str) -> StoredAnswer:
+        """The answer stored under `key`. Raises KeyError if there is none."""
+        if (answer := self.get(key)) is None:
+            raise KeyError(key)
+        return answer
+
 
 def _stored(path: Path) -> Iterator[StoredAnswer]:
     if path.exists():
@@ -79,7 +86,10 @@ def _stored(path: Path) -> Iterator[StoredAnswer]:
                 continue
 
 
-class ApiModel:
+Unanswered = tuple[dict[str, Any], int | None, Any]  # payload, length of the context, and message of a request
+
+
+class ApiModel(TemplateAPI):
     """Mixin before one of lm-eval's classes that replaces how requests are sent and answered.
 
     told: called with the number of requests that are answered, after each answer, and for all that are stored at once.
@@ -96,7 +106,7 @@ class ApiModel:
         told: Callable[[int], None] = lambda count: None,
         thinking: int = 0,
         tell: Callable[[str], None] = lambda sentence: None,
-        **keywords,
+        **keywords: Any,
     ):
         # lm-eval has another code path for one request at a time; this one is used for any number.
         super().__init__(base_url=url, model=name, num_concurrent=2, **keywords)
@@ -125,8 +135,11 @@ class ApiModel:
     ) -> list[list[Any]]:
         """The answers to `requests`, each in its own list. Raises Stopped, or UserError if the endpoint refuses."""
         until, drawn = ((gen_kwargs or {}).get(key) for key in ("until", "do_sample"))
-        keys, left, times = [], {}, Counter()
-        for message, context in zip(requests, ctxlens or [None] * len(requests), strict=True):
+        keys: list[str] = []
+        left: dict[str, Unanswered] = {}
+        times: Counter[str] = Counter()
+        contexts: Sequence[int | None] = ctxlens or [None] * len(requests)
+        for message, context in zip(requests, contexts, strict=True):
             settings = json.loads(json.dumps(gen_kwargs))  # a copy: `_create_payload` removes what it reads
             payload = self._create_payload(self.create_message([message]), generate=generate, gen_kwargs=settings)
             if self._thinking:
@@ -146,16 +159,16 @@ class ApiModel:
             self._told(stored)
         if left:
             await self._ask(left, until or [], Counter(keys))
-        return [[self._given(self.kept.get(key).answer)] for key in keys]
+        return [[self._given(self.kept[key].answer)] for key in keys]
 
     @staticmethod
     def _given(answer: Any) -> Any:
         return tuple(answer) if isinstance(answer, list) else answer
 
-    async def _ask(self, left: dict[str, tuple], until: list[str], requests: Counter[str]) -> None:
-        """Ask all of `left`: payload, length of the context and message by key. requests: that have a key."""
+    async def _ask(self, left: dict[str, Unanswered], until: list[str], requests: Counter[str]) -> None:
+        """Ask all of `left`, by key. requests: that have a key."""
 
-        def keep(key: str, answered: Response) -> None:
+        def keep(key: str, answered: Response[tuple[Any, bool, dict[str, Any]]]) -> None:
             answer, cut, usage = answered.value
             counts = map(usage.get, ("prompt_tokens", "completion_tokens"))
             read, written = (n if type(n) is int else None for n in counts)
@@ -221,18 +234,18 @@ class Completions(ApiModel, LocalCompletionsAPI):
         return messages[0]
 
 
-class Estimated:
+class Estimator(ApiModel):
     """Mixin before an engine that counts requests and their most tokens instead of asking.
 
     counted: whether a tokenizer counted the tokens that are read.
     """
 
-    def __init__(self, *args, **keywords):
-        super().__init__(*args, **keywords)
+    def __init__(self, url: str, name: str, access: ApiAccess, **keywords: Any):
+        super().__init__(url, name, access, **keywords)
         self.requests, self.read, self.written = 0, 0, 0
         self.counted = self.tokenizer is not None
 
-    async def _ask(self, left: dict[str, tuple], until: list[str], requests: Counter[str]) -> None:
+    async def _ask(self, left: dict[str, Unanswered], until: list[str], requests: Counter[str]) -> None:
         for key, (payload, context, message) in left.items():
             self.requests += 1
             self.read += self._tokens(message)
@@ -246,18 +259,38 @@ class Estimated:
         return len(self.tokenizer(text).input_ids) if self.counted else -(-len(text.encode()) // BYTES)
 
 
-def engine(model: ModelSettings, access: ApiAccess, estimate: bool = False, **keywords: Any) -> ApiModel:
-    """The engine for `model`; with `estimate` one that only counts. keywords: of ApiModel."""
-    url, name, tokenizer = model.base_url, model.name, model.tokenizer
-    if tokenizer is not None:
-        kind, url = Completions, f"{url}/completions"
-        keywords |= _tokenized(tokenizer)
-    else:
-        kind, url = Chat, f"{url}/chat/completions"
-        keywords |= {"thinking": model.thinking}
-    if estimate:
-        kind = type(f"Estimated{kind.__name__}", (Estimated, kind), {})
-    return kind(url, name, access, **keywords)
+class ChatEstimator(Estimator, Chat):
+    """Estimates chat completions."""
+
+
+class CompletionsEstimator(Estimator, Completions):
+    """Estimates completions."""
+
+
+def engine(model: ModelSettings, access: ApiAccess, **keywords: Any) -> ApiModel:
+    """The engine for `model`. keywords: of ApiModel."""
+    kind = Chat if model.tokenizer is None else Completions
+    url, name = _address(model)
+    return kind(url, name, access, **keywords, **_form(model))
+
+
+def estimator(model: ModelSettings, access: ApiAccess) -> Estimator:
+    """As `engine`, but it only counts."""
+    kind = ChatEstimator if model.tokenizer is None else CompletionsEstimator
+    url, name = _address(model)
+    return kind(url, name, access, **_form(model))
+
+
+def _address(model: ModelSettings) -> tuple[str, str]:
+    """Where requests for `model` are sent, and the model's name there. Raises UserError without one of them."""
+    if model.base_url is None or model.name is None:
+        raise UserError("method=api requires model.base_url and model.name.")
+    return f"{model.base_url}/{'chat/completions' if model.tokenizer is None else 'completions'}", model.name
+
+
+def _form(model: ModelSettings) -> dict[str, Any]:
+    """Keywords that tell how requests for `model` are written."""
+    return {"thinking": model.thinking} if model.tokenizer is None else _tokenized(model.tokenizer)
 
 
 def _tokenized(tokenizer: str) -> dict[str, Any]:

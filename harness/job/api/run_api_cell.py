@@ -6,7 +6,6 @@ The cost is estimated before, by the requests that lm-eval would send.
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,10 @@ def check(cell: Cell, data_root: str | None, include_path: str | None = None) ->
 
 def estimate(cell: Cell, access: ApiAccess, data_root: str | None, include_path: str | None = None) -> dict[str, Any]:
     """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
-    lm, tasks = _engine(cell, access, estimate=True), _tasks(cell.settings, data_root, include_path)
+    _prepare(access)
+    from harness.job.api import lm_eval_model
+
+    lm, tasks = lm_eval_model.estimator(cell.settings.model, access), _tasks(cell.settings, data_root, include_path)
     scoring.answered(lm, tasks)
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
@@ -45,17 +47,21 @@ def estimate(cell: Cell, access: ApiAccess, data_root: str | None, include_path:
 class ApiCell:
     """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
-    def __init__(self, request: RunCell, report: Callable[[dict], None]):
-        self.cell, self.phase, self.step = request.cell, "start", None
+    def __init__(self, request: RunCell, report: Callable[[dict[str, Any]], None]):
+        if request.access is None:
+            raise ValueError("A request to run a model behind an API must have its access.")
+        self.cell = request.cell
+        self.phase = "start"
+        self.step: int | None = None
         self.items: pd.DataFrame | None = None
-        self._request, self._report = request, report
+        self._request, self._access, self._report = request, request.access, report
         self._phases: dict[str, Phase] = {}
 
     def run(self, result: Record) -> None:
         """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
         tasks = _tasks(self.cell.settings, self._request.data_root, self._request.local.include_path)
         count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
-        lm = _engine(self.cell, self._request.access, told=count.add, tell=self._warn)
+        lm = _engine(self.cell, self._access, told=count.add, tell=self._warn)
         result.items = item_hashes(tasks.sample)
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
@@ -79,12 +85,17 @@ class ApiCell:
         """Nothing is left to do: no tracker follows a cell without training."""
 
 
+def _prepare(access: ApiAccess) -> None:
+    """Raise UserError if a package is missing; hide the key of `access` from now on."""
+    client.require("method=api requires")
+    redact.named.update([access.key_env] if access.key_env else [])
+
+
 def _engine(cell: Cell, access: ApiAccess, **how: Any) -> ApiModel:
     """The engine that asks the cell's model. how: further keywords."""
-    client.require("method=api requires")
+    _prepare(access)
     from harness.job.api import lm_eval_model
 
-    redact.named.update([access.key_env] if access.key_env else [])
     return lm_eval_model.engine(cell.settings.model, access, **how)
 
 
@@ -124,11 +135,25 @@ def _spent(lm: ApiModel, is_chat: bool) -> ApiUsage:
         price_written=access.price_written,
         cut=_sum(a.cut for a in found),
         left_out=sorted({name for a in found for name in a.left_out or ()}),
-        dollars=None if None in itertools.chain(*paid) else sum(price * tokens for price, tokens in paid) / 1e6,
+        dollars=_dollars(paid),
     )
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
     """The sum of `counts`; None if one is unknown."""
-    counts = list(counts)
-    return None if None in counts else sum(counts)
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _dollars(paid: Iterable[tuple[float | None, int | None]]) -> float | None:
+    """What tokens cost. paid: prices of a million tokens, and numbers of tokens; None if one is unknown."""
+    total = 0.0
+    for price, tokens in paid:
+        if price is None or tokens is None:
+            return None
+        total += price * tokens
+    return total / 1e6

@@ -7,15 +7,16 @@ import itertools
 import math
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
 from harness.errors import UserError
 from harness.job.data.columns import Item
-from harness.job.data.encoding import IGNORED, Drawn, Encoder, Example
-from harness.settings import TrainSettings
+from harness.job.data.encoding import IGNORED, Drawn, Encoder, Example, Pair
+from harness.settings import TrainSettings, TunedTrain
 
 
 def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list[int]]:
@@ -32,7 +33,7 @@ def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list
 def bucketed(batches: list[list[Drawn]], together: int, seed: int) -> list[list[Drawn]]:
     """Regroup examples by length: every `together` batches are sorted by length, cut into batches, and shuffled."""
     shuffle = random.Random(f"buckets {seed}")
-    out = []
+    out: list[list[Drawn]] = []
     for start in range(0, len(batches), together):
         drawn = batches[start : start + together]
         by_length = iter(sorted((e for batch in drawn for e in batch), key=lambda e: len(e.ids)))
@@ -40,17 +41,20 @@ def bucketed(batches: list[list[Drawn]], together: int, seed: int) -> list[list[
     return out
 
 
-def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encoder) -> list[list[list[Drawn]]]:
+def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: Encoder) -> list[list[list[Drawn]]]:
     """The examples of each step's micro-batches, by the settings `train`: the same for every method.
 
     Only drawn items are encoded: most of a large data set is not. With `epochs` the last step is the one that ends the
     last pass; with `max_tokens`, the one that reaches that number of raw tokens.
 
-    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached.
+    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached, or without a
+    seed, or a number of steps or epochs.
     """
     if not items:
         raise UserError("The data set is empty.")
     seed = seed if train.data_seed is None else train.data_seed
+    if seed is None:
+        raise UserError("Training requires a seed, or train.data_seed.")
     size, accum = train.micro_batch, train.grad_accum
     wanted = None if train.epochs is None else math.ceil(train.epochs * len(items))  # examples of all passes
     if train.packing:
@@ -59,7 +63,7 @@ def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encode
         endless = ([[e for _ in range(size) for e in next(packs)] for _ in range(accum)] for _ in itertools.count())
         steps = list(_until(endless, wanted, len) if wanted else itertools.islice(endless, train.max_steps))
     else:
-        count = math.ceil(wanted / (size * accum)) if wanted else train.max_steps
+        count = math.ceil(wanted / (size * accum)) if wanted else _step_limit(train)
         order = list(batches(len(items), size, count * accum, seed))
         drawn = sorted({i for batch in order for i in batch})
         examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
@@ -70,7 +74,20 @@ def scheduled(items: list[Item], train: TrainSettings, seed: int, encode: Encode
         if sum(len(e.ids) for step in steps for batch in step for e in batch) < train.max_tokens:
             planned = f"train.max_steps={train.max_steps}" if wanted is None else f"train.epochs={train.epochs:g}"
             raise UserError(f"train.max_tokens={train.max_tokens} is not reached with {planned}; raise that.")
-    return steps if train.loss_on == "answers" else [[[e.whole() for e in batch] for batch in step] for step in steps]
+    return steps if train.loss_on == "answers" else [[[_whole(e) for e in batch] for batch in step] for step in steps]
+
+
+def _step_limit(train: TunedTrain) -> int:
+    if train.max_steps is None:
+        raise UserError("Training requires train.max_steps or train.epochs.")
+    return train.max_steps
+
+
+def _whole(drawn: Drawn) -> Example:
+    """`drawn` with loss on every token. Raises UserError for a pair, whose answers are compared."""
+    if isinstance(drawn, Pair):
+        raise UserError("train.loss_on=all requires train.objective=sft; other objectives compare answers.")
+    return drawn.whole()
 
 
 def _until(
@@ -104,7 +121,7 @@ def cut(step: list[list[Drawn]], size: int, room: int | None = None) -> list[lis
 
     room: tokens of a pack, if the examples were packed; then `size` counts packs.
     """
-    out = []
+    out: list[list[Drawn]] = []
     for batch in step:
         packs = [[example] for example in batch] if room is None else list(packed(batch, room))
         out += [[e for pack in packs[i : i + size] for e in pack] for i in range(0, len(packs), size)]
@@ -140,8 +157,10 @@ class Batch:
     padded: int
     supervised: int
 
-    def to(self, device: torch.device) -> Batch:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+    def to(self, device: torch.device) -> Self:
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return dataclasses.replace(self, **tensors)
 
     @property
@@ -166,19 +185,22 @@ class Layout:
     every: bool = False
     pad: int = 0
 
-    def tokens(self, drawn: list[Drawn]) -> int:
+    def tokens(self, drawn: Sequence[Drawn]) -> int:
         """Tokens of a batch of what was `drawn`, padding included."""
         lengths = [len(e.ids) for e in _sequences(drawn)]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
-    def batch(self, drawn: list[Drawn]) -> Batch:
+    def batch(self, drawn: Sequence[Drawn]) -> Batch:
         examples = _sequences(drawn)
         wanted = [e.supervised for e in examples]
         counts = (sum(len(e.ids) for e in examples), self.tokens(drawn), sum(map(len, wanted)))
         return (self._flat if self.flat else self._padded)(examples, wanted, counts)
 
     def _flat(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
-        ids, positions, keep, targets = [], [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        keep: list[int] = []
+        targets: list[int] = []
         for e, places in zip(examples, wanted, strict=True):
             bear = set(places)
             kept = range(len(e.ids) - 1) if self.every else [place - 1 for place in places]
@@ -187,8 +209,8 @@ class Layout:
             ids += e.ids
             positions += range(len(e.ids))
         lengths = tuple(len(e.ids) for e in examples)
-        row, position_ids, kept, wanted_ids = map(torch.tensor, ([ids], [positions], keep, [targets]))
-        return Batch(row, None, position_ids, lengths, kept, wanted_ids, *counts)
+        row, position_ids, places_kept, wanted_ids = map(torch.tensor, ([ids], [positions], keep, [targets]))
+        return Batch(row, None, position_ids, lengths, places_kept, wanted_ids, *counts)
 
     def _padded(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
         longest = max(len(e.ids) for e in examples)

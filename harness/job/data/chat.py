@@ -59,6 +59,13 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[str, list
 
 def _write(tokenizer: PreTrainedTokenizerBase, turns: Turns, **keywords: Any) -> str:
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, **keywords)
+        return rendered(tokenizer, turns, **keywords)
     except TemplateError as error:
         raise UserError(f"The model's chat template refuses a conversation of the data: {error}") from error
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, turns: Turns, **keywords: Any) -> str:
+    """The text of `turns` by the tokenizer's chat template. keywords: of `apply_chat_template`."""
+    text = tokenizer.apply_chat_template(turns, tokenize=False, **keywords)
+    assert isinstance(text, str)  # of one conversation, without tokenize
+    return text

@@ -27,7 +27,7 @@ Item = dict[str, Any]
 CHAT = "messages"
 OPTIONS = "options"
 UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
-READERS = {
+READERS: dict[str, Callable[[Path], list[Any]]] = {
     ".jsonl": lambda file: _json_lines(file),
     ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
     ".csv": lambda file: _table(file, ","),
@@ -51,10 +51,8 @@ def _table(file: Path, delimiter: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines, delimiter=delimiter))
 
 
-def read(path: str | None) -> list[dict[str, Any]]:
+def read(path: str) -> list[dict[str, Any]]:
     """The rows of a file, read by its suffix. Raises UserError if the file is missing or has another format."""
-    if path is None:
-        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     file = Path(path)
     if not file.is_file():
         raise UserError(f"data.path must be a file below data_root, or the working folder, got {path}.")

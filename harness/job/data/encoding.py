@@ -7,9 +7,11 @@ of the assistant; of a pair of answers (harness/job/data/preferences.py) on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
@@ -70,11 +72,17 @@ Drawn = Example | Pair  # one item of a batch
 Encoder = Callable[[list[Item]], list[Drawn]]
 
 
-def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> int:
+def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> int:
     """Bytes of the answers of `examples` in UTF-8, without ends of text."""
     answers = ([example.ids[at] for at in example.supervised] for example in examples)
-    keep = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return sum(len(tokenizer.decode(ids, **keep).encode()) for ids in answers)
+    return sum(len(decoded(tokenizer, ids, clean_up_tokenization_spaces=False).encode()) for ids in answers)
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor, **keywords: Any) -> str:
+    """The text of one sequence of token ids, without special tokens. keywords: of the tokenizer's `decode`."""
+    text = tokenizer.decode(ids, skip_special_tokens=True, **keywords)
+    assert isinstance(text, str)  # of one sequence
+    return text
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int, pairs: bool = False) -> Encoder:
@@ -82,7 +90,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: 
 
     pairs: whether the rejected answers are tokenised too.
     """
-    return lambda items: encode_all(tokenizer, items, data.prompt, max_length, data.prompt_if_empty, pairs)
+    return lambda items: encode_all(tokenizer, items, data.template, max_length, data.prompt_if_empty, pairs)
 
 
 def encode(

@@ -42,7 +42,7 @@ def meant(records: Sequence[tuple[str, list[str]]], what: str) -> list[str]:
     Raises UserError if an answer is no option, or if the answers can be read in two ways.
     """
     readings = {name: [read(answer.strip(), options) for answer, options in records] for name, read in READINGS.items()}
-    complete = {name: found for name, found in readings.items() if None not in found}
+    complete = {name: indices for name, reading in readings.items() if (indices := _complete(reading)) is not None}
     if not complete:
         nearest = min(readings.values(), key=lambda found: found.count(None))
         answer, options = records[nearest.index(None)]
@@ -58,6 +58,12 @@ def meant(records: Sequence[tuple[str, list[str]]], what: str) -> list[str]:
                 "options' texts."
             )
     return [options[index] for index, (_, options) in zip(first, records, strict=True)]
+
+
+def _complete(reading: list[int | None]) -> list[int] | None:
+    """The indices of a reading of all answers; None if one of them can't be read."""
+    indices = [index for index in reading if index is not None]
+    return indices if len(indices) == len(reading) else None
 
 
 def lettered(options: Sequence[str]) -> str:

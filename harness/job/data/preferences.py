@@ -34,8 +34,8 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
     turns, others = (_whole(fields.get(PROMPT), turns_of(answer, what)) for answer in (chosen, rejected))
     if turns[:-1] != others[:-1] or not turns[-1]["role"] == others[-1]["role"] == "assistant":
         raise UserError(f"Chosen and rejected conversations of {what} must differ in their last turn alone, an answer.")
-    item = {"messages": turns, REJECTED: others[-1]["content"]}
-    return item if _differ(turns[-1]["content"], item[REJECTED]) else None
+    talk: dict[str, Any] = {"messages": turns, REJECTED: others[-1]["content"]}
+    return talk if _differ(turns[-1]["content"], talk[REJECTED]) else None
 
 
 def _whole(prompt: Any, turns: list[dict[str, str]]) -> list[dict[str, str]]:

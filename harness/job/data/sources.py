@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, Item, check_prompt, limited, mapped, noisy, read
+from harness.job.data.columns import CHAT, OPTIONS, READERS, Item, check_prompt, limited, mapped, noisy, read
 from harness.job.models import hub
 from harness.settings import DataSettings
 
@@ -123,6 +123,8 @@ def from_file(
     test_share: float = 0.0,
 ) -> dict[str, list[Item]]:
     """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
+    if path is None:
+        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     rows = read(path)
     there = list(dict.fromkeys(name for row in rows for name in row))
     given = {field: column for field, column in columns.items() if column is not None}
@@ -142,7 +144,8 @@ def _held_out(
 
     what: the data's name for messages. Raises UserError if one of the parts `needed` is empty.
     """
-    out: dict[str, list[Item]] = {"train": [], "validation": []} | ({"test": []} if test_share else {})
+    parts = ("train", "validation", "test") if test_share else ("train", "validation")
+    out: dict[str, list[Item]] = {name: [] for name in parts}
     for text, item in found:
         place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         if place < share * 2**64:

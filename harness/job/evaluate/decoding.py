@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,12 +13,17 @@ from transformers import DynamicCache, StoppingCriteria
 
 from harness.job.models.structure import inner, prompted
 
+# Generation settings that keep the likeliest token: of a task, and in a model's config.
+PLAIN = [("do_sample", False), ("temperature", 0.0)]
+HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
+HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
+
 
 def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
     """The likeliest tokens after unpadded `ids` (sequences, tokens), one at a time (sequences, 1), without end."""
     name = cache_keyword(model)
     # Virtual tokens of a method are in the cache that the first pass returns.
-    cache = {} if prompted(model) else {name: DynamicCache(config=model.config)}
+    cache: dict[str, Any] = {} if prompted(model) else {name: DynamicCache(config=inner(model).config)}
     while True:
         out = model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
         ids = out.logits.argmax(-1)
@@ -26,7 +32,7 @@ def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:
             model, cache = inner(model), {name: out[name]}
 
 
-def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[StoppingCriteria]) -> torch.Tensor:
+def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: Sequence[StoppingCriteria]) -> torch.Tensor:
     """`ids` (1, tokens) and the likeliest tokens after them, until one of `ends` applies, at most `limit`.
 
     For methods with virtual tokens: peft 0.21's `generate` loses or doubles them under transformers 5.24.
@@ -41,3 +47,27 @@ def written(model: nn.Module, ids: torch.Tensor, limit: int, ends: list[Stopping
 def cache_keyword(model: nn.Module) -> str:
     """The model's keyword for its cache: transformers renames it within version 5, and drops the old name in 5.40."""
     return "cache" if "cache" in inspect.signature(inner(model).forward).parameters else "past_key_values"
+
+
+class WritingModel(Protocol):
+    """What of lm-eval's HFLM says how it writes answers. max_length: tokens of a prompt and its answer."""
+
+    model: Any
+    think_end_token: Any
+
+    @property
+    def max_length(self) -> int: ...
+
+
+def not_plain(lm: WritingModel, kwargs: dict[str, Any], limit: int) -> str | None:
+    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
+
+    limit: tokens of an answer.
+    """
+    unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
+    unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
+    if unusual:
+        return f"generation is set to {', '.join(sorted(unusual))}"
+    if lm.think_end_token is not None:
+        return "thinking is cut from the answers"
+    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"

@@ -20,19 +20,18 @@ from typing import Any, Literal
 
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import DynamicCache, EosTokenCriteria
+from transformers import DynamicCache, EosTokenCriteria, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
-from harness.job.evaluate.decoding import cache_keyword, written
-from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots
+from harness.job.evaluate.decoding import cache_keyword, not_plain, written
+from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots, filled_layers
 from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
 from harness.job.evaluate.tokenised_once import Request, TokenisedOnce
 from harness.job.models.structure import prompted
@@ -44,10 +43,6 @@ UNREAD = {"cpu": 1, "cuda": 32}  # rows that are computed before their results a
 LOGIT = 10  # bytes of a logit: as it is computed, in fp32, and its log-probability
 CHECKED = 320  # first tokens of the longest request, which are computed both ways
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}  # mean difference in nats, by rounding
-# Generation settings that keep the likeliest token: of a task, and in a model's config.
-PLAIN = [("do_sample", False), ("temperature", 0.0)]
-HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
-HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +54,7 @@ class Engine(TokenisedOnce):
     "continuous_batching" (greedy answers), if such requests came.
     """
 
-    def __init__(self, *args, batch_size: int | AnswerBatch = 1, **kwargs):
+    def __init__(self, *args: Any, batch_size: int | AnswerBatch = 1, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.batch = batch_size if isinstance(batch_size, AnswerBatch) else AnswerBatch(batch_size, self.device)
         self.used: dict[str, str] = {}
@@ -93,7 +88,9 @@ class Engine(TokenisedOnce):
             nonlocal row
             left = [sequence for sequence, indices in asked.items() if indices[0] not in answers]
             wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in left]
-            order, likely, greedy = [], [], []  # requests, and of each of their tokens what is on the device
+            order: list[int] = []  # requests, and of each of their tokens what is on the device
+            likely: list[torch.Tensor] = []
+            greedy: list[torch.Tensor] = []
 
             def read() -> None:
                 """Read what is on the device, which it is waited for."""
@@ -104,15 +101,18 @@ class Engine(TokenisedOnce):
                     if (text := requests[index][0]) is not None:  # None for windows of a rolling request
                         self.cache_hook.add_partial("loglikelihood", text, answers[index])
                 pbar.update(len(order))
-                for waiting in (order, likely, greedy):
-                    waiting.clear()
+                order.clear()
+                likely.clear()
+                greedy.clear()
 
-            head, prefix = (), None
+            head: Tokens = ()
+            prefix: DynamicCache | None = None
             for number, row in enumerate(rows.packed(left, wanted, self.room), start=1):
                 if row.prefix != head:
                     head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
                 ends = itertools.accumulate(wanted[member] for member in row.members)
-                tokens, places = [], []
+                tokens: list[int] = []
+                places: list[int] = []
                 for member, end in zip(row.members, ends, strict=True):
                     for index in asked[left[member]]:
                         continuation = requests[index][2]
@@ -191,7 +191,9 @@ class Engine(TokenisedOnce):
         waiting = deque((prompts[m][:n], m) for n, group in rows.grouped([p[:-1] for p in prompts]) for m in group)
         slots = Slots(self.batch_size, self.device)
         writing: list[tuple[int, list[int]]] = []  # in the order of their slots
-        head, prefix, only = (), None, torch.zeros(1, dtype=torch.long, device=self.device)
+        head: Tokens = ()
+        prefix: DynamicCache | None = None
+        only = torch.zeros(1, dtype=torch.long, device=self.device)
 
         def ended(answer: list[int]) -> bool:
             if len(answer) >= limit or answer[-1] in last:
@@ -243,7 +245,7 @@ class Engine(TokenisedOnce):
         answers, dtype = [], self.mixed_precision_dtype
         for row, attended in zip(context, generation_kwargs["attention_mask"], strict=True):
             ids = row[attended.bool()][None]
-            ends = [EosTokenCriteria(self.eot_token_id)]
+            ends: list[StoppingCriteria] = [EosTokenCriteria(self.eot_token_id)]
             ends += stop_sequences_criteria(self.tokenizer, stop, ids.shape[1], 1)
             with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 answers.append(written(self.model, ids, max_length - context.shape[1], ends)[0, ids.shape[1] :])
@@ -317,7 +319,7 @@ class Engine(TokenisedOnce):
 
         more: tokens after the prompt.
         """
-        layers = self._encoded(begin := prompt[: rows.CALL]).layers
+        layers = filled_layers(self._encoded(begin := prompt[: rows.CALL]))
         each = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // len(begin)
         return each * (len(prompt) + more + BLOCK) + LOGIT * self.model.config.get_text_config().vocab_size
 
@@ -384,17 +386,3 @@ class Engine(TokenisedOnce):
 def _tell_cut(lengths: list[int], most: int) -> None:
     if cut := sum(length > most for length in lengths):
         logger.warning(f"{cut} requests were truncated on the left to {most} tokens, which the model has room for.")
-
-
-def not_plain(lm: HFLM, kwargs: dict[str, Any], limit: int) -> str | None:
-    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
-
-    limit: tokens of an answer.
-    """
-    unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
-    unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
-    if unusual:
-        return f"generation is set to {', '.join(sorted(unusual))}"
-    if lm.think_end_token is not None:
-        return "thinking is cut from the answers"
-    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"

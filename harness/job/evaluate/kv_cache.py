@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 BLOCK = 64  # tokens by which the slots grow
+
+
+class FilledLayer(Protocol):
+    """Keys and values of a layer: (sequences, heads, tokens, channels)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def filled_layers(cache: DynamicCache) -> list[FilledLayer]:
+    """The layers of `cache` after a pass of a model whose layers are all attention, as those that share prefixes are.
+
+    Transformers types them as of several kinds, some without keys and values.
+    """
+    layers: Any = cache.layers
+    return layers
 
 
 class Lent(DynamicCache):
@@ -17,10 +35,12 @@ class Lent(DynamicCache):
         super().__init__()
         self.prefix = prefix
 
-    def update(self, keys, values, layer_idx, *args, **kwargs):
-        super().update(keys, values, layer_idx)
-        old = self.prefix.layers[layer_idx]
-        return torch.cat([old.keys, keys], dim=-2), torch.cat([old.values, values], dim=-2)
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        super().update(key_states, value_states, layer_idx)
+        old = filled_layers(self.prefix)[layer_idx]
+        return torch.cat([old.keys, key_states], dim=-2), torch.cat([old.values, value_states], dim=-2)
 
 
 class Slots(DynamicCache):
@@ -33,13 +53,16 @@ class Slots(DynamicCache):
 
     def __init__(self, size: int, device: torch.device):
         super().__init__()
-        self.size, self.device, self.lengths = size, device, []
+        self.size, self.device = size, device
+        self.lengths: list[int] = []
+        none = torch.empty(0, dtype=torch.long, device=device)
+        self._at = none, none  # of the tokens that are added, the slots and the positions
 
     def fill(self, prefix: DynamicCache | None, new: DynamicCache, lengths: list[int]) -> None:
         """Fill further slots with `prefix` and their part of `new`, which holds `lengths` tokens for each."""
         begin = prefix.get_seq_length() if prefix else 0
         first, self.lengths = len(self.lengths), self.lengths + [begin + length for length in lengths]
-        for index, layer in enumerate(new.layers):
+        for index, layer in enumerate(filled_layers(new)):
             for name, room in zip(("keys", "values"), self._rooms(index, layer.keys, layer.values), strict=True):
                 for slot, part in enumerate(getattr(layer, name)[0].split(lengths, dim=1), first):
                     if prefix:
@@ -48,7 +71,7 @@ class Slots(DynamicCache):
 
     def drop(self, slot: int) -> None:
         """Free `slot`. The last used slot moves there, so that used slots stay contiguous."""
-        for layer in self.layers:
+        for layer in filled_layers(self):
             layer.keys[slot], layer.values[slot] = (
                 layer.keys[len(self.lengths) - 1],
                 layer.values[len(self.lengths) - 1],
@@ -61,24 +84,30 @@ class Slots(DynamicCache):
 
         ends: `lengths` on the device.
         """
-        self.at = torch.arange(len(self.lengths), device=self.device), ends
+        self._at = torch.arange(len(self.lengths), device=self.device), ends
         self.lengths = [length + 1 for length in self.lengths]
-        return self.at[1][:, None]
+        return ends[:, None]
 
-    def update(self, keys, values, layer_idx, *args, **kwargs):
-        rooms = self._rooms(layer_idx, keys, values)
-        for room, new in zip(rooms, (keys, values), strict=True):
-            room[self.at[0], :, self.at[1]] = new[:, :, 0].to(room.dtype)
-        return [room[: len(self.lengths), :, : max(self.lengths)] for room in rooms]
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        slots, positions = self._at
+        keys, values = self._rooms(layer_idx, key_states, value_states)
+        keys[slots, :, positions] = key_states[:, :, 0].to(keys.dtype)
+        values[slots, :, positions] = value_states[:, :, 0].to(values.dtype)
+        used, longest = len(self.lengths), max(self.lengths)
+        return keys[:used, :, :longest], values[:used, :, :longest]
 
-    def _rooms(self, index: int, *like: torch.Tensor) -> list[torch.Tensor]:
+    def _rooms(self, index: int, *like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, large enough for the longest sequence."""
         if index == len(self.layers):
-            self.layers.append(DynamicLayer())
-            empty = [tensor.new_zeros(self.size, tensor.shape[1], 0, tensor.shape[3]) for tensor in like]
-            self.layers[index].keys, self.layers[index].values = empty
-        layer = self.layers[index]
+            added = DynamicLayer()
+            added.keys, added.values = (
+                tensor.new_zeros(self.size, tensor.shape[1], 0, tensor.shape[3]) for tensor in like
+            )
+            self.layers.append(added)
+        layer = filled_layers(self)[index]
         if (short := max(self.lengths) - layer.keys.shape[2]) > 0:
             layer.keys = functional.pad(layer.keys, (0, 0, 0, short + BLOCK))
             layer.values = functional.pad(layer.values, (0, 0, 0, short + BLOCK))
-        return [layer.keys, layer.values]
+        return layer.keys, layer.values

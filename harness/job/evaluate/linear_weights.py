@@ -20,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn import functional
 
+from harness.job.models.quantisation import packed_matrix
 from harness.job.training.loss import LossHead
 
 
@@ -71,7 +72,9 @@ def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
         return
     dora = any(isinstance(module, DoraLinearLayer) for module in model.modules())
     for name, layer in layers.items():  # norms need unrounded weights, products rounded ones
-        model.set_submodule(name, _Expanded(layer, layer.weight.quant_state.dtype if dora else layer.compute_dtype))
+        model.set_submodule(
+            name, _Expanded(layer, packed_matrix(layer).quant_state.dtype if dora else layer.compute_dtype)
+        )
     try:
         with DoraCaching():
             yield {"expanded": "on"}
@@ -85,7 +88,7 @@ class _Expanded(nn.Linear):
 
     def __init__(self, layer: Linear4bit, dtype: torch.dtype):
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+        weight = dequantize_4bit(layer.weight.data, packed_matrix(layer).quant_state).to(dtype)
         self.weight, self.bias = nn.Parameter(weight, requires_grad=False), layer.bias
         self._forward_hooks, self.compute_dtype = layer._forward_hooks, layer.compute_dtype
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import EosTokenCriteria, PreTrainedTokenizerBase
+from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import gate, record
 from harness.job.api.client import Client
 from harness.job.api.judge import AnswerPair, Judge
+from harness.job.data import encoding
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
@@ -26,7 +27,7 @@ from harness.protocol import AskModels, LocalModel
 from harness.record import Cell, Record
 
 
-def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
+def ask(request: AskModels, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 
     models: labels. answers: of each model, one for each prompt. judge: null, or its name, host, tokens and verdicts:
@@ -46,15 +47,21 @@ def ask(request: AskModels, report: Callable[[dict], None]) -> dict[str, Any]:
         answers.append(_asked(local, request.prompts, request.tokens))
     for name in request.api:
         report({"asking": name})
-        client = Client(request.base_url, name, request.timeout, warn)
-        requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
-        found = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
-        answers.append([found[i].text.strip() for i in range(len(request.prompts))])
+        answers.append(_asked_by_api(name, request, warn))
     judged = None
     if request.judge is not None:
         report({"asking": f"{request.judge}, which judges"})
         judged = _judged(request, answers, warn)
     return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
+
+
+def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None]) -> list[str]:
+    if request.base_url is None:
+        raise ValueError("A request to ask models behind an API must have the API's address.")
+    client = Client(request.base_url, name, request.timeout, warn)
+    requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
+    replies = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
+    return [replies[i].text.strip() for i in range(len(request.prompts))]
 
 
 # On this machine
@@ -76,7 +83,7 @@ def _asked(local: LocalModel, prompts: list[str], tokens: int) -> list[str]:
 
 def _saved(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """An adapter is put on the cell's base, quantised if it was; whole weights are loaded as saved."""
-    if found.saved.form != "adapter":
+    if saved.form_of(found) != "adapter":
         found = replace(found, cell=_plain(found.cell))
     return saved.load(found, folder, on)
 
@@ -91,19 +98,14 @@ def _plain(cell: Cell) -> Cell:
 @torch.inference_mode()
 def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str, tokens: int) -> str:
     """The greedy answer, up to the begin of another question, as in evaluations."""
-    if template is None:
-        asked = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        begins = ""
-    else:
-        text, begins = put(template, prompt)
-        asked = tokenizer(text, return_tensors="pt")
-    asked = asked.to(net.device)
+    asked, begins = _encoded(tokenizer, template, prompt)
+    asked = asked.to(structure.inner(net).device)
+    ids = asked["input_ids"]
     if structure.prompted(net):
-        found = decoding.written(net, asked["input_ids"], tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
+        written = decoding.written(net, ids, tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
     else:
-        found = net.generate(
+        generate: Any = net.generate  # torch types a module's unknown attributes as tensors or modules
+        written = generate(
             **asked,
             max_new_tokens=tokens,
             do_sample=False,
@@ -111,8 +113,20 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | 
             temperature=None,
             top_p=None,
         )
-    text = tokenizer.decode(found[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    text = encoding.decoded(tokenizer, written[0, ids.shape[1] :])
     return (text.partition(f"\n{begins}")[0] if begins else text).strip()
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str) -> tuple[BatchEncoding, str]:
+    """The tokens of `prompt`, and what another question would begin with. template: null for the chat template."""
+    if template is None:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert isinstance(chat, BatchEncoding)  # with return_dict
+        return chat, ""
+    text, begins = put(template, prompt)
+    return tokenizer(text, return_tensors="pt"), begins
 
 
 def put(template: str, prompt: str) -> tuple[str, str]:
@@ -126,6 +140,8 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 
 
 def _judged(request: AskModels, answers: list[list[str]], warn: Callable[[str], None]) -> dict[str, Any]:
+    if request.judge is None or request.judge_url is None:
+        raise ValueError("A request for a judge's verdicts must have the judge's name and address.")
     pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
     asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
     found = Judge(request.judge_url, request.judge, request.timeout, warn).compare(asked, request.concurrency)

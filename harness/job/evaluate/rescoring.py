@@ -36,14 +36,14 @@ from harness.job.reporter import Reporter
 from harness.job.training import attention
 from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Cell, Record, Scoring, model_card
-from harness.settings import HELD_OUT, EvalSettings
+from harness.settings import AUTO, HELD_OUT, EvalSettings
 
 
 def rescore(
     path: Path,
     settings: EvalSettings,
     data_root: str | None,
-    report: Callable[[dict], None],
+    report: Callable[[dict[str, Any]], None],
     local: LocalPaths = NO_PATHS,
     typed: Cell | None = None,
 ) -> None:
@@ -100,13 +100,14 @@ def _score(
     tasks: scoring.Tasks,
     tokenizer: Any,
     settings: EvalSettings,
-    report: Callable[[dict], None],
+    report: Callable[[dict[str, Any]], None],
     vllm_python: str | None,
 ) -> None:
     started, asked = datetime.now(UTC), found.cell.settings
-    bf16 = device.compute_dtype(asked.train.precision) is torch.bfloat16
+    bf16 = device.compute_dtype(asked.train.validated().precision) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    meter, speedups = Meter(accelerator.device), {}
+    meter = Meter(accelerator.device)
+    speedups: dict[str, str] = {}
     reporter = Reporter(report, meter, None)
     if asked.fast:
         speedups["kept_memory"] = heap.keep(accelerator.device.type)
@@ -115,10 +116,10 @@ def _score(
     with meter.window("load"):
         net = saved.load(found, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
-    layout, _ = attention.layout(net, asked.speedups, tokenizer.pad_token_id)
+    layout, _ = attention.layout(net, asked.speedups or AUTO, tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
-    if isinstance(net, PeftModel) and found.merge.merged:
+    if isinstance(net, PeftModel) and found.merge is not None and found.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
         adapting.forget_adapters(net)
     vllm = None
@@ -131,7 +132,7 @@ def _score(
             net,
             tokenizer,
             tasks,
-            settings.batch_size,
+            settings.local().batch_size,
             torch.bfloat16 if bf16 else None,
             speedups=asked.fast,
             tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
@@ -142,7 +143,12 @@ def _score(
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}
     names = list(tasks.by_name)
     made = Scoring(
-        names, started.isoformat(timespec="seconds"), settings, environment, meter.phases, vllm and vllm.usage
+        names,
+        started.isoformat(timespec="seconds"),
+        settings,
+        environment,
+        meter.phases,
+        None if vllm is None else vllm.usage,
     )
     _add(found, path, tasks, scores, items, made)
 

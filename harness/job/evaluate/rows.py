@@ -108,7 +108,8 @@ class PlacedRow:
     """A row's tensors on a device, in integers.
 
     ids, positions: (1, tokens). keep: indices of the wanted positions. own, parent: of each token its segment, and the
-    segment that it attends to besides, (tokens,). bounds: begins and ends of the segments, (segments + 1,).
+    segment that it attends to besides, (tokens,). lengths: tokens of each segment. bounds: begins and ends of the
+    segments, (segments + 1,).
     children: tokens of segments with parents, and the parents' tokens. extra: what else came with the row.
     """
 
@@ -117,6 +118,7 @@ class PlacedRow:
     keep: torch.Tensor
     own: torch.Tensor
     parent: torch.Tensor
+    lengths: tuple[int, ...]
     bounds: torch.Tensor
     children: SharedKeys
     extra: list[torch.Tensor]
@@ -128,7 +130,8 @@ class PlacedRow:
 
     def sequences(self, before: int) -> SequenceRow:
         """How CUDA's kernels keep the segments apart, after `before` tokens of a prefix; it, or parents, not both."""
-        lengths, shared = self.bounds.lengths, self.children if self.children.key_bounds.lengths else None
+        lengths = self.lengths
+        shared = self.children if len(self.children.key_bounds) > 1 else None
         if before:
             ends = torch.arange(2, dtype=torch.int32, device=self.bounds.device)
             shared = SharedKeys(None, None, *(with_lengths(ends * n, [n]) for n in (sum(lengths), before)))
@@ -171,6 +174,7 @@ def placed(segments: list[Segment], device: torch.device, *extra: Sequence[int])
         torch.arange(sum(wanted), device=device) + (ends[1:] - wants.cumsum(0))[kept],
         own,
         of[own],
+        tuple(lengths),
         with_lengths(ends.int(), lengths),
         SharedKeys(
             query,

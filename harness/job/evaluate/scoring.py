@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Literal
 
 import lm_eval
@@ -43,7 +43,7 @@ from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_
 from harness.job.evaluate.vllm.engine import VllmEngine
 from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
-from harness.job.models.structure import prompted
+from harness.job.models.structure import inner, prompted
 from harness.job.training import attention
 from harness.record import Score, cluster_numbers, clustered_error, subject_weights
 from harness.settings import HELD_OUT, EvalSettings
@@ -75,7 +75,7 @@ class Tasks:
             hub.settle()
         for name in settings.tasks:
             if name == HELD_OUT:
-                if own.runs_code and not settings.unsafe_code:
+                if own is not None and own.runs_code and not settings.unsafe_code:
                     raise _runs_code(name)
                 continue
             if name not in manager.all_tasks:
@@ -89,16 +89,18 @@ class Tasks:
             elif runs_code(manager.task_index, name):
                 raise _runs_code(name)
         with sources.with_data_root(data_root):
-            self.by_name = {
+            self.by_name: dict[str, dict[str, Any]] = {
                 name: {"tasks": {HELD_OUT: own}, "groups": {}} if name == HELD_OUT else self._load(manager, name)
                 for name in settings.tasks
             }
-        self.leaves = {leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()}
+        self.leaves: dict[str, Task] = {
+            leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()
+        }
         self._settle(settings)
         self.sample: dict[str, list[int]] = {}
         self._requests: dict[tuple[Any, ...], list[Instance]] = {}
         self._chat: dict[str, Any] = {}
-        self._origin = include and include.state
+        self._origin = None if include is None else include.state
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(self.sample.keys() & sizes):
@@ -227,7 +229,7 @@ def _question(task: Task, doc: dict[str, Any]) -> str:
     return "\n".join([text, *(f"{i}: {option}" for i, option in enumerate(task.doc_to_choice(doc)))])
 
 
-def stratified(sizes: dict[str, int], limit: int | None, seed: int) -> dict[str, list[int]]:
+def stratified(sizes: dict[str, int], limit: int | None, seed: int | None) -> dict[str, list[int]]:
     """Sample `limit` items (null: all) from strata of `sizes`. Returns sorted indices by stratum.
 
     Shares are proportional, by largest remainders; strata without an item are left out. The sample depends on the
@@ -271,13 +273,13 @@ def score(
     answered, and of all. vllm: writes the answers of tasks that ask for them, with `model` as it lies on disk.
     """
     model.eval()
-    batch = AnswerBatch(batch_size, model.device, tell_batch)
+    batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
     count = None if answered_so_far is None else AnswerCount(tasks, answered_so_far)
     with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups) as (lm, used):
         if count is not None:
             lm.set_cache_hook(count)
         if vllm is not None:
-            lm = VllmEngine(lm, vllm, count and count.add)
+            lm = VllmEngine(lm, vllm, None if count is None else count.add)
             used = ChainMap(lm.used, used)
         scores, items = answered(lm, tasks)
     return scores, items, dict(used)
@@ -333,7 +335,7 @@ def _engine(
     batch: AnswerBatch,
     autocast: torch.dtype | None,
     speedups: bool,
-) -> Iterator[tuple[HFLM, Mapping[str, str]]]:
+) -> Iterator[tuple[HFLM, MutableMapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
     asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast}
     if not speedups:

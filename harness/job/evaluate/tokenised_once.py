@@ -21,7 +21,7 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 class TokenisedOnce(HFLM):
     """`HFLM` with the same tokens in less time."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._texts = SharedBeginnings(self.tokenizer, super().tok_encode)
         self._prompts = SharedBeginnings(self.tokenizer, self._whole_prompt)
@@ -53,8 +53,13 @@ class TokenisedOnce(HFLM):
     def _pairs(self, requests: list[Instance], disable_tqdm: bool) -> list[Pair]:
         """The tokens that lm-eval would score."""
         taken: list[Request] = []
+
+        def take(requests: list[Request], **_: Any) -> list[tuple[float, bool]]:
+            taken.extend(requests)
+            return []
+
         listening = copy.copy(self)
-        listening._loglikelihood_tokens = lambda requests, **_: taken.extend(requests) or []
+        listening._loglikelihood_tokens = take
         super(TokenisedOnce, listening).loglikelihood(requests, disable_tqdm)
         return [(context, continuation) for _, context, continuation in taken]
 

@@ -57,14 +57,16 @@ class SharedBeginnings:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`."""
-        depths = [shared(text, known.text) for known in self._recent]
-        best = max(range(len(depths)), key=depths.__getitem__, default=None)
-        known = None if best is None else self._recent[best]
-        if known is None or known.text != text:
-            after = known and self._after(known, depths[best], text)
-            known = after or self._anew(text)
-            self._recent.append(known)
-        return known.whole
+        nearest, depth = None, -1
+        for known in self._recent:
+            if (common := shared(text, known.text)) > depth:
+                nearest, depth = known, common
+        if nearest is not None and nearest.text == text:
+            return nearest.whole
+        after = None if nearest is None else self._after(nearest, depth, text)
+        encoded = after or self._anew(text)
+        self._recent.append(encoded)
+        return encoded.whole
 
     def _anew(self, text: str) -> Encoded:
         whole = self._encode(text)
@@ -73,8 +75,8 @@ class SharedBeginnings:
             ids = plain.ids
             at = next((i for i in range(len(whole) - len(ids) + 1) if whole[i : i + len(ids)] == ids), None)
             if at is not None and ids:
-                spans = map(list, zip(*plain.offsets, strict=True))
-                return Encoded(text, ids, plain.word_ids, *spans, whole[:at], whole[at + len(ids) :])
+                starts, ends = map(list, zip(*plain.offsets, strict=True))
+                return Encoded(text, ids, plain.word_ids, starts, ends, whole[:at], whole[at + len(ids) :])
         return Encoded(text, whole, [None] * len(whole), [0] * len(whole), [0] * len(whole), [], [])
 
     def _after(self, known: Encoded, depth: int, text: str) -> Encoded | None:
@@ -85,13 +87,16 @@ class SharedBeginnings:
         at = known.ends[cut - 1]
         rest = self._plain(text[at:])
         again = bisect_right([end for _, end in rest.offsets], depth - at - DISTANT)
-        if not again or rest.ids[:again] != known.ids[cut : cut + again] or rest.word_ids[0] is None:
+        if not again or rest.ids[:again] != known.ids[cut : cut + again]:
             return None  # a text's beginning is encoded in another way than its middle
-        first = rest.word_ids[0]
+        words = rest.word_ids
+        first, begin = words[0], known.words[cut]
+        if first is None or begin is None:
+            return None
         return Encoded(
             text,
             known.ids[:cut] + rest.ids,
-            known.words[:cut] + [w if w is None else w - first + known.words[cut] for w in rest.word_ids],
+            known.words[:cut] + [w if w is None else w - first + begin for w in words],
             known.starts[:cut] + [start + at for start, _ in rest.offsets],
             known.ends[:cut] + [end + at for _, end in rest.offsets],
             known.begin,

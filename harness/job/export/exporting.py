@@ -37,7 +37,7 @@ def export(request: ExportModel) -> None:
 
 def _convert(found: Record, folder: Path, out: Path, request: ExportModel) -> None:
     """Write GGUF, and for ollama its Modelfile."""
-    whole, tokenizer = found.saved.form != "adapter", AutoTokenizer.from_pretrained(folder)
+    whole, tokenizer = saved.form_of(found) != "adapter", AutoTokenizer.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder) if whole else loading.config_of(found.cell.settings.model)
     gguf_file.check(config, tokenizer)
     out.mkdir(parents=True)
@@ -51,7 +51,7 @@ def _convert(found: Record, folder: Path, out: Path, request: ExportModel) -> No
 @contextmanager
 def _whole(found: Record, folder: Path, beside: Path) -> Iterator[Path]:
     """The folder of the whole model: `folder`, or one that is there meanwhile, in which its adapter is merged."""
-    if found.saved.form != "adapter":
+    if saved.form_of(found) != "adapter":
         yield folder
         return
     with tempfile.TemporaryDirectory(dir=beside) as made:

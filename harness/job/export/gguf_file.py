@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -55,8 +56,15 @@ def check(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
             f"GGUF of a {config.model_type} with rope_type={rope}, hidden_act={config.hidden_act} or a sliding window "
             f"can't be written here. {CONVERTER}."
         )
-    if cut(tokenizer) is None:
+    _required_cut(tokenizer)
+
+
+def _required_cut(tokenizer: PreTrainedTokenizerBase) -> str:
+    """As `cut`. Raises UserError for other tokenizers."""
+    name = cut(tokenizer)
+    if name is None:
         raise UserError(f"GGUF of this model's tokenizer can't be written here. {CONVERTER}.")
+    return name
 
 
 def cut(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -73,7 +81,7 @@ def cut(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if normalised or model["ignore_merges"] is not (name in WHOLE_WORDS) else name
 
 
-def _step(told: dict) -> str:
+def _step(told: dict[str, Any]) -> str:
     if told["type"] == "ByteLevel" and not told["add_prefix_space"]:
         return "bytes by words" if told["use_regex"] else "bytes"
     if told["type"] == "Digits" and told["individual_digits"]:
@@ -143,7 +151,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, model: Path, tokenizer: PreTrainedT
             types.append(gguf.TokenType.NORMAL)
         tokens.append(by_id.get(number, f"[PAD{number}]"))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(cut(tokenizer))
+    writer.add_tokenizer_pre(_required_cut(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     special = gguf.SpecialVocab(model, load_merges=True, n_vocab=size)
@@ -165,7 +173,10 @@ def _tensors(model: Path, config: PretrainedConfig) -> Iterator[tuple[str, np.nd
                 if config.model_type == "llama" and ".self_attn." in key:
                     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
                     value = _interleaved(value, heads.get(key.split(".")[-2]))
-                yield names.get_name(key, try_suffixes=(".weight", ".bias")), value.float().numpy(), kind
+                name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+                if name is None:
+                    raise UserError(f"GGUF has no name for the weight {key}. {CONVERTER}.")
+                yield name, value.float().numpy(), kind
 
 
 def _interleaved(value: torch.Tensor, heads: int | None) -> torch.Tensor:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from harness.job.data import chat
+
 NAME = "Modelfile"
 HEAD = """\
 # ollama create NAME -f Modelfile; smaller: ollama create NAME -f Modelfile --quantize q4_K_M
@@ -105,7 +107,7 @@ def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
 
     def rendered(*turns: tuple[str, str], ask: bool = True) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        text = chat.rendered(tokenizer, messages, add_generation_prompt=ask)
         begin = tokenizer.bos_token
         adds = begin is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
         return text.removeprefix(begin) if adds else text

@@ -7,49 +7,62 @@ from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # defines its operations
+from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 
-def _attention_flops(query, key, value, *args, out_val=None, **kwargs) -> int:
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Both products of attention over [batch, heads, length, width], causal or not: torch's convention."""
     batch, heads, rows, width = query.shape
     return 2 * batch * heads * rows * key.shape[2] * (width + value.shape[3])
 
 
-def _attention_backward_flops(gradient, query, key, value, *args, out_val=None, **kwargs) -> int:
+def _attention_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Five products: the scores again, and the gradients of scores, query, key and value."""
     batch, heads, rows, width = query.shape
     return 2 * batch * heads * rows * key.shape[2] * (3 * width + 2 * value.shape[3])
 
 
-def _varlen_flops(query, key, value, bounds, key_bounds, *args, out_val=None, **kwargs) -> int:
+def _varlen_flops(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, key_bounds: Tensor, *_: Any, **__: Any
+) -> int:
     """As `_attention_flops`, for sequences end to end in [tokens, heads, width], separated by `bounds`."""
-    _, heads, width = query.shape
+    heads, width = query.shape[1:]
     pairs = sum(n * m for n, m in zip(_lengths(bounds), _lengths(key_bounds), strict=True))
     return 2 * heads * pairs * (width + value.shape[2])
 
 
-def _varlen_backward_flops(gradient, query, key, value, out, sums, bounds, *args, out_val=None, **kwargs) -> int:
-    _, heads, width = query.shape
+def _varlen_backward_flops(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    *_: Any,
+    **__: Any,
+) -> int:
+    heads, width = query.shape[1:]
     return 2 * heads * sum(n * n for n in _lengths(bounds)) * (3 * width + 2 * value.shape[2])
 
 
-def _lengths(bounds: torch.Tensor) -> Sequence[int]:
+def _lengths(bounds: Tensor) -> Sequence[int]:
     """Lengths of the sequences between `bounds`, which may have no values: harness.job.training.attention.bounds_of."""
     return bounds.lengths if hasattr(bounds, "lengths") else bounds.diff().tolist()
 
 
-def _nf4_flops(a, b, shape, *args, out_val=None, **kwargs) -> int:
+def _nf4_flops(a: Tensor, b: Tensor, shape: Sequence[int], *_: Any, **__: Any) -> int:
     """A product of `a` [..., in] with a packed 4-bit matrix of `shape` [out, in]."""
     return 2 * a.numel() * shape[0]
 
 
-def _int8_flops(a, b, *args, out_val=None, **kwargs) -> int:
+def _int8_flops(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """A product of `a` [rows, in] with an 8-bit matrix `b` [out, in]."""
     return 2 * a.numel() * b.shape[0]
 
 
-def _int8_mixed_flops(a, quantised, b, *args, out_val=None, **kwargs) -> int:
+def _int8_mixed_flops(a: Tensor, quantised: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """As `_int8_flops`; features computed in 16 bits are computed in 8 bits too, as zeros."""
     return _int8_flops(quantised, b)
 

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ from torch import nn
 
 from harness.job.measure.timing import synchronize
 from harness.record import Inference
-from harness.settings import InferSettings
+from harness.settings import TimedInfer
 
 SEED = 0  # of the prompts
 
@@ -27,7 +28,7 @@ Decoder = Callable[[nn.Module, torch.Tensor], Iterator[torch.Tensor]]
 
 
 def measure(
-    model: nn.Module, forms: list[str], settings: InferSettings, accelerator: Accelerator, decoder: Decoder
+    model: nn.Module, forms: list[str], settings: TimedInfer, accelerator: Accelerator, decoder: Decoder
 ) -> dict[str, Inference]:
     """Time `model` in each of `forms`. The forms take turns in every repeat, so that drift meets all alike.
 
@@ -37,7 +38,8 @@ def measure(
     """
     size, length, new = settings.batch_size, settings.prompt_tokens, settings.new_tokens
     generator = torch.Generator().manual_seed(SEED)
-    prompts = torch.randint(model.config.vocab_size, (size, length), generator=generator).to(accelerator.device)
+    config: Any = model.config  # torch types a module's unknown attributes as tensors or modules
+    prompts = torch.randint(config.vocab_size, (size, length), generator=generator).to(accelerator.device)
     model.eval()
     measured = {form: Inference(size, length, new, [], []) for form in forms}
     for repeat in range(1 + settings.repeats):

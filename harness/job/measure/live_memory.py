@@ -7,13 +7,12 @@ operations on the way.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -94,7 +93,7 @@ class LiveBytes(TorchDispatchMode):
         self._live: dict[int, tuple[int, Kind, int]] = {}  # bytes, kind, when it was first seen
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._sharded = False
-        self._now: dict[Kind, int] = dict.fromkeys((f.name for f in dataclasses.fields(Kinds)), 0)
+        self._now: dict[Kind, int] = dict.fromkeys(get_args(Kind), 0)
         self._seen = 0
         self.windows = {"": Peak()}
         self._window = self.windows[""]
@@ -143,7 +142,13 @@ class LiveBytes(TorchDispatchMode):
         if self.roofline is not None:
             self.roofline.reset()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if func is torch.ops.prim.device.default:  # asked of tensors without storage, four times an operation
             return args[0].device
         kwargs = kwargs or {}
@@ -161,7 +166,7 @@ class LiveBytes(TorchDispatchMode):
             self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1
         return out
 
-    def _add(self, func: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
+    def _add(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Count the FLOPs of an operation, and its time."""
         formula = FLOPS.get(func._overloadpacket)
         count = 0 if formula is None else formula(*args, **kwargs, out_val=out)

@@ -38,7 +38,7 @@ class Reading:
 def reading(device: torch.device) -> Reading | None:
     """The present state; None without NVML. What one card does not tell leaves the rest known."""
 
-    def ask(pynvml, handle) -> Reading:
+    def ask(pynvml: Any, handle: Any) -> Reading:
         def value(question: Callable[..., Any], *arguments: Any) -> Any:
             try:
                 return question(handle, *arguments)
@@ -68,7 +68,7 @@ def watts(device: torch.device) -> float | None:
 def process_bytes(device: torch.device) -> int | None:
     """Bytes of the device's memory that this process holds, including its context."""
 
-    def ask(pynvml, handle) -> int | None:
+    def ask(pynvml: Any, handle: Any) -> int | None:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
         # In a container NVML's process ids may be the host's, and not match ours.
         return next((p.usedGpuMemory for p in found if p.pid == os.getpid()), None)
@@ -92,7 +92,7 @@ def load(device: torch.device) -> tuple[dict[int, int | None], int, int] | None:
     The driver's own memory counts as free.
     """
 
-    def ask(pynvml, handle) -> tuple[dict[int, int | None], int, int]:
+    def ask(pynvml: Any, handle: Any) -> tuple[dict[int, int | None], int, int]:
         processes = {p.pid: p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
         used = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used
         return processes, used, pynvml.nvmlDeviceGetUtilizationRates(handle).gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,6 +24,7 @@ def orthogonal(model: PeftModel, _optimizer: Optimizer) -> None:
         for name, p in found:
             gram = p @ p.T if "lora_A" in name else p.T @ p
             penalty = weight * torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype))
+            assert p.grad is not None  # the backward pass was before
             p.grad += torch.autograd.grad(penalty, p)[0]
 
 
@@ -32,7 +34,8 @@ def allocate(model: PeftModel, optimizer: Optimizer) -> None:
     Measurements are kept in the optimizer's state, so that checkpoints have them. A step at learning rate 0 only
     measures, as it must not change weights.
     """
-    tuner, first = model.base_model, optimizer.param_groups[0]
+    tuner: Any = model.base_model  # peft's AdaLoraModel, whose parts torch types as any module's
+    first = optimizer.param_groups[0]
     allocator, config, adapters = tuner.rankallocator, model.active_peft_config, dict(_adapters(model))
     for kind in KEPT:
         state = {name: optimizer.state[p] for name, p in adapters.items()}
@@ -54,4 +57,4 @@ def allocate(model: PeftModel, optimizer: Optimizer) -> None:
 
 def _adapters(model: PeftModel) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters by their names in peft's allocator."""
-    return ((name, p) for name, p in model.base_model.model.named_parameters() if "lora_" in name and p.requires_grad)
+    return ((name, p) for name, p in model.get_base_model().named_parameters() if "lora_" in name and p.requires_grad)

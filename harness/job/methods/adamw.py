@@ -28,7 +28,7 @@ class Bitsandbytes(Optimizer2State):
     """bitsandbytes' AdamW that also steps tensors without storage, never waits for CUDA, and frees paged memory."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
         """As in bitsandbytes, which also waits for CUDA after each weight; the order of the stream is enough."""
         for number, group in enumerate(self.param_groups):
             for index, p in enumerate(group["params"]):
@@ -55,7 +55,7 @@ class Bitsandbytes(Optimizer2State):
         if not self.is_paged or p.numel() < LEAST_PAGED:
             return torch.zeros_like(p, dtype=dtype)
         if isinstance(p, FakeTensor):
-            buffer = torch.zeros_like(p, dtype=dtype, device="meta")  # a device without counted memory
+            buffer: Any = torch.zeros_like(p, dtype=dtype, device="meta")  # a device without counted memory
             buffer.is_paged = True
             return buffer
         buffer = super().get_state_buffer(p, dtype)

@@ -36,7 +36,7 @@ def eva(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch:
 
 def corda(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, sequences: int) -> peft.PeftModel:
     """A and B: the components of the weights that matter most to `sequences` examples (arXiv:2406.05223)."""
-    config = _maybe_include_all_linear_layers(config, base)
+    config = _everywhere(config, base)
 
     def run() -> None:
         for batch in islice(samples(1), sequences):  # one at a time: padding would count as input
@@ -46,6 +46,13 @@ def corda(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, sequ
     return peft.get_peft_model(base, config)
 
 
+def _everywhere(config: peft.LoraConfig, base: PreTrainedModel) -> peft.LoraConfig:
+    """`config` with the names of all linear layers of `base` in place of `all-linear`."""
+    named = _maybe_include_all_linear_layers(config, base)
+    assert isinstance(named, peft.LoraConfig)  # peft keeps the kind of config
+    return named
+
+
 def lora_ga(
     base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int
 ) -> peft.PeftModel:
@@ -53,7 +60,7 @@ def lora_ga(
 
     Gradients are the mean over `batches` of `batch` sequences, and are held for all targets at once for a moment.
     """
-    config = _maybe_include_all_linear_layers(config, base)
+    config = _everywhere(config, base)
 
     def run() -> None:
         for each in islice(samples(batch), batches):
@@ -72,11 +79,11 @@ def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> 
     net = peft.get_peft_model(base, config)
     where = base.config._name_or_path
     whole = _SafetensorLoader(net, where if Path(where).is_dir() else None)
-    for name, layer in net.base_model.model.named_modules():
+    for name, layer in net.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             quantised = dequantize_module_weight(layer.get_base_layer()).float()
             left, sizes, right = torch.linalg.svd(whole.get_tensor(f"{name}.weight").to(quantised) - quantised, False)
             halves = (sizes[: config.r] / layer.scaling["default"]).sqrt()
-            layer.lora_A["default"].weight.data.copy_(halves[:, None] * right[: config.r])
-            layer.lora_B["default"].weight.data.copy_(left[:, : config.r] * halves)
+            layer.lora_A["default"].get_parameter("weight").data.copy_(halves[:, None] * right[: config.r])
+            layer.lora_B["default"].get_parameter("weight").data.copy_(left[:, : config.r] * halves)
     return net

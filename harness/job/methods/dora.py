@@ -8,8 +8,9 @@ import peft
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft.tuners import lora
+from peft.tuners.lora import bnb
 from peft.tuners.lora.dora import DoraLinearLayer, cache_decorator
-from peft.tuners.lora.layer import LoraVariant
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
@@ -105,19 +106,19 @@ def _norms(dora: DoraLinearLayer, *matrices: Any, adapter_name: str) -> Tensor:
     return row_norms(*matrices)
 
 
-class FastDora:
+class FastDora(LoraLayer):
     """Mixin for peft's adapted layers that uses FastDoraVariant in place of DoRA."""
 
-    def resolve_lora_variant(self, **keywords: Any) -> LoraVariant | None:
-        found = super().resolve_lora_variant(**keywords)
-        return FastDoraVariant() if type(found) is DoraLinearVariant else found
+    def resolve_lora_variant(self, *, config: peft.LoraConfig, **keywords: Any) -> LoraVariant | None:
+        variant = super().resolve_lora_variant(config=config, **keywords)
+        return FastDoraVariant() if type(variant) is DoraLinearVariant else variant
 
 
 class FastDoraLinear(FastDora, lora.Linear):
     """peft's layer over nn.Linear or Conv1D."""
 
 
-class FastDoraLinear4bit(FastDora, lora.Linear4bit):
+class FastDoraLinear4bit(FastDora, bnb.Linear4bit):
     """peft's layer over a matrix in NF4."""
 
 
@@ -136,4 +137,5 @@ class FastDoraConfig(peft.LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._register_custom_module({nn.Module: _layer})
+        layers: Any = {nn.Module: _layer}  # called as a class would be, which is how peft types it
+        self._register_custom_module(layers)

@@ -43,7 +43,7 @@ class InFp32(Optimizer):
             self.state[p] = state if _wide(p) else {"inner": state}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
         for group in self.param_groups:
             held = [p for p in group["params"] if p.grad is not None]
             # One weight at a time if it needs fp32 copies, so that no two copies exist at once.
@@ -76,6 +76,7 @@ class InFp32(Optimizer):
             wide, state = p.detach().float(), _copy(state)
             if "compensation" in kept:
                 wide += kept["compensation"]
+        assert p.grad is not None  # others are not stepped
         wide.grad = p.grad.float()
         return wide, state
 
@@ -94,7 +95,7 @@ class InFp32(Optimizer):
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:
     """`state` with bf16 tensors cast to fp32; objects in it (GaLore's projectors) are copied likewise."""
-    copied = {}
+    copied: dict[str, Any] = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
             copied[key] = value.float() if value.dtype is torch.bfloat16 else value

@@ -15,8 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
 from harness.job.methods.master_weights import InFp32, Keeping
+from harness.job.models.structure import inner
 
-Make = Callable[[list], Optimizer]
+Make = Callable[[list[Any]], Optimizer]
 Hook = Callable[[nn.Module, Optimizer], None]
 
 
@@ -42,7 +43,8 @@ def build(
     """
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
     if any(p.dtype is not torch.float32 for p in trainable.values()):
-        optimizer, rest = (make and _in_fp32(make, keeping) for make in (optimizer, rest))
+        optimizer = _in_fp32(optimizer, keeping)
+        rest = None if rest is None else _in_fp32(rest, keeping)
     if keeping == "masters" and not torch.distributed.is_initialized():
         # Gradients are summed in fp32; on several devices in the weights' dtype, as in DDP's buckets.
         for p in trainable.values():
@@ -73,7 +75,7 @@ class Together(Optimizer):
         self.parts = parts
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
         groups = iter(self.param_groups)  # a schedule sets their rates, and loading a state replaces them
         for part in self.parts:
             part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
@@ -82,7 +84,9 @@ class Together(Optimizer):
 
 def set_betas(optimizer: Optimizer, betas: Sequence[float] | None) -> None:
     """Have the groups of `optimizer` that step by Adam decay their moments by both `betas` (null: as they do)."""
-    for group in optimizer.param_groups if betas is not None else []:
+    if betas is None:
+        return
+    for group in optimizer.param_groups:
         if "betas" in group:
             group["betas"] = tuple(betas)
 
@@ -96,7 +100,9 @@ def in_backward(optimizer: Optimizer) -> Optimizer:
     stepping = weakref.ref(optimizer)
 
     def step(parameter: nn.Parameter) -> None:
-        stepping().step()  # only this parameter has a gradient
+        owner = stepping()
+        assert owner is not None  # with it go the hooks
+        owner.step()  # only this parameter has a gradient
         parameter.grad = None
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,7 +111,7 @@ def in_backward(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def packaged(params: list, *, name: str, extra: str, **keywords: Any) -> Optimizer:
+def packaged(params: list[Any], *, name: str, extra: str, **keywords: Any) -> Optimizer:
     """The optimizer `name` of a package from one of the project's extras. Raises UserError if it is not installed."""
     module, _, kind = name.rpartition(".")
     try:
@@ -119,12 +125,18 @@ def packaged(params: list, *, name: str, extra: str, **keywords: Any) -> Optimiz
 
 def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights by module name of all linear layers except the head, which may share its weight with the embedding."""
-    head = model.get_output_embeddings()
+    head = inner(model).get_output_embeddings()
     return {
-        name: module.weight
+        name: _weight(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def _weight(module: nn.Linear | Conv1D) -> nn.Parameter:
+    """The matrix of `module`, which torch types as any tensor."""
+    weight: Any = module.weight
+    return weight
 
 
 def state(optimizer: Optimizer) -> list[Any]:

@@ -62,12 +62,12 @@ def merge(model: nn.Module, batch: Batch, accelerator: Accelerator) -> tuple[nn.
     return merged, Merge(not expand, reason, difference, dequantised=expand, seconds=seconds)
 
 
-def fold(model: PeftModel) -> nn.Module:
+def fold(model: nn.Module) -> nn.Module:
     """`model`, which is used up, with its adapter in its weights; a quantised base is dequantised first.
 
     Raises NotImplementedError or ValueError if peft can't merge the adapter.
     """
-    if not hasattr(model.base_model, "merge_and_unload"):
+    if not isinstance(model, PeftModel) or not hasattr(model.base_model, "merge_and_unload"):
         raise NotImplementedError(PROMPT)
     merged = (_dequantised(model) if quantised(model) else model).merge_and_unload(safe_merge=True)
     forget_adapters(merged)

@@ -43,7 +43,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         return change(base)
     everywhere = getattr(change, "target_modules", None) == "all-linear"
     matrices, experts = optimizers.matrices_of(base), stacks(base)
-    if everywhere and experts and hasattr(change, "target_parameters"):
+    if everywhere and experts and hasattr(change, "target_parameters") and hasattr(change, "target_modules"):
         # peft would choose by the model's name, and adapt routers too, which no other method here does.
         change.target_modules, change.target_parameters = set(matrices), set(experts)
     try:
@@ -89,7 +89,7 @@ def _adapted(
 ) -> nn.Module:
     if saved is not None:
         _check_kind(config, saved)
-        return peft.PeftModel.from_pretrained(base, saved)
+        return peft.PeftModel.from_pretrained(base, str(saved))
     if init is not None and samples is not None:
         return instantiate(init, _convert_="all")(base, config, samples)
     plain = init is not None or base.device.type == "meta"
@@ -101,14 +101,14 @@ def _check_kind(config: peft.PeftConfig, saved: Path) -> None:
 
     Some kinds load further adapters from where their own config says.
     """
-    kind = peft.PeftConfig.from_pretrained(saved).peft_type
+    kind = peft.PeftConfig.from_pretrained(str(saved)).peft_type
     if kind != config.peft_type:
         raise UserError(f"{saved} has an adapter of the kind {kind}; its method makes {config.peft_type}.")
 
 
 def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
     """`config` with peft's plain initialisation; without values no other would have an effect."""
-    if isinstance(getattr(config, "init_lora_weights", None), str):
+    if hasattr(config, "init_lora_weights") and isinstance(config.init_lora_weights, str):
         config.init_lora_weights = True
     return config
 

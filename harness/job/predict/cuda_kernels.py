@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from bitsandbytes.autograd import _functions as products
+from bitsandbytes.autograd import _functions
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
+products: Any = _functions  # bitsandbytes' module, of which a class is replaced
 
 HALF = (torch.float16, torch.bfloat16)
 WIDEST = 256  # most channels of a head for FlashAttention
@@ -65,7 +66,7 @@ class CudaKernels(TorchFunctionMode):
         products.MatMul8bitFp = self._product
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if function in (Tensor.backward, torch.autograd.backward):

@@ -21,12 +21,12 @@ class DrawnExamples:
     """
 
     steps: list[list[list[encoding.Drawn]]]
-    referred: list[encoding.Drawn]
+    referred: list[encoding.Pair]
 
 
 def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     """The examples of `cell`; None if its data or tokenizer is not on this machine."""
-    settings, train, tuned = cell.settings, cell.settings.train, cell.settings.method.tuned
+    settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
     path = settings.data.load.get("path")
     if path is not None and data_root is None and not os.path.isfile(path):
         return None  # a hub data set
@@ -37,12 +37,14 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
         return None
     splits = sources.splits(settings.data, data_root)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
-    steps = batching.scheduled(splits["train"], train, cell.seed, encode) if tuned else []
+    steps = batching.scheduled(splits["train"], train.tuned(), cell.seed, encode) if tuned else []
     held_out = encode(splits["validation"][: train.validation_items]) if train.refers or not tuned else []
     if not tuned:
-        steps = [[held_out[i : i + train.batch_size]] for i in range(0, len(held_out), train.batch_size)]
+        size = train.micro_batch
+        steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
     if not train.refers:
         return DrawnExamples(steps, [])
     tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
     trained = (one for step in steps for micro in step for one in micro)
-    return DrawnExamples(steps, [*trained, *held_out, *(encode(tested) if tested else [])])
+    referred = (*trained, *held_out, *(encode(tested) if tested else []))
+    return DrawnExamples(steps, [pair for pair in referred if isinstance(pair, encoding.Pair)])

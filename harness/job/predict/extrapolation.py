@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -70,14 +71,14 @@ def mark_layers(layers: nn.ModuleList, live: LiveBytes) -> None:
     def backward(layer: nn.Module, window: str) -> None:
         """Begin `window` when the gradient of the layer's output arrives."""
 
-        def hook(_module, _inputs, output) -> None:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             if hidden.requires_grad:
                 hidden.register_hook(lambda _: live.mark(window))
 
         layer.register_forward_hook(hook)
 
-    def at_input(_layer, inputs) -> None:
+    def at_input(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs[0].requires_grad:
             inputs[0].register_hook(lambda _: live.mark("embedding backward"))
 
@@ -101,7 +102,9 @@ def peaks_by_window(live: LiveBytes, depth: int, state: int) -> dict[str, dict[s
 
     Layers between the first and the last are left out: a linear function has its maximum at an end.
     """
-    windows = {name: dict(peak.kinds) for name, peak in live.windows.items() if peak.kinds and name not in BETWEEN}
+    windows: dict[str, dict[str, float]] = {
+        name: dict(peak.kinds.items()) for name, peak in live.windows.items() if peak.kinds and name not in BETWEEN
+    }
     for name, kinds in windows.items():
         if name != "optimizer":
             kinds["optimizer"] = state

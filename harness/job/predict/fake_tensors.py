@@ -81,7 +81,7 @@ def materialise(net: nn.Module, on: torch.device) -> None:
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
-            new = torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
+            new: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             if (state := getattr(tensor, "quant_state", None)) is not None:
@@ -104,8 +104,9 @@ def materialise(net: nn.Module, on: torch.device) -> None:
 def materialise_shares(net: nn.Module, on: torch.device) -> None:
     """As `materialise`, for a sharded `net`, whose packed matrices are packed only while they are whole."""
 
-    def packed(layer: nn.Module, _inputs: Any) -> None:
-        layer.weight.__class__, layer.weight.quant_state = Params4bit, layer.quant_state
+    def packed(layer: Linear4bit, _inputs: Any) -> None:
+        weight: Any = layer.weight
+        weight.__class__, weight.quant_state = Params4bit, layer.quant_state
 
     net.to_empty(device=on)
     for module in net.modules():

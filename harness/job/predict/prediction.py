@@ -48,7 +48,7 @@ from harness.job.training import (
 )
 from harness.protocol import CardRates
 from harness.record import Cell
-from harness.settings import Settings, TrainSettings, plain
+from harness.settings import AUTO, Settings, TrainSettings, plain
 
 CPU = torch.device("cpu")
 ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
@@ -93,19 +93,16 @@ class Predictor:
         With several devices the figures are of the one with the largest share of the batch.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
-        layout, devices = self._layout(cell, architecture), cell.settings.train.total_devices
-        chosen = cell.settings.train.sizes_itself
+        train = cell.settings.train.validated()
+        layout, devices = self._layout(cell, architecture), train.total_devices
+        chosen = train.sizes_itself
         if chosen:
-            sizes = even_parts(cell.settings.train.micro_batch, devices)
             room = budget if safe is None else safe
-
-            def fits(size: int) -> bool:
-                shape = self._shape(cell, layout, size)
-                return sum(self._line(cell, shape, 1, layout, architecture).peak.values()) <= room
-
-            size = sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
+            if room is None:
+                raise ValueError("To choose the micro-batch takes a budget.")
+            size = self._fitting(cell, even_parts(train.micro_batch, devices), room, layout, architecture)
         else:
-            size = cell.settings.train.batch_size // devices
+            size = train.micro_batch // devices
         shape = self._shape(cell, layout, size)
         line = self._line(cell, shape, 1, layout, architecture)
         largest = None
@@ -132,6 +129,22 @@ class Predictor:
             "largest_batch": largest,
         }
 
+    def _fitting(
+        self,
+        cell: Cell,
+        sizes: list[int],
+        room: int,
+        layout: batching.Layout,
+        architecture: dict[str, Any] | None,
+    ) -> int:
+        """The first of `sizes`, which fall, whose peak is within `room` bytes; else the last."""
+
+        def fits(size: int) -> bool:
+            shape = self._shape(cell, layout, size)
+            return sum(self._line(cell, shape, 1, layout, architecture).peak.values()) <= room
+
+        return sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
+
     def _reference_flops(
         self, cell: Cell, shape: Shape, layout: batching.Layout, architecture: dict[str, Any] | None
     ) -> float:
@@ -154,8 +167,8 @@ class Predictor:
         budget: int,
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
-        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train
-        rows = train.batch_size // train.total_devices if train.packing else shape.sequences
+        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train.validated()
+        rows = train.micro_batch // train.total_devices if train.packing else shape.sequences
 
         def fits(size: int) -> bool:
             return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
@@ -225,7 +238,7 @@ class Predictor:
         key = json.dumps(asked, sort_keys=True)
         if key not in self._layouts:
             net = empty_weights.outline(cell, self._config(cell, architecture)[0], 1)
-            self._layouts[key], _ = attention.layout(net, cell.settings.speedups, pad=0)
+            self._layouts[key], _ = attention.layout(net, cell.settings.speedups or AUTO, pad=0)
         return self._layouts[key]
 
     def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout) -> Line:
@@ -252,13 +265,14 @@ class Predictor:
         roofline = None if self._rates is None else Roofline(self._rates)
         live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None, roofline)
         with distributed.pretended(devices) if sharded else nullcontext() as rank:
-            if sharded:
+            if rank is not None:
                 accelerator = rank.accelerator(sharded, bf16, cpu=self._on == CPU)
                 if chunked:
                     with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                         loss.enable(net, self._kernels)  # before it is sharded, as in a run
                 for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
-                    layer.weight.quant_state = None  # accelerate needs a state_dict, which needs its values
+                    weight: Any = layer.weight
+                    weight.quant_state = None  # accelerate needs a state_dict, which needs its values
                 net = accelerator.prepare_model(net)  # on "meta", as the ranks' shares must be numbers
             else:
                 accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
@@ -272,11 +286,10 @@ class Predictor:
                 padded = sum(batch.padded for batch in micro)
                 if (layers := structure.decoder_layers(net, config)) is not None:
                     mark_layers(layers, live)
-                if trained:
+                if (slot := settings.method.optim) is not None:
                     if settings.train.activation_offload:
                         activation_offload.enable(net, host=ELSEWHERE)
                     adapters = {id(p) for name, p in net.named_parameters() if name in added}
-                    slot = settings.method.optim
                     build, count = instantiate(slot, _convert_="all"), 2
                     if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
                         build, count = stepping_twice(build, live), 1
@@ -310,7 +323,9 @@ class Predictor:
         """
         key = json.dumps([_drawn_by(cell), dataclasses.asdict(layout), size], sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(cell.settings.train, size)
+            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(
+                cell.settings.train.validated(), size
+            )
         return self._shapes[key]
 
     def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:

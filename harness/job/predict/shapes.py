@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.job.data import batching, encoding
-from harness.settings import TrainSettings
+from harness.settings import ValidatedTrain
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Shape:
 
     def drawn(self, layout: batching.Layout, times: int) -> list[list[encoding.Drawn]]:
         """Micro-batches of this shape, `times` as large, of tokens 0; of more than two only the two largest."""
-        sized = [[encoding.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
+        examples = [[encoding.Example([0] * n, prompt) for n, prompt in batch] * times for batch in self.micro]
+        sized: list[list[encoding.Drawn]] = [[*batch] for batch in examples]
         if self.paired:
-            sized = [[encoding.Pair(*both) for both in zip(*[iter(batch)] * 2, strict=True)] for batch in sized]
+            both = [zip(batch[::2], batch[1::2], strict=True) for batch in examples]
+            sized = [[encoding.Pair(chosen, rejected) for chosen, rejected in pairs] for pairs in both]
         return sorted(sized, key=layout.tokens)[-2:] if len(sized) > 2 else sized
 
 
-def assumed_shape(train: TrainSettings, size: int) -> Shape:
+def assumed_shape(train: ValidatedTrain, size: int) -> Shape:
     length, step = train.max_length, train.micro_batch * (train.grad_accum or 1)
     tokens = step * length * (train.max_steps or 1)
     tokens = min(tokens, train.max_tokens or tokens)

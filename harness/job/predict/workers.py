@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]  # its types lack it
 
 from harness import env
 from harness.errors import UserError

@@ -168,7 +168,9 @@ def _dataset(task: str, options: dict[str, Any], seed: int, size: int) -> Any:
         raise UserError(
             f"data.task={task} requires PYTHONHASHSEED=0 in the environment; else each process draws other problems."
         )
-    fields = {field.name: field.default for field in dataclasses.fields(DATASETS[task][1]) if field.name not in OWN}
+    fields: dict[str, Any] = {
+        field.name: field.default for field in dataclasses.fields(DATASETS[task][1]) if field.name not in OWN
+    }
     if unknown := sorted(options.keys() - fields):
         raise UserError(f"data.options.{unknown[0]} is no option of data.task={task}, which has: {', '.join(fields)}.")
     try:

@@ -74,7 +74,7 @@ class JournalEntry:
     written: int | None
 
 
-def synthesize(request: Synthesize, report: Callable[[dict], None]) -> dict[str, Any]:
+def synthesize(request: Synthesize, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Ask until there are `request.n` problems, or `request.most` questions were asked. Returns the written summary.
 
     report: called with the progress, and with warnings. Raises UserError if the source or the evaluation can't be
@@ -108,10 +108,12 @@ def synthesize(request: Synthesize, report: Callable[[dict], None]) -> dict[str,
 
 
 def _seeds(request: Synthesize) -> list[Item]:
-    if request.file is None:
+    if request.file is not None:
+        seeds = synthetic.read(Path(request.file))
+    elif request.data is not None:
         seeds = sources.splits(request.data, request.data_root)["train"]
     else:
-        seeds = synthetic.read(Path(request.file))
+        raise ValueError("A request for problems must name a file or a data set.")
     if not seeds:
         raise UserError("The source of the seed problems is empty.")
     return seeds
@@ -192,21 +194,23 @@ class Sieve:
 
     def judge(self, question: Question, answered: JournalEntry) -> None:
         item = synthetic.parse(answered.text)
-        reason, why = self._against(question, answered, item)
-        if reason is None:
+        if not answered.whole:
+            self._reject(question, answered, "cut off", f"longer than {TOKENS} tokens")
+        elif item is None:
+            self._reject(question, answered, "format", 'no JSON object with the texts "question" and "answer"')
+        elif (flaw := self._flaw(question, item)) is not None:
+            self._reject(question, answered, *flaw)
+        else:
             self._made.add(item["question"])
             self.kept.append(self._with_provenance(question, answered, item))
-            return
+
+    def _reject(self, question: Question, answered: JournalEntry, reason: str, why: str) -> None:
         self.rejected[reason] += 1
         if len(self.examples[reason]) < EXAMPLES:
             self.examples[reason].append({"kind": question.kind, "why": why, "text": answered.text})
 
-    def _against(self, question: Question, answered: JournalEntry, item: Item | None) -> tuple[str | None, str]:
-        """The first reason to reject an answer, in a word or two and in full; None if there is none."""
-        if not answered.whole:
-            return "cut off", f"longer than {TOKENS} tokens"
-        if item is None:
-            return "format", 'no JSON object with the texts "question" and "answer"'
+    def _flaw(self, question: Question, item: Item) -> tuple[str, str] | None:
+        """The first reason to reject `item`, in a word or two and in full; None if there is none."""
         steps, final = arithmetic.steps(item["answer"]), arithmetic.final(item["answer"])
         if None not in self._finals and final is None:
             return "format", "no last line #### N"
@@ -221,7 +225,7 @@ class Sieve:
                 return f"near-duplicate of {what}", f"similarity {alike:.2f}"
         if self._evaluation.overlaps(item["question"]):
             return "in the evaluation", MEASURES["evaluation"]
-        return None, ""
+        return None
 
     def _with_provenance(self, question: Question, answered: JournalEntry, item: Item) -> dict[str, Any]:
         seeds = [self._seeds[i]["question"] for i in question.seeds]
@@ -248,7 +252,7 @@ def _summary(request: Synthesize, host: str, asked: int, sieve: Sieve, journal: 
         "model": request.model,
         "host": host,
         "prompts": PROMPTS,
-        "source": request.data.name if request.file is None else Path(request.file).name,
+        "source": Path(request.file).name if request.file is not None else request.data and request.data.name,
         "evaluation": request.eval.tasks,
         "measures": MEASURES,
         "asked": asked,

@@ -29,13 +29,13 @@ def of(
 ) -> list[tuple[float, float]]:
     """The rewards that `objective` gives the chosen and the rejected answer of each pair, in their order."""
     model.eval()
-    found = []
+    rewards: list[tuple[float, float]] = []
     for batch in batches:
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             logs = log_probabilities(model, batch)
-        found += map(tuple, objective.rewards(logs, batch).tolist())
-    return found
+        rewards += [(chosen, rejected) for chosen, rejected in objective.rewards(logs, batch).tolist()]
+    return rewards
 
 
 def beside(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -107,7 +107,12 @@ def task(
     verifier = _verifier(data)
     kind = kind_of(data, items["test"]) if verifier is None else "verified"
     docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
-    config = {"task": HELD_OUT, "test_split": "test", "doc_to_text": "prompt", "metadata": {"version": 1.0}}
+    config: dict[str, Any] = {
+        "task": HELD_OUT,
+        "test_split": "test",
+        "doc_to_text": "prompt",
+        "metadata": {"version": 1.0},
+    }
     if shots:
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     config |= _choice() if kind == "choice" else _written(kind, data, [doc["answer"] for doc in docs["test"]])
@@ -142,9 +147,9 @@ def kind_of(data: DataSettings, items: Sequence[Item]) -> str:
     return "exact" if _mostly(_is_result(answer_of(item)) for item in items) else "text"
 
 
-def _mostly(of: Any) -> bool:
-    found = list(of)
-    return sum(found) >= MOST * len(found)
+def _mostly(of: Iterable[bool]) -> bool:
+    answers = list(of)
+    return sum(answers) >= MOST * len(answers)
 
 
 def _is_result(answer: str) -> bool:
@@ -159,7 +164,7 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         text = "\n".join(turn["content"] for turn in turns)
         doc = {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
     else:
-        doc = {"prompt": asked(item, data.prompt, data.prompt_if_empty), "answer": item["answer"]}
+        doc = {"prompt": asked(item, data.template, data.prompt_if_empty), "answer": item["answer"]}
     if kind == "verified":
         doc["question"] = item["question"]
     if kind == "choice":
@@ -182,10 +187,10 @@ def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any
 
     A written answer ends where another question begins, and at a line's end if no right answer has two lines.
     """
-    begin = data.prompt.partition("{")[0].rstrip().rpartition("\n")[2]
+    begin = data.template.partition("{")[0].rstrip().rpartition("\n")[2]
     until = [*([begin] if begin else []), *([] if any("\n" in a.strip() for a in answers) else ["\n"])]
     room = max(len(answer.encode()) for answer in answers) // BYTES
-    config = {
+    config: dict[str, Any] = {
         "output_type": "generate_until",
         "doc_to_target": "answer",
         "generation_kwargs": {
@@ -238,10 +243,10 @@ def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
     return found
 
 
-def verification(verifier: Verifier) -> Callable[[dict, list[str]], dict[str, float]]:
+def verification(verifier: Verifier) -> Callable[[dict[str, Any], list[str]], dict[str, float]]:
     """Whether `verifier` takes the written answer, or what follows its last `####`, for wholly right."""
 
-    def solved(doc: dict, results: list[str]) -> dict[str, float]:
+    def solved(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
         answer = matching.final(results[0]).strip()
         return {"solved": float(verifier.score(doc["question"], answer) >= 1)}
 

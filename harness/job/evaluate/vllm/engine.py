@@ -24,11 +24,12 @@ from transformers import PreTrainedTokenizerBase
 
 from harness import record
 from harness.errors import UserError
-from harness.job.evaluate.engine import not_plain
+from harness.job.evaluate.decoding import not_plain
 from harness.job.evaluate.vllm import process
 from harness.job.evaluate.vllm.process import Prompt, VllmFailed, VllmWriter
 from harness.job.measure.device_memory import free_share
 from harness.job.models import saved
+from harness.job.models.structure import inner
 from harness.record import Cell
 from harness.settings import Settings
 
@@ -45,16 +46,20 @@ def check(settings: Settings, python: str | None) -> None:
             f"eval.engine=vllm requires a base that is not quantised, and method={settings.method.name} quantises it: "
             "merged weights would be another model. Use eval.engine=auto."
         )
+    process.check(_required(python))
+
+
+def _required(python: str | None) -> str:
     if python is None:
         raise UserError(
             "eval.engine=vllm requires eval.vllm_python=, the python of an environment with vllm; `retry` and `score` "
             "take it by --vllm-python."
         )
-    process.check(python)
+    return python
 
 
 def writer(
-    python: str,
+    python: str | None,
     cell: Cell,
     path: Path,
     net: nn.Module,
@@ -63,15 +68,17 @@ def writer(
     whole: Path | None,
 ) -> VllmWriter:
     """vLLM with the weights of `net`, the model of `cell`: those in the folder `whole`, else saved beside the
-    record's `path` for as long as it is scored. Raises VllmFailed for an adapter that is not merged.
+    record's `path` for as long as it is scored. Raises VllmFailed for an adapter that is not merged,
+    and UserError without a `python`.
     """
+    python = _required(python)
     if whole is None:
         if isinstance(net, PeftModel):
             raise VllmFailed("eval.engine=vllm requires merged weights, and the adapter could not be merged.")
         whole = record.scored_model(path)
         shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
         saved.write_whole(net, tokenizer, whole)
-    dtype = "bfloat16" if bf16 else str(net.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if bf16 else str(inner(net).dtype).removeprefix("torch.")
     return VllmWriter(python, whole, dtype, cell.settings.model.trust_remote_code)
 
 

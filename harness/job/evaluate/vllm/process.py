@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness import redact
 from harness.errors import UserError
@@ -100,8 +100,8 @@ class VllmWriter:
         started = time.monotonic()
         with _worker(self._python) as worker:
             with contextlib.suppress(BrokenPipeError):  # then its exit status tells
-                worker.stdin.write(json.dumps(request).encode() + b"\n")
-                worker.stdin.flush()
+                worker.requests.write(json.dumps(request).encode() + b"\n")
+                worker.requests.flush()
             events = {}
             for event in _events(worker):
                 events[event["event"]] = event | {"at": time.monotonic()}
@@ -121,10 +121,19 @@ class VllmWriter:
         return written["tokens"]
 
 
+@dataclass(frozen=True)
+class RunningWorker:
+    """The process of worker.py, and the pipes to it and from it."""
+
+    process: subprocess.Popen[bytes]
+    requests: IO[bytes]
+    events: IO[bytes]
+
+
 @contextlib.contextmanager
-def _worker(python: str) -> Iterator[subprocess.Popen]:
+def _worker(python: str) -> Iterator[RunningWorker]:
     try:
-        worker = subprocess.Popen(
+        process = subprocess.Popen(
             [python, "-I", str(WORKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -133,26 +142,28 @@ def _worker(python: str) -> Iterator[subprocess.Popen]:
         )
     except OSError as error:
         raise VllmFailed(f"eval.vllm_python can't be run: {error.strerror}.") from error
+    assert process.stdin is not None  # pipes, as asked for
+    assert process.stdout is not None
     try:
-        yield worker
+        yield RunningWorker(process, process.stdin, process.stdout)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
-def _events(worker: subprocess.Popen) -> Iterator[dict[str, Any]]:
+def _events(worker: RunningWorker) -> Iterator[dict[str, Any]]:
     """What `worker` sends. Raises VllmFailed when it fails, ends or stays silent."""
     doing, within, rest = "loaded the model", LOADED_WITHIN, b""
     while True:
-        if not select.select([worker.stdout], [], [], within)[0]:
+        if not select.select([worker.events], [], [], within)[0]:
             raise VllmFailed(f"vLLM gave no sign of life for {within:g} seconds while it {doing}.")
-        part = os.read(worker.stdout.fileno(), 2**20)
+        part = os.read(worker.events.fileno(), 2**20)
         if not part:
-            raise VllmFailed(f"vLLM's process {_death(worker.wait())} while it {doing}.")
+            raise VllmFailed(f"vLLM's process {_death(worker.process.wait())} while it {doing}.")
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             event = json.loads(line)

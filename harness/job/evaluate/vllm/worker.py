@@ -16,19 +16,23 @@ Standard output: events, each a line of JSON.
 What vLLM prints goes to standard error.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def send(event, **fields):
+    def send(event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, **fields}), file=events, flush=True)
 
     request = json.loads(sys.stdin.readline())
@@ -41,12 +45,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def write(request, send):
+def write(request: dict[str, Any], send: Callable[..., None]) -> None:
     import vllm
     from tqdm import tqdm
 
     class Bar(tqdm):
-        def update(self, n=1):
+        def update(self, n: float | None = 1) -> bool | None:
             send("answered")
             return super().update(n)
 
@@ -75,7 +79,7 @@ def write(request, send):
     send("written", tokens=[list(output.outputs[0].token_ids) for output in outputs])
 
 
-def end_with_harness():
+def end_with_harness() -> None:
     """End this process, and those that it started, when the harness closes standard input or is gone."""
     sys.stdin.read()
     os.killpg(0, signal.SIGKILL)

@@ -10,6 +10,9 @@ from math import prod
 
 from harness.job.data.generators.wordmath_templates.words import NAMES
 
+Computed = tuple[str, str, str, str]  # a number's letter, and what it is computed from: operand, operator, operand
+
+_RULE = re.compile(r"^(\w)=(\w+)([-+*/])(\w)$")
 _RESULT = re.compile(r"\[(\w)=(\w)([-+*/])(\w)\]")
 _SENTENCE_START = re.compile(r"(?:^|(?<=[.?] ))[a-z]")
 
@@ -23,6 +26,15 @@ def _apply(left: int, operator: str, right: int) -> int:
         case "*":
             return left * right
     return left // right  # exact: templates derive every dividend from its divisor and quotient
+
+
+def _computed(pattern: re.Pattern[str], text: str) -> Computed:
+    """What `text` says how to compute. Raises ValueError if it does not."""
+    match = pattern.search(text)
+    if match is None:
+        raise ValueError(f"{text!r} computes no number.")
+    letter, left, operator, right = match.groups()
+    return letter, left, operator, right
 
 
 @dataclass(frozen=True)
@@ -49,30 +61,26 @@ class Template:
     @cached_property
     def free(self) -> dict[str, tuple[int, ...]]:
         """The values each free number may take."""
-        found = {}
+        values: dict[str, tuple[int, ...]] = {}
         for letter, rule in (part.split("=") for part in self.numbers.split()):
             if ".." in rule:
                 low, high = map(int, rule.split(".."))
-                found[letter] = tuple(range(low, high + 1))
+                values[letter] = tuple(range(low, high + 1))
             elif "|" in rule:
-                found[letter] = tuple(map(int, rule.split("|")))
-        return found
+                values[letter] = tuple(map(int, rule.split("|")))
+        return values
 
     @cached_property
-    def derived(self) -> tuple[tuple[str, int | str, str, str], ...]:
+    def derived(self) -> tuple[Computed, ...]:
         """Numbers computed from earlier ones: those of the question first, then each step's result."""
         rules = [part.split("=") for part in self.numbers.split()]
-        given = [
-            (letter, *re.fullmatch(r"(\w+)([-+*/])(\w)", rule).groups())
-            for letter, rule in rules
-            if letter not in self.free
-        ]
-        return tuple(given) + tuple(_RESULT.search(line).groups() for line in self.lines)
+        given = [_computed(_RULE, f"{letter}={rule}") for letter, rule in rules if letter not in self.free]
+        return (*given, *(_computed(_RESULT, line) for line in self.lines))
 
     @cached_property
     def _answer(self) -> str:
         shown = [_RESULT.sub(r"{\2} \3 {\4} = {\1}", line) for line in self.lines]
-        last = _RESULT.search(self.lines[-1]).group(1)
+        last = _computed(_RESULT, self.lines[-1])[0]
         return "\n".join([*shown, f"#### {{{last}}}"])
 
     @property
@@ -93,7 +101,7 @@ class Template:
 
     def render(self, chosen: tuple[int, ...], rng: random.Random) -> dict[str, str]:
         """One item with these numbers, in words that `rng` chooses."""
-        fields = dict(zip("nmo", rng.sample(NAMES, 3), strict=True))
+        fields: dict[str, str | int] = dict(zip("nmo", rng.sample(NAMES, 3), strict=True))
         fields |= {slot: rng.choice(choices) for slot, choices in self.words.items()}
         fields |= self.values(chosen)
         question = rng.choice(self.questions).format_map(fields)
