@@ -51,7 +51,12 @@ def test_a_default_is_one_of_the_values_that_a_setting_may_have(setting):
         ({"above": 0}, [1e-9, 3], [0, -0.5, float("inf"), float("nan")], "positive"),
         ({"least": 0, "below": 1}, [0, 0.99], [1, -0.1, float("nan")], "at least 0 and below 1"),
         ({"least": 0, "most": 1}, [0, 0.5, 1], [1.01, -0.1], "a share from 0 to 1"),
-        ({"above": 0, "auto": True, "words": "a positive number or auto"}, [1, "auto"], [0, "all"], "a positive number"),
+        (
+            {"above": 0, "auto": True, "words": "a positive number or auto"},
+            [1, "auto"],
+            [0, "all"],
+            "a positive number",
+        ),
     ],
 )
 def test_a_number_out_of_its_bounds_is_refused_in_words(rule, right, wrong, words):

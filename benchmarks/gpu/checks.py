@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.record import Cell, Probe, Record, Train, read_study, train_memory
 from harness.studies import doctor as facts_of
 from harness.sweep.cells import from_config
+from harness.sweep.planner import Impossible
 
 from .bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 
@@ -106,15 +107,16 @@ def memory(bench: Bench) -> Check:
     """The peak of training by `plan` against the allocator's; on a CPU, against that of counted tensors."""
     rows, worst = [], 0.0
     for method, record in _records(bench):
-        prediction = bench.planned[method].prediction
-        if "unknown" in prediction or "impossible" in prediction:
-            rows.append({"method": method, "difference": None, "reason": next(iter(prediction.values()))})
+        point = bench.planned[method]
+        if isinstance(point, Impossible) or "unknown" in point.prediction:
+            reason = point.reason if isinstance(point, Impossible) else point.prediction["unknown"]
+            rows.append({"method": method, "difference": None, "reason": reason})
             continue
         tensors = _probed(record).peak.total
         phase = record.phases["validate" if method in UNTUNED else "train"]
         untuned = phase.memory.allocated_peak if bench.on_cuda else tensors
         measured = untuned if method in UNTUNED else train_memory(record)
-        predicted = bench.planned[method].peak
+        predicted = point.peak
         if measured is None:
             rows.append({"method": method, "difference": None, "reason": "no peak was measured"})
             continue
@@ -213,7 +215,8 @@ def resume(bench: Bench) -> Check:
 def out_of_memory(bench: Bench) -> Check:
     """A micro-batch that is too large is recorded as oom, and the next cell runs."""
     bench.needs_cuda()
-    most = bench.planned["full"].prediction.get("largest_batch") or 1  # a method may be unpredictable
+    full = bench.planned["full"]
+    most = (None if isinstance(full, Impossible) else full.prediction.get("largest_batch")) or 1
     size = 4 * most
     record = bench.record(bench.cell("full", *TRAINING_ALONE, f"train.batch_size={size}", "train.max_steps=1"))
     failure = record.failure

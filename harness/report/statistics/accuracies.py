@@ -84,7 +84,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         single = len(one.values) == len(other.values) == 1 and not one.clustered
         exact = single and shares[i] and shares[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
-        alone = max(0.0, items - seeds.rest) / statistic.error**2 if statistic.error else 1.0
+        alone = max(0.0, items - float(seeds.rest)) / statistic.error**2 if statistic.error else 1.0
         found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired)
     return found
 
