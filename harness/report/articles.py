@@ -143,6 +143,15 @@ def command(claim: Claim) -> str:
     return f"python -m harness {claim.run}"
 
 
+def to_decide(verdict: Verdict) -> str:
+    """`command`, with as many seeds as are enough where that is a number that can be run."""
+    typed, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
+    if seeds is None or seeds > MOST_SEEDS:
+        return typed
+    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(int(seeds)))}")
+    return f"{typed} {more}"
+
+
 def effect_text(verdict: Verdict) -> str:
     """The effect, with its 95% interval if it is known; the unit stands once."""
     effect, shown = verdict.judgement.effect, verdict.claim.shown
@@ -156,15 +165,14 @@ def effect_text(verdict: Verdict) -> str:
 
 def _deciding(verdict: Verdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
-    asked, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
+    typed, seeds = to_decide(verdict), enough_seeds(verdict.judgement)
     if seeds is None:
-        return f"`{asked}`"
+        return f"`{typed}`"
     if math.isinf(seeds):
-        return f"`{asked}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+        return f"`{typed}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
     if seeds > MOST_SEEDS:
-        return f"`{asked}` with more than {MOST_SEEDS} seeds, if the effect stays"
-    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(seeds))}")
-    return f"`{asked} {more}` ({seeds} seeds, if the effect stays)"
+        return f"`{typed}` with more than {MOST_SEEDS} seeds, if the effect stays"
+    return f"`{typed}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

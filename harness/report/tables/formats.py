@@ -122,11 +122,12 @@ def _html(tables: Sequence[Table]) -> str:
     lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
     lines += [f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
     for table in tables:
-        lines += _html_table(table)
+        lines += html_table(table)
     return "\n".join([*lines, "</body>", "</html>"]) + "\n"
 
 
-def _html_table(table: Table) -> list[str]:
+def html_table(table: Table) -> list[str]:
+    """The answer, the table and its caption, line by line, every text escaped."""
     shown = _escaped(table, html.escape)
     caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
     answer = [f"<p><strong>{text}</strong></p>" for text in shown.answer]

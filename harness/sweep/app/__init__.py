@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def main(arguments: Arguments, options: Options) -> Session:
         hydra_options.append("--multirun")
     sys.argv = [f"{PROGRAM} {arguments.command}", *overrides, *hydra_options]
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
+    if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)
     # Hydra prints a traceback, or several lines, and exits; the user gets one sentence from us instead.
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -83,6 +83,7 @@ class RunPoint:
                     return Outcome.of(self._launch(cell, study, lease, config, rendezvous))
         else:
             found = known
+        self.session.record, self.session.folder = found, study.folder
         print(f"{cell.name} is recorded in {study.path(cell)} ({found.status}).", file=sys.stderr)
         if lacks_weights(found, study, config.save):
             warn_of_missing_weights([found], study, config.save)
@@ -98,6 +99,7 @@ class RunPoint:
         found = study.recorded(cell)
         if found is None:
             raise UserError(f"{cell.name} has no record: the first machine ended without one.")
+        self.session.record, self.session.folder = found, study.folder
         self.session.outcomes.append(Outcome.of(found))
         return Outcome.of(found)
 
@@ -134,6 +136,7 @@ class RunPoint:
                 halving=study.halving(settings_of.stop_rule(config)),
             )
             found = run(request, study, lease, progress.update)
+            self.session.record, self.session.folder = found, study.folder
             progress.end(found)
         finally:
             progress.clear()
