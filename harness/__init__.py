@@ -150,10 +150,12 @@ class _CallableRoom(ModuleType):
         return self.__wrapped__(*arguments, **keywords)
 
 
-def _make_callable(room: ModuleType, function: Any) -> None:
+def _as_room(function: Any) -> ModuleType:
+    """The package ``harness.sweep``, called as `function`. Importing it puts it into this namespace, in its place."""
+    room = importlib.import_module(f"{__name__}.{function.__name__}")
     room.__class__ = _CallableRoom
     vars(room).update(__wrapped__=function, __doc__=function.__doc__)  # inspect finds the signature by the first
-    globals()[function.__name__] = room
+    return room
 
 
-_make_callable(importlib.import_module("harness.sweep"), sweep)
+_as_room(sweep)

@@ -98,17 +98,17 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
     peak                                live tensors at the peak of a training step
     overhead                            what no tensor shows: CUDA's context, libraries
     budget                              that the two must be within
-    peak_weights, …_adapters            what of the peak is weights, and adapters
-    peak_gradients, …_optimizer         gradients, and the optimizer's states
-    peak_activations                    activations
+    peak_KIND                           what of the peak is of this kind: weights, adapters, gradients, optimizer (its
+                                        states) or activations
     resident                            live tensors held between two steps
 
     Work:
 
-    trainable, total                    weights
-    flops                               of all training steps
-    seconds                             of all training steps; null without records of the device or rates of the card
-    dollars                             for that time on all devices; null without a price
+    trainable, total                    how many weights are trained, and how many there are
+    flops                               FLOPs of all training steps
+    seconds                             seconds of all training steps; null without records of the device or rates of
+                                        the card
+    dollars                             dollars for that time on all devices; null without a price
     """
     composed = [point.cell for point in plan.points if point.cell is not None]
     settings = iter(setting_texts([Record(cell, "", "unfit", "", 0.0, {}) for cell in composed]))

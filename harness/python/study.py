@@ -78,10 +78,22 @@ class RecordedStudy:
         return f"<RecordedStudy {self.name}: {units.plural(len(self), 'record')}{unread}>"
 
     def _repr_html_(self) -> str:
-        from harness.report.tables.formats import html_table
+        from harness.report.tables.formats import html_grid, one_line
 
-        lines = [line for part in self._parts for line in html_table(part.table)]
-        lines += [f"<p>{html.escape(problem)}</p>" for problem in self.problems]
+        lines = []
+        for part in self._parts:
+            answer, caption = (
+                [html.escape(one_line(text)) for text in of] for of in (part.table.answer, part.table.caption)
+            )
+            lines += [f"<p><strong>{sentence}</strong></p>" for sentence in answer]
+            lines += [
+                f"<p>{html.escape(one_line(part.table.title))}</p>",
+                "<table>",
+                *html_grid(part.table),
+                "</table>",
+            ]
+            lines += ["<ul>", *(f"<li>{sentence}</li>" for sentence in caption), "</ul>"]
+        lines += [f"<p>{html.escape(one_line(problem))}</p>" for problem in self.problems]
         return "\n".join(lines or [f"<p>{html.escape(repr(self))}</p>"])
 
     @property

@@ -8,8 +8,8 @@ import pytest
 from records import make_record, measured
 from rich.console import Console
 
-from harness.python.launching import chosen
 from harness.config import stop_rule
+from harness.python.launching import chosen
 from harness.record import Failure, StopRule, ValidationPoint, read_study, write
 from harness.report.lint import findings
 from harness.report.select import select

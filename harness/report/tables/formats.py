@@ -122,12 +122,11 @@ def _html(tables: Sequence[Table]) -> str:
     lines = ["<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">', f"<title>{title}</title>"]
     lines += [f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
     for table in tables:
-        lines += html_table(table)
+        lines += _html_table(table)
     return "\n".join([*lines, "</body>", "</html>"]) + "\n"
 
 
-def html_table(table: Table) -> list[str]:
-    """The answer, the table and its caption, line by line, every text escaped."""
+def _html_table(table: Table) -> list[str]:
     shown = _escaped(table, html.escape)
     caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
     answer = [f"<p><strong>{text}</strong></p>" for text in shown.answer]

@@ -41,9 +41,11 @@ def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
     Means over seeds:
 
     train_allocated_peak                bytes; the peak of training memory
-    memory_ratio, …_low, …_high         of that to full fine-tuning, with its 95% interval
+    memory_ratio                        its ratio to that of full fine-tuning
+    memory_ratio_low, memory_ratio_high         the ratio's 95% interval; null of a single seed
     tokens_per_second_steady            raw tokens / second
-    speed_ratio, …_low, …_high          of that to lora, with its 95% interval
+    speed_ratio                         its ratio to that of lora
+    speed_ratio_low, speed_ratio_high           the ratio's 95% interval; null of a single run
     validation_loss                     nats per token; of pairs, nats per pair
 
     The score by which methods are compared, that of the data's own task or the first one:
@@ -58,7 +60,8 @@ def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
     Every score, by its name:
 
     TASK/METRIC/FILTER                  its mean
-    TASK/METRIC/FILTER:low, …:high      its 95% interval
+    TASK/METRIC/FILTER:low              the lower end of its 95% interval
+    TASK/METRIC/FILTER:high             the upper end
     TASK/METRIC/FILTER:letters          text, as letters
 
     held: the contests between the choices of `rows`.
