@@ -83,8 +83,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     steps, raw_tokens                   optimizer steps and non-padding tokens trained on
     tokens_per_second_steady            raw tokens / second, median over the steps after warm-up
     tokens_per_second_amortised         raw tokens / second, over all steps
-    step_seconds_median                 seconds a step, over the steps after warm-up
-    step_seconds_p95                    their 95th percentile
+    step_seconds_median, step_seconds_p95               seconds a step after warm-up, and the 95th percentile
     forward_share, backward_share, optimizer_share      of the seconds of all steps, a fraction of 1
     projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
                                         new projections, and whatever else is slow now and then
@@ -118,8 +117,7 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     logit_difference                    greatest by which merging moved a logit of a validation batch
     adapter_bytes, model_bytes          bytes on disk: the adapter, and all weights as they are served
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
-    TASK/METRIC/FILTER:stderr           its standard error over items
-    TASK/METRIC/FILTER:n                over how many items
+    TASK/METRIC/FILTER:stderr, TASK/METRIC/FILTER:n     its standard error over items, and how many items
     """
     if known is None:
         known = zip(setting_texts(records), map(measures, records), strict=True)
