@@ -105,7 +105,8 @@ def _summary(record: Record) -> dict[str, Any]:
 
 def memory(bench: Bench) -> Check:
     """The peak of training by `plan` against the allocator's; on a CPU, against that of counted tensors."""
-    rows, worst = [], 0.0
+    rows: list[dict[str, Any]] = []
+    differences: list[float] = []
     for method, record in _records(bench):
         point = bench.planned[method]
         if isinstance(point, Impossible) or "unknown" in point.prediction:
@@ -120,18 +121,14 @@ def memory(bench: Bench) -> Check:
         if measured is None:
             rows.append({"method": method, "difference": None, "reason": "no peak was measured"})
             continue
-        difference = predicted / measured - 1
-        worst = max(worst, difference, key=abs)
+        differences.append(difference := predicted / measured - 1)
         row = {"method": method, "predicted": predicted, "measured": measured, "tensors": tensors}
         rows.append(row | {"difference": difference, "reserved": phase.memory.reserved_peak})
-    known = [row for row in rows if row["difference"] is not None]
-    if not known:
+    if not differences:
         raise Skip("no cell is recorded; run the check `cells` first")
-    near = sum(abs(row["difference"]) <= NEAR for row in known)
-    detail = (
-        f"{near} of {len(known)} predicted peaks are within {NEAR:.0%} of the measured; largest difference {worst:+.1%}"
-    )
-    return Check("passed" if near == len(known) else "failed", detail, rows=rows)
+    near, worst = sum(abs(one) <= NEAR for one in differences), max(differences, key=abs)
+    detail = f"{near} of {len(differences)} predicted peaks are within {NEAR:.0%} of the measured; largest difference {worst:+.1%}"
+    return Check("passed" if near == len(differences) else "failed", detail, rows=rows)
 
 
 def attention(bench: Bench) -> Check:

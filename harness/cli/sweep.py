@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from harness import units
 from harness.cli.parser import CommandLine, Parser, positive, require_positive
 from harness.errors import UserError
+from harness.python.launching import KERNELS, chosen, launch
 
 if TYPE_CHECKING:
-    from harness.record import Record
     from harness.sweep.app import Session
 
-KERNELS = ("cpu", "cuda")  # what --device may be besides a card
 MANY = 1_000  # records that the sweep's own process reads to answer; each takes some 35 KB
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
@@ -94,20 +93,12 @@ def run(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok or pruned."""
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
-    session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
+    session = _launch("sweep", options, choose=chosen, **{name: getattr(options, name) for name in names})
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:
         _print_answer(session.study.folder)
     return session.exit_status
-
-
-def _chosen(records: Sequence[Record]) -> list[Record]:
-    """A record of each chosen setting: one that chose it."""
-    from harness.report.select import select
-
-    tried = [record for record in records if not record.confirmation]
-    return [tried[choice.index[0]] for choice in select(tried) if choice.index]
 
 
 def _print_answer(folder: Path) -> None:
@@ -159,18 +150,15 @@ def _launch(command: str, options: argparse.Namespace, **more: Any) -> Session:
     if more.get("device") and not predicts:
         raise UserError("--device requires `plan` or `sweep --fit`; cells run on the device that is here.")
 
-    from harness.sweep import app
-    from harness.sweep.estimates import card
-
-    if more.get("device") not in (None, *KERNELS):
-        more["card"] = card.load(more.pop("device"))
-    asked = app.Options(
-        memory=budget if in_bytes else None,
-        dollars=None if in_bytes else budget,
-        typed=(command, *options.arguments),
+    return launch(
+        command,
+        options.settings,
+        budget=budget,
+        hydra=options.hydra,
+        config_dir=options.config_dir,
+        typed=options.arguments,
         **more,
     )
-    return app.main(app.Arguments(command, options.settings, options.hydra, options.config_dir), asked)
 
 
 class PassOn(argparse.Action):

@@ -198,6 +198,13 @@ class Record:
     schema: int = SCHEMA
     """Version of this format."""
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows, where all fields would fill pages."""
+        facts: list[str] = [self.status, *([] if self.failure is None else [self.failure.reason])]
+        facts += [f"validation loss {point.loss:.4g}" for point in self.validation[-1:]]
+        facts += [f"{score.task} {score.metric} {score.value:.4g}" for score in self.scores]
+        printer.text(f"<Record {self.study}/{self.cell.name}: {', '.join(facts)}>")
+
 
 def repeat_of(run: Record, number: int) -> Repeat:
     """What another record of the same cell keeps of `run`, without its scores."""

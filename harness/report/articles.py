@@ -144,6 +144,15 @@ def command(claim: Claim) -> str:
     return f"python -m harness {claim.run}"
 
 
+def to_decide(verdict: Verdict) -> str:
+    """`command`, with as many seeds as are enough where that is a number that can be run."""
+    typed, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
+    if seeds is None or seeds > MOST_SEEDS:
+        return typed
+    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(int(seeds)))}")
+    return f"{typed} {more}"
+
+
 def effect_text(verdict: Verdict) -> str:
     """The effect, with its 95% interval if it is known; the unit stands once."""
     effect, shown = verdict.judgement.effect, verdict.claim.shown
@@ -157,16 +166,14 @@ def effect_text(verdict: Verdict) -> str:
 
 def _deciding(verdict: Verdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
-    sweep, enough = command(verdict.claim), enough_seeds(verdict.judgement)
-    if enough is None:
-        return f"`{sweep}`"
-    if math.isinf(enough):
-        return f"`{sweep}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
-    if enough > MOST_SEEDS:
-        return f"`{sweep}` with more than {MOST_SEEDS} seeds, if the effect stays"
-    seeds = int(enough)
-    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(seeds))}")
-    return f"`{sweep} {more}` ({seeds} seeds, if the effect stays)"
+    typed, seeds = to_decide(verdict), enough_seeds(verdict.judgement)
+    if seeds is None:
+        return f"`{typed}`"
+    if math.isinf(seeds):
+        return f"`{typed}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+    if seeds > MOST_SEEDS:
+        return f"`{typed}` with more than {MOST_SEEDS} seeds, if the effect stays"
+    return f"`{typed}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:

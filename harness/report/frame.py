@@ -52,8 +52,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     setting                             the axes, knobs and other varying settings as text: `setting_texts`
     status                              ok, failed, oom, diverged, unfit or pruned
     failed_phase, failed_step, reason   where and why, for a cell that is not ok
-    seconds                             the whole job
-    trainable, total                    weights
+    seconds                             seconds of the whole job
+    trainable, total                    how many weights are trained, and how many there are
     trainable_share                     trainable / total, a fraction of 1
     validation_loss                     the last one, nats per token; of pairs, nats per pair
     answer_bits_per_byte                the same answers in bits per byte of their text, which does not depend on how a
@@ -82,41 +82,41 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     steps, raw_tokens                   optimizer steps and non-padding tokens trained on
     tokens_per_second_steady            raw tokens / second, median over the steps after warm-up
     tokens_per_second_amortised         raw tokens / second, over all steps
-    step_seconds_median, …_p95          over the steps after warm-up
+    step_seconds_median, step_seconds_p95               seconds a step after warm-up, and the 95th percentile
     forward_share, backward_share, optimizer_share      of the seconds of all steps, a fraction of 1
     projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
                                         new projections, and whatever else is slow now and then
-    flops_per_token                     of a padded token, without those that checkpointing does again; of a forward
-                                        pass for an untuned model
+    flops_per_token                     FLOPs of a padded token, without those that checkpointing does again; of a
+                                        forward pass for an untuned model
     utilisation                         flops_per_token × padded tokens/s of one device at the steady rate / its
                                         measured peak of matrix products, a fraction of 1
-    joules_per_token                    over all steps, a raw token
+    joules_per_token                    joules a raw token, over all steps
     gpu_busy_share                      of a probe step's time, in which the GPU ran a kernel, a fraction of 1
-    kernels                             that such a step started
+    kernels                             how many kernels such a step started
 
     Inference; FORM is base, unmerged or merged:
 
     FORM_prefill_tokens_per_second      tokens read / second, median over repeats
     FORM_decode_tokens_per_second       tokens written / second after the first of each sequence, likewise
-    FORM_first_token_seconds            to the first token of a batch, likewise
-    FORM_token_seconds                  between two tokens of a sequence, likewise
+    FORM_first_token_seconds            seconds to the first token of a batch, likewise
+    FORM_token_seconds                  seconds between two tokens of a sequence, likewise
     FORM_batched_…                      these four at infer.large_batch_size
 
     Of a model behind an API:
 
-    requests, read_tokens, written_tokens               that its scores rest on, as the endpoint counts tokens
+    requests, read_tokens, written_tokens               how many its scores rest on, as the endpoint counts tokens
     answer_tokens_per_second            tokens written / second of waiting for the answers
     price_read, price_written           dollars for a million tokens
     dollars                             that the cell's own requests cost
 
     The rest of a job:
 
-    load_seconds, train_seconds, score_seconds          these phases
-    merge_seconds                       of folding the adapter in alone
+    load_seconds, train_seconds, score_seconds          seconds of these phases
+    merge_seconds                       seconds of folding the adapter in alone
     logit_difference                    greatest by which merging moved a logit of a validation batch
-    adapter_bytes, model_bytes          on disk: the adapter, and all weights as they are served
+    adapter_bytes, model_bytes          bytes on disk: the adapter, and all weights as they are served
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
-    TASK/METRIC/FILTER:stderr, …:n      its standard error over items, and how many items
+    TASK/METRIC/FILTER:stderr, TASK/METRIC/FILTER:n     its standard error over items, and how many items
     """
     if known is None:
         known = zip(setting_texts(records), map(measures, records), strict=True)

@@ -36,10 +36,11 @@ class Planned:
 
 @dataclass
 class Impossible:
-    """A point of the grid that can't run, and why."""
+    """A point of the grid that can't run, and why. cell: None if its settings make none."""
 
     name: str
     reason: str
+    cell: Cell | None = None
 
 
 @dataclass
@@ -113,7 +114,7 @@ def make(
 def _planned(name: str, cell: Cell, prediction: dict[str, Any]) -> Planned | Impossible:
     """A point by what its job says: figures, or under ``impossible`` why it can't run."""
     reason = prediction.get("impossible")
-    return Planned(name, cell, prediction) if reason is None else Impossible(name, reason)
+    return Planned(name, cell, prediction) if reason is None else Impossible(name, reason, cell)
 
 
 def _refused(cell: Cell | str, card: Card) -> str | None:

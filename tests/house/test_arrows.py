@@ -94,6 +94,7 @@ ARROWS = {  # of each room, the rooms and files it may import
     "job": BELOW,
     "report": {"record", "settings"} | LEAVES,
     "articles": {"report", "record", "settings"} | LEAVES,
+    "python": {"sweep", "report"} | BELOW,
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 from records import make_record, measured
 from rich.console import Console
 
-from harness.cli.sweep import _chosen
 from harness.config import stop_rule
+from harness.python.launching import chosen
 from harness.record import Failure, StopRule, ValidationPoint, read_study, write
 from harness.report.lint import findings
 from harness.report.select import select
@@ -59,7 +59,7 @@ def test_a_pruned_cell_is_never_chosen_however_low_its_loss(records):
     (choice,) = select(records)
     assert (choice.lr, choice.loss, choice.tries, choice.lost) == (2e-4, 0.9, 5, {"pruned": 3})
     assert choice.edges == ()  # rates on both sides were tried
-    assert [record.cell.lr for record in _chosen(records)] == [2e-4]
+    assert [record.cell.lr for record in chosen(records)] == [2e-4]
 
 
 def test_a_setting_with_a_pruned_seed_is_not_chosen():

@@ -59,6 +59,13 @@ PANELS = 6  # most panels in a readable figure
 LEGEND = 10  # most methods that a legend can distinguish
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook displays as an image, also where pyplot is not imported."""
+
+    def _repr_png_(self) -> bytes:
+        return saved(self, "png", {"Software": None})
+
+
 class Drawn(NamedTuple):
     """A figure and its caption; notebooks display it as an image."""
 
@@ -67,20 +74,24 @@ class Drawn(NamedTuple):
 
     def svg(self) -> str:
         """An SVG document without XML declaration, ready to embed in HTML."""
-        text = self._saved("svg", {"Title": self.caption, "Creator": None, "Date": None, "Format": None}).decode()
+        text = saved(
+            self.figure, "svg", {"Title": self.caption, "Creator": None, "Date": None, "Format": None}
+        ).decode()
         return text[text.index("<svg") :]
 
     def png(self) -> bytes:
-        return self._saved("png", {"Software": None})
+        return saved(self.figure, "png", {"Software": None})
 
     def _repr_png_(self) -> bytes:
         return self.png()
 
-    def _saved(self, kind: str, metadata: dict[str, str | None]) -> bytes:
-        file = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            self.figure.savefig(file, format=kind, metadata=metadata)
-        return file.getvalue()
+
+def saved(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
+    """`figure` as a file of this kind, in the style of all figures."""
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format=kind, metadata=metadata)
+    return file.getvalue()
 
 
 Place = tuple[str, str, str]
@@ -121,7 +132,7 @@ def titled_panels(titles: Sequence[str], *heights: float) -> tuple[Figure, list[
     """A figure as wide as a column with a panel below each title. heights: of each in inches, or one for all."""
     titles = titles[:PANELS]
     heights = heights[:PANELS] if len(heights) > 1 else heights * len(titles)
-    made = Figure(figsize=(COLUMN, sum(heights)))
+    made = ShownFigure(figsize=(COLUMN, sum(heights)))
     axes = list(made.subplots(len(titles), height_ratios=heights, squeeze=False).flat)
     for panel, title in zip(axes, titles, strict=True):
         add_title(made, panel, title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import units
 from harness.errors import UserError
@@ -83,9 +84,8 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
 def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     """`best` of the records of `rows`, between whose choices the contests `held` are."""
     records = rows.records
-    choices = _in_order(rows.choices, held)
-    row_of = [row for row in rows for _ in row.records]
-    chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
+    choices = in_order(rows.choices, held)
+    chosen = chosen_rows(rows, choices)
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
     columns["Method"] = [choice.label for choice in choices]
@@ -93,8 +93,8 @@ def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     columns["Tries"] = [_tries(choice) for choice in choices]
     if several_seeds(row for row in chosen if row):
         columns["Seeds"] = [_seeds(row) for row in chosen]
-    columns["Peak train memory"] = _with_ratios(chosen, "full", TRAIN_MEMORY, units.size, _memory_ratio)
-    columns["Tokens/s"] = _with_ratios(chosen, "lora", "tokens_per_second_steady", rate, _speed_ratios(records))
+    columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
+    columns["Tokens/s"] = _with_ratios(speed_to_lora(chosen, records), rate)
     if rows.price is not None:
         columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
     for name in dict.fromkeys(contest.score for contest in held):
@@ -114,7 +114,13 @@ def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     )
 
 
-def _in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
+def chosen_rows(rows: Rows, choices: Sequence[Choice]) -> list[Row | None]:
+    """The row of each of `choices`; None where nothing could be chosen."""
+    row_of = [row for row in rows for _ in row.records]
+    return [row_of[choice.index[0]] if choice.index else None for choice in choices]
+
+
+def in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
     """`choices`, best first where there are too many methods in one place to find one's way by their names."""
     ranks: dict[tuple[Place, str], int] = {}
     for place in dict.fromkeys(choice.place for choice in choices):
@@ -150,6 +156,16 @@ def _loss(row: Row | None) -> str:
     interval = seeds_interval(losses)
     text = units.significant(sum(losses) / len(losses))
     return text + (f" ({units.significant(interval.low)}–{units.significant(interval.high)})" if interval else "")
+
+
+def memory_to_full(rows: Sequence[Row | None]) -> list[Relative]:
+    """The peak of training memory of each row, relative to that of full fine-tuning."""
+    return relative(rows, "full", TRAIN_MEMORY, _memory_ratio)
+
+
+def speed_to_lora(rows: Sequence[Row | None], records: Sequence[Record]) -> list[Relative]:
+    """The steady tokens/s of each row, relative to those of LoRA. records: all of the study."""
+    return relative(rows, "lora", "tokens_per_second_steady", _speed_ratios(records))
 
 
 Ratios = Callable[[Row, Row, Sequence[Row]], Interval | None]
@@ -192,28 +208,41 @@ def _runs(row: Row, disturbed: set[str]) -> list[Run]:
     return [Run(v, r.cell.seed, started(r)) for r, v in rates if v and r.cell.name not in disturbed]
 
 
-def _with_ratios(
-    rows: Sequence[Row | None],
-    method: str,
-    measure: str,
-    text: Callable[[float], str],
-    ratio: Ratios,
-) -> list[str]:
-    """A measure of each row, and its ratio to that of `method` with an interval where there are repeats."""
+class Relative(NamedTuple):
+    """A measure of a row, and its ratio to that of another method; None if it is unknown.
 
-    def cell(row: Row) -> str:
-        own = row.mean(measure)
-        if own is None:
-            return ABSENT
+    interval: of the ratio, where there are repeats.
+    """
+
+    value: float | None
+    ratio: float | None = None
+    interval: Interval | None = None
+
+
+def relative(rows: Sequence[Row | None], method: str, measure: str, ratio: Ratios) -> list[Relative]:
+    """A measure of each row, and its ratio to that of `method`."""
+    found = []
+    for row in rows:
+        own = row.mean(measure) if row else None
+        if row is None or own is None:
+            found.append(Relative(None))
+            continue
         here = [other for other in rows if other and other.place == row.place]
         reference = next((other for other in here if other.method == method), None)
-        if reference is None or (over := row.over(reference, measure)) is None:
-            return text(own)
-        interval = None if row is reference else ratio(row, reference, here)
-        ends = f", {interval.low:.2f}–{interval.high:.2f}" if interval else ""
-        return f"{text(own)} ({over:.2f}×{ends})"
+        over = None if reference is None else row.over(reference, measure)
+        if reference is None or over is None:
+            found.append(Relative(own))
+        else:
+            found.append(Relative(own, over, None if row is reference else ratio(row, reference, here)))
+    return found
 
-    return [cell(row) if row else ABSENT for row in rows]
+
+def _with_ratios(found: Sequence[Relative], text: Callable[[float], str]) -> list[str]:
+    cells = []
+    for value, ratio, interval in found:
+        ends = f", {interval.low:.2f}–{interval.high:.2f}" if interval else ""
+        cells.append(ABSENT if value is None else text(value) + (f" ({ratio:.2f}×{ends})" if ratio is not None else ""))
+    return cells
 
 
 def _score_column(held: list[Contest], records: Sequence[Record], choices: list[Choice]) -> tuple[str, list[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def main(arguments: Arguments, options: Options) -> Session:
         hydra_options.append("--multirun")
     sys.argv = [f"{PROGRAM} {arguments.command}", *overrides, *hydra_options]
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
+    if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)
     try:
         with _errors_in_a_sentence(overrides):

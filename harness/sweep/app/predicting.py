@@ -1,4 +1,4 @@
-"""`plan`: what the points of a grid would take, printed; nothing is launched."""
+"""`plan`: what the points of a grid would take, printed or shown otherwise; nothing is launched."""
 
 from __future__ import annotations
 
@@ -45,11 +45,15 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
         of, root = architectures(local), composed.data_root
         plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
         times = times_of(plan, composed, options)
-        shown = terminal.console()
-        if shown.is_terminal:
-            terminal.show(shown, plan_view.view(plan, times, shown.width))
-        else:
-            print("\n".join(plan_view.lines(plan, times)))
+        (options.show or _print)(plan, times)
+
+
+def _print(plan: planner.Plan, times: Times) -> None:
+    shown = terminal.console()
+    if shown.is_terminal:
+        terminal.show(shown, plan_view.view(plan, times, shown.width))
+    else:
+        print("\n".join(plan_view.lines(plan, times)))
 
 
 def times_of(plan: planner.Plan, config: DictConfig, options: Options) -> Times:

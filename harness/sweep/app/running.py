@@ -87,6 +87,7 @@ class RunPoint:
 
     def _skip(self, point: Point, recorded: Record) -> Outcome:
         """Say that the cell of `point` is `recorded` already."""
+        self.session.record, self.session.folder = recorded, point.study.folder
         print(f"{point.cell.name} is recorded in {point.study.path(point.cell)} ({recorded.status}).", file=sys.stderr)
         if lacks_weights(recorded, point.study, point.request.save):
             warn_of_missing_weights([recorded], point.study, point.request.save)
@@ -102,6 +103,7 @@ class RunPoint:
         recorded = point.study.recorded(point.cell)
         if recorded is None:
             raise UserError(f"{point.cell.name} has no record: the first machine ended without one.")
+        self.session.record, self.session.folder = recorded, point.study.folder
         self.session.outcomes.append(Outcome.of(recorded))
         return Outcome.of(recorded)
 
@@ -117,6 +119,7 @@ class RunPoint:
         try:
             progress.start(point.cell)
             record = run(request, point.study, lease, progress.update)
+            self.session.record, self.session.folder = record, point.study.folder
             progress.end(record)
         finally:
             progress.clear()
