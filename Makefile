@@ -93,11 +93,12 @@ $(VLLM)/installed:
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
-lint: $(VENV)/tested ## Check the code's style and format
+lint: $(VENV)/tested ## Check the code's style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
-check: lint test ## What a change must pass: lint, format, `make test`
+check: lint test ## What a change must pass: lint, `make test`
 
 format: $(VENV)/tested ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import special
-from simulated import Noise, Study, answer
-from situations import FLAT, Outcome, situation
+from simulated import Noise, Study, answer, known
+from situations import FLAT, Outcome, inside, situation
 
 from harness.report.pairwise import contests
 from harness.report.select import select
@@ -25,7 +27,7 @@ GROUPED = {"12 methods, 3 seeds, all equal, 57 subjects × 20": {"methods": 12, 
 
 
 @situation("told from the best, no better", **EQUAL, **WORSE, **GROUPED)
-def many(draw, methods, seeds, gap=0, **noise) -> Outcome:
+def many(draw: np.random.Generator, methods: int, seeds: int, gap: float = 0, **noise: Any) -> Outcome:
     """Wrong: a method is called worse than the best observed one that is as good or better."""
     study = Study(draw)
     true = {f"m{i:02}": 0.5 - gap / 100 * (i % 2) for i in range(methods)}
@@ -34,12 +36,8 @@ def many(draw, methods, seeds, gap=0, **noise) -> Outcome:
     worse = [other for (best, other), p in contest.corrected.items() if p < ALPHA and true[other] >= true[best]]
     return {
         "wrong": bool(worse),
-        "covers": np.mean([inside(s.interval, true[s.choice.method]) for s in contest.standings]),
+        "covers": float(np.mean([inside(s.interval, true[s.choice.method]) for s in contest.standings])),
     }
-
-
-def inside(interval, truth: float) -> bool:
-    return interval.low <= truth <= interval.high
 
 
 # Of several settings the one with the lowest validation loss is chosen. Validation and test share a seed's luck.
@@ -65,7 +63,7 @@ def tuned(draw: np.random.Generator, seeds: int, fresh: int) -> Study:
                 run(method, 1e-5 * (1 + lr), seed)
     for choice in select(study.records) if fresh else []:
         for seed in range(seeds, seeds + fresh):
-            run(choice.method, choice.lr, seed, confirmation=True)
+            run(choice.method, known(choice.lr), seed, confirmation=True)
     return study
 
 
@@ -73,7 +71,7 @@ TRIES = {"1 seed, 9 tries against 3": {"seeds": 1}, "3 seeds, 9 tries against 3"
 
 
 @situation("letters: a method told apart that had more tries", **TRIES)
-def tries(draw, seeds) -> Outcome:
+def tries(draw: np.random.Generator, seeds: int) -> Outcome:
     """Of one seed the table says that no method won."""
     study = tuned(draw, seeds, fresh=0)
     (contest,) = contests(study.records, study.tables)
@@ -85,13 +83,13 @@ def tries(draw, seeds) -> Outcome:
     "sweep --confirm, the best of 9 tries against that of 3",
     **{f"chosen on {n} seed{'s' * (n > 1)}, {m} fresh": {"seeds": n, "fresh": m} for n, m in ((1, 2), (1, 3), (3, 3))},
 )
-def confirmed(draw, seeds, fresh) -> Outcome:
+def confirmed(draw: np.random.Generator, seeds: int, fresh: int) -> Outcome:
     study = tuned(draw, seeds, fresh)
     (contest,) = contests(study.records, study.tables)
     lora = next(s for s in contest.standings if s.choice.method == "lora")
     assert lora.choice.confirmed
     return {
         "wrong": min(contest.corrected.values()) < ALPHA,
-        "covers": np.mean([inside(s.interval, 0.5) for s in contest.standings]),
+        "covers": float(np.mean([inside(s.interval, 0.5) for s in contest.standings])),
         "too high by": lora.value - 0.5,
     }

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,10 +40,13 @@ from harness.job.evaluate import scoring
 from harness.job.measure import device
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import loading
+from harness.settings import AUTO
 from harness.sweep import app
 
-EMPTY = ("method=lora", "model=tiny", "rank=4", "train.max_steps=1", "train.batch_size=1", "train.validation_items=1")
-EMPTY += ("eval.tasks=[]", "infer.repeats=0", "+data.load.train=64", "+data.load.validation=8")
+EMPTY = (
+    *("method=lora", "model=tiny", "rank=4", "train.max_steps=1", "train.batch_size=1", "train.validation_items=1"),
+    *("eval.tasks=[]", "infer.repeats=0", "+data.load.train=64", "+data.load.validation=8"),
+)
 RANK, LENGTH, BATCH = 16, 256, 4
 GRID = [*((rank, LENGTH, BATCH) for rank in (4, 16, 64, 256))]
 GRID += [*((RANK, length, BATCH) for length in (64, 128, 512, 1024)), *((RANK, LENGTH, size) for size in (1, 2, 8, 16))]
@@ -87,10 +91,10 @@ def parent() -> list[dict[str, Any]]:
 def steps() -> list[dict[str, Any]]:
     rows = []
     for rank, length, size in GRID:
-        side = speed.Side("lora", "wordmath", False, f"rank={rank}")
+        side = speed.OurSide("lora", "wordmath", f"rank={rank}")
         batch = [encoding.Example(list(range(1000, 1000 + length)), length // 2)] * size
         side.step(batch)
-        seconds = median(timed(lambda side=side, batch=batch: side.step(batch)) for _ in range(3))
+        seconds = median(timed(partial(side.step, batch)) for _ in range(3))
         with LiveBytes(device.here()) as live:
             live.see([list(side.net.parameters()), list(side.net.buffers())])
             live.see([v for state in side.optimizer.state.values() for v in state.values()])
@@ -106,10 +110,10 @@ def scored() -> list[dict[str, Any]]:
     rows = []
     for items in (20, 40, 80, 160):
         tasks = scoring.Tasks(dataclasses.replace(cell.settings.eval, limit=items), None)
-        size = cell.settings.eval.batch_size
+        size = cell.settings.eval.batch_size or AUTO  # null behind an API alone
         row: dict[str, Any] = {"items": items}
         for name, ours in (("stock", False), ("ours", True)):
-            row[name] = timed(lambda t=tasks, o=ours, s=size: scoring.score(net, tokenizer, t, s, None, speedups=o))
+            row[name] = timed(partial(scoring.score, net, tokenizer, tasks, size, None, speedups=ours))
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
     return rows
@@ -223,6 +227,10 @@ def rendered() -> str:
     return "\n".join(out)
 
 
+def _measured(part: str, by: dict[str, str]) -> dict[str, Any]:
+    return {"rows": PARTS[part][0]()} | by
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     speed.add_parts(parser, PARTS)
@@ -230,7 +238,7 @@ def main() -> None:
     app.register()
     for part in arguments.parts:
         by = {"cells": {"clock": WALL}, "records": {"clock": OWN}}.get(part, {})
-        kept(f"growth_{part}", lambda part=part, by=by: {"rows": PARTS[part][0]()} | by)
+        kept(f"growth_{part}", partial(_measured, part, by))
     (HERE / "GROWTH.md").write_text(rendered(), encoding="utf-8")
     print(rendered(), end="")
 

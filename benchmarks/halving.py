@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
@@ -147,10 +148,10 @@ def outcome(cells: Sequence[SimulatedCell], workers: int) -> dict[str, float]:
     def equal(method: int | None) -> tuple[bool, bool]:
         """Whether the choice is the same, and whether it is within noise."""
         of = [i for i in last if method in (None, cells[i].method)]
-        best, left = min(of, key=last.get), [i for i in of if i in finished]
+        best, left = min(of, key=last.__getitem__), [i for i in of if i in finished]
         if not left:
             return False, False
-        found = min(left, key=last.get)
+        found = min(left, key=last.__getitem__)
         return best == found, last[found] - last[best] <= np.hypot(cells[best].noise, cells[found].noise)
 
     methods = [equal(method) for method in range(METHODS)]
@@ -164,7 +165,7 @@ def outcome(cells: Sequence[SimulatedCell], workers: int) -> dict[str, float]:
     }
 
 
-def simulate(studies: int, folder: Path) -> Iterator[list[dict]]:
+def simulate(studies: int, folder: Path) -> Iterator[list[dict[str, Any]]]:
     """What came out of each situation, after each of them."""
     found = []
     for name, of in SITUATIONS.items():
@@ -187,13 +188,13 @@ GRID = (
 )
 
 
-def real(repeats: int, folder: Path) -> Iterator[list[dict]]:
+def real(repeats: int, folder: Path) -> Iterator[list[dict[str, Any]]]:
     """Sweeps of `GRID` with `GRIDS` seeds in full, and halved, each of these in another random order.
 
     What is recorded in `folder` is not run again.
     """
     whole = [_swept(folder, f"none-{seed}", f"seed={seed}", "stop=none") for seed in range(min(GRIDS, repeats))]
-    losses: dict[float, list[float]] = {}
+    losses: dict[float | None, list[float]] = {}
     for found in (record for records in whole for record in records if record.status == "ok"):
         losses.setdefault(found.cell.lr, []).append(found.validation[-1].loss)
     noise = {rate: float(np.std(of, ddof=1)) if len(of) > 1 else 0.0 for rate, of in losses.items()}
@@ -213,8 +214,10 @@ def _swept(folder: Path, study: str, *settings: str) -> list[Record]:
     return records
 
 
-def _compared(whole: list[Record], halved: list[Record], noise: dict[float, float]) -> dict:
+def _compared(whole: list[Record], halved: list[Record], noise: dict[float | None, float]) -> dict[str, Any]:
     (best,), (found,) = select(whole), select(halved)
+    if best.loss is None or found.loss is None:
+        raise RuntimeError("No cell of a sweep has a validation loss.")
     same = best.lr == found.lr
     alike = found.loss - best.loss <= np.hypot(noise[best.lr], noise[found.lr])
     outcome = {"tokens": _tokens(halved) / _tokens(whole), "same": same, "alike": bool(alike)}
@@ -225,13 +228,21 @@ def _tokens(records: Sequence[Record]) -> int:
     """Raw tokens of all cells; of a diverged one by its step, as it has no measurement of its training."""
     trained = next(record.train for record in records if record.train and record.status == "ok")
     a_step = trained.tokens.raw / trained.steps
-    return sum(r.train.tokens.raw if r.train else round(r.failure.step * a_step) for r in records)
+
+    def of(found: Record) -> int:
+        if found.train is not None:
+            return found.train.tokens.raw
+        if found.failure is None or found.failure.step is None:
+            raise RuntimeError(f"{found.cell.name} has neither tokens nor a step that it reached.")
+        return round(found.failure.step * a_step)
+
+    return sum(map(of, records))
 
 
 # The page
 
 
-def _summary(name: str, outcomes: Sequence[dict]) -> dict:
+def _summary(name: str, outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     half = [o["tokens"] <= 0.5 and bool(o["alike"]) for o in outcomes]
     return {
         "name": name,
@@ -261,7 +272,7 @@ stop=asha (first rung at {RULE.first:g} of the tokens, factor {RULE.factor}).
 """
 
 
-def advice(simulated: list[dict]) -> str:
+def advice(simulated: list[dict[str, Any]]) -> str:
     """How many settings a method needs, by the simulated studies."""
     by_settings = {SITUATIONS[of["name"]]["rates"] * SITUATIONS[of["name"]]["others"]: of for of in simulated}
     rows = [f"{n}: {of['half_and_alike']:.0%}, {of['same']:.0%}" for n, of in sorted(by_settings.items())]
@@ -280,7 +291,7 @@ share of simulated studies that reach it within noise, and the share in which th
 """
 
 
-def document(measured: dict[str, list[dict]]) -> str:
+def document(measured: dict[str, list[dict[str, Any]]]) -> str:
     parts = [HEAD]
     for part, about in (("simulated", "Simulated studies of 4 methods"), ("real", "Real sweeps")):
         if part in measured:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +57,7 @@ def write_copies(folder: Path, count: int) -> None:
     def write(number: int) -> None:
         again, which = divmod(number, len(originals))
         original = originals[which]
-        seed = 1000 * again + original.cell.seed
+        seed = 1000 * again + (original.cell.seed or 0)
         settings = dataclasses.replace(original.cell.settings, seed=seed)
         cell = dataclasses.replace(original.cell, seed=seed, settings=settings, id=cell_id(settings))
         cell.name = record.cell_name(cell)
@@ -97,7 +98,7 @@ def _write_items(file: Path, score: record.Score, values: np.ndarray, length: in
         for begin in range(0, len(values), step):
             part = values[begin : begin + step]
             items = range(begin, begin + len(part))
-            columns = {name: [text] * len(part) for name, text in same.items()}
+            columns: dict[str, Any] = {name: [text] * len(part) for name, text in same.items()}
             columns |= {"item": items, "hash": [f"{i:064x}" for i in items], "value": part}
             columns |= {"target": [str(i) for i in items]}
             for name in ("question", "prediction"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
 
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate import scoring
@@ -28,14 +30,23 @@ from harness.job.measure import device
 from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell, decode
+from harness.settings import AUTO
 
 
-def built(cell: Cell) -> tuple[nn.Module, Optimizer | None]:
-    """The cell's model, seeded as ours, and its optimizer."""
+def built(cell: Cell) -> nn.Module:
+    """The cell's model, seeded as ours."""
     torch.manual_seed(cell.seed or 0)
-    net = adapting.adapt(loading.load(cell, device.here()), cell)
-    slot = cell.settings.method.optim
-    return net, slot and instantiate(slot, _convert_="all")(net)
+    return adapting.adapt(loading.load(cell, device.here()), cell)
+
+
+def optimizer_of(cell: Cell, net: nn.Module) -> Optimizer:
+    """The optimizer that the method of a tuned cell has for its model."""
+    return instantiate(cell.settings.method.optim, _convert_="all")(net)
+
+
+def sequences(drawn: Iterable[encoding.Drawn]) -> list[encoding.Example]:
+    """What the model reads of items."""
+    return [example for item in drawn for example in item.sequences]
 
 
 def padded(examples: list[encoding.Example], pad: int) -> dict[str, Tensor]:
@@ -56,10 +67,11 @@ def loss_of(net: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
 
-def step(net: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], max_grad_norm: float) -> float:
+def step(net: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], max_grad_norm: float | None) -> float:
     loss = loss_of(net, batch)
     loss.backward()
-    nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(net.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return float(loss.detach())
@@ -67,35 +79,36 @@ def step(net: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], max_gra
 
 def main(cell: Cell) -> dict[str, Any]:
     """Train and score; the losses of the steps, and the score of each task by metric and filter."""
-    settings, losses = cell.settings.train, []
-    net, optimizer = built(cell)
-    tokenizer = loading.tokenizer(cell.settings.model)
-    if optimizer is not None:
-        splits = sources.splits(cell.settings.data, None)
-        prompt = cell.settings.data.prompt
-        order = batching.scheduled(
-            splits["train"],
-            settings,
-            cell.seed,
-            lambda items: encoding.encode_all(tokenizer, items, prompt, settings.max_length),
-        )
-        factor = loop.rate_factor(settings, len(order))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        net.train()
-        for (examples,) in order:
-            batch = {k: v.to(net.device) for k, v in padded(examples, tokenizer.pad_token_id).items()}
-            losses.append(step(net, optimizer, batch, settings.max_grad_norm))
-            schedule.step()
+    net, tokenizer = built(cell), loading.tokenizer(cell.settings.model)
+    losses = trained(cell, net, tokenizer) if cell.settings.method.tuned else []
     net.eval()
     asked = cell.settings.eval
+    size = AnswerBatch(asked.batch_size or AUTO, device.here()).size  # null behind an API alone
     result = lm_eval.simple_evaluate(
-        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=AnswerBatch(asked.batch_size, net.device).size),
+        HFLM(pretrained=net, tokenizer=tokenizer, batch_size=size),
         tasks=asked.tasks,
         num_fewshot=asked.num_fewshot or 0,
         samples=scoring.Tasks(asked, None).sample,
         task_manager=lm_eval.tasks.TaskManager(include_path=str(Path(scoring.__file__).parent / "tasks")),
     )
     return {"losses": losses, "scores": result["results"]}
+
+
+def trained(cell: Cell, net: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+    """Train the cell's model; the losses of the steps."""
+    settings, optimizer = cell.settings.train.tuned(), optimizer_of(cell, net)
+    items = sources.splits(cell.settings.data, None)["train"]
+    encode = encoding.encoder(tokenizer, cell.settings.data, settings.max_length)
+    order = batching.scheduled(items, settings, cell.seed or 0, encode)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, loop.rate_factor(settings, len(order)))
+    net.train()
+    losses = []
+    for (drawn,) in order:
+        batch = padded(sequences(drawn), tokenizer.pad_token_id)
+        on_device = {name: tensor.to(device.here()) for name, tensor in batch.items()}
+        losses.append(step(net, optimizer, on_device, settings.max_grad_norm))
+        schedule.step()
+    return losses
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -55,7 +56,9 @@ def ours(folder: Path) -> list[dict[str, Any]]:
 
 
 def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
-    settings = record.cell.settings
+    settings, measured = record.cell.settings, record.probe
+    if measured is None:
+        raise SystemExit(f"{record.cell.name} has no measured peak; run it again.")
     # As the record's device computed, which need not be this one.
     train = dataclasses.replace(settings.train, precision=record.environment["precision"])
     cell = dataclasses.replace(record.cell, settings=dataclasses.replace(settings, train=train))
@@ -63,7 +66,7 @@ def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     return {
         "method": record.cell.method,
         "batch": "{sequences} ({tokens} tokens)".format(**predicted["shape"]),
-        "measured": sum(dataclasses.astuple(record.probe.peak)),
+        "measured": measured.peak.total,
         "predicted": sum(predicted["peak"].values()),
     }
 
@@ -133,7 +136,7 @@ def document(own: list[dict[str, Any]], others: list[dict[str, Any]] | None) -> 
             [r["run"], *(units.size(r[k]) for k in kinds), *_compared(r["published"], r["predicted"])] for r in others
         ]
         out += ["## Llama-3.2-3B in bf16: allocated memory after a step, as published by peft", "", _table(rows, head)]
-        out += ["", *(line.strip() for line in published.__doc__.strip().splitlines()[2:]), ""]
+        out += ["", *(inspect.getdoc(published) or "").splitlines()[2:], ""]
     return "\n".join(out)
 
 

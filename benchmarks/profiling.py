@@ -11,7 +11,7 @@ import argparse
 import time
 
 import torch
-from speed import Side
+from speed import OurSide
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.config import ROOT
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=207)
     arguments = parser.parse_args()
     app.register()
-    side = Side(arguments.method, "wordmath", plainly=False)
+    side = OurSide(arguments.method, "wordmath")
     ids = list(range(1000, 1000 + arguments.length))
     batch = [encoding.Example(ids, arguments.length // 2)] * arguments.batch_size
     side.step(batch)  # kernels are chosen, and the optimizer's state is made

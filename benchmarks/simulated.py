@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from scipy import special
 
 from harness import record
 from harness.articles.beyond_lora import ARTICLE
-from harness.record import Record, Score
+from harness.record import Record, Score, Status
 from harness.report.articles import Article
 from harness.report.claims import Judgement
 from harness.report.evidence import Evidence
@@ -23,6 +24,16 @@ TASKS = {"wordmath": ("wordmath", "exact_match", "flexible-extract"), "mmlu": ("
 TASKS |= {"facts": ("facts", "acc", "none"), "plain_text": ("plain_text", "bits_per_byte", "none")}
 METHODS = ("full", "lora", "qlora", "dora", "galore")
 RATES = {"full": 2e-5, "galore": 2e-5}
+
+
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """What a simulated study always has, as all its cells are measured. Raises ValueError if it is missing."""
+    if value is None:
+        raise ValueError("a simulated study lacks a measurement")
+    return value
 
 
 class Study:
@@ -43,10 +54,10 @@ class Study:
         mib: float = 1000.0,
         seconds: float = 0.1,
         start: float | None = None,
-        status: str = "ok",
+        status: Status = "ok",
         confirmation: bool = False,
-        adapt: dict | None = None,
-        train: dict | None = None,
+        adapt: dict[str, Any] | None = None,
+        train: dict[str, Any] | None = None,
     ) -> Record:
         """One cell.
 
@@ -67,15 +78,17 @@ class Study:
         )
         if adapt or train:
             settings = made.cell.settings
-            changed = {"method": replace(settings.method, adapt=adapt), "train": replace(settings.train, **train or {})}
-            made.cell = replace(made.cell, settings=replace(settings, **changed))
+            settings = replace(
+                settings, method=replace(settings.method, adapt=adapt), train=replace(settings.train, **train or {})
+            )
+            made.cell = replace(made.cell, settings=settings)
         made.status, made.confirmation = status, confirmation
         if start is not None:
             made.started = datetime.fromtimestamp(1.7e9 + 60 * start, UTC).isoformat()
         if method != "base":
             made.validation = [record.ValidationPoint(50, 20_000, loss)]
-            made.probe = replace(made.probe, peak=record.Kinds(int(mib * 2**20), 0, 0, 0, 0))
-            made.train = replace(made.train, step_seconds=[seconds] * 5, warmup_steps=0)
+            made.probe = replace(known(made.probe), peak=record.Kinds(int(mib * 2**20), 0, 0, 0, 0))
+            made.train = replace(known(made.train), step_seconds=[seconds] * 5, warmup_steps=0)
             decode = [0.64 * seconds / 0.1] * 3
             made.inference = {"merged": record.Inference(8, 128, 65, [0.25] * 3, decode)}
         self.records.append(made)
@@ -83,12 +96,14 @@ class Study:
 
     def score(self, made: Record, task: str, values: np.ndarray, clusters: np.ndarray) -> None:
         """Give a record a score and its items."""
-        names = dict(zip(("task", "metric", "filter"), TASKS[task], strict=True))
+        name, metric, kind = TASKS[task]
         higher = task != "plain_text"
         error = float(values.std(ddof=1)) / len(values) ** 0.5
         made.scores.append(
             Score(
-                **names,
+                task=name,
+                metric=metric,
+                filter=kind,
                 value=float(values.mean()),
                 stderr=error,
                 n=len(values),
@@ -97,7 +112,8 @@ class Study:
                 higher_is_better=higher,
             )
         )
-        columns = {name: pa.repeat(text, len(values)) for name, text in {**names, "subject": task}.items()}
+        texts = {"task": name, "metric": metric, "filter": kind, "subject": task}
+        columns = {column: pa.repeat(text, len(values)) for column, text in texts.items()}
         columns |= {"item": np.arange(len(values)), "value": values}
         columns["cluster"] = _labels(int(clusters[-1]) + 1).take(pa.array(clusters))
         self.tables[made.cell.name] = pa.table(columns)

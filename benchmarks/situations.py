@@ -16,28 +16,32 @@ Those of a choice (of settings, of the best of many methods) are in choices.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from simulated import METHODS, Noise, Study, answer
+from simulated import METHODS, Noise, Study, answer, known
 
 from harness.articles.beyond_lora import ARTICLE as BEYOND_LORA
 from harness.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
 from harness.articles.lora_without_regret.losses import ATTENTION
 from harness.report import statistics
+from harness.report.articles import Article
 from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
 from harness.report.pairwise import Contest, contests
 from harness.report.statistics import ALPHA, MemoryPeak, Run
 
 Outcome = dict[str, float]
 Situation = Callable[[np.random.Generator], Outcome]
+Cases = dict[str, dict[str, Any]]  # arguments of a function, by name of the case
+F = TypeVar("F", bound=Callable[..., Outcome])
 SITUATIONS: dict[str, Situation] = {}
 
 
-def situation(name: str, **cases: dict) -> Callable:
+def situation(name: str, **cases: dict[str, Any]) -> Callable[[F], F]:
     """Decorator: a function of a generator and arguments, in several cases."""
 
-    def add(function: Callable) -> Callable:
+    def add(function: F) -> F:
         for case, arguments in cases.items():
             SITUATIONS[f"{name}, {case.replace('_', ' ')}"] = functools.partial(function, **arguments)
         return function
@@ -45,13 +49,13 @@ def situation(name: str, **cases: dict) -> Callable:
     return add
 
 
-def verdict(study: Study, name: str, wrong: str, article=BEYOND_LORA) -> Outcome:
+def verdict(study: Study, name: str, wrong: str, article: Article = BEYOND_LORA) -> Outcome:
     judged = study.judgement(name, article)
     return {"wrong": judged.decision in (wrong, DEPENDS), "open": judged.decision == OPEN}
 
 
 SEEDS = {f"{n} seeds, sd {sd} points": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (0, 1, 3)}
-FLAT = {"clusters": 400, "size": 1, "shared": 0.0, "own": 0.0}
+FLAT: dict[str, Any] = {"clusters": 400, "size": 1, "shared": 0.0, "own": 0.0}
 ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}}
 
 
@@ -64,7 +68,7 @@ ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together
     **{"20 passages × 10, 3 seeds": {"seeds": 3, "sd": 1, "clusters": 20, "size": 10}},
     **{f"no clusters, {n} seed{'s' * (n > 1)}": {"seeds": n, "sd": n > 1, **FLAT} for n in (1, 2, 3)},
 )
-def equal(draw, seeds, sd, **noise) -> Outcome:
+def equal(draw: np.random.Generator, seeds: int, sd: float, **noise: Any) -> Outcome:
     study = Study(draw)
     answer(study, "wordmath", dict.fromkeys(METHODS, 0.5), seeds, Noise(seed_points=sd, **noise))
     (contest,) = contests(study.records, study.tables)
@@ -76,7 +80,7 @@ def equal(draw, seeds, sd, **noise) -> Outcome:
     **{"one of two varies by 3 points, 10 seeds": {"seeds": 10, "methods": METHODS[:2]}},
     **{f"seeds of one vary by 3 points and of four by 0, {n} seeds": {"seeds": n} for n in (2, 3, 10)},
 )
-def erratic(draw, seeds, methods=METHODS) -> Outcome:
+def erratic(draw: np.random.Generator, seeds: int, methods: Sequence[str] = METHODS) -> Outcome:
     study = Study(draw)
     more = {methods[0]: Noise(seed_points=3, **FLAT)}
     answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, Noise(seed_points=0, **FLAT), more)
@@ -84,12 +88,28 @@ def erratic(draw, seeds, methods=METHODS) -> Outcome:
     return {"wrong": min(contest.corrected.values()) < ALPHA}
 
 
+class Ends(Protocol):
+    """An interval of an estimate, a ratio or a difference."""
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+def inside(interval: Ends | None, truth: float) -> bool:
+    """Whether an interval has the truth in it."""
+    ends = known(interval)
+    return ends.low <= truth <= ends.high
+
+
 def intervals(contest: Contest) -> Outcome:
     """Of methods whose true accuracies are 50%."""
-    first = next(s.interval for s in contest.standings if s.choice.method == METHODS[0])
+    first = next(known(s.interval) for s in contest.standings if s.choice.method == METHODS[0])
     return {
-        "covers": np.mean([s.interval.low <= 0.5 <= s.interval.high for s in contest.standings]),
-        "differences": np.mean([gap.low <= 0 <= gap.high for gap in contest.differences.values()]),
+        "covers": float(np.mean([inside(s.interval, 0.5) for s in contest.standings])),
+        "differences": float(np.mean([inside(gap, 0) for gap in contest.differences.values()])),
         "estimate": first.value,
         "half": (first.high - first.low) / 2,
     }
@@ -100,7 +120,7 @@ def intervals(contest: Contest) -> Outcome:
     **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
     **ALIKE,
 )
-def pair(draw, seeds, sd=1, together=0.0) -> Outcome:
+def pair(draw: np.random.Generator, seeds: int, sd: float = 1, together: float = 0.0) -> Outcome:
     study = Study(draw)
     noise = Noise(seed_points=sd, together=together, **FLAT)
     answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, noise)
@@ -113,7 +133,7 @@ def pair(draw, seeds, sd=1, together=0.0) -> Outcome:
 GAIN = {"no gain": {"gain": 0.0, "wrong": SUPPORTED}, "a gain of 1 point": {"gain": 0.01, "wrong": REFUTED}}
 
 
-def both(cases: dict[str, dict], **more: dict) -> dict[str, dict]:
+def both(cases: Cases, **more: dict[str, Any]) -> Cases:
     return {
         f"{case}, {name}": {**arguments, **extra} for case, arguments in cases.items() for name, extra in more.items()
     }
@@ -124,14 +144,16 @@ SOME |= {"3 seeds, sd 0 points": {"seeds": 3, "sd": 0}, "10 seeds, sd 1 points":
 
 
 @situation("dora-mmlu", **both(GAIN, **SOME))
-def dora_mmlu(draw, gain, wrong, seeds, sd) -> Outcome:
+def dora_mmlu(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "mmlu", {"lora": 0.5, "dora": 0.5 + gain}, seeds, Noise(seed_points=sd))
     return verdict(study, "dora-mmlu", wrong)
 
 
 @situation("dora-task", **both(GAIN, **SOME, **ALIKE))
-def dora_task(draw, gain, wrong, seeds, sd, together=0.0) -> Outcome:
+def dora_task(
+    draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float, together: float = 0.0
+) -> Outcome:
     study, noise = Study(draw), Noise(seed_points=sd, together=together, clusters=55, size=10)
     answer(study, "wordmath", {"lora": 0.5, "dora": 0.5 + gain}, seeds, noise)
     return verdict(study, "dora-task", wrong)
@@ -144,7 +166,7 @@ BEHIND = {
 
 
 @situation("dora-full", **both(BEHIND, **SOME))
-def dora_full(draw, gap, wrong, seeds, sd) -> Outcome:
+def dora_full(draw: np.random.Generator, gap: float, wrong: str, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "wordmath", {"full": 0.5, "dora": 0.5 + gap}, seeds, Noise(seed_points=sd, clusters=55, size=10))
     return verdict(study, "dora-full", wrong)
@@ -160,7 +182,7 @@ def dora_full(draw, gap, wrong, seeds, sd) -> Outcome:
         **SOME,
     ),
 )
-def galore_facts(draw, gain, wrong, seeds, sd) -> Outcome:
+def galore_facts(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
     study = Study(draw, "facts")
     values = dict.fromkeys(METHODS, 0.5) | {"galore": 0.5 + gain}
     answer(study, "facts", values, seeds, Noise(seed_points=sd, clusters=10, size=40))
@@ -174,7 +196,7 @@ LOSES = {
 
 
 @situation("forgetting-mmlu", **both(LOSES, **SOME))
-def forgetting_mmlu(draw, loss, wrong, seeds, sd) -> Outcome:
+def forgetting_mmlu(draw: np.random.Generator, loss: float, wrong: str, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "mmlu", {"base": 0.5} | dict.fromkeys(METHODS, 0.5 - loss), seeds, Noise(seed_points=sd))
     return verdict(study, "forgetting-mmlu", wrong)
@@ -186,7 +208,7 @@ PEAKS = {"3 rates × 3 seeds": {"rates": 3, "seeds": 3}, "8 rates × 2 seeds": {
 PEAKS |= {"1 rate × 10 seeds": {"rates": 1, "seeds": 10}}
 
 
-def remember(draw, methods: dict[str, float], rates: int, seeds: int, sd: float) -> Study:
+def remember(draw: np.random.Generator, methods: dict[str, float], rates: int, seeds: int, sd: float) -> Study:
     """Peaks differ by seed (batches), for all rates of a seed alike."""
     study = Study(draw)
     for method, mib in methods.items():
@@ -201,15 +223,14 @@ HALF = {"just above half": {"ratio": 0.501, "wrong": SUPPORTED}, "just below hal
 
 
 @situation("lora-memory", **both(HALF, **PEAKS))
-def lora_memory(draw, ratio, wrong, rates, seeds) -> Outcome:
+def lora_memory(draw: np.random.Generator, ratio: float, wrong: str, rates: int, seeds: int) -> Outcome:
     study = remember(draw, {"full": 1000, "lora": 1000 * ratio}, rates, seeds, 0.01)
-    found = statistics.of_memory(
-        *(
-            [MemoryPeak(r.probe.peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
-            for m in ("lora", "full")
-        )
+    lora, full = (
+        [MemoryPeak(known(r.probe).peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
+        for m in ("lora", "full")
     )
-    return verdict(study, "lora-memory", wrong) | {"covers": found.low <= ratio <= found.high}
+    found = statistics.of_memory(lora, full)
+    return verdict(study, "lora-memory", wrong) | {"covers": inside(found, ratio)}
 
 
 SINGLE = {
@@ -219,7 +240,7 @@ SINGLE = {
 
 
 @situation("dora-memory", **SINGLE)
-def dora_memory(draw, ratio, wrong) -> Outcome:
+def dora_memory(draw: np.random.Generator, ratio: float, wrong: str) -> Outcome:
     return verdict(remember(draw, {"lora": 1000, "dora": 1000 * ratio}, 1, 1, 0.01), "dora-memory", wrong)
 
 
@@ -232,7 +253,7 @@ ONE_SIDE = {
 
 
 @situation("dora-memory", **both(ONE_SIDE, **{"2 seeds": {"seeds": 2}, "3 seeds": {"seeds": 3}}))
-def depends(draw, ratios, wrong, seeds) -> Outcome:
+def depends(draw: np.random.Generator, ratios: tuple[float, float], wrong: str, seeds: int) -> Outcome:
     study = Study(draw)
     for i in range(8):
         for method, ratio in (("lora", 1.0), ("dora", ratios[i % 2])):
@@ -247,7 +268,15 @@ SLOW = {"no spells": {"spells": 0.0}, "slow spells": {"spells": 0.1}}
 ORDERS = {"by method": {"order": "method"}, "by seed": {"order": "seed"}, "at random": {"order": "random"}}
 
 
-def timed(draw, ratio: float, rates: int, seeds: int, order: str, spells: float, methods=METHODS) -> Study:
+def timed(
+    draw: np.random.Generator,
+    ratio: float,
+    rates: int,
+    seeds: int,
+    order: str,
+    spells: float,
+    methods: Sequence[str] = METHODS,
+) -> Study:
     """Runs that differ by 3%, on a machine that is now and then 1.3 times as slow for about four cells."""
     cells = [(method, lr, seed) for method in methods for lr in range(rates) for seed in range(seeds)]
     if order == "seed":
@@ -267,12 +296,12 @@ LIMITS = {"just above": {"times": 1.005, "wrong": SUPPORTED}, "just below": {"ti
 
 
 @situation("dora-training at 1.5", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_training(draw, times, wrong, spells, order) -> Outcome:
+def dora_training(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
     return verdict(timed(draw, 1.5 * times, 3, 3, order, spells), "dora-training", wrong)
 
 
 @situation("dora-serving at 1.1", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_serving(draw, times, wrong, spells, order) -> Outcome:
+def dora_serving(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
     return verdict(timed(draw, 1.1 * times, 3, 3, order, spells), "dora-serving", wrong)
 
 
@@ -280,14 +309,14 @@ def dora_serving(draw, times, wrong, spells, order) -> Outcome:
     "ratios of times",
     **{f"{n} seeds, runs differ by {sd}%": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (3, 20)},
 )
-def ratio_of_times(draw, seeds, sd) -> Outcome:
+def ratio_of_times(draw: np.random.Generator, seeds: int, sd: float) -> Outcome:
     runs = {m: [Run(float(np.exp(draw.normal(0, sd / 100))), s, None) for s in range(seeds)] for m in METHODS}
-    found = statistics.of_times(runs, "dora", "lora")
-    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low}
+    found = known(statistics.of_times(runs, "dora", "lora"))
+    return {"covers": inside(found, 1), "ratio": found.high / found.low}
 
 
 @situation("ratios of times: an interval of a single run", **{"1 seed, correlated steps": {}})
-def single_run(draw) -> Outcome:
+def single_run(draw: np.random.Generator) -> Outcome:
     return {"wrong": statistics.of_times({m: [Run(0.1, 0, None)] for m in METHODS}, "dora", "lora") is not None}
 
 
@@ -299,14 +328,13 @@ GRIDS = {f"grid moved by {100 * part:g}% of a step": {"moved": part} for part in
 
 
 @situation("lr-full", **both(CLAIMED, **GRIDS))
-def lr_full(draw, best, wrong, moved) -> Outcome:
+def lr_full(draw: np.random.Generator, best: float, wrong: str, moved: float) -> Outcome:
     study = Study(draw)
     for lr in 8e-6 * 2.5 ** (np.arange(6) + moved - 1):
         for seed in range(2):
             study.add("full", seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))
     judged = study.judgement("lr-full")
-    known = judged.effect is not None
-    covers = judged.effect.low <= best <= judged.effect.high if known else np.nan
+    covers = np.nan if judged.effect is None else inside(judged.effect, best)
     return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers": covers}
 
 
@@ -319,7 +347,7 @@ CURVES = {f"{shape}, {n} seeds": {"curve": curve, "seeds": n} for shape, curve i
 
 
 @situation("best learning rates", **CURVES)
-def best_rate(draw, curve, seeds) -> Outcome:
+def best_rate(draw: np.random.Generator, curve: Callable[[float], float], seeds: int) -> Outcome:
     """Six rates of which one of the middle is best; losses differ by 0.02 and seeds by 0.05."""
     rates = np.log(2.5) * (np.arange(6) - 2 + draw.uniform(-1, 0))
     levels = draw.normal(0, 0.05, seeds)
@@ -331,7 +359,7 @@ def best_rate(draw, curve, seeds) -> Outcome:
 
 
 @situation("best learning rates, the last rate diverges", **{f"{n} seeds": {"seeds": n} for n in (2, 3)})
-def best_beside_divergence(draw, seeds) -> Outcome:
+def best_beside_divergence(draw: np.random.Generator, seeds: int) -> Outcome:
     """As "steeper above", but at the highest rate losses are fourfold and differ by a quarter from seed to seed."""
     curve = SHAPES["steeper above"]
     rates = np.log(2.5) * (np.arange(5) - 1 + draw.uniform(-1, 0))
@@ -348,7 +376,7 @@ TEN = {"30.5 times": {"times": 30.5, "wrong": SUPPORTED}, "29.5 times": {"times"
 
 
 @situation("lr-ratio of LoRA Without Regret", **TEN)
-def lr_ratio(draw, times, wrong) -> Outcome:
+def lr_ratio(draw: np.random.Generator, times: float, wrong: str) -> Outcome:
     study = Study(draw)
     for method, best in (("full", 4e-5), ("lora", 4e-5 * times)):
         for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
@@ -364,7 +392,7 @@ TWICE = {"spread ratio 1.95": {"ratio": 1.95, "wrong": SUPPORTED}, "spread ratio
 
 
 @situation("low-rank-spread, 10 seeds", **both(TWICE, **TAILS))
-def low_rank_spread(draw, ratio, wrong, tail) -> Outcome:
+def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: str, tail: str) -> Outcome:
     study = Study(draw)
     kinds = {"normal": lambda: draw.normal(), "t": lambda: draw.standard_t(4) / 2**0.5}
     kinds["lognormal"] = lambda: (np.exp(draw.normal()) - np.exp(0.5)) / (np.exp(2) - np.exp(1)) ** 0.5
@@ -379,7 +407,7 @@ RUNS = {"runs of a setting alike": {"alike": True}, "runs apart": {"alike": Fals
 
 
 @situation("low-rank-divergence, 8 rates × 5 seeds", **both(MORE, **RUNS))
-def low_rank_divergence(draw, more, wrong, alike) -> Outcome:
+def low_rank_divergence(draw: np.random.Generator, more: float, wrong: str, alike: bool) -> Outcome:
     study = Study(draw)
     for lr in range(8):
         for ranks, share in (((2, 4), 0.2 + more), ((16, 64), 0.2)):
@@ -397,7 +425,9 @@ HIGHER = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"rat
 FEW = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
 
 
-def tried(study: Study, draw: np.random.Generator, levels: np.ndarray, method: str, least: float, **settings) -> None:
+def tried(
+    study: Study, draw: np.random.Generator, levels: np.ndarray, method: str, least: float, **settings: Any
+) -> None:
     """Three rates of a method, of which the middle one is best: losses differ by 3%, and seeds move all by `levels`."""
     for step in (-1, 0, 1):
         for seed, level in enumerate(levels):
@@ -406,7 +436,7 @@ def tried(study: Study, draw: np.random.Generator, levels: np.ndarray, method: s
 
 
 @situation("layers-rank", **both(HIGHER, **FEW))
-def layers(draw, ratio, wrong, seeds) -> Outcome:
+def layers(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
     """ratio: of the loss of adapters on attention alone to that of adapters on all layers."""
     study, levels = Study(draw), draw.normal(0, 0.03, seeds)
     tried(study, draw, levels, "lora", 1.0)
@@ -415,7 +445,7 @@ def layers(draw, ratio, wrong, seeds) -> Outcome:
 
 
 @situation("batch-penalty", **both(HIGHER, **FEW))
-def batches(draw, ratio, wrong, seeds) -> Outcome:
+def batches(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
     """ratio: of LoRA's penalty at a batch of 32 to that at a batch of 4."""
     study, levels = Study(draw), draw.normal(0, 0.03, seeds)
     for method, size, least in (("full", 4, 1.0), ("full", 32, 0.8), ("lora", 4, 1.1), ("lora", 32, 0.88 * ratio)):
@@ -438,11 +468,19 @@ def batches(draw, ratio, wrong, seeds) -> Outcome:
         for kind, spread in (("half vary twice as much", 2.0), ("half vary half as much", 0.5))
     },
 )
-def ratio_of_losses(draw, seeds, tail="normal", shared=0.0, others=0, spread=1.0) -> Outcome:
+def ratio_of_losses(
+    draw: np.random.Generator,
+    seeds: int,
+    tail: str = "normal",
+    shared: float = 0.0,
+    others: int = 0,
+    spread: float = 1.0,
+) -> Outcome:
     """shared: how much a seed changes all losses, which the interval need not know. spread: of half of the others."""
     noise = (lambda: draw.normal(0, 0.01, seeds)) if tail == "normal" else (lambda: draw.standard_t(4, seeds) * 0.007)
     common = draw.normal(0, shared, seeds)
     scales = [1.0, 1.0] + [spread if i % 2 else 1.0 for i in range(others)]
-    one, other, *field = (dict(enumerate(np.exp(common + scale * noise()))) for scale in scales)
-    found = statistics.of_losses([one], [other], field)
-    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low}
+    by_seed: list[dict[Hashable, float]] = [dict(enumerate(np.exp(common + scale * noise()))) for scale in scales]
+    one, other, *field = by_seed
+    found = known(statistics.of_losses([one], [other], field))
+    return {"covers": inside(found, 1), "ratio": found.high / found.low}

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -46,7 +47,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from speed_page import OWN, STEPS, WALL, page
 from torch import nn
-from transformers import TrainerCallback, TrainerState
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from harness import env
 from harness.config import CONF, ROOT
@@ -66,6 +69,7 @@ METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd"
 COMPILED = ("lora", "dora_fast", "full")  # each costs up to a minute and a half of compilation
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
 STUDY = "beside"
+BATCH = 16  # questions at a time
 
 
 def plain_way_of(method: str) -> str:
@@ -113,67 +117,109 @@ def paired(pairs: int, plainly: Callable[[int], Any], ours: Callable[[int], Any]
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for at in (0, 1) if pair % 2 else (1, 0):
-            seconds[at].append(timed(lambda take=(plainly, ours)[at], pair=pair: take(pair)))
+            seconds[at].append(timed(functools.partial((plainly, ours)[at], pair)))
     return ratios(*seconds)
 
 
-class Side:
+class Side(ABC):
     """One side's model, optimizer and step; all sides train on the same examples."""
 
-    def __init__(self, method: str, text: str, plainly: bool, *more: str):
-        switch = "speedups=off" if plainly else "speedups=auto"
-        self.cell = composed(*TRAINING, f"data={text}", f"train.max_steps={STEPS}", f"method={method}", switch, *more)
-        self.settings = self.cell.settings.train
-        bf16 = device.compute_dtype(self.settings.precision) is torch.bfloat16
-        self.accelerator = None if plainly else Accelerator(mixed_precision="bf16" if bf16 else "no")
-        self.net, self.optimizer = plain.built(self.cell)
+    net: nn.Module
+    optimizer: Optimizer
+    layout: batching.Layout
+    schedule: LRScheduler
+
+    def __init__(self, method: str, text: str, switch: str, *more: str):
+        """switch: the setting `speedups`."""
+        asked = (f"data={text}", f"train.max_steps={STEPS}", f"method={method}", f"speedups={switch}")
+        self.cell = composed(*TRAINING, *asked, *more)
+        self.settings = self.cell.settings.train.tuned()
+        self.bf16 = device.compute_dtype(self.settings.precision) is torch.bfloat16
         self.tokenizer = loading.tokenizer(self.cell.settings.model)
-        pad = self.tokenizer.pad_token_id
-        if self.accelerator:
-            self.layout, _ = speedups.enable(self.net, self.cell.settings.speedups, pad, self.accelerator)
-            self.net, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
-        else:
-            self.layout, _ = attention.layout(self.net, "off", pad)
+        self.pad = self.tokenizer.pad_token_id
+
+    def _begin(self) -> LRScheduler:
+        """Ready the model for training; returns the schedule of its learning rate."""
         if self.settings.compile:
             compiled.enable(self.net)
-        factor = loop.rate_factor(self.settings, STEPS)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         self.net.train()
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, loop.rate_factor(self.settings, STEPS))
+
+    @abstractmethod
+    def step(self, examples: list[encoding.Example]) -> None:
+        """Take an optimizer step."""
+
+    @abstractmethod
+    def validation_loss(self, held_out: list[encoding.Example]) -> float:
+        """As in a record: in the precision of training."""
+
+    @abstractmethod
+    def validation_loss_fp32(self, held_out: list[encoding.Example]) -> float:
+        """In fp32, without rounding of weights. Later calls are in fp32 too."""
+
+    def _loss(self, net: nn.Module, held_out: list[encoding.Example], accelerator: Accelerator) -> float:
+        batches = [self.layout.batch([*held_out[i : i + 4]]) for i in range(0, len(held_out), 4)]
+        return loop.answer_loss(net, batches, accelerator)
+
+    def _loss_fp32(self, net: nn.Module, held_out: list[encoding.Example]) -> float:
+        # accelerate keeps one precision a process, which is the other side's.
+        plainly: Any = SimpleNamespace(device=device.here(), autocast=nullcontext)
+        return self._loss(net, held_out, plainly)
+
+
+class PlainSide(Side):
+    """The plain way's."""
+
+    def __init__(self, method: str, text: str, *more: str):
+        super().__init__(method, text, "off", *more)
+        self.net = plain.built(self.cell)
+        self.optimizer = plain.optimizer_of(self.cell, self.net)
+        self.layout, _ = attention.layout(self.net, "off", self.pad)
+        self.schedule = self._begin()
 
     def step(self, examples: list[encoding.Example]) -> None:
-        norm = self.settings.max_grad_norm
-        if self.accelerator is None:
-            plain.step(self.net, self.optimizer, plain.padded(examples, self.tokenizer.pad_token_id), norm)
-        else:
-            micro = [self.layout.batch(examples).to(self.accelerator.device)]
-            loop.take_step(self.net, self.optimizer, micro, norm, self.accelerator, lambda part: None)
+        plain.step(self.net, self.optimizer, plain.padded(examples, self.pad), self.settings.max_grad_norm)
         self.schedule.step()
 
     def validation_loss(self, held_out: list[encoding.Example]) -> float:
-        """As in a record: in the precision of training."""
+        return self._loss_fp32(self.net, held_out)
+
+    def validation_loss_fp32(self, held_out: list[encoding.Example]) -> float:
+        return self._loss_fp32(self.net, held_out)
+
+
+class OurSide(Side):
+    """The harness's."""
+
+    def __init__(self, method: str, text: str, *more: str):
+        super().__init__(method, text, "auto", *more)
+        self.accelerator = Accelerator(mixed_precision="bf16" if self.bf16 else "no")
+        net = plain.built(self.cell)
+        optimizer = plain.optimizer_of(self.cell, net)
+        self.layout, _ = speedups.enable(net, "auto", self.pad, self.accelerator)
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.schedule = self._begin()
+
+    def step(self, examples: list[encoding.Example]) -> None:
+        micro = [self.layout.batch([*examples]).to(self.accelerator.device)]
+        norm = self.settings.max_grad_norm
+        loop.take_step(self.net, self.optimizer, micro, norm, self.accelerator, lambda part: None)
+        self.schedule.step()
+
+    def validation_loss(self, held_out: list[encoding.Example]) -> float:
         return self._loss(self.net, held_out, self.accelerator)
 
     def validation_loss_fp32(self, held_out: list[encoding.Example]) -> float:
-        """In fp32, without rounding of weights. Later calls are in fp32 too."""
-        net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False) if self.accelerator else self.net
-        return self._loss(net, held_out, None)
-
-    def _loss(self, net: nn.Module, held_out: list[encoding.Example], accelerator: Accelerator | None) -> float:
-        batches = [self.layout.batch(held_out[i : i + 4]) for i in range(0, len(held_out), 4)]
-        # accelerate keeps one precision a process, which is the other side's.
-        plainly = SimpleNamespace(device=net.device, autocast=nullcontext)
-        return loop.answer_loss(net, batches, accelerator or plainly)
+        return self._loss_fp32(self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False), held_out)
 
 
 def examples_for(side: Side, data_root: str | None) -> tuple[list[list[encoding.Example]], list[encoding.Example]]:
     """The training batches, and 32 held-out examples."""
-    splits, settings = sources.splits(side.cell.settings.data, data_root), side.settings
-
-    def encode(items: list[encoding.Item]) -> list[encoding.Example]:
-        return encoding.encode_all(side.tokenizer, items, side.cell.settings.data.prompt, settings.max_length)
-
+    data, settings = side.cell.settings.data, side.settings
+    splits = sources.splits(data, data_root)
+    encode = encoding.encoder(side.tokenizer, data, settings.max_length)
     steps = batching.scheduled(splits["train"], settings, 0, encode)
-    return [examples for (examples,) in steps], encode(splits["validation"][:32])
+    return [plain.sequences(drawn) for (drawn,) in steps], plain.sequences(encode(splits["validation"][:32]))
 
 
 def training(pairs: int, data_root: str | None) -> dict[str, Any]:
@@ -182,7 +228,7 @@ def training(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 
 def _steps(method: str, text: str, pairs: int, data_root: str | None) -> dict[str, Any]:
-    plainly, ours = Side(plain_way_of(method), text, plainly=True), Side(method, text, plainly=False)
+    plainly, ours = PlainSide(plain_way_of(method), text), OurSide(method, text)
     batches, _ = examples_for(ours, data_root)
     for side in (plainly, ours):  # kernels are chosen and state is allocated; GaLore's first projection
         side.step(batches[0])
@@ -198,34 +244,37 @@ def beside_trainer(pairs: int, data_root: str | None) -> dict[str, Any]:
 def _steps_beside_trainer(method: str, text: str, pairs: int, data_root: str | None) -> dict[str, Any]:
     """Ratios of `pairs` steps. Ours are taken between the Trainer's steps, inside its own loop."""
     AcceleratorState._reset_state(reset_partial_state=True)  # the last method's Trainer made its own
-    others = {"ours": Side(method, text, plainly=False)}
+    others = {"ours": OurSide(method, text)}
     if method in COMPILED:
-        others["compiled"] = Side(method, text, False, "train.compile=true")
+        others["compiled"] = OurSide(method, text, "train.compile=true")
     batches = examples_for(others["ours"], data_root)[0][: pairs + 1]
     seconds: dict[str, list[float]] = {name: [] for name in (*others, "trainer")}
 
     def step(at: int) -> None:
         for name in list(others)[:: 1 if at % 4 < 2 else -1]:
-            seconds[name].append(timed(lambda side=others[name]: side.step(batches[at])))
+            seconds[name].append(timed(functools.partial(others[name].step, batches[at])))
 
     class Between(TrainerCallback):
         """Has ours take even steps before the Trainer, odd ones after it."""
 
-        def on_step_begin(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+        def on_step_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
             if state.global_step % 2 == 0:
                 step(state.global_step)
             self.begin = now()
 
-        def on_step_end(self, _: Any, state: TrainerState, *__: Any, **___: Any) -> None:
+        def on_step_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
             seconds["trainer"].append(now() - self.begin)
             if state.global_step % 2 == 0:  # it counts the step that has just ended
                 step(state.global_step - 1)
 
-    rival = Side(plain_way_of(method), text, plainly=True)
-    padded = [plain.padded(examples, rival.tokenizer.pad_token_id) for examples in batches]
-    bf16 = device.compute_dtype(rival.settings.precision) is torch.bfloat16
+    rival = PlainSide(plain_way_of(method), text)
+    padded = [plain.padded(examples, rival.pad) for examples in batches]
     compiling = compiled.seconds()
-    trainer.train(rival.net, rival.optimizer, rival.schedule, padded, rival.settings, Between(), bf16=bf16)
+    trainer.train(rival.net, rival.optimizer, rival.schedule, padded, rival.settings, Between(), bf16=rival.bf16)
     compiling = compiled.seconds() - compiling
     for each in seconds.values():  # in the first step kernels are chosen and state is allocated
         each.pop(0)
@@ -249,7 +298,7 @@ def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
 
     @functools.cache
     def after(method: str, plainly: bool) -> dict[str, float]:
-        side = Side(method, text, plainly)
+        side = PlainSide(method, text) if plainly else OurSide(method, text)
         batches, held_out = examples_for(side, data_root)
         before = side.validation_loss(held_out)
         for batch in batches:
@@ -271,7 +320,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         raise SystemExit(f"{name} requires --data-root, a folder with cais/mmlu and openai/gsm8k.")
     cell = composed(*TRAINING, "method=base", "train.precision=fp32")
     net, tokenizer = loading.load(cell, device.here()), loading.tokenizer(cell.settings.model)
-    asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=16)
+    asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=BATCH)
     tasks = scoring.Tasks(asked, data_root)
     subjects = sorted(tasks.leaves)
     spread = subjects[:: max(1, len(subjects) // (2 * pairs))]
@@ -281,7 +330,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         start = 0 if len(subjects) > 1 else pair * items
         chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
-        _, found, _ = scoring.score(net, tokenizer, tasks, asked.batch_size, None, speedups=ours)
+        _, found, _ = scoring.score(net, tokenizer, tasks, BATCH, None, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
         predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 
@@ -340,7 +389,7 @@ def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
 
 def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
     """Seconds of a step by how threads wait; `plain` is OpenMP's way, which takes minutes a cell beside a busy core."""
-    ways = ({"GOMP_SPINCOUNT": "300000"}, {})  # what libgomp spins for where nothing is set
+    ways: tuple[dict[str, str], ...] = ({"GOMP_SPINCOUNT": "300000"}, {})  # what libgomp spins for where nothing is set
 
     def step(way: dict[str, str], folder: Path) -> float:
         short = ("train.max_steps=4", "eval.tasks=[]", "infer.repeats=0", "train.validation_items=4", f"study={STUDY}")
@@ -348,6 +397,8 @@ def beside(pairs: int, data_root: str | None) -> dict[str, Any]:
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | way
         subprocess.run([*command, f"results_dir={folder}"], check=True, env=environment, stdout=subprocess.DEVNULL)
         (record,), _ = read_study(folder / STUDY)
+        if record.train is None:
+            raise RuntimeError(f"The cell was not trained: its record has status {record.status}.")
         return median(record.train.step_seconds[1:])
 
     rows = {}
@@ -412,7 +463,7 @@ def main() -> None:
     arguments = parser.parse_args()
     app.register()
     for part in arguments.parts:
-        kept(part, lambda part=part: PARTS[part](arguments.pairs, arguments.data_root))
+        kept(part, functools.partial(PARTS[part], arguments.pairs, arguments.data_root))
     rendered = page(MEASURED, PARTS)
     (HERE / "RESULTS.md").write_text(rendered, encoding="utf-8")
     print(rendered, end="")

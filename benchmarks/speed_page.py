@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -167,7 +167,7 @@ def _beside(found: dict[str, Any]) -> list[str]:
     ]
 
 
-RENDERED = {
+RENDERED: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "training": _training,
     "trainer": _trainer,
     "mmlu": functools.partial(_scored, "5 shots, 10 questions per subject, 2 subjects per pair"),

@@ -22,12 +22,14 @@ from harness import record
 from harness.__main__ import main
 from harness.protocol import Progress, RunCell, decode_request, encode
 from harness.sweep import runner
+from harness.sweep.fork_server import Job, Server
 
 
-class StandInServer:
-    """In place of harness.sweep.fork_server.Server."""
+class StandInServer(Server):
+    """Starts no process."""
 
     def __init__(self, example: Path):
+        super().__init__()
         self._example = record.read(example)
         self.first: int | None = None
         self.last: int | None = None
@@ -42,16 +44,19 @@ class StandInServer:
         self.last = memory("VmRSS")
 
 
-class StandInJob:
-    """In place of harness.sweep.fork_server.Job: writes the record as soon as its events are asked for."""
-
-    holder = os.getpid()
+class StandInJob(Job):
+    """Writes the record as soon as its events are asked for."""
 
     def __init__(self, answer: Callable[[RunCell], None]):
-        self.request, self._answer = Request(), answer
+        self.request = self._asked = Request()
+        self._answer = answer
+
+    @property
+    def holder(self) -> int:
+        return os.getpid()
 
     def lines(self) -> Iterator[str]:
-        if isinstance(request := decode_request(self.request.text), RunCell):
+        if isinstance(request := decode_request(self._asked.text), RunCell):
             yield encode(Progress("train", step=1, of=1))
             self._answer(request)
             yield encode(Progress("recorded"))

@@ -19,6 +19,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -90,22 +91,22 @@ def cells(name: str, overrides: list[str]) -> list[Cell]:
 
 def _product(name: str, overrides: list[str]) -> Iterator[Cell]:
     """The cells of all combinations of the values that `overrides` give their keys, equal points each time."""
-    axes: dict[str, list[tuple[str, object]]] = {}
+    axes: dict[str, list[tuple[str, Any]]] = {}
     for override in OverridesParser.create().parse_overrides(overrides):
-        texts = points([override.input_line])
+        texts = points([str(override.input_line)])
         values = [o.value() for (text,) in texts for o in OverridesParser.create().parse_overrides([text])]
         axes[override.key_or_group] = list(zip((text for (text,) in texts), values, strict=True))
     groups = [key for key in axes if (CONF / key).is_dir()]
     plain = [[(key, value) for _, value in axes[key]] for key in axes if key not in groups]
     for choices in itertools.product(*(axes[group] for group in groups)):
         config = _composed(name, [text for text, _ in choices])
-        for values in itertools.product(*plain):
-            for key, value in values:
+        for combination in itertools.product(*plain):
+            for key, value in combination:
                 OmegaConf.update(config, key, value, force_add=True)  # a line may add an option: +data.options=…
             yield from_config(config)
 
 
-def _composed(name: str, overrides: list[str], **keywords) -> DictConfig:
+def _composed(name: str, overrides: list[str], **keywords: Any) -> DictConfig:
     app.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(name, ["hydra/sweeper=grid", *overrides], **keywords)
@@ -113,11 +114,11 @@ def _composed(name: str, overrides: list[str], **keywords) -> DictConfig:
 
 def seconds(cell: Cell, machine: Machine) -> float:
     """What `cell` takes on `machine`, by the rule."""
-    train, asked = cell.settings.train, cell.settings.eval
-    tokens = TOKENS.get(cell.settings.data.name, GYM)
+    train, asked = cell.settings.train.validated(), cell.settings.eval
+    tokens = TOKENS.get(cell.settings.data.name or "", GYM)
     each = 2 * WEIGHTS[cell.model] * tokens / machine.flops  # an example, forward
     steps = train.max_steps or 0
-    trained = steps * train.batch_size * (train.grad_accum or 1)
+    trained: float = steps * train.micro_batch * (train.grad_accum or 1)
     if most := train.max_tokens:
         trained = min(trained, most / tokens)
     validated = train.validation_items * (1 + steps // (train.validate_every or steps + 1))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ def write_study(folder: Path, records: int) -> None:
     for i, (rate, method, rank, seed) in enumerate(itertools.islice(grid, records)):
         values = (draw.random(ITEMS) < 0.5).astype(float)
         name = f"{method}-r{rank}-lr{rate}e-6-s{seed}-{i:06x}"
-        axes = {"method": method, "rank": rank, "alpha": 2.0 * rank, "lr": rate * 1e-6, "seed": seed}
+        axes: dict[str, Any] = {"method": method, "rank": rank, "alpha": 2.0 * rank, "lr": rate * 1e-6, "seed": seed}
         template.cell = dataclasses.replace(template.cell, id=f"{i:064x}", name=name, **axes)
         template.scores[0] = dataclasses.replace(
             template.scores[0], value=float(values.mean()), stderr=float(values.std() / ITEMS**0.5), n=ITEMS
@@ -58,7 +59,7 @@ def write_study(folder: Path, records: int) -> None:
 def _items(score: record.Score, hashes: list[str], values: np.ndarray) -> bytes:
     """A file of items, with the columns that `harness.job.evaluate.scoring` writes."""
     same = {"task": score.task, "subject": score.task, "filter": score.filter, "metric": score.metric}
-    columns = {name: [text] * len(values) for name, text in same.items()}
+    columns: dict[str, Any] = {name: [text] * len(values) for name, text in same.items()}
     answers = [f"#### {n}" for n in range(len(values))]
     columns |= {"item": range(len(values)), "hash": hashes, "value": values, "prediction": answers, "target": answers}
     file = io.BytesIO()

@@ -15,6 +15,17 @@ from transformers import TrainerCallback
 from harness.settings import TrainSettings
 
 
+def _classes(trl: bool) -> tuple[Any, Any]:
+    """The Trainer and the class of its arguments, of TRL or of transformers, which have no types in common."""
+    if trl:
+        from trl import SFTConfig, SFTTrainer
+
+        return SFTTrainer, SFTConfig
+    from transformers import Trainer, TrainingArguments
+
+    return Trainer, TrainingArguments
+
+
 def train(
     net: nn.Module,
     optimizer: Optimizer,
@@ -31,22 +42,19 @@ def train(
 
     bf16: autocast. callback: what its events call. tokenizer: required by TRL.
     """
-    if trl:
-        from trl import SFTConfig as Arguments
-        from trl import SFTTrainer as Trainer
-    else:
-        from transformers import Trainer
-        from transformers import TrainingArguments as Arguments
+    base: Any
+    base, arguments_class = _classes(trl)
 
-    class Ordered(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return DataLoader(batches, batch_size=None)
+    class Ordered(base):
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            # A list is a data set by its length and its items.
+            return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # torch's type asks for its class
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "max_steps": len(batches),
         "per_device_train_batch_size": settings.batch_size,
         "bf16": bf16,
-        "use_cpu": net.device.type == "cpu",
+        "use_cpu": next(net.parameters()).device.type == "cpu",
         "max_grad_norm": settings.max_grad_norm or 0.0,
         "logging_steps": len(batches),
         "save_strategy": "no",
@@ -54,8 +62,9 @@ def train(
         "disable_tqdm": True,
     }
     wanted = settings.gradient_checkpointing  # on by default in TRL
-    names = {field.name for field in dataclasses.fields(Arguments)}
+    names = {field.name for field in dataclasses.fields(arguments_class)}
     arguments |= {name: wanted for name in ("gradient_checkpointing", "activation_checkpointing") if name in names}
+    more: dict[str, Any] = {"train_dataset": batches}
     with tempfile.TemporaryDirectory() as folder:
         if trl:
             from datasets import Dataset
@@ -64,9 +73,7 @@ def train(
             stand_in = Dataset.from_list([{"input_ids": [0], "labels": [0]}])
             arguments |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
             more = {"train_dataset": stand_in, "processing_class": tokenizer}
-        else:
-            more = {"train_dataset": batches}
-        trainer = Ordered(net, Arguments(output_dir=folder, **arguments), **more)
+        trainer = Ordered(net, arguments_class(output_dir=folder, **arguments), **more)
         trainer.optimizer, trainer.lr_scheduler = optimizer, schedule
         trainer.add_callback(callback)
         trainer.train()

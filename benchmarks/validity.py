@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import choices  # noqa: F401  adds its situations to those of situations.py
 import numpy as np
@@ -36,7 +37,7 @@ ATTAINABLE = HERE / "measured" / "attainable.json"
 MOST_WRONG, COVERAGE = ALPHA, (0.93, 0.97)
 
 
-def simulate(name: str, studies: int) -> dict:
+def simulate(name: str, studies: int) -> dict[str, Any]:
     """What came out of `studies` studies of a situation: means with Monte Carlo errors, and of how many."""
     begin = time.perf_counter()
     make = SITUATIONS[name]
@@ -57,7 +58,7 @@ def simulate(name: str, studies: int) -> dict:
     return {"studies": studies, "seconds": seconds, "shares": shares, "widths": found}
 
 
-def holds(of: dict) -> bool:
+def holds(of: dict[str, Any]) -> bool:
     """Whether a situation is within its limits, up to two Monte Carlo standard errors."""
     shares = of["shares"]
     limits = []
@@ -72,7 +73,7 @@ def holds(of: dict) -> bool:
     return all(limits)
 
 
-def document(measured: dict[str, dict]) -> str:
+def document(measured: dict[str, dict[str, Any]]) -> str:
     """The Markdown page of what was measured."""
     rows = []
     for name, of in measured.items():

@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import app, planner
 from harness.sweep.cells import from_config
+from harness.sweep.planner import Impossible, Planned
 
 TARGET = Path(__file__).with_name("methods.md")
 MODEL, RANK = "smollm2_135m", 16
@@ -60,7 +61,7 @@ def entries(*names: str) -> list[Entry]:
             config = hydra.compose("config", asked)
             if DTYPE in config.method.incompatible:
                 config = hydra.compose("config", [*asked, "model.dtype=bfloat16"])
-        settings = OmegaConf.to_container(config.method, resolve=True)
+        settings: Any = OmegaConf.to_container(config.method, resolve=True)
         try:
             cell: Cell | str = from_config(config)
         except UserError as error:
@@ -90,10 +91,14 @@ def section(entry: Entry, prediction: dict[str, Any]) -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
+def _prediction(point: Planned | Impossible) -> dict[str, Any]:
+    return {"impossible": point.reason} if isinstance(point, Impossible) else point.prediction
+
+
 def catalogue() -> str:
     found = entries()
     planned = planner.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
-    sections = [section(entry, point.prediction) for entry, point in zip(found, planned, strict=True)]
+    sections = [section(entry, _prediction(point)) for entry, point in zip(found, planned, strict=True)]
     return "\n".join([HEAD, *sections])
 
 

@@ -11,7 +11,9 @@ import functools
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from decided import DECIDED_BY
 from published import RESULTS, records
@@ -49,7 +51,7 @@ def seeds_and_items(study: str) -> str:
 
 def pilot(study: str) -> str:
     """Of each data set of a study, the score of each method by steps and batch size, mean over seeds."""
-    found: dict[tuple, list[Record]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records(study):
         cell, train = record.cell, record.cell.settings.train
         steps = train.max_steps or 0  # none for the base, which is not trained
@@ -73,7 +75,7 @@ def pilot(study: str) -> str:
 
 def _learned(record: Record) -> float | None:
     scores = {score_name(score): score.value for score in record.scores}
-    name = learned(record.cell.settings.data.name, scores)
+    name = learned(record.cell.settings.data.name or "", scores)
     return None if name is None else scores[name]
 
 
@@ -81,7 +83,8 @@ def _learned(record: Record) -> float | None:
 def costs(pattern: str) -> str:
     """Cells and hours on 2 cores of the sweeps whose names match, by the rule of benchmarks/sweeps.py, how many of the
     cells are recorded in results/reference, and the hours that all recorded cells took, added seeds included."""
-    rows, total, taken = [], 0.0, 0.0
+    rows: list[tuple[str, str, int, int, str, str]] = []
+    total, taken = 0.0, 0.0
     for path in sorted(SWEEPS.glob("*.yaml")):
         if fnmatch.fnmatch(path.stem, pattern):
             found = sweeps.cells(path.stem, [])
@@ -93,16 +96,16 @@ def costs(pattern: str) -> str:
             taken += took
             done = len({record.cell.id for record in recorded} & {cell.id for cell in found})
             rows.append((f"`{path.stem}`", question, len(found), done, f"{hours:.1f}", f"{took:.1f}"))
-    sums = [sum(row[column] for row in rows) for column in (2, 3)]
+    sums = (sum(row[2] for row in rows), sum(row[3] for row in rows))
     head = ["Sweep", "Question", "Cells", "Recorded", "Hours", "Took"]
     return _table(head, [*rows, ("", "all", *sums, f"{total:.1f}", f"{taken:.1f}")])
 
 
-def _table(header: list[str], rows: list[tuple]) -> str:
+def _table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     return tabulate(rows, header, "pipe", disable_numparse=True) + "\n"
 
 
-KINDS = {"claims": claims, "power": seeds_and_items, "pilot": pilot, "costs": costs}
+KINDS: dict[str, Callable[[str], str]] = {"claims": claims, "power": seeds_and_items, "pilot": pilot, "costs": costs}
 
 
 def rendered(kind: str, argument: str) -> str:

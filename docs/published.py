@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,12 +74,19 @@ def claims(records: list[Record], folder: Path) -> list[Table]:
     return [article.verdict_table(article.verdicts(records, folder))]
 
 
-KINDS = {
+def article_table(records: list[Record], folder: Path) -> list[Table]:
+    article = find("beyond_lora")
+    if article.table is None:
+        raise ValueError(f"{article.name} has no table.")
+    return [article.table(records, folder)]
+
+
+KINDS: dict[str, Callable[[list[Record], Path], Sequence[Table]]] = {
     "table": tables,
     "best": lambda records, folder: [best(records, folder)],
     "compact": compact,
     "claims": claims,
-    "article": lambda records, folder: [find("beyond_lora").table(records, folder)],
+    "article": article_table,
     "experiments": lambda records, folder: tables(records, folder)[:1],
 }
 
@@ -130,9 +138,13 @@ def documents() -> list[tuple[Path, str, str]]:
 def picture(name: str) -> str:
     """One of PICTURES, or DECIDED, as SVG."""
     if name == DECIDED:
-        return forest({article.title: decided.verdicts(article.name) for article in every()}).svg()
-    figure, study = PICTURES[name]
-    return FIGURES[figure].of(results(study)).svg()
+        drawn = forest({article.title: decided.verdicts(article.name) for article in every()})
+    else:
+        figure, study = PICTURES[name]
+        drawn = FIGURES[figure].of(results(study))
+    if drawn is None:
+        raise ValueError(f"There is nothing to draw of {name}.")
+    return drawn.svg()
 
 
 def picture_file(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Writes the pages of all settings and of the record from their dataclasses: `python docs/reference.py`.
 
 docs/settings.md comes from harness/config.py, docs/record.md from harness/record/schema.py and the files of its parts.
+In docs/python.md the tables of columns and figures come from docstrings.
 """
 
 from __future__ import annotations
@@ -8,13 +9,29 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
 
 from harness.config_help import ConfigGroup, config_groups, field_comments
+from harness.python import planned, plots
+from harness.python.study import RecordedStudy
 from harness.record import failures, measurements, schema, scores
+from harness.report.frame import frame
+from harness.report.tables.frames import chosen_of, pairs_of
 
-SETTINGS, RECORD = (Path(__file__).with_name(name) for name in ("settings.md", "record.md"))
+SETTINGS, RECORD, PYTHON = (Path(__file__).with_name(name) for name in ("settings.md", "record.md", "python.md"))
+COLUMNS: dict[str, Callable[..., pd.DataFrame]] = {  # the functions whose docstrings have the columns
+    "frame": frame,
+    "best": chosen_of,
+    "pairs": pairs_of,
+    "items": RecordedStudy.items,
+    "claims": RecordedStudy.claims,
+    "plan": planned.frame,
+}
+BLOCK = re.compile(r"(<!-- (figures|columns: (\w+)) -->\n).*?(<!-- end -->)", re.DOTALL)
 SETTINGS_HEAD = """\
 # Settings
 
@@ -80,16 +97,65 @@ def record_page() -> str:
         part
         for module in (schema, measurements, scores, failures)
         for part in vars(module).values()
-        if dataclasses.is_dataclass(part) and part.__module__ == module.__name__
+        if isinstance(part, type) and dataclasses.is_dataclass(part) and part.__module__ == module.__name__
     ]
     parts.sort(key=lambda part: part is not schema.Record)
     return "\n".join([RECORD_HEAD, *(_part(part, {other.__name__ for other in parts}) for part in parts)])
 
 
+def python_page() -> str:
+    """The text of docs/python.md with its tables made anew."""
+
+    def renewed(block: re.Match[str]) -> str:
+        made = _figures() if block[3] is None else columns_table(COLUMNS[block[3]])
+        return f"{block[1]}\n{made}\n\n{block[4]}"
+
+    return BLOCK.sub(renewed, PYTHON.read_text(encoding="utf-8"))
+
+
+class Column(NamedTuple):
+    """A line of a docstring: names of columns, and what they hold. section: the line that heads it, or empty."""
+
+    section: str
+    names: list[str]
+    meaning: str
+
+
+def documented_columns(function: Callable[..., pd.DataFrame]) -> list[Column]:
+    """The columns in the docstring of `function`: names and meaning are at least two spaces apart, further lines of a
+    meaning stand below it, and a line that ends with a colon heads a section."""
+    found: list[Column] = []
+    section = ""
+    for line in (inspect.getdoc(function) or "").splitlines():
+        if named := re.fullmatch(r"(\S.*?)\s{2,}(\S.*)", line):
+            found.append(Column(section, named[1].split(", "), named[2]))
+        elif line.startswith(" " * 20):
+            found[-1] = found[-1]._replace(meaning=f"{found[-1].meaning} {line.strip()}")
+        elif line.endswith(":"):
+            section = line
+    return found
+
+
+def columns_table(function: Callable[..., pd.DataFrame]) -> str:
+    """The columns of `function` as Markdown: a table for each section."""
+    sections: dict[str, list[Column]] = {}
+    for column in documented_columns(function):
+        sections.setdefault(column.section, []).append(column)
+    parts = []
+    for section, columns in sections.items():
+        rows = [(", ".join(f"`{name}`" for name in names), _escaped(meaning)) for _, names, meaning in columns]
+        parts += [*([section] if section else []), _table(("Column", "Meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def _figures() -> str:
+    rows = [(f"`{name}`", inspect.getdoc(getattr(plots.Plots, name)) or "") for name in plots.names()]
+    return _table(("Figure", "What it shows"), rows)
+
+
 def _group(group: ConfigGroup) -> str:
     rows = [
-        (f"`{key}`", kind.replace(" | ", " or "), _default(default), _escaped(comment))
-        for key, kind, default, comment in group.fields
+        (f"`{f.key}`", f.type.replace(" | ", " or "), _default(f.default), _escaped(f.sentences)) for f in group.fields
     ]
     table = _table(("Setting", "Type", "Default", "Meaning"), rows)
     return f"## {group.key or 'General'}\n\n{group.comment.replace('``', '`')}\n\n{table}\n"
@@ -97,7 +163,7 @@ def _group(group: ConfigGroup) -> str:
 
 def _part(part: type, names: set[str]) -> str:
     comments = field_comments(part)
-    rows = [(f"`{f.name}`", _linked(f.type, names), _escaped(comments[f.name])) for f in dataclasses.fields(part)]
+    rows = [(f"`{f.name}`", _linked(str(f.type), names), _escaped(comments[f.name])) for f in dataclasses.fields(part)]
     return f"## {part.__name__}\n\n{inspect.getdoc(part)}\n\n{_table(('Field', 'Type', 'Meaning'), rows)}\n"
 
 
@@ -129,3 +195,4 @@ def _escaped(comment: str) -> str:
 if __name__ == "__main__":
     SETTINGS.write_text(settings_page(), encoding="utf-8")
     RECORD.write_text(record_page(), encoding="utf-8")
+    PYTHON.write_text(python_page(), encoding="utf-8")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
@@ -19,7 +21,7 @@ OUTSIDE = (
 )
 
 
-def on_files(files: Files, config, **_) -> Files:
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     """Add the files of OUTSIDE to the site, under their paths in the repository."""
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
@@ -28,7 +30,7 @@ def on_files(files: Files, config, **_) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Links that leave docs/ lead to the files that `on_files` added. Those of a study are headed by its name."""
     if (study := re.fullmatch(r"results/reference/(.+)/(\w+)\.md", page.file.src_uri)) is not None:
         return f"# {study[1]}: {study[2].lower()}\n\n{markdown}"

@@ -86,8 +86,10 @@ def _make_known() -> None:
     spec = importlib.util.spec_from_file_location(
         "harness", PACKAGE / "__init__.py", submodule_search_locations=[str(PACKAGE)]
     )
-    sys.modules["harness"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["harness"])
+    assert spec is not None  # as of every file that ends in .py
+    assert spec.loader is not None
+    package = sys.modules["harness"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
 
 
 if "harness" not in sys.modules:

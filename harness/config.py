@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
-from harness.record import Precautions, StopRule
+from harness.record import Precautions, StopRule, TrackerName
+from harness.schema import SEEDS, setting
 
 ADAMW = {
     "torch": "torch.optim.AdamW",
@@ -48,7 +50,7 @@ class MethodConfig:
     one sequence each that returns the adapted model (null: the peft config decides)."""
     optim: dict[str, Any] | None = None
     """Factory that takes the model and returns its optimizer (null for an untuned model)."""
-    incompatible: dict[str, str] = field(default_factory=dict)
+    incompatible: dict[str, str] = setting(dict, in_cell=False)
     """Settings that the method refuses: SETTING=VALUE, or SETTING!=VALUE for every other value, and the reason."""
 
 
@@ -56,9 +58,9 @@ class MethodConfig:
 class PriceConfig:
     """Price of a model behind an API."""
 
-    read: float | None = None
+    read: float | None = setting(None, least=0, words="0 or more dollars for a million tokens", in_cell=False)
     """Dollars per million prompt tokens (null: unknown)."""
-    written: float | None = None
+    written: float | None = setting(None, least=0, words="0 or more dollars for a million tokens", in_cell=False)
     """Dollars per million answer tokens (null: unknown)."""
 
 
@@ -72,7 +74,7 @@ class ModelConfig:
     """Hub id, local folder, or embedded:NAME."""
     revision: str | None = None
     """Commit, tag or branch of the hub repository (null: its main branch)."""
-    dtype: str = "bfloat16"
+    dtype: str = setting("bfloat16", choices=("float32", "bfloat16", "float16"))
     """Number format of the weights that are not quantised: bfloat16, float16 or float32."""
     trust_remote_code: bool = False
     """Runs code that comes with the model. The record says so."""
@@ -83,7 +85,7 @@ class ModelConfig:
     does so for quantised models alone; here it applies to every method. Requires train.precision=bf16."""
     gradient_checkpointing: bool = False
     """Default of train.gradient_checkpointing. true in the files of models with 3B weights or more."""
-    architecture: dict[str, Any] | None = None
+    architecture: dict[str, Any] | None = setting(None, in_cell=False)
     """Dimensions as in the model's config.json (model_type, hidden_size, …), so that `plan` needs no hub
     (null: `plan` reads the model's own config)."""
     base_url: str | None = None
@@ -91,9 +93,9 @@ class ModelConfig:
     tokenizer: str | None = None
     """Hub id or folder of the API model's tokenizer: tasks are then asked as completions with log-probabilities
     (null: as chat)."""
-    thinking: int = 0
+    thinking: int = setting(0, least=0, words="0 or more tokens", unit="tokens")
     """Tokens that an API model may think before each answer, beyond the task's limit."""
-    key_env: str | None = None
+    key_env: str | None = setting(None, in_cell=False)
     """Environment variable that holds the API key (null: no key is sent). Never the key itself."""
     price: PriceConfig = field(default_factory=PriceConfig)
 
@@ -119,16 +121,16 @@ class DataConfig:
     columns: dict[str, str | None] = field(default_factory=dict)
     """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local); of
     preference data (data=local_preference) of prompt, chosen and rejected."""
-    test_share: float = 0.0
+    test_share: float = setting(0.0, least=0, below=1)
     """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
     part as the file grows. Requires data in columns (data=local, or from the hub)."""
-    answers: str = "auto"
+    answers: str = setting("auto", choices=("auto", "choice", "exact", "text"))
     """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), exact (equal but for case,
     punctuation and the form of numbers), text (ROUGE-L and bits per byte), or auto. auto is choice if there are
     options, exact if nine of ten answers are short or end in a number, else text."""
-    limit: int | None = None
+    limit: int | None = setting(None, least=1, unit="items")
     """Training items (null: all). Every cell takes the same ones."""
-    noise: float = 0.0
+    noise: float = setting(0.0, least=0, most=1)
     """Share of training answers that are replaced by wrong ones, from 0 to 1. Every cell has the same wrong answers;
     validation keeps the right ones."""
 
@@ -139,23 +141,23 @@ class EvalConfig:
 
     tasks: list[str] = field(default_factory=list)
     """lm-eval tasks or groups ([]: no scoring)."""
-    limit: int | None = None
+    limit: int | None = setting(None, least=1, unit="items")
     """Items per task or group (null: all): a seeded, stratified sample, the same for every cell."""
-    num_fewshot: int | None = None
+    num_fewshot: int | None = setting(None, least=0, unit="examples")
     """Examples before each question (null: the task's own number)."""
-    batch_size: int | str = "auto"
+    batch_size: int | str = setting("auto", above=0, auto=True, words="a positive number or auto", unit="sequences")
     """Sequences answered at a time. auto: on a GPU, as many as fit its memory, halved after a shortage; 16 on a CPU and
     with speedups=off."""
     seed: int = 0
     """Seed of the sample of items, the same for every cell."""
-    engine: str = "auto"
+    engine: str = setting("auto", choices=("auto", "vllm"))
     """auto scores the model in the training process. vllm has vLLM write the answers of tasks that ask for text, over
     saved weights. Requires eval.vllm_python."""
-    vllm_python: str | None = None
-    """Path of the python of an environment with vllm, such as ~/vllm/bin/python. Not part of the cell."""
-    include_path: str | None = None
+    vllm_python: str | None = setting(None, in_cell=False)
+    """Path of the python of an environment with vllm, such as ~/vllm/bin/python."""
+    include_path: str | None = setting(None, in_cell=False)
     """Your folder of lm-eval tasks (YAML files), whose names eval.tasks may then have. They may run Python code from
-    that folder. Not part of the cell, and never taken from a record."""
+    that folder. Never taken from a record."""
     chat_template: bool = False
     """Asks each question as a message in the tokenizer's chat template."""
     fewshot_as_multiturn: bool = False
@@ -170,54 +172,54 @@ class EvalConfig:
 class TrainConfig:
     """The training loop, the same for every method."""
 
-    max_steps: int | None = 200
+    max_steps: int | None = setting(200, least=1, unit="steps")
     """Optimizer steps (null: train.epochs decides, which is so where that alone is given)."""
-    epochs: float | None = None
+    epochs: float | None = setting(None, above=0, unit="passes")
     """Passes over the training items, such as 3 or 0.5 (null: train.max_steps decides). The last step is filled from
     the next pass."""
-    batch_size: int | str = 8
+    batch_size: int | str = setting(8, above=0, auto=True, words="a positive number or auto", unit="sequences")
     """Sequences per micro-batch. auto: the largest micro-batch that fits the device's memory; it is predicted, then
     halved after a shortage. Requires train.global_batch."""
-    grad_accum: int = 1
+    grad_accum: int = setting(1, least=1, unit="micro-batches")
     """Micro-batches per optimizer step."""
-    global_batch: int | None = None
+    global_batch: int | None = setting(None, least=1, unit="sequences")
     """Sequences per optimizer step with train.batch_size=auto (null: batch_size × grad_accum)."""
-    max_tokens: int | None = None
+    max_tokens: int | None = setting(None, least=1, unit="tokens")
     """Ends training with the step that reaches this number of raw tokens (null: max_steps or epochs decide)."""
-    max_length: int = 512
+    max_length: int = setting(512, least=1, unit="tokens")
     """Tokens at which a sequence is cut."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: float = setting(0.1, least=0, below=1)
     """Share of the steps in which the learning rate rises."""
-    schedule: str = "cosine"
+    schedule: str = setting("cosine", choices=("cosine", "linear", "constant"))
     """Learning rate after the warm-up: cosine (falls along half a cosine), linear (falls along a line) or constant."""
-    final_lr: float = 0.0
+    final_lr: float = setting(0.0, least=0, most=1, words="a share from 0 to 1 of the learning rate")
     """Share of the learning rate at which a cosine or linear schedule ends."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, least=0)
     """Weight decay of the method's optimizer, decoupled as in AdamW."""
     betas: list[float] | None = None
     """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
-    adapter_dropout: float = 0.0
+    adapter_dropout: float = setting(0.0, least=0, below=1)
     """Dropout of the input of each adapter, for methods that have it."""
-    objective: str = "sft"
+    objective: str = setting("sft", choices=("sft", "dpo", "orpo"))
     """What training minimises: sft (cross-entropy of the answers), dpo or orpo (of pairs of a chosen and a rejected
     answer, as data=ultrafeedback or data=local_preference has them; a sequence of a batch is then a pair)."""
-    preference_beta: float = 0.1
+    preference_beta: float = setting(0.1, above=0)
     """Weight of the preference: DPO's beta, or ORPO's lambda. Requires train.objective=dpo or orpo."""
-    loss_on: str = "answers"
+    loss_on: str = setting("answers", choices=("answers", "all"))
     """Tokens with training loss: answers (of a chat the assistant's turns), or all. The validation loss is always of
     answers, so that it compares both."""
-    data_seed: int | None = None
+    data_seed: int | None = setting(None, least=0, below=SEEDS, words="at least 0 and below 2**32")
     """Seed of the batches' order (null: seed, which also decides the adapter's initialisation)."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: float | None = setting(1.0, above=0, most=inf, words="positive or null")
     """Norm at which the whole gradient is clipped (null: no clipping)."""
-    validate_every: int | None = None
+    validate_every: int | None = setting(None, least=1, unit="steps")
     """Steps between validation losses (null: one, at the end)."""
-    validation_items: int = 64
+    validation_items: int = setting(64, least=1, unit="items")
     """Held-out items behind the validation loss."""
-    precision: str = "auto"
+    precision: str = setting("auto", choices=("auto", "bf16", "fp32"))
     """Precision of forward and backward passes: bf16 (autocast), fp32, or auto. auto is bf16 where the device gains by
     it, else fp32; with speedups=off it is fp32."""
-    bucketing: int = 1
+    bucketing: int = setting(1, least=1, unit="batches")
     """Batches that are drawn together and regrouped by length (1: none)."""
     packing: bool = False
     """Fills each of the batch_size rows with whole sequences up to max_length tokens. Each sequence attends to itself
@@ -225,15 +227,15 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Keeps only the input of each decoder layer and recomputes the rest in the backward pass: the same losses and
     gradients in less memory, for about a third more time."""
-    save_every: int | None = None
+    save_every: int | None = setting(None, least=1, words="1 or more, or null", unit="steps", in_cell=False)
     """Steps between checkpoints, from which a killed cell resumes (null: no checkpoints, and existing ones are
-    ignored). Not part of the cell."""
-    devices: int = 1
+    ignored)."""
+    devices: int = setting(1, least=1, unit="devices")
     """Devices of a machine that train one cell together. Each takes its share of every micro-batch."""
-    nodes: int = 1
+    nodes: int = setting(1, least=1, unit="machines")
     """Machines that train one cell together, each with train.devices devices. Requires hydra/launcher=slurm, or the
     same `run` on each machine."""
-    parallel: str = "ddp"
+    parallel: str = setting("ddp", choices=("ddp", "fsdp"))
     """How several devices train: ddp (each holds the whole model) or fsdp (each holds a share of it)."""
     activation_offload: bool = False
     """Keeps activations in host memory between forward and backward pass: less device memory, but time for the copies.
@@ -246,16 +248,16 @@ class TrainConfig:
 class InferConfig:
     """The measurement of inference speed, the same for every cell."""
 
-    repeats: int = 5
+    repeats: int = setting(5, least=0, unit="rounds")
     """Timed rounds after one discarded round (0: inference is not measured)."""
-    batch_size: int = 1
+    batch_size: int = setting(1, least=1, unit="sequences")
     """Sequences at a time."""
-    large_batch_size: int | None = None
+    large_batch_size: int | None = setting(None, least=1, unit="sequences")
     """Sequences at a time in a second measurement (null: none). At batch size 1, a small model on a fast GPU measures
     Python, so set it there."""
-    prompt_tokens: int = 128
+    prompt_tokens: int = setting(128, least=1, unit="tokens")
     """Tokens per prompt."""
-    new_tokens: int = 16
+    new_tokens: int = setting(16, least=2, unit="tokens")
     """Tokens written per sequence, at least 2. The first belongs to prefill, the others to decoding."""
 
 
@@ -263,9 +265,9 @@ class InferConfig:
 class RetryConfig:
     """Which recorded cells run again. All others are kept."""
 
-    statuses: list[str] = field(default_factory=lambda: ["failed"])
+    statuses: list[str] = setting(lambda: ["failed"], choices=("failed", "oom", "diverged", "pruned"), in_cell=False)
     """The next sweep runs cells with these statuses again: failed, oom, diverged, pruned."""
-    on_oom: bool = False
+    on_oom: bool = setting(False, in_cell=False)
     """Runs a cell that ran out of memory in training again at once, with half the micro-batch and twice the
     accumulation, until it fits. Its speed and memory are then not comparable, and the record says so.
     train.batch_size=auto always does this."""
@@ -273,30 +275,30 @@ class RetryConfig:
 
 @dataclass
 class StopConfig:
-    """Early end of hopeless cells of a sweep, by the same rule for all methods. Not part of the cell."""
+    """Early end of hopeless cells of a sweep, by the same rule for all methods."""
 
-    name: str = "none"
+    name: str = setting("none", choices=("none", "asha"), label="stop", in_cell=False)
     """none, or asha (successive halving by optuna): at each rung, a cell ends whose validation loss is not among the
     best of its method, model, data and token budget. It becomes a row with the status pruned."""
-    first: float = 0.15
+    first: float = setting(0.15, above=0, below=1, words="a share of the tokens above 0 and below 1", in_cell=False)
     """Share of a cell's tokens at which the first rung lies."""
-    factor: int = 4
+    factor: int = setting(4, least=2, in_cell=False)
     """Each rung lies at this many times the tokens of the one before, and the best 1/factor go on from it."""
 
 
 @dataclass
 class ApiConfig:
-    """How a model behind an API is asked. None of this is part of the cell, as it changes no answer."""
+    """How a model behind an API is asked. It changes no answer."""
 
-    concurrency: int = 8
+    concurrency: int = setting(8, least=1, unit="requests", in_cell=False)
     """Requests at a time."""
-    per_minute: float | None = None
+    per_minute: float | None = setting(None, above=0, unit="requests", in_cell=False)
     """Requests started per minute (null: no limit)."""
-    timeout: float = 120
+    timeout: float = setting(120, above=0, unit="seconds", in_cell=False)
     """Time limit per request in seconds."""
-    retries: int = 6
+    retries: int = setting(6, least=0, unit="attempts", in_cell=False)
     """Further attempts after a request that failed (server busy, connection lost, bad JSON)."""
-    backoff: float = 1.0
+    backoff: float = setting(1.0, least=0, unit="seconds", in_cell=False)
     """Seconds before the second attempt, doubled before each further one. The endpoint's Retry-After has priority."""
 
 
@@ -313,38 +315,37 @@ class Config:
     retry: RetryConfig = field(default_factory=RetryConfig)
     stop: StopConfig = field(default_factory=StopConfig)
     api: ApiConfig = field(default_factory=ApiConfig)
-    rank: int = 16
+    rank: int = setting(16, above=0)
     """Rank of adapters and of GaLore's projections."""
-    alpha: float = 32
+    alpha: float = setting(32, above=0)
     """LoRA's alpha: the update is scaled by alpha / rank."""
-    lr: float | None = None
-    """Learning rate."""
-    lr_scale: float = 1.0
+    lr_scale: float = setting(1.0, above=0)
     """Factor on the method's default learning rate: a sweep over it tries the same number of rates for each method."""
-    seed: int = 0
+    lr: float | None = setting(None, above=0)
+    """Learning rate."""
+    seed: int = setting(0, least=0, below=SEEDS, words="at least 0 and below 2**32")
     """Random seed of training: order of the batches, adapter initialisation."""
-    study: str = "adhoc"
+    study: str = setting("adhoc", in_cell=False)
     """Folder below results_dir in which the records lie."""
-    results_dir: str = "results"
+    results_dir: str = setting("results", in_cell=False)
     """Folder of all studies."""
-    data_root: str | None = None
+    data_root: str | None = setting(None, in_cell=False)
     """Folder with local copies of hub data sets under their names, such as openai/gsm8k (null: the hub)."""
-    speedups: str = "auto"
+    speedups: str = setting("auto", choices=("auto", "off"))
     """auto enables every speed-up that does not change results; off trains and scores without them, to check."""
-    repeat: bool = False
+    repeat: bool = setting(False, in_cell=False)
     """Runs a recorded cell again and adds the measurement to its record as a repeat, which shows the machine's drift.
-    `sweep --drift` sets it. Not part of the cell."""
-    confirmation: bool = False
+    `sweep --drift` sets it."""
+    confirmation: bool = setting(False, in_cell=False)
     """Marks the cell as a fresh seed of a chosen setting: it decides between methods, and takes no part in choosing
-    settings. `sweep --confirm` sets it. Not part of the cell."""
-    timeout: float | None = None
+    settings. `sweep --confirm` sets it."""
+    timeout: float | None = setting(None, above=0, most=inf, words="positive or null", unit="seconds", in_cell=False)
     """Time limit per cell in seconds (null: none). A cell beyond it is ended and recorded as failed."""
-    save: str = "none"
+    save: str = setting("none", choices=("none", "adapter", "merged"), in_cell=False)
     """Tuned weights to keep beside the record: none, adapter, or merged (the model with the adapter folded in). Of a
-    method without adapters, both keep the whole model. Not part of the cell."""
-    tracker: str | None = None
-    """Experiment tracker that follows the training: tensorboard, mlflow, wandb or trackio (null: none). Not part of the
-    cell."""
+    method without adapters, both keep the whole model."""
+    tracker: str | None = setting(None, choices=get_args(TrackerName), in_cell=False)
+    """Experiment tracker that follows the training: tensorboard, mlflow, wandb or trackio (null: none)."""
 
 
 # What a cell can be run again with in place of what it ran with.
@@ -383,11 +384,6 @@ def _multiply(a: float | None, b: float | None) -> float | None:
 
 def _share(part: float, whole: int | None) -> int | None:
     return None if whole is None else int(part * whole)
-
-
-def device_count(config: DictConfig) -> int:
-    """How many devices of a machine the cell of `config` trains on; an untuned row needs one."""
-    return config.train.devices if config.method.optim is not None else 1
 
 
 def typed(value: Any) -> str:

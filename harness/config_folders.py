@@ -6,6 +6,7 @@ A checkout has them in ``conf/`` and ``sweeps/``; a wheel holds the same folders
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import UserError
@@ -54,8 +55,8 @@ def _existing(shipped: Path, own: Path) -> list[Path]:
     return [shipped, *([own] if own.is_dir() and not (shipped.is_dir() and own.samefile(shipped)) else [])]
 
 
-def _by_name(folders) -> dict[str, Path]:
-    files = {}
+def _by_name(folders: Iterable[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
     for folder in folders:
         for path in folder.glob("*.yaml"):
             files.setdefault(path.stem, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import textwrap
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from omegaconf import MISSING, OmegaConf
 
 from harness.config import CONF, Config, typed
+from harness.schema import NO_RULE, Rule, group_of
 
 UNLESS = re.compile(r"^\$\{unless:.*,(\w+)\}$")  # a value, but null where another setting is given
 
@@ -23,13 +25,20 @@ class ConfigField(NamedTuple):
     """One setting: dotted key, type, default, and what it does.
 
     default: as one types it where no other setting is given, or as conf/config.yaml computes it (``${…}``); None if a
-    file of its group must set it.
+    file of its group must set it. rule: which values it may have, and whether it is part of a cell.
     """
 
     key: str
     type: str
     default: str | None
     comment: str
+    rule: Rule
+
+    @property
+    def sentences(self) -> str:
+        """The comment, with what the rule adds to it."""
+        bounds = f" It must be {self.rule.bounds}." if self.rule.bounds and not self.rule.auto else ""
+        return f"{self.comment}{bounds}{'' if self.rule.in_cell else ' Not part of the cell.'}"
 
 
 class ConfigGroup(NamedTuple):
@@ -42,48 +51,47 @@ class ConfigGroup(NamedTuple):
 
 def config_groups() -> list[ConfigGroup]:
     """All settings in the order of harness/config.py, those of the top level first."""
-    composed = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
-    groups = [ConfigGroup("", inspect.getdoc(Config), _fields(Config, "", composed))]
+    composed: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    groups = [ConfigGroup("", inspect.getdoc(Config) or "", _fields(Config, "", composed))]
     for f in dataclasses.fields(Config):
-        if schema := _schema(f):
+        if schema := group_of(f):
             fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
-            groups.append(ConfigGroup(f.name, inspect.getdoc(schema), fields))
+            groups.append(ConfigGroup(f.name, inspect.getdoc(schema) or "", fields))
     return groups
 
 
 def field_comments(schema: type) -> dict[str, str]:
     """The string below each field of a dataclass, on one line, by the field's name."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
-    return {
-        before.target.id: " ".join(after.value.value.split())
-        for before, after in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-    }
+    comments: dict[str, str] = {}
+    for definition in ast.parse(textwrap.dedent(inspect.getsource(schema))).body:
+        body = definition.body if isinstance(definition, ast.ClassDef) else []
+        for statements in itertools.pairwise(body):
+            match statements:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(comment))):
+                    comments[name] = " ".join(comment.split())
+    return comments
 
 
-def _fields(schema: type, prefix: str, composed: dict[str, Any]) -> list[ConfigField]:
+def _fields(schema: type[Any], prefix: str, composed: dict[str, Any]) -> list[ConfigField]:
     """The settings of a dataclass without its groups, but for a group within a group.
 
     composed: what conf/config.yaml sets in place of the dataclass's defaults.
     """
-    comments, found = field_comments(schema), []
+    comments = field_comments(schema)
+    settings: list[ConfigField] = []
     for f in dataclasses.fields(schema):
-        if nested := _schema(f):
-            found += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
+        if nested := group_of(f):
+            settings += _fields(nested, f"{prefix}{f.name}.", composed.get(f.name, {})) if prefix else []
             continue
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         default = composed.get(f.name, default)
-        found.append(
+        settings.append(
             ConfigField(
                 key=prefix + f.name,
-                type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", f.type)),
+                type=re.sub(r"\bNone\b", "null", re.sub(r"dict\[.*?\](?= \||$)", "dict", str(f.type))),
                 default=None if default == MISSING else UNLESS.sub(r"\1", typed(default).replace("'", "")),
                 comment=comments[f.name],
+                rule=f.metadata.get("rule", NO_RULE),
             )
         )
-    return found
-
-
-def _schema(f: dataclasses.Field) -> type | None:
-    """The dataclass of a group of settings; None for a setting."""
-    return f.default_factory if dataclasses.is_dataclass(f.default_factory) else None
+    return settings

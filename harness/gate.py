@@ -33,7 +33,7 @@ from harness.errors import UserError
 from harness.record import Cell, Record, model_folder, read
 from harness.redact import leaves
 from harness.settings import Settings, cell_id, plain
-from harness.validate import CHOICES
+from harness.validate import SETTINGS
 
 GROUPS = ("method", "data")  # of config files, that have functions in them
 SLOTS = ("method.load", "method.adapt", "method.init", "method.optim", "data.load")
@@ -111,7 +111,8 @@ def _texts(settings: Settings) -> Iterator[str]:
     for key, value in leaves(plain(settings)):
         if isinstance(value, str) and "${" in value:
             yield f"{key} is an interpolation"
-        if isinstance(value, str) and value not in CHOICES.get(key, [value]):
+        choices = SETTINGS[key].rule.choices if key in SETTINGS else ()
+        if isinstance(value, str) and choices and value not in choices:
             yield f"{key}={value} is unknown"
 
 
@@ -242,9 +243,11 @@ def _named_by_file(named: Named, group: str, path: Path, mounts: bool = True) ->
     """
     written = _written(path)
     for default in written.pop("defaults", []):
-        place = re.fullmatch(r"/(\w+)@(.+)", next(iter(default))) if isinstance(default, dict) and mounts else None
-        for other in sorted((path.parent.parent / place[1]).glob("*.yaml")) if place else []:
-            _named_by_file(named, f"{group}.{place[2]}", other, mounts=False)
+        if not mounts or not isinstance(default, dict):
+            continue
+        if place := re.fullmatch(r"/(\w+)@(.+)", next(iter(default))):
+            for other in sorted((path.parent.parent / place[1]).glob("*.yaml")):
+                _named_by_file(named, f"{group}.{place[2]}", other, mounts=False)
     named.add(group, written)
 
 
@@ -265,7 +268,7 @@ def _named_by_sweep(named: Named, path: Path) -> None:
 def _written(path: Path) -> dict[str, Any]:
     """The content of a config file; empty if it has none, or is no YAML: who composes it says what is wrong."""
     try:
-        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        written: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception:  # YAML's own kinds, OmegaConf's, a file that can't be read
         return {}
     return written if isinstance(written, dict) else {}

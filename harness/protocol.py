@@ -128,7 +128,7 @@ class RunCell:
             environment={},
             precautions=self.precautions,
             smaller_batches=self.smaller,
-            stop=self.halving and self.halving.rule,
+            stop=None if self.halving is None else self.halving.rule,
             save=self.save,
             tracker=self.tracker,
             position=self.position,

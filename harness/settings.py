@@ -307,7 +307,8 @@ def plain(settings: Any) -> dict[str, Any]:
     So a setting that is added later, with a default that means "as before", changes no cell's id.
     """
     found = {}
-    for name, neutral, group in _neutral(type(settings)):
+    kind: Any = type(settings)
+    for name, neutral, group in _neutral(kind):
         value = getattr(settings, name)
         if group:
             value = plain(value)
@@ -317,7 +318,7 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 @functools.cache  # studies have thousands of records
-def _neutral(kind: type) -> list[tuple[str, Any, bool]]:
+def _neutral(kind: Any) -> list[tuple[str, Any, bool]]:
     """Of each field of a dataclass of settings: its name, its neutral default, and whether it is a group of settings.
 
     That of a group is no setting.

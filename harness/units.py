@@ -39,11 +39,11 @@ def dollars(value: float) -> str:
 
 def parse_budget(text: str) -> int | Dollars:
     """Bytes, as of `parse_size`, or money: ``5USD``, ``$0.50``; UserError if it is neither."""
-    found = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", text, re.IGNORECASE)
-    if not found:
+    money = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", text, re.IGNORECASE)
+    if not money:
         return parse_size(text)
     try:
-        return Dollars(found[1] or found[2])
+        return Dollars(money[1] or money[2])
     except ValueError:
         raise UserError(f"{text!r} is no sum of money; write it as 5USD.") from None
 
@@ -54,10 +54,11 @@ class Dollars(float):
 
 def parse_size(text: str) -> int:
     """Bytes of ``24GB`` (10⁹ each) or ``24GiB`` (2³⁰ each); UserError if it is no size."""
-    found = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?b)\s*", text, re.IGNORECASE)
+    matched = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?b)\s*", text, re.IGNORECASE)
+    number, unit = matched.groups() if matched else ("", "")
     try:
-        value = float(found[1]) * SIZES[found[2].lower()]
-    except (TypeError, ValueError, KeyError):
+        value = float(number) * SIZES[unit.lower()]
+    except (ValueError, KeyError):
         raise UserError(
             f"{text!r} is no size in bytes; write it as 24GB (10⁹ each) or 24GiB (2³⁰ each), and money as 5USD."
         ) from None

@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import redact
-from harness.config import ADAMW, TrainConfig, typed
+from harness import redact, schema
+from harness.config import ADAMW, Config, TrainConfig, typed
 from harness.errors import UserError, one_of
-from harness.record import STUDY_NAME, TrackerName
+from harness.record import STUDY_NAME
+from harness.schema import settings_of
 from harness.settings import AUTO, quantised_bits
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
-CHOICES = {
-    "train.precision": ["auto", "bf16", "fp32"],
-    "train.parallel": ["ddp", "fsdp"],
-    "train.schedule": ["cosine", "linear", "constant"],
-    "train.objective": ["sft", "dpo", "orpo"],
-    "train.loss_on": ["answers", "all"],
-    "speedups": ["auto", "off"],
-    "eval.engine": ["auto", "vllm"],
-    "save": ["none", "adapter", "merged"],
-    "data.answers": ["auto", "choice", "exact", "text"],
-    "model.dtype": ["float32", "bfloat16", "float16"],
-}
-LEAST = {
-    "train": dict.fromkeys(
-        (
-            *("max_steps", "grad_accum", "global_batch", "max_length", "validation_items"),
-            *("validate_every", "bucketing", "max_tokens", "devices", "nodes"),
-        ),
-        1,
-    ),
-    "data": {"limit": 1},
-    "eval": {"limit": 1, "num_fewshot": 0},
-    "infer": {"repeats": 0, "batch_size": 1, "large_batch_size": 1, "prompt_tokens": 1, "new_tokens": 2},
-    "api": {"concurrency": 1, "retries": 0, "backoff": 0},
-}
+SETTINGS = {described.key: described for described in settings_of(Config)}
+PRECAUTIONS = {key: SETTINGS[key] for key in ("timeout", "train.save_every")}
 
 
 def check(config: DictConfig) -> None:
     """Raise UserError for the first setting that can't work."""
     if config.model.key_env is not None:
         redact.named.add(config.model.key_env)
-    redact.refuse(OmegaConf.to_container(config, resolve=True))
-    _check_numbers(config)
-    for group in ("train", "eval"):
-        _check_size(group, config[group].batch_size)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    redact.refuse(resolved)
+    if config.method.optim is not None and config.lr is None:
+        raise UserError("lr must be positive, got null.")
+    schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
-    check_precautions(config)
-    for key, choices in CHOICES.items():
-        one_of(key, OmegaConf.select(config, key), choices)
-    for status in config.retry.statuses:
-        one_of("retry.statuses", status, ["failed", "oom", "diverged", "pruned"])
     _check_stop(config)
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
@@ -79,22 +54,22 @@ def check(config: DictConfig) -> None:
         _check_devices(config)
 
 
+def _value(resolved: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = resolved
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
 def check_precautions(config: DictConfig) -> None:
     """Raise UserError for the first of a cell's precautions that can't work."""
-    if config.timeout is not None and not config.timeout > 0:
-        raise UserError(f"timeout must be positive or null, got {config.timeout}.")
-    if config.train.save_every is not None and config.train.save_every < 1:
-        raise UserError(f"train.save_every must be 1 or more, or null, got {config.train.save_every}.")
+    schema.check(PRECAUTIONS, functools.partial(OmegaConf.select, config))
 
 
 def _check_stop(config: DictConfig) -> None:
-    """Refuse a rule for ending cells early that is unknown or incomplete, or none of whose rungs a cell can reach."""
+    """Refuse a rule for ending cells early none of whose rungs a cell can reach, or whose package is not there."""
     stop, train = config.stop, config.train
-    one_of("stop", stop.name, ["none", "asha"])
-    if not 0 < stop.first < 1:
-        raise UserError(f"stop.first must be a share of the tokens above 0 and below 1, got {stop.first:g}.")
-    if stop.factor < 2:
-        raise UserError(f"stop.factor must be 2 or more, got {stop.factor}.")
     if stop.name == "none" or config.method.optim is None:
         return
     if find_spec("optuna") is None:
@@ -110,34 +85,6 @@ def check_installed(tracker: str) -> None:
     """Raise UserError if the package of `tracker` is not there."""
     if find_spec(tracker) is None:
         raise UserError(f"tracker={tracker} is not installed: pip install {tracker}.")
-
-
-def _check_numbers(config: DictConfig) -> None:
-    for key in ("rank", "alpha", "lr_scale", *(["lr"] if config.method.optim is not None else [])):
-        value = OmegaConf.select(config, key)
-        if value is None or not 0 < value < float("inf"):
-            raise UserError(f"{key} must be positive, got {typed(value)}.")
-    for key, value in {"seed": config.seed, "train.data_seed": config.train.data_seed or 0}.items():
-        if not 0 <= value < 2**32:
-            raise UserError(f"{key} must be at least 0 and below 2**32, got {value}.")
-    for group, bounds in LEAST.items():
-        for key, least in bounds.items():
-            value = config[group][key]
-            if value is not None and value < least:
-                raise UserError(f"{group}.{key} must be {least} or more, got {value}.")
-    if not 0 <= config.train.warmup_ratio < 1:
-        raise UserError(f"train.warmup_ratio must be at least 0 and below 1, got {config.train.warmup_ratio}.")
-    if config.train.max_grad_norm is not None and not config.train.max_grad_norm > 0:
-        raise UserError(f"train.max_grad_norm must be positive or null, got {config.train.max_grad_norm}.")
-    if not 0 <= config.data.noise <= 1:
-        raise UserError(f"data.noise must be a share from 0 to 1, got {config.data.noise}.")
-    if not 0 <= config.data.test_share < 1:
-        raise UserError(f"data.test_share must be at least 0 and below 1, got {config.data.test_share}.")
-
-
-def _check_size(group: str, size: int | str) -> None:
-    if size != AUTO and (isinstance(size, str) or size < 1):
-        raise UserError(f"{group}.batch_size must be a positive number or auto, got {size}.")
 
 
 def _check_batch(train: DictConfig) -> None:
@@ -163,10 +110,6 @@ def _check_training(config: DictConfig) -> None:
         raise UserError("train.max_steps=null requires train.epochs.")
     if train.epochs is not None and train.max_steps is not None:
         raise UserError(f"train.epochs={train.epochs:g} requires train.max_steps=null, got {train.max_steps}.")
-    if train.epochs is not None and not 0 < train.epochs < float("inf"):
-        raise UserError(f"train.epochs must be positive, got {train.epochs:g}.")
-    if not 0 <= train.final_lr <= 1:
-        raise UserError(f"train.final_lr must be a share from 0 to 1 of the learning rate, got {train.final_lr:g}.")
     if train.final_lr and train.schedule == "constant":
         raise UserError(f"train.final_lr={train.final_lr:g} requires train.schedule=cosine or linear, got constant.")
     _check_objective(config)
@@ -176,8 +119,6 @@ def _check_training(config: DictConfig) -> None:
 def _check_objective(config: DictConfig) -> None:
     """Raise UserError for what an objective of pairs of answers can't be combined with."""
     train, data, default = config.train, config.data, TrainConfig()
-    if not 0 < train.preference_beta < float("inf"):
-        raise UserError(f"train.preference_beta must be positive, got {train.preference_beta:g}.")
     if train.objective == default.objective:
         if train.preference_beta != default.preference_beta:
             raise UserError(f"train.preference_beta={train.preference_beta:g} requires train.objective=dpo or orpo.")
@@ -201,12 +142,8 @@ def _check_objective(config: DictConfig) -> None:
 
 
 def _check_optimizer(config: DictConfig) -> None:
-    """Raise UserError if the optimizer's or the adapter's settings are out of range, or the method has not got them."""
+    """Raise UserError for settings of the optimizer or the adapter that the method has not got."""
     train, method = config.train, f"method={config.method.name}"
-    if not 0 <= train.weight_decay < float("inf"):
-        raise UserError(f"train.weight_decay must be 0 or more, got {train.weight_decay:g}.")
-    if not 0 <= train.adapter_dropout < 1:
-        raise UserError(f"train.adapter_dropout must be at least 0 and below 1, got {train.adapter_dropout:g}.")
     if train.betas is not None and not (len(train.betas) == 2 and all(0 <= beta < 1 for beta in train.betas)):
         raise UserError(f"train.betas must be two numbers from 0 to below 1, got {list(train.betas)}.")
     if config.method.optim is None:
@@ -228,7 +165,6 @@ def _check_saving(config: DictConfig) -> None:
             "that: the adapter alone would not give the model back; take save=merged."
         )
     if config.tracker is not None:
-        one_of("tracker", config.tracker, get_args(TrackerName))
         check_installed(config.tracker)
 
 
@@ -366,16 +302,8 @@ def _check_asked(config: DictConfig) -> None:
         raise UserError(
             "eval.chat_template=true is for weights that are here; method=api without model.tokenizer= chats."
         )
-    for key in ("timeout", "per_minute"):
-        if config.api[key] is not None and not 0 < config.api[key] < float("inf"):
-            raise UserError(f"api.{key} must be positive, got {config.api[key]}.")
-    if model.thinking < 0:
-        raise UserError(f"model.thinking must be 0 or more tokens, got {model.thinking}.")
     if model.thinking and model.tokenizer is not None:
         raise UserError("model.thinking= is for models that chat; leave out model.tokenizer, or model.thinking.")
-    for key, price in model.price.items():
-        if price is not None and not 0 <= price < float("inf"):
-            raise UserError(f"model.price.{key} must be 0 or more dollars for a million tokens, got {price}.")
 
 
 def _check_key(key_env: str | None) -> None:

@@ -23,11 +23,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.gpu import checks, render
-from benchmarks.gpu.bench import Bench, room
 from harness.config import ROOT
 from harness.errors import UserError, about_file, one_of
 from harness.studies import doctor
+
+from . import checks, render
+from .bench import Bench, room
 
 RANDOM = "qwen3_1_7b"
 BUILT = ROOT / ".cache" / "gpu" / RANDOM

@@ -25,7 +25,7 @@ from harness.protocol import Progress
 from harness.record import Cell, Precautions, Record
 from harness.sweep import app, planner, runner
 from harness.sweep.cells import from_config
-from harness.sweep.planner import Planned
+from harness.sweep.planner import Impossible, Planned
 from harness.sweep.store import Study
 
 # Core methods, the most important first; those that conf/method lacks are left out.
@@ -170,7 +170,7 @@ class Bench:
         return cells
 
     @cached_property
-    def planned(self) -> dict[str, Planned]:
+    def planned(self) -> dict[str, Planned | Impossible]:
         """By method, the prediction for its cell."""
         self._plan = planner.make(list(self.cells.items()), {}, None, None)
         return {point.name: point for point in self._plan.points}
@@ -178,8 +178,8 @@ class Bench:
     def obstacle(self, method: str) -> str | None:
         """Why the cell of `method` can't run on this device; None if it can."""
         point = self.planned[method]
-        if "impossible" in point.prediction:
-            return point.prediction["impossible"]
+        if isinstance(point, Impossible):
+            return point.reason
         return None if self._plan.fits(point) else planner.refusal(self._plan, point)
 
     @contextmanager

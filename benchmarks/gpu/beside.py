@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -21,7 +21,6 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import plain
 from harness.job import prepared_inputs, speedups
 from harness.job.data import batching
 from harness.job.evaluate import scoring
@@ -31,6 +30,9 @@ from harness.job.models import adapting, loading
 from harness.job.training import loop
 from harness.record import Cell, decode
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import plain
+
 
 class Training:
     """A cell's model, optimizer and steps, as in its job when training begins."""
@@ -39,12 +41,12 @@ class Training:
         settings = cell.settings
         self.inputs = prepared_inputs.of(settings, None)
         self.norm = settings.train.max_grad_norm
-        bf16 = device.compute_dtype(settings.train.precision) is torch.bfloat16
+        bf16 = device.compute_dtype(settings.train.validated().precision) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
         set_seed(cell.seed or 0)
         net = adapting.adapt(loading.load(cell, self.accelerator.device), cell, self._samples)
         pad = self.inputs.tokenizer.pad_token_id
-        self.layout, _ = speedups.enable(net, settings.speedups, pad, self.accelerator)
+        self.layout, _ = speedups.enable(net, settings.speedups or "off", pad, self.accelerator)
         optimizer = instantiate(settings.method.optim, _convert_="all")(net)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
         self.net.train()
@@ -122,9 +124,8 @@ def _answers(items: Any) -> Any:
 
 def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     """Tokens/s (median of the steps after warm-up) and peak of transformers' Trainer, or of TRL's."""
+    from trainer import train
     from transformers import TrainerCallback
-
-    from benchmarks.trainer import train
 
     asked = decode(Cell, cell)
     settings, on_cuda = asked.settings.train, torch.cuda.is_available()
@@ -135,7 +136,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     optimizer = instantiate(asked.settings.method.optim, _convert_="all")(net)
     factor = loop.rate_factor(settings, len(prepared.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    steps = [examples for (examples,) in prepared.steps]
+    steps = [plain.sequences(drawn) for (drawn,) in prepared.steps]
     batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]
     moments: list[float] = []
 
@@ -180,7 +181,12 @@ def random(architecture: dict[str, Any], dtype: str, folder: str) -> dict[str, A
     return {"weights": sum(p.numel() for p in net.parameters())}
 
 
-ANSWERS = {"busy": busy, "engine": engine, "trainer": trainer, "random": random}
+ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "busy": busy,
+    "engine": engine,
+    "trainer": trainer,
+    "random": random,
+}
 
 
 if __name__ == "__main__":

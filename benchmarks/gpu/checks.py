@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import math
 import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.gpu.bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import Cell, Record, read_study, train_memory
+from harness.record import Cell, Probe, Record, Train, read_study, train_memory
 from harness.studies import doctor as facts_of
 from harness.sweep.cells import from_config
+from harness.sweep.planner import Impossible
+
+from .bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
 
 NEAR = 0.05  # largest relative difference of a predicted peak to the allocator's
 SAME_ANSWERS = 0.98  # smallest share of equal answers; rounding may change the others
@@ -93,44 +96,46 @@ def _summary(record: Record) -> dict[str, Any]:
     if record.failure is not None:
         return row | {"reason": record.failure.reason}
     row["fused loss"] = record.environment["speedups"]["fused_loss"]
-    points = [*(record.train.loss if record.train else []), *record.validation]
-    if not all(math.isfinite(point.loss) for point in points):
+    losses = [point.loss for point in record.train.loss] if record.train else []
+    losses += [point.loss for point in record.validation]
+    if not all(map(math.isfinite, losses)):
         return row | {"status": "failed", "reason": "a loss is not finite"}
     return row
 
 
 def memory(bench: Bench) -> Check:
     """The peak of training by `plan` against the allocator's; on a CPU, against that of counted tensors."""
-    rows, worst = [], 0.0
+    rows: list[dict[str, Any]] = []
+    differences: list[float] = []
     for method, record in _records(bench):
-        prediction = bench.planned[method].prediction
-        if "unknown" in prediction or "impossible" in prediction:
-            rows.append({"method": method, "difference": None, "reason": next(iter(prediction.values()))})
+        point = bench.planned[method]
+        if isinstance(point, Impossible) or "unknown" in point.prediction:
+            reason = point.reason if isinstance(point, Impossible) else point.prediction["unknown"]
+            rows.append({"method": method, "difference": None, "reason": reason})
             continue
-        tensors = sum(astuple(record.probe.peak))
+        tensors = _probed(record).peak.total
         phase = record.phases["validate" if method in UNTUNED else "train"]
         untuned = phase.memory.allocated_peak if bench.on_cuda else tensors
         measured = untuned if method in UNTUNED else train_memory(record)
-        predicted = bench.planned[method].peak
-        difference = predicted / measured - 1
-        worst = max(worst, difference, key=abs)
+        predicted = point.peak
+        if measured is None:
+            rows.append({"method": method, "difference": None, "reason": "no peak was measured"})
+            continue
+        differences.append(difference := predicted / measured - 1)
         row = {"method": method, "predicted": predicted, "measured": measured, "tensors": tensors}
         rows.append(row | {"difference": difference, "reserved": phase.memory.reserved_peak})
-    known = [row for row in rows if row["difference"] is not None]
-    if not known:
+    if not differences:
         raise Skip("no cell is recorded; run the check `cells` first")
-    near = sum(abs(row["difference"]) <= NEAR for row in known)
-    detail = (
-        f"{near} of {len(known)} predicted peaks are within {NEAR:.0%} of the measured; largest difference {worst:+.1%}"
-    )
-    return Check("passed" if near == len(known) else "failed", detail, rows=rows)
+    near, worst = sum(abs(one) <= NEAR for one in differences), max(differences, key=abs)
+    detail = f"{near} of {len(differences)} predicted peaks are within {NEAR:.0%} of the measured; largest {worst:+.1%}"
+    return Check("passed" if near == len(differences) else "failed", detail, rows=rows)
 
 
 def attention(bench: Bench) -> Check:
     """Which attention ran in a training step: on CUDA one bfloat16 kernel for all sequences of a row."""
     rows, wrong = [], []
     for method, record in _records(bench):
-        ran = record.probe.attention
+        ran = _probed(record).attention
         rows.append({"method": method, "attention": ", ".join(f"{name}: {n}" for name, n in ran.items())})
         suited = record.environment["speedups"]["padding_free"] == "on"
         if not ran or (bench.on_cuda and suited and set(ran) != {"varlen bfloat16"}):
@@ -139,6 +144,25 @@ def attention(bench: Bench) -> Check:
         raise Skip("no cell is recorded; run the check `cells` first")
     kinds = sorted({row["attention"] for row in rows})
     return Check("failed" if wrong else "passed", "; ".join(wrong or kinds), rows=rows)
+
+
+def _trained(record: Record) -> Train:
+    """What the training of a cell measured. Raises ValueError if it was not trained."""
+    if record.train is None:
+        raise ValueError(f"{record.cell.name} has no measurements of training: {_reason(record)}")
+    return record.train
+
+
+def _probed(record: Record) -> Probe:
+    """What the probe of a cell measured. Raises ValueError if there was none."""
+    if record.probe is None:
+        raise ValueError(f"{record.cell.name} has no probe: {_reason(record)}")
+    return record.probe
+
+
+def _reason(record: Record) -> str:
+    """Why a cell failed; its status if nothing says why."""
+    return record.failure.reason if record.failure else record.status
 
 
 def _records(bench: Bench) -> list[tuple[str, Record]]:
@@ -170,39 +194,41 @@ def resume(bench: Bench) -> Check:
     every = {"save_every": 2}
     cell = bench.cell("lora", *TRAINING_ALONE, *RESUMED_STEPS)
     whole = bench.record(cell)
-    steps = len(whole.train.loss)
+    losses = [point.loss for point in _trained(whole).loss]
     killed = bench.kill_at(cell, "killed", KILLED_AFTER, precautions=every)
-    if killed.status != "failed" or "SIGKILL" not in killed.failure.reason:
+    if killed.status != "failed" or "SIGKILL" not in _reason(killed):
         return Check("failed", f"the cell was killed; its record has status {killed.status}")
     resumed = bench.record(cell, "killed", precautions=every)
     if resumed.status != "ok":
-        return Check("failed", resumed.failure.reason)
-    both = zip(whole.train.loss, resumed.train.loss, strict=True)
-    apart = max(abs(a.loss - b.loss) / abs(a.loss) for a, b in both)
-    after = resumed.train.resumed_at
-    detail = f"resumed after step {after} of {steps}; losses differ by at most {apart:.1e}"
-    good = after and after[-1] < steps and apart <= RESUMED[bench.device]
+        return Check("failed", _reason(resumed))
+    again = [point.loss for point in _trained(resumed).loss]
+    apart = max(abs(a - b) / abs(a) for a, b in zip(losses, again, strict=True))
+    after = _trained(resumed).resumed_at
+    detail = f"resumed after step {after} of {len(losses)}; losses differ by at most {apart:.1e}"
+    good = after and after[-1] < len(losses) and apart <= RESUMED[bench.device]
     return Check("passed" if good else "failed", detail)
 
 
 def out_of_memory(bench: Bench) -> Check:
     """A micro-batch that is too large is recorded as oom, and the next cell runs."""
     bench.needs_cuda()
-    most = bench.planned["full"].prediction.get("largest_batch") or 1  # a method may be unpredictable
+    full = bench.planned["full"]
+    most = (None if isinstance(full, Impossible) else full.prediction.get("largest_batch")) or 1
     size = 4 * most
     record = bench.record(bench.cell("full", *TRAINING_ALONE, f"train.batch_size={size}", "train.max_steps=1"))
-    if record.status != "oom" or record.failure.memory is None:
-        why = f"{record.status}: {record.failure.reason}" if record.failure else record.status
+    failure = record.failure
+    if record.status != "oom" or failure is None or failure.memory is None:
+        why = f"{record.status}: {failure.reason}" if failure else record.status
         return Check("failed", f"micro-batch of {size} sequences: the record has status {why}")
     after = bench.record(bench.cell("lora", *TRAINING_ALONE), anew=True)
-    shortage = record.failure.memory
+    shortage = failure.memory
     sizes = (shortage.allocated, shortage.largest_free)
     allocated, free = ("an unknown amount" if n is None else units.size(n) for n in sizes)
     detail = (
-        f"micro-batch of {size} sequences: oom in {record.failure.phase} with {allocated} allocated, "
+        f"micro-batch of {size} sequences: oom in {failure.phase} with {allocated} allocated, "
         f"largest free block {free}; the next cell has status {after.status}"
     )
-    row = {"batch": size, "reason": record.failure.reason} | asdict(shortage)
+    row = {"batch": size, "reason": failure.reason} | asdict(shortage)
     return Check("passed" if after.status == "ok" else "failed", detail, rows=[row])
 
 
@@ -214,9 +240,9 @@ def throughput(bench: Bench) -> Check:
     for method in RIVALS:
         if (record := records.get(method)) is None:
             continue
-        row: dict[str, Any] = {"method": method, "ours": record.train.tokens_per_second_steady}
+        row: dict[str, Any] = {"method": method, "ours": _trained(record).tokens_per_second_steady}
         row["our peak"] = record.phases["train"].memory.allocated_peak
-        row["our mean loss"] = mean(point.loss for point in record.train.loss)
+        row["our mean loss"] = mean(point.loss for point in _trained(record).loss)
         rows.append(row)
         for name, trl in rivals.items():
             try:
@@ -272,8 +298,11 @@ def savers(bench: Bench) -> Check:
         if row["status"] != "ok":
             wrong.append(f"{name}: {row['reason']}")
             continue
-        row |= {"first loss": record.train.loss[0].loss, "tokens/s": record.train.tokens_per_second_steady}
-        peak = train_memory(record)
+        train = _trained(record)
+        row |= {"first loss": train.loss[0].loss, "tokens/s": train.tokens_per_second_steady}
+        if (peak := train_memory(record)) is None:
+            wrong.append(f"{name}: no peak was measured")
+            continue
         row["peak"], plainly = peak, rows[0]
         if "peak" not in plainly or name == "global_batch":  # whose batches are others
             continue
@@ -313,14 +342,15 @@ def against(reference: Record, record: Record) -> dict[str, Any]:
     """Relative differences of the first and the last loss; `apart` names those that are too large."""
     row: dict[str, Any] = {"method": reference.cell.method}
     if record.status != "ok":
-        return row | {"apart": record.failure.reason}
+        return row | {"apart": _reason(record)}
     row |= {"validation loss": record.validation[-1].loss, "reference": reference.validation[-1].loss}
     row["last"] = row["validation loss"] / row["reference"] - 1
     apart = [f"the last loss differs by {row['last']:+.1%}"] if abs(row["last"]) > LAST_LOSS else []
     if record.train is not None:
-        row["first"] = record.train.loss[0].loss / reference.train.loss[0].loss - 1
+        published = _trained(reference)
+        row["first"] = record.train.loss[0].loss / published.loss[0].loss - 1
         apart += [f"the first loss differs by {row['first']:+.1%}"] if abs(row["first"]) > FIRST_LOSS else []
-        apart += ["the batches differ"] if record.train.batches != reference.train.batches else []
+        apart += ["the batches differ"] if record.train.batches != published.batches else []
     return row | {"apart": ", ".join(apart)}
 
 
@@ -377,5 +407,5 @@ def run(name: str, bench: Bench) -> Check:
     except Exception as error:
         words = " ".join(str(error).split())
         check = Check("failed", f"{type(error).__name__}: {words}")
-    about = step.take.__doc__.strip().splitlines()[0].rstrip(".")
+    about = (inspect.getdoc(step.take) or "").partition("\n")[0].rstrip(".")
     return replace(check, name=name, about=about, seconds=time.monotonic() - begun)

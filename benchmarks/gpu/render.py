@@ -10,10 +10,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.gpu.bench import Check
 from harness import units
 from harness.errors import UserError
 from harness.record import Record, decode, read_study
+
+from .bench import Check
 
 CHECKS = "checks.jsonl"  # one JSON object a line, in the order of the runs; not *.json, which is a record
 BYTES = {"peak", "predicted", "measured", "tensors", "reserved", "our peak", "peak of Trainer", "peak of SFTTrainer"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from harness.job.models.empty_weights import NeedsValues
@@ -25,7 +27,7 @@ class Reading:
     why: why a prediction differs from what was published, as far as established, or null.
     """
 
-    program: Callable[[Row], Program]
+    program: Callable[[Row], Program[Any]]
     unknown: Callable[[Row, Predicted], str | None] = lambda *_: None
     why: Callable[[Row, Predicted], str | None] = lambda *_: None
 
@@ -67,26 +69,26 @@ def compare(path: Path) -> list[Comparison]:
 
 
 def _compared(row: Row) -> Comparison:
-    given = {
-        "source": row.source,
-        "model": row.model,
-        "method": row.method,
-        "settings": _settings(row),
-        "hardware": row.hardware,
-        "peak": row.peak_bytes,
-        "resident": row.resident_bytes,
-    }
+    comparison = partial(
+        Comparison,
+        source=row.source,
+        model=row.model,
+        method=row.method,
+        settings=_settings(row),
+        hardware=row.hardware,
+        peak=row.peak_bytes,
+        resident=row.resident_bytes,
+    )
     try:
         if row.program not in READINGS:
             raise UserError(f"source must begin with one of {', '.join(READINGS)}, got {row.source}.")
         reading = READINGS[row.program]
         predicted = predict(reading.program(row))
     except UserError as error:
-        return Comparison(**given, unknown=str(error))
+        return comparison(unknown=str(error))
     except NeedsValues:
-        return Comparison(**given, unknown=f"method={row.method} depends on values of weights.")
-    return Comparison(
-        **given,
+        return comparison(unknown=f"method={row.method} depends on values of weights.")
+    return comparison(
         predicted_peak=predicted.peak_bytes,
         predicted_resident=predicted.resident_bytes,
         peak_kinds=predicted.peak,

@@ -177,11 +177,20 @@ def recomputed(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Te
     return checkpoint(layer, hidden, cos, sin, use_reentrant=False, preserve_rng_state=False)
 
 
-class Decoder(nn.Module):
-    """Hidden states after the last norm, of token ids (rows, tokens).
+class LanguageModel(nn.Module):
+    """Gives hidden states after the last norm, of token ids (rows, tokens); the head makes logits of them."""
+
+    layers: nn.ModuleList
+    lm_head: nn.Module
+
+
+class Decoder(LanguageModel):
+    """As transformers' decoders, with the replaced parts of a program.
 
     layer: makes a decoder layer. run: how layers are called. angles: dtype of cosines and sines; null: the model's.
     """
+
+    lm_head: nn.Linear
 
     def __init__(
         self,

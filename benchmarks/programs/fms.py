@@ -18,7 +18,7 @@ from functools import partial
 
 import peft
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import UserError
 from programs import gptq
@@ -40,7 +40,7 @@ DROPOUT = 0.1  # scenarios.yaml
 NAMES = {name: f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
 
 
-def program(row: Row) -> Program:
+def program(row: Row) -> Program[Decoder]:
     """Raises UserError if the row lacks a setting or asks for what is not modelled."""
     if row.method not in ("full", "lora", "qlora"):
         raise UserError(f"method must be full, lora or qlora, got {row.method}.")
@@ -84,7 +84,7 @@ def _gptq(row: Row) -> bool:
     return "gptq" in f"{row.notes} {row.model}".lower()
 
 
-def _build(row: Row, code: Code, depth: int) -> nn.Module:
+def _build(row: Row, code: Code, depth: int) -> Decoder:
     of = architecture(row.model)
     with torch.device("meta"):
         net = Decoder(of, depth, lambda: Layer(of, code), code.norm, reentrant).to(torch.bfloat16)
@@ -95,7 +95,8 @@ def _build(row: Row, code: Code, depth: int) -> nn.Module:
         elif row.method == "qlora":
             quantise(net, net.layers)
         targets = [NAMES[name] for name in _targets(row)]
-        adapt(net, peft.LoraConfig(r=row.rank, lora_alpha=row.rank, lora_dropout=DROPOUT, target_modules=targets))
+        rank = row.adapter_rank
+        adapt(net, peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=DROPOUT, target_modules=targets))
         if "prepare_model_for_kbit_training" in row.notes:
             # It upcasts norms, embedding and head; then trl's peft_module_casting_to_bf16 casts all but norms back.
             for name, module in net.named_modules():
@@ -105,7 +106,7 @@ def _build(row: Row, code: Code, depth: int) -> nn.Module:
 
 
 def _loss(
-    cross_entropy: Callable[[Tensor, Tensor], Tensor], earlier: bool, net: nn.Module, ids: Tensor, labels: Tensor
+    cross_entropy: Callable[[Tensor, Tensor], Tensor], earlier: bool, net: Decoder, ids: Tensor, labels: Tensor
 ) -> tuple[Tensor, None]:
     """Transformers' loss over all positions, in fp32."""
     hidden = net(ids)  # held until the model returns

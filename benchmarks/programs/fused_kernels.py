@@ -10,24 +10,26 @@ from typing import Any
 
 import bitsandbytes.functional as packed
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch import Tensor
 from torch.nn import functional
 
-from programs.decoder import Norm
+from programs.decoder import Attention, Decoder, Norm
 from programs.gptq import GptqLinear
+
+# A layer of peft's LoRA. What is in its dictionaries of modules, nn.Module can't tell from a tensor.
+LoraLayer = Any
 
 
 class _Normed(torch.autograd.Function):
     """Keeps its input and one number a row; the gradient replaces the incoming one."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight, hidden.new_empty(hidden.shape[:-1], dtype=torch.float32))
         return torch.empty_like(hidden)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -40,11 +42,11 @@ class FusedNorm(Norm):
 
 class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, heads: Tensor) -> Tensor:
+    def forward(ctx: Any, heads: Tensor) -> Tensor:
         return heads.view_as(heads)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -56,12 +58,12 @@ class FusedCrossEntropy(torch.autograd.Function):
     """Of logits (rows, vocabulary), which the backward pass overwrites with their gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, logits.new_empty(len(logits), dtype=torch.float32), targets)
         return logits.new_empty(len(logits), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.saved_tensors[0], None
 
 
@@ -69,7 +71,7 @@ class LigerCrossEntropy(torch.autograd.Function):
     """Of hidden states and the head's weight, in chunks of rows, with the gradients in the forward pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         rows, chunks = len(hidden), -(-len(weight) // hidden.shape[1])
         size = 1 << (-(-rows // chunks) - 1).bit_length()  # the next power of two
         by_weight = torch.zeros_like(weight) if weight.requires_grad else None
@@ -87,11 +89,11 @@ class LigerCrossEntropy(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, _: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor | None]:
         return ctx.saved_tensors
 
 
-def _matrix(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+def _matrix(layer: LoraLayer, dtype: torch.dtype) -> Tensor:
     """The packed matrix below an adapter, dequantised and transposed: (inputs, outputs)."""
     weight = layer.base_layer.weight
     if isinstance(layer.base_layer, GptqLinear):
@@ -99,7 +101,7 @@ def _matrix(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     return packed.dequantize_4bit(weight, weight.quant_state).to(dtype).t()
 
 
-def _product(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _product(layer: LoraLayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's output, and its input after dropout."""
     out = hidden @ _matrix(layer, hidden.dtype)
     dropped = layer.lora_dropout["default"](hidden)
@@ -108,13 +110,13 @@ def _product(layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return out, dropped
 
 
-def _added(total: Tensor, layer: nn.Module, dropped: Tensor, gradient: Tensor) -> None:
+def _added(total: Tensor, layer: LoraLayer, dropped: Tensor, gradient: Tensor) -> None:
     """Add the gradient by the input that comes through the adapter."""
     a, b = (x["default"].weight.to(gradient.dtype) for x in (layer.lora_A, layer.lora_B))
     total += (dropped != 0) * (gradient @ b @ a)
 
 
-def _of_adapter(layer: nn.Module, dropped: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _of_adapter(layer: LoraLayer, dropped: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     a, b = (x["default"].weight.to(gradient.dtype) for x in (layer.lora_A, layer.lora_B))
     by_a = dropped.t() @ (gradient @ b)
     by_b = (a @ dropped.t()) @ gradient
@@ -128,21 +130,21 @@ class _Projected(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, layers: list[nn.Module], in_place: bool, *_adapters: Any) -> Any:
+    def forward(ctx: Any, hidden: Tensor, layers: list[LoraLayer], in_place: bool, *_adapters: Any) -> Any:
         outs, dropped = zip(*(_product(layer, hidden) for layer in layers), strict=True)
         ctx.layers, ctx.in_place = layers, in_place
         ctx.save_for_backward(hidden, *dropped)
         return outs
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         hidden, *dropped = ctx.saved_tensors
         shape, width = hidden.shape, hidden.shape[-1]
         hidden, dropped = hidden.view(-1, width), [x.view(-1, width) for x in dropped]
-        gradients = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        parts = list(zip(ctx.layers, dropped, gradients, strict=True))
+        rows = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        parts = list(zip(ctx.layers, dropped, rows, strict=True))
         by_adapters = [gradient.float() for part in parts for gradient in _of_adapter(*part)]
-        total: Tensor | None = None
+        total: Any = None  # until the first layer's
         for layer, kept, gradient in parts:
             matrix = _matrix(layer, gradient.dtype)
             if total is None:
@@ -154,16 +156,16 @@ class _Projected(torch.autograd.Function):
         return total.view(shape), None, None, *by_adapters
 
 
-def _adapters(layers: list[nn.Module]) -> list[Tensor]:
+def _adapters(layers: list[LoraLayer]) -> list[Tensor]:
     return [part["default"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
 
 
-def fused_qkv(attention: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def fused_qkv(attention: Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     layers = [attention.q_proj, attention.k_proj, attention.v_proj]
     return _Projected.apply(hidden.view_as(hidden), layers, True, *_adapters(layers))
 
 
-def fused_out(layer: nn.Module, hidden: Tensor) -> Tensor:
+def fused_out(layer: LoraLayer, hidden: Tensor) -> Tensor:
     return _Projected.apply(hidden, [layer], False, *_adapters([layer]))[0]
 
 
@@ -175,7 +177,7 @@ def fused_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return FusedCrossEntropy.apply(logits, targets).sum() / torch.count_nonzero(targets != -100)
 
 
-def liger_loss(net: nn.Module, ids: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+def liger_loss(net: Decoder, ids: Tensor, labels: Tensor) -> tuple[Tensor, None]:
     hidden = net(ids)
     shifted = hidden[..., :-1, :].contiguous()
     return LigerCrossEntropy.apply(shifted.view(-1, shifted.shape[-1]), net.lm_head.weight), None

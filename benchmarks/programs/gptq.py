@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from programs.decoder import Experts
 
@@ -17,7 +18,8 @@ class GptqLinear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int, group: int):
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias = inputs, outputs, None
+        self.in_features, self.out_features = inputs, outputs
+        self.register_parameter("bias", None)
         groups = -(-inputs // group)
         packed = torch.empty(inputs * BITS // 32, outputs, dtype=torch.int32)
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -37,12 +39,12 @@ class _Product(torch.autograd.Function):
     """Keeps neither its input nor the dequantised matrix."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, layer: GptqLinear) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, layer: GptqLinear) -> Tensor:
         ctx.layer = layer
         return hidden @ layer.whole()
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.whole().t(), None
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from harness import units
@@ -31,7 +31,7 @@ from programs.step import Predicted, Program
 DROPOUT = 0.05  # of most files
 
 
-def program(row: Row) -> Program:
+def program(row: Row) -> Program[Gpt]:
     """Raises UserError if the row lacks a setting or asks for what is not modelled."""
     if row.method not in ("full", "lora", "qlora"):
         raise UserError(f"method must be full, lora or qlora, got {row.method}.")
@@ -70,10 +70,12 @@ def _adapters(row: Row) -> Adapters | None:
     known = file.adapters if file else None
     if row.targets not in (None, "q,v", "all linear"):
         raise UserError(f"targets must be q,v or all linear, got {row.targets}.")
-    if not known and not (row.rank and row.targets):
-        raise UserError("A prediction of an adapter requires rank and targets.")
+    if known is None:
+        if not (row.rank and row.targets):
+            raise UserError("A prediction of an adapter requires rank and targets.")
+        return Adapters(row.rank, DROPOUT, row.targets == "all linear")
     everywhere = row.targets == "all linear" if row.targets else known.everywhere
-    return Adapters(row.rank or known.rank, known.dropout if known else DROPOUT, everywhere)
+    return Adapters(row.rank or known.rank, known.dropout, everywhere)
 
 
 def unknown(row: Row, predicted: Predicted) -> str | None:
@@ -89,7 +91,7 @@ def unknown(row: Row, predicted: Predicted) -> str | None:
 
 def why(row: Row, predicted: Predicted) -> str | None:
     """See programs.compare.Reading."""
-    if row.method != "lora" or row.peak_bytes > predicted.peak_bytes:
+    if row.method != "lora" or not row.tokens_per_row or row.peak_bytes > predicted.peak_bytes:
         return None
     before = 4 * _micro_batch(row) * row.tokens_per_row * config(row.model).vocabulary
     return (
@@ -98,7 +100,7 @@ def why(row: Row, predicted: Predicted) -> str | None:
     )
 
 
-def _build(row: Row, adapters: Adapters | None, depth: int) -> nn.Module:
+def _build(row: Row, adapters: Adapters | None, depth: int) -> Gpt:
     with torch.device("meta"):
         net = Gpt(config(row.model), adapters, depth).to(torch.bfloat16)
         if adapters:
@@ -109,7 +111,7 @@ def _build(row: Row, adapters: Adapters | None, depth: int) -> nn.Module:
     return net
 
 
-def _loss(net: nn.Module, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(net: Gpt, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     logits = net.lm_head(net(ids)).float()  # Fabric's convert_output
     shifted, targets = logits[..., :-1, :].reshape(-1, logits.shape[-1]), labels[..., 1:].reshape(-1)
     parts = zip(shifted.split(128), targets.split(128), strict=True)
@@ -117,7 +119,7 @@ def _loss(net: nn.Module, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(losses).sum() / targets.numel(), logits
 
 
-def _chunked_loss(net: nn.Module, ids: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _chunked_loss(net: Gpt, ids: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor]]:
     logits = [net.lm_head(part) for part in net(ids).split(128, dim=1)]
     logits = [part.float() for part in logits]  # Fabric's convert_output
     logits[-1] = logits[-1][..., :-1, :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from harness.errors import UserError
 from programs.architectures import architecture
@@ -15,7 +16,7 @@ GEMMA_2B = Config(256000, 2048, 16384, 18, 8, 1, 256, mlp="GemmaMLP")
 GEMMA_7B = Config(256000, 3072, 24576, 28, 16, 16, 256, mlp="GemmaMLP")
 GEMMA_2_2B = Config(256000, 2304, 9216, 26, 8, 4, 256, mlp="GemmaMLP", post_norms=True, capped=True)
 GEMMA_2_9B = Config(256000, 3584, 14336, 42, 16, 8, 256, mlp="GemmaMLP", post_norms=True, capped=True)
-_GPT = {"mlp": "GptNeoxMLP", "bias": True, "layer_norm": True, "parallel": True}
+_GPT: dict[str, Any] = {"mlp": "GptNeoxMLP", "bias": True, "layer_norm": True, "parallel": True}
 PHI_2 = Config(51200, 2560, 10240, 32, 32, 32, 80, head_bias=True, shared_norm=True, rotated=32, **_GPT)
 PHI_3_MINI = Config(32064, 3072, 8192, 32, 32, 32, 96)
 STABLELM_ALPHA_3B = Config(50688, 4096, 16384, 16, 32, 32, 128, rotated=32, **_GPT)

@@ -7,13 +7,15 @@ configurations (litgpt/config.py) choose norm, MLP, biases, a parallel residual 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import bitsandbytes.functional as packed
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+from programs.decoder import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,16 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         normed = self.norm_1(hidden)
         attended = self.after_attention(self.attn(normed, cos, sin))
+        if self.norm_2 is None:  # with a parallel residual alone
+            return self.mlp(normed) + attended + hidden
         if self.of.parallel:
-            normed = normed if self.norm_2 is None else self.norm_2(hidden)
+            normed = self.norm_2(hidden)
             return self.mlp(normed) + attended + hidden
         hidden = attended + hidden
         return self.after_mlp(self.mlp(self.norm_2(hidden))) + hidden
 
 
-class Gpt(nn.Module):
+class Gpt(LanguageModel):
     """Hidden states after the last norm, of token ids (rows, tokens)."""
 
     def __init__(self, of: Config, adapters: Adapters | None, depth: int):
@@ -235,14 +239,14 @@ class Linear042(Linear4bit):
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Params4bit, bias: Tensor | None) -> Tensor:
         ctx.matrix, ctx.hidden = weight, hidden if ctx.needs_input_grad[0] else None
         return functional.linear(hidden, _whole(weight, hidden.dtype), bias)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return torch.matmul(gradient, _whole(ctx.matrix, gradient.dtype)), None, None
 
 
-def _whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _whole(weight: Params4bit, dtype: torch.dtype) -> Tensor:
     return packed.dequantize_4bit(weight, weight.quant_state).to(dtype)

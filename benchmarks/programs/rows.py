@@ -45,6 +45,13 @@ class Row:
         return self.source.partition(" ")[0]
 
     @property
+    def adapter_rank(self) -> int:
+        """Rank of the method's adapter or projection. Raises UserError if the row has none."""
+        if not self.rank:
+            raise UserError("A prediction requires rank.")
+        return self.rank
+
+    @property
     def workspaces(self) -> int:
         """Bytes of cuBLAS' workspaces. Raises UserError for an unknown card."""
         if self.hardware not in WORKSPACE:

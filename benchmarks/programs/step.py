@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,16 @@ from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import NUMBER, materialise, stepping_twice
 from harness.job.training import probe
+from programs.decoder import LanguageModel
 
 CPU = torch.device("cpu")
 
 
+Model = TypeVar("Model", bound=LanguageModel)
+
+
 @dataclass(frozen=True)
-class Program:
+class Program(Generic[Model]):
     """What a program does in a step.
 
     build: the model on "meta" with a number of decoder layers, quantised and adapted.
@@ -45,8 +49,8 @@ class Program:
     columns: tensors of token numbers in a batch: ids, labels and, where there is one, the mask of attention.
     """
 
-    build: Callable[[int], nn.Module]
-    loss: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Any]]
+    build: Callable[[int], Model]
+    loss: Callable[[Model, Tensor, Tensor], tuple[Tensor, Any]]
     optimizer: Callable[[list[nn.Parameter]], Optimizer]
     depth: int
     rows: int
@@ -80,7 +84,7 @@ class Predicted:
         return sum(self.peak.values()) + self.workspaces
 
 
-def predict(program: Program) -> Predicted:
+def predict(program: Program[Model]) -> Predicted:
     """The step at the program's depth, from two shallow models.
 
     A first layer is not like the others: where the embedding is frozen, some of its tensors need no gradient.
@@ -99,7 +103,7 @@ def predict(program: Program) -> Predicted:
     )
 
 
-def _probe(program: Program, depth: int) -> Line:
+def _probe(program: Program[Model], depth: int) -> Line:
     net = program.build(depth)
     live = LiveBytes(CPU, WORKSPACES)
     with FakeTensorMode(), CudaKernels(program.autocast):

@@ -28,17 +28,17 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 GAP = 200  # galore_update_proj_gap
 
 
-def program(row: Row) -> Program:
+def program(row: Row) -> Program[Decoder]:
     """Raises UserError if the row lacks a setting or asks for what is not modelled."""
     known = ("full", "galore", "lora", "dora", "adalora", "loraplus")
     if row.method not in known:
         raise UserError(f"method must be one of {', '.join(known)}, got {row.method}.")
-    if row.method not in ("full",) and not row.rank:
+    if row.method != "full" and not row.rank:
         raise UserError("A prediction requires rank.")
     of = architecture(row.model)
     optimizer: Any = partial(torch.optim.AdamW, lr=1e-4, foreach=True)
     if row.method == "galore":
-        optimizer = partial(_galore, row.rank, "embeddings" in row.notes, of)
+        optimizer = partial(_galore, row.adapter_rank, "embeddings" in row.notes, of)
     return Program(
         build=partial(_build, of, row),
         loss=_loss,
@@ -60,7 +60,7 @@ def why(row: Row, predicted: Predicted) -> str:
     )
 
 
-def _build(of: Architecture, row: Row, depth: int) -> nn.Module:
+def _build(of: Architecture, row: Row, depth: int) -> Decoder:
     run = reentrant if row.gradient_checkpointing else kept
     with torch.device("meta"):
         net = Decoder(of, depth, lambda: Layer(of, Code()), Norm, run).to(torch.bfloat16)
@@ -68,11 +68,20 @@ def _build(of: Architecture, row: Row, depth: int) -> nn.Module:
             return net
         if row.method == "adalora":
             config: peft.PeftConfig = peft.AdaLoraConfig(
-                init_r=12, target_r=row.rank, lora_alpha=32, lora_dropout=0.05, target_modules=LINEAR, total_step=1000
+                init_r=12,
+                target_r=row.adapter_rank,
+                lora_alpha=32,
+                lora_dropout=0.05,
+                target_modules=LINEAR,
+                total_step=1000,
             )
         else:
             config = peft.LoraConfig(
-                r=row.rank, lora_alpha=32, lora_dropout=0.05, target_modules=LINEAR, use_dora=row.method == "dora"
+                r=row.adapter_rank,
+                lora_alpha=32,
+                lora_dropout=0.05,
+                target_modules=LINEAR,
+                use_dora=row.method == "dora",
             )
         adapt(net, config)
     return net
@@ -91,7 +100,7 @@ def _galore(rank: int, embeddings: bool, of: Architecture, trained: list[nn.Para
     )
 
 
-def _loss(net: nn.Module, ids: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+def _loss(net: Decoder, ids: Tensor, labels: Tensor) -> tuple[Tensor, None]:
     hidden = net(ids)
     logits = net.lm_head(hidden)
     del hidden

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from harness.errors import UserError
@@ -52,7 +51,7 @@ def techniques(row: Row) -> set[str]:
     raise UserError(f"notes must end with one of {', '.join(TECHNIQUES)}, got {row.notes}.")
 
 
-def program(row: Row) -> Program:
+def program(row: Row) -> Program[Decoder]:
     """Raises UserError if the row lacks a setting or asks for what is not modelled."""
     if row.method not in ("full", "lora", "qlora"):
         raise UserError(f"method must be full, lora or qlora, got {row.method}.")
@@ -116,12 +115,12 @@ class _CompiledNorm(torch.autograd.Function):
     """One kernel each way: kept are the input, its statistics and, as products need it, the result."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, scale, hidden.new_empty(hidden.shape[:-1], dtype=torch.float32))
         return torch.empty_like(hidden)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         scale = torch.empty_like(ctx.saved_tensors[1]) if ctx.needs_input_grad[1] else None
         return torch.empty_like(gradient), scale
 
@@ -130,11 +129,11 @@ class _CompiledRotation(torch.autograd.Function):
     """One kernel each way, of which nothing is kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return torch.empty_like(x)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return torch.empty_like(gradient)
 
 
@@ -146,12 +145,12 @@ class _CompiledGate(torch.autograd.Function):
     """silu(gate) * up in one kernel each way: the activation itself is not kept."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         return torch.empty_like(gate)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(gradient), torch.empty_like(gradient)
 
 
@@ -209,7 +208,7 @@ class _Layer(nn.Module):
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
-def _build(of: Architecture, row: Row, run: Run, compiling: bool, depth: int) -> nn.Module:
+def _build(of: Architecture, row: Row, run: Run, compiling: bool, depth: int) -> Decoder:
     with torch.device("meta"):
         net = Decoder(of, depth, lambda: _Layer(of, compiling), _Norm, run, angles=torch.float32).to(torch.bfloat16)
         if row.method == "full":
@@ -231,12 +230,12 @@ class _CompiledCrossEntropy(torch.autograd.Function):
     """Keeps the logits as they came and one number a row; the gradient is written in their dtype at once."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, logits.new_empty(len(logits), dtype=torch.float32), targets)
         return logits.new_empty((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return torch.empty_like(ctx.saved_tensors[0]), None
 
 
@@ -255,7 +254,7 @@ def _fetched(x: Tensor) -> Tensor:
 
 
 def _loss(
-    chunked: bool, compiling: bool, offloading: bool, net: nn.Module, ids: Tensor, labels: Tensor
+    chunked: bool, compiling: bool, offloading: bool, net: Decoder, ids: Tensor, labels: Tensor
 ) -> tuple[Tensor, None]:
     hooks = torch.autograd.graph.saved_tensors_hooks(_offloaded, _fetched) if offloading else nullcontext()
     with hooks:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.record import Record, micro_batches
 from harness.report import statistics
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge, lacking, names
+from harness.report.claims import (
+    DEPENDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Decision,
+    Judgement,
+    fewest_seeds,
+    judge,
+    lacking,
+    names,
+)
 from harness.report.evidence import Evidence, differing, numerics, started
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Ratio, Run, Statistic
@@ -28,6 +39,17 @@ def better(gain: Interval) -> Decision:
     return SUPPORTED if gain.low > 0 else REFUTED if gain.high < NO_GAIN else OPEN
 
 
+class Gain(NamedTuple):
+    """A judged gain in a score, for tests that are corrected over several gains.
+
+    effect: that of the judgement. difference: the gain with its error.
+    """
+
+    judgement: Judgement
+    effect: Interval
+    difference: Statistic
+
+
 def gain(
     at: Evidence,
     ones: Sequence[Choice],
@@ -39,7 +61,8 @@ def gain(
 
     Needs two seeds of each side to decide.
     """
-    return scored_gain(at, ones, others, score, decide)[0]
+    judged = scored_gain(at, ones, others, score, decide)
+    return judged.judgement if isinstance(judged, Gain) else judged
 
 
 def scored_gain(
@@ -48,13 +71,13 @@ def scored_gain(
     others: Sequence[Choice],
     score: str,
     decide: Callable[[Interval], Decision] = better,
-) -> tuple[Judgement, Statistic | None]:
-    """`gain`, and the difference with its error, for tests that are corrected over several gains."""
+) -> Gain | Judgement:
+    """`gain` with its difference; the judgement alone if no scores of the same items are there to compare."""
     records = [*at.chosen(*ones), *at.chosen(*others)]
     used = tuple(record.cell.name for record in records)
     one, other = at.sample(ones, score), at.sample(others, score)
     if one is None or other is None or one[1] != other[1]:
-        return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items"), None
+        return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items")
     difference = statistics.differences([one[0], other[0]])[0, 1]
     effect = Interval(difference.value, difference.low, difference.high)
     seeds = min(
@@ -71,10 +94,11 @@ def scored_gain(
         why = STRADDLES
     claimed = (0.0, math.inf) if decide is better else None
     size = one[0].values.shape[1]
-    return Judgement(decision, effect, seeds, size, used, why, claimed, difference.items), difference.statistic
+    judgement = Judgement(decision, effect, seeds, size, used, why, claimed, difference.items)
+    return Gain(judgement, effect, difference.statistic)
 
 
-def unlike(facts: Sequence[str]) -> str:
+def unlike(facts: Iterable[str]) -> str:
     """The reason why two sides are not compared."""
     return f"The runs differ in {', '.join(facts)}"
 
@@ -84,7 +108,7 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
 
     If both methods have ranks, only equal ranks are matched; if both adapt layers, only the same layers.
     """
-    sides = [defaultdict(list), defaultdict(list)]
+    sides: list[dict[Hashable, list[Record]]] = [defaultdict(list), defaultdict(list)]
     ranked = all(any(r.cell.rank is not None for r in at.of(method)) for method in (one, other))
     adapting = all(any(adapt_settings(r) for r in at.of(method)) for method in (one, other))
     for side, method in zip(sides, (one, other), strict=True):
@@ -96,13 +120,13 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
             key = (train, json.dumps(free, sort_keys=True), micro_batches(record))
             side[key, record.cell.rank if ranked else None].append(record)
     pairs = []
-    for key, members in sides[0].items():
-        if key not in sides[1]:
+    for alike, members in sides[0].items():
+        if alike not in sides[1]:
             continue
         by_rank = defaultdict(list)
         for record in members:
             by_rank[record.cell.rank].append(record)
-        pairs += [(group, sides[1][key]) for group in by_rank.values()]
+        pairs += [(group, sides[1][alike]) for group in by_rank.values()]
     settings = [_named(group[0]) for group, _ in pairs]
     every = sorted(set().union(*settings) - {"batch_size", "seed"})
     shown = [name for name in every if len({one.get(name) for one in settings}) > 1]
@@ -164,9 +188,10 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
         if unequal:
             apart += unequal
             continue
-        found = statistics.of_memory(*([MemoryPeak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides))
+        peaks = [[MemoryPeak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides]
+        ratio = statistics.of_memory(peaks[0], peaks[1])
         used = tuple(r.cell.name for side in sides for r, _ in side)
-        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used)))
+        pairs.append((where, judged_ratio(ratio, lambda interval: judge(interval, low, high), used)))
     return _alike(pairs, apart, at, one, other, low, high)
 
 
@@ -189,44 +214,44 @@ def time_ratio(
         if not all(clean):
             disturbed += sum(map(len, timed))
             continue
-        if unequal := differing(*clean, at.conditions):
+        if unequal := differing(clean[0], clean[1], at.conditions):
             apart += unequal
             continue
         own = {id(r) for side in clean for r in side}
         runs: dict[str, list[Run]] = {one: [], other: []}
         for record in at.records:
-            if id(record) in own:
-                runs[record.cell.method].append(Run(seconds(record), record.cell.seed, started(record)))
-        found = statistics.of_times(runs, one, other)
+            if id(record) in own and (time := seconds(record)):
+                runs[record.cell.method].append(Run(time, record.cell.seed, started(record)))
+        ratio = statistics.of_times(runs, one, other)
         used = tuple(r.cell.name for side in clean for r in side)
-        if found is None:
+        if ratio is None:
             value = float(np.exp(np.mean(np.log([run.value for run in runs[one]]))))
             value /= float(np.exp(np.mean(np.log([run.value for run in runs[other]]))))
             fewest = min(len(own) for own in statistics.units(runs).values())
             why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
             pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
             continue
-        ran = min(map(len, clean))  # more than found.units, where some runs are one unit
-        pairs.append((where, judged_ratio(found, lambda ratio: judge(ratio, low, high), used, ran)))
+        ran = min(map(len, clean))  # more than ratio.units, where some runs are one unit
+        pairs.append((where, judged_ratio(ratio, lambda interval: judge(interval, low, high), used, ran)))
     if disturbed and not pairs:
         return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
     return _alike(pairs, apart, at, one, other, low, high)
 
 
 def judged_ratio(
-    found: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...], seeds: int | None = None
+    ratio: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...], seeds: int | None = None
 ) -> Judgement:
     """The judgement by `decide` on a measured ratio. used: names of its records; seeds: by default its units."""
-    decision = decide(found.interval)
+    decision = decide(ratio.interval)
     why = STRADDLES if decision == OPEN else ""
     return Judgement(
         decision,
-        found.interval,
-        found.units if seeds is None else seeds,
+        ratio.interval,
+        ratio.units if seeds is None else seeds,
         None,
         used,
         why,
-        corrected=lambda settings: decide(found.among(settings)),
+        corrected=lambda settings: decide(ratio.among(settings)),
     )
 
 
@@ -241,14 +266,14 @@ def _alike(
 ) -> Judgement:
     """`everywhere`, or why there is nothing to compare."""
     if pairs:
-        found = everywhere(pairs, low, high)
-        if found.decision == OPEN or found.why:
-            return found
+        judgement = everywhere(pairs, low, high)
+        if judgement.decision == OPEN or judgement.why:
+            return judgement
         places = dict.fromkeys(where for where, _ in pairs)
-        ran = next(r for r in at.records if r.cell.name in found.records)
+        ran = next(r for r in at.records if r.cell.name in judgement.records)
         on = at.conditions(ran).get("device")
         where = "; ".join(places)
-        return replace(found, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
+        return replace(judgement, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
     if apart:
         return Judgement(OPEN, why=unlike(dict.fromkeys(apart)))
     if at.of(one) and at.of(other):
@@ -276,7 +301,7 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) 
         why = "; ".join(f"{found} at {' and at '.join(dict.fromkeys(at))}" for found, at in places.items())
         if decision == OPEN and {SUPPORTED, REFUTED} <= decisions:
             why += f"; of {len(pairs)} settings that may be chance"
-    seeds = min(judgement.seeds for judgement in judgements)
+    seeds = fewest_seeds(judgements)
     return Judgement(decision, worst.effect, seeds, None, names(judgements), why, (low, high))
 
 
@@ -289,17 +314,23 @@ def hold_all(parts: Sequence[tuple[str, Judgement]], low: float, high: float) ->
     for judgement in judgements:
         if judgement.effect is None:
             return judgement
-    decisions = [judgement.decision for judgement in judgements]
-    decision = next((found for found in (REFUTED, OPEN, DEPENDS) if found in decisions), SUPPORTED)
-    shown = _worst(judgements, low, high) if decision == SUPPORTED else judgements[decisions.index(decision)]
+    decision = next((one for one in (REFUTED, OPEN, DEPENDS) if any(j.decision == one for j in judgements)), SUPPORTED)
+    alike = [judgement for judgement in judgements if judgement.decision == decision]
+    shown = _worst(alike, low, high) if decision == SUPPORTED else alike[0]
     reasons = [f"{part}: {j.why or j.decision}" for part, j in parts if j.decision == decision]
     why = "; ".join(reasons) if decision in (OPEN, DEPENDS) else ""
-    seeds = min(judgement.seeds for judgement in judgements)
+    seeds = fewest_seeds(judgements)
     return Judgement(decision, shown.effect, seeds, None, names(judgements), why, (low, high))
 
 
 def _worst(judgements: Sequence[Judgement], low: float, high: float) -> Judgement:
-    return min(judgements, key=lambda judgement: min(judgement.effect.value - low, high - judgement.effect.value))
+    """The one whose effect is closest to leaving the range, or beyond it; one without an effect comes first."""
+
+    def margin(judgement: Judgement) -> float:
+        effect = judgement.effect
+        return -math.inf if effect is None else min(effect.value - low, high - effect.value)
+
+    return min(judgements, key=margin)
 
 
 def best_rate(label: str, records: Sequence[Record]) -> Judgement:
@@ -309,25 +340,26 @@ def best_rate(label: str, records: Sequence[Record]) -> Judgement:
     rests on one seed.
     """
     used = tuple(record.cell.name for record in records)
-    losses = defaultdict(dict)
+    losses: dict[float, dict[int | None, float]] = defaultdict(dict)
     for record in records:
         if record.cell.lr and record.validation:
             losses[record.cell.lr][record.cell.seed] = record.validation[-1].loss
     seeds = len(set.intersection(*(set(of) for of in losses.values()))) if losses else 0
-    found = statistics.optimum(losses)
-    if isinstance(found, str):
-        why = found.replace("The best rate", f"{label}'s best rate", 1)
-        return Judgement(OPEN, None, seeds, None, used, why if label in why else f"{found} of {label}")
-    return Judgement(OPEN, found, seeds, None, used, "One seed" if seeds < 2 else "")
+    optimum = statistics.optimum(losses)
+    if isinstance(optimum, str):
+        why = optimum.replace("The best rate", f"{label}'s best rate", 1)
+        return Judgement(OPEN, None, seeds, None, used, why if label in why else f"{optimum} of {label}")
+    return Judgement(OPEN, optimum, seeds, None, used, "One seed" if seeds < 2 else "")
 
 
 def rate_ratio(one: Judgement, other: Judgement) -> Judgement:
     """The ratio of two rates of `best_rate`. Never decided."""
-    for side in (one, other):
-        if side.effect is None or side.why:
-            return Judgement(OPEN, None, side.seeds, None, side.records, side.why)
+    if one.effect is None or one.why:
+        return Judgement(OPEN, None, one.seeds, None, one.records, one.why)
+    if other.effect is None or other.why:
+        return Judgement(OPEN, None, other.seeds, None, other.records, other.why)
     effect = statistics.ratio_of_optima(one.effect, other.effect)
-    return Judgement(OPEN, effect, min(one.seeds, other.seeds), None, names([one, other]))
+    return Judgement(OPEN, effect, fewest_seeds([one, other]), None, names([one, other]))
 
 
 def within(judgement: Judgement, low: float, high: float) -> Judgement:

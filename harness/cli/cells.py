@@ -153,14 +153,14 @@ def status(options: argparse.Namespace) -> int:
         raise UserError("--watch can't be combined with --wide: it redraws what fits the terminal.")
 
     from harness import terminal
-    from harness.studies.status import RecordCache, study_status, view
+    from harness.studies.status import RecordCache, StudyStatus, study_status, view
 
     cache = RecordCache()
 
-    def read():
+    def read() -> list[StudyStatus]:
         return [study_status(options.results_dir, name, cache) for name in begun_study_names(options)]
 
-    def read_if_begun():
+    def read_if_begun() -> list[StudyStatus]:
         try:
             return read()
         except UserError:  # it has not begun yet

@@ -9,9 +9,12 @@ import argparse
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import UserError
+
+FIRST = ("run", "sweep", "plan", "status", "table", "report", "view", "doctor", "export-model")
+"""The commands that a newcomer needs, which the help shows first."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return super().format_help() + ("" if self._appendix is None else self._appendix())
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized") and any(action.dest == "settings" for action in self._actions):
             message += "; a setting is KEY=VALUE, without dashes"
         raise UserError(f"{message}; `{self.prog} --help` lists the options.")
@@ -36,8 +39,9 @@ class Parser(argparse.ArgumentParser):
 class Group:
     """Commands under one heading of the help."""
 
-    def __init__(self, title: str, prog: str, subparsers: argparse._SubParsersAction):
-        self.title, self.names = title, []
+    def __init__(self, title: str, prog: str, subparsers: argparse._SubParsersAction[Parser]):
+        self.title = title
+        self.names: list[str] = []
         self._prog, self._subparsers = prog, subparsers
 
     def add(
@@ -97,11 +101,13 @@ class CommandLine(Parser):
         formatter.add_usage("%(prog)s COMMAND [...]", [], [])
         formatter.add_text(self.description)
         summaries = {action.dest: action for action in self._subparsers_action._get_subactions()}
-        for group in self._groups:
-            formatter.start_section(group.title)
-            for name in group.names:
-                formatter.add_argument(summaries[name])
-            formatter.end_section()
+        others = {group.title: [name for name in group.names if name not in FIRST] for group in self._groups}
+        for title, names in {"start here": FIRST, **others}.items():
+            if names:
+                formatter.start_section(title)
+                for name in names:
+                    formatter.add_argument(summaries[name])
+                formatter.end_section()
         formatter.add_text(f"`{self.prog} COMMAND --help` shows a command's options and an example.")
         return formatter.format_help()
 
@@ -139,7 +145,13 @@ class OneStudy(argparse.Action):
     def __init__(self, **keywords: Any):
         super().__init__(**keywords | {"default": argparse.SUPPRESS})
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         if (other := getattr(namespace, self.dest, None)) not in (None, values):
             parser.error(f"one study at a time, got {values} and --study {other}")
         setattr(namespace, self.dest, values)

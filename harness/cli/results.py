@@ -131,11 +131,11 @@ def table(options: argparse.Namespace) -> int:
         from harness.report import articles
 
         article = articles.find(options.article)
-        if article.table is None:
+        if (article_table := article.table) is None:
             raise UserError(
                 f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts."
             )
-        return _render(options, lambda records, folder: [article.table(records, folder)])
+        return _render(options, lambda records, folder: [article_table(records, folder)])
 
     from harness.report.tables.best import tables
 
@@ -197,7 +197,9 @@ def power(options: argparse.Namespace) -> int:
 
     from harness.report.power import Assumptions, assumptions, describe
 
-    given, said, problems = Assumptions(), [], []
+    given = Assumptions()
+    said: list[str] = []
+    problems: list[str] = []
     if options.study:
         (name,) = study_names(options)
         records, problems = read_study(options.results_dir / name)

@@ -6,17 +6,16 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import units
 from harness.cli.parser import CommandLine, Parser, positive, require_positive
 from harness.errors import UserError
+from harness.python.launching import KERNELS, chosen, launch
 
 if TYPE_CHECKING:
-    from harness.record import Record
     from harness.sweep.app import Session
 
-KERNELS = ("cpu", "cuda")  # what --device may be besides a card
 MANY = 1_000  # records that the sweep's own process reads to answer; each takes some 35 KB
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
 
@@ -94,20 +93,12 @@ def run(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok or pruned."""
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
-    session = _launch("sweep", options, choose=_chosen, **{name: getattr(options, name) for name in names})
+    session = _launch("sweep", options, choose=chosen, **{name: getattr(options, name) for name in names})
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:
         _print_answer(session.study.folder)
     return session.exit_status
-
-
-def _chosen(records: Sequence[Record]) -> list[Record]:
-    """A record of each chosen setting: one that chose it."""
-    from harness.report.select import select
-
-    tried = [record for record in records if not record.confirmation]
-    return [tried[choice.index[0]] for choice in select(tried) if choice.index]
 
 
 def _print_answer(folder: Path) -> None:
@@ -150,7 +141,7 @@ def plan(options: argparse.Namespace) -> int:
     return _launch("plan", options, plan=True, **{name: getattr(options, name) for name in names}).exit_status
 
 
-def _launch(command: str, options: argparse.Namespace, **more) -> Session:
+def _launch(command: str, options: argparse.Namespace, **more: Any) -> Session:
     budget = options.budget
     in_bytes = budget is not None and not isinstance(budget, units.Dollars)
     predicts = more.get("plan") or more.get("fit")
@@ -159,24 +150,27 @@ def _launch(command: str, options: argparse.Namespace, **more) -> Session:
     if more.get("device") and not predicts:
         raise UserError("--device requires `plan` or `sweep --fit`; cells run on the device that is here.")
 
-    from harness.sweep import app
-    from harness.sweep.estimates import card
-
-    if more.get("device") not in (None, *KERNELS):
-        more["card"] = card.load(more.pop("device"))
-    asked = app.Options(
-        memory=budget if in_bytes else None,
-        dollars=None if in_bytes else budget,
-        typed=(command, *options.arguments),
+    return launch(
+        command,
+        options.settings,
+        budget=budget,
+        hydra=options.hydra,
+        config_dir=options.config_dir,
+        typed=options.arguments,
         **more,
     )
-    return app.main(app.Arguments(command, options.settings, options.hydra, options.config_dir), asked)
 
 
 class PassOn(argparse.Action):
     """Keeps an option of Hydra's as it was typed."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), option_string, *([values] if values else [])])
 
 
@@ -199,7 +193,7 @@ def _add_device(parser: Parser) -> None:
 
 def _add_hydra(parser: Parser) -> None:
     group = parser.add_argument_group("Hydra's options")
-    kept = {"dest": "hydra", "default": [], "action": PassOn}
+    kept: dict[str, Any] = {"dest": "hydra", "default": [], "action": PassOn}
     group.add_argument(
         "--cfg", "-c", choices=["job", "hydra", "all"], help="print the resolved config, and stop", **kept
     )
@@ -227,13 +221,13 @@ def _settings() -> str:
         question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
         lines += _wrapped(question, f"  {name:16}", " " * 18)
     lines += ["", "settings (KEY=VALUE):"]
-    for group in config_groups():
-        if group.key:
-            lines += ["", *_wrapped(f"{group.key}: {' '.join(group.comment.split())}", "  ", "  ")]
-        for setting in group.fields:
+    for config_group in config_groups():
+        if config_group.key:
+            lines += ["", *_wrapped(f"{config_group.key}: {' '.join(config_group.comment.split())}", "  ", "  ")]
+        for setting in config_group.fields:
             default = "" if setting.default is None else f"={setting.default}"
             lines.append(f"  {setting.key}{default}  ({setting.type})")
-            lines += _wrapped(setting.comment, " " * 6, " " * 6)
+            lines += _wrapped(setting.sentences, " " * 6, " " * 6)
     return "\n".join(lines) + "\n"
 
 

@@ -75,5 +75,5 @@ def viewer(options: argparse.Namespace) -> Viewer:
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
-        why = error.strerror.lower()
+        why = str(error.strerror).lower()
         raise UserError(f"Port {options.port} can't be used ({why}); take another with --port.") from None

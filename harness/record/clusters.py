@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 
 def cluster_numbers(subjects: Sequence[str], named: Sequence[str | None] | None) -> list[int]:
@@ -12,6 +12,7 @@ def cluster_numbers(subjects: Sequence[str], named: Sequence[str | None] | None)
 
     named: what an item shares with others of its subject, if that is known; without any, subjects are the clusters.
     """
+    keys: list[Hashable]
     if named and any(named):
         keys = [(subject, name or i) for i, (subject, name) in enumerate(zip(subjects, named, strict=True))]
     else:
@@ -23,7 +24,7 @@ def cluster_numbers(subjects: Sequence[str], named: Sequence[str | None] | None)
 def subject_weights(subjects: Sequence[str]) -> list[float]:
     """Weights of items, 1 on average, by which their mean is the mean of the subjects' means (`weight_by_size: false`
     of an lm-eval group)."""
-    sizes = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
     for subject in subjects:
         sizes[subject] += 1
     return [len(subjects) / len(sizes) / sizes[subject] for subject in subjects]
@@ -38,7 +39,8 @@ def clustered_error(values: Sequence[float], clusters: Sequence[int], weights: S
     n = len(values)
     weights = weights or [1.0] * n
     mean = sum(w * v for w, v in zip(weights, values, strict=True)) / n
-    sums, shares = defaultdict(float), defaultdict(float)
+    sums: dict[int, float] = defaultdict(float)
+    shares: dict[int, float] = defaultdict(float)
     for value, cluster, weight in zip(values, clusters, weights, strict=True):
         sums[cluster] += weight * (value - mean)
         shares[cluster] += weight / n

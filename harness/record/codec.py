@@ -55,23 +55,31 @@ class Misfit(ValueError):
 @functools.cache
 def _decoder(kind: Any) -> Callable[[Any], Any]:
     """What makes a value from JSON a `kind`, or raises Misfit. Made once a kind: studies have thousands of records."""
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _shared_decoder(kind) if kind in SHARED else _object_decoder(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (list, dict):
-        return _container_decoder(origin, arguments[-1])
+    if origin is list:
+        return _list_decoder(arguments[0])
+    if origin is dict:
+        return _dict_decoder(arguments[1])
     if origin is Sequence:
         return _packed_decoder(arguments[0])
     if origin in (types.UnionType, typing.Union):  # the latter with a Literal
         return _union_decoder([a for a in arguments if a is not types.NoneType])
+    return _value_decoder(kind)
+
+
+def _value_decoder(kind: Any) -> Callable[[Any], Any]:
+    """Of a value without parts: a text, a number, one of a Literal's values, or anything."""
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
 
     def decode(value: Any) -> Any:
         if kind is Any or type(value) is kind:
             return value
-        if origin is Literal:
-            if value in arguments:
+        if choices is not None:
+            if value in choices:
                 return value
-            raise Misfit(f"is {value!r}, which is none of {', '.join(map(repr, arguments))}")
+            raise Misfit(f"is {value!r}, which is none of {', '.join(map(repr, choices))}")
         if kind is float and type(value) is int:
             return float(value)
         raise Misfit(f"should be of type {kind.__name__}, not {type(value).__name__}")
@@ -79,7 +87,7 @@ def _decoder(kind: Any) -> Callable[[Any], Any]:
     return decode
 
 
-def _shared_decoder(kind: type) -> Callable[[Any], Any]:
+def _shared_decoder(kind: type[Any]) -> Callable[[Any], Any]:
     """As `_object_decoder`, but what is equal is one object."""
     decode = _object_decoder(kind)
 
@@ -115,13 +123,13 @@ def _taken_as_it_is(kind: Any) -> frozenset[type]:
     return frozenset(plain if Any in kinds else (one for one in kinds if one in plain))
 
 
-def _object_decoder(kind: type) -> Callable[[Any], Any]:
+def _object_decoder(kind: type[Any]) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
     taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
-    defaults = {field.name: _default(field) for field in dataclasses.fields(kind)}
-    frozen = kind.__dataclass_params__.frozen
-    required = {name for name, default in defaults.items() if default is None}
+    defaults = _defaults(kind)
+    make = _maker(kind)
+    required = {field.name for field in dataclasses.fields(kind)} - defaults.keys()
 
     def shape(value: dict[str, Any]) -> tuple[list[str], list[tuple[str, Callable[[], Any]]]]:
         """The fields that are not taken as they are, and those that are missing, with what makes their defaults."""
@@ -151,24 +159,42 @@ def _object_decoder(kind: type) -> Callable[[Any], Any]:
                 raise
         for name, default in missing:
             value[name] = default()
-        if not frozen:
-            return kind(**value)  # whose attributes take a third of the memory of a dict
-        made = object.__new__(kind)
-        object.__setattr__(made, "__dict__", value)  # as __init__ would, field by field and many times as slowly
-        return made
+        return make(value)
 
     return decode
 
 
-def _default(field: dataclasses.Field) -> Callable[[], Any] | None:
-    """What makes the field's default; None if it has none."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory
-    return None if field.default is dataclasses.MISSING else lambda: field.default
+def _maker(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
+    """What makes an instance of the dataclass `kind` of the values of all its fields."""
+
+    def mutable(values: dict[str, Any]) -> Any:
+        return kind(**values)  # whose attributes take a third of the memory of a dict
+
+    def frozen(values: dict[str, Any]) -> Any:
+        instance = object.__new__(kind)
+        object.__setattr__(instance, "__dict__", values)  # as __init__ would, field by field and many times as slowly
+        return instance
+
+    return frozen if kind.__dataclass_params__.frozen else mutable
 
 
-def _packed_decoder(kind: type) -> Callable[[Any], Any]:
-    in_full = _container_decoder(list, kind)
+def _defaults(kind: type[Any]) -> dict[str, Callable[[], Any]]:
+    """What makes the default of each field that has one."""
+    defaults: dict[str, Callable[[], Any]] = {}
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = functools.partial(_same, field.default)
+    return defaults
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _packed_decoder(kind: type[Any]) -> Callable[[Any], Any]:
+    in_full = _list_decoder(kind)
 
     def decode(value: Any) -> Any:
         return packed(kind, value) or in_full(value)
@@ -176,23 +202,42 @@ def _packed_decoder(kind: type) -> Callable[[Any], Any]:
     return decode
 
 
-def _container_decoder(container: type, kind: Any) -> Callable[[Any], Any]:
+def _list_decoder(kind: Any) -> Callable[[Any], list[Any]]:
     inner = _decoder(kind)
     plain = {kind} if kind in (int, float, str) else set()
 
-    def decode(value: Any) -> Any:
-        if type(value) is not container:
-            raise Misfit("should be a list" if container is list else "should be an object")
-        if kind is Any or (container is list and value and set(map(type, value)) == plain):
+    def decode(value: Any) -> list[Any]:
+        if type(value) is not list:
+            raise Misfit("should be a list")
+        if kind is Any or (value and set(map(type, value)) == plain):
             return value
-        made: list[Any] = []
+        parts: list[Any] = []
         try:
-            for part in value if container is list else value.values():
-                made.append(inner(part))
+            for part in value:
+                parts.append(inner(part))
         except Misfit as misfit:
-            at = len(made)
-            misfit.way = (f"[{at}]" if container is list else f".{list(value)[at]}") + misfit.way
+            misfit.way = f"[{len(parts)}]{misfit.way}"
             raise
-        return made if container is list else dict(zip(value, made, strict=True))
+        return parts
+
+    return decode
+
+
+def _dict_decoder(kind: Any) -> Callable[[Any], dict[str, Any]]:
+    inner = _decoder(kind)
+
+    def decode(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise Misfit("should be an object")
+        if kind is Any:
+            return value
+        parts: dict[str, Any] = {}
+        for name, part in value.items():
+            try:
+                parts[name] = inner(part)
+            except Misfit as misfit:
+                misfit.way = f".{name}{misfit.way}"
+                raise
+        return parts
 
     return decode

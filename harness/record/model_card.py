@@ -43,12 +43,16 @@ USE = {"adapter": ADAPTER, "merged": WHOLE, "model": WHOLE, "gguf": GGUF}
 
 
 def text(record: Record, form: str | None = None) -> str:
-    """The card, as Markdown with a head of YAML that the hub reads, for a record that has `saved`.
+    """The card, as Markdown with a head of YAML that the hub reads.
 
-    form: of the weights that it lies beside, a key of USE; null for the saved ones.
+    form: of the weights that it lies beside, a key of USE; null for the saved ones. Raises ValueError if it is null and
+    the record has none.
     """
-    cell, form = record.cell, form or record.saved.form
-    base, revision = base_of(record)
+    if form is None:
+        if record.saved is None:
+            raise ValueError(f"{record.cell.name} has no saved weights")
+        form = record.saved.form
+    cell, base, (_, revision) = record.cell, tuned_from(record), base_of(record)
     named = json.dumps(base if HUB_ID.fullmatch(base) else "BASE") + (f', revision="{revision}"' if revision else "")
     parts = [
         _head(record, form),
@@ -75,15 +79,20 @@ def text(record: Record, form: str | None = None) -> str:
     return redact.redact("\n".join(parts))
 
 
-def base_of(record: Record) -> tuple[str, str | None]:
-    """What the model was tuned from, as its settings name it, and which commit of it if it is the hub's."""
+def tuned_from(record: Record) -> str:
+    """The path or the hub's name of the base model; the model's own name if it is behind an API."""
+    return record.cell.settings.model.path or record.cell.model
+
+
+def base_of(record: Record) -> tuple[str | None, str | None]:
+    """The path of the base model as its settings name it (None behind an API), and its commit if it is the hub's."""
     model = record.cell.settings.model
     name, _, commit = record.fingerprints.get("model", "").rpartition("@")
     return model.path, commit if name == model.path else model.revision
 
 
 def _head(record: Record, form: str) -> str:
-    model, source = record.cell.settings.model.path, record.cell.settings.data.load.get("path")
+    model, source = tuned_from(record), record.cell.settings.data.load.get("path")
     told: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(model):
         told["base_model"] = model
@@ -95,7 +104,7 @@ def _head(record: Record, form: str) -> str:
 
 def _whence(record: Record) -> Iterator[str]:
     """What stands for BASE, which is on no hub."""
-    base, _ = base_of(record)
+    base = tuned_from(record)
     if HUB_ID.fullmatch(base):
         return
     kind, _, name = base.partition(":")
@@ -121,7 +130,7 @@ def _quantised(record: Record, form: str) -> Iterator[str]:
 
 def _training(record: Record) -> Iterator[tuple[str, str]]:
     cell, settings = record.cell, record.cell.settings
-    yield "base model", f"`{base_of(record)[0]}`, {record.fingerprints.get('model', 'no fingerprint')}"
+    yield "base model", f"`{tuned_from(record)}`, {record.fingerprints.get('model', 'no fingerprint')}"
     yield "method", cell.method
     axes = {"rank": cell.rank, "alpha": cell.alpha, "learning rate": cell.lr, "seed": cell.seed} | cell.knobs
     yield from ((name, _said(value)) for name, value in axes.items() if value is not None)

@@ -14,7 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 # By the type of a number: how it is packed, and what it is in JSON. null is packed as nan, which no record has.
-PACKED = {int: ("q", {int}), float: ("d", {float}), float | None: ("d", {float, type(None)})}
+PACKED: dict[Any, tuple[str, set[type]]] = {
+    int: ("q", {int}),
+    float: ("d", {float}),
+    float | None: ("d", {float, type(None)}),
+}
 
 
 def packed(kind: type, values: Any) -> Sequence[Any] | None:
@@ -42,13 +46,11 @@ class PackedFloats(array):
     def __eq__(self, other: object) -> bool:
         return self.tolist() == (other.tolist() if isinstance(other, array) else other)
 
-    __hash__ = None
-
 
 class PackedPoints(Sequence):
     """Instances of a frozen dataclass, made anew whenever they are asked for."""
 
-    def __init__(self, kind: type, columns: Sequence[array]):
+    def __init__(self, kind: type[Any], columns: Sequence[array]):
         self._kind, self._columns = kind, columns
 
     def __len__(self) -> int:
@@ -70,8 +72,6 @@ class PackedPoints(Sequence):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None
 
 
 @functools.cache

@@ -137,6 +137,7 @@ def _of_fields(kind: type) -> dict[str, Check]:
 
 def _of_field(owner: type, name: str, kind: Any) -> Check | None:
     """What checks the value of a field, if it is not null; None if every value of its type will do."""
+    part_of_record = dataclasses.is_dataclass(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kinds = [part for part in typing.get_args(kind) if part is not types.NoneType]
         return _of_field(owner, name, kinds[0]) if len(kinds) == 1 else _free  # as a batch size that may be auto
@@ -150,7 +151,7 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
         most = LIMIT if kind is int else MOST
         least = -most if (owner, name) in SIGNED or owner.__module__ == Settings.__module__ else 0
         return _number(1 if (owner, name) in POSITIVE else least, most)
-    if dataclasses.is_dataclass(kind):
+    if part_of_record:
         return _checks(kind)
     if kind is Any:
         return _free

@@ -198,6 +198,13 @@ class Record:
     schema: int = SCHEMA
     """Version of this format."""
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows, where all fields would fill pages."""
+        facts: list[str] = [self.status, *([] if self.failure is None else [self.failure.reason])]
+        facts += [f"validation loss {point.loss:.4g}" for point in self.validation[-1:]]
+        facts += [f"{score.task} {score.metric} {score.value:.4g}" for score in self.scores]
+        printer.text(f"<Record {self.study}/{self.cell.name}: {', '.join(facts)}>")
+
 
 def repeat_of(run: Record, number: int) -> Repeat:
     """What another record of the same cell keeps of `run`, without its scores."""
@@ -226,6 +233,6 @@ def micro_batches(record: Record) -> tuple[int, int] | None:
     if (ran := record.smaller_batches) is not None:
         return ran.batch_size, ran.grad_accum
     train = record.cell.settings.train
-    if train.sizes_itself or train.batch_size is None:
+    if not isinstance(train.batch_size, int):  # auto, or the cell is not trained
         return None
     return train.batch_size, train.grad_accum or 1

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +34,7 @@ from harness.report.claims import (
     enough_seeds,
 )
 from harness.report.evidence import Evidence
-from harness.report.pairwise import Items
+from harness.report.items.answered import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.next_run import listed
@@ -133,14 +134,23 @@ def informative(verdicts: Sequence[Verdict]) -> bool:
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims are supported, refuted and not decided, and depend on the setting if there are such."""
     counts = Counter(verdict.judgement.decision for verdict in verdicts)
-    said = [(counts[SUPPORTED], SUPPORTED), (counts[REFUTED], REFUTED)]
-    said += [(counts[DEPENDS], "dependent on the setting")] if counts[DEPENDS] else []
-    return ", ".join(f"{count} {decision}" for count, decision in [*said, (counts[OPEN], OPEN)])
+    depends = [f"{counts[DEPENDS]} dependent on the setting"] if counts[DEPENDS] else []
+    decided = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
+    return ", ".join([*decided, *depends, f"{counts[OPEN]} {OPEN}"])
 
 
 def command(claim: Claim) -> str:
     """The command that runs the cells which decide `claim`."""
     return f"python -m harness {claim.run}"
+
+
+def to_decide(verdict: Verdict) -> str:
+    """`command`, with as many seeds as are enough where that is a number that can be run."""
+    typed, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
+    if seeds is None or seeds > MOST_SEEDS:
+        return typed
+    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(int(seeds)))}")
+    return f"{typed} {more}"
 
 
 def effect_text(verdict: Verdict) -> str:
@@ -156,15 +166,14 @@ def effect_text(verdict: Verdict) -> str:
 
 def _deciding(verdict: Verdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
-    asked, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
+    typed, seeds = to_decide(verdict), enough_seeds(verdict.judgement)
     if seeds is None:
-        return f"`{asked}`"
+        return f"`{typed}`"
     if math.isinf(seeds):
-        return f"`{asked}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+        return f"`{typed}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
     if seeds > MOST_SEEDS:
-        return f"`{asked}` with more than {MOST_SEEDS} seeds, if the effect stays"
-    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(seeds))}")
-    return f"`{asked} {more}` ({seeds} seeds, if the effect stays)"
+        return f"`{typed}` with more than {MOST_SEEDS} seeds, if the effect stays"
+    return f"`{typed}` ({seeds} seeds, if the effect stays)"
 
 
 def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> Iterator[str]:
@@ -205,7 +214,7 @@ def _where(verdict: Verdict, columns: Mapping[str, list[str]]) -> str:
     return " ".join([verdict.claim.name, *(["of"] if shown else []), *shown])
 
 
-def _data(verdict: Verdict) -> dict:
+def _data(verdict: Verdict) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)

@@ -17,7 +17,10 @@ from harness.report.evidence import Evidence
 from harness.report.statistics import Interval
 
 Decision = Literal["supported", "refuted", "depends", "not decided"]
-SUPPORTED, REFUTED, DEPENDS, OPEN = "supported", "refuted", "depends", "not decided"
+SUPPORTED: Decision = "supported"
+REFUTED: Decision = "refuted"
+DEPENDS: Decision = "depends"
+OPEN: Decision = "not decided"
 MOST_SEEDS = 30  # more are no advice
 
 
@@ -103,12 +106,12 @@ def enough_seeds(judgement: Judgement) -> float | None:
     None where the claim is no range, one seed tells nothing of others, seeds are not what tells more, or the interval
     has no end on the side of a limit.
     """
-    effect, limits = judgement.effect, judgement.range
-    told = judgement.by_seeds and (judgement.seeds or 0) > 1
-    if judgement.decision != OPEN or not told or effect is None or limits is None:
+    effect, claimed, seeds = judgement.effect, judgement.range, judgement.seeds or 0
+    informative = judgement.by_seeds and seeds > 1
+    if judgement.decision != OPEN or not informative or effect is None or claimed is None:
         return None
-    inside = limits[0] < effect.value < limits[1]
-    limits = [limit for limit in limits if math.isfinite(limit)]
+    inside = claimed[0] < effect.value < claimed[1]
+    limits = [limit for limit in claimed if math.isfinite(limit)]
     value, low, high = effect
     if min(value, *limits) > 0:  # a ratio or a rate: its interval is one of logarithms
         value, low, high, *limits = (math.log(number) if number > 0 else -math.inf for number in (*effect, *limits))
@@ -119,8 +122,8 @@ def enough_seeds(judgement: Judgement) -> float | None:
         return None
     if judgement.of_items * lack**2 >= 1:
         return math.inf
-    needed = judgement.seeds * (1 - judgement.of_items) / (lack**-2 - judgement.of_items)
-    return math.ceil(needed) if needed > judgement.seeds else None
+    needed = seeds * (1 - judgement.of_items) / (lack**-2 - judgement.of_items)
+    return math.ceil(needed) if needed > seeds else None
 
 
 def lacking(*what: str) -> Judgement:
@@ -134,6 +137,11 @@ def unchosen(at: Evidence, methods: Iterable[str], by: Sequence[str], *what: str
         if choice.method in methods and at.of(choice.method):
             return Judgement(OPEN, why=f"No setting of {choice.label} is chosen: {choice.reason}")
     return lacking(*what)
+
+
+def fewest_seeds(judgements: Sequence[Judgement]) -> int | None:
+    """The least number of seeds of those that have one; None if none has."""
+    return min((judgement.seeds for judgement in judgements if judgement.seeds is not None), default=None)
 
 
 def names(judgements: Sequence[Judgement]) -> tuple[str, ...]:

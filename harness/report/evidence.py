@@ -12,9 +12,10 @@ import numpy as np
 from harness.record import Record
 from harness.report.frame import measures, score_name, setting_texts
 from harness.report.headline import learned
+from harness.report.items.answered import Items
 from harness.report.lint.environment import device, overlap, versions
 from harness.report.lint.training import attention_text, micro_batches_text, resumed
-from harness.report.pairwise import Items, items
+from harness.report.pairwise import items
 from harness.report.select import Choice, select
 from harness.report.statistics import Answers
 
@@ -64,7 +65,7 @@ class Evidence:
         resumed."""
         return {name for rule in (overlap, resumed) for _, names in rule(self.records) for name in names}
 
-    def choices(self, *by: str) -> dict[tuple, Choice]:
+    def choices(self, *by: str) -> dict[tuple[Any, ...], Choice]:
         """The chosen setting of each method by (method, *by), without those for which none could be chosen."""
         if by not in self._choices:
             self._choices[by] = select(self.records, ("method", *by), self._settings)
@@ -80,7 +81,7 @@ class Evidence:
         records = [self.records[i] for choice in choices for i in choice.index]
         return sorted(records, key=lambda record: record.cell.seed or 0)
 
-    def sample(self, choices: Sequence[Choice], score: str) -> tuple[Answers, tuple] | None:
+    def sample(self, choices: Sequence[Choice], score: str) -> tuple[Answers, tuple[Any, ...]] | None:
         """The values of `score`, the mean over `choices`, and an identifier of the items.
 
         None if a choice lacks the score or its items, or if two choices answered different items. Seeds of several
@@ -90,16 +91,16 @@ class Evidence:
         scored = all(score in map(score_name, record.scores) for group in groups for record in group)
         if self._folder is None or not scored:
             return None
-        answered = [items(self._folder, group, score) for group in groups]
-        if not all(answered) or len({which for _, which in answered}) > 1:
+        answered = [found for group in groups if (found := items(self._folder, group, score))]
+        if len(answered) < len(groups) or len({which for _, which in answered}) > 1:
             return None
         common = set.intersection(*({record.cell.seed for record in group} for group in groups))
         if not common:
             return None
         rows, seeds = [], tuple(sorted(common, key=lambda seed: seed or 0))
-        for sample, _ in answered:
-            at = dict(zip(sample.seeds, sample.values, strict=True))
-            rows.append(np.stack([at[seed] for seed in seeds]))
+        for group, (sample, _) in zip(groups, answered, strict=True):
+            by_seed = dict(zip((record.cell.seed for record in group), sample.values, strict=True))
+            rows.append(np.stack([by_seed[seed] for seed in seeds]))
         first, which = answered[0]
         return Answers(np.mean(rows, axis=0), first.clusters, seeds), which
 

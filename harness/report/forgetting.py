@@ -20,7 +20,7 @@ from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
 from harness.report.items.answered import AnsweredItems, answers
-from harness.report.items.changed import ChangedItems
+from harness.report.items.changed import Changed, ChangedItems
 from harness.report.pairwise import score_of
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
@@ -66,7 +66,7 @@ class Comparison:
     score: str
     clusters: int | None
     total: Tally
-    subjects: dict[str, Tally]
+    subjects: dict[str | None, Tally]
     changed: ChangedItems
 
 
@@ -104,8 +104,8 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
     else:
         for choice in rows.choices:
             if choice.index:
-                of_it = [rows.records[i] for i in choice.index]
-                groups.append(_Group(choice.place, choice.label, choice.setting or "", of_it))
+                seeds = [rows.records[i] for i in choice.index]
+                groups.append(_Group(choice.place, choice.label, choice.setting or "", seeds))
             else:
                 left_out.append(f"{choice.label} is not compared: {choice.reason}.")
     found = []
@@ -145,14 +145,15 @@ def _bases(place: tuple[str, str, str], records: Sequence[Record]) -> list[Recor
 
 def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -> Comparison | str:
     """The comparison by the score `name` with the first base that answered the same items, or the reason for none."""
-    scores = [score_of(record, name) for record in of_it.records]
-    if None in scores:
+    scored = [(record, score) for record in of_it.records if (score := score_of(record, name))]
+    if len(scored) < len(of_it.records):
         return "not every seed has this score."
-    if not scores[0].higher_is_better:
+    if not scored[0][1].higher_is_better:
         return "it is not a score of right and wrong."
-    tuned = [answers(folder, record, score, texts=True) for record, score in zip(of_it.records, scores, strict=True)]
-    if not all(tuned):
+    tuned = [(table, score) for record, score in scored if (table := answers(folder, record, score, texts=True))]
+    if len(tuned) < len(scored):
         return "the items of a cell are missing."
+    tables = [table for table, _ in tuned]
     reason = f"{BASE} has no such score."
     for base in bases:
         asked = score_of(base, name)
@@ -161,16 +162,16 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
         own = answers(folder, base, asked, texts=True)
         if not own:
             reason = f"the items of {base.cell.name} are missing."
-        elif any(_asked(table, score) != _asked(own, asked) for table, score in zip(tuned, scores, strict=True)):
+        elif any(_asked(table, score) != _asked(own, asked) for table, score in tuned):
             reason = f"{base.cell.name} has other items, another number of shots, or another version of the task."
-        elif not all(table.binary for table in (own, *tuned)):
+        elif not all(table.binary for table in (own, *tables)):
             return "it is not a score of right and wrong."
         else:
-            return _comparison(of_it, name, base, own, tuned)
+            return _comparison(of_it, name, base, own, tables)
     return reason
 
 
-def _asked(items: AnsweredItems, score: Score) -> tuple:
+def _asked(items: AnsweredItems, score: Score) -> tuple[Any, ...]:
     """What must be equal to compare the answers of two models item by item."""
     return score.num_fewshot, score.version, *items.identity
 
@@ -217,17 +218,18 @@ def _tally(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Tally:
 
 def to_json(found: Forgetting) -> dict[str, Any]:
     """All results as JSON types, with full answers."""
-    comparisons = [replace(c, changed=list(c.changed)) for c in found.comparisons]
-    return {"comparisons": [_plain(dataclasses.asdict(c)) for c in comparisons], "left_out": found.left_out}
+    return {"comparisons": [_plain(c) for c in found.comparisons], "left_out": found.left_out}
 
 
 def _plain(value: Any) -> Any:
-    """`value` with intervals as objects instead of tuples."""
+    """`value` as JSON types, with intervals as objects instead of tuples."""
     if isinstance(value, Difference):
         return value._asdict()
+    if isinstance(value, Comparison | Tally | Changed):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+    return [_plain(part) for part in value] if isinstance(value, list | ChangedItems) else value
 
 
 def tables(found: Forgetting, study: str, examples: int, every: bool = True) -> list[Table]:
@@ -282,10 +284,10 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
     names.sort(key=lambda name: sum(t.won - t.lost for c in of_it if (t := c.subjects.get(name))))
     rows = []
     for name in names:
-        tallies = {c.label: c.subjects.get(name) for c in of_it}
-        some = next(tally for tally in tallies.values() if tally)
-        row = {"Subject": name, "Items": f"{some.items:,}", "Base right": f"{some.right:,}"}
-        rows.append(row | {label: _moved(tally) if tally else ABSENT for label, tally in tallies.items()})
+        by_label = {c.label: c.subjects.get(name) for c in of_it}
+        some = next(tally for tally in by_label.values() if tally)
+        row = {"Subject": _subject(name), "Items": f"{some.items:,}", "Base right": f"{some.right:,}"}
+        rows.append(row | {label: _moved(tally) if tally else ABSENT for label, tally in by_label.items()})
     where = f" ({'/'.join(of_it[0].place[1:])})" if several else ""
     return _table(
         "Subject",
@@ -300,7 +302,8 @@ def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table
     rows = []
     for c in found.comparisons:
         for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples)):
-            row = {"Method": c.label, "Score": named(c.score), "Subject": item.subject, "Item": str(item.item)}
+            row = {"Method": c.label, "Score": named(c.score), "Subject": _subject(item.subject)}
+            row |= {"Item": str(item.item)}
             row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
             row |= {"Target": _short(item.target), "Base": _short(item.base)}
             rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
@@ -328,6 +331,10 @@ def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]
 def named(score: str) -> str:
     """A score's name for readers."""
     return score.removesuffix("/none").replace("/", " ")
+
+
+def _subject(name: str | None) -> str:
+    return ABSENT if name is None else name
 
 
 def _count(mean: float) -> str:

@@ -39,7 +39,6 @@ BYTES += ["adapter_bytes", "model_bytes"]
 COUNTS = [*BYTES, "rank", "seed", "failed_step", "trainable", "total", "steps", "raw_tokens", "micro_batch"]
 COUNTS += ["requests", "read_tokens", "written_tokens"]
 
-
 Numbers = dict[str, float | None]
 
 
@@ -53,8 +52,8 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     setting                             the axes, knobs and other varying settings as text: `setting_texts`
     status                              ok, failed, oom, diverged, unfit or pruned
     failed_phase, failed_step, reason   where and why, for a cell that is not ok
-    seconds                             the whole job
-    trainable, total                    weights
+    seconds                             seconds of the whole job
+    trainable, total                    how many weights are trained, and how many there are
     trainable_share                     trainable / total, a fraction of 1
     validation_loss                     the last one, nats per token; of pairs, nats per pair
     answer_bits_per_byte                the same answers in bits per byte of their text, which does not depend on how a
@@ -83,61 +82,60 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     steps, raw_tokens                   optimizer steps and non-padding tokens trained on
     tokens_per_second_steady            raw tokens / second, median over the steps after warm-up
     tokens_per_second_amortised         raw tokens / second, over all steps
-    step_seconds_median, …_p95          over the steps after warm-up
+    step_seconds_median, step_seconds_p95               seconds a step after warm-up, and the 95th percentile
     forward_share, backward_share, optimizer_share      of the seconds of all steps, a fraction of 1
     projection_share                    likewise, what optimizer laps of over twice the median took beyond it: GaLore's
                                         new projections, and whatever else is slow now and then
-    flops_per_token                     of a padded token, without those that checkpointing does again; of a forward
-                                        pass for an untuned model
+    flops_per_token                     FLOPs of a padded token, without those that checkpointing does again; of a
+                                        forward pass for an untuned model
     utilisation                         flops_per_token × padded tokens/s of one device at the steady rate / its
                                         measured peak of matrix products, a fraction of 1
-    joules_per_token                    over all steps, a raw token
+    joules_per_token                    joules a raw token, over all steps
     gpu_busy_share                      of a probe step's time, in which the GPU ran a kernel, a fraction of 1
-    kernels                             that such a step started
+    kernels                             how many kernels such a step started
 
     Inference; FORM is base, unmerged or merged:
 
     FORM_prefill_tokens_per_second      tokens read / second, median over repeats
     FORM_decode_tokens_per_second       tokens written / second after the first of each sequence, likewise
-    FORM_first_token_seconds            to the first token of a batch, likewise
-    FORM_token_seconds                  between two tokens of a sequence, likewise
+    FORM_first_token_seconds            seconds to the first token of a batch, likewise
+    FORM_token_seconds                  seconds between two tokens of a sequence, likewise
     FORM_batched_…                      these four at infer.large_batch_size
 
     Of a model behind an API:
 
-    requests, read_tokens, written_tokens               that its scores rest on, as the endpoint counts tokens
+    requests, read_tokens, written_tokens               how many its scores rest on, as the endpoint counts tokens
     answer_tokens_per_second            tokens written / second of waiting for the answers
     price_read, price_written           dollars for a million tokens
     dollars                             that the cell's own requests cost
 
     The rest of a job:
 
-    load_seconds, train_seconds, score_seconds          these phases
-    merge_seconds                       of folding the adapter in alone
+    load_seconds, train_seconds, score_seconds          seconds of these phases
+    merge_seconds                       seconds of folding the adapter in alone
     logit_difference                    greatest by which merging moved a logit of a validation batch
-    adapter_bytes, model_bytes          on disk: the adapter, and all weights as they are served
+    adapter_bytes, model_bytes          bytes on disk: the adapter, and all weights as they are served
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
-    TASK/METRIC/FILTER:stderr, …:n      its standard error over items, and how many items
+    TASK/METRIC/FILTER:stderr, TASK/METRIC/FILTER:n     its standard error over items, and how many items
     """
     if known is None:
         known = zip(setting_texts(records), map(measures, records), strict=True)
     columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(records))  # of few objects, unlike rows
-    for i, (record, of_it) in enumerate(zip(records, known, strict=True)):
-        for name, value in _row(record, *of_it).items():
+    for i, (record, (setting, numbers)) in enumerate(zip(records, known, strict=True)):
+        for name, value in _row(record, setting, numbers).items():
             columns[name][i] = value
     # Int64 is nullable: a missing count must not turn the others to floats
-    kinds = {name: "Int64" if name in COUNTS or name.endswith(":n") else "float64" for name in columns}
-    kinds |= dict.fromkeys(TEXTS)  # which pandas knows
+    counts = {name for name in columns if name in COUNTS or name.endswith(":n")}
+    kinds = {name: None if name in TEXTS else "Int64" if name in counts else "float64" for name in columns}
     return pd.DataFrame({name: pd.Series(values, dtype=kinds[name]) for name, values in columns.items()})
 
 
 def measures(record: Record) -> Numbers:
     """The measurements of `record` without its scores, by the names of `frame`'s columns."""
     train, phases = record.train, record.phases
-    numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
+    numbers: Numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
     numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
-    numbers |= {"answer_bits_per_byte": _answer_bits(record)}
-    numbers |= {"micro_batch": (micro_batches(record) or (None,))[0]}
+    numbers |= {"answer_bits_per_byte": _answer_bits(record), "micro_batch": (micro_batches(record) or (None,))[0]}
     numbers |= {TRAIN_MEMORY: train_memory(record), "train_memory_remainder": memory_remainder(record)}
     numbers |= _each(record.probe, PROBE)
     numbers |= _each(phases["train"].memory if "train" in phases else None, PHASE_MEMORY)
@@ -277,7 +275,9 @@ def _projection_share(train: Train) -> float | None:
 
 def _utilisation(record: Record) -> float | None:
     train, probe = record.train, record.probe
-    if train is None or probe is None or not train.tokens.raw or train.tokens_per_second_steady is None:
+    if train is None or probe is None or train.tokens_per_second_steady is None:
+        return None
+    if not train.tokens.raw or train.tokens.padded is None:
         return None
     device = record.environment.get("device")  # a free dict: any part of it may be missing
     peak = device.get("matmul_flops_per_second") if isinstance(device, dict) else None
@@ -294,7 +294,7 @@ PARAMETERS: Quantities = {
 }
 
 PROBE: Quantities = {
-    **{f"peak_{kind}": lambda probe, kind=kind: getattr(probe.peak, kind) for kind in KINDS},
+    **{f"peak_{kind}": operator.attrgetter(f"peak.{kind}") for kind in KINDS},
     "resident": lambda probe: probe.resident.total,
     "gradients": lambda probe: probe.gradients,
     "flops_per_token": lambda probe: probe.flops_per_token,
@@ -354,14 +354,14 @@ def _axes(record: Record) -> str:
 
 def _setting_leaves(settings: Settings) -> dict[str, str]:
     """Dotted names and texts of all settings, as in `_leaves`."""
-    found = {}
+    leaves: dict[str, str] = {}
     for part in dataclasses.fields(settings):
         value = getattr(settings, part.name)
         if part.name in SHARED:
-            found |= _shared_leaves(part.name, value)
+            leaves |= _shared_leaves(part.name, value)
         elif value != part.default:
-            found |= _leaves({part.name: plain(value) if dataclasses.is_dataclass(value) else value})
-    return found
+            leaves |= _leaves({part.name: plain(value) if dataclasses.is_dataclass(value) else value})
+    return leaves
 
 
 # Parts of the settings that most cells of a study have in common. Methods hash by their names alone.

@@ -15,7 +15,8 @@ MEANINGS: dict[Instrument, str] = {
 
 def instruments(records: Iterable[Record]) -> set[Instrument]:
     """The instruments behind the headline memory of those of `records` that have one."""
-    return {memory_instrument(record) for record in records if train_memory(record) is not None} - {None}
+    measured_by = (memory_instrument(record) for record in records if train_memory(record) is not None)
+    return {instrument for instrument in measured_by if instrument is not None}
 
 
 def comparable(measured_by: Set[Instrument], measure: str) -> bool:

@@ -12,6 +12,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -81,12 +82,16 @@ class Contest:
         """Whether each method is tested against the best one alone."""
         return any(map(_many, self.paired))
 
-    def difference(self, one: str, other: str) -> Difference | None:
-        """The mean of `one` less that of `other`, whichever is the better; None if they are not paired."""
+    def gap(self, one: str, other: str) -> Difference:
+        """The mean of `one` less that of `other`, whichever is the better; KeyError if they are not paired."""
         if (one, other) in self.differences:
             return self.differences[one, other]
-        gap = self.differences.get((other, one))
-        return gap and gap.turned
+        return self.differences[other, one].turned
+
+    def difference(self, one: str, other: str) -> Difference | None:
+        """As `gap`; None if they are not paired."""
+        paired = (one, other) in self.differences or (other, one) in self.differences
+        return self.gap(one, other) if paired else None
 
     @property
     def against_best(self) -> dict[str, Difference]:
@@ -148,25 +153,27 @@ def _primary(task: str, names: Sequence[str], data: str) -> str:
     return next((name for name in own if name == LEARNED.get(data) or name in LEARNED.values()), own[0])
 
 
-def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple] | None:
+def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers, tuple[Any, ...]] | None:
     """The values of the score `name` of one setting's records by seed, with clusters, and an identifier of the items.
 
     Items of one subject, or of one value in the column `cluster`, are a cluster. None if a file is missing or lacks the
     score, if two seeds answered different items, or if a value is missing (null or nan).
     """
     records = sorted(records, key=lambda record: record.cell.seed or 0)
-    found = [_read(folder, record, name) for record in records]
-    if not all(found) or len({which for _, which in found}) != 1:
+    found = [of_record for record in records if (of_record := _read(folder, record, name))]
+    if len(found) < len(records) or len({which for _, which in found}) != 1:
         return None
     first, which = found[0]
     seeds = tuple(record.cell.seed for record in records)
     return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters, seeds), which
 
 
-def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple] | None:
+def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple[Any, ...]] | None:
     """One record's answers sorted by subject and index; only the columns needed are read."""
     score = score_of(record, name)
-    found = score and answers(folder, record, score)
+    if score is None:
+        return None
+    found = answers(folder, record, score)
     if not found or len(found) < 2 or not np.isfinite(found.values).all():
         return None
     values = found.values
@@ -193,7 +200,8 @@ def score_of(record: Record, name: str) -> Score | None:
 
 def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folder: Items | None) -> Contest:
     """A contest without letters. groups: the records of each choice."""
-    standings, samples = [], {}
+    standings: list[Standing] = []
+    samples: dict[str, tuple[Answers, tuple[Any, ...]]] = {}
     higher = True
     for choice, records in zip(choices, groups, strict=True):
         scores = [score for record in records if (score := score_of(record, name))]
@@ -205,7 +213,10 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
             samples[choice.label] = found
     standings.sort(key=lambda standing: -standing.value if higher else standing.value)
     labels = [standing.choice.label for standing in standings if standing.choice.label in samples]
-    paired, intervals, gaps, ranked = [], {}, {}, {}
+    paired: list[list[str]] = []
+    intervals: dict[str, Interval] = {}
+    gaps: dict[tuple[str, str], Difference] = {}
+    ranked: dict[str, MethodRank] = {}
     for which, _ in Counter(samples[label][1] for label in labels).most_common():
         group = [label for label in labels if samples[label][1] == which]
         answered = [samples[label][0] for label in group]
@@ -261,7 +272,7 @@ def _lettered(found: list[Contest]) -> list[Contest]:
     made = []
     for contest in found:
         if contest.primary:
-            ps = {}
+            ps: dict[tuple[str, str], float] = {}
             for labels in contest.paired:
                 ps |= zip(_tested(labels), map(float, next(corrected)), strict=True)
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
@@ -285,7 +296,7 @@ def _closeness(contest: Contest) -> dict[str, float]:
 
 
 def _with_letters(contest: Contest, corrected: dict[tuple[str, str], float]) -> Contest:
-    letters = {}
+    letters: dict[str, str] = {}
     for number, labels in enumerate(contest.paired, 1):
         if len(labels) < 2:
             continue

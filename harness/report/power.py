@@ -69,8 +69,8 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
     else:
         each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * 2))
         noise = statistics.Level(each.sum(axis=0), 2 * rest, freedom.min(axis=0))
-    variance, freedom = statistics.combined(noise, over_items, n - 1)
-    return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * variance**0.5))
+    total, freedom = statistics.combined(noise, over_items, n - 1)
+    return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * total**0.5))
 
 
 def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:

@@ -135,8 +135,9 @@ class PublishedStudy:
             here = [[record for record in group if record.cell.name not in self._disturbed] for group in here]
         own = [group for group in here if group and group[0].cell.method == like.cell.method]
         for groups, whose in ((own, like.cell.method), (here, "all methods")):
-            if found := _pooled([map(value, group) for group in groups], f"seeds of {whose} in the study"):
-                return found
+            known = [[value(record) for record in group] for group in groups]
+            if spread := _pooled(known, f"seeds of {whose} in the study"):
+                return spread
         return None
 
 
@@ -163,7 +164,7 @@ def _judge(compared: _Compared, n: int) -> Recheck:
     if spread is None:
         return Recheck(cell, quantity, published, again, ABSENT, ABSENT, "not compared", why)
     allowed = spread.error * quantile(1 - ALPHA / 2 / n, spread.freedom)
-    agreement = "equal" if abs(gap) < EXACT else "agrees" if abs(gap) <= allowed else "disagrees"
+    agreement: Agreement = "equal" if abs(gap) < EXACT else "agrees" if abs(gap) <= allowed else "disagrees"
     return Recheck(cell, quantity, published, again, shown(gap), f"±{shown(allowed)[1:]}", agreement, spread.why)
 
 
@@ -184,14 +185,19 @@ def _compare(study: PublishedStudy, record: Record, again: Record, folder: Path)
 
 def _inputs(record: Record, again: Record) -> Iterator[Recheck]:
     """Whether both had the same weights, data and batches, by their hashes."""
-    sides = [side.fingerprints | ({"batches": side.train.batches} if side.train else {}) for side in (record, again)]
-    known = [name for name in sides[0] if sides[0][name] and sides[1].get(name)]
+    before, after = _hashes(record), _hashes(again)
+    known = [name for name in before if before[name] and after.get(name)]
     if known:
-        other = [name for name in known if sides[0][name] != sides[1][name]]
+        other = [name for name in known if before[name] != after[name]]
         why = f"other hash of {' and '.join(other)}" if other else f"hashes of {', '.join(known)}"
         yield Recheck(
             record.cell.name, "inputs", ABSENT, ABSENT, ABSENT, ABSENT, "disagrees" if other else "equal", why
         )
+
+
+def _hashes(record: Record) -> dict[str, str]:
+    batches = record.train.batches if record.train else None
+    return record.fingerprints | ({"batches": batches} if batches else {})
 
 
 def _losses(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
@@ -298,8 +304,9 @@ def _over_items(record: Record, again: Record, name: str, folder: Path, folder_a
         changed = int(np.sum(ones[0].values != others[0].values))
         gap = statistics.differences([ones[0], others[0]])[0, 1]
         return Spread(gap.error, gap.freedom, f"{ones[0].values.size} paired items, {changed} answered otherwise")
-    errors = [score.stderr for side in (record, again) if (score := score_of(side, name))]
-    if len(errors) < 2 or None in errors:
+    scores = [score for side in (record, again) if (score := score_of(side, name))]
+    errors = [score.stderr for score in scores if score.stderr is not None]
+    if len(errors) < 2:
         return None
     return Spread(math.hypot(*errors), math.inf, "standard errors over items, which are not paired")
 

@@ -114,12 +114,12 @@ def reruns(records: Sequence[Record]) -> Reruns | None:
 
 def best_on_validation(found: Reruns) -> dict[str, Experiment]:
     """By method, the experiment with the highest accuracy on the source's validation items, where there are some."""
-    best: dict[str, Experiment] = {}
+    best: dict[str, tuple[float, Experiment]] = {}
     for experiment in found.experiments:
-        if _validation(experiment) is not None:
-            method = experiment.record.cell.method
-            best[method] = max(best.get(method, experiment), experiment, key=_validation)
-    return best
+        accuracy, method = _validation(experiment), experiment.record.cell.method
+        if accuracy is not None and (method not in best or accuracy > best[method][0]):
+            best[method] = accuracy, experiment
+    return {method: experiment for method, (_, experiment) in best.items()}
 
 
 def _validation(experiment: Experiment) -> float | None:
@@ -182,11 +182,11 @@ def _shifts(groups: Sequence[Sequence[ExperimentRun]]) -> list[Shift]:
         for before, after in itertools.pairwise(runs):
             if before.stack != after.stack:
                 changes[before.stack, after.stack].append(after.score.value - before.score.value)
-    found = []
-    for (before, after), values in changes.items():
-        if len(values) > 2:
-            found.append(Shift(before, after, len(values), seeds_interval(values)))
-    return found
+    shifts = []
+    for (old, new), values in changes.items():
+        if len(values) > 2 and (change := seeds_interval(values)):
+            shifts.append(Shift(old, new, len(values), change))
+    return shifts
 
 
 def _compared(groups: Sequence[list[ExperimentRun]], spread: float) -> list[Experiment]:
@@ -198,7 +198,7 @@ def _compared(groups: Sequence[list[ExperimentRun]], spread: float) -> list[Expe
     pairs = list(itertools.combinations(range(len(groups)), 2))
     gaps = np.array([values[i] - values[j] for i, j in pairs])
     errors = np.sqrt([variances[i] + variances[j] for i, j in pairs])
-    corrected = holm(2 * special.ndtr(-np.abs(gaps) / errors)) if pairs else []
+    corrected = holm(2 * special.ndtr(-np.abs(gaps) / errors)) if pairs else np.ones(0)
     differ = [pair for pair, p in zip(pairs, corrected, strict=True) if p < ALPHA]
     return [
         Experiment(

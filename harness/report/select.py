@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.record import Record
 from harness.report.frame import setting_texts
@@ -28,7 +28,7 @@ class Choice:
     """
 
     place: tuple[str, str, str]
-    key: tuple
+    key: tuple[Any, ...]
     setting: str | None
     rank: int | None
     alpha: float | None
@@ -59,7 +59,7 @@ class Try(NamedTuple):
     alpha: float | None
     lr: float | None
     failed: str | None
-    index: tuple[int, ...]
+    positions: tuple[int, ...]
     seeds: tuple[int | None, ...]
     losses: tuple[float, ...]
 
@@ -82,7 +82,9 @@ def select(
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
     of them that finished, if it has any.
     """
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[tuple[str, str, str], tuple[Any, ...]], dict[str, list[int]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     settings = setting_texts(records) if settings is None else settings
     for i, (record, setting) in enumerate(zip(records, settings, strict=True)):
         cell = record.cell
@@ -92,17 +94,19 @@ def select(
 
 
 def _chosen(
-    place: tuple[str, str, str], key: tuple, by_setting: dict[str, list[int]], records: Sequence[Record]
+    place: tuple[str, str, str], key: tuple[Any, ...], by_setting: dict[str, list[int]], records: Sequence[Record]
 ) -> Choice:
     tried = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
     tries = [_try(setting, index, records) for setting, index in tried.items() if index]
     choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
-    fresh = [i for i in by_setting.get(choice.setting, []) if records[i].confirmation and records[i].status == "ok"]
-    if not tries or not fresh:
+    if not tries or choice.setting is None:
+        return choice
+    fresh = [i for i in by_setting[choice.setting] if records[i].confirmation and records[i].status == "ok"]
+    if not fresh:
         return choice
     confirmed = _try(choice.setting, fresh, records)
     loss = _mean(confirmed.losses)
-    return replace(choice, index=confirmed.index, loss=None if math.isnan(loss) else loss, confirmed=True)
+    return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True)
 
 
 def latest(index: Sequence[int], records: Sequence[Record]) -> list[int]:
@@ -134,7 +138,7 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
     )
 
 
-def _choice(place: tuple[str, str, str], key: tuple, tries: Sequence[Try]) -> Choice:
+def _choice(place: tuple[str, str, str], key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
     most = max(len(set(tried.seeds)) for tried in tries)
     lost: Counter[str] = Counter()
     finished = []
@@ -162,7 +166,7 @@ def _choice(place: tuple[str, str, str], key: tuple, tries: Sequence[Try]) -> Ch
         rank=best and best.rank,
         alpha=best and best.alpha,
         lr=best and best.lr,
-        index=best.index if best else (),
+        index=best.positions if best else (),
         loss=None if math.isnan(loss) else loss,
         tries=len(tries),
         lost=dict(lost),

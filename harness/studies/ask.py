@@ -11,7 +11,7 @@ from harness import gate
 from harness.errors import UserError
 from harness.protocol import AskModels, LocalModel, Progress
 from harness.record import Record, read, read_study
-from harness.settings import DataSettings
+from harness.settings import DataSettings, ModelSettings
 from harness.studies import verify
 from harness.studies.find import CellRef, find
 from harness.sweep import runner
@@ -28,8 +28,8 @@ def prompts(typed: Sequence[str], file: Path | None) -> list[str]:
             lines = file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} can't be read ({getattr(error, 'strerror', 'it is no text')}).") from None
-        lines = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-        found += [_prompt(file, n, line) if file.suffix == ".jsonl" else line.strip() for n, line in lines]
+        numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+        found += [_prompt(file, n, line) if file.suffix == ".jsonl" else line.strip() for n, line in numbered]
     if not found:
         raise UserError("There is nothing to ask: type a prompt, or name a file of prompts with --prompts.")
     return found
@@ -92,7 +92,7 @@ def ask(
     as_typed: put prompts as they are, not in the template of the cell's data. options: the other fields of AskModels.
     """
     records = [(found, read(found.record)) for found in cells]
-    bases = {}  # one for each model and template
+    bases: dict[tuple[ModelSettings, str | None], tuple[CellRef, Record]] = {}  # one for each model and template
     for found, record in records:
         of_it = record.cell.settings
         bases.setdefault((of_it.model, template(of_it.data)), (found, record))

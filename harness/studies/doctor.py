@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 
 from harness import env, terminal
@@ -195,7 +195,7 @@ def _versions(versions: dict[str, str | None], columns: int = 4) -> list[Row]:
 
 
 def _conflicts(facts: dict[str, Any]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for package, requirement, here in facts["unmet"]:
         needed = str(requirement).partition(";")[0].strip()
         remedy = REMEDIES.get(requirement.name, f'pip install "{needed}"')
@@ -229,12 +229,12 @@ def _disk(name: str, folder: str, free: int) -> Row:
     return name, f"{_gib(free)} GiB free", folder.replace(str(Path.home()), "~", 1), remedy
 
 
-def _settings(group: str) -> dict[str, dict]:
+def _settings(group: str) -> dict[str, Any]:
     """The files of a config group by choice, unresolved, each over those of its group that it begins with."""
     files = group_files(group)
 
-    def whole(choice: str) -> DictConfig | ListConfig:
-        own = OmegaConf.load(files[choice])
+    def whole(choice: str) -> Any:
+        own: Any = OmegaConf.load(files[choice])
         return OmegaConf.merge(*(whole(base) for base in own.pop("defaults", []) if base in files), own)
 
     return {choice: OmegaConf.to_container(whole(choice)) for choice in files}

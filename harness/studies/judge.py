@@ -70,13 +70,15 @@ class JudgeOutcome:
 
 @dataclass(frozen=True)
 class WrittenAnswers:
-    """The written answers of a cell to a task: rows of its items, by item, and their score."""
+    """The written answers of a cell to a task: rows of its items, and texts, by item, and their score.
+
+    items_sha256: of the cell's items, as in its record.
+    """
 
     rows: dict[Item, dict[str, Any]]
+    texts: dict[Item, str]
     score: Score
-
-    def text(self, item: Item) -> str:
-        return written(self.rows[item]["prediction"])
+    items_sha256: str
 
 
 def judge(
@@ -112,8 +114,8 @@ def judge(
         items = list(own.rows)
         request = JudgeAnswers(
             [own.rows[item]["question"] for item in items],
-            [base.text(item) for item in items],
-            [own.text(item) for item in items],
+            [base.texts[item] for item in items],
+            [own.texts[item] for item in items],
             options.judge,
             options.judge_url,
             options.concurrency,
@@ -122,7 +124,7 @@ def judge(
         started = datetime.now(UTC).isoformat(timespec="seconds")
         said = runner.ask(request, on_event)
         values = dict(zip(items, said["values"], strict=True))
-        asked = [value for item, value in values.items() if own.text(item) != base.text(item)]
+        asked = [value for item, value in values.items() if own.texts[item] != base.texts[item]]
         if asked and all(value is None for value in asked):  # ties of equal answers alone are no verdicts
             outcome.refused.append(f"{found.cell.name} is not judged: {options.judge} gave no readable verdict.")
             continue
@@ -130,7 +132,7 @@ def judge(
             task=options.task,
             filter=of_it,
             against=reference[1].cell.name,
-            against_items=reference[1].items_sha256,
+            against_items=base.items_sha256,
             judge=options.judge,
             host=said["host"],
             started=started,
@@ -140,8 +142,8 @@ def judge(
             written=said["tokens"]["written"],
         )
         _add(study, found, made, own, base, values)
-        counts = [said["values"].count(value) for value in (1.0, 0.0, 0.5)]
-        outcome.done.append(Preference(study.name, found.cell.name, made.against, *counts, made.unread))
+        wins, losses, ties = (said["values"].count(value) for value in (1.0, 0.0, 0.5))
+        outcome.done.append(Preference(study.name, found.cell.name, made.against, wins, losses, ties, made.unread))
     return outcome
 
 
@@ -189,15 +191,16 @@ def _answers(of_it: tuple[Study, Record], task: str) -> WrittenAnswers:
     if problems := verify.check(path):
         raise UserError(problems[0])
     scores = [score for score in found.scores if score.task == task and score.metric != METRIC]
-    if not scores:
+    if not scores or found.items_sha256 is None:  # the latter of an imported record
         raise UserError(f"{found.cell.name} has no answers to {task}.")
     table = pq.read_table(path.with_suffix(".items.parquet"), filters=[("task", "=", task)]).to_pylist()
     for score in scores:
         rows = [row for row in table if (row["metric"], row["filter"]) == (score.metric, score.filter)]
-        texts = [written(row["prediction"]) for row in rows]
-        if None not in texts and score.filter != "flexible-extract":  # which keeps a number of an answer
-            by_item = {(row["subject"], row["item"], row["hash"]): row for row in rows}
-            return WrittenAnswers(by_item, score)
+        texts = [text for row in rows if (text := written(row["prediction"])) is not None]
+        if len(texts) == len(rows) and score.filter != "flexible-extract":  # which keeps a number of an answer
+            items = [(row["subject"], row["item"], row["hash"]) for row in rows]
+            by_item, by_text = dict(zip(items, rows, strict=True)), dict(zip(items, texts, strict=True))
+            return WrittenAnswers(by_item, by_text, score, found.items_sha256)
     raise UserError(f"the answers of {found.cell.name} to {task} are chosen, not written.")
 
 
@@ -221,7 +224,7 @@ def _add(
     """Write the record and its items with the shares: both, or neither. UserError if another process changed it."""
     read = {item: value for item, value in values.items() if value is not None}
     rows = [
-        own.rows[item] | {"metric": METRIC, "filter": made.filter, "value": value, "target": base.text(item)}
+        own.rows[item] | {"metric": METRIC, "filter": made.filter, "value": value, "target": base.texts[item]}
         for item, value in read.items()
     ]
     shares = list(read.values())

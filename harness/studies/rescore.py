@@ -92,9 +92,10 @@ def _objection(study: Study, found: Record) -> str | None:
     if (why := gate.refusal(found, path)) is not None:
         return why
     if _tuned(found):
-        if study.weights(found) is None:
+        saved, merge = found.saved, found.merge
+        if saved is None or study.weights(found) is None:
             return f"it has no saved weights; to train it again and keep them: {study.anew(found, 'adapter')}"
-        if found.saved.form == "merged" and not found.merge.merged:
+        if saved.form == "merged" and not (merge and merge.merged):
             return "its saved, merged weights are not the model that was scored; save=adapter saves that model"
     problems = verify.check(path)
     return problems[0].rstrip(".") if problems else None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
@@ -45,7 +45,8 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
             known = ", ".join(f"{key}=" for key in PRECAUTIONS)
             raise UserError(f"`retry` changes only {known}; got {override}.")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist([*overrides]))
+        config: DictConfig = OmegaConf.structured(Config)
+        config.merge_with(OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None
     validate.check_precautions(config)
@@ -77,9 +78,17 @@ def retry(
         for found in records:
             try:
                 precautions = dataclasses.replace(found.precautions, **changed or {})
-                options = {"precautions": precautions, "save": found.save, "tracker": found.tracker}
-                options |= {"confirmation": found.confirmation, "halving": study.halving(found.stop)}
-                request = runner.request_for(found.cell, study, data_root, local, **options)
+                request = runner.request_for(
+                    found.cell,
+                    study,
+                    data_root,
+                    local,
+                    precautions=precautions,
+                    save=found.save,
+                    tracker=found.tracker,
+                    confirmation=found.confirmation,
+                    halving=study.halving(found.stop),
+                )
                 again = _run(study, found, request, progress)
             except UserError as error:
                 print(f"{found.cell.name} is not run: {error}", file=sys.stderr)

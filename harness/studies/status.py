@@ -116,7 +116,8 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
     ]
     remaining = [durations.to_go(state, cells.get(state.cell)) for state in states if state.state in AT_WORK]
     shared = [seconds and seconds / max(1, len(running)) for seconds in remaining]
-    total = None if None in shared else sum(seconds for seconds in shared if seconds > 0)
+    known = [seconds for seconds in shared if seconds is not None]
+    total = sum(seconds for seconds in known if seconds > 0) if len(known) == len(shared) else None
     return StudyStatus(name, states, total, to_go(shared) if shared else "", problems)
 
 
@@ -151,15 +152,16 @@ class Durations:
 
 
 def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Durations) -> CellStatus:
-    found = CellStatus(name, "running", host=marker["host"], seconds=max(0.0, time.time() - marker["started"]))
+    seconds = max(0.0, time.time() - marker["started"])
+    found = CellStatus(name, "running", host=marker["host"], seconds=seconds)
     found.follow(marker["progress"] if isinstance(marker["progress"], dict) else {})
     if cell is None:  # of `run`, which plans nothing
         return found
     found.id, found.method = cell.id, cell.method
     if (left := found.progress.seconds_left) is not None:
         left += durations.after_training(cell.method)
-    elif (expected := durations.of_method(cell.method)) is not None and expected > found.seconds:
-        left = expected - found.seconds
+    elif (expected := durations.of_method(cell.method)) is not None and expected > seconds:
+        left = expected - seconds
     found.progress = dataclasses.replace(found.progress, seconds_left=left)
     return found
 

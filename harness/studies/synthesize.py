@@ -33,7 +33,7 @@ def synthesize(
     if out.exists() and not out.with_suffix(".answers.jsonl").exists():
         raise UserError(f"{out} exists without the answers that it was made from; name another file with --out.")
     config = app.composed(*([] if is_file else [f"data={source}"]))
-    settings = OmegaConf.to_container(config, resolve=True)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     evaluation = cells.part(EvalSettings, settings["eval"] | ({} if tasks is None else {"tasks": tasks}))
     shown = terminal.console(to_stderr=True)
     bar = progress.Progress(

@@ -51,8 +51,9 @@ class RecordFile:
     @property
     def started(self) -> datetime:
         """When the cell, its last scoring or its last repeat began, by the clock of its own machine."""
-        later = (*self.record.rescored, *self.record.repeats)
-        return max(map(_time, (self.record.started, *(run.started for run in later))))
+        scorings = [scoring.started for scoring in self.record.rescored]
+        repeats = [repeat.started for repeat in self.record.repeats]
+        return max(map(_time, (self.record.started, *scorings, *repeats)))
 
     def equals(self, other: RecordFile) -> bool:
         """Whether both have the same record, and so the same items, whose hash it has."""
@@ -90,13 +91,13 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     for folder in folders:
         for found in _records(folder, into, plan):
             candidates.setdefault((found.study, found.path.name), []).append(found)
-    for (study, name), found in candidates.items():
+    for (study, name), of_name in candidates.items():
         try:
             there = [RecordFile(study, path, record.read(path))] if (path := into / study / name).exists() else []
         except RecordError as error:
             plan.problems.append(str(error))
             continue
-        _decide([*there, *found], bool(there), newer, plan)
+        _decide([*there, *of_name], bool(there), newer, plan)
     for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys():
         Study(into, study).planned()
     for found in (*plan.new, *plan.newer):

@@ -91,7 +91,7 @@ def _items(found: Record, path: Path) -> list[str]:
         return [f"{path} can't be read as items ({' '.join(str(error).split())})."]
     problems = []
     for score in found.scores if own else []:
-        count, mean = means.get((score.task, score.metric, score.filter), (0, None))
+        count, mean = means.get((score.task, score.metric, score.filter), (0, math.nan))
         name = f"{score.task} {score.metric} {score.filter}"
         if count != score.n:
             problems.append(f"{path} has {units.plural(count, 'item')} of {name}; its record counts {score.n}.")
@@ -115,8 +115,8 @@ def _weights(found: Record, folder: Path) -> list[str]:
     return wrong + [f"{folder / name} is not the file that was saved: the hashes differ." for name in changed]
 
 
-def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
-    """The number of items and the mean of their values, by task, metric and filter."""
+def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float]]:
+    """The number of items and the mean of their values (nan of none), by task, metric and filter."""
     keys = ["task", "metric", "filter"]
     found: dict[tuple[str, ...], tuple[int, float]] = {}
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
@@ -126,4 +126,4 @@ def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float | None]]:
                 key = tuple(row[name] for name in keys)
                 count, total = found.get(key, (0, 0.0))
                 found[key] = count + row["value_count"], total + (row["value_sum"] or 0.0)
-    return {key: (count, total / count if count else None) for key, (count, total) in found.items()}
+    return {key: (count, total / count if count else math.nan) for key, (count, total) in found.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness import terminal
 from harness.studies.status import StudyStatus, lines, view
@@ -49,7 +49,7 @@ class Screen:
         self._live.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._live.stop()
 
     def __call__(self, studies: Sequence[StudyStatus]) -> None:
@@ -82,7 +82,7 @@ class Changes:
     def __enter__(self) -> Changes:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         pass
 
     def __call__(self, studies: Sequence[StudyStatus]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from harness import units
 from harness.errors import UserError
@@ -31,9 +31,13 @@ def access(cell: Cell, config: DictConfig, study: Study) -> ApiAccess | None:
     """How to reach the cell's model; None if it is not behind an API."""
     if not cell.settings.behind_api:
         return None
-    price = config.model.price
+    price, asked = config.model.price, config.api
     return ApiAccess(
-        **OmegaConf.to_container(config.api, resolve=True),
+        concurrency=asked.concurrency,
+        per_minute=asked.per_minute,
+        timeout=asked.timeout,
+        retries=asked.retries,
+        backoff=asked.backoff,
         key_env=config.model.key_env,
         price_read=price.read,
         price_written=price.written,
@@ -57,7 +61,7 @@ def _estimate(cell: Cell, access: ApiAccess, count: dict[str, Any]) -> CostEstim
         f"{about}{units.count(read)} tokens read, at most {units.count(written)} written"
     )
     prices = access.price_read, access.price_written
-    if None in prices:
+    if prices[0] is None or prices[1] is None:
         return CostEstimate(f"{sentence}; set model.price.read= and model.price.written= to see their cost.", None)
     cost = (prices[0] * read + prices[1] * written) / 1e6
     return CostEstimate(f"{sentence}: {about or 'at most '}{units.dollars(cost)}.", cost)
@@ -69,8 +73,8 @@ def check(found: Sequence[CostEstimate], budget: float | None) -> None:
         print(estimate.sentence, file=sys.stderr)
     if budget is None or not found:
         return
-    costs = [estimate.dollars for estimate in found]
-    if None in costs:
+    costs = [estimate.dollars for estimate in found if estimate.dollars is not None]
+    if len(costs) < len(found):
         raise UserError(
             f"--budget {budget:g}USD requires model.price.read= and model.price.written=, dollars per million tokens."
         )

@@ -98,10 +98,11 @@ def table(cells: Sequence[CellStatus], width: int, indent: int = 0) -> Renderabl
 def to_go(left: Sequence[float | None]) -> str:
     """The time left in words. left: seconds of each cell, unknown (null), or below 0 of one that takes longer than
     others did."""
-    if None in left:
+    known_left = [seconds for seconds in left if seconds is not None]
+    if len(known_left) < len(left):
         return "time left unknown until a cell is done"
-    known = sum(seconds for seconds in left if seconds > 0)
-    if any(seconds < 0 for seconds in left):
+    known = sum(seconds for seconds in known_left if seconds > 0)
+    if any(seconds < 0 for seconds in known_left):
         return f"more than {duration(known)} to go" if known >= 1 else "time left unknown: longer than cells before"
     return f"about {duration(known)} to go" if known >= 1 else "almost done"
 

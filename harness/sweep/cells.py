@@ -32,7 +32,7 @@ from harness.settings import (
 AXES = ("rank", "alpha", "lr", "seed")
 OF_API = ("name", "base_url", "tokenizer", "thinking")  # fields of ModelSettings
 
-T = TypeVar("T")
+T = TypeVar("T", MethodSettings, ModelSettings, DataSettings, EvalSettings, TrainSettings, InferSettings)
 
 
 def from_config(config: DictConfig) -> Cell:
@@ -49,7 +49,7 @@ def from_config(config: DictConfig) -> Cell:
     _name_relatively(config)
     if config.speedups == "off" and config.train.precision == "auto":
         config.train.precision = "fp32"
-    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     settings = _of_api(resolved) if resolved["model"]["base_url"] is not None else _of_weights(resolved)
     _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | plain(settings))
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
@@ -92,9 +92,14 @@ def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     """What of the training settings a cell has a use for."""
     asked = asked if asked.paired else dataclasses.replace(asked, preference_beta=None)
     if not tuned:  # only how the validation loss is taken can change the result
-        size = settings_of.TrainConfig().batch_size if asked.batch_size == AUTO else asked.batch_size
-        loss = {"objective": asked.objective, "preference_beta": asked.preference_beta}
-        return TrainSettings(asked.max_length, asked.validation_items, asked.precision, size, **loss)
+        return TrainSettings(
+            asked.max_length,
+            asked.validation_items,
+            asked.precision,
+            validate.SETTINGS["train.batch_size"].default if asked.batch_size == AUTO else asked.batch_size,
+            objective=asked.objective,
+            preference_beta=asked.preference_beta,
+        )
     return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
 
 

@@ -38,47 +38,56 @@ def environment() -> dict[str, str]:
     return waiting | segments | own
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that forks jobs, the channel on which it is asked to, and the environment that it has."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    environment: dict[str, str]
+
+
 class Server:
     """Starts jobs, one at a time."""
 
     def __init__(self) -> None:
-        self._holder: subprocess.Popen | None = None
-        self._channel: socket.socket | None = None
-        self._environment: dict[str, str] = {}
+        self._holder: Holder | None = None
 
     def start(self, stderr: IO[bytes]) -> Job:
         """A new job, which waits for its request; its output goes to `stderr`."""
-        if self._holder is None or self._holder.poll() is not None or self._environment != environment():
+        holder = self._holder
+        if holder is None or holder.process.poll() is not None or holder.environment != environment():
             self.stop()
-            self._launch()
+            holder = self._holder = _launched()
         theirs, request = os.pipe()
         events, ours = os.pipe()
         with contextlib.suppress(BrokenPipeError, ConnectionError):  # the server died; its exit status says how
-            socket.send_fds(self._channel, [b"\0"], [theirs, ours, stderr.fileno()])
+            socket.send_fds(holder.channel, [b"\0"], [theirs, ours, stderr.fileno()])
         os.close(theirs)
         os.close(ours)
-        return Job(open(request, "w"), open(events), self._holder, self._channel)
+        return Job(open(request, "w"), open(events), holder.process, holder.channel)
 
     def stop(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
         if self._holder is not None:
-            self._holder.wait()
+            self._holder.channel.close()
+            self._holder.process.wait()
 
-    def _launch(self) -> None:
-        self._environment = environment()
-        ours, theirs = socket.socketpair()
-        self._channel = ours
-        with theirs:
-            # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
-            self._holder = subprocess.Popen(
-                boot.command("harness.job", str(theirs.fileno())),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=self._environment,
-                start_new_session=True,
-            )
+
+def _launched() -> Holder:
+    """A new process that forks jobs, in the environment of now."""
+    variables = environment()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
+        process = subprocess.Popen(
+            boot.command("harness.job", str(theirs.fileno())),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=variables,
+            start_new_session=True,
+        )
+    return Holder(process, ours, variables)
 
 
 @dataclass
@@ -87,7 +96,7 @@ class Job:
 
     request: IO[str]
     events: IO[str]
-    _holder: subprocess.Popen
+    _holder: subprocess.Popen[bytes]
     _channel: socket.socket
     _begun: bool = False
 

@@ -166,9 +166,10 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
         return False  # released just now, or out of reach; the next read tells
     last, looks = seen.get(path, (None, 0))
     seen[path] = content, looks + 1 if content == last else 0
-    found = _read(path)
-    here = found is not None and found["machine"] == _machine()  # it may be silent for any time, such as after Ctrl-Z
-    dead = _ended(found) if here else seen[path][1] >= SILENCE / GLANCE
+    owner = _read(path)
+    dead = seen[path][1] >= SILENCE / GLANCE
+    if owner is not None and owner["machine"] == _machine():
+        dead = _ended(owner)  # it may be silent for any time, such as after Ctrl-Z
     if dead:
         _remove(path)
     return dead

@@ -56,7 +56,8 @@ def _of_slurm(nodes: int) -> dict[str, str] | None:
 
 def first_host(listed: str) -> str:
     """The first host of Slurm's list of nodes: n03 of ``n[03-05,9],m1``."""
-    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", re.match(r"(?:\[[^\]]*\]|[^,\[])+", listed)[0])
+    first = re.findall(r"(?:\[[^\]]*\]|[^,\[])+", listed)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
 def _number(name: str, found: dict[str, str], allowed: range) -> int:

@@ -20,7 +20,7 @@ def smaller(found: Record | None) -> SmallerBatches | None:
     """
     if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
         return None
-    asked, before = found.cell.settings.train, found.smaller_batches
+    asked, before = found.cell.settings.train.validated(), found.smaller_batches
     size = before.batch_size if before else asked.micro_batch
     devices = found.cell.settings.train.total_devices
     if size == devices or (found.cell.settings.method.optim or {}).get("per_layer"):
@@ -35,7 +35,7 @@ def smaller(found: Record | None) -> SmallerBatches | None:
 
 def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
     """The first micro-batch of a cell with train.batch_size=auto: the predicted one, else the whole step."""
-    step, size = cell.settings.train.micro_batch, prediction.get("micro_batch")
+    step, size = cell.settings.train.validated().micro_batch, prediction.get("micro_batch")
     taken = size or step
     return SmallerBatches(taken, -(-step // taken), [], size)
 

@@ -12,7 +12,7 @@ from harness.sweep import micro_batch
 from harness.sweep.cell_status import duration
 from harness.sweep.estimates.card import Card
 from harness.sweep.estimates.times import SLOWER, SLOWER_FROM, SLOWER_TO, Times
-from harness.sweep.planner import Plan, Planned
+from harness.sweep.planner import Impossible, Plan, Planned
 from harness.sweep.runner import BESIDE, TIGHT
 from harness.terminal import FittedColumn
 
@@ -62,7 +62,9 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
         columns = [all_columns[0], BAR, *all_columns[1:]]
-        barred = [[row[0], bar(plan, point, size), *row[1:]] for row, point in zip(rows, plan.predicted, strict=True)]
+        barred: list[list[str | Text]] = [
+            [row[0], bar(plan, point, size), *row[1:]] for row, point in zip(rows, plan.predicted, strict=True)
+        ]
         table, left_out = terminal.fitted(columns, barred, width)
         parts += [table, Text(""), _legend(plan)]
         if left_out:
@@ -124,9 +126,9 @@ def outside(plan: Plan) -> list[str]:
     """Sentences on the points without a row, and on what makes points fit."""
     out = []
     for point in plan.points:
-        if "impossible" in point.prediction:
-            out.append(f"Impossible: {point.name}: {point.prediction['impossible']}")
-        if "unknown" in point.prediction:
+        if isinstance(point, Impossible):
+            out.append(f"Impossible: {point.name}: {point.reason}")
+        elif "unknown" in point.prediction:
             out.append(f"Not predicted: {point.name}: {point.prediction['unknown']}")
     return out + plan.remedies + ([""] if plan.remedies else [])
 
@@ -191,7 +193,7 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
             f"Time: training steps, estimated from {units.plural(len(times.used), 'record')} of this device that ran "
             "alone, of a like size."
         )
-    if times.by_rates:
+    if times.by_rates and plan.card is not None:
         notes.append(
             f"Time{' of other cells' * bool(times.used)}: training steps, estimated. Each operation at the published "
             f"rates of {plan.card.name} ({_rates(plan.card)}), × {SLOWER:g}, as published runs took {SLOWER_FROM:g} to "

@@ -19,20 +19,28 @@ REMEDIES = 8  # cells of which a plan says what would make them fit
 
 @dataclass
 class Planned:
-    """A point of the grid with its prediction.
+    """A point of the grid that can run, with its prediction.
 
-    cell: None if its settings could not be composed. prediction: the job's figures; or one reason, under
-    ``impossible`` if the cell can't run, under ``unknown`` if it can but its memory can't be predicted.
+    prediction: the job's figures; or a reason, under ``unknown``, why its memory can't be predicted.
     """
 
     name: str
-    cell: Cell | None
+    cell: Cell
     prediction: dict[str, Any]
 
     @property
     def peak(self) -> int:
         """Peak of live tensors in bytes."""
         return sum(self.prediction["peak"].values())
+
+
+@dataclass
+class Impossible:
+    """A point of the grid that can't run, and why. cell: None if its settings make none."""
+
+    name: str
+    reason: str
+    cell: Cell | None = None
 
 
 @dataclass
@@ -44,7 +52,7 @@ class Plan:
     card of which no more is known). remedies: where nothing fits, a sentence on each cell.
     """
 
-    points: list[Planned]
+    points: list[Planned | Impossible]
     budget: int
     environment: dict[str, Any]
     kernels: str
@@ -54,7 +62,7 @@ class Plan:
     @property
     def predicted(self) -> list[Planned]:
         """The points whose memory is predicted."""
-        return [point for point in self.points if not point.prediction.keys() & {"impossible", "unknown"}]
+        return [point for point in self.points if isinstance(point, Planned) and "unknown" not in point.prediction]
 
     def fits(self, point: Planned) -> bool:
         """Whether the point fits the budget. A point that can't be predicted counts as fitting."""
@@ -94,13 +102,19 @@ def make(
     answer = runner.plan(asked, data_root, budget, device, rates)
     predictions = iter(answer["predictions"])
     planned = [
-        Planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Planned(name, None, {"impossible": cell})
+        _planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Impossible(name, cell)
         for name, cell in points
     ]
     plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
     if remedies and plan.predicted and not any(map(plan.fits, plan.predicted)):
         plan.remedies = _remedies(plan, architectures, data_root)
     return plan
+
+
+def _planned(name: str, cell: Cell, prediction: dict[str, Any]) -> Planned | Impossible:
+    """A point by what its job says: figures, or under ``impossible`` why it can't run."""
+    reason = prediction.get("impossible")
+    return Planned(name, cell, prediction) if reason is None else Impossible(name, reason, cell)
 
 
 def _refused(cell: Cell | str, card: Card) -> str | None:
@@ -132,7 +146,7 @@ def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: s
 def _smaller(point: Planned) -> list[Cell]:
     """The cell in steps of the same size that take less memory: with the largest micro-batch that may fit, then one
     sequence a device, then recomputed activations."""
-    train, method = point.cell.settings.train, point.cell.settings.method
+    train, method = point.cell.settings.train.validated(), point.cell.settings.method
     devices, step = train.total_devices, train.micro_batch * (train.grad_accum or 1)
     most = point.prediction["largest_batch"] or devices
     even = [size for size in range(devices, most + 1, devices) if train.micro_batch % size == 0]

@@ -149,33 +149,12 @@ def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds:
 
     A cell has started once a process holds its lease, and ended once it has a new record.
     """
-    left = {cell.name: cell for cell in cells}
-    times = Counter(cell.name for cell in cells)  # a repeated cell is run, and its record written, several times
-    before = {name: _written(study.path(cell)) for name, cell in left.items()}
-    started: set[str] = set()
-    over = threading.Event()
-
-    def look() -> None:
-        for name, owner in study.running().items():
-            if name not in left:
-                continue
-            if name not in started:
-                started.add(name)
-                progress.say_started(left[name])
-            if isinstance(owner["progress"], dict):
-                progress.follow(name, owner["progress"])
-        for name, cell in list(left.items()):
-            if (written := _written(study.path(cell))) != before[name]:
-                progress.end(record.read(study.path(cell)))
-                before[name] = written
-                times[name] -= 1
-                if not times[name]:
-                    del left[name]
+    followed, over = _Followed(study, cells, progress), threading.Event()
 
     def keep_looking() -> None:
         while not over.wait(seconds):
             with contextlib.suppress(OSError, RecordError):  # a shared disk may fail for a moment
-                look()
+                followed.look()
 
     thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()
@@ -185,7 +164,38 @@ def following(study: Study, cells: list[Cell], progress: SweepProgress, seconds:
         over.set()
         thread.join()
         with contextlib.suppress(OSError, RecordError):
-            look()
+            followed.look()
+
+
+class _Followed:
+    """Cells that other processes run, and what of them was shown."""
+
+    def __init__(self, study: Study, cells: list[Cell], progress: SweepProgress):
+        self._study, self._progress = study, progress
+        self._left = {cell.name: cell for cell in cells}
+        self._times = Counter(cell.name for cell in cells)  # a repeated cell's record is written several times
+        self._before = {name: _written(study.path(cell)) for name, cell in self._left.items()}
+        self._started: set[str] = set()
+
+    def look(self) -> None:
+        """Show what is new since the last look. Raises OSError and RecordError."""
+        for name, owner in self._study.running().items():
+            if name in self._left:
+                self._show_running(name, owner)
+        for name, cell in list(self._left.items()):
+            if (written := _written(self._study.path(cell))) != self._before[name]:
+                self._progress.end(record.read(self._study.path(cell)))
+                self._before[name] = written
+                self._times[name] -= 1
+                if not self._times[name]:
+                    del self._left[name]
+
+    def _show_running(self, name: str, owner: dict[str, Any]) -> None:
+        if name not in self._started:
+            self._started.add(name)
+            self._progress.say_started(self._left[name])
+        if isinstance(owner["progress"], dict):
+            self._progress.follow(name, owner["progress"])
 
 
 def _written(path: Path) -> int | None:

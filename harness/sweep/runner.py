@@ -13,8 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +34,8 @@ from harness.protocol import (
     PlannedCell,
     Progress,
     Refused,
+    Rendezvous,
     Rescore,
-    Result,
     RunCell,
     Synthesize,
     Warned,
@@ -46,7 +46,7 @@ from harness.protocol import (
 from harness.record import Cell, Failure, Record, SmallerBatches
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import micro_batch
-from harness.sweep.fork_server import Server
+from harness.sweep.fork_server import Job, Server
 from harness.sweep.lease import Held, Lease
 from harness.sweep.store import Study, discard
 
@@ -194,70 +194,87 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     Raises UserError if the job refuses its input, and Held if another process took over the lease. Then there is no
     record, or the record stays as it is.
     """
-    cell, precautions, path = request.cell, request.precautions, Path(request.path)
+    cell, path = request.cell, Path(request.path)
     earlier = study.recorded(cell)
     if earlier is not None and record.awaits_scoring(earlier) and study.weights(earlier) is not None:
         own = cell.settings.eval
         return score(cell, study, lease, own, request.data_root, on_event, request.local, typed=True)
-    log = path.with_suffix(".log")
     if request.warn:
         _warn_of_load()
-    last = Progress("start")
-    noted = 0.0
-
-    def follow(event: Progress) -> None:
-        nonlocal last, noted
-        another = event.phase != last.phase
-        last = event
-        on_event(event)
-        if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
-            noted = time.monotonic()
-            lease(facts(event))
-
-    def attempt(smaller: SmallerBatches | None, stderr: IO[bytes]) -> Record:
-        nonlocal last
-        last = Progress("start")
-        started, clock, reason = datetime.now(UTC), time.monotonic(), None
-        try:
-            code = _converse(replace(request, smaller=smaller), stderr, follow, lease, precautions.timeout)
-        except _Overdue:
-            reason = f"The cell was ended: it took longer than timeout={precautions.timeout:g} seconds."
-        if last.phase != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            if lease.lost:
-                raise Held(f"{cell.name} was stopped: another sweep took it over, as this one gave no sign of life.")
-            failed = replace(request, smaller=smaller).record("failed", started)
-            failed.seconds, failed.environment = time.monotonic() - clock, env.describe()
-            failed.failure = Failure(last.phase, last.step, reason or _how_it_ended(last, code, log))
-            record.write(failed, path)
-        return record.read(path)
-
-    halves = precautions.on_oom or cell.settings.train.sizes_itself
+    halves = request.precautions.on_oom or cell.settings.train.sizes_itself
     smaller = micro_batch.for_rerun(earlier) if halves else None
     if smaller is None and cell.settings.train.sizes_itself:
         on_event(Progress("plan"))
         smaller = micro_batch.planned(cell, plan([PlannedCell(cell)], request.data_root)["predictions"][0])
+    log = path.with_suffix(".log")
     try:
         with open(log, "wb") as stderr:
-            found = attempt(smaller, stderr)
-            while halves and (smaller := micro_batch.smaller(found)) is not None:
+            attempt = _Attempt(request, lease, on_event, log, stderr)
+            recorded = attempt.run(smaller)
+            while halves and (smaller := micro_batch.smaller(recorded)) is not None:
                 size = units.plural(smaller.batch_size, "sequence")
                 _warn(f"{cell.name} ran out of memory; again with {size} per micro-batch.")
-                found = attempt(smaller, stderr)
+                recorded = attempt.run(smaller)
     except UserError:
         log.unlink(missing_ok=True)  # it belongs to no record
         raise
     finally:
         if log.exists():
             redact.scrub(log)  # libraries print what they like
-    return found
+    return recorded
 
 
-def assist(request: RunCell, study: Study) -> None:
-    """Train the cell of `request` along with the first machine, until that has recorded it.
+@dataclass
+class _Attempt:
+    """Attempts to run the cell of `request` in a job, under `lease`; what jobs print goes to `stderr`, the file `log`.
+
+    last: what the job said last. noted: when the lease was told, by time.monotonic.
+    """
+
+    request: RunCell
+    lease: Lease
+    on_event: OnEvent
+    log: Path
+    stderr: IO[bytes]
+    last: Progress = field(default_factory=lambda: Progress("start"))
+    noted: float = 0.0
+
+    def run(self, smaller: SmallerBatches | None) -> Record:
+        """The record of an attempt with these micro-batches. Raises UserError and Held."""
+        request, path = replace(self.request, smaller=smaller), Path(self.request.path)
+        timeout = request.precautions.timeout
+        self.last = Progress("start")
+        started, clock = datetime.now(UTC), time.monotonic()
+        try:
+            code = _converse(request, self.stderr, self._follow, self.lease, timeout)
+            reason = _how_it_ended(self.last, code, self.log)
+        except _Overdue:
+            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
+        if self.last.phase != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
+            if self.lease.lost:
+                name = request.cell.name
+                raise Held(f"{name} was stopped: another sweep took it over, as this one gave no sign of life.")
+            failed = request.record("failed", started)
+            failed.seconds, failed.environment = time.monotonic() - clock, env.describe()
+            failed.failure = Failure(self.last.phase, self.last.step, reason)
+            record.write(failed, path)
+        return record.read(path)
+
+    def _follow(self, event: Progress) -> None:
+        another = event.phase != self.last.phase
+        self.last = event
+        self.on_event(event)
+        if another or time.monotonic() - self.noted > 1:  # steps may come faster than a shared disk likes
+            self.noted = time.monotonic()
+            self.lease(facts(event))
+
+
+def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:
+    """Train the cell of `request` along with the first machine, at `rendezvous`, until that has recorded it.
 
     Raises UserError if the first machine does not appear, or if a job refuses its input.
     """
-    cell, rendezvous = request.cell, request.rendezvous
+    cell, request = request.cell, replace(request, rendezvous=rendezvous)
     until, met = time.monotonic() + rendezvous.seconds, False
     while not met or cell.name in study.running():
         if _listens(rendezvous.host, rendezvous.port):
@@ -301,13 +318,13 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     aside = study.repeating(cell)
     aside.parent.mkdir(parents=True, exist_ok=True)
     precautions = replace(request.precautions, save_every=None)
-    left_out = dict.fromkeys(("checkpoints", "tracker", "halving"))
-    request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none", **left_out)
+    request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none")
+    request = replace(request, checkpoints=None, tracker=None, halving=None)
     try:
         again = run(request, study, lease, on_event)
-        found = study.recorded(cell)
-        found.repeats.append(record.repeat_of(again, len(found.repeats) + 2))
-        record.write(found, study.path(cell))
+        recorded = record.read(study.path(cell))
+        recorded.repeats.append(record.repeat_of(again, len(recorded.repeats) + 2))
+        record.write(recorded, study.path(cell))
     finally:
         discard(aside.parent)
     return again
@@ -316,7 +333,7 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
 def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:
     """A sentence on a job whose last event was `last`: itself with exit status `code`, or one of its ranks."""
     who, where = "The cell's process", log.name
-    if last is not None and last.rank is not None:
+    if last is not None and last.rank is not None and last.code is not None:
         who, code = f"Rank {last.rank} of the cell's processes", last.code
         if last.node:
             where = f"the output of machine {last.node}"
@@ -349,44 +366,50 @@ def _converse(
     """
     job = _server.start(stderr)
     refusal = None
+    with _time_limit(job, timeout) as overdue:
+        # If it dies before it has read, its exit status tells.
+        with contextlib.suppress(BrokenPipeError), job.request:
+            job.request.write(encode(request))
+        for event in map(decode_event, job.lines()):
+            if isinstance(event, Refused):
+                refusal = event.sentence
+            elif isinstance(event, Warned):
+                _warn(event.sentence)
+            elif isinstance(event, Progress):
+                if lease is not None:
+                    lease.works(job.holder, job.stop)
+                    lease = None
+                on_event(event)
+            elif answers is not None:
+                answers.append(event.value)
+        code = job.wait()
+    if overdue.is_set():
+        raise _Overdue
+    if refusal is not None:
+        raise UserError(refusal)
+    return code
+
+
+@contextlib.contextmanager
+def _time_limit(job: Job, seconds: float | None) -> Iterator[threading.Event]:
+    """Stops `job` after `seconds`, and at any error within; the event is set if it took longer. null: no limit."""
     overdue = threading.Event()
 
     def end() -> None:
         overdue.set()
         job.stop()
 
-    watch = threading.Timer(timeout or 0, end)
+    watch = threading.Timer(seconds or 0, end)
     watch.daemon = True
-    if timeout:
+    if seconds:
         watch.start()
     try:
-        # If it dies before it has read, its exit status tells.
-        with contextlib.suppress(BrokenPipeError), job.request:
-            job.request.write(encode(request))
-        for line in job.lines():
-            event = decode_event(line)
-            if isinstance(event, Refused):
-                refusal = event.sentence
-            elif isinstance(event, Warned):
-                _warn(event.sentence)
-            elif isinstance(event, Result):
-                answers.append(event.value)
-            else:
-                if lease is not None:
-                    lease.works(job.holder, job.stop)
-                    lease = None
-                on_event(event)
-        code = job.wait()
+        yield overdue
     except BaseException:
         job.stop()
         raise
     finally:
         watch.cancel()
-    if overdue.is_set():
-        raise _Overdue
-    if refusal is not None:
-        raise UserError(refusal)
-    return code
 
 
 def _absolute(path: str | None) -> str | None:

@@ -7,6 +7,7 @@ results_dir/study/NAME.json            the record
                   commands.txt         sweeps that requested cells, as they were typed
                   tensorboard/NAME/    what the tracker wrote: harness/job/tracker.py
                   .harness/plan.json   cells that sweeps requested
+                  .harness/points/     points for the workers of a launcher: harness/sweep/launchers/through_hydra.py
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
                   .harness/rungs/NAME.json     losses of stop=asha: harness/job/training/halving.py
@@ -69,7 +70,7 @@ class Study:
 
     def halving(self, rule: StopRule | None) -> Halving | None:
         """What a cell of this study needs to compete by `rule`, if there is one."""
-        return rule and Halving(rule, str((self._state / "rungs").absolute()))
+        return None if rule is None else Halving(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
         return self._answers(cell.name)

@@ -9,13 +9,14 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.terminal.streams import printable, uncleaned
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -51,7 +52,7 @@ def console(to_stderr: bool = False, wide: bool = False) -> Console:
     return CleanConsole(file=file, width=width, legacy_windows=False)
 
 
-def live(on: Console, **keywords) -> Live:
+def live(on: Console, **keywords: Any) -> Live:
     """A display on the console `on` that is redrawn in place. keywords: of rich's Live."""
     from harness.terminal.consoles import CleanLive
 
@@ -69,9 +70,9 @@ def lines(*shown: RenderableType, width: int = UNLIMITED) -> list[str]:
     """What `shown` looks like without colours, `width` characters wide."""
     from harness.terminal.consoles import CleanConsole
 
-    plain = CleanConsole(file=io.StringIO(), width=width, color_system=None)
-    show(plain, shown)
-    return [line.rstrip() for line in plain.file.getvalue().splitlines()]
+    text = io.StringIO()
+    show(CleanConsole(file=text, width=width, color_system=None), shown)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 def needed(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str]]) -> int:
@@ -81,7 +82,7 @@ def needed(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str]]) -> in
 
 def fitted(
     columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]], width: int, indent: int = 0
-) -> tuple[Table, list[str]]:
+) -> tuple[Padding | Table, list[str]]:
     """A table of the columns that fit into `width` characters, and the headers of those that do not.
 
     The column of the lowest rank is always shown, cut if need be. A cell is coloured by its word, if that has a colour.
@@ -133,5 +134,6 @@ def _cells(column: FittedColumn, rows: Sequence[Sequence[str | Text]], i: int) -
 
     header = printable(column.header)
     words = max(map(cell_len, [header] if len(header) <= SHORT else header.split()), default=0)
-    whole = max([words, *(cell_len(row[i]) if isinstance(row[i], str) else row[i].cell_len for row in rows)])
+    texts = (row[i] for row in rows)
+    whole = max([words, *(cell_len(text) if isinstance(text, str) else text.cell_len for text in texts)])
     return (whole if column.least is None else max(words, min(whole, column.least))), whole

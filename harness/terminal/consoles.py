@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.file_proxy import FileProxy
@@ -16,7 +17,7 @@ from harness.terminal.streams import Filtered, cleaned
 class CleanConsole(Console):
     """A console that renders no control sequences but those of its styles; markup and emoji are plain text."""
 
-    def __init__(self, **keywords):
+    def __init__(self, **keywords: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **keywords)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

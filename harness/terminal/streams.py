@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)?")  # of a terminal, such as colours
 TURNING = "\u202a-\u202e\u2066-\u2069"  # what turns the direction of text
@@ -36,10 +36,16 @@ def cleaned(text: str) -> str:
     return NO_TEXT.sub("\ufffd", COMMANDS.sub("", RETURNS.sub("\n", text)))
 
 
+class WritableText(Protocol):
+    """What text is written to: a file, or rich's stand-in for one."""
+
+    def write(self, text: str, /) -> int: ...
+
+
 class Filtered:
     """A stream of text that writes to `target` what `change` makes of it; what goes to its descriptor passes by."""
 
-    def __init__(self, target: TextIO, change: Callable[[str], str]):
+    def __init__(self, target: WritableText, change: Callable[[str], str]):
         self.target, self.change = target, change
 
     def write(self, text: str) -> int:
@@ -74,8 +80,9 @@ def _print_cleaned(kind: type[BaseException], error: BaseException, where: Trace
 
 def uncleaned(stream: TextIO) -> TextIO:
     """The stream below `stream`, for what has cleaned its text and adds colours of its own."""
+    layer: Any = stream  # each has its own way to the one below
     while True:
-        stream = getattr(stream, "rich_proxied_file", stream)
-        if not isinstance(stream, Filtered) or stream.change is not cleaned:
-            return stream
-        stream = stream.target
+        layer = getattr(layer, "rich_proxied_file", layer)
+        if not isinstance(layer, Filtered) or layer.change is not cleaned:
+            return layer
+        layer = layer.target

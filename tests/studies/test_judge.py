@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import socket
@@ -12,7 +13,7 @@ import pytest
 from records import make_record, make_score
 from scripted import server
 
-from harness.record import read, sha256, write
+from harness.record import Source, read, sha256, write
 from harness.report.tables.table import comparison
 from harness.studies import judge, verify
 
@@ -135,6 +136,10 @@ def test_what_can_not_be_compared_is_refused_by_name(inside, cells, tmp_path):
     assert "are chosen, not written" in inside("judge", lora, *url).stderr
     lay_down(record, tmp_path / "results" / "demo", TEXTS[:4])
     assert "answered other items" in inside("judge", lora, *url).stderr
+    imported = dataclasses.replace(record, items_sha256=None, source=Source("peft", "a.json", "0" * 64, []))
+    write(imported, cells["lora"])
+    cells["lora"].with_suffix(".items.parquet").unlink()
+    assert f"{lora} has no answers to held_out." in inside("judge", lora, *url).stderr
     cells["base"].unlink()
     no_base = "its study has no untuned base (method=base); --against names another cell."
     assert no_base in inside("judge", lora, *url).stderr

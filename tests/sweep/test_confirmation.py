@@ -8,7 +8,7 @@ import pytest
 from records import make_record
 
 from harness.__main__ import main
-from harness.cli.sweep import _chosen
+from harness.python.launching import chosen
 from harness.record import ValidationPoint, read_study
 from harness.sweep.app.confirmation import fresh_points
 from harness.sweep.store import Study
@@ -38,7 +38,7 @@ def overrides(records):
 
 
 def test_the_chosen_settings_run_with_seeds_above_all_that_were_tried(study):
-    points = fresh_points(_chosen(study), study, overrides(study), 2)
+    points = fresh_points(chosen(study), study, overrides(study), 2)
     assert points == [
         [f"method={method}", f"lr={lr}", f"seed={seed}", "confirmation=true"]
         for method, lr in (("lora", 1.0), ("full", 3.0))
@@ -47,14 +47,14 @@ def test_the_chosen_settings_run_with_seeds_above_all_that_were_tried(study):
 
 
 def test_a_resumed_sweep_goes_on_with_the_same_seeds(study):
-    before = fresh_points(_chosen(study), study, overrides(study), 2)
+    before = fresh_points(chosen(study), study, overrides(study), 2)
     fresh = tried("lora", 1.0, 2, 0.0)
     fresh.confirmation = True
-    assert fresh_points(_chosen([*study, fresh]), [*study, fresh], overrides(study), 2) == before
+    assert fresh_points(chosen([*study, fresh]), [*study, fresh], overrides(study), 2) == before
 
 
 def test_settings_of_other_sweeps_are_left_alone(study):
-    assert fresh_points(_chosen(study), study, overrides([study[2]]), 1) == [
+    assert fresh_points(chosen(study), study, overrides([study[2]]), 1) == [
         ["method=lora", "lr=1.0", "seed=2", "confirmation=true"]
     ]
 

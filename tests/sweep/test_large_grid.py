@@ -18,8 +18,9 @@ from harness.config import ROOT
 from harness.protocol import CheckCells
 from harness.sweep import runner
 from harness.sweep.app import planning
-from harness.sweep.app.checking import Sharing, check, point_of
+from harness.sweep.app.checking import check
 from harness.sweep.app.planning import Planning
+from harness.sweep.app.point import Sharing, point_of
 from harness.sweep.app.session import Options
 
 LORA = ("method=lora", "model=tiny", "eval.tasks=[]")
@@ -74,14 +75,14 @@ def points(compose):
 
 
 @pytest.fixture
-def checked(points, compose, monkeypatch):
+def checked(points, monkeypatch):
     """checked(*lines) gives the cells that a job is asked to check."""
     asked: list[CheckCells] = []
     monkeypatch.setattr(runner, "_ask", lambda what, request: asked.append(request) or [])
     monkeypatch.setattr(runner, "_warn_of_load", lambda: None)
 
     def cells(*lines: str):
-        check(points(*lines), compose(*LORA), Options())
+        check(points(*lines), Options())
         return asked.pop().cells
 
     return cells

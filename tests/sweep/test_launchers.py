@@ -21,9 +21,10 @@ from hydra.types import HydraContext
 from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.sweep import app
-from harness.sweep.launchers import local_parallel
-from harness.sweep.launchers.local_parallel import LocalParallel, places
+from harness.sweep.launchers import places as places_here
+from harness.sweep.launchers.local_parallel import LocalParallel
 from harness.sweep.launchers.lost_workers import Lost
+from harness.sweep.launchers.places import places
 
 
 def launch(folder: Path, task, points: list[list[str]], **settings) -> list:
@@ -47,14 +48,14 @@ def workers_know_the_tests(monkeypatch):
 @pytest.fixture
 def two_gpus(monkeypatch):
     """A machine that seems to have them; no test here computes on one."""
-    monkeypatch.setattr(local_parallel, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(places_here, "gpus", lambda: ["0", "1"])
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(local_parallel, "gpus", list)
+    monkeypatch.setattr(places_here, "gpus", list)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(local_parallel, "_cores", lambda: 8)
+    monkeypatch.setattr(places_here, "cores", lambda: 8)
 
 
 # --- places
@@ -68,7 +69,7 @@ def test_a_cell_has_a_gpu_of_its_own(two_gpus):
 
 
 def test_a_cell_has_as_many_gpus_as_it_asks_for(monkeypatch):
-    monkeypatch.setattr(local_parallel, "gpus", lambda: ["4", "5", "6", "7", "8"])
+    monkeypatch.setattr(places_here, "gpus", lambda: ["4", "5", "6", "7", "8"])
     assert places(None, 2) == [{"CUDA_VISIBLE_DEVICES": "4,5"}, {"CUDA_VISIBLE_DEVICES": "6,7"}]
     assert places(1, 5) == [{"CUDA_VISIBLE_DEVICES": "4,5,6,7,8"}]
     with pytest.raises(UserError, match=r"must be at most 2, got 3: .* are 5, 2 of them for a cell"):
@@ -92,10 +93,10 @@ def test_a_number_of_cells_that_can_not_be(cells):
 
 
 def test_without_a_gpu_what_cuda_may_see_is_no_place(monkeypatch):
-    if local_parallel.gpus():
+    if places_here.gpus():
         pytest.skip("there is a GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert local_parallel.gpus() == []
+    assert places_here.gpus() == []
 
 
 # --- workers

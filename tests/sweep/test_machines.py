@@ -16,7 +16,8 @@ from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.protocol import Rendezvous
 from harness.sweep import machines
-from harness.sweep.app.sweeper import GridSweeper
+from harness.sweep.launchers.base import CellLauncher
+from harness.sweep.launchers.through_hydra import cell_launcher
 
 NAMES = (*machines.VARIABLES, "SLURM_NODEID", "SLURM_JOB_NUM_NODES", "SLURM_JOB_NODELIST", "SLURM_JOB_ID")
 SLURM = {"SLURM_NODEID": "1", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "12345"}
@@ -111,18 +112,16 @@ class SlurmLauncher:
     """Named as the one of Hydra's plugin."""
 
 
-def sweeper(launcher: object, nodes: int) -> GridSweeper:
-    made = GridSweeper(None)
-    made._launcher = launcher
-    made.config = SimpleNamespace(hydra=SimpleNamespace(launcher=SimpleNamespace(nodes=nodes)))
-    return made
+def slurm(nodes: int) -> CellLauncher:
+    config = SimpleNamespace(hydra=SimpleNamespace(launcher=SimpleNamespace(nodes=nodes)))
+    return cell_launcher(SlurmLauncher(), config, run=None)
 
 
 def test_slurm_gives_as_many_machines_as_it_is_told():
-    sweeper(SlurmLauncher(), 1)._require_nodes({1})
-    sweeper(SlurmLauncher(), 2)._require_nodes({1, 2})  # an untuned row has no use for two
+    slurm(1).require_nodes({1})
+    slurm(2).require_nodes({1, 2})  # an untuned row has no use for two
     with pytest.raises(UserError, match=r"^hydra\.launcher\.nodes must be 2, as train\.nodes, got 1; run one sweep"):
-        sweeper(SlurmLauncher(), 1)._require_nodes({1, 2})
+        slurm(1).require_nodes({1, 2})
     assert "nodes: ${train.nodes}" in (CONF / "hydra" / "launcher" / "slurm.yaml").read_text()
 
 

@@ -8,8 +8,8 @@ import pytest
 from records import make_record, measured
 from rich.console import Console
 
-from harness.cli.sweep import _chosen
 from harness.config import stop_rule
+from harness.python.launching import chosen
 from harness.record import Failure, StopRule, ValidationPoint, read_study, write
 from harness.report.lint import findings
 from harness.report.select import select
@@ -17,6 +17,7 @@ from harness.report.tables.best import best
 from harness.report.tables.table import comparison
 from harness.studies.status import study_status, view
 from harness.sweep.app.pending import to_run
+from harness.sweep.app.point import point_of
 from harness.sweep.app.session import Outcome, Session
 from harness.sweep.store import Study
 
@@ -58,7 +59,7 @@ def test_a_pruned_cell_is_never_chosen_however_low_its_loss(records):
     (choice,) = select(records)
     assert (choice.lr, choice.loss, choice.tries, choice.lost) == (2e-4, 0.9, 5, {"pruned": 3})
     assert choice.edges == ()  # rates on both sides were tried
-    assert [record.cell.lr for record in _chosen(records)] == [2e-4]
+    assert [record.cell.lr for record in chosen(records)] == [2e-4]
 
 
 def test_a_setting_with_a_pruned_seed_is_not_chosen():
@@ -105,9 +106,9 @@ def test_status_counts_pruned_cells_apart_from_failed_ones(records, tmp_path):
 def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compose):
     session = Session(outcomes=[Outcome.of(record) for record in records])
     assert session.exit_status == 0
-    assert not to_run(records[2], compose(*SMALL, "stop=asha"))
-    assert not to_run(records[2], compose(*SMALL))
-    assert to_run(records[2], compose(*SMALL, "retry.statuses=[pruned]"))
+    assert not to_run(records[2], point_of(compose(*SMALL, "stop=asha"), []))
+    assert not to_run(records[2], point_of(compose(*SMALL), []))
+    assert to_run(records[2], point_of(compose(*SMALL, "retry.statuses=[pruned]"), []))
 
 
 def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):

@@ -102,5 +102,6 @@ def dora_serving(at: Evidence) -> Judgement:
 def _token_seconds(record: Record) -> float | None:
     """Median seconds of a decoded token of the merged model."""
     speed = record.inference.get("merged")
-    tokens = decoded_tokens(speed) if speed else None
-    return median(speed.decode_seconds) / tokens if tokens and speed.decode_seconds else None
+    if speed is None or not speed.decode_seconds or not (tokens := decoded_tokens(speed)):
+        return None
+    return median(speed.decode_seconds) / tokens

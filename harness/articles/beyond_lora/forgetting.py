@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from harness.articles.beyond_lora.methods import TUNED
-from harness.articles.rules import scored_gain
+from harness.articles.rules import Gain, scored_gain
 from harness.report import statistics
 from harness.report.claims import (
     OPEN,
@@ -15,6 +15,7 @@ from harness.report.claims import (
     Claims,
     Judgement,
     bits_per_byte,
+    fewest_seeds,
     judge,
     names,
     points,
@@ -37,27 +38,26 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) ->
     methods = [method for method in TUNED if (method,) in chosen]
     if ("base",) not in chosen or not methods:
         return unchosen(at, ("base", *TUNED), [], "base", "tuned method")
-    losses, above = {}, []
+    losses: dict[str, Gain] = {}
     for method in methods:
-        sides = [[chosen["base",]], [chosen[method,]]]
-        if lower_is_better:
-            sides.reverse()
-        judgement, lost = scored_gain(at, *sides, score, lambda effect: judge(effect, low=least))
-        if judgement.effect is None:
-            return judgement
-        losses[method] = judgement
-        above.append(lost.p_above(least))
-    corrected = dict(zip(methods, statistics.holm(above), strict=True))
+        before, after = [chosen["base",]], [chosen[method,]]
+        ones, others = (after, before) if lower_is_better else (before, after)
+        loss = scored_gain(at, ones, others, score, lambda effect: judge(effect, low=least))
+        if isinstance(loss, Judgement):
+            return loss
+        losses[method] = loss
+    above = statistics.holm([loss.difference.p_above(least) for loss in losses.values()])
+    corrected = dict(zip(methods, above, strict=True))
     worst = max(losses, key=lambda method: losses[method].effect.value)
+    judgements = [loss.judgement for loss in losses.values()]
     decision = OPEN
-    if any(loss.decision == SUPPORTED and corrected[method] < ALPHA / 2 for method, loss in losses.items()):
+    if any(loss.judgement.decision == SUPPORTED and corrected[method] < ALPHA / 2 for method, loss in losses.items()):
         decision = SUPPORTED
-    elif all(loss.decision == REFUTED for loss in losses.values()):
+    elif all(judgement.decision == REFUTED for judgement in judgements):
         decision = REFUTED
-    shown = losses[worst]
+    shown = losses[worst].judgement
     why = f"{worst} loses most" if decision != OPEN else shown.why or f"{worst}: not significant after correction"
-    seeds = min(loss.seeds for loss in losses.values())
-    used = names([*losses.values()])
+    seeds, used = fewest_seeds(judgements), names(judgements)
     return replace(shown, decision=decision, seeds=seeds, records=used, why=why, range=(least, math.inf))
 
 

@@ -6,9 +6,21 @@ import math
 from dataclasses import replace
 
 from harness.articles.beyond_lora.methods import TUNED
-from harness.articles.rules import NO_GAIN, STRADDLES, counted, scored_gain
+from harness.articles.rules import NO_GAIN, STRADDLES, Gain, counted, scored_gain
 from harness.report import statistics
-from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, lacking, names, points, times, unchosen
+from harness.report.claims import (
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Claims,
+    Judgement,
+    fewest_seeds,
+    lacking,
+    names,
+    points,
+    times,
+    unchosen,
+)
 from harness.report.evidence import Evidence
 from harness.report.headline import LEARNED
 from harness.report.statistics import ALPHA
@@ -45,19 +57,22 @@ def galore_facts(at: Evidence) -> Judgement:
     if missing := [method for method in TUNED if (method,) not in chosen]:
         return unchosen(at, missing, [], *missing)
     score, rivals = LEARNED[at.data], [method for method in TUNED if method != "galore"]
-    found = {m: scored_gain(at, [chosen["galore",]], [chosen[m,]], score) for m in rivals}
-    judged = [judgement for judgement, _ in found.values()]
-    for judgement in judged:
-        if judgement.effect is None:
-            return judgement
-    rival = min(judged, key=lambda judgement: judgement.effect.value)
-    below = statistics.holm([gap.p_below(NO_GAIN) for _, gap in found.values()])
+    gains: list[Gain] = []
+    for rival in rivals:
+        found = scored_gain(at, [chosen["galore",]], [chosen[rival,]], score)
+        if isinstance(found, Judgement):
+            return found
+        gains.append(found)
+    judged = [gain.judgement for gain in gains]
+    least = min(gains, key=lambda gain: gain.effect.value)
+    below = statistics.holm([gain.difference.p_below(NO_GAIN) for gain in gains])
     fair = not any(j.decision == OPEN and j.why != STRADDLES for j in judged)
     decision = OPEN
     if fair and all(judgement.decision == SUPPORTED for judgement in judged):
         decision = SUPPORTED
     elif fair and below.min() < ALPHA / 2:
         decision = REFUTED
-    seeds = min(judgement.seeds for judgement in judged)
+    seeds = fewest_seeds(judged)
     why = "" if decision != OPEN else next((j.why for j in judged if j.why not in ("", STRADDLES)), STRADDLES)
-    return replace(rival, decision=decision, seeds=seeds, records=names(judged), why=why, range=(0.0, math.inf))
+    shown = least.judgement
+    return replace(shown, decision=decision, seeds=seeds, records=names(judged), why=why, range=(0.0, math.inf))

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.articles.beyond_lora.methods import ADAPTERS
 from harness.articles.rules import best_rate, gain, rate_ratio, within
-from harness.report.claims import OPEN, Claims, Judgement, lacking, names, points, rate, times, unchosen
+from harness.report.claims import OPEN, Claims, Judgement, fewest_seeds, lacking, names, points, rate, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.statistics import Interval
 
@@ -31,12 +31,12 @@ def rank_capacity(at: Evidence) -> Judgement:
         return lacking("cell trained on problems of several steps")
     learned, at = at.learned, at.tried
     chosen = at.choices("rank")
-    groups = [[chosen[m, r] for m in ADAPTERS for r in ranks if (m, r) in chosen] for ranks in ((64, 128), (8, 16))]
-    methods = [{choice.method for choice in group} for group in groups]
-    groups = [[c for c in group if c.method in set.intersection(*methods)] for group in groups]
-    if learned is None or not all(groups):
+    high, low = ([chosen[m, r] for m in ADAPTERS for r in ranks if (m, r) in chosen] for ranks in ((64, 128), (8, 16)))
+    shared = {choice.method for choice in high} & {choice.method for choice in low}
+    high, low = ([choice for choice in group if choice.method in shared] for group in (high, low))
+    if learned is None or not high or not low:
         return unchosen(at, ADAPTERS, ["rank"], "adapters of rank 64 or 128", "8 or 16")
-    return gain(at, *groups, learned)
+    return gain(at, high, low, learned)
 
 
 def _alpha_gain(at: Evidence, times: int) -> Judgement:
@@ -50,7 +50,7 @@ def _alpha_gain(at: Evidence, times: int) -> Judgement:
     if not pairs or learned is None:
         lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
         return unchosen(at, ADAPTERS, ["rank", "alpha"], *lacks)
-    return gain(at, *zip(*pairs, strict=True), learned)
+    return gain(at, [one for one, _ in pairs], [other for _, other in pairs], learned)
 
 
 @CLAIMS.claim("alpha-r", "alpha = 2r is better than alpha = r, each at its best learning rate", "sweep alpha", points)
@@ -65,7 +65,8 @@ def alpha_4r(at: Evidence) -> Judgement:
 
 def _best_rates(at: Evidence, methods: Sequence[str]) -> Judgement:
     """The best learning rates of `methods`, each at its chosen rank and alpha; the effect is their geometric mean."""
-    each = []
+    each: list[Judgement] = []
+    rates: list[Interval] = []
     for method in methods:
         choice = at.choices().get((method,))
         if choice is None:
@@ -75,10 +76,10 @@ def _best_rates(at: Evidence, methods: Sequence[str]) -> Judgement:
         if best.effect is None:
             return replace(best, records=names([*each, best]))
         each.append(best)
-    rates = [best.effect for best in each]
+        rates.append(best.effect)
     mean = math.exp(float(np.mean([math.log(rate.value) for rate in rates])))
     effect = Interval(mean, min(rate.low for rate in rates), max(rate.high for rate in rates))
-    seeds = min(best.seeds for best in each)
+    seeds = fewest_seeds(each) or 0
     return Judgement(OPEN, effect, seeds, None, names(each), "One seed" if seeds < 2 else "")
 
 

@@ -11,7 +11,7 @@ from harness.report import statistics
 from harness.report.claims import OPEN, REFUTED, SUPPORTED, Claims, Judgement, judge, lacking, points, times, unchosen
 from harness.report.evidence import Evidence
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.statistics import Interval
+from harness.report.statistics import Interval, Outcomes
 
 CLAIMS = Claims()
 LOW, HIGH = 4, 16  # very low ranks are at most LOW; they are compared with ranks of at least HIGH
@@ -28,11 +28,11 @@ WORSE = 1.1  # times the loss of its first step: a run that ends above that has 
 )
 def lora_parameters(at: Evidence) -> Judgement:
     """Exact. Only the smallest possible adapter can refute it, and one on fewer matrices than that is no evidence."""
-    cells = [record for record in at.of("lora") if record.parameters and not _smaller(record)]
+    cells = [(r, r.parameters) for r in at.of("lora") if r.parameters and not _smaller(r)]
     if not cells:
         return lacking("lora on queries and values of all layers")
-    least = min(cells, key=lambda record: record.parameters.trainable)
-    cut = (least.parameters.total - least.parameters.trainable) / least.parameters.trainable
+    least, parameters = min(cells, key=lambda cell: cell[1].trainable)
+    cut = (parameters.total - parameters.trainable) / parameters.trainable
     smallest = least.cell.rank == 1 and set(adapt_settings(least).get("target_modules", ())) == SMALLEST
     decision = SUPPORTED if cut >= 10_000 else REFUTED if smallest else OPEN
     why = "A smaller adapter is possible" if decision == OPEN else ""
@@ -62,14 +62,14 @@ def lora_memory(at: Evidence) -> Judgement:
 )
 def low_rank_spread(at: Evidence) -> Judgement:
     """The ratio of two standard deviations, each pooled over ranks: `statistics.spread_ratio`."""
-    chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
+    chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     groups = [[c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]]
     if not all(groups):
         return unchosen(at, ["lora"], ["rank"], f"lora at ranks up to {LOW}", f"at {HIGH} and above")
     used = tuple(record.cell.name for group in groups for record in at.chosen(*group))
     losses = [[[r.validation[-1].loss for r in at.chosen(c) if r.validation] for c in group] for group in groups]
     seeds = min(len(values) for group in losses for values in group)
-    effect = statistics.spread_ratio(*losses)
+    effect = statistics.spread_ratio(losses[0], losses[1])
     if effect is None:
         return Judgement(OPEN, None, seeds, None, used, "No variation between seeds to compare")
     decision = judge(effect, low=2)
@@ -85,16 +85,17 @@ def low_rank_spread(at: Evidence) -> Judgement:
 )
 def low_rank_divergence(at: Evidence) -> Judgement:
     """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
-    runs = [r for r in at.records if r.cell.method == "lora" and r.cell.rank and r.status in ("ok", "diverged")]
     settings = defaultdict(list)
-    for record in runs:
-        if record.cell.rank <= LOW or record.cell.rank >= HIGH:
-            settings[record.cell.lr, record.cell.rank].append(record)
-    strata = defaultdict(lambda: ([], []))
+    for record in at.records:
+        rank = record.cell.rank
+        ended = record.cell.method == "lora" and record.status in ("ok", "diverged")
+        if ended and rank and (rank <= LOW or rank >= HIGH):
+            settings[record.cell.lr, rank].append(record)
+    outcomes: dict[float | None, tuple[list[Outcomes], list[Outcomes]]] = defaultdict(lambda: ([], []))
     for (lr, rank), members in settings.items():
         diverged = sum(map(_diverged, members))
-        strata[lr][rank >= HIGH].append(statistics.Outcomes(diverged, len(members)))
-    strata = {lr: sides for lr, sides in strata.items() if all(sides)}
+        outcomes[lr][rank >= HIGH].append(Outcomes(diverged, len(members)))
+    strata = {lr: sides for lr, sides in outcomes.items() if all(sides)}
     if not strata:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
     effect, worth = statistics.difference_of_shares(strata)
@@ -110,5 +111,6 @@ def _diverged(record: Record) -> bool:
     """Whether a run was lost, or ended worse than it began: its status says so only of one that knows nothing more."""
     if record.status == "diverged":
         return True
-    known = record.validation and record.train and record.train.loss
-    return bool(known) and record.validation[-1].loss > WORSE * record.train.loss[0].loss
+    if not record.validation or not record.train or not record.train.loss:
+        return False
+    return record.validation[-1].loss > WORSE * record.train.loss[0].loss

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
+from harness.report.select import Choice
 from harness.report.statistics import Interval, seeds_interval
+from harness.report.tables.answer import Place
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title
@@ -169,7 +172,9 @@ def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
 
 def _trainable(row: Row) -> str:
     trainable, share = row.mean("trainable"), row.mean("trainable_share")
-    return ABSENT if trainable is None else f"{units.count(trainable)} ({units.significant(100 * share, 3)}%)"
+    if trainable is None or share is None:
+        return ABSENT
+    return f"{units.count(trainable)} ({units.significant(100 * share, 3)}%)"
 
 
 def _memory(row: Row, rows: Sequence[Row]) -> str:
@@ -209,7 +214,9 @@ def _complexity(row: Row, rows: Sequence[Row]) -> str:
 # What a method is best for
 
 
-def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path | None) -> dict[tuple, list[str]]:
+def _first_by_score(
+    records: Sequence[Record], choices: Sequence[Choice], folder: Path | None
+) -> dict[Place, list[str]]:
     """By place, the methods tied for the best score of the data's task; none if the base is among them."""
     tied = {}
     for contest in contests(records, folder, choices):
@@ -224,19 +231,19 @@ def _first_by_score(records: Sequence[Record], choices: Sequence, folder: Path |
 
 
 def _best_for(
-    rows: Sequence[Row], speeds: dict[int, Convergence], by_score: dict[tuple, list[str]]
+    rows: Sequence[Row], speeds: dict[int, Convergence], by_score: dict[Place, list[str]]
 ) -> dict[int, list[str]]:
     best: dict[int, list[str]] = defaultdict(list)
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place]
-        tokens = {id(row): speeds[id(row)].tokens for row in here if id(row) in speeds}
         one_memory = comparable(set.union(*(row.instruments for row in here)), TRAIN_MEMORY)
-        for name, value in (
-            ("least memory", lambda row, known=one_memory: row.mean(TRAIN_MEMORY) if known else None),
-            ("speed", lambda row: row.mean("step_seconds_median")),
-            ("convergence", lambda row, known=tokens: known[id(row)].value if id(row) in known else None),
-        ):
-            values = {id(row): value(row) for row in here if value(row) is not None}
+        measures: dict[str, dict[int, float | None]] = {
+            "least memory": {id(row): row.mean(TRAIN_MEMORY) for row in here if one_memory},
+            "speed": {id(row): row.mean("step_seconds_median") for row in here},
+            "convergence": {id(row): speeds[id(row)].tokens.value for row in here if id(row) in speeds},
+        }
+        for name, measured in measures.items():
+            values = {key: value for key, value in measured.items() if value is not None}
             for key in values if len(values) > 1 else []:
                 if values[key] == min(values.values()):
                     best[key].append(name)
@@ -248,7 +255,7 @@ def _best_for(
     return best
 
 
-def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: list[str]) -> dict:
+def _numbers(row: Row, rows: Sequence[Row], speed: Convergence | None, best: list[str]) -> dict[str, Any]:
     study, model, data = row.place
     tokens = speed.tokens if speed else Interval(np.nan, np.nan, np.nan)
     return {

@@ -27,7 +27,7 @@ def lr_ratio(at: Evidence) -> Judgement:
         if choice is None:
             return unchosen(at, [method], [], method)
         rates.append(best_rate(method, _like(at, method, choice.rank, choice.alpha)))
-    return within(rate_ratio(*rates), TIMES / FAR, TIMES * FAR)
+    return within(rate_ratio(rates[0], rates[1]), TIMES / FAR, TIMES * FAR)
 
 
 @CLAIMS.claim(
@@ -43,14 +43,14 @@ def lr_rank(at: Evidence) -> Judgement:
     alpha must be equal, since the article scales updates by alpha / rank: alpha = 2r would scale rates too.
     """
     at = smallest_batch(at).where(on_all_layers)
-    chosen = {choice.rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
+    chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     if not chosen or max(chosen) < SPREAD * min(chosen):
         return unchosen(at, ["lora"], ["rank"], f"lora at ranks that span {SPREAD}×")
     high, low = chosen[max(chosen)], chosen[min(chosen)]
     if high.alpha != low.alpha:
         return Judgement(OPEN, why=f"alpha differs between ranks ({low.alpha:g} and {high.alpha:g})")
-    rates = [best_rate(f"lora r={c.rank}", _like(at, "lora", c.rank, c.alpha)) for c in (high, low)]
-    return within(rate_ratio(*rates), 1 / FAR, FAR)
+    highest, lowest = (best_rate(f"lora r={c.rank}", _like(at, "lora", c.rank, c.alpha)) for c in (high, low))
+    return within(rate_ratio(highest, lowest), 1 / FAR, FAR)
 
 
 def _like(at: Evidence, method: str, rank: int | None, alpha: float | None) -> list[Record]:

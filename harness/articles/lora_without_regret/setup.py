@@ -42,6 +42,8 @@ def layers_rank(at: Evidence) -> Judgement:
 )
 def layers_parameters(at: Evidence) -> Judgement:
     def equal(one: Record, other: Record) -> bool:
+        if not one.parameters or not other.parameters:
+            return False
         return 1 / EQUAL < one.parameters.trainable / other.parameters.trainable < EQUAL
 
     return _attention_alone(at, equal, "r={} on attention alone", "all layers, equal size")
@@ -65,8 +67,11 @@ def _attention_alone(at: Evidence, comparable: Callable[[Record, Record], bool],
 def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
     """The records of each rank at its best learning rate: adapters on attention alone, and on all layers."""
     at = smallest_batch(at).where(lambda record: record.cell.method == "lora" and record.parameters is not None)
-    attention, everything = at.where(on_attention_alone), at.where(on_all_layers)
-    return tuple([side.chosen(choice) for choice in side.choices("rank").values()] for side in (attention, everything))
+
+    def by_rank(side: Evidence) -> list[list[Record]]:
+        return [side.chosen(choice) for choice in side.choices("rank").values()]
+
+    return by_rank(at.where(on_attention_alone)), by_rank(at.where(on_all_layers))
 
 
 @CLAIMS.claim(
@@ -78,14 +83,18 @@ def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
 )
 def batch_penalty(at: Evidence) -> Judgement:
     """The penalty at the largest batch size that both methods were run with, over that at the smallest."""
-    by_size = {}
+    by_size: dict[int, tuple[list[Record], list[Record]]] = {}
     for size in sorted({size for record in at.records if (size := batch_size(record)) is not None}):
-        part = at.where(lambda record, size=size: batch_size(record) == size and on_all_layers(record))
+        part = at.where(_of_batch(size))
         choices = part.choices()
         if ("lora",) in choices and ("full",) in choices:
-            by_size[size] = [part.chosen(choices[method,]) for method in ("lora", "full")]
+            by_size[size] = part.chosen(choices["lora",]), part.chosen(choices["full",])
     if len(by_size) < 2:
         return lacking("lora and full with two batch sizes")
     (small_lora, small_full), (large_lora, large_full) = by_size[min(by_size)], by_size[max(by_size)]
     found = penalty([large_lora, small_full], [large_full, small_lora], higher)
     return replace(found, range=(1.0, math.inf))
+
+
+def _of_batch(size: int) -> Callable[[Record], bool]:
+    return lambda record: batch_size(record) == size and on_all_layers(record)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,14 @@ def _weight(module: nn.Linear | Conv1D) -> nn.Parameter:
     return weight
 
 
-def state(optimizer: Optimizer) -> list[Any]:
+class Stateful(Protocol):
+    """What has an optimizer's state, by the tensors that it is kept for."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]: ...
+
+
+def state(optimizer: Stateful) -> list[Any]:
     """The optimizer's state between steps; its own objects (GaLore's projectors) as dicts."""
     return [_opened(kept) for kept in optimizer.state.values()]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         # peft would choose by the model's name, and adapt routers too, which no other method here does.
         change.target_modules, change.target_parameters = set(matrices), set(experts)
     try:
-        net = _adapted(base, change, slots.init, samples, saved)
+        with _compilers_kept():
+            net = _adapted(base, change, slots.init, samples, saved)
     except ValueError as error:
         if not (everywhere and experts):
             raise
@@ -58,6 +61,23 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
     return net
+
+
+@contextmanager
+def _compilers_kept() -> Iterator[None]:
+    """Puts CC and CXX back as they were.
+
+    peft leaves both at gcc where it can't build BOFT's CUDA kernel. What torch.compile then compiles is not linked to
+    the C++ library, and can't be loaded.
+    """
+    before = {name: os.environ.get(name) for name in ("CC", "CXX")}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _adapted(

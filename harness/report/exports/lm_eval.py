@@ -66,7 +66,9 @@ def results(record: Record, folder: Path) -> dict[str, Any]:
     }
 
 
-def _add(found: Values, name: str, scores: Sequence[Score], metrics: dict[str, Any], n: int | None, record: Record):
+def _add(
+    found: Values, name: str, scores: Sequence[Score], metrics: dict[str, Any], n: int | None, record: Record
+) -> None:
     """Enter a task, or a group of which n is None: lm-eval counts samples and keeps configs by task alone."""
     first, limit = scores[0], record.cell.settings.eval.limit
     samples = n if n is not None else first.n

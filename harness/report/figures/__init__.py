@@ -87,7 +87,7 @@ def save(records: Sequence[Record], folder: Path | None, out: Path) -> list[str]
 
 
 def _with_own_ids(text: str, name: str) -> str:
-    def own(tag: re.Match) -> str:
+    def own(tag: re.Match[str]) -> str:
         return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
 
     return re.sub(r"<[^>]*>", own, text)  # texts are not matched: their angle brackets are escaped

@@ -17,6 +17,7 @@ from harness.report.figures.style import (
     Drawn,
     Look,
     Place,
+    Style,
     add_legend,
     add_point,
     axis_scale,
@@ -42,7 +43,7 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
     if measure is None:
         return None
-    found = {}
+    found: dict[Place, tuple[list[Row], Score]] = {}
     for place in study.places:
         if score := study.headline(place):
             tuned = [row for row in study.finished(place) if row.mean(measure) and score_name(score) in row.scores]
@@ -50,10 +51,11 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
             found |= {place: (tuned, score)} if tuned else {}
     if not found:
         return None
-    messages = {place: _message(study, place, *of, measure) for place, of in found.items()}
+    messages = {place: _message(study, place, tuned, score, measure) for place, (tuned, score) in found.items()}
     made, panels = place_panels(messages, height=3.0)
     distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
-    handles, numbers = {}, itertools.count(1)
+    handles: dict[str, Any] = {}
+    numbers = itertools.count(1)
     for (tuned, score), axes in zip(found.values(), panels, strict=False):
         handles |= _accuracy_memory(study, axes, tuned, score, measure, None if distinguishable else numbers)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
@@ -68,7 +70,7 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     )
 
 
-FAINT = {"mfc": "white", "alpha": 0.35, "ms": 3}
+FAINT: Style = {"mfc": "white", "alpha": 0.35, "ms": 3}
 MEMORY = {
     TRAIN_MEMORY: "peak train memory",
     "train_reserved_p99": "memory reserved in 99% of training steps",
@@ -86,7 +88,8 @@ def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
 
 
 def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:
-    memory = {row.method: row.mean(measure) for row in rows if id(row) in study.chosen}
+    chosen = [row for row in rows if id(row) in study.chosen]
+    memory = {row.method: peak for row in chosen if (peak := row.mean(measure)) is not None}
     return score_and_memory(study.contests.get((place, score_name(score))), memory)
 
 
@@ -98,19 +101,22 @@ def _accuracy_memory(
     untuned = [row for row in study.finished(rows[0].place) if is_untuned(row) and name in row.scores]
     title, scale = axis_scale(score, [row.scores[name].value for row in [*rows, *untuned]])
     look = looks(study.methods)
-    points = [(row.mean(measure) / 2**30, row.scores[name].value) for row in rows]
+    measured = [(row, peak) for row in rows if (peak := row.mean(measure)) is not None]
+    rows = [row for row, _ in measured]
+    points = [(peak / 2**30, row.scores[name].value) for row, peak in measured]
     # only chosen settings: another would be on the front because of its test score alone
     judged = {id(row) for row in study.shown(rows[0].place)}
     shown = [i for i, row in enumerate(rows) if id(row) in judged]
     front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
     steps = [(points[i][0], scale * points[i][1]) for i in front]
-    handles = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
+    handles: dict[str, Any] = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
     bold = [i for i in shown if numbers is None or i in front]
     for method in dict.fromkeys(row.method for row in rows):
         of = look[method] if numbers is None else PLAIN
         own = [i for i, row in enumerate(rows) if row.method == method]
         if faint := [points[i] for i in own if i not in bold]:  # in one call: there may be thousands
-            drawn = add_point(axes, *np.transpose(faint), None, scale, of, **FAINT)
+            memory, scores = np.transpose(faint)
+            drawn = add_point(axes, memory, scores, None, scale, of, **FAINT)
         for i in own:
             if i in bold:
                 drawn = add_point(axes, *points[i], study.interval(rows[i], name), scale, of)
@@ -119,19 +125,22 @@ def _accuracy_memory(
     if numbers is not None:
         for i, step in zip(front, steps, strict=True):
             number = next(numbers)
-            side = {"xytext": (5, 0), "ha": "left"} if i == front[-1] else {"xytext": (-5, 0), "ha": "right"}
+            right: Style = {"xytext": (5, 0), "ha": "left"}
+            left: Style = {"xytext": (-5, 0), "ha": "right"}
+            side = right if i == front[-1] else left
             axes.annotate(str(number), step, textcoords="offset points", va="center", **side)
             handles[f"{number}  {label(rows[i], rows)}"] = legend_point(PLAIN)
         handles["others"] = legend_point(PLAIN, **FAINT)
     for row in untuned:
-        style = {"color": look[row.method].colour, "linestyle": look[row.method].line}
-        handles[row.method] = axes.axhline(scale * row.scores[name].value, **style)
+        of = look[row.method]
+        level = scale * row.scores[name].value
+        handles[row.method] = axes.axhline(level, color=of.colour, linestyle=of.line)
     axes.set_ylabel(title)
     axes.margins(x=0.12, y=0.1)
     return handles
 
 
-FRONT = {"drawstyle": "steps-post", "color": "0.4", "linewidth": 0.8, "zorder": 1}
+FRONT: Style = {"drawstyle": "steps-post", "color": "0.4", "linewidth": 0.8, "zorder": 1}
 PLAIN = Look("black", "o", "-")
 
 

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.report.figures.study_results import StudyResults, is_untuned
-from harness.report.figures.style import EDGE, HATCHES, Drawn, add_legend, bar_panels, label, label_bars, left_out
+from harness.report.figures.style import (
+    EDGE,
+    HATCHES,
+    Drawn,
+    Style,
+    add_legend,
+    bar_panels,
+    label,
+    label_bars,
+    left_out,
+)
 from harness.report.frame import KINDS
 from harness.report.memory import MEANINGS, instruments
 from harness.report.statistics import Interval, seeds_interval
@@ -27,9 +37,8 @@ def memory(study: StudyResults) -> Drawn | None:
     for rows, axes in zip(found.values(), panels, strict=False):
         left = np.zeros(len(rows))
         for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
-            sizes = np.array([row.mean(f"peak_{kind}") / 2**30 for row in rows])
-            style = {"color": colour, "hatch": hatch, **EDGE}
-            handles[kind] = axes.barh(range(len(rows)), sizes, left=left, **style)
+            sizes = np.array([row.kinds[kind] / 2**30 for row in rows])
+            handles[kind] = axes.barh(range(len(rows)), sizes, left=left, color=colour, hatch=hatch, **EDGE)
             left += sizes
         label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
         axes.set_xlabel("live tensors at the peak (GiB)")
@@ -45,15 +54,11 @@ def memory(study: StudyResults) -> Drawn | None:
 
 def _least_memory(rows: Sequence[Row]) -> str:
     """Which tuned methods peak lowest and highest; empty for fewer than two."""
-    peaks = {label(row, rows): _peak(row) for row in rows if not is_untuned(row)}
+    peaks = {label(row, rows): sum(row.kinds.values()) for row in rows if not is_untuned(row)}
     if len(peaks) < 2:
         return ""
-    least, most = min(peaks, key=peaks.get), max(peaks, key=peaks.get)
+    least, most = min(peaks, key=peaks.__getitem__), max(peaks, key=peaks.__getitem__)
     return f"{least} peaks lowest ({size(peaks[least])}), {most} highest ({size(peaks[most])})"
-
-
-def _peak(row: Row) -> float:
-    return sum(row.mean(f"peak_{kind}") for kind in KINDS)
 
 
 KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
@@ -79,7 +84,7 @@ def throughput(study: StudyResults) -> Drawn | None:
                 seeds_interval(values) or Interval(mean, mean, mean)
                 for (_, values), mean in zip(at, means, strict=True)
             ]
-            style = {"color": colour, "hatch": hatch, **EDGE}
+            style: Style = {"color": colour, "hatch": hatch, **EDGE}
             if any(span.low < span.high for span in spans):
                 style["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
             handles[present[measure]] = axes.barh([y for y, _ in at], means, thick, **style)
@@ -116,5 +121,5 @@ def _fastest(rows: Sequence[Row], part: str) -> str:
     best = {name: max(filter(None, of)) for name, of in rates.items() if any(of)}
     if len(best) < 2:
         return ""
-    first, last = max(best, key=best.get), min(best, key=best.get)
+    first, last = max(best, key=best.__getitem__), min(best, key=best.__getitem__)
     return f"fastest measured {first} ({rate(best[first])} tokens/s), slowest {last} ({rate(best[last])})"

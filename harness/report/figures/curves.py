@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import Drawn, add_legend, label, left_out, looks, place_titles, titled_panels
+from harness.report.figures.style import Drawn, Style, add_legend, label, left_out, looks, place_titles, titled_panels
 from harness.report.tables.rows import Row
 from harness.units import count, significant
 
@@ -36,9 +36,9 @@ def loss(study: StudyResults) -> Drawn | None:
     for place, by_tokens, by_time in zip(found, panels[::2], panels[1::2], strict=False):
         rows = [row for row, _ in curves[place]]
         for i, (row, (tokens, seconds, losses)) in enumerate(curves[place]):
-            of = look[row.method]
+            colour, marker, line = look[row.method]
             every = (i % 5, 5) if len(losses) > 10 else 1
-            style = {"color": of.colour, "linestyle": of.line, "marker": of.marker, "markevery": every, "markersize": 4}
+            style: Style = {"color": colour, "linestyle": line, "marker": marker, "markevery": every, "markersize": 4}
             (handles[label(row, rows)],) = by_tokens.plot(tokens, losses, **style)
             by_time.plot(seconds, losses, **style)
         by_tokens.xaxis.set_major_locator(MaxNLocator(5))
@@ -64,15 +64,16 @@ def _lowest(kind: str, curves: Sequence[tuple[Row, Curve]]) -> str:
 
 def validation_curve(row: Row) -> Curve | None:
     """Tokens, seconds and mean loss over seeds at each validation; None for fewer than three validations."""
-    records = [record for record in row.measured if record.train and len(record.validation) > 2]
-    records = [r for r in records if len(r.train.step_seconds) >= r.validation[-1].step]
-    if not records:
+    runs = [(r.validation, r.train.step_seconds) for r in row.measured if r.train and len(r.validation) > 2]
+    runs = [(points, step_seconds) for points, step_seconds in runs if len(step_seconds) >= points[-1].step]
+    if not runs:
         return None
-    steps = [point.step for point in records[0].validation]
-    records = [record for record in records if [point.step for point in record.validation] == steps]
-    seconds = [np.concatenate([[0.0], np.cumsum(record.train.step_seconds)])[steps] for record in records]
-    tokens, losses = ([[getattr(p, of) for p in r.validation] for r in records] for of in ("tokens", "loss"))
-    return Curve(*(np.mean(values, axis=0) for values in (tokens, seconds, losses)))
+    steps = [point.step for point in runs[0][0]]
+    runs = [(points, step_seconds) for points, step_seconds in runs if [point.step for point in points] == steps]
+    tokens = np.mean([[point.tokens for point in points] for points, _ in runs], axis=0)
+    seconds = np.mean([np.concatenate([[0.0], np.cumsum(taken)])[steps] for _, taken in runs], axis=0)
+    losses = np.mean([[point.loss for point in points] for points, _ in runs], axis=0)
+    return Curve(tokens, seconds, losses)
 
 
 def training_curve(row: Row, parts: int = 20) -> Curve | None:

@@ -10,6 +10,8 @@ from harness.report.figures.style import (
     PERCENT,
     Drawn,
     Look,
+    Place,
+    Style,
     add_legend,
     axis_scale,
     label_bars,
@@ -23,10 +25,11 @@ from harness.report.pairwise import MARGIN, Contest
 
 def differences(study: StudyResults) -> Drawn | None:
     """The score of each method minus that of the best one, with its interval and what the tests say."""
-    found = {}
+    found: dict[Place, tuple[Contest, str, float]] = {}
     for place in study.places:
-        score = study.headline(place)
-        contest = study.contests.get((place, score_name(score))) if score else None
+        if (score := study.headline(place)) is None:
+            continue
+        contest = study.contests.get((place, score_name(score)))
         if contest and contest.against_best:
             found[place] = (contest, *axis_scale(score, study.values(place, score)))
     if not found:
@@ -63,6 +66,6 @@ def _differences(axes: Axes, contest: Contest, scale: float) -> None:
     for y, (other, gap) in enumerate(shown):
         look, fill = LOOKS[contest.decision(other)]
         error = [[scale * (gap.high - gap.value)], [scale * (gap.value - gap.low)]]  # the sign is turned
-        style = {"color": look.colour, "marker": look.marker, "mfc": fill, "elinewidth": 0.8}
+        style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "elinewidth": 0.8}
         axes.errorbar(-scale * gap.value, y, xerr=error, linestyle="", **style)
     label_bars(axes, [other for other, _ in shown])

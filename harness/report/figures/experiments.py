@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from harness.report.figures.accuracy import FRONT, pareto
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import Drawn, Look, add_legend, add_point, axis_scale, legend_point, titled_panels
+from harness.report.figures.style import (
+    Drawn,
+    Look,
+    Style,
+    add_legend,
+    add_point,
+    axis_scale,
+    legend_point,
+    titled_panels,
+)
 from harness.report.reruns import Experiment, best_on_validation, only_published, reruns
 from harness.report.tables.rows import METHODS
 
@@ -14,7 +24,9 @@ from harness.report.tables.rows import METHODS
 def experiments(study: StudyResults) -> Drawn | None:
     """Score of each imported experiment against the memory that its training reserved."""
     found = reruns(study.rows.records) if only_published(study.rows.records) else None
-    shown = [experiment for experiment in found.experiments if _memory(experiment)] if found else []
+    if found is None:
+        return None
+    shown = [experiment for experiment in found.experiments if _memory(experiment)]
     if not shown:
         return None
     made, (axes,) = titled_panels([_message(shown)], 4.2)
@@ -23,22 +35,22 @@ def experiments(study: StudyResults) -> Drawn | None:
     points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in shown]
     front = pareto(points, score.higher_is_better)
     steps = [(points[i][0], scale * points[i][1]) for i in front]
-    handles = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
+    handles: dict[str, Any] = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
     best = best_on_validation(found)
     familiar = [i for i, each in enumerate(shown) if each in [best.get(method) for method in METHODS]]
     named = list(dict.fromkeys([*(i for i in front if not shown[i].below), *familiar]))
     looks = [Look("black", "s" if i in familiar else "o", "") for i in range(len(shown))]
-    fills = [{"mfc": "white" if experiment.below else "black"} for experiment in shown]
+    fills: list[Style] = [{"mfc": "white" if experiment.below else "black"} for experiment in shown]
     for i, (experiment, (memory, value)) in enumerate(zip(shown, points, strict=True)):
         if i not in named:
             add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
             continue
         runs = _memory(experiment)
         spread = [[memory - min(runs)], [max(runs) - memory]]
-        style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
+        style: Style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
         add_point(axes, memory, value, experiment.interval, scale, looks[i], xerr=spread, **style)
-        number = str(named.index(i) + 1)
-        axes.annotate(number, (memory, scale * value), xytext=(4, 3), textcoords="offset points", zorder=4)
+        text = str(named.index(i) + 1)
+        axes.annotate(text, (memory, scale * value), xytext=(4, 3), textcoords="offset points", zorder=4)
     for number, i in enumerate(named, 1):
         cell = shown[i].record.cell
         handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = legend_point(looks[i], **fills[i])

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from harness.record import Score
 from harness.report.figures.messages import lost_elsewhere
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
@@ -14,6 +15,8 @@ from harness.report.figures.style import (
     PERCENT,
     STYLE,
     Drawn,
+    Place,
+    Style,
     add_legend,
     axis_scale,
     bar_panels,
@@ -25,21 +28,23 @@ from harness.report.figures.style import (
     place_titles,
 )
 from harness.report.forgetting import Comparison, Forgetting, named
+from harness.report.statistics import Interval
 
 
 def forgetting(study: StudyResults) -> Drawn | None:
     """Change on another task against change on the trained task, for each method."""
-    found = {}
+    found: dict[Place, tuple[Score, Score, dict[str, tuple[Interval, Interval]]]] = {}
     for place in study.places:
         gained = study.headline(place)
-        kept = study.aside(place, gained)
-        tuned = list(dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)))
-        changes = {
-            method: both
-            for method in tuned
-            if kept and None not in (both := tuple(study.change(place, score, method) for score in (gained, kept)))
-        }
-        found |= {place: (gained, kept, changes)} if changes else {}
+        if gained is None or (kept := study.aside(place, gained)) is None:
+            continue
+        changes = {}
+        for method in dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)):
+            x, y = study.change(place, gained, method), study.change(place, kept, method)
+            if x is not None and y is not None:
+                changes[method] = x, y
+        if changes:
+            found[place] = gained, kept, changes
     if not found:
         return None
     messages = {
@@ -49,15 +54,15 @@ def forgetting(study: StudyResults) -> Drawn | None:
         for place, (_, kept, changes) in found.items()
     }
     made, panels = place_panels(messages, height=2.4)
-    look, handles = looks(study.methods), {}
+    look = looks(study.methods)
+    handles: dict[str, Any] = {}
     for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
         names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
         for method, (x, y) in changes.items():
             of = look[method]
-            style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
-            errors = {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
-            at = (x.value * scales[0], y.value * scales[1])
-            handles[method] = axes.errorbar(*at, linestyle="", **errors, **style)
+            style: Style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
+            style |= {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
+            handles[method] = axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **style)
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.axvline(0, color="0.4", linewidth=0.8)
         x_name, y_name = (name.replace("(%)", "(points)") for name in names)
@@ -85,7 +90,7 @@ def lost_won(found: Forgetting) -> Drawn | None:
     with mpl.rc_context(STYLE):
         titled = [f"{title}: {_most_lost(of_it)}" for title, of_it in zip(titles, grouped, strict=True)]
         made, panels = bar_panels(dict(zip(titled, grouped, strict=True)), per_bar=0.2)
-        handles = {}
+        handles: dict[str, Any] = {}
         for of_it, axes in zip(grouped, panels, strict=False):
             handles |= _lost_won(axes, of_it)
         add_legend(made, handles)
@@ -106,9 +111,9 @@ def _lost_won(axes: Axes, compared: list[Comparison]) -> dict[str, Any]:
     at, shares = range(len(compared)), [PERCENT / c.total.items for c in compared]
     lost = [-c.total.lost * share for c, share in zip(compared, shares, strict=True)]
     won = [c.total.won * share for c, share in zip(compared, shares, strict=True)]
-    handles = {"lost": axes.barh(at, lost, color="#D55E00", **EDGE)}
+    handles: dict[str, Any] = {"lost": axes.barh(at, lost, color="#D55E00", **EDGE)}
     handles["won"] = axes.barh(at, won, color="#56B4E9", hatch="..", **EDGE)
-    style = {"marker": "D", "color": "black", "mfc": "white", "ms": 4, "linestyle": ""}
+    style: Style = {"marker": "D", "color": "black", "mfc": "white", "ms": 4, "linestyle": ""}
     for y, change in enumerate(c.total.change for c in compared):
         if change:
             value, *ends = (PERCENT * end for end in change[:3])

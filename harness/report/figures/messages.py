@@ -17,7 +17,9 @@ def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> st
 
     memory: of each tuned method that is shown. Empty if no shown method was compared by the score.
     """
-    standings = contest.standings if contest else []
+    if contest is None:
+        return ""
+    standings = contest.standings
     first = next((standing for standing in standings if standing.choice.label in memory), None)
     if first is None:
         return ""
@@ -34,7 +36,7 @@ def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> st
     else:
         who = "all others" if len(compared) == len(standings) - 1 else _named(compared)
         said = f"{best} scores {end}, {who} significantly worse"
-    least = min(memory, key=memory.get)
+    least = min(memory, key=memory.__getitem__)
     return said if len(memory) < 2 else f"{said}. {least} takes the least memory"
 
 

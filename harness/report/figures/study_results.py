@@ -127,7 +127,9 @@ class StudyResults:
     def change(self, place: Place, score: Score, method: str) -> Interval | None:
         """The score of `method` minus that of base; ends are nan if not paired, None if one lacks the score."""
         contest = self.contests.get((place, score_name(score)))
-        values = {standing.choice.label: standing.value for standing in contest.standings} if contest else {}
+        if contest is None:
+            return None
+        values = {standing.choice.label: standing.value for standing in contest.standings}
         if method not in values or "base" not in values:
             return None
         if gap := contest.difference(method, "base"):
@@ -155,16 +157,15 @@ class StudyResults:
         scores = [s for record in records for s in record.scores if score_name(s) == name]
         if len(scores) < len(records):
             return None
-        if self.folder and (found := items(self.folder, records, name)):
-            interval = mean_intervals([found[0]])[0]
-        else:
-            interval = of_summaries(scores)
+        answered = items(self.folder, records, name) if self.folder else None
+        interval = mean_intervals([answered[0]])[0] if answered else of_summaries(scores)
         return float(np.mean([s.value for s in scores])), interval
 
-    def gap(self, one: Choice, other: Choice, score: Score | None) -> Interval:
+    def gap(self, one: Choice, other: Choice, score: Score | None) -> Interval | None:
         """The `score` of `one` minus that of `other` (None: of validation losses), paired by item (losses: by seed).
 
         The ends are nan if it can't be tested: scores without the same items, losses without two seeds that both have.
+        None if one lacks it.
         """
         if score is None:
             losses = [{r.cell.seed: r.validation[-1].loss for r in self.records(choice)} for choice in (one, other)]
@@ -172,11 +173,14 @@ class StudyResults:
             if change := seeds_interval([losses[0][seed] - losses[1][seed] for seed in common]):
                 return change
         elif self.folder:
-            found = [items(self.folder, self.records(choice), score_name(score)) for choice in (one, other)]
-            if all(found) and found[0][1] == found[1][1]:
-                difference = differences([sample for sample, _ in found])[0, 1]
+            ones, others = (items(self.folder, self.records(choice), score_name(score)) for choice in (one, other))
+            if ones and others and ones[1] == others[1]:
+                difference = differences([ones[0], others[0]])[0, 1]
                 return Interval(difference.value, difference.low, difference.high)
-        return Interval(self.estimate(one, score)[0] - self.estimate(other, score)[0], np.nan, np.nan)
+        estimates = self.estimate(one, score), self.estimate(other, score)
+        if estimates[0] is None or estimates[1] is None:
+            return None
+        return Interval(estimates[0][0] - estimates[1][0], np.nan, np.nan)
 
     def records(self, choice: Choice) -> list[Record]:
         """Those of the chosen setting, one a seed."""

@@ -6,7 +6,7 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -20,7 +20,12 @@ from harness.report.statistics import Interval
 from harness.report.tables.entries import score_style
 from harness.report.tables.rows import METHODS, Row
 
-STYLE = {
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+Style = dict[str, Any]  # keyword arguments of a drawing call
+
+STYLE: dict[RcKeyType, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -46,12 +51,19 @@ STYLE = {
 }
 COLOURS = ["#000000", "#999999", "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7"]
 MARKERS = ["_", "|", "s", "o", "D", "^", "v", "P", "X", "*", "<", ">", "p", "h", "d"]
-LINES = [(0, (6, 3)), (0, (1, 2)), "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
+LINES: list[Any] = [(0, (6, 3)), (0, (1, 2)), "-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 HATCHES = ["", "///", "..", "xx", "\\\\\\"]
 COLUMN = 3.3  # inches: the width of a column of a paper, in which texts of 7 points can be read
 LINE = 54  # letters of a title that fit into it
 PANELS = 6  # most panels in a readable figure
 LEGEND = 10  # most methods that a legend can distinguish
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook displays as an image, also where pyplot is not imported."""
+
+    def _repr_png_(self) -> bytes:
+        return saved(self, "png", {"Software": None})
 
 
 class Drawn(NamedTuple):
@@ -62,20 +74,24 @@ class Drawn(NamedTuple):
 
     def svg(self) -> str:
         """An SVG document without XML declaration, ready to embed in HTML."""
-        text = self._saved("svg", {"Title": self.caption, "Creator": None, "Date": None, "Format": None}).decode()
+        text = saved(
+            self.figure, "svg", {"Title": self.caption, "Creator": None, "Date": None, "Format": None}
+        ).decode()
         return text[text.index("<svg") :]
 
     def png(self) -> bytes:
-        return self._saved("png", {"Software": None})
+        return saved(self.figure, "png", {"Software": None})
 
     def _repr_png_(self) -> bytes:
         return self.png()
 
-    def _saved(self, kind: str, metadata: dict[str, str | None]) -> bytes:
-        file = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            self.figure.savefig(file, format=kind, metadata=metadata)
-        return file.getvalue()
+
+def saved(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
+    """`figure` as a file of this kind, in the style of all figures."""
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format=kind, metadata=metadata)
+    return file.getvalue()
 
 
 Place = tuple[str, str, str]
@@ -91,7 +107,7 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     """A look for each method: known methods look the same in every figure, others follow by name."""
     others = sorted(set(methods) - set(METHODS))
     parts = zip([*METHODS, *others], cycle(COLOURS), cycle(MARKERS), cycle(LINES), strict=False)
-    return {method: Look(*look) for method, *look in parts}
+    return {method: Look(colour, marker, line) for method, colour, marker, line in parts}
 
 
 def plain(text: str, most: int = 36) -> str:
@@ -116,17 +132,17 @@ def titled_panels(titles: Sequence[str], *heights: float) -> tuple[Figure, list[
     """A figure as wide as a column with a panel below each title. heights: of each in inches, or one for all."""
     titles = titles[:PANELS]
     heights = heights[:PANELS] if len(heights) > 1 else heights * len(titles)
-    made = Figure(figsize=(COLUMN, sum(heights)))
+    made = ShownFigure(figsize=(COLUMN, sum(heights)))
     axes = list(made.subplots(len(titles), height_ratios=heights, squeeze=False).flat)
     for panel, title in zip(axes, titles, strict=True):
-        add_title(panel, title)
+        add_title(made, panel, title)
     return made, axes
 
 
-def add_title(axes: Axes, text: str) -> None:
+def add_title(figure: Figure, axes: Axes, text: str) -> None:
     """A title in lines as wide as the figure, from its left edge: labels beside the panel leave the panel less."""
     title = axes.set_title(textwrap.fill(plain(text, 4 * LINE), LINE), loc="left", x=0.02)
-    title.set_transform(blended_transform_factory(axes.get_figure().transFigure, title.get_transform()))
+    title.set_transform(blended_transform_factory(figure.transFigure, title.get_transform()))
 
 
 def left_out(panels: Sized) -> str:
@@ -175,10 +191,10 @@ def label(row: Row, rows: Sequence[Row]) -> str:
 
 
 PERCENT = 100.0  # of a share
-EDGE = {"edgecolor": "black", "linewidth": 0.5}
+EDGE: Style = {"edgecolor": "black", "linewidth": 0.5}
 
 
-def bar_panels(found: dict[str, list], per_bar: float) -> tuple[Figure, list[Axes]]:
+def bar_panels(found: Mapping[str, Sequence[Any]], per_bar: float) -> tuple[Figure, list[Axes]]:
     """Titled panels of horizontal bars, each as tall as its bars need."""
     return titled_panels(list(found), *(0.9 + per_bar * max(2, len(bars)) for bars in found.values()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ from harness.report.figures.style import (
     Drawn,
     Look,
     Place,
+    Style,
     add_legend,
     add_point,
     axis_scale,
@@ -31,19 +32,20 @@ from harness.report.statistics import Interval
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
-    ranked = defaultdict(list)
+    ranked: dict[tuple[Place, str], dict[int, Choice]] = defaultdict(dict)
     for choice in select(study.rows.records, ("method", "rank"), study.rows.settings):
         imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, not a sweep
         if choice.rank is not None and not imported:
-            ranked[choice.place, choice.method].append(choice)
-    found, ends = defaultdict(dict), defaultdict(dict)
+            ranked[choice.place, choice.method][choice.rank] = choice
+    found: dict[Place, dict[str, dict[int, Estimated]]] = defaultdict(dict)
+    ends: dict[Place, dict[str, Ends]] = defaultdict(dict)
     for (place, method), choices in ranked.items():
         score = study.headline(place)
-        points = {choice.rank: of for choice in choices if (of := study.estimate(choice, score))}
+        points = {rank: of for rank, choice in choices.items() if (of := study.estimate(choice, score))}
         if len(points) > 1:
             found[place][method] = points
-            known = {choice.rank: choice for choice in choices if choice.rank in points}
-            ends[place][method] = known[min(known)], known[max(known)]
+            low, high = min(points), max(points)
+            ends[place][method] = Ends(low, high, choices[low], choices[high])
     if not found:
         return None
     levels, scales = {}, {}
@@ -60,13 +62,14 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
     messages = {place: _message(study, place, methods, *scales[place]) for place, methods in ends.items()}
     made, panels = place_panels(messages, height=2.3)
-    look, handles = looks(study.methods), {}
+    look = looks(study.methods)
+    handles: dict[str, Any] = {}
     for (place, curves), axes in zip(found.items(), panels, strict=False):
         title, scale = scales[place]
         handles |= _curves(axes, curves, scale, look)
         for method, value in levels[place].items():
-            style = {"color": look[method].colour, "linestyle": look[method].line, "linewidth": 1}
-            handles[method] = axes.axhline(scale * value, **style)
+            colour, line = look[method].colour, look[method].line
+            handles[method] = axes.axhline(scale * value, color=colour, linestyle=line, linewidth=1)
         axes.set(xlabel="rank", ylabel=title)
     add_legend(made, handles)
     return Drawn(
@@ -79,17 +82,24 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
 UNRANKED = ("base", "full")
 
 
-def _message(
-    study: StudyResults, place: Place, ends: dict[str, tuple[Choice, Choice]], title: str, scale: float
-) -> str:
-    """ends: by method, the choices of its lowest and of its highest rank."""
+class Ends(NamedTuple):
+    """The lowest and the highest rank of a method, and their choices."""
+
+    low: int
+    high: int
+    lowest: Choice
+    highest: Choice
+
+
+def _message(study: StudyResults, place: Place, ends: dict[str, Ends], title: str, scale: float) -> str:
+    """ends: by method."""
     score = study.headline(place)
     unit = "points" if scale == PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
-    gaps = {method: study.gap(highest, lowest, score) for method, (lowest, highest) in ends.items()}
-    changes = {
-        method: Interval(*(scale * part for part in (gap.value, gap.low, gap.high))) for method, gap in gaps.items()
-    }
-    return change_with_rank(changes, {method: (one.rank, other.rank) for method, (one, other) in ends.items()}, unit)
+    changes = {}
+    for method, of in ends.items():
+        if gap := study.gap(of.highest, of.lowest, score):
+            changes[method] = Interval(scale * gap.value, scale * gap.low, scale * gap.high)
+    return change_with_rank(changes, {method: (of.low, of.high) for method, of in ends.items()}, unit)
 
 
 def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
@@ -97,10 +107,10 @@ def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, l
     handles = {}
     for i, (method, points) in enumerate(curves.items()):
         aside = 2 ** (0.06 * (i - (len(curves) - 1) / 2))  # so that intervals do not hide each other
-        points = sorted(points.items())
-        x, y = [aside * rank for rank, _ in points], [scale * value for _, (value, _) in points]
+        by_rank = sorted(points.items())
+        x, y = [aside * rank for rank, _ in by_rank], [scale * value for _, (value, _) in by_rank]
         axes.plot(x, y, color=look[method].colour, linestyle=look[method].line)
-        for rank, (value, interval) in points:
+        for rank, (value, interval) in by_rank:
             handles[method] = add_point(axes, aside * rank, value, interval, scale, look[method])
     ranks = sorted({rank for points in curves.values() for rank in points})
     axes.set_xscale("log", base=2)
@@ -124,7 +134,8 @@ def lr_methods(study: StudyResults) -> Drawn | None:
         return None
     messages = {place: _best_rates(place, choices, study.rows.choices) for place, choices in found.items()}
     made, panels = place_panels(messages, height=2.3)
-    look, handles = looks(study.methods), {}
+    look = looks(study.methods)
+    handles: dict[str, Any] = {}
     for (place, choices), axes in zip(found.items(), panels, strict=False):
         handles |= _lr_methods(axes, choices, study.rows.choices, look)
         axes.set(xlabel="learning rate", ylabel=f"validation loss\n({study.loss_unit(place)})")
@@ -154,18 +165,18 @@ def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice], look:
     for method in dict.fromkeys(choice.method for choice in choices):
         own = sorted((c for c in choices if c.method == method), key=lambda choice: choice.key[1])
         known = {choice.key[1]: choice.loss for choice in own if choice.loss is not None}
-        style = {"color": look[method].colour, "marker": look[method].marker, "linestyle": look[method].line}
+        style: Style = {"color": look[method].colour, "marker": look[method].marker, "linestyle": look[method].line}
         (handles[method],) = axes.plot(list(known), list(known.values()), markersize=4, **style)
         for rate in (rate for rate in known if (method, rate) in chosen):
             axes.plot(rate, known[rate], "o", markersize=10, mfc="none", color=look[method].colour)
         for rate in (choice.key[1] for choice in own if choice.loss is None):
-            above = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(rate, 1.0, "x", color=look[method].colour, **above)
-    finished = [choice for choice in choices if choice.loss is not None]
-    losses = [choice.loss for choice in finished]
-    at_best = [choice.loss for choice in finished if (choice.method, choice.key[1]) in chosen]
+    finished = [(choice, choice.loss) for choice in choices if choice.loss is not None]
+    losses = [loss for _, loss in finished]
+    at_best = [loss for choice, loss in finished if (choice.method, choice.key[1]) in chosen]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
-    low, high = min(losses), max([np.quantile(losses, 0.75), *at_best])
+    low, high = min(losses), max([float(np.quantile(losses, 0.75)), *at_best])
     margin = 0.12 * (high - low) or 0.1 * low
     axes.set_ylim(low - margin, high + margin)
     rates = [choice.key[1] for choice in choices]

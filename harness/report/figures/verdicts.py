@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -12,7 +12,18 @@ from matplotlib.axes import Axes
 
 from harness.record import short
 from harness.report import articles
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Verdict, bits_per_byte, points, rate, times
+from harness.report.claims import (
+    DEPENDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Decision,
+    Verdict,
+    bits_per_byte,
+    points,
+    rate,
+    times,
+)
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     PERCENT,
@@ -20,6 +31,7 @@ from harness.report.figures.style import (
     Drawn,
     Look,
     Place,
+    Style,
     add_legend,
     error_bar,
     left_out,
@@ -43,13 +55,13 @@ class Unit(NamedTuple):
     none: float | None
 
 
-UNITS = {
+UNITS: dict[Callable[[float], str], Unit] = {
     times: Unit("ratios", "log", 1.0, 1.0),
     points: Unit("points", "linear", PERCENT, 0.0),
     bits_per_byte: Unit("bits per byte", "linear", 1.0, 0.0),
     rate: Unit("learning rates", "log", 1.0, None),
 }
-LOOKS = {
+LOOKS: dict[Decision, tuple[Look, str]] = {
     SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
     REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
     DEPENDS: (Look("#CC79A7", "D", ""), "#CC79A7"),
@@ -69,17 +81,20 @@ def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
     panels = _panels(judged)
     if not panels:
         return None
-    titles = [f"{title}, {unit.name}: {articles.tally(found)}" for (title, unit), found in panels.items()]
+    titles = [
+        f"{title}, {unit.name}: {articles.tally([verdict for verdict, _ in found])}"
+        for (title, unit), found in panels.items()
+    ]
     made, drawn = titled_panels(titles, *(0.8 + 0.12 * len(found) for found in panels.values()))
     where = _places(judged)
     for ((title, unit), found), axes in zip(panels.items(), drawn, strict=False):
         judgements = Counter(verdict.claim.name for verdict in judged[title])
         several = {name for name, count in judgements.items() if count > 1}
         _forest(axes, unit, found, where, several)
-    said = {verdict.judgement.decision for found in panels.values() for verdict in found}
+    said = {verdict.judgement.decision for found in panels.values() for verdict, _ in found}
     looks = {decision: look for decision, look in LOOKS.items() if decision != DEPENDS or DEPENDS in said}
     add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
-    missing = sum(verdict.judgement.effect is None for found in judged.values() for verdict in found)
+    missing = sum(verdict.judgement.effect is None for verdicts in judged.values() for verdict in verdicts)
     without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
     return Drawn(
         made,
@@ -88,13 +103,13 @@ def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
     )
 
 
-def _panels(judged: Mapping[str, Sequence[Verdict]]) -> dict[tuple[str, Unit], list[Verdict]]:
-    """The verdicts with an effect, by the article's title and the effect's unit."""
+def _panels(judged: Mapping[str, Sequence[Verdict]]) -> dict[tuple[str, Unit], list[tuple[Verdict, Interval]]]:
+    """The verdicts with an effect, and that effect, by the article's title and the effect's unit."""
     panels = defaultdict(list)
     for title, found in judged.items():
         for verdict in found:
-            if verdict.judgement.effect is not None:
-                panels[title, UNITS[verdict.claim.shown]].append(verdict)
+            if (effect := verdict.judgement.effect) is not None:
+                panels[title, UNITS[verdict.claim.shown]].append((verdict, effect))
     return panels
 
 
@@ -103,25 +118,31 @@ def _places(judged: Mapping[str, Sequence[Verdict]]) -> dict[Place, str]:
     return dict(zip(places, place_titles(places), strict=True))
 
 
-def _forest(axes: Axes, unit: Unit, found: Sequence[Verdict], where: Mapping[Place, str], several: set[str]) -> None:
-    """several: names of the claims that are judged in more than one place."""
-    effects = [verdict.judgement.effect for verdict in found]
-    low, high = _limits(unit, effects)
-    for y, (verdict, effect) in enumerate(zip(found, effects, strict=True)):
+def _forest(
+    axes: Axes,
+    unit: Unit,
+    found: Sequence[tuple[Verdict, Interval]],
+    where: Mapping[Place, str],
+    several: set[str],
+) -> None:
+    """found: verdicts and their effects. several: names of the claims that are judged in more than one place."""
+    low, high = _limits(unit, [effect for _, effect in found])
+    for y, (verdict, effect) in enumerate(found):
         if claimed := verdict.judgement.range:
             begin, end = (min(max(unit.factor * bound, low), high) for bound in claimed)
             axes.barh(y, end - begin, left=begin, height=0.8, color="0.88", zorder=0)
         look, fill = LOOKS[verdict.judgement.decision]
         value = unit.factor * effect.value
         ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
-        style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}
+        style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}
         error = None if math.isnan(effect.low) else error_bar(value, ends, 1.0)
         axes.errorbar(value, y, xerr=error, linestyle="", capsize=0, **style)
     if unit.none is not None:
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
     axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
-    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in _names(found, where, several)], fontsize=6)
+    names = _names([verdict for verdict, _ in found], where, several)
+    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in names], fontsize=6)
     axes.grid(axis="y", visible=False)
     if unit.scale == "log":
         ticks = _log_ticks(low, high)

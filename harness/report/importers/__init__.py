@@ -66,32 +66,32 @@ def store(found: Sequence[Imported], folder: Path) -> Summary:
     for name, known in there.items():
         if known.source is None and any(new.record.cell.name == name for new in found):
             raise UserError(f"{folder / name}.json is a cell that the harness ran; import into another --study.")
-    stored = [known for known in there.values() if known.source is not None]
+    imported = [known for known in there.values() if known.source is not None]
     for experiment in dict.fromkeys(_experiment(new.record) for new in found):
         new = _latest([new for new in found if _experiment(new.record) == experiment], summary)
-        before = [known for known in stored if _experiment(known) == experiment]
-        known = max(before, key=lambda record: record.started, default=None)
-        latest = new.record if known is None else _joined(known, new, summary)
+        before = [known for known in imported if _experiment(known) == experiment]
+        stored = max(before, key=lambda record: record.started, default=None)
+        latest = new.record if stored is None else _joined(stored, new, summary)
         name = latest.cell.name
         summary.repeats += len(latest.repeats)
-        if known is not None and known == dataclasses.replace(latest, items_sha256=known.items_sha256):
+        if stored is not None and stored == dataclasses.replace(latest, items_sha256=stored.items_sha256):
             summary.unchanged.append(name)
             continue
         if latest is new.record:
             _write(new, folder / f"{name}.json")
         else:  # the items beside it are its own
             record.write(latest, folder / f"{name}.json")
-        (summary.new if known is None else summary.changed).append(name)
+        (summary.new if stored is None else summary.changed).append(name)
         for old in (known for known in before if known.cell.name != name):
             (folder / f"{old.cell.name}.json").unlink()
             (folder / f"{old.cell.name}.items.parquet").unlink(missing_ok=True)
     return summary
 
 
-def _experiment(imported: Record) -> tuple[str, str, int | None]:
+def _experiment(imported: Record) -> tuple[str | None, str, int | None]:
     """What the runs of one experiment share: by its source's own name if it has one, else by the settings."""
-    cell = imported.cell
-    return imported.source.project, cell.settings.other.get("experiment", cell.name), cell.seed
+    cell, source = imported.cell, imported.source
+    return source.project if source else None, cell.settings.other.get("experiment", cell.name), cell.seed
 
 
 def _latest(runs: Sequence[Imported], summary: Summary) -> Imported:
@@ -149,7 +149,11 @@ def _write(new: Imported, path: Path) -> None:
     record.write(new.record, path)
 
 
-def _read(project: str, read: Callable[[dict, Path], Imported], path: Path, study: str) -> Imported:
+Reader = Callable[[dict[str, Any], Path, str], Imported]
+"""Makes a record of a file's content, its path, and the SHA-256 of its bytes."""
+
+
+def _read(project: str, read: Reader, path: Path, study: str) -> Imported:
     """The record of one file; raises UserError that names the file if its content is not as expected."""
     try:
         content = path.read_bytes()
@@ -157,9 +161,8 @@ def _read(project: str, read: Callable[[dict, Path], Imported], path: Path, stud
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not complete JSON ({error}); get it again, or move it away.") from None
     try:
-        found = read(value, path)
+        found = read(value, path, hashlib.sha256(content).hexdigest())
         found.record.study = study
-        found.record.source.sha256 = hashlib.sha256(content).hexdigest()
         # decode it as a reader will, so that nothing unreadable is written
         plain = json.loads(json.dumps(dataclasses.asdict(found.record), allow_nan=False))
         found.record = record.decode(Record, plain)
@@ -173,7 +176,7 @@ def _read(project: str, read: Callable[[dict, Path], Imported], path: Path, stud
     raise UserError(f"{path} is no result file of {project} ({reason}); move it away, or name another PATH.")
 
 
-READERS: dict[str, tuple[str, Callable[[dict, Path], Imported]]] = {
+READERS: dict[str, tuple[str, Reader]] = {
     "peft": ("*.json", read_peft),
     "lm-eval": ("results_*.json", read_lm_eval),
 }

@@ -17,7 +17,8 @@ from harness.report.importers.records import PRECISIONS, Imported, finite_number
 LM_EVAL_NOTES = ["Imported from output files of lm-eval, which do not say how a model was trained."]
 
 
-def read_lm_eval(value: dict, path: Path) -> Imported:
+def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
+    """sha256: of the file's bytes."""
     config, results = value["config"], value["results"]
     arguments = _arguments(config["model_args"])
     location = arguments.pop("pretrained", None) or arguments.pop("model", None) or arguments.pop("path", None)
@@ -80,7 +81,7 @@ def read_lm_eval(value: dict, path: Path) -> Imported:
         scores=scores,
         items={} if items is None else item_hashes(_ids(items)),
         fingerprints=fingerprints,
-        source=Source("lm-eval", path.name, "", list(LM_EVAL_NOTES)),
+        source=Source("lm-eval", path.name, sha256, list(LM_EVAL_NOTES)),
     )
     return Imported(found, items, path)
 
@@ -101,7 +102,7 @@ def _basename(path: str) -> str:
     return re.split(r"[/\\:]", path.rstrip("/\\"))[-1]
 
 
-def _scored(name: str, results: dict[str, dict], children: dict[str, list[str]]) -> list[str]:
+def _scored(name: str, results: dict[str, dict[str, Any]], children: dict[str, list[str]]) -> list[str]:
     """The task or group `name` if it has scores, else the members of the group that have scores."""
     if _values(results.get(name, {})):
         return [name]
@@ -116,8 +117,12 @@ def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:
 
 def _values(result: dict[str, Any]) -> dict[tuple[str, str], float]:
     """The numbers of one task by (metric, filter), including standard errors."""
-    found = {tuple(key.split(",", 1)): finite_number(value) for key, value in result.items() if "," in key}
-    return {key: number for key, number in found.items() if number is not None}
+    numbers = {}
+    for key, value in result.items():
+        metric, comma, kind = key.partition(",")
+        if comma and (number := finite_number(value)) is not None:
+            numbers[metric, kind] = number
+    return numbers
 
 
 def _lm_eval_scores(name: str, leaves: list[str], value: dict[str, Any]) -> list[Score]:
@@ -143,8 +148,9 @@ def _lm_eval_scores(name: str, leaves: list[str], value: dict[str, Any]) -> list
 
 def _by_subject(number: float, leaves: list[str], score: tuple[str, str], value: dict[str, Any]) -> bool:
     """Whether a group's score is the mean of its tasks' means and not that of all items; the file does not say."""
-    means = [_values(value["results"].get(leaf, {})).get(score) for leaf in leaves]
-    if len(leaves) < 2 or None in means:
+    found = (_values(value["results"].get(leaf, {})).get(score) for leaf in leaves)
+    means = [mean for mean in found if mean is not None]
+    if len(leaves) < 2 or len(means) < len(leaves):
         return False
     sizes = [value["n-samples"][leaf]["effective"] for leaf in leaves]
     over_items = sum(mean * size for mean, size in zip(means, sizes, strict=True)) / sum(sizes)

@@ -28,7 +28,8 @@ PEFT_NOTES = [
 ]
 
 
-def read_peft(value: dict, path: Path) -> Imported:
+def read_peft(value: dict[str, Any], path: Path, sha256: str) -> Imported:
+    """sha256: of the file's bytes."""
     run, trained, meta = value["run_info"], value["train_info"], value["meta_info"]
     config, adapter = run["train_config"], run["peft_config"]
     cell = _peft_cell(run["experiment_name"], config, adapter)
@@ -44,7 +45,7 @@ def read_peft(value: dict, path: Path) -> Imported:
         phases={"job": Phase(run["total_time"], Memory(reserved_peak=trained["accelerator_memory_max"]))},
         disk=_peft_disk(trained["file_size"], adapter),
         fingerprints={"model": f"hub:{meta['model_info']['sha']}"},
-        source=Source("peft", path.name, "", list(PEFT_NOTES)),
+        source=Source("peft", path.name, sha256, list(PEFT_NOTES)),
     )
     data = [f"{name}@{info['sha']}" for name, info in sorted(meta["dataset_info"].items())]
     found.fingerprints["data"] = f"hub:{','.join(data)}"

@@ -53,8 +53,13 @@ class AnsweredItems:
     def identity(self) -> tuple[Any, ...]:
         """Equal for answers to the same items."""
         parts = (self.numbers, *(() if self.hashed is None else (self.hashed,)))
-        digests = [hashlib.sha256(np.ascontiguousarray(part)).digest() for part in parts]
+        digests = [hashlib.sha256(part.tobytes()).digest() for part in parts]
         return tuple(self.subjects.items()), *digests
+
+    @property
+    def hashes(self) -> bytes:
+        """Those of all items; empty if they were not read."""
+        return b"" if self.hashed is None else self.hashed.tobytes()
 
     @property
     def binary(self) -> bool:
@@ -176,9 +181,9 @@ def _sorted(source: Path | pa.Table, batches: Iterator[pa.RecordBatch], score: S
     places = np.empty(len(subjects), dtype=np.int32)
     places[[subjects[name] for name in ordered]] = np.arange(len(subjects))
     subject = places[whole.pop("subject")] if subjects else np.zeros(0, dtype=np.int32)
-    order = np.lexsort((whole["item"], subject)) if whole else np.zeros(0, dtype=int)
-    if (order[1:] > order[:-1]).all():  # as nearly always
-        order = slice(None)
+    sorting = np.lexsort((whole["item"], subject)) if whole else np.zeros(0, dtype=int)
+    in_order = (sorting[1:] > sorting[:-1]).all()  # as nearly always
+    order: np.ndarray | slice = slice(None) if in_order else sorting
     counts = np.bincount(subject, minlength=len(ordered)).tolist()
     if (whole.get("cluster", np.zeros(0)) < 0).all():  # none has a name
         whole.pop("cluster", None)

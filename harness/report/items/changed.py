@@ -16,7 +16,7 @@ from harness.report.items.answered import AnsweredItems
 class Changed:
     """An item that the model of some seed lost or won: the target, and the answers of base and seeds."""
 
-    subject: str
+    subject: str | None
     item: int
     kind: str  # lost or won
     seeds: int  # number of models that lost or won it

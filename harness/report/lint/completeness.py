@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 from harness import units
@@ -79,8 +80,8 @@ def pruned_cells(records: Sequence[Record]) -> Sentences:
     if not pruned:
         return
     of = sum(record.stop is not None for record in records)
-    at = group_by(pruned, lambda record: record.failure.step)
-    steps = ", ".join(f"step {step} ({units.plural(len(members), 'cell')})" for step, members in sorted(at.items()))
+    at = Counter(r.failure.step for r in pruned if r.failure and r.failure.step is not None)
+    steps = ", ".join(f"step {step} ({units.plural(count, 'cell')})" for step, count in sorted(at.items()))
     yield (
         f"stop=asha ended {len(pruned)} of {units.plural(of, 'cell')} early, at {steps}: their rows show losses of "
         "that step and no score.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +12,8 @@ from harness import units
 from harness.record import Record
 
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # a sentence names at most this many; the rest is counted
-Sentences = Iterable[tuple[str, tuple[str, ...]]]  # each with the names of the cells that stand out
+Sentence = tuple[str, tuple[str, ...]]  # with the names of the cells that stand out
+Sentences = Iterable[Sentence]
 Value = Callable[[Record], str | None]
 
 
@@ -85,9 +86,7 @@ def listed(texts: Sequence[str]) -> str:
 def _short_names(records: Sequence[Record]) -> dict[int, str]:
     """By the id of the record, the cell's name without its hash if that is unique among `records`."""
     short = {id(record): record.cell.name.removesuffix(f"-{record.cell.id[:6]}") for record in records}
-    count = defaultdict(int)
-    for name in short.values():
-        count[name] += 1
+    count = Counter(short.values())
     return {id(r): short[id(r)] if count[short[id(r)]] == 1 else r.cell.name for r in records}
 
 

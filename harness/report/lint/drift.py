@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import Any
 from scipy import special
 
 from harness.record import Record
-from harness.report.lint.differences import Sentences, group_by, point
+from harness.report.lint.differences import Sentences, point
 from harness.report.statistics import TAILS, Interval
 
 
@@ -77,10 +78,7 @@ def drifted(records: Sequence[Record]) -> Sentences:
 
 def within_drift(records: Sequence[Record], drift: Drift) -> tuple[int, int]:
     """How many pairs of settings differ in tokens/s by less than the drift over the study, and of how many pairs."""
-    rates = {
-        key: fmean(record.train.tokens_per_second_steady for record in members)
-        for key, members in group_by(_timed(records), _compared).items()
-    }
+    rates = {setting: fmean(measured) for setting, measured in _rates(records).items()}
     gaps = [
         abs(math.log(rates[one] / rates[other]))
         for one, other in itertools.combinations(rates, 2)
@@ -89,8 +87,13 @@ def within_drift(records: Sequence[Record], drift: Drift) -> tuple[int, int]:
     return sum(gap < abs(drift.over_study) for gap in gaps), len(gaps)
 
 
-def _timed(records: Sequence[Record]) -> list[Record]:
-    return [r for r in records if r.status == "ok" and r.train and r.train.tokens_per_second_steady]
+def _rates(records: Sequence[Record]) -> dict[tuple[Any, ...], list[float]]:
+    """The tokens/s of the finished records of each setting."""
+    rates: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for record in records:
+        if record.status == "ok" and record.train and (rate := record.train.tokens_per_second_steady):
+            rates[_compared(record)].append(rate)
+    return rates
 
 
 def _compared(record: Record) -> tuple[Any, ...]:

@@ -53,13 +53,16 @@ def same_environment(
     def rule(records: Sequence[Record]) -> Sentences:
         # a failed cell may have recorded fewer facts than the others
         groups = group_by(records, lambda r: (tuple(facts(r).items()), "unknown" if r.status == "ok" else None))
-        distinct = [defaultdict(lambda missing=missing: missing, known) for known, missing in groups]
-        names = dict.fromkeys(name for known in distinct for name in known)
-        differing = [name for name in names if len({known[name] for known in distinct} - {None}) > 1]
+        distinct = [(dict(known), missing) for known, missing in groups]
+        names = dict.fromkeys(name for known, _ in distinct for name in known)
+        differing = [
+            name for name in names if len({known.get(name, missing) for known, missing in distinct} - {None}) > 1
+        ]
         if differing:
-            texts = {}
-            for known, members in zip(distinct, groups.values(), strict=True):
-                text = ", ".join(f"{name} {known[name]}" for name in differing if known[name] is not None)
+            texts: dict[int, str | None] = {}
+            for (known, missing), members in zip(distinct, groups.values(), strict=True):
+                values = [(name, known.get(name, missing)) for name in differing]
+                text = ", ".join(f"{name} {value}" for name, value in values if value is not None)
                 texts |= dict.fromkeys(map(id, members), text or None)
             yield from differ(subject, records, lambda record: texts[id(record)])
 
@@ -128,7 +131,8 @@ def memory_instruments(records: Sequence[Record]) -> Sentences:
 
 
 def _memory_measured_by(record: Record) -> str | None:
-    return None if train_memory(record) is None else INSTRUMENTS.get(memory_instrument(record))
+    instrument = memory_instrument(record)
+    return None if instrument is None or train_memory(record) is None else INSTRUMENTS[instrument]
 
 
 def throttled(records: Sequence[Record]) -> Sentences:
@@ -153,7 +157,7 @@ def power_limits(records: Sequence[Record]) -> Sentences:
 
 
 def _power_limit(record: Record) -> str | None:
-    limits = sorted({gpu.power_limit_watts for gpu in record.gpus} - {None})
+    limits = sorted({gpu.power_limit_watts for gpu in record.gpus if gpu.power_limit_watts is not None})
     return " and ".join(f"{limit:.0f} W" for limit in limits) or None
 
 
@@ -194,9 +198,10 @@ def overlap(records: Sequence[Record]) -> Sentences:
             on[gpu].append(record)
     for members in on.values():
         starts = [(datetime.fromisoformat(record.started).timestamp(), record) for record in members]
-        running, end = None, -math.inf  # the one of those seen so far that ends last
+        running: Record | None = None  # the one of those seen so far that ends last
+        end = -math.inf
         for start, record in sorted(starts, key=operator.itemgetter(0)):
-            if start + 1 < end:
+            if running is not None and start + 1 < end:
                 together |= {id(running): running, id(record): record}
             if start + record.seconds > end:
                 running, end = record, start + record.seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from harness import units
 from harness.record import Inference, Record, Scoring
 from harness.report.lint.differences import (
+    Sentence,
     Sentences,
     alike,
     confounded,
@@ -32,11 +34,11 @@ CUT = 0.05  # the share of truncated answers above which there is a finding
 
 def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
-        unequal = []
+        unequal: list[Sentence] = []
         same = alike(members, eval_of)
         for name in () if same else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
-            unequal += confounded(subject, members, lambda r, name=name: _eval_setting(r, name))
+            unequal += confounded(subject, members, functools.partial(_eval_setting, name=name))
         yield from unequal or _scored(members, where)
 
 
@@ -98,10 +100,11 @@ def _scored(members: Sequence[Record], where: str) -> Sentences:
     """Whether cells with the same settings were asked the same items."""
     scored = [record for record in finished(members) if record.scores]
     groups = list(group_by(scored, eval_of).values())
-    unequal = []
+    unequal: list[Sentence] = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task}{where}"
-        unequal += first_of(groups, lambda g, s=subject, t=task: differ(s, g, lambda r: _asked(r, t), DELTA))
+        asked = functools.partial(_asked, task=task)
+        unequal += first_of(groups, functools.partial(differ, subject, value=asked, tail=DELTA))
     yield from unequal or first_of(
         groups, lambda group: differ(f"Cells were scored on different items{where}", group, _sample)
     )
@@ -125,7 +128,7 @@ def fingerprints(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         for name in dict.fromkeys(name for record in members for name in record.fingerprints):
             subject = f"Fingerprints of the {name} differ{where}"
-            yield from confounded(subject, members, lambda r, name=name: _fingerprint(r, name), method_of)
+            yield from confounded(subject, members, functools.partial(_fingerprint, name=name), method_of)
 
 
 def _fingerprint(record: Record, name: str) -> str | None:
@@ -169,10 +172,8 @@ def rescored(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         for task in dict.fromkeys(task for record in members for later in record.rescored for task in later.tasks):
             scored = [record for record in members if any(score.task == task for score in record.scores)]
-            rule = same_environment(
-                f"{task} was scored in different environments{where}", lambda r, task=task: _means(r, task)
-            )
-            yield from rule(scored)
+            subject = f"{task} was scored in different environments{where}"
+            yield from same_environment(subject, functools.partial(_means, task=task))(scored)
 
 
 def _means(record: Record, task: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from harness import units
-from harness.record import Probe, Record, micro_batches
+from harness.record import Probe, Record, SmallerBatches, micro_batches
 from harness.report.lint.differences import (
     PARTS,
     VALUES,
@@ -40,7 +40,7 @@ def token_budgets(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         trained, subject = tuned(members), f"Token budgets differ{where}"
         planned = list(confounded(subject, trained, lambda r: _steps(r.cell.settings.train.max_steps)))
-        yield from planned or first_of(_same_batches(trained), lambda group, s=subject: differ(s, group, _budget))
+        yield from planned or first_of(_same_batches(trained), functools.partial(differ, subject, value=_budget))
 
 
 def _steps(n: Any) -> str | None:
@@ -72,11 +72,12 @@ def batch_order(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         groups = [same for group in _same_batches(tuned(members)) for same in group_by(group, _budget).values()]
         subject = f"Cells with the same seed saw different batches, or the same in another order{where}"
-        yield from first_of(groups, lambda group, subject=subject: differ(subject, group, _batches))
+        yield from first_of(groups, functools.partial(differ, subject, value=_batches))
 
 
 def _batches(record: Record) -> str | None:
-    return f"hash {record.train.batches.removeprefix('sha256:')[:8]}" if record.train.batches else None
+    train = record.train
+    return f"hash {train.batches.removeprefix('sha256:')[:8]}" if train and train.batches else None
 
 
 def effective_batches(records: Sequence[Record]) -> Sentences:
@@ -99,15 +100,15 @@ def training_settings(records: Sequence[Record]) -> Sentences:
         for name in names:
             if name != "seed":
                 subject = f"The setting train.{name} differs{where}"
-                values = {id(r): _trained(r, settings[id(r)], name) for r in trained}
-                yield from confounded(subject, trained, lambda r, values=values: values[id(r)])
+                yield from confounded(subject, trained, functools.partial(_trained, settings=settings, name=name))
 
 
-def _trained(record: Record, settings: dict[str, Any], name: str) -> str | None:
-    """A setting of training in words. `settings` lacks neutral defaults, and what an import did not tell."""
+def _trained(record: Record, settings: dict[int, dict[str, Any]], name: str) -> str | None:
+    """A setting of training in words. `settings`, by the record's id, lack neutral defaults, and what an import did
+    not tell."""
     if record.source is None:
         return setting_text(getattr(record.cell.settings.train, name))
-    return setting_text(settings.get(name))
+    return setting_text(settings[id(record)].get(name))
 
 
 def adapter_targets(records: Sequence[Record]) -> Sentences:
@@ -199,11 +200,13 @@ def resumed(records: Sequence[Record]) -> Sentences:
 
 
 def smaller_batches(records: Sequence[Record]) -> Sentences:
-    cells = [record for record in records if record.smaller_batches and not record.cell.settings.train.sizes_itself]
+    asked = [record for record in records if not record.cell.settings.train.sizes_itself]
+    shapes = {id(record): _shapes(ran, record) for record in asked if (ran := record.smaller_batches)}
+    cells = [record for record in asked if id(record) in shapes]
     if cells:
-        shapes = listed(list(dict.fromkeys(map(_shapes, cells)))[:VALUES])
+        texts = listed(list(dict.fromkeys(shapes.values()))[:VALUES])
         yield (
-            f"After running out of memory, {named(cells, records)} ran with smaller micro-batches ({shapes}): speed "
+            f"After running out of memory, {named(cells, records)} ran with smaller micro-batches ({texts}): speed "
             "and memory are not comparable.",
             tuple(record.cell.name for record in cells),
         )
@@ -223,6 +226,6 @@ def micro_batches_text(record: Record) -> str | None:
     return ran and f"{ran[0]} × {ran[1]}"
 
 
-def _shapes(record: Record) -> str:
-    ran, train = record.smaller_batches, record.cell.settings.train
+def _shapes(ran: SmallerBatches, record: Record) -> str:
+    train = record.cell.settings.train
     return f"{ran.batch_size} × {ran.grad_accum} instead of {train.batch_size} × {train.grad_accum or 1}"

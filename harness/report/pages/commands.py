@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from typing import Any
 
 from harness.record import Record
 from harness.settings import plain
@@ -28,7 +29,7 @@ def run_words(record: Record) -> list[str] | None:
         return None
     cell, settings = record.cell, record.cell.settings
     data = settings.data
-    overrides = {"method": cell.method, "data": data.name or cell.data, "model.name": cell.model}
+    overrides: dict[str, Any] = {"method": cell.method, "data": data.name or cell.data, "model.name": cell.model}
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
@@ -43,17 +44,17 @@ def run_words(record: Record) -> list[str] | None:
     if data.columns:
         overrides |= {f"++data.columns.{field}": column for field, column in data.columns.items()}
         overrides["data.prompt"] = data.prompt
-    said = dict.fromkeys(NULLS if settings.method.tuned else NULLS[:3]) | {"eval.tasks": [], "infer.repeats": 0}
+    overrides |= dict.fromkeys(NULLS if settings.method.tuned else NULLS[:3])
+    overrides |= {"eval.tasks": [], "infer.repeats": 0}
     for part in ("model", "train", "eval", "infer"):
-        said |= {f"{part}.{name}": value for name, value in plain(getattr(settings, part)).items()}
-    overrides |= said
+        overrides |= {f"{part}.{name}": value for name, value in plain(getattr(settings, part)).items()}
     if settings.speedups is not None:
         overrides["speedups"] = settings.speedups
     overrides["study"] = record.study
     return [shlex.quote(f"{name}={_hydra(value)}") for name, value in overrides.items()]
 
 
-def _hydra(value: object) -> str:
+def _hydra(value: Any) -> str:
     """A value in Hydra's override grammar: quoted unless it is a plain word or number."""
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.record import Record
 from harness.report.articles import effect_text
 from harness.report.figures.curves import LOSSES
 from harness.report.figures.study_results import StudyResults, loss_unit
-from harness.report.figures.style import place_titles
+from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.pages.importance import importance
 from harness.report.pages.settings_block import short
 from harness.report.select import Choice, select
-from harness.report.statistics import seeds_interval
+from harness.report.statistics import Interval, seeds_interval
 
 AXES = 8  # most axes that are drawn side by side
 TEXTS = 24  # most texts on an axis
@@ -72,7 +72,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _rates(study: StudyResults, at: dict[int, int]) -> Any:
+def _rates(study: StudyResults, at: dict[int, int]) -> Iterator[dict[str, Any]]:
     records = study.rows.records
     best = {(choice.place, choice.method): choice.lr for choice in study.rows.choices}
     found = defaultdict(list)
@@ -85,7 +85,7 @@ def _rates(study: StudyResults, at: dict[int, int]) -> Any:
             yield _curve(study, place, method, points, best.get((place, method)))
 
 
-def _ranks(study: StudyResults, at: dict[int, int]) -> Any:
+def _ranks(study: StudyResults, at: dict[int, int]) -> Iterator[dict[str, Any]]:
     records = study.rows.records
     best = {(choice.place, choice.method): choice.rank for choice in study.rows.choices}
     found = defaultdict(list)
@@ -105,7 +105,9 @@ def _ranks(study: StudyResults, at: dict[int, int]) -> Any:
             yield _curve(study, place, method, points, best.get((place, method))) | {"metric": name}
 
 
-def _curve(study: StudyResults, place: Any, method: str, points: list[dict], best: float | None) -> dict[str, Any]:
+def _curve(
+    study: StudyResults, place: Place, method: str, points: list[dict[str, Any]], best: float | None
+) -> dict[str, Any]:
     for point in points:
         point["chosen"] = int(point["x"] == best)
     points.sort(key=lambda point: point["x"])
@@ -113,20 +115,25 @@ def _curve(study: StudyResults, place: Any, method: str, points: list[dict], bes
 
 
 def _point(
-    choice: Choice, x: float, y: float | None, interval: Any, records: Sequence[Record], at: dict[int, int]
+    choice: Choice,
+    x: float,
+    y: float | None,
+    interval: Interval | None,
+    records: Sequence[Record],
+    at: dict[int, int],
 ) -> dict[str, Any]:
-    known = interval is not None and interval.low < interval.high
+    shown = interval if interval is not None and interval.low < interval.high else None
     return {
         "x": x,
         "y": short(y),
-        "low": short(interval.low) if known else None,
-        "high": short(interval.high) if known else None,
+        "low": short(shown.low) if shown else None,
+        "high": short(shown.high) if shown else None,
         "setting": at[id(records[choice.index[0]])] if choice.index else None,
         "lost": ", ".join(f"{n} {status}" for status, n in choice.lost.items()),
     }
 
 
-def _losses_of(choice: Choice, records: Sequence[Record]) -> Any:
+def _losses_of(choice: Choice, records: Sequence[Record]) -> Interval | None:
     losses = [records[i].validation[-1].loss for i in choice.index if records[i].validation]
     return seeds_interval(losses) if len(losses) > 1 else None
 

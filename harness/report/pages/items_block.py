@@ -69,22 +69,24 @@ def _models(study: StudyResults, contest: Contest) -> list[Model]:
             untuned = records[0].cell.seed is None
             head = {"label": standing.choice.label, "setting": standing.choice.setting or "", "untuned": untuned}
             found.append((head, tables))
-    asked = [tables[0].hashed.tobytes() for _, tables in found]
-    usual = max(asked, key=asked.count, default=())
+    asked = [tables[0].hashes for _, tables in found]
+    usual = max(asked, key=asked.count, default=b"")
     found = [each for each, items in zip(found, asked, strict=True) if items == usual]
     return sorted(found, key=lambda each: (not each[0]["untuned"], each[0]["untuned"] and each[0]["label"] != "base"))
 
 
 def _answers(folder: Path | None, records: Sequence[Record], score: str) -> list[AnsweredItems]:
     """A table for each seed; none if one is missing, if seeds differ in items, or if values are not right or wrong."""
-    scores = [score_of(record, score) for record in records]
-    if folder is None or not all(scores):
+    if folder is None:
         return []
-    tables = [answers(folder, *each, texts=True) for each in zip(records, scores, strict=True)]
-    if not tables or not all(tables):
-        return []
-    same = all(np.array_equal(table.hashed, tables[0].hashed) for table in tables)
-    return tables if same and all(table.binary for table in tables) else []
+    tables = []
+    for record in records:
+        of_record = score_of(record, score)
+        table = answers(folder, record, of_record, texts=True) if of_record else None
+        if not table or not table.binary:
+            return []
+        tables.append(table)
+    return tables if len({table.hashes for table in tables}) == 1 else []
 
 
 def _set(title: str, contest: Contest, models: list[Model], kept: float, texts: _Texts) -> dict[str, Any]:

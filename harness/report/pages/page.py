@@ -198,18 +198,16 @@ def _summary(
 
 def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
     """The methods with the least memory and the highest speed, in their chosen settings."""
-    memory = {row.method: row.mean(TRAIN_MEMORY) for row in rows}
-    speed = {row.method: row.mean("tokens_per_second_steady") for row in rows}
-    memory = {method: value for method, value in memory.items() if value is not None}
-    speed = {method: value for method, value in speed.items() if value is not None}
+    memory = {row.method: peak for row in rows if (peak := row.mean(TRAIN_MEMORY)) is not None}
+    speed = {row.method: steady for row in rows if (steady := row.mean("tokens_per_second_steady")) is not None}
     if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows)), TRAIN_MEMORY):
-        least, most = min(memory, key=memory.get), max(memory, key=memory.get)
+        least, most = min(memory, key=memory.__getitem__), max(memory, key=memory.__getitem__)
         yield (
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "
             f"({units.size(memory[most])})."
         )
     if len(speed) > 1:
-        first, last = max(speed, key=speed.get), min(speed, key=speed.get)
+        first, last = max(speed, key=speed.__getitem__), min(speed, key=speed.__getitem__)
         yield (
             f"Training{of} is fastest with {first} ({rate(speed[first])} tokens/s, median step) and slowest with "
             f"{last} ({rate(speed[last])}). The table has intervals."

@@ -109,7 +109,7 @@ def _scores(study: StudyResults) -> list[dict[str, Any]]:
         percent = "(%)" in header
         intervals = [study.interval(row, name) if mean else None for row, mean in zip(study.rows, means, strict=True)]
         label = header.replace(" (%)", "").replace(" ↓", "")
-        values = [mean and mean.value for mean in means]
+        values = [mean.value if mean else None for mean in means]
         better = "high" if score.higher_is_better else "low"
         found.append(_metric(name, (label, "percent" if percent else "number", better), values, intervals))
     return found
@@ -189,19 +189,20 @@ def _beside(row: Row) -> float | int | None:
     return short(max(0, *known)) if known else None
 
 
-def _tokens(row: Row) -> list[float | int] | None:
+def _tokens(row: Row) -> list[float | int | None] | None:
     """Of a micro-batch on one device: its sequences, its tokens as the mean over training and as the most that its
     settings allow."""
-    record = next((record for record in row.measured if record.train), None)
-    if record is None or (size := micro_batches(record)) is None:
+    trained = [(record, record.train) for record in row.measured if record.train]
+    if not trained or (size := micro_batches(trained[0][0])) is None:
         return None
     batch, accumulated = size
-    train, tokens = record.cell.settings.train, record.train.tokens
-    if not train.max_length or not record.train.steps:
+    record, ran = trained[0]
+    settings = record.cell.settings.train
+    if not settings.max_length or not ran.steps:
         return None
-    passed = record.train.steps * accumulated * train.total_devices
-    most = batch * train.max_length
-    return [batch, short(min(most, (tokens.padded or tokens.raw) / passed)), most]
+    passed = ran.steps * accumulated * settings.total_devices
+    most = batch * settings.max_length
+    return [batch, short(min(most, (ran.tokens.padded or ran.tokens.raw) / passed)), most]
 
 
 # Commands

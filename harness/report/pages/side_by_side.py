@@ -119,22 +119,25 @@ def text(found: dict[str, Any], width: int) -> Text:
         heads = [(model, verdicts[j] or "") if any(verdicts) else (model,) for j, model in enumerate(found["models"])]
         column = (width + 3) // len(heads) - 3
         if column >= NARROWEST:
-            blocks = [[*_heading(h, column), *_wrapped(a, column)] for h, a in zip(heads, answers, strict=True)]
-            lines += _beside(blocks, column)
+            lines += _beside([_block(h, a, column) for h, a in zip(heads, answers, strict=True)], column)
         else:
             for head, answer in zip(heads, answers, strict=True):
-                lines += [*_heading(head, width), *_wrapped(answer, width), ""]
+                lines += [*_block(head, answer, width), ""]
         lines.append("")
     for sentence in caption(found):
         lines += textwrap.wrap(sentence, width, initial_indent="- ", subsequent_indent="  ")
-    lines = [Text(line) if isinstance(line, str) else line for line in lines]
-    for line in lines:
+    texts = [Text(line) if isinstance(line, str) else line for line in lines]
+    for line in texts:
         line.rstrip()
-    return Text("\n", no_wrap=True, overflow="ignore").join(lines)
+    return Text("\n", no_wrap=True, overflow="ignore").join(texts)
 
 
 def _plain(value: str) -> str:
     return "".join(_split(value))
+
+
+def _block(head: tuple[str, ...], answer: list[Word], width: int) -> list[Text]:
+    return [*map(Text, _heading(head, width)), *_wrapped(answer, width)]
 
 
 def _heading(head: tuple[str, ...], width: int) -> list[str]:
@@ -162,10 +165,9 @@ def _wrapped(answer: list[Word], width: int) -> list[Text]:
     return lines
 
 
-def _beside(blocks: Sequence[list[str | Text]], width: int) -> Iterator[Text]:
+def _beside(blocks: Sequence[list[Text]], width: int) -> Iterator[Text]:
     for i in range(max(map(len, blocks))):
-        row = [block[i] if i < len(block) else "" for block in blocks]
-        row = [Text(line) if isinstance(line, str) else line for line in row]
+        row = [block[i] if i < len(block) else Text() for block in blocks]
         for line in row:
             line.pad_right(width - len(line))
         yield Text(" | ").join(row)

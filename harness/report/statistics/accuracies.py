@@ -77,14 +77,14 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         gap = means[i] - means[j]
         items, freedom = over_items(gap, one.clusters)
         seeds = _together(of[i], of[j])
-        variance, freedom = combined(seeds, items, freedom)
+        variance, freedom = (float(part) for part in combined(seeds, items, freedom))
         if shares[i] and shares[j]:
-            variance = max(float(variance), gap.size**-2)  # a model that answers alike may differ by an item
-        statistic = Statistic(float(gap.mean()), float(variance) ** 0.5, float(freedom))
+            variance = max(variance, gap.size**-2)  # a model that answers alike may differ by an item
+        statistic = Statistic(float(gap.mean()), variance**0.5, freedom)
         single = len(one.values) == len(other.values) == 1 and not one.clustered
         exact = single and shares[i] and shares[j]
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
-        alone = max(0.0, items - seeds.rest) / statistic.error**2 if statistic.error else 1.0
+        alone = max(0.0, items - float(seeds.rest)) / statistic.error**2 if statistic.error else 1.0
         found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired)
     return found
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -17,7 +18,10 @@ DIVERGED = 3.0  # times the least mean loss: runs that lost their way there diff
 LEAST = {3: 0.5, 4: 0.15, 5: 0.1}
 
 
-def optimum(losses: Mapping[float, Mapping[int, float]]) -> Interval | str:
+Seed = TypeVar("Seed", bound=Hashable)
+
+
+def optimum(losses: Mapping[float, Mapping[Seed, float]]) -> Interval | str:
     """The rate with the least loss and its 95% interval, or the reason why there is none.
 
     losses: by rate and seed. Seeds that have a loss at every rate count, and are paired: a seed's own level is no

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -57,10 +57,13 @@ class Ratio(NamedTuple):
         return _exp(log, self.units, ALPHA / comparisons).interval
 
 
+Seed = TypeVar("Seed", bound=Hashable)
+
+
 def of_losses(
-    losses: Sequence[Mapping[Hashable, float]],
-    reference: Sequence[Mapping[Hashable, float]],
-    field: Sequence[Mapping[Hashable, float]] = (),
+    losses: Sequence[Mapping[Seed, float]],
+    reference: Sequence[Mapping[Seed, float]],
+    field: Sequence[Mapping[Seed, float]] = (),
 ) -> Ratio | None:
     """The ratio of two products of as many mean losses, each with one loss by seed; None without two seeds of each.
 
@@ -97,14 +100,14 @@ def of_memory(
     the same batches, and are paired. Of one seed nothing is known of other ones: an assumed spread stands in
     (SINGLE_RUN_SPREAD).
     """
-    over_seeds = _paired([ones, others, *field], lambda peak: peak.seed)
-    over_settings = _paired([ones, others], lambda peak: peak.setting)
+    value, over_seeds = _paired([ones, others, *field], lambda peak: peak.seed)
+    _, over_settings = _paired([ones, others], lambda peak: peak.setting)
     units = min(len({peak.seed for peak in side}) for side in (ones, others))
     if units < 2:
-        over_seeds = Statistic(over_seeds.value, SINGLE_RUN_SPREAD * 2**0.5, math.inf)
-    found = [statistic for statistic in (over_seeds, over_settings) if statistic.error is not None]
-    widest = max(found, key=lambda statistic: statistic.interval().high - statistic.value)
-    return _exp(widest._replace(value=over_seeds.value), units)
+        over_seeds = Statistic(value, SINGLE_RUN_SPREAD * 2**0.5, math.inf)
+    known = [statistic for statistic in (over_seeds, over_settings) if statistic is not None]
+    widest = max(known, key=lambda statistic: statistic.interval().high - statistic.value)
+    return _exp(widest._replace(value=value), units)
 
 
 def of_times(runs: Mapping[str, Sequence[Run]], one: str, other: str) -> Ratio | None:
@@ -125,15 +128,15 @@ def of_times(runs: Mapping[str, Sequence[Run]], one: str, other: str) -> Ratio |
 
 def units(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
     """The geometric mean of each independent unit of each method's runs, as in `of_times`."""
-    flat = [(run.start, name, run) for name, own in runs.items() for run in own]
-    starts = [start for start, _, _ in flat]
+    flat = [(name, run) for name, own in runs.items() for run in own]
+    started = [(run.start, name, run) for name, run in flat if run.start is not None]
     groups: dict[str, dict[Hashable, list[float]]] = {name: defaultdict(list) for name in runs}
-    if None in starts or len(set(starts)) < len(starts):
-        for _, name, run in flat:
+    if len({start for start, _, _ in started}) < len(flat):
+        for name, run in flat:
             groups[name][run.seed].append(math.log(run.value))
     else:
         block, last = 0, None
-        for _, name, run in sorted(flat, key=lambda entry: entry[0]):
+        for _, name, run in sorted(started, key=lambda entry: entry[0]):
             block += name != last
             last = name
             groups[name][block].append(math.log(run.value))
@@ -158,8 +161,10 @@ def _contrast(logs: Sequence[Sequence[float]], signs: Sequence[int]) -> Statisti
     return Statistic(value, float(total) ** 0.5, float(freedom))
 
 
-def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], Hashable]) -> Statistic:
-    """The log ratio of the first side to the second; its error is None without two units of both.
+def _paired(
+    sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], Hashable]
+) -> tuple[float, Statistic | None]:
+    """The log ratio of the first side to the second, and the same with its error: None without two units of both.
 
     By the units that both have, else by the means of each side's own.
     """
@@ -173,11 +178,12 @@ def _paired(sides: Sequence[Sequence[MemoryPeak]], unit: Callable[[MemoryPeak], 
     common = [key for key in one if key in other]
     if len(common) > 1:
         table = [[side[key] for key in common] for side in means if all(key in side for key in common)]
-        return _within(np.array(table), [1, -1])
+        statistic = _within(np.array(table), [1, -1])
+        return statistic.value, statistic
     value = float(np.mean(list(one.values())) - np.mean(list(other.values())))
     if min(len(one), len(other)) > 1:
-        return _contrast([list(side.values()) for side in (one, other)], [1, -1])._replace(value=value)
-    return Statistic(value, None, math.inf)
+        return value, _contrast([list(side.values()) for side in (one, other)], [1, -1])._replace(value=value)
+    return value, None
 
 
 def _within(table: np.ndarray, signs: Sequence[int]) -> Statistic:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from harness.report.statistics.estimates import TAILS, Interval, quantile
 
@@ -19,7 +19,10 @@ class Outcomes(NamedTuple):
 Sides = tuple[Sequence[Outcomes], Sequence[Outcomes]]
 
 
-def difference_of_shares(strata: Mapping[float, Sides]) -> tuple[Interval, float]:
+Stratum = TypeVar("Stratum", bound=Hashable)
+
+
+def difference_of_shares(strata: Mapping[Stratum, Sides]) -> tuple[Interval, float]:
     """The share on the first side less that on the second, its 95% interval, and how many runs the smaller side is
     worth.
 
@@ -35,12 +38,13 @@ def difference_of_shares(strata: Mapping[float, Sides]) -> tuple[Interval, float
     value = total = below = above = 0.0
     sizes = [0.0, 0.0]
     for sides in strata.values():
-        shares, counts, ends = [], [], []
-        for side in sides:
-            worth = [o.runs / (1 + (o.runs - 1) * alike) for o in side]
-            n = sum(worth)
-            share = sum(w * o.hits / o.runs for w, o in zip(worth, side, strict=True)) / n
-            shares, counts, ends = [*shares, share], [*counts, n], [*ends, _wilson(share, n)]
+        worths = [[o.runs / (1 + (o.runs - 1) * alike) for o in side] for side in sides]
+        counts = [sum(worth) for worth in worths]
+        shares = [
+            sum(w * o.hits / o.runs for w, o in zip(worth, side, strict=True)) / n
+            for worth, side, n in zip(worths, sides, counts, strict=True)
+        ]
+        ends = [_wilson(share, n) for share, n in zip(shares, counts, strict=True)]
         weight = counts[0] * counts[1] / sum(counts)
         value += weight * (shares[0] - shares[1])
         below += weight**2 * ((shares[0] - ends[0][0]) ** 2 + (ends[1][1] - shares[1]) ** 2)

@@ -14,10 +14,10 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
     The test holds it against statsmodels', which takes a second to import and collects garbage at every call.
     """
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p)
-    corrected = np.empty_like(p)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return corrected
 
 

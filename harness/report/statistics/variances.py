@@ -16,12 +16,12 @@ _QUANTILES = special.stdtrit(_FREEDOMS, 0.975)
 class Level(NamedTuple):
     """Of a mean over seeds: its variance, what of that is the rest's (by seed and item), and its degrees of freedom.
 
-    Of one seed no variance is known, and none counted.
+    Of one seed no variance is known, and none counted. Each is a number, or an array of one for each of many means.
     """
 
-    variance: float
-    rest: float
-    freedom: float
+    variance: float | np.ndarray
+    rest: float | np.ndarray
+    freedom: float | np.ndarray
 
 
 def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

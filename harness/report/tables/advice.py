@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scipy import special
 
@@ -50,15 +50,16 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
     tried = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
     if not tried or contest is None:
         return None
-    if contest.seed_spread is None:
+    spread = contest.seed_spread
+    if spread is None:
         counts = sorted({choice.tries for choice in choices if choice.lr is not None or choice.rank is not None})
         unequal = f", and more so with more tries ({', '.join(map(str, counts))} here)" if len(counts) > 1 else ""
         return (
             "The best of several tries looks better than it is if validation and test share a seed's luck; one seed "
             f"can't tell by how much{unequal}."
         )
-    worst = max(tried, key=lambda choice: _luck(choice, contest.seed_spread))
-    points = 100 * _luck(worst, contest.seed_spread)
+    worst = max(tried, key=lambda choice: _luck(choice, spread))
+    points = 100 * _luck(worst, spread)
     return (
         f"The best of several tries looks better than it is if validation and test share a seed's luck: by at most "
         f"{points:.1f} points in {contest.score.split('/')[0]} ({worst.label}, best of {worst.tries})."
@@ -71,6 +72,6 @@ def _luck(choice: Choice, spread: float) -> float:
     return float(special.ndtri((k - 0.375) / (k + 0.25))) * spread / len(choice.index) ** 0.5
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last

@@ -101,14 +101,14 @@ def _open(doubts: Sequence[tuple[list[str], Doubt]], records: Sequence[Record], 
     if len({doubt.text for _, doubt in doubts}) == 1:
         texts = [doubts[0][1].text]
     left = "; ".join(texts) if doubts[0][0] and len(texts) > 1 else texts[0][0].upper() + texts[0][1:]
-    decided = [each for each in doubts if each[1].seeds]
-    prefix, easiest = min(decided, key=lambda each: each[1].seeds, default=([], None))
-    if easiest is None:
+    decidable = [(seeds, prefix, doubt.method) for prefix, doubt in doubts if (seeds := doubt.seeds)]
+    if not decidable:
         yield f"{left}. More seeds alone won't decide it; more items would."
         return
+    seeds, prefix, method = min(decidable, key=lambda each: each[0])
     where = "".join(f" in {name.rstrip(':')}" for name in prefix)
-    what = f" on {easiest.method}{where}, about {easiest.seeds} seeds" if easiest.method else ""
-    yield f"{left}. To decide{what}: {with_seeds(records, folder, easiest.seeds)}."
+    what = f" on {method}{where}, about {seeds} seeds" if method else ""
+    yield f"{left}. To decide{what}: {with_seeds(records, folder, seeds)}."
 
 
 def _few(names: Sequence[str]) -> str:
@@ -147,9 +147,12 @@ class PlaceAnswer:
             return Doubt("one seed is not enough to choose between methods", FEW_SEEDS)
         if not (left := [*self._open, *self._single]):
             return None
+        text = f"undecided: {self._first} against {_few(left)}"
         needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
-        easiest = min(needed, key=needed.get, default=None)
-        return Doubt(f"undecided: {self._first} against {_few(left)}", needed.get(easiest), easiest)
+        if not needed:
+            return Doubt(text, None)
+        easiest = min(needed, key=needed.__getitem__)
+        return Doubt(text, needed[easiest], easiest)
 
     @property
     def first(self) -> str | None:
@@ -220,17 +223,11 @@ class PlaceAnswer:
         certain = tuning_helps and self._others and not self._single and max(bounds.values(), default=0) <= enough
         head = f"Take {self._scored(self._tested[0])}" if certain else self._highest(self._tested)
         yield f"{head}{gained}."
-        if not tuning_helps:
-            yield self._no_gain()
+        if base and not tuning_helps:
+            yield self._no_gain(base)
         cheap = self._cheapest
-        if cheap in self._worse:
-            yield f"{cheap} {self._saving} and loses {self._amount(self._ahead(cheap))}."
-        elif cheap in self._near:
-            yield f"{cheap} {self._saving} and scores within {self._points(MARGIN)} of it."
-        elif cheap and self._telling(most := self._together(cheap).high):
-            yield f"{cheap} {self._saving} and loses at most {self._points(most, math.ceil)}."
-        elif cheap:
-            yield f"{cheap} {self._saving}."
+        if cheap:
+            yield f"{cheap} {self._saving(cheap)}{self._price(cheap)}."
         if near := [label for label in self._near if label != cheap]:
             yield f"Within {self._points(MARGIN)} of it: {_few(near)}."
         if bounded := [label for label in self._open if self._telling(bounds[label])]:
@@ -248,18 +245,27 @@ class PlaceAnswer:
         lower = "lower" if self.contest.higher_is_better else "higher"
         if cheap := self._cheapest:
             gap = self._ahead(cheap).value
-            yield f"{cheap} {self._saving} and scored {f'{self._points(gap)} {lower}' if gap else 'the same'}."
+            yield f"{cheap} {self._saving(cheap)} and scored {f'{self._points(gap)} {lower}' if gap else 'the same'}."
         models = [*self._others, *([self._base] if self._base else [])]
         worse = [label for label in models if self._p(label) < ALPHA and self._ahead(label).value > 0]
         if worse:
             yield f"On these items {_few(worse)} scored significantly {lower}."
         if self._base and self._base not in worse:
-            yield self._no_gain()
+            yield self._no_gain(self._base)
 
-    def _no_gain(self) -> str:
-        if self._p(self._base) < ALPHA:
-            return f"Untuned, {self._base} is significantly better."
-        return f"It is not shown to be better than {self._base}."
+    def _price(self, cheap: str) -> str:
+        """What the method with the least memory loses in the score, as far as that is known."""
+        if cheap in self._worse:
+            return f" and loses {self._amount(self._ahead(cheap))}"
+        if cheap in self._near:
+            return f" and scores within {self._points(MARGIN)} of it"
+        most = self._together(cheap).high
+        return f" and loses at most {self._points(most, math.ceil)}" if self._telling(most) else ""
+
+    def _no_gain(self, base: str) -> str:
+        if self._p(base) < ALPHA:
+            return f"Untuned, {base} is significantly better."
+        return f"It is not shown to be better than {base}."
 
     def _telling(self, bound: float) -> bool:
         return not self._shares or bound <= WIDE
@@ -269,7 +275,7 @@ class PlaceAnswer:
     def _ahead(self, other: str) -> Statistic:
         """By how much the best tuned method is better than `other`; negative if it is worse."""
         pair = (self._first, other) if self.contest.higher_is_better else (other, self._first)
-        return self.contest.difference(*pair).statistic
+        return self.contest.gap(*pair).statistic
 
     def _together(self, other: str) -> Interval:
         """The interval of `_ahead` that holds together with those of all differences of the report (Bonferroni).
@@ -293,13 +299,16 @@ class PlaceAnswer:
     @cached_property
     def _cheapest(self) -> str | None:
         """The method that needs the least memory, if that is less than the best one needs."""
-        known = {label: self._ratio(label) for label in self._others if label not in self._single}
-        known = {label: ratio for label, ratio in known.items() if ratio}
-        least = min(known, key=known.get, default=None)
-        return least if least and known[least] < 1 - SAME_MEMORY else None
+        ratios = self._memory_ratios
+        least = min(ratios, key=ratios.__getitem__, default=None)
+        return least if least and ratios[least] < 1 - SAME_MEMORY else None
 
-    def _ratio(self, label: str) -> float | None:
-        return self.rows[label].over(self.rows[self._first], TRAIN_MEMORY)
+    @cached_property
+    def _memory_ratios(self) -> dict[str, float]:
+        """The memory of other methods over that of the best one."""
+        labels = [label for label in self._others if label not in self._single]
+        ratios = ((label, self.rows[label].over(self.rows[self._first], TRAIN_MEMORY)) for label in labels)
+        return {label: ratio for label, ratio in ratios if ratio}
 
     # Words
 
@@ -307,9 +316,8 @@ class PlaceAnswer:
     def _shares(self) -> bool:
         return self.contest.higher_is_better and all(0 <= s.value <= 1 for s in self.contest.standings)
 
-    @property
-    def _saving(self) -> str:
-        return f"saves {1 - self._ratio(self._cheapest):.0%} of the memory"
+    def _saving(self, cheap: str) -> str:
+        return f"saves {1 - self._memory_ratios[cheap]:.0%} of the memory"
 
     def _highest(self, standings: Sequence[Standing]) -> str:
         """The best of `standings`, which are best first; or all of them, if none is better than another."""
@@ -365,14 +373,15 @@ def _unscored(rows: Mapping[str, Row]) -> Iterator[str]:
     yield "No score is recorded, so none of the methods is recommended."
     records = [record for row in trained.values() for record in row.records]
     told = []
-    for measure, text in (
-        ("validation_loss", lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})"),
-        (TRAIN_MEMORY, lambda name, peak: f"{name} needs the least memory ({units.size(peak)})"),
-        ("tokens_per_second_steady", lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)"),
-    ):
+    texts: dict[str, Callable[[str, float], str]] = {
+        "validation_loss": lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})",
+        TRAIN_MEMORY: lambda name, peak: f"{name} needs the least memory ({units.size(peak)})",
+        "tokens_per_second_steady": lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)",
+    }
+    for measure, text in texts.items():
         values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
         if len(values) > 1 and comparable(instruments(records), measure):
-            best = (max if measure.startswith("tokens") else min)(values, key=values.get)
+            best = (max if measure.startswith("tokens") else min)(values, key=values.__getitem__)
             told.append(text(best, values[best]))
     if told:
         yield f"{', '.join(told)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from harness import units
 from harness.errors import UserError
@@ -20,7 +21,7 @@ from harness.report.reruns import only_published
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.advice import ahead, headline, listed, optimism
-from harness.report.tables.answer import answer, place_prefix
+from harness.report.tables.answer import Place, answer, place_prefix
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
@@ -83,18 +84,17 @@ def best(records: Sequence[Record], folder: Path | None) -> Table:
 def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     """`best` of the records of `rows`, between whose choices the contests `held` are."""
     records = rows.records
-    choices = _in_order(rows.choices, held)
-    row_of = [row for row in rows for _ in row.records]
-    chosen = [row_of[choice.index[0]] if choice.index else None for choice in choices]
+    choices = in_order(rows.choices, held)
+    chosen = chosen_rows(rows, choices)
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
     columns["Method"] = [choice.label for choice in choices]
     columns["Setting"] = [_setting(choice) for choice in choices]
     columns["Tries"] = [_tries(choice) for choice in choices]
-    if several_seeds(list(filter(None, chosen))):
+    if several_seeds(row for row in chosen if row):
         columns["Seeds"] = [_seeds(row) for row in chosen]
-    columns["Peak train memory"] = _with_ratios(chosen, "full", TRAIN_MEMORY, units.size, _memory_ratio)
-    columns["Tokens/s"] = _with_ratios(chosen, "lora", "tokens_per_second_steady", rate, _speed_ratios(records))
+    columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
+    columns["Tokens/s"] = _with_ratios(speed_to_lora(chosen, records), rate)
     if rows.price is not None:
         columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
     for name in dict.fromkeys(contest.score for contest in held):
@@ -114,17 +114,23 @@ def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     )
 
 
-def _in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
+def chosen_rows(rows: Rows, choices: Sequence[Choice]) -> list[Row | None]:
+    """The row of each of `choices`; None where nothing could be chosen."""
+    row_of = [row for row in rows for _ in row.records]
+    return [row_of[choice.index[0]] if choice.index else None for choice in choices]
+
+
+def in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
     """`choices`, best first where there are too many methods in one place to find one's way by their names."""
-    at = {}
+    ranks: dict[tuple[Place, str], int] = {}
     for place in dict.fromkeys(choice.place for choice in choices):
         contest = headline(held, place)
         if contest and contest.many:
-            at |= {(place, standing.choice.label): rank for rank, standing in enumerate(contest.standings)}
-    if not at:
+            ranks |= {(place, standing.choice.label): rank for rank, standing in enumerate(contest.standings)}
+    if not ranks:
         return list(choices)
     places = list(dict.fromkeys(choice.place for choice in choices))
-    return sorted(choices, key=lambda c: (places.index(c.place), at.get((c.place, c.label), len(choices))))
+    return sorted(choices, key=lambda c: (places.index(c.place), ranks.get((c.place, c.label), len(choices))))
 
 
 # Cells
@@ -152,18 +158,28 @@ def _loss(row: Row | None) -> str:
     return text + (f" ({units.significant(interval.low)}–{units.significant(interval.high)})" if interval else "")
 
 
+def memory_to_full(rows: Sequence[Row | None]) -> list[Relative]:
+    """The peak of training memory of each row, relative to that of full fine-tuning."""
+    return relative(rows, "full", TRAIN_MEMORY, _memory_ratio)
+
+
+def speed_to_lora(rows: Sequence[Row | None], records: Sequence[Record]) -> list[Relative]:
+    """The steady tokens/s of each row, relative to those of LoRA. records: all of the study."""
+    return relative(rows, "lora", "tokens_per_second_steady", _speed_ratios(records))
+
+
 Ratios = Callable[[Row, Row, Sequence[Row]], Interval | None]
 
 
 def _memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval | None:
     """None of a single seed, and of rows that ran under other conditions."""
-    sides = [_peaks(side) for side in (row, reference)]
-    if min(len({peak.seed for peak in side}) for side in sides) < 2:
+    ones, reference_ones = _peaks(row), _peaks(reference)
+    if min(len({peak.seed for peak in side}) for side in (ones, reference_ones)) < 2:
         return None
     if differing(row.measured, reference.measured, conditions):
         return None
     field = [_peaks(other) for other in others if other is not row and other is not reference]
-    return statistics.of_memory(*sides, field=[peaks for peaks in field if peaks]).interval
+    return statistics.of_memory(ones, reference_ones, field=[peaks for peaks in field if peaks]).interval
 
 
 def _peaks(row: Row) -> list[MemoryPeak]:
@@ -192,27 +208,40 @@ def _runs(row: Row, disturbed: set[str]) -> list[Run]:
     return [Run(v, r.cell.seed, started(r)) for r, v in rates if v and r.cell.name not in disturbed]
 
 
-def _with_ratios(
-    rows: Sequence[Row | None],
-    method: str,
-    measure: str,
-    text: Callable[[float], str],
-    ratio: Ratios,
-) -> list[str]:
-    """A measure of each row, and its ratio to that of `method` with an interval where there are repeats."""
-    cells = []
+class Relative(NamedTuple):
+    """A measure of a row, and its ratio to that of another method; None if it is unknown.
+
+    interval: of the ratio, where there are repeats.
+    """
+
+    value: float | None
+    ratio: float | None = None
+    interval: Interval | None = None
+
+
+def relative(rows: Sequence[Row | None], method: str, measure: str, ratio: Ratios) -> list[Relative]:
+    """A measure of each row, and its ratio to that of `method`."""
+    found = []
     for row in rows:
         own = row.mean(measure) if row else None
-        others = [other for other in rows if other and row and other.method == method and other.place == row.place]
-        if own is None:
-            cells.append(ABSENT)
-        elif not others or (over := row.over(others[0], measure)) is None:
-            cells.append(text(own))
+        if row is None or own is None:
+            found.append(Relative(None))
+            continue
+        here = [other for other in rows if other and other.place == row.place]
+        reference = next((other for other in here if other.method == method), None)
+        over = None if reference is None else row.over(reference, measure)
+        if reference is None or over is None:
+            found.append(Relative(own))
         else:
-            here = [other for other in rows if other and other.place == row.place]
-            found = None if row is others[0] else ratio(row, others[0], here)
-            ends = f", {found.low:.2f}–{found.high:.2f}" if found else ""
-            cells.append(f"{text(own)} ({over:.2f}×{ends})")
+            found.append(Relative(own, over, None if row is reference else ratio(row, reference, here)))
+    return found
+
+
+def _with_ratios(found: Sequence[Relative], text: Callable[[float], str]) -> list[str]:
+    cells = []
+    for value, ratio, interval in found:
+        ends = f", {interval.low:.2f}–{interval.high:.2f}" if interval else ""
+        cells.append(ABSENT if value is None else text(value) + (f" ({ratio:.2f}×{ends})" if ratio is not None else ""))
     return cells
 
 
@@ -246,7 +275,7 @@ def _rank(choice: Choice, contest: Contest | None) -> str:
 # Caption
 
 
-def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+def _caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
     several = len({choice.place for choice in choices}) > 1
     for contest in held:
         yield ahead(contest, several)
@@ -262,7 +291,7 @@ def _caption(records: Sequence[Record], choices: list[Choice], held: list[Contes
     )
 
 
-def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+def _score_caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
     trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
     singles = [choice.label for choice in trained if len(choice.index) == 1]
     tested = [contest.differences[pair] for contest in held for pair in contest.corrected]
@@ -298,12 +327,12 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: list[
     )
     if alone:
         yield f"No letter, as items are missing or differ from those of other methods: {listed(alone)}."
-    apart = dict.fromkeys(label for c in held if c.corrected for labels in c.paired[1:] for label in labels)
-    if apart := [label for label in apart if label not in alone]:
+    others = dict.fromkeys(label for c in held if c.corrected for labels in c.paired[1:] for label in labels)
+    if apart := [label for label in others if label not in alone]:
         yield f"Letters with /2: {listed(apart)} answered other items, and are compared among themselves."
 
 
-def _selection_caption(choices: list[Choice], held: list[Contest]) -> Iterator[str]:
+def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
     if any(choice.tries > 1 for choice in choices):
         yield (
             "Each setting has the least validation loss, mean over seeds, of its method's settings that finished with "

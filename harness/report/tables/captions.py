@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from harness import units
 from harness.record import Record
@@ -35,8 +35,8 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     lines += [*_seeds_caption(rows), *map(drift_text, drifts(records)), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if rows.superseded:
-        names = ", ".join(record.cell.name for record in rows.superseded)
-        lines.append(f"Left out, as a later run has the same setting and seed: {names}.")
+        superseded = ", ".join(record.cell.name for record in rows.superseded)
+        lines.append(f"Left out, as a later run has the same setting and seed: {superseded}.")
     if any(record.status != "ok" for record in records):
         lines.append("Ratios and Δ are shown for finished rows only.")
     of_no_column = {"evaluation": not scored, "base": not scored, "inference": not inference}
@@ -77,27 +77,26 @@ def _columns_caption(rows: Rows, names: list[str]) -> list[str]:
             topics[column.topic].append(meaning.replace("{within}", within))
     lines = [" ".join(meanings) for meanings in topics.values()]
     for method, shown, measure in dict.fromkeys(column.reference for column in columns if column.reference):
-        lines += _missing(rows, method, shown, lambda place: place, lambda row, m=measure: row.mean(m) is not None)
+        lines += _missing(rows, method, shown, measure)
     return list(dict.fromkeys(lines))  # two columns may have the same reference
 
 
 def _inference_caption(records: list[Record]) -> list[str]:
     """The shape of the inference measurement, if it is the same for all finished cells."""
     finished = [record for record in records if record.status == "ok"]
-    shown = {}
+    lines = []
     for name, speeds in (("Inference", "inference"), ("Batched inference", "batched_inference")):
         variants = {inference_text(speed) for record in finished for speed in getattr(record, speeds).values()}
-        shown |= {name: variants.pop()} if len(variants) == 1 else {}
-    return [f"{name} was measured with {variant}, greedy decoding." for name, variant in shown.items()]
+        if len(variants) == 1:
+            lines.append(f"{name} was measured with {variants.pop()}, greedy decoding.")
+    return lines
 
 
-def _missing(
-    rows: list[Row], method: str, shown: str, scope: Callable[[tuple], tuple], measured: Callable[[Row], bool]
-) -> list[str]:
-    """A line if there is no finished `method` row to compare with, in some place or in all."""
-    there = {scope(row.place) for row in rows if row.method == method and row.finished and measured(row)}
+def _missing(rows: list[Row], method: str, shown: str, measure: str) -> list[str]:
+    """A line if there is no finished `method` row with `measure` to compare with, in some place or in all."""
+    there = {r.place for r in rows if r.method == method and r.finished and r.mean(measure) is not None}
     here = [row for row in rows if not row.records[0].cell.settings.behind_api]
-    missing = list(dict.fromkeys(scope(row.place) for row in here if scope(row.place) not in there))
+    missing = list(dict.fromkeys(row.place for row in here if row.place not in there))
     if not missing and rows:
         return []
     where = f" for {', '.join('/'.join(place[1:]) for place in missing)}" if there else ""
@@ -208,5 +207,5 @@ def groups_line(counts: Sequence[int]) -> str:
 
 
 def _span(values: Iterable[int], what: str) -> str:
-    values = set(values)
-    return units.plural(*values, what) if len(values) == 1 else f"{min(values):,}–{max(values):,} {what}s"
+    low, *others = sorted(set(values))
+    return f"{low:,}–{others[-1]:,} {what}s" if others else units.plural(low, what)

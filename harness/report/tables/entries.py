@@ -8,7 +8,7 @@ from statistics import fmean
 from harness import units
 from harness.record import Record, Score
 from harness.report.evidence import started
-from harness.report.frame import FORMS, KINDS, score_name
+from harness.report.frame import FORMS, score_name
 from harness.report.lint.training import attention_text
 from harness.report.statistics import Run, of_times
 from harness.report.tables.rows import Row, Rows
@@ -21,14 +21,14 @@ Entry = Callable[[Row, Rows], str]
 
 def _references(row: Row, rows: Rows, method: str) -> Iterator[Row]:
     """The finished rows of `method` in the place of `row`: those of its rank first."""
-    yield from rows.index[method, row.place, row.rank]
-    yield from (other for other in rows.index[method, row.place] if other.rank != row.rank)
+    yield from rows.by_method[method, row.place, row.rank]
+    yield from (other for other in rows.by_method[method, row.place] if other.rank != row.rank)
 
 
 def _bases(row: Row, rows: Rows) -> Iterator[Row]:
     """The base rows of `row`: those of its data set first, then others of its model, which have the same weights."""
-    yield from rows.index["base", row.place]
-    yield from (other for other in rows.index["base", row.place[:2]] if other.place != row.place)
+    yield from rows.by_method["base", row.place]
+    yield from (other for other in rows.by_method["base", row.place[:2]] if other.place != row.place)
 
 
 def seconds(value: float) -> str:
@@ -143,8 +143,8 @@ def asked(row: Row, rows: Rows) -> str:
 
 
 def price(row: Row, rows: Rows) -> str:
-    prices = [row.mean(measure) for measure in ("price_read", "price_written")]
-    return ABSENT if None in prices else " / ".join(map(units.dollars, prices))
+    read, written = row.mean("price_read"), row.mean("price_written")
+    return ABSENT if read is None or written is None else f"{units.dollars(read)} / {units.dollars(written)}"
 
 
 def cost(row: Row, rows: Rows) -> str:
@@ -155,8 +155,7 @@ def cost(row: Row, rows: Rows) -> str:
 
 def peak(row: Row, rows: Rows) -> str:
     """The peak of live tensors in a forward pass, or in a training step."""
-    kinds = [row.mean(f"peak_{kind}") for kind in KINDS]
-    return ABSENT if None in kinds else units.size(sum(kinds))
+    return units.size(sum(row.kinds.values())) if row.kinds else ABSENT
 
 
 def written(row: Row, rows: Rows) -> str:

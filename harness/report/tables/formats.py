@@ -62,8 +62,8 @@ def _markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    align = ["left" if column in table.text_columns else "right" for column in table.columns]
-    align = align if table.rows else None  # tabulate 0.9 fails to align the columns of an empty table
+    sides = ["left" if column in table.text_columns else "right" for column in table.columns]
+    align = sides if table.rows else None  # tabulate 0.9 fails to align the columns of an empty table
     table = _escaped(table, _markdown_text)
     grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     answer = [part for text in table.answer for part in (text, "")]

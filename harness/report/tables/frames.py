@@ -9,73 +9,147 @@ from typing import Any
 import pandas as pd
 
 from harness.record import Record
-from harness.report.frame import TRAIN_MEMORY
 from harness.report.pairwise import Contest, contests
+from harness.report.select import Choice
 from harness.report.tables.advice import headline
-from harness.report.tables.rows import Row, group
+from harness.report.tables.best import Relative, chosen_rows, in_order, memory_to_full, speed_to_lora
+from harness.report.tables.rows import Rows, group
 
-COSTS = (TRAIN_MEMORY, "tokens_per_second_steady", "validation_loss")
+TEXTS = ("study", "model", "data", "method", "setting", "edges", "reason", "score", "letters")
+COUNTS = ("tries", "lost", "seeds")
 
 
 def chosen(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
-    """One row for each method of a model and a data set: its chosen setting, what it costs and how it scores.
-
-    model, data, method                 text
-    setting                             text; null if none could be chosen, as are then all numbers but tries
-    tries, seeds                        how many settings were tried; with how many seeds the chosen one finished
-    train_allocated_peak                bytes, mean over seeds, as are:
-    tokens_per_second_steady            raw tokens / second
-    validation_loss                     nats per token; of pairs, nats per pair
-    score                               the score by which methods are compared: that of the data's own task, or the
-                                        first one
-    value, low, high                    its mean and 95% interval, as its task defines it (a fraction of 1 for an
-                                        accuracy)
-    letters                             methods that share one can't be told apart; null without a test
+    """`chosen_of` of the records of one study.
 
     folder: of the study, where the items are; None: intervals cover less, and nothing is tested.
     """
     rows = group(records)
-    held = contests(rows.records, folder, rows.choices)
-    row_of = [row for row in rows for _ in row.records]
-    found = []
-    for choice in rows.choices:
-        row = row_of[choice.index[0]] if choice.index else None
-        contest = headline(held, choice.place)
-        standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
-        interval = standing.interval if standing else None
-        found.append(
-            {
-                **_place(choice.place),
-                "method": choice.label,
-                "setting": choice.setting,
-                "tries": choice.tries,
-                "seeds": len(choice.index),
-                **_costs(row),
-                "score": contest.score if standing else None,
-                "value": standing.value if standing else None,
-                "low": interval.low if interval else None,
-                "high": interval.high if interval else None,
-                "letters": standing.letters if standing else None,
-            }
-        )
-    return pd.DataFrame(found)
+    return chosen_of(rows, contests(rows.records, folder, rows.choices))
+
+
+def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
+    """One row for each method of a model and a data set: its chosen setting, what it costs and how it scores.
+
+    study, model, data, method          text
+    setting                             text; null if none could be chosen, as are then all means and scores
+    tries, lost                         how many settings were tried, and how many of them did not finish
+    seeds                               with how many seeds the chosen setting finished
+    edges                               text: values of the setting at the edge of its grid; empty without
+    reason                              text: why no setting could be chosen
+
+    Means over seeds:
+
+    train_allocated_peak                bytes; the peak of training memory
+    memory_ratio                        its ratio to that of full fine-tuning
+    memory_ratio_low, memory_ratio_high         the ratio's 95% interval; null of a single seed
+    tokens_per_second_steady            raw tokens / second
+    speed_ratio                         its ratio to that of lora
+    speed_ratio_low, speed_ratio_high           the ratio's 95% interval; null of a single run
+    validation_loss                     nats per token; of pairs, nats per pair
+
+    The score by which methods are compared, that of the data's own task or the first one:
+
+    score                               its name, TASK/METRIC/FILTER
+    value, low, high                    its mean and 95% interval, as its task defines it (a fraction of 1 for an
+                                        accuracy)
+    letters                             text: methods that share one can't be told apart; null without a test
+    best_probability                    how likely the method is the best one, a fraction of 1
+    expected_rank                       its expected rank; 1 is the best
+
+    Every score, by its name:
+
+    TASK/METRIC/FILTER                  its mean
+    TASK/METRIC/FILTER:low              the lower end of its 95% interval
+    TASK/METRIC/FILTER:high             the upper end
+    TASK/METRIC/FILTER:letters          text, as letters
+
+    held: the contests between the choices of `rows`.
+    """
+    choices = in_order(rows.choices, held)
+    records, settled = rows.records, chosen_rows(rows, choices)
+    memory, speed = memory_to_full(settled), speed_to_lora(settled, records)
+    losses = [row.mean("validation_loss") if row else None for row in settled]
+    found: list[dict[str, Any]] = []
+    for choice, of_memory, of_speed, loss in zip(choices, memory, speed, losses, strict=True):
+        costs = _relative("train_allocated_peak", "memory_ratio", of_memory)
+        costs |= _relative("tokens_per_second_steady", "speed_ratio", of_speed) | {"validation_loss": loss}
+        found.append(_tried(choice) | costs | _headline(choice, headline(held, choice.place)))
+    data = pd.DataFrame(found).assign(**_scores(choices, held))
+    numbers = {name: "float64" for name in data if name not in (*TEXTS, *COUNTS) and not name.endswith(":letters")}
+    return data.astype(numbers)  # a column of nulls alone is one of numbers, too
+
+
+def _tried(choice: Choice) -> dict[str, Any]:
+    return {
+        **_place(choice.place),
+        "method": choice.label,
+        "setting": choice.setting,
+        "tries": choice.tries,
+        "lost": sum(choice.lost.values()),
+        "seeds": len(choice.index),
+        "edges": "; ".join(choice.edges),
+        "reason": choice.reason,
+    }
+
+
+def _relative(value: str, ratio: str, found: Relative) -> dict[str, float | None]:
+    interval = found.interval
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return {value: found.value, ratio: found.ratio, f"{ratio}_low": ends[0], f"{ratio}_high": ends[1]}
+
+
+def _headline(choice: Choice, contest: Contest | None) -> dict[str, Any]:
+    standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
+    if contest is None or standing is None:
+        return dict.fromkeys(("score", "value", "low", "high", "letters", "best_probability", "expected_rank"))
+    interval, rank = standing.interval, standing.rank
+    return {
+        "score": contest.score,
+        "value": standing.value,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "letters": standing.letters,
+        "best_probability": rank.best if rank else None,
+        "expected_rank": rank.expected if rank else None,
+    }
+
+
+def _scores(choices: Sequence[Choice], held: Sequence[Contest]) -> dict[str, list[Any]]:
+    """The columns of every score."""
+    standings = {(c.score, c.place, s.choice.label): s for c in held for s in c.standings}
+    columns: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(contest.score for contest in held):
+        own = [standings.get((name, choice.place, choice.label)) for choice in choices]
+        intervals = [standing.interval if standing else None for standing in own]
+        columns[name] = [standing.value if standing else None for standing in own]
+        columns[f"{name}:low"] = [interval.low if interval else None for interval in intervals]
+        columns[f"{name}:high"] = [interval.high if interval else None for interval in intervals]
+        columns[f"{name}:letters"] = [standing.letters if standing else None for standing in own]
+    return columns
 
 
 def pairs(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
+    """`pairs_of` of the records of one study. folder: as of `chosen`."""
+    rows = group(records)
+    return pairs_of(contests(rows.records, folder, rows.choices))
+
+
+def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:
     """One row for each two methods that answered the same items, each in its chosen setting, the better one first.
 
-    model, data, score, better, other   text
-    difference, low, high               the first's mean minus the second's, with its 95% interval
+    study, model, data                  text
+    score, better, other                text: the score's name, TASK/METRIC/FILTER, and the two methods
+    difference, low, high               the first's mean minus the second's, with its 95% interval, in the score's unit
     p                                   of the test that it is 0; null if the pair was not tested
     corrected                           p by Holm's correction over all pairs of the study
-    decision                            different, equivalent or not decided: `Contest.decision`
+    decision                            text: different, equivalent or not decided
     """
-    rows = group(records)
-    held = contests(rows.records, folder, rows.choices)
     return pd.DataFrame([row for contest in held if contest.primary for row in _pairs(contest)], columns=PAIRS)
 
 
-PAIRS = ["model", "data", "score", "better", "other", "difference", "low", "high", "p", "corrected", "decision"]
+PAIRS = ["study", "model", "data", "score", "better", "other", "difference", "low", "high", "p", "corrected"]
+PAIRS += ["decision"]
 
 
 def _pairs(contest: Contest) -> list[dict[str, Any]]:
@@ -97,9 +171,4 @@ def _pairs(contest: Contest) -> list[dict[str, Any]]:
 
 
 def _place(place: tuple[str, str, str]) -> dict[str, str]:
-    _, model, data = place
-    return {"model": model, "data": data}
-
-
-def _costs(row: Row | None) -> dict[str, float | None]:
-    return {name: row.mean(name) if row else None for name in COSTS}
+    return dict(zip(("study", "model", "data"), place, strict=True))

@@ -58,21 +58,22 @@ def _answer(found: Reruns, settings: Mapping[int, str], shown: Callable[[float],
     settings: by the id of the record. shown: formats a score.
     """
     first, *others = found.experiments
-    memory = {id(each): measures(each.record)["job_reserved_peak"] for each in found.experiments}
+    peaks = ((id(each), measures(each.record)["job_reserved_peak"]) for each in found.experiments)
+    memory = {experiment: peak for experiment, peak in peaks if peak}
 
-    def told(each: Experiment) -> str:
+    def described(each: Experiment) -> str:
         score, low, high = (shown(value) for value in each.interval)
-        at = f" at {units.size(memory[id(each)])}" if memory[id(each)] else ""
+        at = f" at {units.size(memory[id(each)])}" if id(each) in memory else ""
         name = f"{each.record.cell.method} {settings[id(each.record)]}".strip()
         return f"{name}: {score} ({low}–{high}){at}"
 
-    yield f"Best score: {told(first)}."
+    yield f"Best score: {described(first)}."
     if others:
         yield f"Significantly worse: {len(first.above)} of the other {len(others)} experiments."
-    even = [each for each in others if not each.below and memory[id(each)]]
+    even = [each for each in others if not each.below and id(each) in memory]
     least = min(even, key=lambda each: memory[id(each)], default=first)
-    if memory[id(first)] and memory[id(least)] < memory[id(first)]:
-        yield f"Least memory of those that none is significantly better than: {told(least)}."
+    if id(first) in memory and memory[id(least)] < memory[id(first)]:
+        yield f"Least memory of those that none is significantly better than: {described(least)}."
 
 
 def _numbers(positions: Sequence[int]) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median, variance
+from typing import Any
 
 import pandas as pd
 
 from harness.record import Instrument, Record, Score
-from harness.report.frame import decoded_tokens, frame, measures, score_name, setting_texts
+from harness.report.frame import KINDS, decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
 from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable, instruments
@@ -93,6 +94,13 @@ class Row:
         return ran_with(self.measured[0]).get("device")
 
     @cached_property
+    def kinds(self) -> dict[str, float]:
+        """Bytes of live tensors by kind at the probe's peak, means over seeds; empty unless every kind was measured."""
+        means = ((kind, self.mean(f"peak_{kind}")) for kind in KINDS)
+        known = {kind: mean for kind, mean in means if mean is not None}
+        return known if len(known) == len(KINDS) else {}
+
+    @cached_property
     def scores(self) -> dict[str, MeanScore]:
         found = defaultdict(list)
         for record in self.measured:
@@ -108,8 +116,9 @@ class Row:
         for record in self.measured:
             forms = record.inference
             speed = forms.get("merged") or (None if "unmerged" in forms else forms.get("base"))
-            tokens = decoded_tokens(speed) if speed else None
-            if tokens and (seconds := median(speed.decode_seconds or [0.0])) > 0:
+            if speed is None or not (tokens := decoded_tokens(speed)):
+                continue
+            if (seconds := median(speed.decode_seconds or [0.0])) > 0:
                 found.append((record, seconds / tokens))
         return found
 
@@ -183,7 +192,7 @@ class Rows(list[Row]):
         return findings(self.records)
 
     @cached_property
-    def index(self) -> dict[tuple, list[Row]]:
+    def by_method(self) -> dict[tuple[Any, ...], list[Row]]:
         """Finished rows by method and place, by method and model of a study, and by method, place and rank.
 
         Searching all rows for each row would take quadratic time.
@@ -215,9 +224,9 @@ def group(records: Sequence[Record], price: float | None = None) -> Rows:
 
 
 def _mean_score(scores: list[Score]) -> MeanScore:
-    values, errors = [score.value for score in scores], [score.stderr for score in scores]
+    values, errors = [score.value for score in scores], [s.stderr for s in scores if s.stderr is not None]
     stderr = None
-    if None not in errors:
+    if len(errors) == len(scores):
         seeds = variance(values) / len(values) if len(values) > 1 else 0.0
         stderr = (fmean(error**2 for error in errors) + seeds) ** 0.5
     first = scores[0]
@@ -227,5 +236,5 @@ def _mean_score(scores: list[Score]) -> MeanScore:
     return MeanScore(fmean(values), stderr, (first.n, first.num_fewshot, first.version))
 
 
-def several_seeds(rows: Rows) -> bool:
+def several_seeds(rows: Iterable[Row]) -> bool:
     return any(len(row.measured) > 1 for row in rows)

@@ -19,9 +19,11 @@ from harness.report.tables.columns import choose, texts
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Rows, group
 
-TEXT_COLUMNS = ("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict")
-TEXT_COLUMNS += ("Score", "Subject", "Target", "Base", "Tuned")
-TEXT_COLUMNS += ("Remark or next run", "What", "Value", "File", "SHA-256")
+TEXT_COLUMNS = (
+    *("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"),
+    *("Score", "Subject", "Target", "Base", "Tuned"),
+    *("Remark or next run", "What", "Value", "File", "SHA-256"),
+)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from harness import gate, record
 from harness.errors import UserError, about_file
 from harness.protocol import ExportModel
-from harness.record import Record, model_card, read
+from harness.record import Record, Saved, model_card, read
 from harness.studies import verify
 from harness.studies.ask import template
 from harness.studies.find import CellRef
@@ -55,15 +55,15 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out must name a new or empty folder, got {out}.")
-    known = _known(found)
+    known, saved = _known(found)
     folder, target = record.model_folder(found.record), out.absolute()
-    form = _form(known, to, folder)
-    if known.saved.form == "adapter" != form:
+    form = _form(saved, to, folder)
+    if saved.form == "adapter" != form:
         _check_mergeable(found, known, folder)
     made = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(made, ignore_errors=True)
     try:
-        if form == known.saved.form:
+        if form == saved.form:
             shutil.copytree(folder, made)
         else:
             in_job: Any = "merged" if to == "vllm" else to
@@ -77,20 +77,20 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     command = _vllm_with_adapter(known, out) if form == "adapter" else _command(known, to, out)
-    return ExportedModel(str(found), form, out, command, _notes(known, to, form))
+    return ExportedModel(str(found), form, out, command, _notes(known, saved, to, form))
 
 
-def _form(known: Record, to: Target, folder: Path) -> Form:
+def _form(saved: Saved, to: Target, folder: Path) -> Form:
     """What the model is to be: whole ones stay as they are, adapters stay adapters where vLLM serves them."""
     if to in ("gguf", "ollama"):
         return "gguf"
-    if known.saved.form != "adapter":
-        return known.saved.form
+    if saved.form != "adapter":
+        return saved.form
     return "adapter" if to == "vllm" and _served_by_vllm(_adapter_config(folder)) else "merged"
 
 
-def _known(found: CellRef) -> Record:
-    """The record of a cell whose saved weights can be exported."""
+def _known(found: CellRef) -> tuple[Record, Saved]:
+    """The record of a cell whose saved weights can be exported, and what it says of them."""
     if not found.record.is_file():
         raise UserError(f"{found} has no record yet; there is nothing to export.")
     known = read(found.record)
@@ -99,9 +99,10 @@ def _known(found: CellRef) -> Record:
         raise UserError(f"{found} is an imported result of {known.source.project}, without weights.")
     if settings.behind_api or not settings.method.tuned:
         raise UserError(f"{found} is not tuned; there is nothing to export beside the model itself.")
-    if known.saved is None and known.status != "ok":
+    saved = known.saved
+    if saved is None and known.status != "ok":
         raise UserError(f"{found} ended as {known.status}; export a cell that ended as ok.")
-    if found.study.weights(known) is None:
+    if saved is None or found.study.weights(known) is None:
         start = (settings.method.adapt or {}).get("init_lora_weights")
         save = "merged" if isinstance(start, str) and start not in KEEP_BASE else "adapter"
         raise UserError(
@@ -110,7 +111,7 @@ def _known(found: CellRef) -> Record:
     if problems := verify.check(found.record):
         raise UserError(problems[0])
     gate.require(known, found.record)
-    return known
+    return known, saved
 
 
 def _check_mergeable(found: CellRef, known: Record, folder: Path) -> None:
@@ -156,7 +157,7 @@ def _command(known: Record, to: Target, out: Path) -> str:
     return shlex.join(["llama-server", "-m", str(out / f"{name}.gguf")])
 
 
-def _notes(known: Record, to: Target, form: str) -> list[str]:
+def _notes(known: Record, saved: Saved, to: Target, form: Form) -> list[str]:
     bits, notes = known.cell.settings.method.bits, []
     if bits is not None and form == "adapter":
         notes.append(f"It was scored on a base quantised to {bits} bits; on the full base it is another model.")
@@ -164,6 +165,6 @@ def _notes(known: Record, to: Target, form: str) -> list[str]:
         notes.append(
             f"It was scored on a base quantised to {bits} bits; with the expanded weights it is another model."
         )
-    if to == "vllm" and form == "merged" and known.saved.form == "adapter":
+    if to == "vllm" and form == "merged" and saved.form == "adapter":
         notes.append("vLLM does not serve such an adapter, so it is merged.")
     return notes

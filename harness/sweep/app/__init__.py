@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from harness.errors import UserError, one_of
 from harness.program import PROGRAM
 from harness.sweep.app import messages
 from harness.sweep.app.plugins import register
-from harness.sweep.app.point import RunPoint
+from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Options, Session
 
 NOT_A_LAUNCH = {"--cfg", "-c", "--hydra-help", "--info", "-i"}
@@ -68,13 +71,31 @@ def main(arguments: Arguments, options: Options) -> Session:
         hydra_options.append("--multirun")
     sys.argv = [f"{PROGRAM} {arguments.command}", *overrides, *hydra_options]
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
+    if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)
-    # Hydra prints a traceback, or several lines, and exits; the user gets one sentence from us instead.
+    try:
+        with _errors_in_a_sentence(overrides):
+            hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
+    finally:
+        if session.progress is not None:
+            session.progress.close()
+    for outcome in session.outcomes:
+        if isinstance(outcome, UserError):
+            raise outcome
+    return session
+
+
+@contextmanager
+def _errors_in_a_sentence(overrides: list[str]) -> Iterator[None]:
+    """Turns what Hydra raises for bad `overrides` into a UserError; with HYDRA_FULL_ERROR=1 it stays as it is.
+
+    Hydra would print a traceback, or several lines, and exit.
+    """
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         if full_error:
             raise
@@ -91,12 +112,6 @@ def main(arguments: Arguments, options: Options) -> Session:
     finally:
         if not full_error:
             del os.environ["HYDRA_FULL_ERROR"]
-        if session.progress is not None:
-            session.progress.close()
-    for outcome in session.outcomes:
-        if isinstance(outcome, UserError):
-            raise outcome
-    return session
 
 
 def _keys(overrides: list[str]) -> set[str]:

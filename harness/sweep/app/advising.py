@@ -15,12 +15,12 @@ from harness import terminal, units
 from harness.errors import UserError
 from harness.program import PROGRAM
 from harness.sweep import plan_view, planner
-from harness.sweep.app.checking import Point, architectures, point_of
+from harness.sweep.app.point import Point, architectures, point_of
 from harness.sweep.app.predicting import Compose, times_of
 from harness.sweep.app.session import Options
 from harness.sweep.cell_status import duration
 from harness.sweep.estimates.times import Times
-from harness.sweep.planner import Plan, Planned
+from harness.sweep.planner import Impossible, Plan, Planned
 from harness.sweep.runner import BESIDE
 from harness.terminal import FittedColumn
 
@@ -58,6 +58,15 @@ class Variant:
         return [*self.kept, *batch, f"train.gradient_checkpointing={str(train.gradient_checkpointing).lower()}"]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A variant that fits, as it is planned, and the seconds that its steps are to take."""
+
+    variant: Variant
+    planned: Planned
+    seconds: float
+
+
 def advise(requested: Sequence[list[str]], compose: Compose, options: Options, config_name: str) -> None:
     """Print for each of the `requested` cells the fastest settings that fit, and the command of the fastest of all.
 
@@ -72,13 +81,13 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     asked = [(point.cell.name, point.cell) for point in points]
     of, root = architectures(points), composed.data_root
     plan = planner.make(asked, of, root, options.memory, options.device, options.card, remedies=False)
-    times, found = times_of(plan, composed, options), iter(plan.points)
-    tried = [[(variant, next(found)) for variant in group] for group in groups]
+    times, planned = times_of(plan, composed, options), iter(plan.points)
+    tried = [[(variant, next(planned)) for variant in group] for group in groups]
     best = [_best(pairs, plan, times) for pairs in tried]
-    chosen = sorted(filter(None, best), key=lambda pair: times.seconds(pair[1]))
+    chosen = sorted((one for one in best if one is not None), key=lambda one: one.seconds)
     if not chosen:
         raise _nothing(plan)
-    without = [[planned for _, planned in pairs] for pairs, one in zip(tried, best, strict=True) if one is None]
+    without = [[point for _, point in pairs] for pairs, one in zip(tried, best, strict=True) if one is None]
     _print(plan, times, chosen, too_large(plan, without), config_name)
 
 
@@ -94,12 +103,13 @@ def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Var
         except UserError as error:
             refused.append(error)
             continue
-        if not point.cell.settings.method.tuned:
+        optim = point.cell.settings.method.optim
+        if optim is None:
             continue
-        train = point.cell.settings.train
-        step = train.micro_batch * (train.grad_accum or 1)
+        train = point.cell.settings.train.tuned()
+        step = train.micro_batch * train.grad_accum
         cut = ["train.batch_size=auto", f"train.global_batch={step}"]
-        if point.cell.settings.method.optim.get("per_layer"):  # it can't accumulate
+        if optim.get("per_layer"):  # it can't accumulate
             cut = [f"train.batch_size={step}"]
         for again in ("false", "true"):
             try:
@@ -113,18 +123,22 @@ def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Var
     return list(groups.values())
 
 
-def _best(variants: Sequence[tuple[Variant, Planned]], plan: Plan, times: Times) -> tuple[Variant, Planned] | None:
+def _best(variants: Sequence[tuple[Variant, Planned | Impossible]], plan: Plan, times: Times) -> Timed | None:
     """The fastest that fits; None if none does or its time is unknown."""
-    fitting = [pair for pair in variants if "peak" in pair[1].prediction and plan.fits(pair[1])]
-    timed = [pair for pair in fitting if times.seconds(pair[1]) is not None]
-    return min(timed, key=lambda pair: times.seconds(pair[1]), default=None)
+    timed = [
+        Timed(variant, point, seconds)
+        for variant, point in variants
+        if isinstance(point, Planned) and "peak" in point.prediction and plan.fits(point)
+        if (seconds := times.seconds(point)) is not None
+    ]
+    return min(timed, key=lambda one: one.seconds, default=None)
 
 
-def too_large(plan: Plan, without: Sequence[Sequence[Planned]]) -> list[str]:
+def too_large(plan: Plan, without: Sequence[Sequence[Planned | Impossible]]) -> list[str]:
     """A sentence on each cell none of whose variants, `without`, fits: the least that it takes."""
     sentences = []
     for variants in without:
-        predicted = [planned for planned in variants if "peak" in planned.prediction]
+        predicted = [point for point in variants if isinstance(point, Planned) and "peak" in point.prediction]
         if predicted and not any(map(plan.fits, predicted)):
             least = min(planned.peak for planned in predicted)
             sentences.append(f"{predicted[0].cell.method} does not fit: it takes {units.size(least + BESIDE)} or more.")
@@ -134,29 +148,28 @@ def too_large(plan: Plan, without: Sequence[Sequence[Planned]]) -> list[str]:
 def _nothing(plan: Plan) -> UserError:
     predicted = plan.predicted
     if not predicted:
-        first = plan.points[0].prediction
-        return UserError(first["impossible"] if "impossible" in first else first["unknown"])
+        first = plan.points[0]
+        return UserError(first.reason if isinstance(first, Impossible) else first.prediction["unknown"])
     if any(map(plan.fits, predicted)):
         return UserError("--advise requires train.max_steps=: how many steps the data gives is not known here.")
     least = min(predicted, key=lambda point: point.peak)
+    card = "the budget" if plan.card is None else plan.card.name
     return UserError(
-        f"Nothing fits {plan.card.name} ({units.size(plan.budget)}): with one sequence at a time, "
+        f"Nothing fits {card} ({units.size(plan.budget)}): with one sequence at a time, "
         f"{least.cell.method} takes least, {units.size(least.peak + BESIDE)}; take a smaller model or a larger card."
     )
 
 
-def _print(
-    plan: Plan, times: Times, chosen: list[tuple[Variant, Planned]], too_large: list[str], config_name: str
-) -> None:
+def _print(plan: Plan, times: Times, chosen: list[Timed], too_large: list[str], config_name: str) -> None:
     from rich.text import Text
 
     columns = [column for column in COLUMNS if column.header != "cost" or times.price is not None]
-    rows = [_row(variant, planned, times)[: len(columns)] for variant, planned in chosen]
+    rows = [_row(one, times)[: len(columns)] for one in chosen]
     shown = terminal.console()
     table, _ = terminal.fitted(columns, rows, shown.width)
-    variant, planned = chosen[0]
+    fastest = chosen[0]
     start = "run" if config_name == "config" else f"sweep {config_name}"
-    command = f"{PROGRAM} {start} {shlex.join(variant.typed(planned))}"
+    command = f"{PROGRAM} {start} {shlex.join(fastest.variant.typed(fastest.planned))}"
     notes = [
         *too_large,
         *dict.fromkeys(plan_view.outside(plan)),
@@ -165,20 +178,21 @@ def _print(
         "is good.",
     ]
     lines = [line for note in notes for line in textwrap.wrap(note, min(shown.width, 110))]
-    fastest = f"Fastest that fits {plan.card.name}, by the estimate: {planned.cell.method}. To run it:"
-    text = [Text(""), Text(fastest), Text(""), Text(f"  {command}", no_wrap=True), Text(""), *map(Text, lines)]
+    card = "" if plan.card is None else plan.card.name
+    answer = f"Fastest that fits {card}, by the estimate: {fastest.planned.cell.method}. To run it:"
+    text = [Text(""), Text(answer), Text(""), Text(f"  {command}", no_wrap=True), Text(""), *map(Text, lines)]
     terminal.show(shown, [table, *text])
 
 
-def _row(variant: Variant, planned: Planned, times: Times) -> list[str]:
-    cell, cost = planned.cell, times.dollars(planned)
-    size = planned.prediction["micro_batch"] or variant.step
+def _row(one: Timed, times: Times) -> list[str]:
+    cell, step, cost = one.planned.cell, one.variant.step, times.dollars(one.planned)
+    size = one.planned.prediction["micro_batch"] or step
     return [
         cell.method,
         " ".join(f"{axis}={value:g}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None),
-        f"{size} × {-(-variant.step // size)}",
+        f"{size} × {-(-step // size)}",
         "yes" if cell.settings.train.gradient_checkpointing else "no",
-        units.size(planned.peak),
-        duration(times.seconds(planned)),
+        units.size(one.planned.peak),
+        duration(one.seconds),
         "–" if cost is None else units.dollars(cost),
     ]

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config import Config
 from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
+from harness.schema import group_of
 
 GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
 OPTIONAL = {"eval", "stop"}  # groups that a cell does without
@@ -80,16 +81,8 @@ EXTRAS = {
 
 def sentence(error: Exception) -> str:
     """The message of an error of Hydra's or OmegaConf's."""
-    if isinstance(error, MissingConfigException):
-        group, choice = _chosen(str(error.missing_cfg_file))
-        if extra := EXTRAS.get((group, choice)):
-            return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
-        if hint := _no_choice(group, choice):
-            return hint
-        try:
-            one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
-        except UserError as unknown:
-            return str(unknown)
+    if isinstance(error, MissingConfigException) and (missing := _missing(error)) is not None:
+        return missing
     first, cause = first_line(error), first_line(error.__cause__ or error)
     if isinstance(error, OverrideParseException):
         return _no_override(error.override)
@@ -98,14 +91,7 @@ def sentence(error: Exception) -> str:
     if found := re.match(r"Could not append to config. An item is already at '(.+)'", first):
         return f"{found[1]} is there already; to change it, write {found[1]}=VALUE, without +."
     if found := re.match(r"Error merging override (.+)", first):
-        key, _, value = found[1].partition("=")
-        if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
-            return _no_setting(key.lstrip("+"))
-        if "ListConfig" in cause:
-            return f"{key} must be a list, got {value}; write {key}=[{value}]."
-        if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
-            return f"{key} must be {kind}, got {value}."
-        return f"{found[1]}: {cause.rstrip('.')}."
+        return _not_merged(found[1], cause)
     if found := re.match(r"Ambiguous value for argument '(.+)'", first):
         key, _, values = found[1].partition("=")
         as_list = f", and {key}=[{values}] is one list" if "list" in _types(Config).get(key, "list") else ""
@@ -113,6 +99,32 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
     return " ".join(f"{error} {error.__cause__ or ''}".split())
+
+
+def _missing(error: MissingConfigException) -> str | None:
+    """What to say of a config file that is not there; None if it is there after all."""
+    group, choice = _chosen(str(error.missing_cfg_file))
+    if extra := EXTRAS.get((group, choice)):
+        return f"{group}={choice} needs the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
+    if hint := _no_choice(group, choice):
+        return hint
+    try:
+        one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
+    except UserError as unknown:
+        return str(unknown)
+    return None
+
+
+def _not_merged(override: str, cause: str) -> str:
+    """What to say of an override whose value the schema does not take. cause: OmegaConf's words."""
+    key, _, value = override.partition("=")
+    if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
+        return _no_setting(key.lstrip("+"))
+    if "ListConfig" in cause:
+        return f"{key} must be a list, got {value}; write {key}=[{value}]."
+    if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
+        return f"{key} must be {kind}, got {value}."
+    return f"{override}: {cause.rstrip('.')}."
 
 
 def refuse_slips(overrides: list[str]) -> None:
@@ -145,7 +157,7 @@ def require_settings(config: DictConfig) -> None:
 
     Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
     """
-    written = OmegaConf.to_container(config, resolve=False)
+    written: Any = OmegaConf.to_container(config, resolve=False)
     for key in _unknown(written, Config):
         raise UserError(_no_setting(key))
     method = written["method"]
@@ -218,7 +230,7 @@ def _no_choice(group: str, choice: str) -> str | None:
 def _named(group: str, place: str) -> str | None:
     """The choice of `group` whose file has `place`, a hub id or a folder."""
     for name, path in group_files(group).items():
-        written = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        written: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
         if place in (written.get("path"), written.get("load", {}).get("path")):
             return name
     return None
@@ -245,7 +257,7 @@ def _no_setting(key: str) -> str:
     # A key without its group (max_steps) is as common as a misspelt one.
     own = [k for k in known if k.rpartition(".")[2] == last]
     beside = {k.rpartition(".")[2]: k for k in known if group and k.rpartition(".")[0] == group}
-    like = beside.get(nearest(last, beside)) if beside else nearest(key, known)
+    like = beside.get(nearest(last, beside) or "") if beside else nearest(key, known)
     if near := next(iter(elsewhere or own), like):
         return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
     return f"There is no setting {key!r}; `run --help` lists them."
@@ -253,11 +265,11 @@ def _no_setting(key: str) -> str:
 
 def _unknown(written: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
     """The dotted keys of `written` that `schema` does not have, each down to its first value."""
-    groups = {f.name: f.default_factory for f in dataclasses.fields(schema)}
+    groups = {f.name: group_of(f) for f in dataclasses.fields(schema)}
     for name, value in written.items():
         if name in groups:
-            if dataclasses.is_dataclass(groups[name]) and isinstance(value, dict):
-                yield from _unknown(value, groups[name], f"{prefix}{name}.")
+            if (group := groups[name]) is not None and isinstance(value, dict):
+                yield from _unknown(value, group, f"{prefix}{name}.")
             continue
         path = [name]
         while isinstance(value, dict) and value:
@@ -271,6 +283,6 @@ def _types(schema: type, prefix: str = "") -> dict[str, str]:
     types = {}
     for f in dataclasses.fields(schema):
         types[prefix + f.name] = str(f.type)
-        if dataclasses.is_dataclass(f.default_factory):
-            types |= _types(f.default_factory, f"{prefix}{f.name}.")
+        if (group := group_of(f)) is not None:
+            types |= _types(group, f"{prefix}{f.name}.")
     return types

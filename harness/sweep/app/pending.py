@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from omegaconf import DictConfig
 
 from harness.record import Record
 from harness.sweep import micro_batch
+from harness.sweep.app.point import Point
 from harness.sweep.store import Study
 
 
-def study_of(config: DictConfig) -> Study:
-    return Study(Path(config.results_dir).expanduser(), config.study)
+def to_run(earlier: Record | None, point: Point) -> bool:
+    """Whether the cell of `point`, of which `earlier` is recorded, is to run.
 
-
-def to_run(found: Record | None, config: DictConfig) -> bool:
-    """Whether a cell with this record is to run. A cell that --fit skipped is: another budget may hold it."""
-    if config.repeat and found is not None and found.status == "ok":
+    A cell that --fit skipped is: another budget may hold it.
+    """
+    if earlier is None or earlier.status in (*point.statuses, "unfit"):
         return True
-    if found is None or found.status in (*config.retry.statuses, "unfit"):
+    if point.repeat and earlier.status == "ok":
         return True
-    return (config.retry.on_oom or found.cell.settings.train.sizes_itself) and micro_batch.smaller(found) is not None
+    halves = point.request.precautions.on_oom or earlier.cell.settings.train.sizes_itself
+    return halves and micro_batch.smaller(earlier) is not None
 
 
-def lacks_weights(found: Record, study: Study, save: str) -> bool:
+def lacks_weights(recorded: Record, study: Study, save: str) -> bool:
     """Whether `save` asks for the tuned weights of a recorded cell, and they are not there in that form."""
-    if save == "none" or found.status != "ok" or found.train is None or found.source is not None:
+    if save == "none" or recorded.status != "ok" or recorded.train is None or recorded.source is not None:
         return False
-    return study.weights(found) is None or found.saved.form not in (save, "model")
+    saved = recorded.saved
+    return saved is None or study.weights(recorded) is None or saved.form not in (save, "model")
 
 
 def warn_of_missing_weights(records: Sequence[Record], study: Study, save: str) -> None:

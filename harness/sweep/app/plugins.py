@@ -5,13 +5,21 @@ Hydra instantiates no plugin from outside the package hydra_plugins, so this mod
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf.basecontainer import BaseContainer
 
 from harness import config as settings_of
 from harness.config import Config
@@ -23,7 +31,7 @@ from harness.sweep.launchers.local_parallel import LocalParallel
 class ConfigFolders(SearchPathPlugin):
     """Searches for configs in all folders of config files. The first, conf/, is Hydra's own."""
 
-    def manipulate_search_path(self, search_path) -> None:
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in (*sweep_folders(), *conf_folders()[1:]):
             search_path.append("harness", f"file://{folder}")
 
@@ -38,3 +46,21 @@ def register() -> None:
     if "hydra_plugins" not in sys.modules and importlib.util.find_spec("hydra_plugins") is None:
         sys.modules["hydra_plugins"] = ModuleType("hydra_plugins")
     sys.modules["hydra_plugins.harness"] = sys.modules[__name__]
+
+
+@contextmanager
+def own_hydra() -> Iterator[None]:
+    """Within this context Hydra has a state of its own: the program around it may be a Hydra app itself.
+
+    Importing Hydra, its plugins and this package fills its store of configs, once for a process; that has happened
+    before, so both states have it.
+    """
+    Plugins.instance()
+    theirs, resolvers = Singleton._instances, BaseContainer._resolvers
+    running = (GlobalHydra, HydraConfig)
+    Singleton._instances = copy.deepcopy({kind: of for kind, of in theirs.items() if kind not in running})
+    BaseContainer._resolvers = dict(resolvers)
+    try:
+        yield
+    finally:
+        Singleton._instances, BaseContainer._resolvers = theirs, resolvers

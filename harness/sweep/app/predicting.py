@@ -1,4 +1,4 @@
-"""`plan`: what the points of a grid would take, printed; nothing is launched."""
+"""`plan`: what the points of a grid would take, printed or shown otherwise; nothing is launched."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from harness import terminal
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
-from harness.sweep.app.checking import Point, architectures, check, point_of
+from harness.sweep.app.checking import check
 from harness.sweep.app.planning import Planning
+from harness.sweep.app.point import Point, architectures, point_of
 from harness.sweep.app.session import Options
 from harness.sweep.estimates.times import Times
 
@@ -39,16 +40,20 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
                 local.append(point)
                 planned.setdefault(point.cell.id, (point.cell.name, point.cell))
     if remote:
-        check(list(remote.values()), composed, options)
+        check(list(remote.values()), options)
     if planned:
         of, root = architectures(local), composed.data_root
         plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
         times = times_of(plan, composed, options)
-        shown = terminal.console()
-        if shown.is_terminal:
-            terminal.show(shown, plan_view.view(plan, times, shown.width))
-        else:
-            print("\n".join(plan_view.lines(plan, times)))
+        (options.show or _print)(plan, times)
+
+
+def _print(plan: planner.Plan, times: Times) -> None:
+    shown = terminal.console()
+    if shown.is_terminal:
+        terminal.show(shown, plan_view.view(plan, times, shown.width))
+    else:
+        print("\n".join(plan_view.lines(plan, times)))
 
 
 def times_of(plan: planner.Plan, config: DictConfig, options: Options) -> Times:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from harness.errors import UserError
 from harness.record import COMPLETE, Record
 from harness.sweep.app.order import Order
 from harness.sweep.estimates.card import Card
+from harness.sweep.estimates.times import Times
+from harness.sweep.planner import Plan
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
+
+Choose = Callable[[Sequence[Record]], list[Record]]  # of a study's records, one of each chosen setting
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Options:
     settings that fit the card. order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
-    confirm: fresh seeds to run of each chosen setting (null: none). choose: of a study's records, one of each chosen
-    setting. typed: the arguments of `harness`, which the study notes.
+    confirm: fresh seeds to run of each chosen setting (null: none). choose: what chooses them.
+    typed: the arguments of `harness`, which the study notes. show: what is done with a plan (null: it is printed).
     """
 
     plan: bool = False
@@ -42,8 +47,9 @@ class Options:
     drift: int | None = None
     skip_impossible: bool = False
     confirm: int | None = None
-    choose: Callable[[Sequence[Record]], list[Record]] | None = None
+    choose: Choose | None = None
     typed: tuple[str, ...] = ()
+    show: Callable[[Plan, Times], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class Session:
 
     progress: of a planned sweep; null for a single cell and in a launcher's worker. outcomes: one for each cell, or
     the error that refused it. recorded: by cell id, the record that was there when the sweep was planned. study: of a
-    sweep.
+    sweep. record: of the cell that ran in this process last, or was found recorded; folder: of its study (null: all
+    cells ran elsewhere).
     """
 
     options: Options = field(default_factory=Options)
@@ -82,6 +89,8 @@ class Session:
     outcomes: list[Outcome | UserError] = field(default_factory=list)
     recorded: dict[str, Record | None] = field(default_factory=dict)
     study: Study | None = None
+    record: Record | None = None
+    folder: Path | None = None
 
     @property
     def exit_status(self) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from harness import record, units
@@ -20,17 +18,19 @@ from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
 from harness.sweep.app import advising, messages, predicting
-from harness.sweep.app.checking import Point, Sharing, architectures, check, point_of
+from harness.sweep.app.checking import check
 from harness.sweep.app.composing import Composer
-from harness.sweep.app.confirmation import MARK, fresh_points
+from harness.sweep.app.confirmation import fresh_points
 from harness.sweep.app.grid import grid
 from harness.sweep.app.order import random_key, repeated, with_repeats
-from harness.sweep.app.pending import lacks_weights, study_of, to_run, warn_of_missing_weights
+from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.planning import Planning
-from harness.sweep.app.session import Outcome
-from harness.sweep.launchers import lost_workers, ray_cluster
-from harness.sweep.launchers.local_parallel import LocalParallel, require_gpus, without_configs
+from harness.sweep.app.point import Point, Sharing, architectures, point_of
+from harness.sweep.app.running import RunPoint
+from harness.sweep.app.session import Choose, Outcome
 from harness.sweep.launchers.lost_workers import Lost
+from harness.sweep.launchers.places import require_gpus
+from harness.sweep.launchers.through_hydra import cell_launcher
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
@@ -44,62 +44,66 @@ class GridSweeper(Sweeper):
     __module__ = "hydra_plugins.harness"  # Hydra instantiates no sweeper from elsewhere
 
     # `plan` replaces any other sweeper by this one, so it accepts their parameters.
-    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_):
+    def __init__(self, params: dict[str, Any] | None, candidates: list[str] | None = None, **_: Any):
         self._params, self._candidates = params, candidates
         self._said: set[str] = set()
         self._points: dict[str, Point] = {}  # by the id of the cell
         self._shared = Sharing()
 
-    def setup(self, *, hydra_context, task_function, config) -> None:
-        self.config = config
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if not isinstance(task_function, RunPoint):
+            raise TypeError(f"the sweeper runs grid points by RunPoint, got {task_function}")
+        self._config_name = config.hydra.job.config_name
         self._compose = Composer.of(hydra_context.config_loader, config)
         self._session = task_function.session
-        self._launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self._launcher = cell_launcher(launcher, config, task_function)
+        self._launched = 0
 
-    def sweep(self, arguments: list[str]) -> list:
+    def sweep(self, arguments: list[str]) -> list[Outcome | UserError]:
         requested = grid(self._params, self._candidates, arguments)
         options = self._session.options
         if options.advise:
-            advising.advise(requested, self._composed, options, self.config.hydra.job.config_name)
+            advising.advise(requested, self._composed, options, self._config_name)
             return []
         if options.plan:
             predicting.predict(requested, self._composed, options)
             return []
-        returns = self._run(requested)
-        if options.confirm:
-            returns += self._confirm(self._session.study)
-        return returns
+        study, outcomes = self._run(requested)
+        if options.confirm and options.choose:
+            outcomes += self._confirm(study, options.confirm, options.choose)
+        return outcomes
 
-    def _confirm(self, study: Study) -> list[JobReturn]:
-        """Run fresh seeds of each method's chosen setting, as --confirm asks for."""
-        options = self._session.options
+    def _confirm(self, study: Study, seeds: int, choose: Choose) -> list[Outcome | UserError]:
+        """Run fresh `seeds` of each method's chosen setting, as --confirm asks for."""
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
-        fresh = fresh_points(options.choose(records), records, overrides, options.confirm)
+        fresh = fresh_points(choose(records), records, overrides, seeds)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return []
-        print(f"Confirming: {options.confirm} fresh seeds of each chosen setting.", file=sys.stderr)
-        return self._run(fresh)
+        print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
+        _, outcomes = self._run(fresh)
+        return outcomes
 
-    def _run(self, requested: list[list[str]]) -> list[JobReturn]:
+    def _run(self, requested: list[list[str]]) -> tuple[Study, list[Outcome | UserError]]:
+        """The study of the points, and what became of those that had to run."""
         study, pending, unfit = self._plan(requested)
         self._session.study = study
         statuses = ["unfit"] * unfit
-        returns: list[JobReturn] = []
+        outcomes: list[Outcome | UserError] = []
         if pending:
-            self._session.progress = SweepProgress(len(pending))
-            returns = self._run_all(study, pending)
-            self._session.progress.close()
-            outcomes = [job.return_value for job in returns]
+            progress = self._session.progress = SweepProgress(len(pending))
+            outcomes = self._run_all(study, pending, progress)
+            progress.close()
             self._session.outcomes.extend(outcomes)
             statuses += ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
         done = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
-        return returns
+        return study, outcomes
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
         """The study, its points that still have to run, and how many of them do not fit into memory.
@@ -124,34 +128,43 @@ class GridSweeper(Sweeper):
                 planning.advance()
         self._skip(refused, some_work=bool(unique))
         self._points |= unique
-        study = study_of(composed)
-        pending, without_weights = [], []
-        for point in unique.values():
-            found = study.recorded(point.cell)
-            if to_run(found, composed):
+        study = next(iter(unique.values())).study
+        pending = self._pending(study, list(unique.values()))
+        _announce(study, len(requested), len(unique), len(pending))
+        if not pending:
+            return study, [], 0
+        self._require(pending)
+        check(pending, self._session.options)
+        study.plan(point.cell for point in unique.values())
+        if typed := self._session.options.typed:
+            record.note_command(study.folder, typed)
+        fitting = self._fitting(pending, study) if self._session.options.fit else pending
+        return study, self._ordered(list(unique.values()), fitting, study), len(pending) - len(fitting)
+
+    def _pending(self, study: Study, points: list[Point]) -> list[Point]:
+        """Those of `points` that still have to run; names recorded cells whose weights are asked for in vain."""
+        pending = []
+        without_weights: dict[str, list[Record]] = {}  # by the setting save
+        for point in points:
+            earlier = study.recorded(point.cell)
+            if to_run(earlier, point):
                 pending.append(point)
-                self._session.recorded[point.cell.id] = found
-            elif found.status == "ok":
+                self._session.recorded[point.cell.id] = earlier
+            elif earlier is not None and earlier.status == "ok":
                 # The job removes its checkpoints, unless it was killed at that moment.
                 shutil.rmtree(study.checkpoints(point.cell), ignore_errors=True)
-                without_weights += [found] if lacks_weights(found, study, composed.save) else []
-        _announce(study, len(requested), len(unique), len(pending))
-        warn_of_missing_weights(without_weights, study, composed.save)
-        if pending:
-            if type(self._launcher).__name__ in ("BasicLauncher", "LocalParallel"):  # others run cells elsewhere
-                require_gpus(max(point.cell.settings.train.devices for point in pending))
-            if type(self._launcher).__name__ == "RayLauncher":
-                ray_cluster.require_gpus(self.config.hydra.launcher.ray)
-            self._require_nodes({point.cell.settings.train.nodes for point in pending})
-            check(pending, composed, self._session.options)
-            study.plan(point.cell for point in unique.values())
-            if typed := self._session.options.typed:
-                record.note_command(study.folder, typed)
-            if self._session.options.fit:
-                requested_here = len(pending)
-                pending = self._fitting(pending, study, composed.data_root)
-                return study, self._ordered(list(unique.values()), pending, study), requested_here - len(pending)
-        return study, self._ordered(list(unique.values()), pending, study), 0
+                if lacks_weights(earlier, study, point.request.save):
+                    without_weights.setdefault(point.request.save, []).append(earlier)
+        for save, records in without_weights.items():
+            warn_of_missing_weights(records, study, save)
+        return pending
+
+    def _require(self, pending: list[Point]) -> None:
+        """Raise UserError if the launcher lacks what the cells of `pending` need."""
+        if self._launcher.on_this_machine:
+            require_gpus(max(point.cell.settings.train.devices for point in pending))
+        self._launcher.require()
+        self._launcher.require_nodes({point.cell.settings.train.nodes for point in pending})
 
     def _skip(self, refused: dict[str, UserError], some_work: bool) -> None:
         """Name the points that can't work, by sentence. Raises UserError unless they are to be skipped, or if none can.
@@ -199,8 +212,7 @@ class GridSweeper(Sweeper):
             raise UserError("--drift requires a cell that is trained on this machine; the sweep has none.")
         point = next(point for point in points if point.cell.id == cell.id)
         first = next((point for point in pending if point.cell.id == cell.id), None)
-        repeat = dataclasses.replace(point, overrides=[*point.overrides, "repeat=true"])
-        order = with_repeats(pending, first, repeat, options.drift)
+        order = with_repeats(pending, first, point.to_repeat(), options.drift)
         times = units.plural(len(order) - len(pending), "time")
         print(f"{cell.name} is repeated {times}, to measure drift.", file=sys.stderr)
         return order
@@ -210,23 +222,7 @@ class GridSweeper(Sweeper):
             self._said.add(note)
             print(note, file=sys.stderr)
 
-    def _require_nodes(self, counts: set[int]) -> None:
-        """Raise UserError if the launcher can't give cells that many machines; a cell of one can do without the others.
-
-        counts: values of train.nodes.
-        """
-        for count in sorted(counts - {1}):
-            if type(self._launcher).__name__ != "SlurmLauncher":
-                raise UserError(
-                    f"train.nodes={count} requires hydra/launcher=slurm for a sweep; without Slurm, `run` the cell on "
-                    "each machine."
-                )
-            if count != (given := self.config.hydra.launcher.nodes):
-                raise UserError(
-                    f"hydra.launcher.nodes must be {count}, as train.nodes, got {given}; run one sweep for each number."
-                )
-
-    def _fitting(self, pending: list[Point], study: Study, data_root: str | None) -> list[Point]:
+    def _fitting(self, pending: list[Point], study: Study) -> list[Point]:
         """The points that are predicted to fit into memory; the others are recorded as unfit."""
         fitting = [point for point in pending if point.cell.settings.behind_api]  # which take no memory here
         local = [point for point in pending if not point.cell.settings.behind_api]
@@ -236,19 +232,19 @@ class GridSweeper(Sweeper):
         plan = planner.make(
             [(point.cell.name, point.cell) for point in local],
             architectures(local),
-            data_root,
+            local[0].request.data_root,
             options.memory,
             options.device,
             options.card,
         )
         for prediction, point in zip(plan.points, local, strict=True):
-            if plan.fits(prediction):
+            if isinstance(prediction, planner.Impossible) or plan.fits(prediction):  # its job says why it can't run
                 fitting.append(point)
                 continue
             reason = planner.refusal(plan, prediction)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             unfit = Record(point.cell, study.name, "unfit", now, 0.0, plan.environment, Failure("plan", None, reason))
-            unfit.confirmation = MARK in point.overrides
+            unfit.confirmation = point.request.confirmation
             with contextlib.suppress(Held), study.lease(point.cell):  # another sweep may have a larger budget for it
                 if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
                     record.write(unfit, study.path(point.cell))
@@ -257,54 +253,42 @@ class GridSweeper(Sweeper):
             print(remedy, file=sys.stderr)
         return fitting
 
-    def _run_all(self, study: Study, pending: list[Point]) -> list[JobReturn]:
+    def _run_all(self, study: Study, pending: list[Point], progress: SweepProgress) -> list[Outcome | UserError]:
         """Run all points: first those that no other sweep runs, then those that other sweeps leave unfinished."""
-        returns: list[JobReturn] = []
+        outcomes: list[Outcome | UserError] = []
         held: list[Point] = []
         while pending:
-            jobs = self._launch(study, pending, len(returns))
-            held += [point for point, job in zip(pending, jobs, strict=True) if isinstance(job.return_value, Held)]
-            returns += [job for job in jobs if not isinstance(job.return_value, Held)]
+            answers = self._launch(study, pending, progress)
+            held += [point for point, answer in zip(pending, answers, strict=True) if isinstance(answer, Held)]
+            outcomes += [answer for answer in answers if not isinstance(answer, Held)]
             if not held:
                 break
             cells = [point.cell for point in held]
             print(f"Waiting for other sweeps to finish {', '.join(c.name for c in cells)}.", file=sys.stderr)
             free = study.wait(cells)
             pending, held = [p for p in held if p.cell in free], [p for p in held if p.cell not in free]
-        return returns
+        return outcomes
 
-    def _launch(self, study: Study, pending: list[Point], first: int) -> Sequence[JobReturn]:
-        """What the launcher returns for `pending`; UserError if it can't run them (without Slurm or Ray, for example).
-
-        first: the number of the first of them among all points of this sweep.
-        """
-        points = [point.overrides for point in pending]
-        if type(self._launcher).__name__ == "BasicLauncher":  # Hydra's scan for plugins makes its class anew
-            return [self._launch_one(point, number) for number, point in enumerate(points, first)]
-        cells = [point.cell for point in pending]
+    def _launch(self, study: Study, pending: list[Point], progress: SweepProgress) -> list[Outcome | UserError]:
+        """What became of `pending`; UserError if the launcher can't run them (without Slurm or Ray, for example)."""
+        points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
+        cells = [point.cell for point in points]
+        shown = contextlib.nullcontext() if self._launcher.in_this_process else following(study, cells, progress)
         try:
-            with following(study, cells, self._session.progress), lost_workers.lost_jobs_answer(self._launcher):
-                jobs = self._launcher.launch(points, initial_job_idx=first)
+            with shown:
+                answers = self._launcher.run(points)
         except KeyboardInterrupt:
-            if type(self._launcher).__name__ == "SlurmLauncher":
-                name = self.config.hydra.launcher.name
-                print(f"What Slurm holds goes on there; `scancel --name={name}` ends it.", file=sys.stderr)
+            self._launcher.interrupted()
             raise
-        except Exception as error:
-            if isinstance(self._launcher, LocalParallel):
-                raise
-            raise UserError(f"{type(self._launcher).__name__} broke off: {messages.first_line(error)}") from error
-        for cell, job in zip(cells, jobs, strict=True):
-            if isinstance(job.return_value, Lost):
-                why = job.return_value.why
-                print(f"{cell.name} is lost: its worker {why}. The same command runs it again.", file=sys.stderr)
-                job.return_value = Outcome("lost", None)
-        return jobs
-
-    def _launch_one(self, overrides: list[str], number: int) -> JobReturn:
-        """What the launcher returns for one point: for several, it would keep the configurations of all."""
-        (job,) = self._launcher.launch([overrides], initial_job_idx=number)
-        return without_configs(job)
+        self._launched += len(points)
+        outcomes: list[Outcome | UserError] = []
+        for cell, answer in zip(cells, answers, strict=True):
+            if isinstance(answer, Lost):
+                print(f"{cell.name} is lost: its worker {answer.why}. The same command runs it again.", file=sys.stderr)
+                outcomes.append(Outcome("lost", None))
+            else:
+                outcomes.append(answer)
+        return outcomes
 
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,7 +51,7 @@ def load(name: str) -> Card:
     files = group_files("device")
     one_of("--device", name, ["cpu", "cuda", *files])
     try:
-        card = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(files[name])))
+        card: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(files[name])))
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise UserError(f"conf/device/{name}.yaml is wrong: {first_line(error)}.") from None
     card.name = name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.record import Cell, Record, read_study, studies
+from harness.record import Cell, Record, Train, read_study, studies
 from harness.sweep.estimates.card import Card
 from harness.sweep.planner import Planned
 
@@ -16,6 +17,31 @@ LIKE = 4.0  # within this factor the sizes of models and of steps are alike enou
 # What training takes beyond the least time at a card's published rates (harness/job/predict/roofline.py): the mean of
 # two cards, and the ends of all published runs. From `benchmarks/cards.py`, see docs/cards.md.
 SLOWER, SLOWER_FROM, SLOWER_TO = 1.7, 1.3, 2.1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A record whose training was timed: its optimizer steps, and raw tokens/s in the steady ones."""
+
+    record: Record
+    train: Train
+    steps: int
+    tokens_per_second: float
+
+    @property
+    def step_tokens(self) -> float:
+        """Raw tokens of a step."""
+        return self.train.tokens.raw / self.steps
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """FLOP/s per device in the steady steps; None if the record has no probe, or does not count padding."""
+        probe, tokens = self.record.probe, self.train.tokens
+        if probe is None or tokens.padded is None:
+            return None
+        padded = self.tokens_per_second * tokens.padded / tokens.raw
+        flops = probe.flops_per_token + probe.recomputed_flops_per_token
+        return flops * padded / self.record.cell.settings.train.total_devices
 
 
 class Times:
@@ -41,8 +67,8 @@ class Times:
         here = {_device(environment)} if card is None else {("cuda", name) for name in card.devices}
         devices = {device for device in here if device[0] == kernels}
         crowded = _overlapping(found)
-        self._records = [
-            record
+        self._timed = [
+            Timing(record, record.train, record.train.steps, record.train.tokens_per_second_steady)
             for record in found
             if record.train and not record.source and _device(record.environment) in devices
             if id(record) not in crowded and not record.train.resumed_at and record.train.tokens_per_second_steady
@@ -79,13 +105,18 @@ class Times:
             return p["shape"]["raw"] / self.throughput
         train = point.cell.settings.train
         step = p["shape"]["raw"] / p["shape"]["steps"]
-        like = [r for r in self._records if _alike(r.train.tokens.raw / r.train.steps, step)]
-        if same := [r for r in like if _kind(r.cell) == _kind(point.cell)]:
-            self.used |= set(map(id, same))
-            return p["shape"]["raw"] / median(r.train.tokens_per_second_steady for r in same)
-        sized = [r for r in like if r.parameters and _alike(r.parameters.total, p["total"]) and _flops_per_second(r)]
-        self.used |= set(map(id, sized))
-        rates = [rate for r in sized for rate in _flops_per_second(r)]
+        like = [timed for timed in self._timed if _alike(timed.step_tokens, step)]
+        if same := [timed for timed in like if _kind(timed.record.cell) == _kind(point.cell)]:
+            self.used |= {id(timed.record) for timed in same}
+            return p["shape"]["raw"] / median(timed.tokens_per_second for timed in same)
+        sized = [
+            (timed, rate)
+            for timed in like
+            if timed.record.parameters and _alike(timed.record.parameters.total, p["total"])
+            if (rate := timed.flops_per_second) is not None
+        ]
+        self.used |= {id(timed.record) for timed, _ in sized}
+        rates = [rate for _, rate in sized]
         if rates:
             return p["flops"] / median(rates) / train.total_devices
         if p["least_seconds"] is None:
@@ -120,16 +151,6 @@ def _start(record: Record) -> float:
 def _kind(cell: Cell) -> tuple[str, str, int, int]:
     """What cells share whose token rates are comparable."""
     return cell.model, cell.method, cell.settings.train.devices, cell.settings.train.nodes
-
-
-def _flops_per_second(record: Record) -> list[float]:
-    """FLOP/s per device in the steady steps; empty if the record has no probe."""
-    train = record.train
-    if record.probe is None or train is None:
-        return []
-    padded = train.tokens_per_second_steady * train.tokens.padded / train.tokens.raw
-    flops = record.probe.flops_per_token + record.probe.recomputed_flops_per_token
-    return [flops * padded / record.cell.settings.train.total_devices]
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,23 +20,23 @@ from collections import deque
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
-import pynvml
-from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
-from omegaconf import open_dict
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, flag_override
 
 from harness import boot
-from harness import config as settings_of
-from harness.errors import UserError
-from harness.sweep.app.composing import Composer
+from harness.sweep.app import messages
+from harness.sweep.app.point import Point, point_of
+from harness.sweep.launchers.base import Answer, CellLauncher, Run
 from harness.sweep.launchers.lost_workers import Lost, died
+from harness.sweep.launchers.places import places
 
 STOP_SECONDS = 20  # for a worker to stop its cell in order
 
 
-class LocalParallel(Launcher):
+class LocalParallel(CellLauncher, Launcher):
     """Sends each worker its next cell as soon as the last one is done.
 
     cells: cells at a time (null: one per place of GPUs; on a CPU, one).
@@ -47,23 +47,36 @@ class LocalParallel(Launcher):
     def __init__(self, cells: int | None = None):
         self._cells = cells
 
-    def setup(self, *, hydra_context, task_function, config) -> None:
-        self._context, self._task, self._config = hydra_context, task_function, config
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self._loader, self._task, self._config = hydra_context.config_loader, task_function, config
         places(self._cells)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Run points for another sweeper, such as Optuna's, which has not composed them."""
         setup_globals()
-        points = dict(enumerate(job_overrides, initial_job_idx))
-        compose = Composer.of(self._context.config_loader, self._config)
-        devices = {number: settings_of.device_count(compose(point)) for number, point in points.items()}
-        answers: dict[int, JobReturn] = {}
-        for count in sorted(set(devices.values()), reverse=True):  # cells of one device count share a set of places
-            some = {number: point for number, point in points.items() if devices[number] == count}
+        points = [
+            point_of(self._composed(overrides), list(overrides)).at(number + 1)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=answer) for answer in self.run(points)]
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig:
+        config = self._loader.load_sweep_config(self._config, list(overrides))
+        with flag_override(config, ["struct", "readonly"], False):
+            del config["hydra"]  # it has values that only a launched job fills in
+        messages.require_settings(config)
+        return config
+
+    def run(self, points: Sequence[Point]) -> list[Answer]:
+        answers: dict[int, Answer] = {}
+        devices = [point.cell.settings.train.devices for point in points]
+        for count in sorted(set(devices), reverse=True):  # cells of one device count share a set of places
+            some = {number: point for number, point in enumerate(points) if devices[number] == count}
             answers |= self._all_run(some, places(self._cells, count))
         return [answers[number] for number in sorted(answers)]
 
-    def _all_run(self, points: dict[int, Sequence[str]], places: list[dict[str, str]]) -> dict[int, JobReturn]:
-        """The returns of `points`, by number, each run in one of `places`."""
+    def _all_run(self, points: dict[int, Point], places: list[dict[str, str]]) -> dict[int, Answer]:
+        """What became of `points`, by number, each run in one of `places`."""
         folder = Path(self._config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         if len(places) > 1 and "CUDA_VISIBLE_DEVICES" not in places[0]:
@@ -72,13 +85,13 @@ class LocalParallel(Launcher):
         waiting = deque(points.items())
         idle = [Worker(place, folder / f"parallel-{i}.log") for i, place in enumerate(places)][: len(waiting)]
         busy: dict[Worker, int] = {}
-        answers: dict[int, JobReturn] = {}
+        answers: dict[int, Answer] = {}
         try:
             while waiting or busy:
                 while waiting and idle:
                     number, point = waiting.popleft()
                     worker = idle.pop(0)
-                    worker.send(self._job(number, point))
+                    worker.send(self._task, point)
                     busy[worker] = number
                 ready = wait([worker.connection for worker in busy])
                 for worker in [worker for worker in busy if worker.connection in ready]:
@@ -88,46 +101,39 @@ class LocalParallel(Launcher):
             stop([*idle, *busy])
         return answers
 
-    def _job(self, number: int, point: Sequence[str]) -> tuple[Any, ...]:
-        """What a worker needs for `point`: Hydra's context, the task function, the configuration."""
-        config = self._context.config_loader.load_sweep_config(self._config, list(point))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return self._context, self._task, config
-
 
 class Worker:
     """A process that runs cells in `place`. It starts with its first cell; its output is appended to `log`."""
 
     connection: Connection
+    _process: subprocess.Popen[bytes]
 
     def __init__(self, place: dict[str, str], log: Path):
         self._place, self._log = place, log
-        self._process: subprocess.Popen | None = None
+        self._started = False
 
-    def send(self, job: tuple[Any, ...]) -> None:
-        if self._process is None or self._process.poll() is not None:
+    def send(self, task: Run, point: Point) -> None:
+        if not self._started or self._process.poll() is not None:
             self._start()
         with contextlib.suppress(BrokenPipeError):  # it died just now; `answer` reports it
-            self.connection.send(job)
+            self.connection.send((task, point))
 
-    def answer(self) -> JobReturn:
-        """The return of the last job; its value is `Lost` if the worker died first."""
+    def answer(self) -> Answer:
+        """What became of the last point; `Lost` if the worker died first."""
         try:
             return self.connection.recv()
         except (EOFError, OSError):  # before an answer, or within one
             self.connection.close()
-            why = f"{died(self._process.wait())}; its output is in {self._log.name}"
-            return Lost(why).answer()
+            return Lost(f"{died(self._process.wait())}; its output is in {self._log.name}")
 
     def close(self) -> None:
         """Tell the process to stop its cell, if there is one, and exit."""
-        if self._process is not None:
+        if self._started and self._process.stdin is not None:
             self._process.stdin.close()
 
     def end(self) -> None:
         """Wait for the process to exit, and kill it after STOP_SECONDS."""
-        if self._process is None:
+        if not self._started:
             return
         try:
             self._process.wait(STOP_SECONDS)
@@ -149,12 +155,7 @@ class Worker:
                 env=boot.environment() | self._place,
                 start_new_session=True,
             )
-
-
-def without_configs(job: JobReturn) -> JobReturn:
-    """`job` without what it was composed to: two configurations, which a sweep of thousands can't keep."""
-    job.cfg = job.hydra_cfg = None
-    return job
+        self._started = True
 
 
 def stop(workers: list[Worker]) -> None:
@@ -165,73 +166,16 @@ def stop(workers: list[Worker]) -> None:
         worker.end()
 
 
-def places(cells: int | None, devices: int = 1) -> list[dict[str, str]]:
-    """The environment variables of each place; one cell at a time runs in each.
-
-    Raises UserError if this machine has no room for `cells` places of `devices` GPUs each.
-    """
-    if cells is not None and (not isinstance(cells, int) or cells < 1):
-        raise UserError(f"hydra.launcher.cells must be a positive number, got {cells}.")
-    found = gpus()
-    if found:
-        require_gpus(devices)
-        together = [",".join(found[i : i + devices]) for i in range(0, len(found) - devices + 1, devices)]
-        if cells is not None and cells > len(together):
-            each = "" if devices == 1 else f", {devices} of them for a cell (train.devices)"
-            raise UserError(
-                f"hydra.launcher.cells must be at most {len(together)}, got {cells}: a GPU runs one cell at a time, "
-                f"and there are {len(found)}{each}."
-            )
-        return [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in together[:cells]]
-    if cells in (None, 1):
-        return [{}]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cores() // cells))
-    return [{"OMP_NUM_THREADS": threads} for _ in range(cells)]
-
-
-def require_gpus(devices: int) -> None:
-    """Raise UserError if this machine has GPUs, but fewer than `devices`."""
-    found = gpus()
-    if found and devices > len(found):
-        raise UserError(f"train.devices must be at most {len(found)}, the GPUs of this machine, got {devices}.")
-
-
-def gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    try:
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError:
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return [str(i) for i in range(count)]
-    return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")] if count else []
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def main(descriptor: int) -> None:
     """The worker: run what comes over `descriptor` and answer, until the sweep closes the standard input."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     boot.outlive()
-    setup_globals()
-    settings_of.register_resolvers()
     connection = Connection(descriptor)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            context, task, config = connection.recv()
-            answer = run_job(
-                hydra_context=context,
-                task_function=task,
-                config=config,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-            )
-            connection.send(without_configs(answer))
+            task, point = connection.recv()
+            connection.send(task(point))
 
 
 def _end_with_the_sweep() -> None:

@@ -30,9 +30,6 @@ class Lost:
 
     why: str
 
-    def answer(self) -> JobReturn:
-        return JobReturn(status=JobStatus.COMPLETED, _return_value=self)
-
 
 def died(code: int) -> str:
     """How a process ended; `code` is its exit status, negative for a signal."""
@@ -61,7 +58,8 @@ def lost_jobs_answer(launcher: Launcher) -> Iterator[None]:
             why = "left Slurm's queue without an answer"
         except submitit.core.utils.UncompletedJobError as error:
             why = f"did not answer: {str(error).splitlines()[0]}"
-        return [Lost(f"{why}; what it printed is in {job.paths.stderr}").answer()]
+        lost = Lost(f"{why}; what it printed is in {job.paths.stderr}")
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=lost)]
 
     submitit.Job.results = answers
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from harness.errors import UserError
@@ -18,7 +20,8 @@ def require_gpus(settings: DictConfig) -> None:
     import ray
 
     if not ray.is_initialized():
-        ray.init(**OmegaConf.to_container(settings.init, resolve=True))
+        options: Any = OmegaConf.to_container(settings.init, resolve=True)
+        ray.init(**options)
     there = ray.cluster_resources().get("GPU", 0)
     if there < asked:
         raise UserError(

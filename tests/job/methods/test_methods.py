@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -255,6 +256,16 @@ def test_every_kind_of_adapter_that_peft_has_is_a_method_or_can_not_be_one():
     named = {OmegaConf.select(OmegaConf.load(CONF / "method" / f"{method}.yaml"), "adapt._target_") for method in FILES}
     configs = {kind.value: f"peft.{config.__name__}" for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     assert {kind for kind, config in configs.items() if config not in named} == without.keys()
+
+
+def test_an_adapter_leaves_the_environment_as_it_was(monkeypatch):
+    """peft's BOFT, without a CUDA compiler, leaves CC and CXX at gcc, by which torch.compile's code can't be linked."""
+    monkeypatch.setattr(peft.tuners.boft.layer, "_FBD_CUDA", None)
+    monkeypatch.setenv("CC", "mine")
+    monkeypatch.delenv("CXX", raising=False)
+    before = dict(os.environ)
+    bench_of("boft")
+    assert dict(os.environ) == before
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "cartridge"])

@@ -1,0 +1,162 @@
+"""A plan as a data frame: what the cells of a grid would take."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from harness.errors import UserError
+from harness.python.launching import SETTINGS, launch, undisturbed
+from harness.python.overrides import overrides_of
+from harness.record import Record
+from harness.report.frame import setting_texts
+from harness.units import parse_budget
+
+if TYPE_CHECKING:
+    from harness.sweep.estimates.times import Times
+    from harness.sweep.planner import Impossible, Plan, Planned
+
+OPTIONS = ("model", "methods", "sweep", "budget", "device", "throughput", "price", *SETTINGS)
+TEXTS = ("cell", "method", "setting", "model", "data", "limited_by", "reason")
+FLAGS = ("fits", "tight")
+NUMBERS = ("alpha", "lr", "seconds", "dollars", "flops")
+KINDS = ("weights", "adapters", "gradients", "optimizer", "activations")
+COLUMNS = ["cell", "method", "setting", "model", "data", "rank", "alpha", "lr", "seed", "batch_size"]
+COLUMNS += [
+    "grad_accum",
+    "max_length",
+    "fits",
+    "tight",
+    "limited_by",
+    "reason",
+    "largest_batch",
+    "peak",
+    "overhead",
+    "budget",
+]
+COLUMNS += [f"peak_{kind}" for kind in KINDS]
+COLUMNS += ["resident", "trainable", "total", "flops", "seconds", "dollars"]
+
+
+def plan(
+    sweep: str | None,
+    axes: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    budget: int | str | None,
+    options: Mapping[str, Any],
+    config_dir: str | os.PathLike[str] | None,
+    quiet: bool,
+) -> pd.DataFrame:
+    """`harness.plan`."""
+    amount = parse_budget(budget) if isinstance(budget, str) else budget
+    for name, value in {"budget": amount, **{name: options[name] for name in ("throughput", "price")}}.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} must be positive, got {value:g}.")
+    typed = overrides_of(axes, settings, OPTIONS, grid=True)
+    frames: list[pd.DataFrame] = []
+
+    def keep(plan: Plan, times: Times) -> None:
+        frames.append(frame(plan, times))
+        for remedy in plan.remedies:
+            print(remedy, file=sys.stderr)
+
+    with undisturbed(quiet):
+        launch(
+            "plan",
+            [*([] if sweep is None else [sweep]), *typed],
+            budget=amount,
+            config_dir=config_dir,
+            plan=True,
+            show=keep,
+            **options,
+        )
+    return frames[0] if frames else _typed(pd.DataFrame(columns=COLUMNS))
+
+
+def frame(plan: Plan, times: Times) -> pd.DataFrame:
+    """A row a cell of `plan`, equal ones once, in the order of the grid; what is not known is null.
+
+    cell                                text: the cell's name, or the settings of one that can't be
+    method, setting, model, data        text; setting is what distinguishes the cell within its method
+    rank, alpha, lr, seed               the cell's axes; null where the method does not use them
+    batch_size                          sequences a micro-batch, as it would run
+    grad_accum                          micro-batches a step
+    max_length                          tokens at which a sequence is cut
+    fits                                whether peak and overhead are within the budget; null if they are not known
+    tight                               whether it fits, but with so little room that fragmentation may decide
+    limited_by                          text: of a cell that does not fit the kind of memory that takes most; `settings`
+                                        of one that can't run; else null
+    reason                              text: why a cell can't run, or can't be predicted
+    largest_batch                       the largest batch_size that fits
+
+    Memory, in bytes:
+
+    peak                                live tensors at the peak of a training step
+    overhead                            what no tensor shows: CUDA's context, libraries
+    budget                              that the two must be within
+    peak_KIND                           what of the peak is of this kind: weights, adapters, gradients, optimizer (its
+                                        states) or activations
+    resident                            live tensors held between two steps
+
+    Work:
+
+    trainable, total                    how many weights are trained, and how many there are
+    flops                               FLOPs of all training steps
+    seconds                             seconds of all training steps; null without records of the device or rates of
+                                        the card
+    dollars                             dollars for that time on all devices; null without a price
+    """
+    composed = [point.cell for point in plan.points if point.cell is not None]
+    settings = iter(setting_texts([Record(cell, "", "unfit", "", 0.0, {}) for cell in composed]))
+    rows = [
+        _row(plan, times, point) | {"setting": next(settings) if point.cell is not None else None}
+        for point in plan.points
+    ]
+    return _typed(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any]:
+    from harness.sweep.planner import Impossible
+    from harness.sweep.runner import BESIDE, TIGHT
+
+    row = {"cell": point.name, "overhead": BESIDE, "budget": plan.budget}
+    if (cell := point.cell) is not None:
+        train = cell.settings.train
+        row |= {name: getattr(cell, name) for name in ("method", "model", "data", "rank", "alpha", "lr", "seed")}
+        row |= {"max_length": train.max_length, "grad_accum": train.grad_accum}
+        row |= {"batch_size": None if train.sizes_itself else train.batch_size}
+    if isinstance(point, Impossible):
+        return row | {"fits": False, "tight": False, "limited_by": "settings", "reason": point.reason}
+    found = point.prediction
+    if "unknown" in found:
+        return row | {"reason": found["unknown"]}
+    if found["micro_batch"] is not None:
+        from harness.sweep import micro_batch
+
+        taken = micro_batch.planned(point.cell, found)
+        row |= {"batch_size": taken.batch_size, "grad_accum": taken.grad_accum}
+    fits = plan.fits(point)
+    return row | {
+        "fits": fits,
+        "tight": fits and point.peak + BESIDE > TIGHT * plan.budget,
+        "limited_by": None if fits else max(KINDS, key=lambda kind: found["peak"][kind]),
+        "largest_batch": found["largest_batch"],
+        "peak": point.peak,
+        **{f"peak_{kind}": found["peak"][kind] for kind in KINDS},
+        "resident": sum(found["resident"].values()),
+        "trainable": found["trainable"],
+        "total": found["total"],
+        "flops": found["flops"] + found["reference_flops"],
+        "seconds": times.seconds(point),
+        "dollars": times.dollars(point),
+    }
+
+
+def _typed(data: pd.DataFrame) -> pd.DataFrame:
+    kinds = {name: "Int64" for name in COLUMNS if name not in (*TEXTS, *FLAGS, *NUMBERS)}
+    kinds |= dict.fromkeys(FLAGS, "boolean") | dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(TEXTS, "object")
+    return data.astype(kinds)

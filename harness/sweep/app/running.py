@@ -1,0 +1,161 @@
+"""What Hydra, a launcher's worker and the sweep itself call with each grid point: it runs the point's cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import config as settings_of
+from harness import units
+from harness.errors import UserError, about_file
+from harness.protocol import Rendezvous, RunCell
+from harness.record import Record, RecordError, train_memory
+from harness.sweep import api_cost, machines, runner
+from harness.sweep.app import messages
+from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
+from harness.sweep.app.point import Point, point_of
+from harness.sweep.app.session import Outcome, Session
+from harness.sweep.lease import Held, Lease
+from harness.sweep.progress import SweepProgress
+from harness.sweep.store import Study
+
+Run = Callable[[RunCell, Study, Lease, runner.OnEvent], Record]
+FILE = "point"  # the setting that names a point's file, in place of the settings that it was composed of
+
+
+class RunPoint:
+    """Runs a grid point and returns its outcome, or the error that refused it.
+
+    An error is returned, not raised: Hydra would print lines of its own and end the sweep. Pickled for a worker, it
+    leaves its session behind: a worker knows only its own cell.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+
+    def __reduce__(self) -> tuple[type[RunPoint], tuple[()]]:
+        return RunPoint, ()
+
+    def __call__(self, work: Point | DictConfig) -> Outcome | UserError:
+        """Run `work`: a point, or what Hydra composed, which is a point's file or the settings of a point."""
+        try:
+            return self._run(work if isinstance(work, Point) else _composed(work))
+        except Held as error:
+            refusal: UserError = Held(str(error))
+        except (UserError, RecordError) as error:
+            refusal = UserError(str(error))
+        except OmegaConfBaseException as error:
+            refusal = UserError(messages.sentence(error))
+        except OSError as error:
+            if error.filename is None:
+                raise  # not about a file of the user's
+            refusal = UserError(about_file(error))
+        if self.session.progress is None:
+            self.session.outcomes.append(refusal)
+        return refusal
+
+    def _run(self, point: Point) -> Outcome:
+        os.chdir(point.folder)  # a worker may have been started in another one
+        cell, study = point.cell, point.study
+        if point.repeat and (earlier := study.recorded(cell)) is not None and earlier.status == "ok":
+            if machines.spare():
+                return Outcome("spare", None)
+            with study.lease(cell) as lease:
+                return Outcome.of(self._launch(point, lease, None, runner.repeat))
+        # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
+        known = self.session.recorded[cell.id] if cell.id in self.session.recorded else study.recorded(cell)
+        if known is not None and not to_run(known, point):
+            return self._skip(point, known)
+        rendezvous = machines.rendezvous(cell.settings.train.nodes)
+        if rendezvous is None and machines.spare():
+            return Outcome("spare", None)
+        if rendezvous is not None and rendezvous.number > 0:
+            return self._assist(point, rendezvous)
+        with study.lease(cell) as lease:
+            recorded = study.recorded(cell)
+            if recorded is None or recorded == known:
+                return Outcome.of(self._launch(point, lease, rendezvous))
+        return self._skip(point, recorded)
+
+    def _skip(self, point: Point, recorded: Record) -> Outcome:
+        """Say that the cell of `point` is `recorded` already."""
+        self.session.record, self.session.folder = recorded, point.study.folder
+        print(f"{point.cell.name} is recorded in {point.study.path(point.cell)} ({recorded.status}).", file=sys.stderr)
+        if lacks_weights(recorded, point.study, point.request.save):
+            warn_of_missing_weights([recorded], point.study, point.request.save)
+        if self.session.progress is None:
+            self.session.outcomes.append(Outcome.of(recorded))
+        else:
+            self.session.progress.skip()
+        return Outcome.of(recorded)
+
+    def _assist(self, point: Point, rendezvous: Rendezvous) -> Outcome:
+        """Train the cell of `point` along with the first machine, whose record it is."""
+        runner.assist(point.request, rendezvous, point.study)
+        recorded = point.study.recorded(point.cell)
+        if recorded is None:
+            raise UserError(f"{point.cell.name} has no record: the first machine ended without one.")
+        self.session.record, self.session.folder = recorded, point.study.folder
+        self.session.outcomes.append(Outcome.of(recorded))
+        return Outcome.of(recorded)
+
+    def _launch(self, point: Point, lease: Lease, rendezvous: Rendezvous | None, run: Run = runner.run) -> Record:
+        planned = self.session.progress is not None
+        if point.access is not None and not planned:
+            access = {point.cell.id: point.access}
+            counts = runner.check([point.cell], point.request.data_root, access)
+            api_cost.check(api_cost.estimates([point.cell], access, counts), self.session.options.dollars)
+        progress = self.session.progress or SweepProgress(1)
+        # A planned sweep has warned when it checked its cells.
+        request = dataclasses.replace(point.request, warn=not planned, rendezvous=rendezvous)
+        try:
+            progress.start(point.cell)
+            record = run(request, point.study, lease, progress.update)
+            self.session.record, self.session.folder = record, point.study.folder
+            progress.end(record)
+        finally:
+            progress.clear()
+            if not planned:
+                progress.close()
+        if not planned:
+            self.session.outcomes.append(Outcome.of(record))
+            _print_summary(record, point.study)
+        return record
+
+
+def _composed(config: DictConfig) -> Point:
+    """The point that Hydra was given: by its file, or by the settings that it composed."""
+    settings_of.register_resolvers()
+    if FILE in config:
+        return Point.read(Path(config[FILE]))
+    hydra = HydraConfig.get()
+    os.chdir(hydra.runtime.cwd)
+    messages.require_settings(config)
+    point = point_of(config, [])
+    return point.at(hydra.job.num + 1) if hydra.mode == RunMode.MULTIRUN else point
+
+
+def _print_summary(record: Record, study: Study) -> None:
+    """What a single cell shows: its loss, speed and memory, its scores, and where its record lies."""
+    figures = []
+    if record.validation:
+        figures.append(f"validation loss {record.validation[-1].loss:.4g}")
+    if record.train is not None and record.train.tokens_per_second_steady:
+        figures.append(f"{record.train.tokens_per_second_steady:.0f} tokens/s")
+    if (peak := train_memory(record)) is not None:
+        figures.append(f"peak train memory {units.size(peak)}")
+    if figures:
+        print(", ".join(figures))
+    for score in record.scores:
+        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        name = f"{score.task} {score.metric} ({score.filter})"
+        print(f"{name}: {score.value:.4f}{error}, n = {score.n}, {score.num_fewshot} shots")
+    print(f"record: {study.path(record.cell)}")
