@@ -10,34 +10,12 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 from harness import redact
 from harness.errors import UserError
-from harness.protocol import (
-    AskModels,
-    CheckCells,
-    CheckTasks,
-    ExamineMachine,
-    ExportModel,
-    JobEvent,
-    JobRequest,
-    JudgeAnswers,
-    PlanCells,
-    Progress,
-    Refused,
-    Rescore,
-    Result,
-    RunCell,
-    Synthesize,
-    Warned,
-    encode,
-)
+from harness.job.services import Report, Send, named, progress
+from harness.protocol import JobEvent, JobRequest, Refused, RunCell, Warned, encode
 from harness.record import Record
-
-Send = Callable[[JobEvent], None]
-Report = Callable[[dict[str, Any]], None]
 
 
 def main(request: JobRequest) -> int:
@@ -55,9 +33,9 @@ def main(request: JobRequest) -> int:
     try:
         _warn_of_others(request, send)
         if isinstance(request, RunCell):
-            outcome = runner(request)(request, _progress(send))
+            outcome = runner(request)(request, progress(send))
             return outcome if isinstance(outcome, int) else 0
-        SERVE[type(request)](request, send)
+        named(request.target)(request, send)
         return 0
     except UserError as error:
         send(Refused(str(error)))
@@ -94,89 +72,6 @@ def _warn_of_others(request: JobRequest, send: Send) -> None:
     for number in range(min(count, torch.cuda.device_count())):
         if words := device.busy(number):
             send(Warned(words))
-
-
-def _progress(send: Send, **same: Any) -> Report:
-    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
-    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
-
-
-def _check(request: CheckCells, send: Send) -> None:
-    from harness.job import preflight
-    from harness.job.api import run_api_cell
-
-    preflight.check(request.cells, request.data_root, request.local)
-    for cell in request.cells:
-        if (access := request.access.get(cell.id)) is not None:
-            estimate = run_api_cell.estimate(cell, access, request.data_root, request.local.include_path)
-            send(Result({"id": cell.id, "estimate": estimate}))
-
-
-def _plan(request: PlanCells, send: Send) -> None:
-    from harness.job.predict import workers
-
-    for answer in workers.answer(request):
-        send(Result(answer))
-
-
-def _examine(request: ExamineMachine, send: Send) -> None:
-    from harness.job import machine
-
-    send(Result(machine.examine(request.models, request.data, request.data_root)))
-
-
-def _check_tasks(request: CheckTasks, send: Send) -> None:
-    from harness.job import prepared_inputs
-
-    prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
-
-
-def _rescore(request: Rescore, send: Send) -> None:
-    from harness.job.evaluate import rescoring
-
-    path, report = Path(request.path), _progress(send)
-    rescoring.rescore(path, request.settings, request.data_root, report, request.local, request.cell)
-
-
-def _synthesize(request: Synthesize, send: Send) -> None:
-    from harness.job.data.generators import synthesis
-
-    send(Result(synthesis.synthesize(request, _progress(send, phase="synthesize"))))
-
-
-def _ask(request: AskModels, send: Send) -> None:
-    from harness.job.evaluate import prompting
-
-    send(Result(prompting.ask(request, _progress(send, phase="ask"))))
-
-
-def _judge(request: JudgeAnswers, send: Send) -> None:
-    from harness.job.api.judge import AnswerPair, Judge
-
-    judge = Judge(request.judge_url, request.judge, request.timeout, lambda sentence: send(Warned(sentence)))
-    pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
-    found = judge.compare(pairs, request.concurrency)
-    send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
-
-
-def _export(request: ExportModel, send: Send) -> None:
-    from harness.job.export import exporting
-
-    exporting.export(request)
-    send(Result({"folder": request.out}))
-
-
-SERVE: dict[type, Callable[..., None]] = {
-    CheckCells: _check,
-    PlanCells: _plan,
-    ExamineMachine: _examine,
-    CheckTasks: _check_tasks,
-    Rescore: _rescore,
-    Synthesize: _synthesize,
-    AskModels: _ask,
-    JudgeAnswers: _judge,
-    ExportModel: _export,
-}
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from harness import boot
-from harness.errors import UserError
-from harness.protocol import BEGUN, CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
-from harness.settings import DataSettings
+from harness.job.services import named
+from harness.protocol import BEGUN, JobRequest, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
@@ -63,34 +62,15 @@ def serve(descriptor: int) -> AcceptedJob | None:
             return None
         os.dup2(streams[2], 2)  # so that the log has failed imports, and errors before the job
         if not loaded:
-            import torch
-
-            if torch.accelerator.is_available():
-                _become(streams)
-                threading.Thread(target=_end_with, args=[channel], daemon=True).start()
-                _begin(channel)
-                return AcceptedJob(decode_request(sys.stdin.read()), forked=False)
-            from harness.job import prepared_inputs, run_cell  # noqa: F401
-            from harness.job.evaluate import task_index
+            if (itself := _without_fork(channel, streams)) is not None:
+                return itself
+            from harness.job import run_cell  # noqa: F401
 
             loaded = True
         request = _request(streams[0], channel)
         if request is None:
             return None
-        if isinstance(request, RunCell):
-            with suppress(Exception):  # the job meets the same error, and reports it
-                prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
-        if isinstance(request, CheckCells):
-            with suppress(UserError):
-                include = task_index.IncludedTasks.of(request.local.include_path)
-                for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
-                    task_index.index_of(tasks, include)  # it takes seconds, and the cells need it too
-        if isinstance(request, CheckTasks | Rescore):
-            data = request.data if isinstance(request, CheckTasks) else DataSettings()  # a record's are not read here
-            with suppress(Exception):
-                prepared_inputs.tasks(request.settings, data, request.data_root, request.local.include_path)
-        gc.collect()
-        gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
+        _prepare(request)
         watch, alive = os.pipe()
         _begin(channel)
         job = os.fork()
@@ -109,6 +89,26 @@ def serve(descriptor: int) -> AcceptedJob | None:
         channel.send(str(code).encode())
         if bound:
             boot.die_with(sweep)
+
+
+def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | None:
+    """This process as the job itself, where there is an accelerator; None where jobs are forked."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return None
+    _become(streams)
+    threading.Thread(target=_end_with, args=[channel], daemon=True).start()
+    _begin(channel)
+    return AcceptedJob(decode_request(sys.stdin.read()), forked=False)
+
+
+def _prepare(request: JobRequest) -> None:
+    """Load what the job of `request` shares with later ones."""
+    if request.prepare is not None:
+        named(request.prepare)(request)
+    gc.collect()
+    gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
 
 
 def _begin(channel: socket.socket) -> None:
