@@ -360,7 +360,7 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
 
     def kill(event: Progress) -> None:
         if event.step == 22:
-            holder = runner._server._holder.pid
+            holder = runner._server._holder.process.pid
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 
