@@ -22,6 +22,7 @@ from harness.sweep import micro_batch, runner
 from harness.sweep.app.pending import to_run
 from harness.sweep.store import Study
 
+VALIDATED = {"max_length": 512, "validation_items": 4, "precision": "fp32"}  # what every cell that runs here has
 SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
 
 
@@ -131,7 +132,7 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
 
 
 def out_of_memory(size: int, accum: int | None = 1, phase: str = "train") -> Record:
-    settings = {"method": {"optim": {}}, "train": {"batch_size": size, "grad_accum": accum}}
+    settings = {"method": {"optim": {}}, "train": VALIDATED | {"batch_size": size, "grad_accum": accum}}
     record = make_record("lora", status="oom", settings=settings)
     record.failure = Failure(phase, 3, "no memory")
     return record
@@ -262,7 +263,7 @@ def test_a_cell_is_its_steps_however_they_are_cut(compose):
 
 
 def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose):
-    train = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
+    train = VALIDATED | {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure, record.smaller_batches = Failure("probe", None, "no memory"), SmallerBatches(12, 2, [], 12)
     assert to_run(record, compose())
