@@ -405,6 +405,7 @@ def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path,
 
 def out_of_memory(size: int, nodes: int, devices: int) -> Record:
     train = {"batch_size": size, "grad_accum": 1, "nodes": nodes, "devices": devices}
+    train |= {"max_length": 512, "validation_items": 4, "precision": "fp32"}
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure = Failure("train", 3, "no memory")
     return record
