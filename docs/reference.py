@@ -155,7 +155,7 @@ def _figures() -> str:
 
 def _group(group: ConfigGroup) -> str:
     rows = [
-        (f"`{f.key}`", f.type.replace(" | ", " or "), _default(f.default), _escaped(f.sentences)) for f in group.fields
+        (f"`{f.key}`", f.kind.replace(" | ", " or "), _default(f.default), _escaped(f.sentences)) for f in group.fields
     ]
     table = _table(("Setting", "Type", "Default", "Meaning"), rows)
     return f"## {group.key or 'General'}\n\n{group.comment.replace('``', '`')}\n\n{table}\n"

@@ -35,6 +35,11 @@ class ConfigField(NamedTuple):
     rule: Rule
 
     @property
+    def kind(self) -> str:
+        """The type, and what a number counts."""
+        return f"{self.type}: {self.rule.unit}" if self.rule.unit else self.type
+
+    @property
     def sentences(self) -> str:
         """The comment, with what the rule adds to it."""
         bounds = f" It must be {self.rule.bounds}." if self.rule.bounds and not self.rule.auto else ""

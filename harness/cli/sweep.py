@@ -226,7 +226,7 @@ def _settings() -> str:
             lines += ["", *_wrapped(f"{config_group.key}: {' '.join(config_group.comment.split())}", "  ", "  ")]
         for setting in config_group.fields:
             default = "" if setting.default is None else f"={setting.default}"
-            lines.append(f"  {setting.key}{default}  ({setting.type})")
+            lines.append(f"  {setting.key}{default}  ({setting.kind})")
             lines += _wrapped(setting.sentences, " " * 6, " " * 6)
     return "\n".join(lines) + "\n"
 
