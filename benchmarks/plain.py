@@ -100,7 +100,7 @@ def trained(cell: Cell, net: nn.Module, tokenizer: PreTrainedTokenizerBase) -> l
     items = sources.splits(cell.settings.data, None)["train"]
     encode = encoding.encoder(tokenizer, cell.settings.data, settings.max_length)
     order = batching.scheduled(items, settings, cell.seed or 0, encode)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, loop.rate_factor(settings))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, loop.rate_factor(settings, len(order)))
     net.train()
     losses = []
     for (drawn,) in order:

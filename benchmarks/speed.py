@@ -143,7 +143,7 @@ class Side(ABC):
         if self.settings.compile:
             compiled.enable(self.net)
         self.net.train()
-        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, loop.rate_factor(self.settings))
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, loop.rate_factor(self.settings, STEPS))
 
     @abstractmethod
     def step(self, examples: list[encoding.Example]) -> None:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from harness.record import (
     Cell,
@@ -87,8 +87,20 @@ class Halving:
     folder: str
 
 
+class Request:
+    """What is asked of a job.
+
+    target: the function that serves it, as ``module:function``; it takes the request and a function that sends events.
+    A RunCell has none: harness/job/__main__.py runs it. prepare: what the server calls with it before it forks the job,
+    so that later jobs find loaded what they share (None: nothing).
+    """
+
+    target: ClassVar[str]
+    prepare: ClassVar[str | None] = None
+
+
 @dataclass(frozen=True)
-class RunCell:
+class RunCell(Request):
     """Run `cell` and write its record to `path`, its items beside it.
 
     checkpoints: the cell's own folder of checkpoints. Training saves there, and resumes from there, if the precautions
@@ -99,6 +111,8 @@ class RunCell:
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
     position, confirmation: as in the record. halving: null if the cell is trained to its end.
     """
+
+    prepare: ClassVar[str | None] = "harness.job.services:prepare_cell"
 
     cell: Cell
     study: str
@@ -137,8 +151,11 @@ class RunCell:
 
 
 @dataclass(frozen=True)
-class CheckCells:
+class CheckCells(Request):
     """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered."""
+
+    target: ClassVar[str] = "harness.job.services:check"
+    prepare: ClassVar[str | None] = "harness.job.services:prepare_check"
 
     cells: list[Cell]
     data_root: str | None = None
@@ -165,7 +182,7 @@ class CardRates:
 
 
 @dataclass(frozen=True)
-class PlanCells:
+class PlanCells(Request):
     """Predict what cells would take.
 
     budget: bytes of a card, which need not be here; null for all memory of this machine's device. beside: bytes of the
@@ -173,6 +190,8 @@ class PlanCells:
     compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here. rates: of the card, for the least
     time of a step; null if it is not asked for.
     """
+
+    target: ClassVar[str] = "harness.job.services:plan"
 
     cells: list[PlannedCell]
     data_root: str | None
@@ -184,8 +203,10 @@ class PlanCells:
 
 
 @dataclass(frozen=True)
-class ExamineMachine:
+class ExamineMachine(Request):
     """Describe this machine. models, data: the files of conf/model and conf/data by name, as typed there."""
+
+    target: ClassVar[str] = "harness.job.services:examine"
 
     models: dict[str, dict[str, Any]]
     data: dict[str, dict[str, Any]]
@@ -194,8 +215,11 @@ class ExamineMachine:
 
 
 @dataclass(frozen=True)
-class CheckTasks:
+class CheckTasks(Request):
     """Refuse tasks that can't be loaded. data: those of the cells, whose test part may be a task."""
+
+    target: ClassVar[str] = "harness.job.services:check_tasks"
+    prepare: ClassVar[str | None] = "harness.job.services:prepare_tasks"
 
     settings: EvalSettings
     data: DataSettings
@@ -204,11 +228,14 @@ class CheckTasks:
 
 
 @dataclass(frozen=True)
-class Rescore:
+class Rescore(Request):
     """Score the recorded cell at `path` by `settings`, and add that to its record.
 
     cell: as a command line has it; null if it is known from its record alone, which the gate then has to admit.
     """
+
+    target: ClassVar[str] = "harness.job.services:rescore"
+    prepare: ClassVar[str | None] = "harness.job.services:prepare_scoring"
 
     path: str
     settings: EvalSettings
@@ -218,13 +245,15 @@ class Rescore:
 
 
 @dataclass(frozen=True)
-class Synthesize:
+class Synthesize(Request):
     """Have a model write problems.
 
     file: of seed items, one a line; data: else the settings of a data set. eval: the settings of an evaluation whose
     items must not be among the problems. n: problems wanted. most: limit of questions. concurrency: questions at a
     time. out: the file to write.
     """
+
+    target: ClassVar[str] = "harness.job.services:synthesize"
 
     file: str | None
     data: DataSettings | None
@@ -255,11 +284,13 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
-class AskModels:
+class AskModels(Request):
     """Put prompts to all of `local`, then to the models `api`, in order. tokens: limit of an answer.
 
     judge: the name of a model at judge_url; null for none.
     """
+
+    target: ClassVar[str] = "harness.job.services:ask"
 
     prompts: list[str]
     local: list[LocalModel]
@@ -273,8 +304,10 @@ class AskModels:
 
 
 @dataclass(frozen=True)
-class JudgeAnswers:
+class JudgeAnswers(Request):
     """Have the model `judge` behind an API compare two answers to each of `prompts`: of `base`, and of `other`."""
+
+    target: ClassVar[str] = "harness.job.services:judge"
 
     prompts: list[str]
     base: list[str]
@@ -286,11 +319,13 @@ class JudgeAnswers:
 
 
 @dataclass(frozen=True)
-class ExportModel:
+class ExportModel(Request):
     """Write the saved model of the recorded cell at `record` to the folder `out`, which does not exist.
 
     to: merged (safetensors), gguf, or ollama (GGUF and a Modelfile). prompt: as of LocalModel.
     """
+
+    target: ClassVar[str] = "harness.job.services:export"
 
     record: str
     to: Literal["merged", "gguf", "ollama"]

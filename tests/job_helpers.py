@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch.optim.lr_scheduler import LambdaLR
 
 from harness.config import CONF, ROOT, Config, register_resolvers
-from harness.job import recording, run_cell
+from harness.job.api.run_api_cell import run_api_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate.engine import Engine
 from harness.job.models import adapting, loading
-from harness.job.training import attention
+from harness.job.phases import probe
+from harness.job.run_cell import run_cell
+from harness.job.training import attention, loop
+from harness.job.training.divergence import Divergence, Validation
+from harness.job.training.halving import CellHalving
 from harness.protocol import Progress, RunCell
-from harness.record import Cell, Precautions, Record
+from harness.record import Cell, Precautions, Record, Train, ValidationPoint
 from harness.sweep import cells, runner
 from harness.sweep.app.composing import Composer
 from harness.sweep.store import Study
@@ -36,8 +42,8 @@ TINY = (
     *("infer.repeats=1", "infer.prompt_tokens=8", "infer.new_tokens=2"),
 )
 torch.set_num_threads(1)  # for so small a model threads only get into each other's way
-run_cell.matmul_peak = functools.cache(
-    run_cell.matmul_peak
+probe.matmul_peak = functools.cache(
+    probe.matmul_peak
 )  # of the machine, not of the cell: measured once, it takes seconds
 
 DATA = ROOT.parent / "shared" / "data"
@@ -48,7 +54,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} (GSM8K, MMLU)
 def no_peak():
     """Cells of the module that imports this don't measure the device's matmul peak, which takes most of their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_cell, "matmul_peak", lambda device, dtype: 1e10)
+        patch.setattr(probe, "matmul_peak", lambda device, dtype: 1e10)
         yield
 
 
@@ -98,7 +104,8 @@ def run_request(
     cell: Cell, study: str, path: Path, data_root: str | None, report: Callable[[dict], None], **options: Any
 ) -> Record:
     """Run `cell` in this process, by a request with `options`."""
-    return recording.run(RunCell(cell, study, str(path), data_root, **options), report)
+    run = run_api_cell if cell.settings.behind_api else run_cell
+    return run(RunCell(cell, study, str(path), data_root, **options), report)
 
 
 def run_leased(
@@ -162,6 +169,24 @@ def prepared(cell: Cell) -> SimpleNamespace:
 def encoded(tokenizer, items: list[encoding.Item], max_length: int = 512) -> list[encoding.Example]:
     """`items` tokenised under the default prompt."""
     return encoding.encode_all(tokenizer, items, Config().data.prompt, max_length)
+
+
+def trained(
+    bench: SimpleNamespace,
+    validate: Callable[[], float] = lambda: 0.0,
+    report: Callable[[dict], None] = lambda event: None,
+    begin: Callable[[int], None] = lambda step: None,
+    guess: float = math.inf,
+    halving: CellHalving | None = None,
+) -> tuple[Train, list[ValidationPoint]]:
+    """Run the loop on what a job has in hand: what it measured, and the validations."""
+    steps, history = loop.StepBatches(bench.steps, lambda batch: batch, begin), loop.History()
+    schedule = LambdaLR(bench.optimizer, loop.rate_factor(bench.settings, len(steps)))
+    divergence = Divergence(guess, at_once=halving is not None)
+    validation = Validation(validate, bench.settings.validate_every, len(steps), divergence, halving)
+    follow = (history, divergence, validation, report, halving)
+    loop.train(bench.net, bench.optimizer, schedule, steps, bench.settings, bench.accelerator, *follow)
+    return history.measured(steps.fingerprint, None), history.validations
 
 
 def moved(*overrides: str) -> SimpleNamespace:

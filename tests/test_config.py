@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from harness.config import CONF
 from harness.errors import UserError
+from harness.sweep.app import messages
 from harness.sweep.cells import from_config
 from harness.validate import check
 
@@ -301,3 +302,9 @@ def test_settings_that_a_method_does_not_support_are_refused(compose):
 def test_the_product_of_a_missing_factor_is_missing(compose):
     assert compose("method=base").lr is None
     assert math.isclose(compose("method=lora", "lr_scale=0.3333333333").lr, 6.66667e-05)
+
+
+@pytest.mark.parametrize("override", ["eval=null", "model=null", "method=1", "eval={}"])
+def test_a_group_is_chosen_by_name(override):
+    with pytest.raises(UserError, match=rf"^{override.partition('=')[0]}=.* is unknown\. There is: "):
+        messages.require_choices([override])

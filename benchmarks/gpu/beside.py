@@ -134,7 +134,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     net = adapting.adapt(loading.load(asked, on), asked)
     optimizer = instantiate(asked.settings.method.optim, _convert_="all")(net)
-    factor = loop.rate_factor(settings)
+    factor = loop.rate_factor(settings, len(prepared.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     steps = [plain.sequences(drawn) for (drawn,) in prepared.steps]
     batches = [plain.padded(examples, prepared.tokenizer.pad_token_id) for examples in steps]

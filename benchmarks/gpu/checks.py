@@ -127,7 +127,7 @@ def memory(bench: Bench) -> Check:
     if not differences:
         raise Skip("no cell is recorded; run the check `cells` first")
     near, worst = sum(abs(one) <= NEAR for one in differences), max(differences, key=abs)
-    detail = f"{near} of {len(differences)} predicted peaks are within {NEAR:.0%} of the measured; largest difference {worst:+.1%}"
+    detail = f"{near} of {len(differences)} predicted peaks are within {NEAR:.0%} of the measured; largest {worst:+.1%}"
     return Check("passed" if near == len(differences) else "failed", detail, rows=rows)
 
 

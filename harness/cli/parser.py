@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 from harness.errors import UserError
 
+FIRST = ("run", "sweep", "plan", "status", "table", "report", "view", "doctor", "export-model")
+"""The commands that a newcomer needs, which the help shows first."""
+
 
 class Parser(argparse.ArgumentParser):
     """Reports bad input as one sentence, where argparse would print its usage and exit.
@@ -98,11 +101,13 @@ class CommandLine(Parser):
         formatter.add_usage("%(prog)s COMMAND [...]", [], [])
         formatter.add_text(self.description)
         summaries = {action.dest: action for action in self._subparsers_action._get_subactions()}
-        for group in self._groups:
-            formatter.start_section(group.title)
-            for name in group.names:
-                formatter.add_argument(summaries[name])
-            formatter.end_section()
+        others = {group.title: [name for name in group.names if name not in FIRST] for group in self._groups}
+        for title, names in {"start here": FIRST, **others}.items():
+            if names:
+                formatter.start_section(title)
+                for name in names:
+                    formatter.add_argument(summaries[name])
+                formatter.end_section()
         formatter.add_text(f"`{self.prog} COMMAND --help` shows a command's options and an example.")
         return formatter.format_help()
 

@@ -33,7 +33,9 @@ PATIENCE = 3.0  # seconds to wait for the hub
 Standing = tuple[str, str]
 
 
-def examine(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
+def examine(
+    models: dict[str, dict[str, Any]], data: dict[str, dict[str, Any]], data_root: str | None
+) -> dict[str, Any]:
     """The facts that ``harness doctor`` shows.
 
     models: settings by name, of which path and revision are used. data: likewise, of which load and path are used.
@@ -109,10 +111,10 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
 def _model_is_cached(path: str, revision: str | None) -> bool:
     """Whether the hub's cache has all weights of the model, not only its config."""
     try:
-        weights = {"allow_patterns": "*.safetensors*", "local_files_only": True}
-        folder = Path(snapshot_download(path, revision=revision, **weights))
+        weights = snapshot_download(path, revision=revision, allow_patterns="*.safetensors*", local_files_only=True)
     except LocalEntryNotFoundError:
         return False
+    folder = Path(weights)
     index = folder / "model.safetensors.index.json"
     shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     return all((folder / shard).exists() for shard in shards)

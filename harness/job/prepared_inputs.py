@@ -52,21 +52,24 @@ class PreparedInputs:
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        trained = (one for step in self.steps for batch in step for one in batch)
-        return max(len(sequence.ids) for one in (*trained, *self.held_out) for sequence in one.sequences)
+        trained = (drawn for step in self.steps for batch in step for drawn in batch)
+        return max(len(sequence.ids) for drawn in (*trained, *self.held_out) for sequence in drawn.sequences)
 
     @property
     def answers(self) -> HeldOut | None:
         """The size of the answers behind the validation loss; None of pairs, whose loss is not theirs alone."""
-        if any(isinstance(one, encoding.Pair) for one in self.held_out):
+        examples = [drawn for drawn in self.held_out if isinstance(drawn, encoding.Example)]
+        if len(examples) < len(self.held_out):
             return None
-        tokens = sum(len(example.supervised) for example in self.held_out)
-        return HeldOut(tokens, encoding.answer_bytes(self.tokenizer, self.held_out))
+        tokens = sum(len(example.supervised) for example in examples)
+        return HeldOut(tokens, encoding.answer_bytes(self.tokenizer, examples))
 
     def samples(self, device: torch.device, size: int) -> Iterator[batching.Batch]:
         """Training examples in their order, padded, `size` a batch; of pairs the chosen answers."""
         layout = batching.Layout(flat=False, pad=self.tokenizer.pad_token_id)
-        examples = [one.sequences[0] for step in self.steps for micro in step for one in micro]
+        examples: list[encoding.Drawn] = [
+            drawn.sequences[0] for step in self.steps for micro in step for drawn in micro
+        ]
         for i in range(0, len(examples), size):
             yield layout.batch(examples[i : i + size]).to(device)
 
@@ -113,27 +116,30 @@ def same_data(found: Record, data_root: str | None) -> bool:
 def _made(
     settings: Settings, model_state: str, root: Root, trained: bool, include: IncludedTasks | None
 ) -> PreparedInputs:
-    train = settings.train
+    train = settings.train.validated()
     splits = _splits(settings.data, root)
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
     tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
-    drawn: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
+    trained_on: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
 
     def drawing(items: list[encoding.Item]) -> list[encoding.Drawn]:
-        drawn.update((id(item), item) for item in items)
+        trained_on.update((id(item), item) for item in items)
         return encode(items)
 
-    steps = batching.scheduled(splits["train"], train, settings.seed, drawing) if trained else []
+    steps: list[list[list[encoding.Drawn]]] = []
+    if trained:
+        steps = batching.scheduled(splits["train"], settings.train.tuned(), settings.seed or 0, drawing)
     asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
-    texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in drawn.values()]
+    rewarded = encode([splits["test"][i] for i in asked]) if asked else []
+    texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in trained_on.values()]
     return PreparedInputs(
         tokenizer,
         tasks,
         steps,
         encode(splits["validation"][: train.validation_items]),
-        encode([splits["test"][i] for i in asked]) if asked else [],
+        [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
         {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
     )

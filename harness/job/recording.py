@@ -1,4 +1,4 @@
-"""Runs a cell and leaves its record: an exception, a shortage of memory or a divergence becomes one too."""
+"""Leaves the record of a cell: an exception, a shortage of memory or a divergence becomes one too."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,28 +16,25 @@ import pandas as pd
 
 from harness import env, record, redact
 from harness.errors import UserError, about_file
-from harness.job import pair_cell, preflight, run_cell, shortage
-from harness.job.api import client, run_api_cell
+from harness.job import shortage
+from harness.job.api import client
 from harness.job.evaluate.vllm.process import VllmFailed
 from harness.job.reporter import Report
-from harness.job.tracker import Tracker
-from harness.job.training import distributed, halving, loop
+from harness.job.training import distributed
+from harness.job.training.divergence import Diverged
+from harness.job.training.halving import Pruned
 from harness.protocol import RunCell
 from harness.record import Failure, Record, Saved, Shortage, model_card
 
 
 class RunningCell(Protocol):
-    """A running cell, on this machine or behind an API.
+    """A running cell, on this machine or behind an API: where it stands, and what its record says of that."""
 
-    items: what was scored, one row for each item, filter and metric; None before that.
-    """
+    @property
+    def phase(self) -> str: ...
 
-    phase: str
-    step: int | None
-    items: pd.DataFrame | None
-
-    def run(self, result: Record) -> None:
-        """Run all phases; each puts its part into `result`."""
+    @property
+    def step(self) -> int | None: ...
 
     def describe(self, result: Record) -> None:
         """Add the phases, and the environment that only the job knows, to `result`."""
@@ -48,92 +46,102 @@ class RunningCell(Protocol):
         """Do what follows on the record."""
 
 
-def run(request: RunCell, report: Report, rank: distributed.Rank | None = None) -> Record:
-    """Run the cell, write its record to the request's path (its items beside it), and return it.
+class Recording:
+    """The record of a cell that runs from now on, which `report` is told.
 
-    `report` is called with phases and with steps of training. Bad input raises UserError and leaves no record; any
-    other failure is recorded with its phase, step and reason. A record that can't be written raises UserError too.
-
-    rank: this process's part in a cell on several devices. One of them leaves the record.
+    result: what is known so far. weights: the folder for tuned weights, beside the record.
     """
-    cell, path = request.cell, Path(request.path)
-    started, clock = datetime.now(UTC), time.monotonic()
-    report({"phase": "start"})
-    weights = record.beginnings(path)[0]
-    _discard_beginnings(path)
-    if cell.settings.behind_api:
-        job: RunningCell = run_api_cell.ApiCell(request, report)
-    else:
-        preflight.check_machine(cell, request.local.vllm_python)
-        first = rank is None or rank.number == 0
-        tracked = request.tracker is not None and first
-        start_tracker = partial(Tracker, request.tracker, cell, request.study, path.parent) if tracked else None
-        kind = pair_cell.PairCell if cell.settings.train.paired else run_cell.LocalCell
-        job = kind(request, report, weights, rank, start_tracker)
-    result = request.record("ok", started)
-    try:
-        job.run(result)
-    except loop.Diverged as error:
-        result.status, result.failure = "diverged", Failure(job.phase, error.step, str(error))
-    except halving.Pruned as error:
-        result.status, result.failure = "pruned", Failure(job.phase, error.step, str(error))
-    except (client.Stopped, VllmFailed) as error:
-        result.status, result.failure = "failed", Failure(job.phase, job.step, str(error))
-    except UserError:
-        _discard_beginnings(path)
-        raise
-    except Exception as error:
-        print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
-        out_of_memory = shortage.of_memory(error)
-        memory = job.shortage() if out_of_memory else None
-        result.status = "oom" if out_of_memory else "failed"
-        result.failure = Failure(job.phase, job.step, redact.reason(error), memory)
-    if rank is not None and not rank.records(result.status):
+
+    def __init__(self, request: RunCell, report: Report):
+        started, self._clock = datetime.now(UTC), time.monotonic()
+        report({"phase": "start"})
+        self._request, self._report, self._path = request, report, Path(request.path)
+        self.weights = record.beginnings(self._path)[0]
+        _discard_beginnings(self._path)
+        self.result = request.record("ok", started)
+        self._items: pd.DataFrame | None = None
+
+    def keep_items(self, items: pd.DataFrame) -> None:
+        """Keep what was scored, one row for each item, filter and metric, to be written beside the record."""
+        self._items = items
+
+    @contextmanager
+    def failures(self, running: RunningCell) -> Iterator[None]:
+        """A context whose failure, other than by bad input, becomes the record's, with its phase, step and reason.
+
+        Bad input raises UserError, and leaves nothing.
+        """
+        result = self.result
+        try:
+            yield
+        except Diverged as error:
+            result.status, result.failure = "diverged", Failure(running.phase, error.step, str(error))
+        except Pruned as error:
+            result.status, result.failure = "pruned", Failure(running.phase, error.step, str(error))
+        except (client.Stopped, VllmFailed) as error:
+            result.status, result.failure = "failed", Failure(running.phase, running.step, str(error))
+        except UserError:
+            _discard_beginnings(self._path)
+            raise
+        except Exception as error:
+            print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
+            out_of_memory = shortage.of_memory(error)
+            memory = running.shortage() if out_of_memory else None
+            result.status = "oom" if out_of_memory else "failed"
+            result.failure = Failure(running.phase, running.step, redact.reason(error), memory)
+
+    def finish(self, running: RunningCell, rank: distributed.LaunchedRank | None = None) -> Record:
+        """Write the record, its items and its weights beside it; of several ranks one does so.
+
+        Returns the record. Raises UserError if a file can't be written.
+        """
+        result = self.result
+        if rank is not None and not rank.records(result.status):
+            return result
+        result.seconds = time.monotonic() - self._clock
+        result.environment = env.describe()
+        running.describe(result)
+        self._write()
+        running.end(result)
+        if self._request.checkpoints is not None and result.status != "failed":
+            shutil.rmtree(self._request.checkpoints, ignore_errors=True)
+        self._report({"phase": "recorded"})
         return result
-    result.seconds = time.monotonic() - clock
-    result.environment = env.describe()
-    job.describe(result)
-    _write(result, job.items, path, weights)
-    job.end(result)
-    if request.checkpoints is not None and result.status != "failed":
-        shutil.rmtree(request.checkpoints, ignore_errors=True)
-    report({"phase": "recorded"})
-    return result
+
+    def _write(self) -> None:
+        """Write the record, its items and its weights. Raises UserError if a file can't be written.
+
+        The folder of the weights is gone after this.
+        """
+        result, path, weights = self.result, self._path, self.weights
+        if result.failure is not None:
+            _keep_for_scoring(result, result.failure, weights, record.scored_model(path))
+        try:
+            if self._items is not None:
+                result.items_sha256 = _write_items(self._items, path.with_suffix(".items.parquet"))
+            if result.saved is None:
+                shutil.rmtree(record.model_folder(path), ignore_errors=True)  # of an earlier record
+            else:
+                (weights / record.CARD).write_text(model_card.text(result), encoding="utf-8")
+                record.place(weights, record.model_folder(path))
+            record.write(result, path)
+        except OSError as error:
+            raise UserError(about_file(error)) from None
+        finally:
+            _discard_beginnings(path)
 
 
-def _write(result: Record, items: pd.DataFrame | None, path: Path, weights: Path) -> None:
-    """Write `result` to `path`, its items and its weights beside it. Raises UserError if a file can't be written.
-
-    weights: the folder that the tuned weights were saved in, if `result` says so; it is gone after this.
-    """
-    if result.status != "ok":
-        _keep_for_scoring(result, weights, record.scored_model(path))
-    try:
-        if items is not None:
-            result.items_sha256 = _write_items(items, path.with_suffix(".items.parquet"))
-        if result.saved is None:
-            shutil.rmtree(record.model_folder(path), ignore_errors=True)  # of an earlier record
-        else:
-            (weights / record.CARD).write_text(model_card.text(result), encoding="utf-8")
-            record.place(weights, record.model_folder(path))
-        record.write(result, path)
-    except OSError as error:
-        raise UserError(about_file(error)) from None
-    finally:
-        _discard_beginnings(path)
-
-
-def _keep_for_scoring(result: Record, weights: Path, scored: Path) -> None:
+def _keep_for_scoring(result: Record, failure: Failure, weights: Path, scored: Path) -> None:
     """Keep the tuned weights of a cell that failed, if scores are all that it lacks.
 
     scored: the folder that vLLM read, if any: it takes the place of `weights` where none were to be saved.
     """
-    phase, tuned = result.failure.phase, result.cell.settings.method.tuned
-    if phase not in ("save_for_vllm", "score"):
+    merged = result.merge is not None and result.merge.merged
+    if failure.phase not in ("save_for_vllm", "score"):
         result.saved = None
-    elif result.saved is None and tuned and phase == "score" and scored.is_dir():
+    elif result.saved is None and result.cell.settings.method.tuned and failure.phase == "score" and scored.is_dir():
         scored.rename(weights)
-        result.saved = Saved("merged" if result.merge.merged else "model", record.hashes(weights))
+        result.saved = Saved("merged" if merged else "model", record.hashes(weights))
 
 
 def _discard_beginnings(path: Path) -> None:

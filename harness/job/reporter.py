@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from harness.job.measure.device_memory import in_use
 from harness.job.measure.phases import Meter
 from harness.job.tracker import Tracker
+from harness.record import Record
 
-Report = Callable[[dict], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 class Reporter:
@@ -34,7 +36,7 @@ class Reporter:
     def begin_step(self, step: int) -> None:
         self.step = step
 
-    def end_step(self, event: dict) -> None:
+    def end_step(self, event: dict[str, Any]) -> None:
         """Report a training step; `event` as harness.job.training.loop.train reports it."""
         self.step = event["step"]
         self._steps_taken += 1  # by this process
@@ -44,13 +46,13 @@ class Reporter:
         values = {f"train/{name}": event[name] for name in ("loss", "lr", "grad_norm", "tokens_per_second")}
         self.track(values | {"train/memory_bytes": live["memory_bytes"]})
 
-    def track(self, values: dict[str, float | None]) -> None:
+    def track(self, values: Mapping[str, float | None]) -> None:
         """Pass `values` to the tracker, if there is one; the phase's seconds and memory leave that out."""
         if self._tracker is not None:
             with self._meter.aside():
                 self._tracker.log(values, self.step or 0)
 
-    def end(self, record) -> None:
+    def end(self, record: Record) -> None:
         if self._tracker is not None:
             self._tracker.end(record)
 
@@ -70,7 +72,7 @@ class AnswersReport:
         if answers < of and now - self._told < 0.5:
             return
         self._told = now
-        live: dict[str, int | float] = {}
+        live: dict[str, int | float | None] = {}
         if (own := answers - self._given()) > 0:
             live["seconds_left"] = (now - self._entered) / own * (of - answers)
         if self._meter is not None:

@@ -19,25 +19,35 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from harness import boot
-from harness.errors import UserError
-from harness.protocol import BEGUN, CheckCells, CheckTasks, JobRequest, Rescore, RunCell, decode_request
-from harness.settings import DataSettings
+from harness.job.services import named
+from harness.protocol import BEGUN, JobRequest, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
 
 
-def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
-    """Run `main` in a job for each request on the socket `descriptor`, until its other end is closed.
+@dataclass(frozen=True)
+class AcceptedJob:
+    """The job that this process has become. forked: whether it was forked from the server."""
+
+    request: JobRequest
+    forked: bool
+
+
+def serve(descriptor: int) -> AcceptedJob | None:
+    """Fork a job for each request on the socket `descriptor`, until its other end is closed.
+
+    Returns in each job, and None in the server at its end. If nothing is forked, the server becomes the job itself.
 
     A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
-    status. Returns 0, or what `main` returns if nothing is forked.
+    status.
 
     When the sweep is killed, this process is killed (see harness/boot.py), except while it has a job: then it ends that
     in order. Imports can't be ended otherwise: they take a minute on a cold disk, and may let no other thread run.
@@ -49,37 +59,18 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
     while True:
         message, streams, *_ = socket.recv_fds(channel, 1, 3)
         if not message:
-            return 0
+            return None
         os.dup2(streams[2], 2)  # so that the log has failed imports, and errors before the job
         if not loaded:
-            import torch
-
-            if torch.accelerator.is_available():
-                _become(streams)
-                threading.Thread(target=_end_with, args=[channel], daemon=True).start()
-                _begin(channel)
-                return main(decode_request(sys.stdin.read()))
-            from harness.job import prepared_inputs, recording  # noqa: F401
-            from harness.job.evaluate import task_index
+            if (itself := _without_fork(channel, streams)) is not None:
+                return itself
+            from harness.job import run_cell  # noqa: F401
 
             loaded = True
         request = _request(streams[0], channel)
         if request is None:
-            return 0
-        if isinstance(request, RunCell):
-            with suppress(Exception):  # the job meets the same error, and reports it
-                prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
-        if isinstance(request, CheckCells):
-            with suppress(UserError):
-                include = task_index.IncludedTasks.of(request.local.include_path)
-                for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
-                    task_index.index_of(tasks, include)  # it takes seconds, and the cells need it too
-        if isinstance(request, CheckTasks | Rescore):
-            data = request.data if isinstance(request, CheckTasks) else DataSettings()  # a record's are not read here
-            with suppress(Exception):
-                prepared_inputs.tasks(request.settings, data, request.data_root, request.local.include_path)
-        gc.collect()
-        gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
+            return None
+        _prepare(request)
         watch, alive = os.pipe()
         _begin(channel)
         job = os.fork()
@@ -88,16 +79,36 @@ def serve(descriptor: int, main: Callable[[JobRequest], int]) -> int:
             os.close(alive)
             threading.Thread(target=_end_without_holder, args=[watch], daemon=True).start()
             _become(streams)
-            _end(main, request)
+            return AcceptedJob(request, forked=True)
         for end in (watch, *streams):
             os.close(end)
         code = _wait(job, channel)
         os.close(alive)
         if code is None:
-            return 0
+            return None
         channel.send(str(code).encode())
         if bound:
             boot.die_with(sweep)
+
+
+def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | None:
+    """This process as the job itself, where there is an accelerator; None where jobs are forked."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        return None
+    _become(streams)
+    threading.Thread(target=_end_with, args=[channel], daemon=True).start()
+    _begin(channel)
+    return AcceptedJob(decode_request(sys.stdin.read()), forked=False)
+
+
+def _prepare(request: JobRequest) -> None:
+    """Load what the job of `request` shares with later ones."""
+    if request.prepare is not None:
+        named(request.prepare)(request)
+    gc.collect()
+    gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
 
 
 def _begin(channel: socket.socket) -> None:
@@ -111,7 +122,8 @@ def _request(stream: int, channel: socket.socket) -> JobRequest | None:
     """The request written to `stream`; None if the sweep ended before all was written."""
     parts = []
     while not select.select([channel], [], [], 0)[0]:  # between a request and its answer only the end arrives
-        if select.select([stream, channel], [], [])[0] == [stream]:
+        ready, _, _ = select.select([stream, channel.fileno()], [], [])
+        if ready == [stream]:
             part = os.read(stream, 2**16)
             if not part:
                 break
@@ -121,11 +133,14 @@ def _request(stream: int, channel: socket.socket) -> JobRequest | None:
     return None
 
 
-def _end(main: Callable[[JobRequest], int], request: JobRequest) -> None:
-    """Run `main` on `request`, and exit with its status at once: unloading libraries takes a second."""
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """A context at whose end this process exits, with the block's status: unloading libraries takes a second."""
     code = 1
     try:
-        code = main(request)
+        yield
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else code
     except Exception:
         traceback.print_exc()
     finally:

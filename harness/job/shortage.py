@@ -33,11 +33,12 @@ MESSAGES = re.compile(
 def of_memory(error: BaseException) -> bool:
     """Whether `error`, or an exception in its chain, says that memory ran out: a device's or the machine's."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if _says_so(error):
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if _says_so(link):
             return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
     return False
 
 
@@ -73,14 +74,17 @@ class Holders:
     def shortage(self, meter: Meter) -> Shortage:
         """What the device of `meter` holds. Ask while the exception still holds what was in use."""
         device, held = meter.device, LiveBytes(meter.device)
-        model, optimizer = (ref and ref() for ref in (self._model, self._optimizer))
+        model = None if self._model is None else self._model()
+        optimizer = None if self._optimizer is None else self._optimizer()
         if model is not None:
             probe.see_weights(model, self._adapters, held)
             held.see([p.grad for p in model.parameters()], "gradients")
         if optimizer is not None:
             held.see(optimizers.state(optimizer), "optimizer")
-        counter = meter.counter
-        allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else counter and counter.now
+        if device.type == "cuda":
+            allocated: int | None = torch.cuda.memory_allocated(device)
+        else:
+            allocated = None if meter.counter is None else meter.counter.now
         kinds = held.now_by_kind
         rest = None if allocated is None else allocated - held.now
         return Shortage(

@@ -11,7 +11,7 @@ from harness.job.training import attention, loss
 
 
 def enable(
-    model: nn.Module, switch: str, pad: int, accelerator: Accelerator, by_token: bool = False
+    model: nn.Module, switch: str | None, pad: int, accelerator: Accelerator, by_token: bool = False
 ) -> tuple[Layout, dict[str, str]]:
     """Enable the speed-ups of training and validation that `switch`, the setting `speedups`, allows.
 

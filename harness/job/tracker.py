@@ -7,7 +7,7 @@ failing tracker does not end training. A tracker's address and credentials are s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,14 @@ class Tracker:
             raise UserError(f"tracker={name} can't start: {why}; set it up, or omit tracker.") from error
         self._tracker = tracker
 
-    def log(self, values: dict[str, float | None], step: int) -> None:
+    def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Log those of `values` that are not None, after `step` steps."""
         known = {name: value for name, value in values.items() if value is not None}
         self._call(lambda tracker: tracker.log(known, step=step))
 
     def end(self, found: Record) -> None:
         """Log what the record adds, and finish."""
-        values = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in found.scores}
+        values: dict[str, float | None] = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in found.scores}
         if found.train is not None:
             values["train/tokens_per_second_steady"] = found.train.tokens_per_second_steady
         self.log(values, found.train.steps if found.train else 0)
@@ -62,12 +62,13 @@ class Tracker:
 
 def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
     """Arguments of the tracker's class: the run has the cell's name, in a group of its study."""
-    return {
+    places: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": run, "logging_dir": folder / "tensorboard"},
         "mlflow": {"experiment_name": study, "run_name": run},
         "wandb": {"run_name": study, "name": run, "dir": str(folder)},
         "trackio": {"run_name": study, "name": run},
-    }[name]
+    }
+    return places[name]
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

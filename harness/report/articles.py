@@ -218,7 +218,7 @@ def _data(verdict: Verdict) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    del values["effect"], values["range"]
+    del values["effect"], values["range"], values["corrected"]  # the last is a function
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
     return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values

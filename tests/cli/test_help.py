@@ -11,6 +11,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.cli.commands import command_line
+from harness.cli.parser import FIRST
 
 ROOT_PARSER = command_line("python -m harness")
 NAMES = ROOT_PARSER.names()
@@ -36,6 +37,14 @@ def test_each_command_is_one_line_of_the_help():
     for name in NAMES:
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert len(line) <= 80
+
+
+def test_the_help_begins_with_the_nine_commands_that_a_newcomer_needs():
+    first, *others = ROOT_PARSER.format_help().partition("start here:\n")[2].split("\n\n")
+    assert [line.split()[0] for line in first.splitlines()] == list(FIRST)
+    rest = {words[0] for block in others for line in block.splitlines() if (words := line.split())}
+    assert not rest & set(FIRST)
+    assert set(NAMES) - set(FIRST) <= rest
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

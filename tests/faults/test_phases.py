@@ -18,18 +18,20 @@ BREAKING = """
 import peft
 import torch
 from harness.job import run_cell
+from harness.job.models import structure
 from harness.job.reporter import Reporter
 
-enter, load, stepped = Reporter.enter, run_cell.LocalCell.load, Reporter.end_step
+enter, load, stepped = Reporter.enter, run_cell.load, Reporter.end_step
 loaded = []
 
 def config(phase, **slot):
     def broken(*_, **__):
         raise RuntimeError(f"broken in {phase}")
 
-    def loading(job, result):
-        load(job, result)
-        loaded.append(job.model)
+    def loading(cell, result):
+        told = load(cell, result)
+        loaded.append(told[0])
+        return told
 
     def entering(reporter, name):
         enter(reporter, name)
@@ -45,8 +47,8 @@ def config(phase, **slot):
             broken()
 
     if phase == "load":
-        run_cell.structure.count = broken  # the phase has begun by now
-    Reporter.enter, run_cell.LocalCell.load, Reporter.end_step = entering, loading, stepping
+        structure.count = broken  # the phase has begun by now
+    Reporter.enter, run_cell.load, Reporter.end_step = entering, loading, stepping
     return peft.LoraConfig(**slot)
 """
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell

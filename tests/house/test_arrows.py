@@ -145,7 +145,7 @@ def test_only_the_entry_and_the_slots_import_hydra():
     entry = ("sweep/app/", "sweep/launchers/")
     slots = {path for path in importers("hydra") if not path.startswith(entry)}
     models = {f"job/models/{name}.py" for name in ("adapting", "checks", "empty_weights", "loading")}
-    assert slots <= models | {"job/data/sources.py", "job/run_cell.py", "job/predict/fake_probe.py"}
+    assert slots <= models | {"job/data/sources.py", "job/phases/prepare.py", "job/predict/fake_probe.py"}
     for path in slots:
         used = {name for name in imports(FILES[path]) if re.match(r"hydra(\.\w+){2}|hydra$", name)}
         assert "hydra.utils.instantiate" in used or path == "job/models/empty_weights.py", (
@@ -167,6 +167,31 @@ def test_the_training_loop_names_no_method():
             said |= set(re.split(r"_", getattr(node, name, None) or "")) | {getattr(node, name, None)}
     assert "model" in said, "nothing was read"
     assert not methods & said
+
+
+def test_the_training_loop_fits_a_screen():
+    loops = [node for node in FILES["job/training/loop.py"].body if getattr(node, "name", None) == "train"]
+    assert [node.end_lineno - node.lineno < 60 for node in loops] == [True]
+
+
+def test_no_attribute_of_a_job_is_born_outside_init():
+    """Phases take values and return values. An objective of pairs has what its base class has."""
+    for path, tree in within("job"):
+        if not re.fullmatch(r"job/(training/|phases/|measure/)?\w+\.py", path):
+            continue
+        for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            parts = {part.name: part for part in kind.body if isinstance(part, ast.FunctionDef)}
+            fields = {part.target.id for part in kind.body if isinstance(part, ast.AnnAssign)}
+            born = fields | (own_attributes(parts["__init__"]) if "__init__" in parts else set())
+            bases = {getattr(base, "id", None) for base in kind.bases}
+            for part in parts.values():
+                assert own_attributes(part) <= born or bases & {"PairObjective"}, (path, kind.name, part.name)
+
+
+def own_attributes(function):
+    """Names that `function` sets on self."""
+    stored = (n for n in ast.walk(function) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    return {node.attr for node in stored if isinstance(node.value, ast.Name) and node.value.id == "self"}
 
 
 def test_help_comes_at_once_and_loads_nothing_heavy(harness):

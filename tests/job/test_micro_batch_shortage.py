@@ -13,15 +13,17 @@ import torch
 from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import make_record
 
-from harness.job import run_cell
 from harness.job.data import batching
+from harness.job.models import adapting
 from harness.job.predict import prediction, shapes
 from harness.protocol import Progress
 from harness.record import Cell, Failure, Precautions, Record, SmallerBatches, read
 from harness.sweep import micro_batch, runner
 from harness.sweep.app.pending import to_run
+from harness.sweep.app.point import point_of
 from harness.sweep.store import Study
 
+VALIDATED = {"max_length": 512, "validation_items": 4, "precision": "fp32"}  # what every cell that runs here has
 SHORT = ("eval.tasks=[]", "infer.repeats=0", "lr=0.01", "train.max_steps=4")
 
 
@@ -30,7 +32,7 @@ def hungry(monkeypatch):
     """hungry(when) has every model ask for too much where `when(model, keywords)`, which each forward pass asks."""
 
     def make(when: Callable[[torch.nn.Module, dict], bool]) -> None:
-        adapt = run_cell.adapting.adapt
+        adapt = adapting.adapt
 
         def adapted(base, cell, samples=None):
             def hook(net, arguments, keywords) -> None:
@@ -41,7 +43,7 @@ def hungry(monkeypatch):
             net.register_forward_pre_hook(hook, with_kwargs=True)
             return net
 
-        monkeypatch.setattr(run_cell.adapting, "adapt", adapted)
+        monkeypatch.setattr(adapting, "adapt", adapted)
 
     return make
 
@@ -131,7 +133,7 @@ def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):
 
 
 def out_of_memory(size: int, accum: int | None = 1, phase: str = "train") -> Record:
-    settings = {"method": {"optim": {}}, "train": {"batch_size": size, "grad_accum": accum}}
+    settings = {"method": {"optim": {}}, "train": VALIDATED | {"batch_size": size, "grad_accum": accum}}
     record = make_record("lora", status="oom", settings=settings)
     record.failure = Failure(phase, 3, "no memory")
     return record
@@ -166,7 +168,7 @@ def test_a_micro_batch_is_halved_only_if_that_helps():
 
 
 def test_recorded_cells_that_could_be_helped_are_run_again_if_asked(compose):
-    plain, asked = compose(), compose("retry.on_oom=true")
+    plain, asked = (point_of(compose(*overrides), []) for overrides in ((), ("retry.on_oom=true",)))
     assert not to_run(out_of_memory(8), plain)
     assert to_run(out_of_memory(8), asked)
     assert not to_run(out_of_memory(1), asked)
@@ -262,10 +264,10 @@ def test_a_cell_is_its_steps_however_they_are_cut(compose):
 
 
 def test_micro_batches_that_were_planned_are_halved_without_being_asked(compose):
-    train = {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
+    train = VALIDATED | {"batch_size": "auto", "global_batch": 24, "grad_accum": 1}
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure, record.smaller_batches = Failure("probe", None, "no memory"), SmallerBatches(12, 2, [], 12)
-    assert to_run(record, compose())
+    assert to_run(record, point_of(compose(), []))
     assert halvings(record) == [(6, 4), (3, 8), (2, 12), (1, 24)][: len(record.smaller_batches.after)]
     assert record.smaller_batches.planned == 12
 

@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import AutoTokenizer
 
 from harness.errors import UserError
+from harness.job import pairs as pair_phases
 from harness.job.data import columns, encoding, sources
 from harness.job.data.batching import Layout
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import embedded
-from harness.job.pair_cell import PairCell
 from harness.job.predict import prediction
 from harness.job.training import loop, loss, objectives
 from harness.record import Kinds
@@ -413,14 +413,14 @@ TESTED = ("eval.tasks=[held_out]", "data.test_share=0.3", "eval.limit=7")
     [("dpo", "full", ()), ("dpo", "lora", TESTED), ("orpo", "galore", ()), ("orpo", "base", ()), ("dpo", "qlora", ())],
 )
 def test_a_prediction_is_what_a_run_measures(tmp_path, monkeypatch, name, method, more):
-    refer, counted = PairCell._refer_to, []
+    refer, counted = pair_phases.refer_to, []
 
-    def counting(self, base):
+    def counting(cell, objective, base):
         with LiveBytes(torch.device("cpu")) as live:
-            refer(self, base)
+            refer(cell, objective, base)
         counted.append(live.flops)
 
-    monkeypatch.setattr(PairCell, "_refer_to", counting)
+    monkeypatch.setattr(pair_phases, "refer_to", counting)
     cell = composed(*PAIRS, f"method={method}", f"train.objective={name}", *more)
     measured = run_here(tmp_path / "out", cell)
     found = prediction.Predictor(None, "fp32").predict(cell, None)

@@ -15,11 +15,13 @@ import torch
 from job_helpers import run_here, run_request, run_tiny, tiny
 
 from harness.errors import UserError
-from harness.job import preflight, run_cell
+from harness.job import preflight
+from harness.job.evaluate import scoring
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import optimizers
-from harness.job.models import embedded
+from harness.job.models import adapter_merge, embedded
 from harness.job.reporter import Reporter
+from harness.job.training import loop
 from harness.record import Record, item_hashes, read
 
 PHASES = ["load", "probe", "train", "infer", "merge", "serve", "score"]  # of a LoRA cell
@@ -84,7 +86,7 @@ def test_passes_are_as_many_steps_as_they_take(tmp_path):
 @pytest.mark.parametrize("method", ["full", "adalora", "galore_layer"])
 def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatch, method):
     live, references, held = LiveBytes(torch.device("cpu")), [], {}
-    take_step, enter = run_cell.loop.take_step, Reporter.enter
+    take_step, enter = loop.take_step, Reporter.enter
 
     def stepped(model, optimizer, *rest):
         told = take_step(model, optimizer, *rest)
@@ -96,7 +98,7 @@ def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatc
         held[phase] = (live.now_by_kind.optimizer, [ref for ref in references if ref() is not None])
         enter(reporter, phase)
 
-    monkeypatch.setattr(run_cell.loop, "take_step", stepped)
+    monkeypatch.setattr(loop, "take_step", stepped)
     monkeypatch.setattr(Reporter, "enter", entered)
     record = run_tiny(tmp_path, f"method={method}", "train.max_grad_norm=null", "infer.repeats=0", "eval.limit=2")
     assert record.status == "ok", record.failure
@@ -268,9 +270,7 @@ def test_breaking_in_merge_keeps_what_was_measured(tmp_path, monkeypatch):
     def broken(*args):
         raise RuntimeError("the adapter\n is   torn")
 
-    monkeypatch.setattr(
-        run_cell.adapter_merge, "merge", broken
-    )  # nothing real breaks there once the validation loss is finite
+    monkeypatch.setattr(adapter_merge, "merge", broken)  # nothing real does once the validation loss is finite
     record = recorded(tmp_path, "method=lora")
     assert (record.status, record.failure.phase) == ("failed", "merge")
     assert record.failure.reason == "RuntimeError: the adapter"
@@ -283,7 +283,7 @@ def test_breaking_in_score_keeps_what_was_measured(tmp_path, monkeypatch):
     def broken(*args, **keywords):
         raise RuntimeError("The tokenizer can't spell it.")
 
-    monkeypatch.setattr(run_cell.scoring, "score", broken)
+    monkeypatch.setattr(scoring, "score", broken)
     cell = tiny("method=lora")
     record = run_here(tmp_path, cell)
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "score", None)
@@ -298,7 +298,7 @@ def test_a_quantised_model_that_does_not_fit_expanded_keeps_its_scores(tmp_path,
     def large(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")  # as the allocator says it
 
-    monkeypatch.setattr(run_cell.adapter_merge, "merge", large)
+    monkeypatch.setattr(adapter_merge, "merge", large)
     record = recorded(tmp_path, "method=qlora")
     assert (record.status, record.failure, record.disk) == ("ok", None, None)
     assert record.scores

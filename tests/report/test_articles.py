@@ -6,6 +6,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.record import read_study
 from harness.report.articles import Article, every, find, names
 
 
@@ -32,3 +33,12 @@ def test_an_unknown_article_is_one_sentence(command, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "beyond_laura" in line
     assert "beyond_lora" in line
+
+
+def test_a_claims_data_are_values_that_a_file_can_hold():
+    records, _ = read_study(ROOT / "results" / "reference" / "quickstart")
+    article = find("beyond_lora")
+    data = article.verdict_table(article.verdicts(records, None)).data
+    values = [value for row in data.to_dict("records") for value in row.values()]
+    assert len(values) > 100
+    assert not [value for value in values if callable(value)]

@@ -11,10 +11,10 @@ from unittest import mock
 import torch
 from peft.optimizers import create_lorafa_optimizer  # noqa: F401 (named in a test's settings)
 
-import harness.job.run_cell
+import harness.job.phases.probe
 from harness.job.methods import optimizers
 
-harness.job.run_cell.matmul_peak = lambda *_: 1e9  # the look at the device's speed takes longer than all else here
+harness.job.phases.probe.matmul_peak = lambda *_: 1e9  # the look at the device's speed takes longer than all else here
 
 
 def build(model, harm="none", **slot):

@@ -44,11 +44,11 @@ def ask(server: Server, stderr, request: str = NOTHING) -> tuple[int, list[dict]
 def test_the_second_job_has_no_imports_to_wait_for(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         assert ask(server, log) == (0, [])
-        holder = server._holder.pid
+        holder = server._holder.process.pid
         start = time.monotonic()
         assert ask(server, log) == (0, [])
         assert time.monotonic() - start < 1
-        assert server._holder.pid == holder
+        assert server._holder.process.pid == holder
 
 
 def test_a_refusal_and_its_status_come_back(server, tmp_path):
@@ -69,10 +69,10 @@ def elsewhere(server, tmp_path_factory) -> SimpleNamespace:
     """A job in another environment, in which libgomp tells of itself: its exit status, log, and the holders."""
     log = tmp_path_factory.mktemp("elsewhere") / "log"
     with open(log, "wb") as stderr, pytest.MonkeyPatch.context() as patch:
-        before = ask(server, stderr), server._holder.pid
+        before = ask(server, stderr), server._holder.process.pid
         clean(patch)
         patch.setenv("OMP_DISPLAY_ENV", "verbose")  # of libgomp, when it is loaded
-        after = ask(server, stderr), server._holder.pid
+        after = ask(server, stderr), server._holder.process.pid
     return SimpleNamespace(answers=[before[0], after[0]], holders=[before[1], after[1]], said=log.read_text())
 
 
@@ -101,8 +101,8 @@ def test_a_holder_that_died_is_replaced(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         if server._holder is None:  # another test's serves as well
             ask(server, log)
-        server._holder.kill()
-        server._holder.wait()
+        server._holder.process.kill()
+        server._holder.process.wait()
         assert ask(server, log) == (0, [])
 
 
@@ -118,7 +118,7 @@ def test_a_stopped_job_is_gone(server, tmp_path):
 def test_a_job_ends_with_its_holder(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         job, pid = training(server, log, tmp_path)
-        server._holder.kill()
+        server._holder.process.kill()
         gone([pid])
         assert job.wait() == -signal.SIGKILL
         assert ask(server, log) == (0, [])
@@ -127,7 +127,7 @@ def test_a_job_ends_with_its_holder(server, tmp_path):
 def test_a_job_that_is_stopped_before_it_was_asked_leaves_nothing(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         ask(server, log)
-        start, holder = time.monotonic(), server._holder
+        start, holder = time.monotonic(), server._holder.process
         server.start(log).stop()
         assert holder.poll() is not None
         assert time.monotonic() - start < 5
@@ -137,7 +137,7 @@ def test_a_job_that_is_stopped_before_it_was_asked_leaves_nothing(server, tmp_pa
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_sweep_that_is_killed_leaves_no_process(tmp_path, asked):
     words = "import sys; from harness.sweep.fork_server import Server; s = Server(); job = s.start(sys.stderr.buffer)"
-    words += "; print(s._holder.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
+    words += "; print(s._holder.process.pid, flush=True); job.request.write(sys.argv[1]); job.request.flush(); "
     words += "job.request.close() if sys.argv[1] else None; [print(line, flush=True) for line in job.lines()]"
     request = endless(tmp_path) if asked else ""
     sweep = subprocess.Popen([sys.executable, "-c", words, request], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -165,7 +165,7 @@ def training(server: Server, stderr: IO[bytes], folder: Path) -> tuple[Job, int]
     with job.request:
         job.request.write(endless(folder))
     until_a_step(job.events)
-    (pid,) = jobs_of(server._holder.pid)
+    (pid,) = jobs_of(server._holder.process.pid)
     return job, pid
 
 

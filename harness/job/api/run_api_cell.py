@@ -19,7 +19,8 @@ from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.evaluate.task_index import IncludedTasks
-from harness.job.reporter import AnswersReport
+from harness.job.recording import Recording
+from harness.job.reporter import AnswersReport, Report
 from harness.protocol import ApiAccess, RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record, item_hashes
 from harness.settings import DataSettings, EvalSettings, Settings
@@ -44,6 +45,15 @@ def estimate(cell: Cell, access: ApiAccess, data_root: str | None, include_path:
     return {"requests": lm.requests, "read": lm.read, "written": lm.written, "counted": lm.counted}
 
 
+def run_api_cell(request: RunCell, report: Report) -> Record:
+    """Run the cell of `request` and write its record, as harness.job.run_cell.run_cell does; returns the record."""
+    recording = Recording(request, report)
+    cell = ApiCell(request, report)
+    with recording.failures(cell):
+        recording.keep_items(cell.run(recording.result))
+    return recording.finish(cell)
+
+
 class ApiCell:
     """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
@@ -53,12 +63,11 @@ class ApiCell:
         self.cell = request.cell
         self.phase = "start"
         self.step: int | None = None
-        self.items: pd.DataFrame | None = None
         self._request, self._access, self._report = request, request.access, report
         self._phases: dict[str, Phase] = {}
 
-    def run(self, result: Record) -> None:
-        """Score the tasks, and put scores and cost into `result`; after a failure the cost alone."""
+    def run(self, result: Record) -> pd.DataFrame:
+        """Score the tasks, and put scores and cost into `result`; after a failure the cost alone. Returns the items."""
         tasks = _tasks(self.cell.settings, self._request.data_root, self._request.local.include_path)
         count = AnswerCount(tasks, AnswersReport(self._report, "score", given=lambda: lm.stored))
         lm = _engine(self.cell, self._access, told=count.add, tell=self._warn)
@@ -66,10 +75,11 @@ class ApiCell:
         self.phase, clock = "score", time.monotonic()
         self._report({"phase": "score"})
         try:
-            result.scores, self.items = scoring.answered(lm, tasks)
+            result.scores, items = scoring.answered(lm, tasks)
         finally:
             self._phases["score"] = Phase(time.monotonic() - clock, Memory())
             result.api = _spent(lm, _is_chat(self.cell.settings))
+        return items
 
     def describe(self, result: Record) -> None:
         """Add the phases to `result`. Nothing is known of the machine behind the API."""

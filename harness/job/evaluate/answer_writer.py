@@ -16,7 +16,7 @@ from harness.job.evaluate.rows import Segment, Tokens
 IndexedAnswer = tuple[int, list[int]]  # the index of its prompt, and its tokens
 
 
-class StopRule:
+class AnswerEnd:
     """When an answer ends: at a token of `eos`, at a text of `until`, or at `limit` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: int | list[int] | None, until: list[str], limit: int):
@@ -36,8 +36,8 @@ class StopRule:
 class AnswerWriter:
     """Has `model` answer `prompts`, at most `size` at a time. room: tokens of a row in which prompts begin."""
 
-    def __init__(self, model: RowModel, prompts: list[Tokens], stop: StopRule, size: int, room: int):
-        self._model, self._prompts, self._stop, self._room = model, prompts, stop, room
+    def __init__(self, model: RowModel, prompts: list[Tokens], end: AnswerEnd, size: int, room: int):
+        self._model, self._prompts, self._end, self._room = model, prompts, end, room
         stems = [prompt[:-1] for prompt in prompts]
         self._waiting = deque((prompts[m][:n], m) for n, group in rows.grouped(stems) for m in group)
         self._slots = Slots(size, model.device)
@@ -85,7 +85,7 @@ class AnswerWriter:
         for slot in reversed(range(len(writing) - len(tokens), len(writing))):
             answer = writing[slot]
             answer[1].append(tokens.pop())
-            if self._stop.reached(answer[1]):
+            if self._end.reached(answer[1]):
                 yield answer
                 self._slots.drop(slot)
                 writing[slot] = writing[-1]

@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
-from harness.job.evaluate.answer_writer import AnswerWriter, StopRule
+from harness.job.evaluate.answer_writer import AnswerWriter, AnswerEnd
 from harness.job.evaluate.decoding import not_plain, written
 from harness.job.evaluate.kv_cache import BLOCK, filled_layers
 from harness.job.evaluate.row_model import RowModel
@@ -145,8 +145,8 @@ class Engine(TokenisedOnce):
 
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
         """Index of each prompt and the tokens of its answer, as answers end."""
-        stop = StopRule(self.tokenizer, self.model.generation_config.eos_token_id, until, limit)
-        return AnswerWriter(self.row_model, prompts, stop, self.batch_size, self.room).answers()
+        end = AnswerEnd(self.tokenizer, self.model.generation_config.eos_token_id, until, limit)
+        return AnswerWriter(self.row_model, prompts, end, self.batch_size, self.room).answers()
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

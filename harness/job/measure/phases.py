@@ -21,12 +21,13 @@ class Meter:
     counter: counts the live tensors of the current or the last window; None if nothing does.
     """
 
-    _apart = False  # whether a block that the window leaves out is open
-
     def __init__(self, device: torch.device):
         self.device = device
         self.phases: dict[str, Phase] = {}
         self.counter: LiveBytes | None = None
+        self._apart = False  # whether a block that the window leaves out is open
+        # Of the open window: its peaks, the seconds of an earlier process, and its begin.
+        self._memory, self._earlier, self._start = Memory(), 0.0, 0.0
 
     @contextlib.contextmanager
     def window(self, name: str, counter: LiveBytes | None = None) -> Iterator[Memory]:

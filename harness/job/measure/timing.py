@@ -25,6 +25,8 @@ class Stopwatch:
 
     def __init__(self, device: torch.device):
         self._on_cuda = device.type == "cuda"
+        self._start = 0.0
+        self._marks: list[tuple[str, Any]] = []  # the ends of parts, by name: moments or events
 
     def start(self) -> None:
         synchronize()

@@ -67,54 +67,67 @@ class _Saved:
     storage: _Storage
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
     dtype: torch.dtype
 
 
 class _Offload:
     def __init__(self, net: nn.Module, host: torch.device, least: int):
         self._net, self._host, self._least = net, host, least
-        self._hooks: saved_tensors_hooks | None = None
-        self._moved: dict[tuple[int, int], _Storage] = {}  # by storage and version of its content
+        self._open: tuple[_ForwardPass, saved_tensors_hooks] | None = None
 
     def begin(self, *_: Any) -> None:
         if torch.is_grad_enabled():
-            held = [*self._net.parameters(), *self._net.buffers()]
-            self._device, self._weights = held[0].device, {t.untyped_storage()._cdata for t in held}
-            self._hooks = saved_tensors_hooks(self.pack, self.unpack)
-            self._hooks.__enter__()
+            one = _ForwardPass([*self._net.parameters(), *self._net.buffers()], self._host, self._least)
+            self._open = one, saved_tensors_hooks(one.pack, unpack)
+            self._open[1].__enter__()
 
     def end(self, *_: Any) -> None:
-        if self._hooks is not None:
-            self._hooks.__exit__(None, None, None)
-            self._hooks = None
-            self._moved.clear()
+        if self._open is not None:
+            one, hooks = self._open
+            hooks.__exit__(None, None, None)
+            one.moved.clear()
+            self._open = None
+
+
+class _ForwardPass:
+    """Offloads what one forward pass saves, but for the storages of `held`, its model's tensors.
+
+    moved: what it has offloaded, by storage and version of its content.
+    """
+
+    def __init__(self, held: list[Tensor], host: torch.device, least: int):
+        self._device, self._weights = held[0].device, {t.untyped_storage()._cdata for t in held}
+        self._host, self._least = host, least
+        self.moved: dict[tuple[int, int], _Storage] = {}
 
     def pack(self, tensor: Tensor) -> Tensor | _Saved:
         storage = tensor.untyped_storage()
         key = (storage._cdata, tensor._version)
         if tensor.device != self._device or storage.nbytes() < self._least or key[0] in self._weights:
             return tensor
-        if key not in self._moved:
+        if key not in self.moved:
             whole = tensor.detach().as_strided((storage.nbytes() // tensor.itemsize,), (1,), 0)
             pinned = self._device.type == "cuda" and not isinstance(tensor, FakeTensor)
             host = torch.empty_like(whole, device=self._host, pin_memory=pinned).copy_(whole, non_blocking=True)
-            self._moved[key] = _Storage(host, tensor.device)
-            weakref.finalize(storage, self._moved.pop, key, None)  # another storage may get its address
-        moved = self._moved[key]
+            self.moved[key] = _Storage(host, tensor.device)
+            weakref.finalize(storage, self.moved.pop, key, None)  # another storage may get its address
+        moved = self.moved[key]
         moved.awaited += 1
         return _Saved(moved, tensor.size(), tensor.stride(), tensor.storage_offset(), tensor.dtype)
 
-    def unpack(self, saved: Tensor | _Saved) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        moved = saved.storage
-        if moved.back is None:
-            moved.back = torch.empty_like(moved.host, device=moved.device).copy_(moved.host, non_blocking=True)
-        back = moved.back
-        moved.awaited -= 1
-        if not moved.awaited:
-            moved.back = None
-        if saved.dtype != back.dtype:
-            back = back.view(torch.uint8).view(saved.dtype)
-        return back.as_strided(saved.size, saved.stride, saved.offset)
+
+def unpack(saved: Tensor | _Saved) -> Tensor:
+    """The tensor that was `saved`, on its device."""
+    if isinstance(saved, Tensor):
+        return saved
+    moved = saved.storage
+    if moved.back is None:
+        moved.back = torch.empty_like(moved.host, device=moved.device).copy_(moved.host, non_blocking=True)
+    back = moved.back
+    moved.awaited -= 1
+    if not moved.awaited:
+        moved.back = None
+    if saved.dtype != back.dtype:
+        back = back.view(torch.uint8).view(saved.dtype)
+    return back.as_strided(saved.size, saved.stride, saved.offset)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ HALF = (torch.float16, torch.bfloat16)  # what CUDA's kernel for rows computes i
 CAUSAL = (-1, 0)  # a window without end to the left
 NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # names of the implementations in transformers
 # Torch 2.11 has no such argument, and does not require equal numbers of heads.
-GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SequenceRow:
 _row: ContextVar[SequenceRow | None] = ContextVar("row", default=None)
 
 
-def layout(model: nn.Module, speedups: str, pad: int) -> tuple[Layout, dict[str, str]]:
+def layout(model: nn.Module, speedups: str | None, pad: int) -> tuple[Layout, dict[str, str]]:
     """The layout of batches of `model` under the setting `speedups`, and the state of its speed-ups for the record."""
     if speedups == "off":
         return Layout(flat=False, every=True, pad=pad), dict.fromkeys(("padding_free", "answer_logits"), OFF)
@@ -169,7 +169,7 @@ def with_lengths(bounds: Tensor, lengths: Iterable[int]) -> Tensor:
 
     Reading values from the device would make it wait, and a tensor without storage has none.
     """
-    bounds.lengths = tuple(lengths)
+    bounds.lengths = tuple(lengths)  # type: ignore[attr-defined]  # ours, on torch's class
     return bounds
 
 
@@ -193,11 +193,11 @@ def _attend(
         if query.device.type == "cpu" and query.shape[2] == 1 and _is_plain(attention_mask, dropout, keywords):
             return _of_one(query, key, value, attention_mask, scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **keywords)
-    precision = nullcontext()
+    precision: AbstractContextManager[Any] = nullcontext()
     if row.bounds is not None:
         query, key, value = _as_autocast(query, key, value)
         if not dropout and query.dtype in HALF:
-            return _flash(row, query, key, value, scaling), None
+            return _flash(row, row.bounds, query, key, value, scaling), None
         if row.shared is not None and row.shared.keys is not None:
             raise ValueError(f"Keys that sequences share within a row require 16 bits, got {query.dtype}.")
     elif query.device.type == "cpu":  # its backward pass is up to three times slower in autocast's bf16
@@ -207,10 +207,11 @@ def _attend(
     sizes = [length * count for length, count in runs]
     prefix = [tensor[:, :, : row.prefix] for tensor in (key, value)]
     parts = [tensor.split(sizes, dim=2) for tensor in (query, key[:, :, row.prefix :], value[:, :, row.prefix :])]
+    how: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": True}
     with precision:
         attended = [
-            _causal(*(_batch(part, run) for part in qkv), prefix, dropout_p=dropout, scale=scaling, enable_gqa=True)
-            for run, *qkv in zip(runs, *parts, strict=True)
+            _causal(_batch(q, run), _batch(k, run), _batch(v, run), prefix, **how)
+            for run, q, k, v in zip(runs, *parts, strict=True)
         ]
     return torch.cat([each.transpose(1, 2).flatten(0, 1) for each in attended])[None], None
 
@@ -232,7 +233,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, prefix: list[Tensor], **k
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, **keywords)
 
 
-def _is_plain(mask: Tensor | None, dropout: float, keywords: dict[str, Any]) -> bool:
+def _is_plain(mask: Tensor | None, dropout: float, keywords: dict[str, Any]) -> TypeGuard[Tensor]:
     """Whether attention depends on `mask` alone, the same for all heads."""
     apart = dropout or keywords.get("softcap") is not None or keywords.get("position_bias") is not None
     return not apart and mask is not None and mask.dtype is torch.bool and mask.shape[1] == 1
@@ -264,19 +265,26 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
-def _flash(row: SequenceRow, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attention by one kernel for all sequences, and by another call of it for the keys that they share.
+def _flash(
+    row: SequenceRow, bounds: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float | None
+) -> Tensor:
+    """Attention by one kernel for all sequences of `row`, which `bounds` has, and by another call of it for the keys
+    that they share.
 
     Keys and values may have fewer heads than queries.
     """
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
     if row.shared is None:
-        return _varlen(query, key, value, row.bounds, row.bounds, scaling, window_size=CAUSAL).unsqueeze(0)
-    shared, sums = row.shared, {"return_aux": AuxRequest(lse=True)}
+        return _varlen(query, key, value, bounds, bounds, scaling, window_size=CAUSAL).unsqueeze(0)
+    shared = row.shared
+    sums: dict[str, Any] = {"return_aux": AuxRequest(lse=True)}
     own = key[row.prefix :], value[row.prefix :]
-    whole = (key[: row.prefix], value[: row.prefix]) if shared.keys is None else (x[shared.keys] for x in own)
+    if shared.keys is None:
+        whole = key[: row.prefix], value[: row.prefix]
+    else:
+        whole = own[0][shared.keys], own[1][shared.keys]
     chosen = slice(None) if shared.queries is None else shared.queries
-    out, own_sums = _varlen(query, *own, row.bounds, row.bounds, scaling, window_size=CAUSAL, **sums)
+    out, own_sums = _varlen(query, *own, bounds, bounds, scaling, window_size=CAUSAL, **sums)
     other = _varlen(query[chosen], *whole, shared.query_bounds, shared.key_bounds, scaling, **sums)
     out[chosen] = merged((out[chosen], own_sums[:, chosen]), other)
     return out.unsqueeze(0)
@@ -292,8 +300,9 @@ def _varlen(
     **keywords: Any,
 ) -> Any:
     """Torch's kernel for sequences between `bounds`, each of which attends to the keys between its `key_bounds`."""
-    longest = max(bounds.lengths), max(key_bounds.lengths)
-    return varlen_attn(query, key, value, bounds, key_bounds, *longest, scale=scaling, **keywords, **GROUPED)
+    longest, longest_key = (max(each.lengths) for each in (bounds, key_bounds))  # type: ignore[attr-defined]  # ours
+    how = keywords | GROUPED
+    return varlen_attn(query, key, value, bounds, key_bounds, longest, longest_key, scale=scaling, **how)
 
 
 def merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

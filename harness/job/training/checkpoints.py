@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pickle import PickleError
 from typing import Any
@@ -66,6 +67,10 @@ class Checkpoints:
         if folder is None or every is None:
             return None
         return cls(Path(folder), every, of | origin(device), meter)
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether one is saved after `step` of `total` steps: at their interval, and after the last one."""
+        return step == total or step % self.every == 0
 
     def save(
         self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]
@@ -176,7 +181,7 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def _projectors() -> list[type]:
+def _projectors() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Classes that low-rank optimizers keep in their state; APOLLO's only if its package, an extra, is loaded."""
     apollo = sys.modules.get("apollo_torch.random_projector")
     return [*PROJECTORS, *([apollo.GradientProjector] if apollo else [])]
@@ -227,12 +232,12 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 def _random_state() -> dict[str, Any]:
     """The states of all random number generators: torch's, those of CUDA devices, python's and numpy's."""
-    kind, keys, *rest = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
         "cuda": [state.cpu() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": numpy | {"state": numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}},
     }
 
 
@@ -241,8 +246,8 @@ def _load_random(saved: dict[str, Any]) -> None:
     if saved["cuda"]:
         torch.cuda.set_rng_state_all(saved["cuda"])
     random.setstate(saved["python"])
-    kind, keys, *rest = saved["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    numpy = saved["numpy"]
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
 
 
 def _hashes(folder: Path) -> dict[str, str]:

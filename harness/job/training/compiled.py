@@ -49,7 +49,7 @@ def enable(net: nn.Module) -> Callable[[], None]:
     undone = ExitStack()
     limits = {"recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
     caches = {"force_disable_caches": True}  # otherwise compile time depends on earlier cells
-    undone.enter_context(torch.compiler.config.patch(**limits, **caches))
+    undone.enter_context(torch.compiler.config.patch(**limits, **caches))  # type: ignore[attr-defined]  # a module
     for layer in layers:
         undone.callback((_enable_recomputed if getattr(layer, "gradient_checkpointing", False) else _enable)(layer))
 
@@ -67,15 +67,15 @@ def _enable(layer: nn.Module) -> Callable[[], None]:
     return lambda: setattr(layer, "_compiled_call_impl", None)
 
 
-def _enable_recomputed(layer: nn.Module) -> Callable[[], None]:
-    """Compile what the checkpoint of `layer` computes twice.
+def _enable_recomputed(layer: Any) -> Callable[[], None]:
+    """Compile what the checkpoint of `layer`, one of transformers' modules, computes twice.
 
     The checkpoint itself is not compiled: torch.compile takes none that sets the row of sequences again, as
     harness.job.training.gradient_checkpointing does. Transformers checkpoints in training mode alone.
     """
     checkpoint, compiled = layer._gradient_checkpointing_func, None
 
-    def compiling(forward: functools.partial, *args: Any) -> Any:
+    def compiling(forward: functools.partial[Any], *args: Any) -> Any:
         nonlocal compiled
         if compiled is None:
             compiled = _compile(forward.func)  # of this layer; what is partial are its arguments

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,14 +33,14 @@ from accelerate.utils import (
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import _prctl_pr_set_pdeathsig
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]  # added as torch is loaded
 
 from harness.errors import UserError
 from harness.job.measure import device, heap
 from harness.protocol import RunCell
 from harness.record import COMPLETE, Memory, Phase, Probe
 
-Report = Callable[[dict], None]
+Report = Callable[[dict[str, Any]], None]
 PATIENCE = timedelta(days=365)  # time-out of collectives: dead ranks are noticed otherwise, slow ones are waited for
 LAUNCHER = (  # what torch's elastic launcher tells a rank, beside Rank.environment
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -51,35 +51,12 @@ LAUNCHER = (  # what torch's elastic launcher tells a rank, beside Rank.environm
 
 @dataclass
 class Rank:
-    """One of `of` ranks, `beside` of which are on this machine.
-
-    link: to this machine's job. threads: CPU threads that the job has for its ranks. moment: seconds in which the job
-    learns that another rank died, which made this one fail. failed: whether this one has.
-    """
+    """One of `of` ranks, `beside` of which are on this machine. threads: CPU threads that the job has for its ranks."""
 
     number: int
     of: int
     beside: int
-    link: Connection | None
     threads: int
-    moment: float = 0.0
-    failed: bool = False
-
-    def report(self, event: dict) -> None:
-        self.link.send(event)
-
-    def records(self, status: str) -> bool:
-        """Whether this rank leaves the record: the first of a cell that ended well or was pruned, else the one that
-        failed.
-
-        A rank that failed because another had is killed in this call.
-        """
-        if status in COMPLETE:
-            return self.number == 0
-        self.failed = True
-        time.sleep(self.moment)
-        self.link.send({"failed": status})
-        return self.link.recv()
 
     def leave(self) -> None:
         """Leave the other ranks after training: from here on one process works on one device."""
@@ -89,18 +66,6 @@ class Rank:
         for name in (*self.environment, *LAUNCHER, "ACCELERATE_USE_FSDP"):
             os.environ.pop(name, None)
         torch.set_num_threads(self.threads)
-        if self.link is not None:
-            self.report({"apart": True})
-
-    def join(self) -> None:
-        """Join the other ranks, where the launcher says."""
-        AcceleratorState._reset_state(True)  # a fork has its parent's, of one process
-        os.environ |= self.environment
-        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-        torch.distributed.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", init_method="env://", timeout=PATIENCE
-        )
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,6 +81,49 @@ class Rank:
         return made
 
 
+@dataclass
+class LaunchedRank(Rank):
+    """A rank that was launched by this machine's job.
+
+    link: to that job. moment: seconds in which the job learns that another rank died, which made this one fail. failed:
+    whether this one has.
+    """
+
+    link: Connection
+    moment: float
+    failed: bool = False
+
+    def report(self, event: dict[str, Any]) -> None:
+        self.link.send(event)
+
+    def records(self, status: str) -> bool:
+        """Whether this rank leaves the record: the first of a cell that ended well or was pruned, else the one that
+        failed.
+
+        A rank that failed because another had is killed in this call.
+        """
+        if status in COMPLETE:
+            return self.number == 0
+        self.failed = True
+        time.sleep(self.moment)
+        self.link.send({"failed": status})
+        return self.link.recv()
+
+    def join(self) -> None:
+        """Join the other ranks, where the launcher says."""
+        AcceleratorState._reset_state(True)  # a fork has its parent's, of one process
+        os.environ |= self.environment
+        if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        torch.distributed.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", init_method="env://", timeout=PATIENCE
+        )
+
+    def leave(self) -> None:
+        super().leave()
+        self.report({"apart": True})
+
+
 def work(job: Callable[..., Any], request: RunCell, links: list[Connection], moment: float) -> None:
     """Run ``job(request, report, rank)`` in this process, which the launcher has made a rank of this machine.
 
@@ -126,7 +134,7 @@ def work(job: Callable[..., Any], request: RunCell, links: list[Connection], mom
     number, of, beside, node = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
     )
-    rank = Rank(number, of, beside, links[number - node * beside], torch.get_num_threads(), moment)
+    rank = LaunchedRank(number, of, beside, torch.get_num_threads(), links[number - node * beside], moment)
     try:
         rank.join()
         job(request, rank.report, rank)
@@ -149,7 +157,7 @@ def pretended(of: int) -> Iterator[Rank]:
 
     Collectives return made-up values, so it works for tensors without storage only.
     """
-    rank = Rank(0, of, of, None, torch.get_num_threads())
+    rank = Rank(0, of, of, torch.get_num_threads())
     os.environ |= rank.environment
     torch.distributed.init_process_group("fake", rank=0, world_size=of)
     try:
@@ -180,14 +188,14 @@ class Sharding(Accelerator):
         self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
         self._bf16 = bf16
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Shard `model`. Build its optimizer after that."""
         return fsdp2_prepare_model(self, model)
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager:
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
         """All-reduce gradients after every micro-batch: whole ones would take the memory that sharding saves."""
         return nullcontext()
 
@@ -215,7 +223,7 @@ def slowest(
     return seconds, parts, None if None in by_meter.values() else sum(by_meter.values())
 
 
-def largest(phases: list[dict[str, Phase]]) -> dict[str, Phase]:
+def largest(phases: Sequence[dict[str, Phase]]) -> dict[str, Phase]:
     """Combine the phases of all ranks: for each, the maximum of seconds and of every kind of memory."""
     return {
         name: Phase(max(each[name].seconds for each in phases), _largest([each[name].memory for each in phases]))
@@ -228,7 +236,7 @@ def _largest(memories: list[Memory]) -> Memory:
     return Memory(**{name: max((v for v in each if v is not None), default=None) for name, each in values.items()})
 
 
-def fullest(probes: list[Probe]) -> Probe:
+def fullest(probes: Sequence[Probe]) -> Probe:
     """The probe of the device with the highest peak."""
     return max(probes, key=lambda probe: sum(vars(probe.peak).values()))
 
@@ -272,7 +280,9 @@ def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
             part.reshard()  # a pass without gradients leaves some whole
     kept = {}
     for name, p in net.named_parameters():
-        gathered = p.detach().full_tensor()
+        gathered = p.detach()
+        if isinstance(gathered, DTensor):
+            gathered = gathered.full_tensor()
         if accelerator.is_main_process:
             kept[name] = gathered.cpu()
     return kept

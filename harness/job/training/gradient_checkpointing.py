@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 
@@ -30,7 +31,7 @@ def enable(model: nn.Module, stored: bool = True) -> Callable[[], None]:
     return getattr(net, "activation_checkpointing_disable", net.gradient_checkpointing_disable)
 
 
-def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Contexts of a layer's forward pass and of its repetition, which may run in another thread."""
     return nullcontext(), _again(attention.row())
 

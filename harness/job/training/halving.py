@@ -19,13 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
 from harness import record
 from harness.protocol import RunCell
-from harness.record import Cell, StopRule
+from harness.record import Cell, StopRule, ValidationPoint
 from harness.settings import cell_id
 
 if TYPE_CHECKING:
-    from harness.job.data.encoding import Example
+    from harness.job.data.encoding import Drawn
     from harness.job.measure.phases import Meter
 
 
@@ -62,8 +65,8 @@ class Competitor:
 
     @classmethod
     def of(cls, cell: Cell, rule: StopRule) -> Competitor:
-        train = cell.settings.train
-        steps = (train.max_steps, train.micro_batch * (train.grad_accum or 1), train.packing)
+        train = cell.settings.train.tuned()
+        steps = (train.max_steps, train.micro_batch * train.grad_accum, train.packing)
         budget = (train.max_length, train.max_tokens or (train.epochs and f"{train.epochs:g} epochs") or steps)
         objective = (train.objective, train.preference_beta)  # of another one, losses can't be compared
         group = json.dumps([cell.method, cell.model, cell.data, objective, budget, rule.first, rule.factor])
@@ -93,7 +96,7 @@ class CellHalving:
     ended: tuple[int, str] | None = None
 
     @classmethod
-    def of(cls, request: RunCell, steps: list[list[list[Example]]], meter: Meter) -> CellHalving | None:
+    def of(cls, request: RunCell, steps: list[list[list[Drawn]]], meter: Meter) -> CellHalving | None:
         """Of the cell of `request`, with the examples of each step's micro-batches; None if no rule may end it."""
         if request.halving is None:
             return None
@@ -124,6 +127,19 @@ class CellHalving:
             self.ended = step, known.ended
         return known.ended
 
+    def stops(self, step: int, validations: Sequence[ValidationPoint], accelerator: Accelerator) -> bool:
+        """Whether the training ends after `step`, the last of `validations` if it is a rung.
+
+        The first process decides for all.
+        """
+        if step not in self.rungs:
+            return False
+        at = validations[-1]
+        with self.meter.aside():
+            ends = [accelerator.is_main_process and self.ends(step, at.tokens, at.loss) is not None]
+            broadcast_object_list(ends)
+        return ends[0]
+
     def _judge(self, rung: int, loss: float, others: Sequence[Competitor]) -> tuple[bool, str | None]:
         """Whether the loss decides, and why the cell ends."""
         seeds = [other for other in others if other.setting == self.own.setting]
@@ -144,22 +160,17 @@ class CellHalving:
         )
 
 
-def raise_if_ended(halving: CellHalving | None) -> None:
-    """Raise Pruned if training ended at a rung."""
-    if halving is not None and halving.ended is not None:
-        raise Pruned(*halving.ended)
-
-
 def rungs(rule: StopRule, step_tokens: Sequence[int]) -> dict[int, int]:
     """The number of each rung by the step that reaches it. The last step is none: the cell ends there anyway."""
     reached = list(itertools.accumulate(step_tokens))
-    found = {}
+    found: dict[int, int] = {}
     for rung in itertools.count():
         share = min(rule.first * rule.factor**rung, 1) * (1 - 1e-9)  # 0.1 × 3 is a little more than 0.3
         step = next(step for step, tokens in enumerate(reached, start=1) if tokens >= share * reached[-1])
         if step == len(reached):
-            return found
+            break
         found[step] = rung
+    return found
 
 
 def goes_on(rule: StopRule, own: Mapping[int, float], others: Iterable[Mapping[int, float]]) -> bool:

@@ -41,7 +41,7 @@ from harness.job.measure import device
 from harness.job.training import rank_process
 from harness.protocol import Rendezvous, RunCell, decode_request, encode
 
-Report = Callable[[dict], None]
+Report = Callable[[dict[str, Any]], None]
 ALONE = Rendezvous(nodes=1, number=0, host="127.0.0.1", port=0, seconds=60.0)
 GLANCE = 0.2  # seconds between looks at the ranks and at the other machines
 MOMENT = 1.0  # seconds in which the launcher learns that a rank of this machine died
@@ -177,6 +177,7 @@ def _agree(store: TCPStore, request: RunCell, rendezvous: Rendezvous, report: Re
     """Wait until all machines are here; returns the first one's request. Raises UserError if they do not match."""
     if rendezvous.number > 0:
         first = decode_request(store.get(REQUEST))
+        assert isinstance(first, RunCell)  # as the first machine has put it there
         if first.cell.id != request.cell.id:
             raise UserError(f"All machines must run one cell, got {first.cell.name} and {request.cell.name}.")
         if store.add(f"joined/{rendezvous.number}", 1) > 1:
@@ -250,15 +251,20 @@ class Watch:
 
     def _follow(self) -> None:
         while not self._stopping.is_set():
-            for link in wait(self._links, GLANCE):
+            for link in self._ready(GLANCE):
                 self._hear(link, link.recv())
             if self._together:
                 self._look_around()
-        while ready := wait(self._links, 0):
+        while ready := self._ready(0.0):
             for link in ready:
                 self._hear(link, link.recv())
 
-    def _hear(self, link: Connection, event: dict) -> None:
+    def _ready(self, seconds: float) -> list[Connection]:
+        """The ranks that have something to tell within `seconds`."""
+        ready = wait(self._links, seconds)
+        return [link for link in self._links if link in ready]
+
+    def _hear(self, link: Connection, event: dict[str, Any]) -> None:
         """Handle the `event` of a rank."""
         if "refused" in event:
             self.end(Ending(refused=event["refused"]))

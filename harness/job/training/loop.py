@@ -11,83 +11,121 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from harness import record
 from harness.job.data.batching import Batch, Layout
-from harness.job.data.encoding import IGNORED, Drawn
+from harness.job.data.encoding import IGNORED, Example
 from harness.job.measure.energy import Energy
 from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, compiled, distributed
 from harness.job.training.checkpoints import Checkpoints
+from harness.job.training.divergence import Divergence, Validation
 from harness.job.training.halving import CellHalving
 from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
-from harness.settings import TrainSettings
+from harness.settings import TunedTrain
 
 PARTS = ("forward", "backward", "optimizer")  # of a step
 WARMUP = 3  # first steps, which the steady rate leaves out: they choose kernels and allocate state
 
-
-UNLEARNED, FORGOT = 0.99, 1.5  # shares of a uniform guess's loss, and of the first step's, that a final loss exceeds
-
-
-class Diverged(Exception):
-    """The loss or the norm of its gradient is not finite, or the model that was trained knows nothing any more.
-
-    what: a predicate's subject and verb, such as "The loss became nan".
-    """
-
-    def __init__(self, step: int, what: str):
-        super().__init__(f"{what} at step {step}; a lower lr or stronger clipping may help.")
-        self.step = step
+D = TypeVar("D")  # what a batch is made of
+B = TypeVar("B", bound=Batch)
 
 
-class Objective:
+class Objective(ABC, Generic[D, B]):
     """What training minimises: it makes batches, and turns a batch into a loss.
 
-    This one is the cross-entropy of answers, a mean over their tokens. objectives.py has those of pairs of answers.
+    objectives.py has those of pairs of answers.
     """
 
     by_token = False  # whether the head gives its losses token by token, for which `harness.job.training.loss` is asked
 
-    def batch(self, layout: Layout, drawn: list[Drawn]) -> Batch:
+    @abstractmethod
+    def batch(self, layout: Layout, drawn: list[D]) -> B:
         """The batch of what was `drawn`, on the host."""
-        return layout.batch(drawn)
 
-    def batches(self, layout: Layout, drawn: list[Drawn], size: int) -> list[Batch]:
+    def batches(self, layout: Layout, drawn: list[D], size: int) -> list[B]:
         """Batches of `size` of what was `drawn`, in its order."""
         return [self.batch(layout, drawn[i : i + size]) for i in range(0, len(drawn), size)]
 
-    def summed(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    @abstractmethod
+    def summed(self, model: nn.Module, batch: B) -> torch.Tensor:
         """The loss, a sum over what `weight` counts, in nats."""
+
+    @abstractmethod
+    def weight(self, batch: B) -> int:
+        """How many terms the loss of `batch` sums."""
+
+    @abstractmethod
+    def of_a_guess(self, vocabulary: int) -> float:
+        """The mean loss of a uniform guess over the `vocabulary`; infinite if it means nothing."""
+
+
+class AnswerLoss(Objective[Example, Batch]):
+    """The cross-entropy of answers, a mean over their supervised tokens."""
+
+    def batch(self, layout: Layout, drawn: list[Example]) -> Batch:
+        return layout.batch([*drawn])
+
+    def summed(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return summed_loss(model, batch)
 
     def weight(self, batch: Batch) -> int:
-        """How many terms the loss of `batch` sums: supervised tokens."""
         return batch.supervised
 
     def of_a_guess(self, vocabulary: int) -> float:
-        """The mean loss of a uniform guess over the `vocabulary`; infinite if it means nothing."""
         return math.log(vocabulary)
 
 
-ANSWERS = Objective()
+AnyObjective = Objective[Any, Any]  # whatever its batches are made of
+ANSWERS = AnswerLoss()
+
+
+class StepBatches:
+    """The micro-batches of one step after another, on the host; each is made when it is asked for.
+
+    drawn: what each micro-batch of each step is made of, by `make`. begin: called with a step's number as it is asked
+    for.
+    """
+
+    def __init__(
+        self, drawn: Sequence[Sequence[D]], make: Callable[[D], Batch], begin: Callable[[int], None] = lambda step: None
+    ):
+        self._drawn, self._begin, self._order = drawn, begin, hashlib.sha256()
+        self._make: Callable[[Any], Batch] = make
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        for number, step in enumerate(self._drawn, start=1):
+            self._begin(number)
+            micro = [self._make(drawn) for drawn in step]
+            for batch in micro:
+                self._order.update(batch.tokens.cpu().numpy().tobytes())
+            yield micro
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the token ids of all steps that were asked for, in their order."""
+        return f"sha256:{self._order.hexdigest()}"
 
 
 @dataclass
-class SoFar:
+class History:
     """What the loop has measured by the end of a step; a checkpoint keeps it.
 
     seconds, laps, raw: of each step. padded, supervised: tokens of all steps. resumed_at, compiling: as resumed_at and
@@ -105,129 +143,107 @@ class SoFar:
     resumed_at: list[int] = field(default_factory=list)
     compiling: list[float] = field(default_factory=list)
 
+    @classmethod
+    def resumed(cls, saved: dict[str, Any]) -> History:
+        """The history that a checkpoint kept as `saved`, noting that training resumes from there."""
+        history = record.decode(cls, saved)
+        history.resumed_at.append(history.steps)
+        return history
+
     @property
     def steps(self) -> int:
         return len(self.seconds)
+
+    def add_cost(self, seconds: float, laps: dict[str, float], joules: float | None, compiling: float | None) -> None:
+        """Add what a step took. compiling: seconds of torch.compile within it; None without compilation."""
+        self.seconds.append(seconds)
+        for part in PARTS:
+            self.laps[part].append(laps[part])
+        self.joules = None if self.joules is None or joules is None else self.joules + joules
+        if compiling is not None:
+            self.compiling.append(compiling)
+
+    def add_loss(self, micro: list[Batch], loss: float, lr: float, norm: float | None) -> LossPoint:
+        """Add the loss of a step over the micro-batches `micro`, and their tokens."""
+        self.raw.append(sum(batch.raw for batch in micro))
+        self.padded += sum(batch.padded for batch in micro)
+        self.supervised += sum(batch.supervised for batch in micro)
+        point = LossPoint(len(self.raw), sum(self.raw), loss, lr, norm)
+        self.losses.append(point)
+        return point
+
+    def measured(self, batches: str, save_every: int | None) -> Train:
+        """The measurements of training. batches: as StepBatches.fingerprint. save_every: steps between checkpoints."""
+        measured = Train(
+            steps=self.steps,
+            tokens=Tokens(sum(self.raw), self.padded, self.supervised),
+            step_seconds=self.seconds,
+            warmup_steps=min(WARMUP, self.steps - 1),
+            tokens_per_second_steady=None,
+            tokens_per_second_amortised=sum(self.raw) / sum(self.seconds),
+            loss=self.losses,
+            batches=batches,
+            laps={part: self.laps[part] for part in PARTS},
+            joules=self.joules,
+            save_every=save_every,
+            resumed_at=self.resumed_at,
+            compile_seconds=self.compiling,
+        )
+        if steady := measured.steady_steps():
+            measured.tokens_per_second_steady = median(self.raw[i] / self.seconds[i] for i in steady)
+        return measured
 
 
 def train(
     model: nn.Module,
     optimizer: Optimizer,
-    steps: Iterable[list[Batch]],
-    settings: TrainSettings,
+    schedule: LRScheduler,
+    steps: StepBatches,
+    settings: TunedTrain,
     accelerator: Accelerator,
-    validate: Callable[[], float],
-    report: Callable[[dict], None],
-    checkpoints: Checkpoints | None = None,
-    guess: float = math.inf,
-    objective: Objective = ANSWERS,
+    history: History,
+    divergence: Divergence,
+    validation: Validation,
+    report: Callable[[dict[str, Any]], None],
     halving: CellHalving | None = None,
-) -> tuple[Train, list[ValidationPoint]]:
-    """Take one optimizer step for each list of micro-batches in `steps`. Raises Diverged.
+    checkpoints: Checkpoints | None = None,
+    objective: AnyObjective = ANSWERS,
+) -> None:
+    """Take one optimizer step for each list of micro-batches in `steps` that `history`, which grows, has not yet.
 
-    validate: returns the validation loss; called at intervals and after the last step.
-    report: called with each step's number, loss, learning rate, norm and pace.
-    checkpoints: training resumes from them, and saves at their interval and after the last step.
-    guess: loss of a uniform guess over the vocabulary, in nats. A model that ends there and began well below has
-        diverged.
-    objective: of the batches in `steps`.
-    halving: training ends at a rung of it where it says so, and at once if the model knows nothing any more.
+    Raises Diverged. report: called with each step's number, loss, learning rate, norm and pace. halving: training ends
+    at a rung of it where it says so. checkpoints: saved at their interval and after the last step.
     """
-    total = settings.max_steps
-    schedule = LambdaLR(optimizer, rate_factor(settings))
-    done = SoFar()
-    if checkpoints is not None and (saved := checkpoints.restore(model, optimizer, schedule)) is not None:
-        done = record.decode(SoFar, saved)
-        done.resumed_at.append(done.steps)
-    before = done.steps
-    if len(set(gather_object([before]))) > 1:
-        raise RuntimeError("Not every device could resume from the checkpoint.")
-    order = hashlib.sha256()
     stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
-
     model.train()
     for step, micro in enumerate(steps, start=1):
-        for batch in micro:
-            order.update(batch.tokens.cpu().numpy().tobytes())
-        if step <= before:
+        if step <= history.steps:
             continue
         micro = [batch.to(accelerator.device) for batch in micro]
-        lr = schedule.get_last_lr()[0]
+        lr = float(schedule.get_last_lr()[0])
 
         accelerator.wait_for_everyone()
-        start, compiling = energy.read(), settings.compile and compiled.seconds()
+        start, compiling = energy.read(), compiled.seconds() if settings.compile else None
         stopwatch.start()
         loss, norm = take_step(model, optimizer, micro, settings.max_grad_norm, accelerator, stopwatch.lap, objective)
-        taken, parts = stopwatch.stop()
+        seconds, laps = stopwatch.stop()
         used = Energy.between(start, energy.read())
-        taken, parts, used = distributed.slowest(taken, parts, used, accelerator)
-        done.joules = None if done.joules is None or used is None else done.joules + used
-        done.seconds.append(taken)
-        if settings.compile:
-            done.compiling.append(compiled.seconds() - compiling)
-        for part in PARTS:
-            done.laps[part].append(parts[part])
+        seconds, laps, used = distributed.slowest(seconds, laps, used, accelerator)
+        history.add_cost(seconds, laps, used, None if compiling is None else compiled.seconds() - compiling)
 
         schedule.step()
-        loss, norm = float(accelerator.reduce(loss, "mean")), None if norm is None else float(norm)
-        for what, value in (("loss", loss), ("gradient's norm", norm)):
-            if value is not None and not math.isfinite(value):
-                raise Diverged(step, f"The {what} became {value}")
-        done.raw.append(sum(batch.raw for batch in micro))
-        done.padded += sum(batch.padded for batch in micro)
-        done.supervised += sum(batch.supervised for batch in micro)
-        done.losses.append(LossPoint(step, sum(done.raw), loss, lr, norm))
-        pace = done.raw[-1] / taken
-        report({"step": step, "of": total, "loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_second": pace})
-        every, began = settings.validate_every, done.losses[0].loss
-        lost = max(UNLEARNED * guess, FORGOT * began)
-        planned = step == total or (every and step % every == 0)
-        at_rung = halving is not None and step in halving.rungs
-        if planned or at_rung or (halving is not None and loss > lost):
-            with nullcontext() if planned else halving.meter.aside():
-                held_out = validate()
-            if not math.isfinite(held_out):
-                raise Diverged(step, f"The validation loss became {held_out}")
-            if (step == total or halving is not None) and held_out > lost:
-                raise Diverged(
-                    step,
-                    f"The validation loss is {held_out:.2f}, no better than a uniform guess ({guess:.2f}), after a "
-                    f"training loss of {began:.2f} at step 1,",
-                )
-            done.validations.append(ValidationPoint(step, sum(done.raw), held_out))
+        mean = float(accelerator.reduce(loss, "mean"))
+        point = history.add_loss(micro, mean, lr, None if norm is None else float(norm))
+        divergence.check(point)
+        pace = {"tokens_per_second": history.raw[-1] / seconds}
+        report({"step": step, "of": len(steps), "loss": mean, "lr": lr, "grad_norm": point.grad_norm} | pace)
+        if (held_out := validation.after(history.losses)) is not None:
+            history.validations.append(held_out)
             model.train()
-        if at_rung and _ends(halving, done.validations[-1], accelerator):
+        if halving is not None and halving.stops(step, history.validations, accelerator):
             break
-        save = checkpoints is not None and (step == total or step % checkpoints.every == 0)
-        if save and accelerator.is_main_process:
-            checkpoints.save(step, model, optimizer, schedule, asdict(done))
-
-    measured = Train(
-        steps=done.steps,
-        tokens=Tokens(sum(done.raw), done.padded, done.supervised),
-        step_seconds=done.seconds,
-        warmup_steps=min(WARMUP, done.steps - 1),
-        tokens_per_second_steady=None,
-        tokens_per_second_amortised=sum(done.raw) / sum(done.seconds),
-        loss=done.losses,
-        batches=f"sha256:{order.hexdigest()}",
-        laps=done.laps,
-        joules=done.joules,
-        save_every=checkpoints and checkpoints.every,
-        resumed_at=done.resumed_at,
-        compile_seconds=done.compiling,
-    )
-    if steady := measured.steady_steps():
-        measured.tokens_per_second_steady = median(done.raw[i] / done.seconds[i] for i in steady)
-    return measured, done.validations
-
-
-def _ends(halving: CellHalving, at: ValidationPoint, accelerator: Accelerator) -> bool:
-    """Whether the cell ends early. The first process decides for all."""
-    with halving.meter.aside():
-        ends = [accelerator.is_main_process and halving.ends(at.step, at.tokens, at.loss) is not None]
-        broadcast_object_list(ends)
-    return ends[0]
+        if checkpoints is not None and accelerator.is_main_process and checkpoints.due(step, len(steps)):
+            checkpoints.save(step, model, optimizer, schedule, asdict(history))
 
 
 def take_step(
@@ -237,7 +253,7 @@ def take_step(
     max_grad_norm: float | None,
     accelerator: Accelerator,
     lap: Callable[[str], None],
-    objective: Objective = ANSWERS,
+    objective: AnyObjective = ANSWERS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Take one optimizer step over micro-batches on the device. Returns its loss and its gradient's unclipped norm.
 
@@ -295,7 +311,7 @@ def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def answer_loss(
-    model: nn.Module, batches: list[Batch], accelerator: Accelerator, objective: Objective = ANSWERS
+    model: nn.Module, batches: list[Batch], accelerator: Accelerator, objective: AnyObjective = ANSWERS
 ) -> float:
     """Mean loss in nats over all `batches`: of their supervised tokens, or what else the objective weighs by."""
     model.eval()
@@ -306,9 +322,9 @@ def answer_loss(
     return total / sum(map(objective.weight, batches))
 
 
-def rate_factor(settings: TrainSettings) -> Callable[[int], float]:
-    """Factor of the learning rate at step i, from 0: a linear warm-up, then the schedule of the settings."""
-    total, rise = settings.max_steps, round(settings.max_steps * settings.warmup_ratio)
+def rate_factor(settings: TunedTrain, total: int) -> Callable[[int], float]:
+    """Factor of the learning rate at step i, from 0, of `total`: a linear warm-up, then the schedule of `settings`."""
+    rise = round(total * settings.warmup_ratio)
     falls: Callable[[float], float] = {  # from 1 to 0, by the share of the steps after the warm-up
         "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
         "linear": lambda share: 1 - share,

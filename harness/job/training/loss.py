@@ -11,11 +11,12 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from harness.job.data.encoding import IGNORED
@@ -35,7 +36,7 @@ def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False)
         kernel does not give.
     """
     if kernels is not None or by_token:
-        kernel = functools.partial(chunked, size=kernels and CHUNK[kernels], by_token=by_token)
+        kernel = functools.partial(chunked, size=None if kernels is None else CHUNK[kernels], by_token=by_token)
         return attach(model, kernel, "chunked")
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
@@ -156,7 +157,7 @@ def chunked(
 class _ByToken(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # torch's FunctionCtx, which takes attributes
         weight: Tensor,
         hidden: Tensor,
         targets: Tensor,
@@ -172,7 +173,7 @@ class _ByToken(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scales: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scales: Tensor) -> tuple[Tensor | None, ...]:
         weight, hidden, targets, bias = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         _, *gradients = _walk(weight, hidden, targets, bias, ctx.dtype, ctx.rows, wanted, scales=scales)
@@ -183,7 +184,7 @@ class _ByToken(torch.autograd.Function):
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,  # torch's FunctionCtx, which takes attributes
         weight: Tensor,
         hidden: Tensor,
         targets: Tensor,
@@ -196,7 +197,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         weight, hidden, bias = (gradient if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients)
         del ctx.gradients  # the loss may outlive them
         return weight, hidden, None, bias, None, None
@@ -250,7 +251,7 @@ def _walk(
         loss,
         None if of_weight is None else of_weight.to(weight.dtype),
         of_hidden,
-        None if of_bias is None else of_bias[:, 0].to(bias.dtype),
+        None if of_bias is None or bias is None else of_bias[:, 0].to(bias.dtype),
     )
 
 

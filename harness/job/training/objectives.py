@@ -9,7 +9,7 @@ second model.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
 from harness.job.data.encoding import IGNORED, Pair
 from harness.job.training import attention, loss
-from harness.job.training.loop import ANSWERS, Objective, answer_logits
+from harness.job.training.loop import ANSWERS, AnyObjective, Objective, answer_logits
 from harness.settings import TrainSettings
 
 CERTAIN = -1e-7  # log-probability above which the odds would be infinite
@@ -34,15 +35,15 @@ class PairBatch(Batch):
     """Pairs as a batch: of each the chosen sequence, then the rejected one.
 
     kept: of each sequence, how many of the positions `keep` are its own. answers: (pairs, 2) tokens with loss.
-    reference: (pairs, 2) log-probabilities in nats of the answers under the base; null where none are needed.
+    reference: (pairs, 2) log-probabilities in nats of the answers under the base; (0, 2) where none are needed.
     """
 
     kept: tuple[int, ...]
     answers: Tensor
-    reference: Tensor | None
+    reference: Tensor
 
 
-class PairObjective(Objective, ABC):
+class PairObjective(Objective[Pair, PairBatch]):
     """An objective of pairs, a mean over them.
 
     beta: the weight of the preference. reference: by a pair's identity, log-probabilities in nats of both of its
@@ -55,7 +56,7 @@ class PairObjective(Objective, ABC):
         self.beta, self.reference = beta, reference
 
     def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
-        batch, sequences = layout.batch(drawn), [each for pair in drawn for each in pair.sequences]
+        batch, sequences = layout.batch([*drawn]), [each for pair in drawn for each in pair.sequences]
         answers = [len(each.supervised) for each in sequences]
         if batch.lengths is None:
             kept = [len(batch.keep)] * len(sequences)
@@ -68,8 +69,8 @@ class PairObjective(Objective, ABC):
             reference=self._reference(drawn),
         )
 
-    def _reference(self, drawn: list[Pair]) -> Tensor | None:
-        return None
+    def _reference(self, drawn: list[Pair]) -> Tensor:
+        return torch.empty(0, 2)
 
     def refer_to(
         self, base: nn.Module, pairs: Iterable[Pair], size: int, layout: Layout, accelerator: Accelerator
@@ -148,12 +149,18 @@ class OddsRatio(PairObjective):
         return math.log(vocabulary) + self.beta * math.log(2)
 
 
-def of(train: TrainSettings, valued: bool = True) -> Objective:
+def of(train: TrainSettings, valued: bool = True) -> AnyObjective:
     """The objective of the settings `train`. valued: False for a prediction, which has no values of the base."""
-    if not train.paired:
-        return ANSWERS
-    kind = {"dpo": DirectPreference, "orpo": OddsRatio}[train.objective]
-    return kind(train.preference_beta, {} if valued else defaultdict(lambda: (0.0, 0.0)))
+    return pairwise(train, valued) if train.paired else ANSWERS
+
+
+def pairwise(train: TrainSettings, valued: bool = True) -> PairObjective:
+    """The objective of pairs of the settings `train`. Raises UserError if they have none, or lack its beta."""
+    kinds: dict[str, type[PairObjective]] = {"dpo": DirectPreference, "orpo": OddsRatio}
+    if train.objective not in kinds or train.preference_beta is None:
+        raise UserError(f"train.objective={train.objective} requires train.preference_beta, the preference's weight.")
+    none: dict[int, tuple[float, float]] = {} if valued else defaultdict(lambda: (0.0, 0.0))
+    return kinds[train.objective](train.preference_beta, none)
 
 
 def by_length(pairs: Iterable[Pair], size: int) -> list[list[Pair]]:

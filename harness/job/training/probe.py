@@ -21,10 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 from harness.job.data.batching import Batch
 from harness.job.measure.busy import measure as measure_busy
-from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.live_memory import Kind, LiveBytes
 from harness.job.methods import optimizers
 from harness.job.training import loop
-from harness.job.training.loop import Objective
+from harness.job.training.loop import AnyObjective
 from harness.record import Probe
 
 SVD = torch.ops.aten._linalg_svd.default
@@ -40,7 +40,7 @@ def steps(
     live: LiveBytes,
     count: int = 2,
     busy: bool = False,
-    objective: Objective = loop.ANSWERS,
+    objective: AnyObjective = loop.ANSWERS,
 ) -> Probe:
     """Probe `count` steps on the micro-batches `micro`.
 
@@ -106,7 +106,7 @@ def steps(
 
 @torch.no_grad()
 def forward(
-    model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes, objective: Objective = loop.ANSWERS
+    model: nn.Module, batch: Batch, accelerator: Accelerator, live: LiveBytes, objective: AnyObjective = loop.ANSWERS
 ) -> Probe:
     """Probe one forward pass without gradients over `batch`, its loss included."""
     model.eval()
@@ -169,14 +169,18 @@ def see_weights(model: nn.Module, added: set[int], live: LiveBytes) -> None:
 
 def _show_gathered(model: nn.Module, added: set[int], live: LiveBytes) -> list[RemovableHandle]:
     """Count in `live` the weights of each part of a sharded `model` as they are gathered."""
-    kinds = {name: "adapters" if id(p) in added else "weights" for name, p in model.named_parameters()}
+    kinds: dict[str, Kind] = {name: "adapters" if id(p) in added else "weights" for name, p in model.named_parameters()}
 
     def show(prefix: str, part: nn.Module) -> None:
         for name, p in part.named_parameters(prefix):
             live.see(p, kinds.get(name, "weights"))  # a tied parameter has another name
 
-    parts = [(name, part) for name, part in model.named_modules() if isinstance(part, FSDPModule)]
+    parts = [(name, part) for name, part in model.named_modules() if _is_sharded(part)]
     return [part.register_forward_pre_hook(lambda part, _, name=name: show(name, part)) for name, part in parts]
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    return isinstance(part, FSDPModule)
 
 
 def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:

@@ -196,7 +196,7 @@ def require_dictionary(error: AttributeError) -> None:
 def require_choices(overrides: list[str]) -> None:
     """Raise UserError for the first override that gives a config group something other than a name."""
     for override in OverridesParser.create().parse_overrides(overrides):
-        named = override.is_sweep_override() or isinstance(override.value(), str | list | None)
+        named = override.is_sweep_override() or isinstance(override.value(), str | list)
         group = override.key_or_group
         if (choices := group_files(group)) and not named:
             one_of(group, override.get_value_element_as_str(), choices)

@@ -161,7 +161,7 @@ def test_a_job_that_is_killed_while_it_scores_is_told(folder):
 
     def kill(event):
         if event.phase == "load":
-            holder = runner._server._holder.pid
+            holder = runner._server._holder.process.pid
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 

@@ -17,10 +17,10 @@ from with_llama_cpp import continues_as, needs_llama_cpp
 from harness import record
 from harness.__main__ import main
 from harness.job import prepared_inputs
-from harness.job.__main__ import SERVE
 from harness.job.evaluate import scoring
 from harness.job.export import modelfile
 from harness.job.models import embedded
+from harness.job.services import named
 from harness.protocol import decode_request, encode
 from harness.record import CARD, model_folder, read
 from harness.studies.export import export_model
@@ -52,7 +52,7 @@ def results(tmp_path_factory):
 def job_here(monkeypatch):
     """Jobs of this module run in its process, which has loaded their libraries."""
     monkeypatch.setattr(
-        runner, "ask", lambda request, on_event: SERVE[type(request)](decode_request(encode(request)), on_event)
+        runner, "ask", lambda request, on_event: named(request.target)(decode_request(encode(request)), on_event)
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from job_helpers import run_tiny
 
-from harness.job import run_cell
+from harness.job.evaluate import scoring
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.phases import Meter
 
@@ -56,7 +56,7 @@ def test_phases_follow_one_another_within_the_whole(tmp_path):
 
 def test_scoring_does_not_touch_the_memory_of_training(tmp_path, monkeypatch):
     stock = ("speedups=off", "eval.limit=64")  # our own scoring fills its rows whatever the batch size
-    score, peaks = run_cell.scoring.score, []
+    score, peaks = scoring.score, []
 
     def counted(*args, **keywords):
         with LiveBytes(CPU) as live:
@@ -64,7 +64,7 @@ def test_scoring_does_not_touch_the_memory_of_training(tmp_path, monkeypatch):
         peaks.append(live.peak)
         return found
 
-    monkeypatch.setattr(run_cell.scoring, "score", counted)
+    monkeypatch.setattr(scoring, "score", counted)
     small, large = (run_tiny(tmp_path, f"eval.batch_size={n}", *stock) for n in (1, 64))
     assert small.probe == large.probe
     assert small.phases["probe"].memory.allocated_peak == large.phases["probe"].memory.allocated_peak

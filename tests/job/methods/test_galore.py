@@ -8,7 +8,7 @@ import pytest
 import torch
 from galore_torch import GaLoreAdamW
 from galore_torch.galore_projector import GaLoreProjector
-from job_helpers import composed, prepared, tiny
+from job_helpers import composed, prepared, tiny, trained
 from torch import Tensor
 
 from harness.job.methods import optimizers
@@ -116,8 +116,7 @@ def test_training_by_it_learns_as_well():
     losses = {}
     for method in ("galore", "galore_rsvd"):
         bench = prepared(tiny(f"method={method}", "rank=8", "lr=0.005", "train.max_steps=20"))
-        arguments = (bench.steps, bench.settings, bench.accelerator, lambda: 0.0, lambda event: None)
-        measured, _ = loop.train(bench.net, bench.optimizer, *arguments)
+        measured, _ = trained(bench)
         losses[method] = [point.loss for point in measured.loss]
     assert losses["galore_rsvd"][-1] < 0.9 * losses["galore_rsvd"][0]
     assert losses["galore_rsvd"][-1] == pytest.approx(losses["galore"][-1], rel=0.05)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from job_helpers import composed, prepared
+from job_helpers import composed, prepared, trained
 
 from harness.job.models import adapter_merge
 from harness.job.training import loop
@@ -50,9 +50,7 @@ def test_lora_lowers_the_validation_loss_and_merges(bench):
         return loop.answer_loss(bench.net, bench.held_out, bench.accelerator)
 
     before = validate()
-    _, (after,) = loop.train(
-        bench.net, bench.optimizer, bench.steps, bench.settings, bench.accelerator, validate, lambda event: None
-    )
+    _, (after,) = trained(bench, validate)
     assert after.loss < before - 0.1
     merged, told = adapter_merge.merge(bench.net, bench.held_out[0], bench.accelerator)
     assert told.merged

@@ -23,7 +23,7 @@ OFFLOAD = "train.activation_offload=true"
 def moved(monkeypatch):
     """The storages that were moved: whose they were, and their copies."""
     seen = []
-    pack = activation_offload._Offload.pack
+    pack = activation_offload._ForwardPass.pack
 
     def packed(self, tensor):
         found = pack(self, tensor)
@@ -31,7 +31,7 @@ def moved(monkeypatch):
             seen.append((tensor.untyped_storage(), tensor._version, found.storage))
         return found
 
-    monkeypatch.setattr(activation_offload._Offload, "pack", packed)
+    monkeypatch.setattr(activation_offload._ForwardPass, "pack", packed)
     return seen
 
 

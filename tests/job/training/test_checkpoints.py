@@ -17,7 +17,7 @@ from job_helpers import no_peak, run_leased, run_request, tiny  # noqa: F401
 from smaller import SMALLER
 
 from harness.config import CONF
-from harness.job import run_cell
+from harness.job.models import adapter_merge
 from harness.job.training import checkpoints
 from harness.protocol import Progress
 from harness.record import Cell, Memory, Phase, Precautions, Record, Tokens, Train, read
@@ -327,7 +327,7 @@ def test_a_failed_cell_keeps_its_checkpoint_to_be_tried_again_from(tmp_path, mon
         raise RuntimeError("the adapter is torn")
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_cell.adapter_merge, "merge", broken)  # nothing real breaks there
+        patched.setattr(adapter_merge, "merge", broken)  # nothing real breaks there
         assert go(tmp_path, cell).status == "failed"
     assert found(tmp_path) == ["step-6"]
     again = go(tmp_path, cell)
@@ -360,7 +360,7 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
 
     def kill(event: Progress) -> None:
         if event.step == 22:
-            holder = runner._server._holder.pid
+            holder = runner._server._holder.process.pid
             (job,) = Path(f"/proc/{holder}/task/{holder}/children").read_text().split()
             os.kill(int(job), signal.SIGKILL)
 

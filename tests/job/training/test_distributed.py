@@ -23,11 +23,11 @@ from several_devices import SHORT, alike, go, short
 
 from harness import validate
 from harness.errors import UserError
-from harness.job import recording
 from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.predict import prediction, workers
+from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
@@ -189,17 +189,17 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def sleeping(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def sleeping(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     note(folder / str(rank.number), os.getpid())
     time.sleep(600)
 
 
-def refusing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def refusing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     sleeping(folder, report, rank) if rank.number == 0 else time.sleep(0.5)
     raise UserError("rank 1 can't work with this.")
 
 
-def agreeing(folder: Path, report: launch.Report, rank: distributed.Rank) -> None:
+def agreeing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
     torch.cpu._is_avx512_bf16_supported = lambda: True
     timing.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
@@ -212,7 +212,7 @@ def agreeing(folder: Path, report: launch.Report, rank: distributed.Rank) -> Non
     note(folder / str(rank.number), (str(dtype), time, parts, joules))
 
 
-def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.Rank) -> None:
+def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.LaunchedRank) -> None:
     """Shards a model and gathers it."""
     folder, cell = asked
     net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
@@ -398,13 +398,14 @@ def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
 def test_a_build_for_cuda_without_a_gpu_trains_on_processes_of_the_cpu(tmp_path, cuda_build, handler):
     cell = tiny(*SHORT, *TWO, "eval.tasks=[]", "train.max_steps=1", "train.validate_every=null")
     path = tmp_path / f"{cell.name}.json"
-    assert launch.run(2, recording.run, RunCell(cell, "test", str(path)), lambda event: None) == 0
+    assert launch.run(2, run_cell, RunCell(cell, "test", str(path)), lambda event: None) == 0
     found = read(path)
     assert (found.status, found.environment["device"]["type"]) == ("ok", "cpu"), found.failure
 
 
 def out_of_memory(size: int, nodes: int, devices: int) -> Record:
     train = {"batch_size": size, "grad_accum": 1, "nodes": nodes, "devices": devices}
+    train |= {"max_length": 512, "validation_items": 4, "precision": "fp32"}
     record = make_record("lora", status="oom", settings={"method": {"optim": {}}, "train": train})
     record.failure = Failure("train", 3, "no memory")
     return record

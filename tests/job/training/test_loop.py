@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from job_helpers import prepared, tiny
+from job_helpers import prepared, tiny, trained
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -19,15 +20,13 @@ from transformers import AutoModelForCausalLM
 from harness.job.measure import timing
 from harness.job.models import adapter_merge, embedded
 from harness.job.training import loop
+from harness.job.training.divergence import Diverged
+from harness.job.training.halving import CellHalving, Competitor
+from harness.record import StopRule
 from harness.settings import TrainSettings
 
 METHODS = ("full", "lora", "dora", "galore")
 STEPS = 12
-
-
-def trained(bench: SimpleNamespace, validate=lambda: 0.0, report=lambda event: None):
-    """Run the loop on what a job has in hand."""
-    return loop.train(bench.net, bench.optimizer, bench.steps, bench.settings, bench.accelerator, validate, report)
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +125,11 @@ def test_a_step_that_fails_leaves_autocast(monkeypatch):
 
 
 def test_warm_up_rises_linearly_and_half_a_cosine_falls_to_zero():
-    factor = loop.rate_factor(TrainSettings(max_steps=10, warmup_ratio=0.2))
+    factor = loop.rate_factor(TrainSettings(warmup_ratio=0.2), 10)
     assert [factor(i) for i in (0, 1, 2, 6, 10)] == pytest.approx([1 / 3, 2 / 3, 1.0, 0.5, 0.0])
     assert all(factor(i) > factor(i + 1) > 0 for i in range(2, 9))
-    assert loop.rate_factor(TrainSettings(max_steps=10, warmup_ratio=0.0))(0) == 1.0
-    assert loop.rate_factor(TrainSettings(max_steps=1, warmup_ratio=0.9))(0) > 0
+    assert loop.rate_factor(TrainSettings(warmup_ratio=0.0), 10)(0) == 1.0
+    assert loop.rate_factor(TrainSettings(warmup_ratio=0.9), 1)(0) > 0
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_warm_up_rises_linearly_and_half_a_cosine_falls_to_zero():
     ],
 )
 def test_after_the_warm_up_the_rate_follows_the_schedule_to_its_end(schedule, final, expected):
-    factor = loop.rate_factor(TrainSettings(max_steps=9, warmup_ratio=0.1, schedule=schedule, final_lr=final))
+    factor = loop.rate_factor(TrainSettings(warmup_ratio=0.1, schedule=schedule, final_lr=final), 9)
     assert [factor(i) for i in (0, 1, 5, 9)] == pytest.approx(expected)
 
 
@@ -208,26 +207,26 @@ def test_another_seed_trains_in_another_order():
 def test_a_loss_that_is_not_finite_stops_at_its_step():
     bench = prepared(tiny("method=full", "lr=1e36", "train.warmup_ratio=0", "train.max_steps=5"))
     taken = []
-    with pytest.raises(loop.Diverged, match="loss became nan at step 2") as stopped:
+    with pytest.raises(Diverged, match="loss became nan at step 2") as stopped:
         trained(bench, report=taken.append)
     assert stopped.value.step == 2
     assert [event["step"] for event in taken] == [1]
 
 
 def test_under_a_rule_for_hopeless_cells_a_model_that_knows_nothing_any_more_ends_at_once():
-    ends = SimpleNamespace(rungs={}, meter=SimpleNamespace(aside=nullcontext))
+    meter = SimpleNamespace(aside=nullcontext)
+    ends = CellHalving(StopRule(0.1, 3), Path("."), Competitor("cell", "group", "setting"), {}, meter)
     at = []
     for halving in (ends, None):
         bench = prepared(tiny("method=full", "lr=1e3", "train.warmup_ratio=0", "train.max_steps=4"))
-        run = (bench.net, bench.optimizer, bench.steps, bench.settings, bench.accelerator)
-        with pytest.raises(loop.Diverged, match=r"no better than a uniform guess \(6\.93\)") as stopped:
-            loop.train(*run, lambda: 99.0, lambda event: None, guess=6.93, halving=halving)
+        with pytest.raises(Diverged, match=r"no better than a uniform guess \(6\.93\)") as stopped:
+            trained(bench, lambda: 99.0, guess=6.93, halving=halving)
         at.append(stopped.value.step)
     assert at == [2, 4]
 
 
 def test_a_validation_loss_that_is_not_finite_is_divergence_too():
-    with pytest.raises(loop.Diverged, match="validation loss became nan at step 3"):
+    with pytest.raises(Diverged, match="validation loss became nan at step 3"):
         trained(prepared(tiny()), validate=lambda: math.nan)
 
 
@@ -258,11 +257,6 @@ def test_only_the_steps_are_on_the_clock(monkeypatch):
         nonlocal now
         now += amount
 
-    def slowly():
-        for step in steps:
-            passes(1000)  # making a batch
-            yield step
-
     def validate() -> float:
         passes(1000)
         return 1.0
@@ -271,8 +265,7 @@ def test_only_the_steps_are_on_the_clock(monkeypatch):
     bench.net.register_forward_hook(lambda *_: passes(0.5 if bench.net.training else 0.0))
     bench.optimizer.optimizer.register_step_post_hook(lambda *_: passes(next(durations)))
     raw = [micro[0].raw for micro in bench.steps]
-    steps, bench.steps = bench.steps, slowly()
-    measured, _ = trained(bench, validate, report=lambda event: passes(1000))
+    measured, _ = trained(bench, validate, report=lambda event: passes(1000), begin=lambda step: passes(1000))
     assert measured.step_seconds == [s + 0.5 for s in seconds]
     assert measured.laps == {"forward": [0.5] * 6, "backward": [0.0] * 6, "optimizer": seconds}
     assert measured.warmup_steps == 3

@@ -24,7 +24,7 @@ from job_helpers import no_peak, run_leased  # noqa: F401
 from several_devices import alike, go, short
 
 from harness.errors import UserError
-from harness.job import recording
+from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch
 from harness.protocol import Progress, Rendezvous, RunCell, decode_request, encode
 from harness.record import Cell, Precautions
@@ -64,9 +64,7 @@ def train_along(cell: Cell, port: int, seconds: float, job: Callable[..., Any]) 
 
 
 @contextmanager
-def second(
-    cell: Cell, port: int, seconds: float = 60, job: Callable[..., Any] = recording.run
-) -> Iterator[BaseProcess]:
+def second(cell: Cell, port: int, seconds: float = 60, job: Callable[..., Any] = run_cell) -> Iterator[BaseProcess]:
     """The second machine, in the working folder; it must end by itself."""
     machine = get_context("fork").Process(target=train_along, args=(cell, port, seconds, job))
     machine.start()
@@ -196,7 +194,7 @@ def test_machines_that_run_other_cells_say_so():
     one, two = short("method=lora", *TWO), short("method=full", *TWO)
     port = free_port()
     with second(two, port) as job, pytest.raises(UserError) as error:
-        launch.run(1, recording.run, asked(one), lambda event: None, place(0, port, 5))
+        launch.run(1, run_cell, asked(one), lambda event: None, place(0, port, 5))
     assert job.exitcode == 2
     assert str(error.value) == refused(port) == f"All machines must run one cell, got {one.name} and {two.name}."
 

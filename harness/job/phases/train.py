@@ -1,0 +1,130 @@
+"""Trains and validates a cell's model, and leaves the other devices that it was trained on."""
+
+from __future__ import annotations
+
+import gc
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from harness.job.data.batching import Layout
+from harness.job.local_cell import LocalCell
+from harness.job.phases.load import Loaded, adapted_model
+from harness.job.phases.prepare import TrainingPlan
+from harness.job.training import attention, compiled, distributed, loop
+from harness.job.training.checkpoints import Checkpoints
+from harness.job.training.divergence import Divergence, Validation
+from harness.job.training.halving import CellHalving, Pruned
+from harness.record import Probe, Record, Train, ValidationPoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training measured. ended: the step and the reason of an early end, null if all steps were taken."""
+
+    train: Train
+    validations: list[ValidationPoint]
+    ended: tuple[int, str] | None
+
+    def raise_if_ended(self) -> None:
+        """Raise Pruned if training ended early."""
+        if self.ended is not None:
+            raise Pruned(*self.ended)
+
+
+def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan) -> Trained:
+    """Train `model`, from the last checkpoint if there is one. Raises Diverged."""
+    cell.reporter.enter("train")
+    settings, accelerator = plan.settings, cell.accelerator
+    optimizer = accelerator.prepare_optimizer(plan.build(accelerator.unwrap_model(model)))
+    if settings.compile:
+        plan.undo.callback(compiled.enable(model))
+    halving = CellHalving.of(cell.request, plan.steps, cell.meter)
+    steps = loop.StepBatches(plan.steps, partial(cell.objective.batch, loaded.layout), cell.reporter.begin_step)
+    with cell.meter.window("train"), cell.gpu:
+        schedule = LambdaLR(optimizer, loop.rate_factor(settings, len(steps)))
+        checkpoints = _checkpoints(cell)
+        history = _history(checkpoints, model, optimizer, schedule)
+        divergence = Divergence(loaded.guess, at_once=halving is not None)
+        measure = partial(validate, cell, model, loaded)
+        validation = Validation(measure, settings.validate_every, len(steps), divergence, halving)
+        loop.train(
+            *(model, optimizer, schedule, steps, settings, accelerator),
+            *(history, divergence, validation, cell.reporter.end_step, halving, checkpoints),
+            objective=cell.objective,
+        )
+        measured = history.measured(steps.fingerprint, None if checkpoints is None else checkpoints.every)
+    plan.undo.close()
+    return Trained(measured, history.validations, None if halving is None else halving.ended)
+
+
+def _checkpoints(cell: LocalCell) -> Checkpoints | None:
+    of = {"cell": cell.cell.id, "batch_size": cell.batch_size, "fingerprints": cell.inputs.fingerprints}
+    of |= {"precision": cell.precision, "speedups": dict(cell.speedups)}
+    return Checkpoints.asked_for(cell.request, of, cell.meter, cell.accelerator.device)
+
+
+def _history(
+    checkpoints: Checkpoints | None, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> loop.History:
+    """What training has measured so far, by the checkpoint from which all devices resume; empty without one."""
+    state = None if checkpoints is None else checkpoints.restore(model, optimizer, schedule)
+    history = loop.History() if state is None else loop.History.resumed(state)
+    if len(set(gather_object([history.steps]))) > 1:
+        raise RuntimeError("Not every device could resume from the checkpoint.")
+    return history
+
+
+def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> float:
+    """The validation loss, which a tracker is told."""
+    validation_loss = loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective)
+    cell.reporter.track({"validation/loss": validation_loss})
+    return validation_loss
+
+
+def validate_untuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> list[ValidationPoint]:
+    """The one validation of an untuned model. Raises FloatingPointError if its loss is not finite."""
+    cell.reporter.enter("validate")
+    with cell.meter.window("validate"):
+        validation_loss = validate(cell, model, loaded)
+    if not math.isfinite(validation_loss):
+        raise FloatingPointError(f"The validation loss of the untuned model is {validation_loss}.")
+    return [ValidationPoint(0, 0, validation_loss)]
+
+
+def free_training(cell: LocalCell) -> None:
+    """Free what only training needs: the optimizer's state and, with DDP, the buckets of gradients."""
+    cell.accelerator.free_memory()  # accelerate keeps all that it prepared
+    gc.collect()  # a schedule's patch makes an optimizer refer to itself
+
+
+def leave(
+    cell: LocalCell, rank: distributed.LaunchedRank, model: nn.Module, probed: Probe, result: Record
+) -> dict[str, torch.Tensor]:
+    """Leave the other devices, with the figures of all in `result`.
+
+    Returns the whole weights of a sharded model by name, in the first process.
+    """
+    weights = distributed.weights(model, cell.accelerator, cell.sharded)
+    result.gpus = gather_object(cell.gpu.states())
+    result.probe, gpu_ids = distributed.combine(probed, cell.meter.phases, cell.accelerator.device)
+    if gpu_ids is not None:
+        cell.device_facts["id"] = gpu_ids
+    cell.leave(rank)
+    return weights
+
+
+def gather(cell: LocalCell, weights: dict[str, torch.Tensor], layout: Layout) -> nn.Module:
+    """The whole model with its tuned `weights`, which are used up, on one device."""
+    gc.collect()
+    model, _ = adapted_model(cell, "gather", cell.accelerator.device)
+    distributed.restore(model, weights)
+    if layout.flat:
+        attention.enable(model)
+    return model

@@ -1,0 +1,148 @@
+"""What jobs do besides running a cell: a function for each kind of request, which names it as its target.
+
+A target takes the request and a function that sends events. What a request names under `prepare` is called in the
+server before the job is forked, so that later jobs find it loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.protocol import (
+    AskModels,
+    CheckCells,
+    CheckTasks,
+    ExamineMachine,
+    ExportModel,
+    JobEvent,
+    JudgeAnswers,
+    PlanCells,
+    Progress,
+    Rescore,
+    Result,
+    RunCell,
+    Synthesize,
+    Warned,
+)
+from harness.settings import DataSettings
+
+Send = Callable[[JobEvent], None]
+Report = Callable[[dict[str, Any]], None]
+
+
+def named(target: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names."""
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def progress(send: Send, **same: Any) -> Report:
+    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
+    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
+
+
+def check(request: CheckCells, send: Send) -> None:
+    from harness.job import preflight
+    from harness.job.api import run_api_cell
+
+    preflight.check(request.cells, request.data_root, request.local)
+    for cell in request.cells:
+        if (access := request.access.get(cell.id)) is not None:
+            estimate = run_api_cell.estimate(cell, access, request.data_root, request.local.include_path)
+            send(Result({"id": cell.id, "estimate": estimate}))
+
+
+def plan(request: PlanCells, send: Send) -> None:
+    from harness.job.predict import workers
+
+    for answer in workers.answer(request):
+        send(Result(answer))
+
+
+def examine(request: ExamineMachine, send: Send) -> None:
+    from harness.job import machine
+
+    send(Result(machine.examine(request.models, request.data, request.data_root)))
+
+
+def check_tasks(request: CheckTasks, send: Send) -> None:
+    from harness.job import prepared_inputs
+
+    prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
+
+
+def rescore(request: Rescore, send: Send) -> None:
+    from harness.job.evaluate import rescoring
+
+    path, report = Path(request.path), progress(send)
+    rescoring.rescore(path, request.settings, request.data_root, report, request.local, request.cell)
+
+
+def synthesize(request: Synthesize, send: Send) -> None:
+    from harness.job.data.generators import synthesis
+
+    send(Result(synthesis.synthesize(request, progress(send, phase="synthesize"))))
+
+
+def ask(request: AskModels, send: Send) -> None:
+    from harness.job.evaluate import prompting
+
+    send(Result(prompting.ask(request, progress(send, phase="ask"))))
+
+
+def judge(request: JudgeAnswers, send: Send) -> None:
+    from harness.job.api.judge import AnswerPair, Judge
+
+    judge = Judge(request.judge_url, request.judge, request.timeout, lambda sentence: send(Warned(sentence)))
+    pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
+    found = judge.compare(pairs, request.concurrency)
+    send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
+
+
+def export(request: ExportModel, send: Send) -> None:
+    from harness.job.export import exporting
+
+    exporting.export(request)
+    send(Result({"folder": request.out}))
+
+
+# Before a fork
+
+
+def prepare_cell(request: RunCell) -> None:
+    """Load the cell's data, tokenizer and tasks."""
+    from harness.job import prepared_inputs
+
+    with suppress(Exception):  # the job meets the same error, and reports it
+        prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
+
+
+def prepare_check(request: CheckCells) -> None:
+    """Index the tasks of the cells: it takes seconds, and the cells need it too."""
+    from harness.job.evaluate import task_index
+
+    with suppress(UserError):
+        include = task_index.IncludedTasks.of(request.local.include_path)
+        for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
+            task_index.index_of(tasks, include)
+
+
+def prepare_tasks(request: CheckTasks) -> None:
+    """Load the tasks."""
+    from harness.job import prepared_inputs
+
+    with suppress(Exception):
+        prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
+
+
+def prepare_scoring(request: Rescore) -> None:
+    """Load the tasks, without the record's data, which are not read here."""
+    from harness.job import prepared_inputs
+
+    with suppress(Exception):
+        prepared_inputs.tasks(request.settings, DataSettings(), request.data_root, request.local.include_path)
