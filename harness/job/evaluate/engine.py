@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
-from harness.job.evaluate.answer_writer import AnswerWriter, AnswerEnd
+from harness.job.evaluate.answer_writer import AnswerEnd, AnswerWriter
 from harness.job.evaluate.decoding import not_plain, written
 from harness.job.evaluate.kv_cache import BLOCK, filled_layers
 from harness.job.evaluate.row_model import RowModel
