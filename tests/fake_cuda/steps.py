@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import adapting, empty_weights, loading
-from harness.job.predict import prediction, shapes
+from harness.job.predict import fake_probe, prediction, shapes
 from harness.record import Cell
 
 GPU = torch.device("cuda:0")
@@ -121,7 +121,7 @@ def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
             except empty_weights.NeedsValues:
                 planned, shell = None, with_values
             with (
-                mock.patch.object(prediction, "LiveBytes", Watched),
+                mock.patch.object(fake_probe, "LiveBytes", Watched),
                 mock.patch.object(empty_weights, "shell", shell),
                 values,
             ):

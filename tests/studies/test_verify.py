@@ -48,69 +48,76 @@ def test_the_published_records_are_sound(study):
     assert verify.study(ROOT / "results" / "reference", study)[1] == []
 
 
-def damages():
-    """By name what is done to the record at a path, and what is said of it."""
-
-    def truncate(path):
-        path.write_text(path.read_text()[:-20])
-
-    def other_settings(path):
-        edit(path, lambda r: change(r, train={"max_steps": 51}))
-
-    def other_rank(path):
-        edit(path, lambda r: setattr(r.cell, "rank", 8))
-
-    def rename(path):
-        items(path).rename(path.with_name("mine.items.parquet"))
-        path.rename(path.with_name("mine.json"))
-
-    def lose_items(path):
-        items(path).unlink()
-
-    def flip_a_byte(path):
-        content = bytearray(items(path).read_bytes())
-        content[len(content) // 2] ^= 1
-        items(path).write_bytes(content)
-
-    def cut_items(path):
-        items(path).write_bytes(items(path).read_bytes()[:100])
-        edit(path, lambda r: setattr(r, "items_sha256", verify.record.sha256(items(path))))
-
-    def other_columns(path):
-        pq.write_table(pa.table({"value": [1.0]}), items(path))
-        edit(path, lambda r: None, fresh_hash=True)
-
-    def texts_for_values(path):
-        table = pq.read_table(items(path))
-        at = table.column_names.index("value")
-        pq.write_table(table.set_column(at, "value", [["a", "b", "c", "d"]]), items(path))
-        edit(path, lambda r: None, fresh_hash=True)
-
-    def fewer_items(path):
-        pq.write_table(pq.read_table(items(path)).slice(1), items(path))
-        edit(path, lambda r: None, fresh_hash=True)
-
-    def another_mean(path):
-        edit(path, lambda r: setattr(r.scores[0], "value", 0.51))
-
-    return {
-        "truncated": (truncate, "is not complete JSON"),
-        "settings": (other_settings, "which is not that of its settings: one of them was edited"),
-        "rank": (other_rank, "whose settings are those of lora-r8-a32-lr2e-4-s0-"),
-        "file": (rename, "mine.json holds the cell lora-r16-a32-lr2e-4-s0-"),
-        "no items": (lose_items, "is missing: the scores of its record can't be compared item by item"),
-        "hash": (flip_a_byte, "is not the file that its record was written with: the hashes differ"),
-        "no parquet": (cut_items, "can't be read as items"),
-        "columns": (other_columns, "can't be read as items"),
-        "texts": (texts_for_values, "can't be read as items"),
-        "n": (fewer_items, "has 3 items of gsm8k exact_match strict-match; its record counts 4"),
-        "mean": (another_mean, "has a mean of 0.5 in gsm8k exact_match strict-match; its record says 0.51"),
-    }
+def truncate(path):
+    path.write_text(path.read_text()[:-20])
 
 
-@pytest.mark.parametrize("name", damages())
-def test_damage_is_named_in_one_sentence(path, tmp_path, capsys, name):
-    damage, said = damages()[name]
+def other_settings(path):
+    edit(path, lambda r: change(r, train={"max_steps": 51}))
+
+
+def other_rank(path):
+    edit(path, lambda r: setattr(r.cell, "rank", 8))
+
+
+def rename(path):
+    items(path).rename(path.with_name("mine.items.parquet"))
+    path.rename(path.with_name("mine.json"))
+
+
+def lose_items(path):
+    items(path).unlink()
+
+
+def flip_a_byte(path):
+    content = bytearray(items(path).read_bytes())
+    content[len(content) // 2] ^= 1
+    items(path).write_bytes(content)
+
+
+def cut_items(path):
+    items(path).write_bytes(items(path).read_bytes()[:100])
+    edit(path, lambda r: setattr(r, "items_sha256", verify.record.sha256(items(path))))
+
+
+def other_columns(path):
+    pq.write_table(pa.table({"value": [1.0]}), items(path))
+    edit(path, lambda r: None, fresh_hash=True)
+
+
+def texts_for_values(path):
+    table = pq.read_table(items(path))
+    at = table.column_names.index("value")
+    pq.write_table(table.set_column(at, "value", [["a", "b", "c", "d"]]), items(path))
+    edit(path, lambda r: None, fresh_hash=True)
+
+
+def fewer_items(path):
+    pq.write_table(pq.read_table(items(path)).slice(1), items(path))
+    edit(path, lambda r: None, fresh_hash=True)
+
+
+def another_mean(path):
+    edit(path, lambda r: setattr(r.scores[0], "value", 0.51))
+
+
+DAMAGES = {  # by name what is done to the record at a path, and what is said of it
+    "truncated": (truncate, "is not complete JSON"),
+    "settings": (other_settings, "which is not that of its settings: one of them was edited"),
+    "rank": (other_rank, "whose settings are those of lora-r8-a32-lr2e-4-s0-"),
+    "file": (rename, "mine.json holds the cell lora-r16-a32-lr2e-4-s0-"),
+    "no items": (lose_items, "is missing: the scores of its record can't be compared item by item"),
+    "hash": (flip_a_byte, "is not the file that its record was written with: the hashes differ"),
+    "no parquet": (cut_items, "can't be read as items"),
+    "columns": (other_columns, "can't be read as items"),
+    "texts": (texts_for_values, "can't be read as items"),
+    "n": (fewer_items, "has 3 items of gsm8k exact_match strict-match; its record counts 4"),
+    "mean": (another_mean, "has a mean of 0.5 in gsm8k exact_match strict-match; its record says 0.51"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_named_in_one_sentence(path, tmp_path, capsys, damage, said):
     damage(path)
     sound(make_record("full"), tmp_path / "demo")
     assert main(["verify", "--results-dir", str(tmp_path)]) == 1

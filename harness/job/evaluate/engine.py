@@ -9,14 +9,12 @@ If the numbers would differ, `HFLM` does the work, and `Engine.used` has the rea
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -30,13 +28,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from harness.errors import UserError
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
-from harness.job.evaluate.decoding import cache_keyword, not_plain, written
-from harness.job.evaluate.kv_cache import BLOCK, Lent, Slots, filled_layers
-from harness.job.evaluate.rows import PlacedRow, Segment, Tokens
+from harness.job.evaluate.answer_writer import AnswerEnd, AnswerWriter
+from harness.job.evaluate.decoding import not_plain, written
+from harness.job.evaluate.kv_cache import BLOCK, filled_layers
+from harness.job.evaluate.row_model import RowModel
+from harness.job.evaluate.row_scorer import LogLikelihood, RequestedSequences, RowScorer
+from harness.job.evaluate.rows import Segment, Tokens
 from harness.job.evaluate.tokenised_once import Request, TokenisedOnce
 from harness.job.models.structure import prompted
-from harness.job.training import attention
-from harness.job.training.attention import PROMPTED, SequenceRow
+from harness.job.training.attention import PROMPTED
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
 UNREAD = {"cpu": 1, "cuda": 32}  # rows that are computed before their results are read
@@ -60,7 +60,7 @@ class Engine(TokenisedOnce):
         self.used: dict[str, str] = {}
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         self.room, self.unread = ROW[kind], UNREAD[kind]
-        self.kernels = self._kernels()
+        self.row_model = RowModel(self.model, self.device, self.mixed_precision_dtype)
 
     @property
     def batch_size(self) -> int:
@@ -70,65 +70,26 @@ class Engine(TokenisedOnce):
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    ) -> list[LogLikelihood]:
         """Sums of log-probabilities in nats, and whether greedy decoding gives the same text."""
-        asked: dict[Tokens, list[int]] = defaultdict(list)  # choices that differ in their last token only are one
-        for index, (_, context, continuation) in enumerate(requests):
-            asked[tuple((context + continuation)[-(self.max_length + 1) :][:-1])].append(index)
+        sequences = RequestedSequences(requests, self.max_length)
         _tell_cut([len(context) + len(continuation) for _, context, continuation in requests], self.max_length + 1)
-        if not self._permitted("shared_prefix", self._obstacle(asked)):
+        if not self._permitted("shared_prefix", self._obstacle(sequences.tokens)):
             self._fit_unshared([context + continuation for _, context, continuation in requests])
             return self.batch.run(partial(super()._loglikelihood_tokens, requests, disable_tqdm, override_bs))
-        answers: dict[int, tuple[float, bool]] = {}
+        answers: dict[int, LogLikelihood] = {}
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
-        row = rows.TokenRow([], [])  # that is computed
 
-        def answer() -> None:
-            """Answer what is left, in rows of `room` tokens."""
-            nonlocal row
-            left = [sequence for sequence, indices in asked.items() if indices[0] not in answers]
-            wanted = [max(len(requests[index][2]) for index in asked[sequence]) for sequence in left]
-            order: list[int] = []  # requests, and of each of their tokens what is on the device
-            likely: list[torch.Tensor] = []
-            greedy: list[torch.Tensor] = []
+        def keep(read: Iterator[tuple[int, LogLikelihood]]) -> None:
+            count = len(answers)
+            for index, answer in read:
+                answers[index] = answer
+                if (text := requests[index][0]) is not None:  # None for windows of a rolling request
+                    self.cache_hook.add_partial("loglikelihood", text, answer)
+            pbar.update(len(answers) - count)
 
-            def read() -> None:
-                """Read what is on the device, which it is waited for."""
-                lengths = [len(requests[index][2]) for index in order]
-                tokens = (torch.cat(parts).cpu().split(lengths) for parts in (likely, greedy))
-                for index, each, same in zip(order, *tokens, strict=True):
-                    answers[index] = (float(each.sum()), bool(same.all()))
-                    if (text := requests[index][0]) is not None:  # None for windows of a rolling request
-                        self.cache_hook.add_partial("loglikelihood", text, answers[index])
-                pbar.update(len(order))
-                order.clear()
-                likely.clear()
-                greedy.clear()
-
-            head: Tokens = ()
-            prefix: DynamicCache | None = None
-            for number, row in enumerate(rows.packed(left, wanted, self.room), start=1):
-                if row.prefix != head:
-                    head, prefix = row.prefix, self._encoded(row.prefix) if row.prefix else None
-                ends = itertools.accumulate(wanted[member] for member in row.members)
-                tokens: list[int] = []
-                places: list[int] = []
-                for member, end in zip(row.members, ends, strict=True):
-                    for index in asked[left[member]]:
-                        continuation = requests[index][2]
-                        order.append(index)
-                        tokens += continuation
-                        places += range(end - len(continuation), end)
-                logits, _, (at, said) = self._forward(row.segments, prefix, places, tokens)
-                probabilities = functional.log_softmax(logits.float(), dim=-1)
-                likely.append(probabilities[at, said])
-                greedy.append(probabilities.argmax(dim=-1)[at] == said)
-                if number % self.unread == 0:
-                    read()
-            if order:
-                read()
-
-        until_it_fits(answer, lambda: self._halve(row))
+        scorer = RowScorer(self.row_model, sequences, self.unread, keep)
+        until_it_fits(lambda: scorer.score(answers, self.room), lambda: self._halve(scorer.row))
         pbar.close()
         return [answers[index] for index in range(len(requests))]
 
@@ -184,55 +145,8 @@ class Engine(TokenisedOnce):
 
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
         """Index of each prompt and the tokens of its answer, as answers end."""
-        eos = self.model.generation_config.eos_token_id
-        last = set(eos) if isinstance(eos, list) else {eos}
-        # As in lm-eval: generated tokens of a text may differ from its encoding.
-        looked_at = 2 + max(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in until)
-        waiting = deque((prompts[m][:n], m) for n, group in rows.grouped([p[:-1] for p in prompts]) for m in group)
-        slots = Slots(self.batch_size, self.device)
-        writing: list[tuple[int, list[int]]] = []  # in the order of their slots
-        head: Tokens = ()
-        prefix: DynamicCache | None = None
-        only = torch.zeros(1, dtype=torch.long, device=self.device)
-
-        def ended(answer: list[int]) -> bool:
-            if len(answer) >= limit or answer[-1] in last:
-                return True
-            end = self.tokenizer.decode(answer[-looked_at:])
-            return any(text in end for text in until)
-
-        def appended(logits: torch.Tensor) -> Iterator[tuple[int, list[int]]]:
-            """Append the likeliest token to the last answers; yields answers that end, and frees their slots."""
-            tokens = logits.argmax(dim=-1).tolist()
-            for slot in reversed(range(len(writing) - len(tokens), len(writing))):
-                index, answer = writing[slot]
-                answer.append(tokens.pop())
-                if ended(answer):
-                    yield index, answer
-                    slots.drop(slot)
-                    writing[slot] = writing[-1]
-                    writing.pop()
-
-        while waiting or writing:
-            while waiting and len(writing) < self.batch_size:
-                if waiting[0][0] != head:
-                    head = waiting[0][0]
-                    prefix = self._encoded(head) if head else None
-                row: list[Segment] = []
-                while waiting and waiting[0][0] == head and len(writing) < self.batch_size:
-                    tail = prompts[waiting[0][1]][len(head) :]
-                    if row and rows.size(row) + len(tail) > self.room:
-                        break
-                    row.append(Segment(tail, len(head), 1))
-                    writing.append((waiting.popleft()[1], []))
-                logits, new, _ = self._forward(row, prefix)
-                slots.fill(prefix, new, [len(segment.tokens) for segment in row])
-                yield from appended(logits)
-            if writing:
-                ids, ends = rows.uploaded([[answer[-1] for _, answer in writing], slots.lengths], self.device)
-                positions = slots.extend(ends)
-                mask = (torch.arange(max(slots.lengths), device=self.device) <= positions)[:, None, None]
-                yield from appended(self._logits(ids[:, None], positions, mask, only, slots)[:, 0])
+        end = AnswerEnd(self.tokenizer, self.model.generation_config.eos_token_id, until, limit)
+        return AnswerWriter(self.row_model, prompts, end, self.batch_size, self.room).answers()
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -252,66 +166,6 @@ class Engine(TokenisedOnce):
         new = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
         return torch.cat([context, new], dim=1)
 
-    # The model
-
-    def _encoded(self, prefix: Tokens) -> DynamicCache:
-        return self._forward([Segment(prefix, 0, 0)], None)[1]
-
-    def _forward(
-        self, segments: list[Segment], prefix: DynamicCache | None, *extra: list[int]
-    ) -> tuple[torch.Tensor, DynamicCache, list[torch.Tensor]]:
-        """Logits at the wanted positions (positions, vocabulary), the cache of the new tokens, and `extra` placed."""
-        row = rows.placed(segments, self.device, *extra)
-        cache = Lent(prefix) if prefix else DynamicCache()
-        with self._attending(segments, row, prefix.get_seq_length() if prefix else 0) as mask:
-            return self._logits(row.ids, row.positions, mask, row.keep, cache)[0], cache, row.extra
-
-    @contextmanager
-    def _attending(self, segments: list[Segment], row: PlacedRow, before: int) -> Iterator[torch.Tensor | None]:
-        """A context in which the model's attention keeps apart what `row` does; yields the mask for where it can't.
-
-        before: tokens of the prefix.
-        """
-        lengths = tuple(len(segment.tokens) for segment in segments)
-        apart = self.kernels == "cuda" or (self.kernels == "cpu" and all(s.parent is None for s in segments))
-        if not apart or not attention.within_window(self.model, before + max(lengths)):
-            yield row.mask(before) if before or len(segments) > 1 else None
-            return
-        with attention.over(row.sequences(before) if self.kernels == "cuda" else SequenceRow(lengths, before, None)):
-            yield None
-
-    def _kernels(self) -> Literal["cpu", "cuda"] | None:
-        """Whose attention keeps the segments of a row apart; None if that takes masks. CUDA's computes in 16 bits."""
-        kind = self.model.config._attn_implementation
-        if kind == attention.ON_CUDA:
-            return "cuda" if (self.mixed_precision_dtype or self.model.dtype) in attention.HALF else None
-        return "cpu" if kind == attention.NAME and self.device.type == "cpu" else None
-
-    def _logits(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        mask: torch.Tensor | None,
-        keep: torch.Tensor,
-        cache: DynamicCache,
-    ) -> torch.Tensor:
-        """Logits at the indices `keep` of each row of `ids`: (rows, indices, vocabulary).
-
-        mask: which keys each query attends to (rows, 1, queries, keys); None: causal.
-        """
-        if mask is not None and self.model.config._attn_implementation == "eager":
-            mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
-        dtype = self.mixed_precision_dtype
-        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.model(
-                input_ids=ids,
-                position_ids=positions,
-                attention_mask=mask,
-                logits_to_keep=keep,
-                use_cache=True,
-                **{cache_keyword(self.model): cache},
-            ).logits
-
     # What a sequence takes
 
     def _cached_bytes(self, prompt: Tokens, more: int) -> int:
@@ -319,7 +173,7 @@ class Engine(TokenisedOnce):
 
         more: tokens after the prompt.
         """
-        layers = filled_layers(self._encoded(begin := prompt[: rows.CALL]))
+        layers = filled_layers(self.row_model.encode(begin := prompt[: rows.CALL]))
         each = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // len(begin)
         return each * (len(prompt) + more + BLOCK) + LOGIT * self.model.config.get_text_config().vocab_size
 
@@ -368,10 +222,10 @@ class Engine(TokenisedOnce):
         head, tail = tokens[: -rows.CALL], tokens[-rows.CALL :]
         row = [Segment(tail, len(head), 1)] * 2
         try:
-            ways = [self._forward(row, self._encoded(head) if head else None)[0]]
+            ways = [self.row_model.forward(row, self.row_model.encode(head) if head else None)[0]]
             if head and in_row:
                 inside = [dataclasses.replace(segment, parent=0) for segment in row]
-                ways.append(self._forward([Segment(head, 0, 0), *inside], None)[0])
+                ways.append(self.row_model.forward([Segment(head, 0, 0), *inside], None)[0])
         except Exception as error:  # a model may refuse such masks, positions or caches in many ways
             return f"the model raises {type(error).__name__} on shared prefixes"
         plain = self._model_call(torch.tensor([tokens], device=self.device))[0, -1]

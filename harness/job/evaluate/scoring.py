@@ -73,21 +73,7 @@ class Tasks:
             raise UserError(f"eval.tasks={HELD_OUT} requires training data in columns, such as data=local.")
         if manager is not ours() and data_root is None:
             hub.settle()
-        for name in settings.tasks:
-            if name == HELD_OUT:
-                if own is not None and own.runs_code and not settings.unsafe_code:
-                    raise _runs_code(name)
-                continue
-            if name not in manager.all_tasks:
-                near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                if not near and include is None:
-                    hint = " A task of your own requires eval.include_path= (`retry` and `score`: --include-path)."
-                raise UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
-            if settings.unsafe_code:
-                os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
-            elif runs_code(manager.task_index, name):
-                raise _runs_code(name)
+        _check_permitted(settings, manager, own, include)
         with sources.with_data_root(data_root):
             self.by_name: dict[str, dict[str, Any]] = {
                 name: {"tasks": {HELD_OUT: own}, "groups": {}} if name == HELD_OUT else self._load(manager, name)
@@ -97,15 +83,20 @@ class Tasks:
             leaf: task for loaded in self.by_name.values() for leaf, task in loaded["tasks"].items()
         }
         self._settle(settings)
-        self.sample: dict[str, list[int]] = {}
+        self.sample = self._drawn(settings)
         self._requests: dict[tuple[Any, ...], list[Instance]] = {}
         self._chat: dict[str, Any] = {}
         self._origin = None if include is None else include.state
+
+    def _drawn(self, settings: EvalSettings) -> dict[str, list[int]]:
+        """Indices of the sampled items by leaf task."""
+        sample: dict[str, list[int]] = {}
         for name, loaded in self.by_name.items():
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
-            if twice := sorted(self.sample.keys() & sizes):
+            if twice := sorted(sample.keys() & sizes):
                 raise UserError(f"eval.tasks must not overlap: {name} contains {twice[0]}, as does an earlier task.")
-            self.sample |= stratified(sizes, settings.limit, settings.seed)
+            sample |= stratified(sizes, settings.limit, settings.seed)
+        return sample
 
     def _settle(self, settings: EvalSettings) -> None:
         """Set number and seed of the tasks' few-shot examples, and `put`."""
@@ -183,6 +174,31 @@ class Tasks:
                     f"({', '.join(task.aggregation())}); use eval.tasks=[plain_text], which has a loss of each passage."
                 )
         return loaded
+
+
+def _check_permitted(
+    settings: EvalSettings, manager: TaskManager, own: HeldOutTask | None, include: IncludedTasks | None
+) -> None:
+    """Raise UserError for a task that is unknown, or that runs code without permission."""
+    for name in settings.tasks:
+        if name == HELD_OUT:
+            if own is not None and own.runs_code and not settings.unsafe_code:
+                raise _runs_code(name)
+            continue
+        if name not in manager.all_tasks:
+            raise _unknown(name, manager, include)
+        if settings.unsafe_code:
+            os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
+        elif runs_code(manager.task_index, name):
+            raise _runs_code(name)
+
+
+def _unknown(name: str, manager: TaskManager, include: IncludedTasks | None) -> UserError:
+    near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    if not near and include is None:
+        hint = " A task of your own requires eval.include_path= (`retry` and `score`: --include-path)."
+    return UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
 
 
 def _runs_code(name: str) -> UserError:

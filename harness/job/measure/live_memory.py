@@ -180,28 +180,31 @@ class LiveBytes(TorchDispatchMode):
     def see(self, tree: Any, kind: Kind | None = None) -> None:
         """Count all tensors in `tree` (lists, tuples and dicts of them), as `kind` if that is given."""
         if isinstance(tree, torch.Tensor):
-            if isinstance(tree, DTensor):
-                self._sharded = True
-                tree = tree._local_tensor
-            if tree.layout is torch.sparse_coo:  # its parts have storages, not itself
-                self.see([tree._indices(), tree._values()], kind)
-            elif tree.device.type == self._device:
-                storage = tree.untyped_storage()
-                key = storage._cdata  # the C++ storage: python wrappers of it come and go
-                known = self._live.get(key)
-                if known is not None and self._sharded and known[0] != storage.nbytes():
-                    self._resize(key, storage.nbytes())
-                    self._note()
-                if known is None:
-                    self._begin(key, storage, kind or "activations")
-                elif kind is not None and known[1] != kind:
-                    self._relabel(key, kind)
-        elif isinstance(tree, list | tuple):
+            self._see_tensor(tree, kind)
+        elif isinstance(tree, (list, tuple)):
             for part in tree:
                 self.see(part, kind)
         elif isinstance(tree, dict):
             for part in tree.values():
                 self.see(part, kind)
+
+    def _see_tensor(self, tensor: torch.Tensor, kind: Kind | None) -> None:
+        if isinstance(tensor, DTensor):
+            self._sharded = True
+            tensor = tensor._local_tensor
+        if tensor.layout is torch.sparse_coo:  # its parts have storages, not itself
+            self.see([tensor._indices(), tensor._values()], kind)
+        elif tensor.device.type == self._device:
+            storage = tensor.untyped_storage()
+            key = storage._cdata  # the C++ storage: python wrappers of it come and go
+            known = self._live.get(key)
+            if known is not None and self._sharded and known[0] != storage.nbytes():
+                self._resize(key, storage.nbytes())
+                self._note()
+            if known is None:
+                self._begin(key, storage, kind or "activations")
+            elif kind is not None and known[1] != kind:
+                self._relabel(key, kind)
 
     def burst(self, size: int) -> None:
         """Count `size` bytes that one operation allocates and frees, as activations."""

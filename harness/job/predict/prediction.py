@@ -12,46 +12,24 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from bitsandbytes.nn import Linear4bit
-from hydra.utils import instantiate
-from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-)
 from transformers import AutoConfig, PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data import batching
-from harness.job.measure.live_memory import LiveBytes
-from harness.job.measure.workspaces import WORKSPACES
-from harness.job.models import empty_weights, loading, structure
+from harness.job.models import empty_weights, loading
 from harness.job.predict import examples
-from harness.job.predict.cuda_kernels import CudaKernels
-from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
-from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
-from harness.job.predict.roofline import Roofline
+from harness.job.predict.extrapolation import Line
+from harness.job.predict.fake_probe import CPU, FakeProbe, PredictedDevice
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
-from harness.job.training import (
-    activation_offload,
-    attention,
-    distributed,
-    gradient_checkpointing,
-    loss,
-    objectives,
-    probe,
-)
+from harness.job.training import attention, objectives
 from harness.protocol import CardRates
 from harness.record import Cell
 from harness.settings import AUTO, Settings, TrainSettings, plain
 
-CPU = torch.device("cpu")
-ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
 LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
 
 
@@ -72,7 +50,7 @@ class Predictor:
         on: torch.device = CPU,
         rates: CardRates | None = None,
     ):
-        self._data_root, self._auto, self._kernels, self._on, self._rates = data_root, auto, kernels, on, rates
+        self._data_root, self._auto, self._device = data_root, auto, PredictedDevice(kernels, on, rates)
         self._drawn: dict[str, examples.DrawnExamples | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
@@ -243,77 +221,7 @@ class Predictor:
 
     def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout) -> Line:
         """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
-        settings = cell.settings
-        net, added = empty_weights.shell(cell, config)
-        own = (weight for name, weight in structure.stacks(net).items() if name not in added)
-        if any(experts.dtype is not torch.bfloat16 for experts in own):
-            raise UserError(
-                "Experts in stacks require model.dtype=bfloat16: torch predicts their products in bfloat16 only."
-            )
-        if layout.flat:
-            attention.enable(net, self._kernels)
-        trained, chunked, objective = settings.method.tuned, settings.fast, objectives.of(settings.train, valued=False)
-        if settings.train.gradient_checkpointing:
-            gradient_checkpointing.enable(net, stored=False)
-        total = structure.count(net)
-        AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
-        bf16, devices, sharded = (
-            settings.train.precision == "bf16",
-            settings.train.total_devices,
-            settings.train.sharded,
-        )
-        roofline = None if self._rates is None else Roofline(self._rates)
-        live = LiveBytes(self._on, WORKSPACES if self._kernels == "cuda" else None, roofline)
-        with distributed.pretended(devices) if sharded else nullcontext() as rank:
-            if rank is not None:
-                accelerator = rank.accelerator(sharded, bf16, cpu=self._on == CPU)
-                if chunked:
-                    with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
-                        loss.enable(net, self._kernels)  # before it is sharded, as in a run
-                for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
-                    weight: Any = layer.weight
-                    weight.quant_state = None  # accelerate needs a state_dict, which needs its values
-                net = accelerator.prepare_model(net)  # on "meta", as the ranks' shares must be numbers
-            else:
-                accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=self._on == CPU)
-            seemingly = CudaKernels(bf16 and self._on == CPU) if self._kernels == "cuda" else nullcontext()
-            with FakeTensorMode(allow_non_fake_inputs=sharded), valueless(), seemingly:
-                materialise_shares(net, self._on) if sharded else materialise(net, self._on)
-                if chunked and not sharded:
-                    with accelerator.autocast():
-                        loss.enable(net, self._kernels, objective.by_token)
-                micro = [objective.batch(layout, drawn).to(self._on) for drawn in shape.drawn(layout, times)]
-                padded = sum(batch.padded for batch in micro)
-                if (layers := structure.decoder_layers(net, config)) is not None:
-                    mark_layers(layers, live)
-                if (slot := settings.method.optim) is not None:
-                    if settings.train.activation_offload:
-                        activation_offload.enable(net, host=ELSEWHERE)
-                    adapters = {id(p) for name, p in net.named_parameters() if name in added}
-                    build, count = instantiate(slot, _convert_="all"), 2
-                    if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
-                        build, count = stepping_twice(build, live), 1
-                    if sharded:
-                        micro = [batch for batch in micro for _ in range(devices)]  # as if all devices had the same
-                    else:
-                        net = accelerator.prepare_model(net, device_placement=False)
-                    norm = settings.train.max_grad_norm
-                    arguments = net, adapters, build, micro, norm, accelerator, live
-                    found = probe.steps(*arguments, count=count, objective=objective)
-                else:
-                    found = probe.forward(net, micro[0], accelerator, live, objective)
-        trainable = structure.count(net, trainable=True) if trained else 0
-        AcceleratorState._reset_state(True)
-        if devices > 1 and not sharded:
-            buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
-            count_buckets(found, buckets, live, len(micro) > 1)
-        flops = found.flops_per_token + found.recomputed_flops_per_token  # recomputation takes time too
-        resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(found.resident).items()}
-        others = resident | {"total": total, "trainable": trainable, "flops_per_token": flops}
-        if roofline is not None and trained:
-            others["seconds_per_step"] = roofline.laps["optimizer"]
-            others["seconds_per_token"] = (roofline.laps["forward"] + roofline.laps["backward"]) / padded
-        return Line(peaks_by_window(live, config.num_hidden_layers, found.resident.optimizer), others)
+        return FakeProbe(cell, config, layout, self._device).line(shape, times)
 
     def _shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         """The largest batch that the cell trains on (an untuned cell: validates on), `size` sequences a device.

@@ -30,20 +30,17 @@ from harness.report.figures.style import (
 from harness.report.forgetting import Comparison, Forgetting, named
 from harness.report.statistics import Interval
 
+BothChanges = dict[str, tuple[Interval, Interval]]  # by method, on the trained task and on the other one
+
 
 def forgetting(study: StudyResults) -> Drawn | None:
     """Change on another task against change on the trained task, for each method."""
-    found: dict[Place, tuple[Score, Score, dict[str, tuple[Interval, Interval]]]] = {}
+    found: dict[Place, tuple[Score, Score, BothChanges]] = {}
     for place in study.places:
         gained = study.headline(place)
         if gained is None or (kept := study.aside(place, gained)) is None:
             continue
-        changes = {}
-        for method in dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)):
-            x, y = study.change(place, gained, method), study.change(place, kept, method)
-            if x is not None and y is not None:
-                changes[method] = x, y
-        if changes:
+        if changes := _changes(study, place, gained, kept):
             found[place] = gained, kept, changes
     if not found:
         return None
@@ -54,29 +51,47 @@ def forgetting(study: StudyResults) -> Drawn | None:
         for place, (_, kept, changes) in found.items()
     }
     made, panels = place_panels(messages, height=2.4)
-    look = looks(study.methods)
     handles: dict[str, Any] = {}
     for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
-        names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
-        for method, (x, y) in changes.items():
-            of = look[method]
-            style: Style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
-            style |= {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
-            handles[method] = axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **style)
-        axes.axhline(0, color="0.4", linewidth=0.8)
-        axes.axvline(0, color="0.4", linewidth=0.8)
-        x_name, y_name = (name.replace("(%)", "(points)") for name in names)
-        axes.set(xlabel=f"change of {x_name}", ylabel=f"change of\n{y_name}")
-        if not gained.higher_is_better:
-            axes.invert_xaxis()
-        if not kept.higher_is_better:
-            axes.invert_yaxis()
+        handles |= _forgetting(axes, study, place, gained, kept, changes)
     add_legend(made, handles)
     return Drawn(
         made,
         "Change from the untuned base. Right: gained on the trained task. Down: forgotten on another. Bars: 95% "
         "intervals, paired by item." + left_out(found),
     )
+
+
+def _changes(study: StudyResults, place: Place, gained: Score, kept: Score) -> BothChanges:
+    """The changes of both scores, of the methods that have both."""
+    changes = {}
+    for method in dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)):
+        x, y = study.change(place, gained, method), study.change(place, kept, method)
+        if x is not None and y is not None:
+            changes[method] = x, y
+    return changes
+
+
+def _forgetting(
+    axes: Axes, study: StudyResults, place: Place, gained: Score, kept: Score, changes: BothChanges
+) -> dict[str, Any]:
+    """Draws a panel; returns what the legend says."""
+    look, handles = looks(study.methods), {}
+    names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
+    for method, (x, y) in changes.items():
+        of = look[method]
+        style: Style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
+        style |= {"xerr": error_bar(x.value, x, scales[0]), "yerr": error_bar(y.value, y, scales[1])}
+        handles[method] = axes.errorbar(x.value * scales[0], y.value * scales[1], linestyle="", **style)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    x_name, y_name = (name.replace("(%)", "(points)") for name in names)
+    axes.set(xlabel=f"change of {x_name}", ylabel=f"change of\n{y_name}")
+    if not gained.higher_is_better:
+        axes.invert_xaxis()
+    if not kept.higher_is_better:
+        axes.invert_yaxis()
+    return handles
 
 
 def lost_won(found: Forgetting) -> Drawn | None:

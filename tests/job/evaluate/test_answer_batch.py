@@ -14,6 +14,7 @@ from harness.job.evaluate import answer_batch, rows
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.kv_cache import Slots
+from harness.job.evaluate.row_model import RowModel
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 TEXTS = [f"{'a red cat ' * (i % 4)}sees {i} trees:" for i in range(10)]
@@ -116,7 +117,7 @@ def likelihoods(bench):
 def test_a_shortage_halves_rows_of_log_likelihoods_and_answers_none_twice(bench, monkeypatch):
     whole, _, engine = likelihoods(bench)
     assert engine.used == {"shared_prefix": "on"}
-    forward, sizes = Engine._forward, []
+    forward, sizes = RowModel.forward, []
 
     def short_of_memory(self, segments, *rest):
         sizes.append(rows.size(segments))
@@ -125,7 +126,7 @@ def test_a_shortage_halves_rows_of_log_likelihoods_and_answers_none_twice(bench,
         return forward(self, segments, *rest)
 
     monkeypatch.setattr(Engine, "_disagreement", lambda *_, **__: None)
-    monkeypatch.setattr(Engine, "_forward", short_of_memory)
+    monkeypatch.setattr(RowModel, "forward", short_of_memory)
     found, heard, engine = likelihoods(bench)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in whole], abs=1e-3)
     assert [same for _, same in found] == [same for _, same in whole]
@@ -141,7 +142,7 @@ def test_a_row_of_one_sequence_is_not_tried_again(bench, monkeypatch):
         tried.append(segments)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Engine, "_forward", failing)
+    monkeypatch.setattr(RowModel, "forward", failing)
     with pytest.raises(torch.OutOfMemoryError):
         likelihoods(bench)
     assert max(map(len, tried)) > 1

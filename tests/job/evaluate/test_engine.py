@@ -205,7 +205,7 @@ def test_cudas_way_gives_the_same_numbers(tokenizer, tmp_path, monkeypatch, room
     monkeypatch.setattr(attention, "enable", functools.partial(attention.enable, kernels="cuda"))
     monkeypatch.setattr(rows.PlacedRow, "mask", None)  # it takes none
     stock, ours = pair(built(llama, tokenizer, tmp_path), tokenizer)
-    assert ours.kernels == "cuda"
+    assert ours.row_model.kernels == "cuda"
     expected = stock.loglikelihood(multiple_choice(), disable_tqdm=True)
     assert_same_likelihoods(expected, ours.loglikelihood(multiple_choice(), disable_tqdm=True))
     expected = stock.generate_until(questions(), disable_tqdm=True)

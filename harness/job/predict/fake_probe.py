@@ -1,0 +1,176 @@
+"""Probes a cell's model in tensors without storage, exactly as a run probes its real model."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from bitsandbytes.nn import Linear4bit
+from hydra.utils import instantiate
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig
+
+from harness.errors import UserError
+from harness.job.data.batching import Batch, Layout
+from harness.job.measure.live_memory import LiveBytes
+from harness.job.measure.workspaces import WORKSPACES
+from harness.job.models import empty_weights, structure
+from harness.job.predict.cuda_kernels import CudaKernels
+from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
+from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
+from harness.job.predict.roofline import Roofline
+from harness.job.predict.shapes import Shape
+from harness.job.training import (
+    activation_offload,
+    attention,
+    distributed,
+    gradient_checkpointing,
+    loss,
+    objectives,
+    probe,
+)
+from harness.protocol import CardRates
+from harness.record import Cell, Probe
+
+CPU = torch.device("cpu")
+ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedDevice:
+    """The device that a cell is predicted for.
+
+    kernels: whose kernels compute there, ``cpu`` or ``cuda``. on: device of the tensors without storage. For a GPU
+    torch must be built with CUDA. rates: of the card, for the least time of the training (null: it is not predicted).
+    """
+
+    kernels: str
+    on: torch.device
+    rates: CardRates | None
+
+
+class FakeProbe:
+    """The probe of `cell` with a model of `config`, as on `device`, in batches of `layout`.
+
+    Raises UserError if the cell does not work, and NeedsValues if the method depends on values of weights or gradients.
+    """
+
+    def __init__(self, cell: Cell, config: PretrainedConfig, layout: Layout, device: PredictedDevice):
+        self._cell, self._config, self._layout, self._device = cell, config, layout, device
+        self._settings, self._train = cell.settings, cell.settings.train
+        self._bf16 = self._train.precision == "bf16"
+        self._objective = objectives.of(self._train, valued=False)
+        self._roofline = None if device.rates is None else Roofline(device.rates)
+        self._live = LiveBytes(device.on, WORKSPACES if device.kernels == "cuda" else None, self._roofline)
+
+    def line(self, shape: Shape, times: int) -> Line:
+        """The figures on micro-batches `times` as large as those of `shape`."""
+        net, added = self._model()
+        total = structure.count(net)
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
+        with self._ranks() as rank:
+            accelerator = self._accelerator(rank)
+            if self._train.sharded:
+                net = self._shard(net, accelerator)
+            with FakeTensorMode(allow_non_fake_inputs=self._train.sharded), valueless(), self._kernels():
+                self._materialise(net, accelerator)
+                drawn = shape.drawn(self._layout, times)
+                micro = [self._objective.batch(self._layout, examples).to(self._device.on) for examples in drawn]
+                if (layers := structure.decoder_layers(net, self._config)) is not None:
+                    mark_layers(layers, self._live)
+                if (slot := self._settings.method.optim) is not None:
+                    figures = self._steps(slot, net, added, micro, accelerator)
+                else:
+                    figures = probe.forward(net, micro[0], accelerator, self._live, self._objective)
+        trainable = structure.count(net, trainable=True) if self._settings.method.tuned else 0
+        AcceleratorState._reset_state(True)
+        if self._train.total_devices > 1 and not self._train.sharded:
+            buckets = sum(p.nbytes for p in net.parameters() if p.requires_grad)
+            count_buckets(figures, buckets, self._live, len(micro) > 1)
+        flops = figures.flops_per_token + figures.recomputed_flops_per_token  # recomputation takes time too
+        resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
+        others = resident | {"total": total, "trainable": trainable, "flops_per_token": flops}
+        others |= self._seconds(sum(batch.padded for batch in micro))
+        windows = peaks_by_window(self._live, self._config.num_hidden_layers, figures.resident.optimizer)
+        return Line(windows, others)
+
+    def _model(self) -> tuple[nn.Module, set[str]]:
+        """The model on the device "meta", and the names of its adapters' parameters."""
+        net, added = empty_weights.shell(self._cell, self._config)
+        own = (weight for name, weight in structure.stacks(net).items() if name not in added)
+        if any(experts.dtype is not torch.bfloat16 for experts in own):
+            raise UserError(
+                "Experts in stacks require model.dtype=bfloat16: torch predicts their products in bfloat16 only."
+            )
+        if self._layout.flat:
+            attention.enable(net, self._device.kernels)
+        if self._train.gradient_checkpointing:
+            gradient_checkpointing.enable(net, stored=False)
+        return net, added
+
+    def _ranks(self) -> AbstractContextManager[distributed.Rank | None]:
+        return distributed.pretended(self._train.total_devices) if self._train.sharded else nullcontext()
+
+    def _accelerator(self, rank: distributed.Rank | None) -> Accelerator:
+        cpu = self._device.on == CPU
+        if rank is not None:
+            return rank.accelerator(True, self._bf16, cpu=cpu)
+        return Accelerator(mixed_precision="bf16" if self._bf16 else "no", cpu=cpu)
+
+    def _kernels(self) -> AbstractContextManager[Any]:
+        """A context in which operations seem to be those of the device."""
+        cuda = self._device.kernels == "cuda"
+        return CudaKernels(self._bf16 and self._device.on == CPU) if cuda else nullcontext()
+
+    def _shard(self, net: nn.Module, accelerator: Accelerator) -> nn.Module:
+        """Shard `net` on "meta", as the ranks' shares must be numbers."""
+        if self._settings.fast:
+            with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
+                loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
+        for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
+            weight: Any = layer.weight
+            weight.quant_state = None  # accelerate needs a state_dict, which needs its values
+        return accelerator.prepare_model(net)
+
+    def _materialise(self, net: nn.Module, accelerator: Accelerator) -> None:
+        if self._train.sharded:
+            materialise_shares(net, self._device.on)
+            return
+        materialise(net, self._device.on)
+        if self._settings.fast:
+            with accelerator.autocast():
+                loss.enable(net, self._device.kernels, self._objective.by_token)
+
+    def _steps(
+        self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator
+    ) -> Probe:
+        """The figures of steps of the optimizer `slot`. added: names of the adapters' parameters."""
+        if self._train.activation_offload:
+            activation_offload.enable(net, host=ELSEWHERE)
+        adapters = {id(p) for name, p in net.named_parameters() if name in added}
+        build, count = instantiate(slot, _convert_="all"), 2
+        if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
+            build, count = stepping_twice(build, self._live), 1
+        if self._train.sharded:
+            micro = [batch for batch in micro for _ in range(self._train.total_devices)]  # as if all had the same
+        else:
+            net = accelerator.prepare_model(net, device_placement=False)
+        norm = self._train.max_grad_norm
+        return probe.steps(
+            net, adapters, build, micro, norm, accelerator, self._live, count=count, objective=self._objective
+        )
+
+    def _seconds(self, padded: int) -> dict[str, float]:
+        """Least seconds of a step at the card's rates: of its optimizer, and for each of its `padded` tokens."""
+        if self._roofline is None or not self._settings.method.tuned:
+            return {}
+        laps = self._roofline.laps
+        return {
+            "seconds_per_step": laps["optimizer"],
+            "seconds_per_token": (laps["forward"] + laps["backward"]) / padded,
+        }
