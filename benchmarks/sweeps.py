@@ -26,7 +26,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 
-from harness.config import CONF, SWEEPS
+from harness.config import CONF
+from harness.config_folders import named_sweeps
 from harness.record import Cell
 from harness.sweep import app
 from harness.sweep.app.grid import points
@@ -130,7 +131,7 @@ def seconds(cell: Cell, machine: Machine) -> float:
 
 def header(name: str) -> str:
     """The comment that opens a sweep's file, without its #s."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), (SWEEPS / f"{name}.yaml").read_text().splitlines())
+    lines = itertools.takewhile(lambda line: line.startswith("#"), named_sweeps()[name].read_text().splitlines())
     return "\n".join(line[1:].strip() for line in lines)
 
 
@@ -142,7 +143,7 @@ def on_h100(name: str) -> list[str] | None:
 
 def costs() -> Iterator[tuple[str, int, float, float | None]]:
     """Of each sweep that is a grid: its name, its cells, and hours on 2 cores and on one H100."""
-    for path in sorted(SWEEPS.glob("*.yaml")):
+    for path in named_sweeps().values():
         if "hydra/sweeper" in path.read_text():
             continue  # its cells are chosen while it runs
         small, overrides = cells(path.stem, []), on_h100(path.stem)

@@ -52,21 +52,21 @@ DECIDED_BY = {
         "batch-penalty": "study_batch",
     },
 }
-"""Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does."""
+"""Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does; of articles that have such."""
 
 
 @functools.cache  # table, list and picture show the same
 def verdicts(article: str) -> list[Verdict]:
     """The verdicts on an article's claims, each from the study that decides it; of studies that have run, in the
     article's order."""
-    whole, found = find(article), []
-    for study in sorted(set(DECIDED_BY[article].values())):
+    whole, found, decided_by = find(article), [], DECIDED_BY.get(article, {})
+    for study in sorted(set(decided_by.values())):
         records, _ = read_study(REFERENCE / study)
         if records:
             asked = {
                 name: replace(claim, run=f"sweep {study}")
                 for name, claim in whole.claims.items()
-                if DECIDED_BY[article][name] == study
+                if decided_by[name] == study
             }
             found += replace(whole, claims=Claims(asked)).verdicts(records, REFERENCE / study)
     return sorted(found, key=lambda verdict: list(whole.claims).index(verdict.claim.name))

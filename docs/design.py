@@ -1,7 +1,7 @@
 """Renders the numbers of docs/study-design.md: `python docs/design.py`.
 
 What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the claims in harness/articles/, the
-grids in sweeps/ and the records in results/. tests/house/test_study_design.py holds the page to it.
+grids in sweeps/published/ and the records in results/. tests/house/test_study_design.py holds the page to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from decided import DECIDED_BY
 from published import RESULTS, records
 from tabulate import tabulate
 
-from harness.config import ROOT, SWEEPS
+from harness.config import ROOT
+from harness.config_folders import published_sweeps
 from harness.record import Record, read_study
 from harness.report import power
 from harness.report.articles import find
@@ -85,7 +86,7 @@ def costs(pattern: str) -> str:
     cells are recorded in results/reference, and the hours that all recorded cells took, added seeds included."""
     rows: list[tuple[str, str, int, int, str, str]] = []
     total, taken = 0.0, 0.0
-    for path in sorted(SWEEPS.glob("*.yaml")):
+    for path in published_sweeps().values():
         if fnmatch.fnmatch(path.stem, pattern):
             found = sweeps.cells(path.stem, [])
             hours = sum(sweeps.seconds(cell, sweeps.CORES) for cell in found) / 3600

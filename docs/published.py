@@ -138,7 +138,8 @@ def documents() -> list[tuple[Path, str, str]]:
 def picture(name: str) -> str:
     """One of PICTURES, or DECIDED, as SVG."""
     if name == DECIDED:
-        drawn = forest({article.title: decided.verdicts(article.name) for article in every()})
+        of_articles = {article.title: decided.verdicts(article.name) for article in every()}
+        drawn = forest({title: verdicts for title, verdicts in of_articles.items() if verdicts})
     else:
         figure, study = PICTURES[name]
         drawn = FIGURES[figure].of(results(study))

@@ -2,6 +2,9 @@
 
 A checkout has them in ``conf/`` and ``sweeps/``; a wheel holds the same folders within the package. ``./conf`` and
 ``./sweeps`` of the working folder add choices and named sweeps to them, and can't replace any.
+
+``sweeps/`` has the grids for a model of one's own. Those of published studies, and those made to judge an article, lie
+in ``sweeps/published/``: they run by name as well, and help and messages only count them.
 """
 
 from __future__ import annotations
@@ -16,16 +19,17 @@ ROOT = PACKAGE.parent
 SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else ROOT
 CONF = SHIPPED / "conf"
 SWEEPS = SHIPPED / "sweeps"
+PUBLISHED = SWEEPS / "published"
 
 
 def conf_folders() -> list[Path]:
     """The folders of config groups, in the order in which they are searched."""
-    return _existing(CONF, Path.cwd() / "conf")
+    return [CONF, *_own("conf", CONF)]
 
 
 def sweep_folders() -> list[Path]:
     """The folders of named sweeps, in the order in which they are searched."""
-    return _existing(SWEEPS, Path.cwd() / "sweeps")
+    return [SWEEPS, PUBLISHED, *_own("sweeps", SWEEPS)]
 
 
 def group_files(group: str) -> dict[str, Path]:
@@ -34,25 +38,38 @@ def group_files(group: str) -> dict[str, Path]:
 
 
 def named_sweeps() -> dict[str, Path]:
-    """The files of named sweeps by name, sorted."""
+    """The files of all named sweeps by name, sorted."""
     return _by_name(sweep_folders())
+
+
+def offered_sweeps() -> dict[str, Path]:
+    """The files of the named sweeps that help and messages list, by name, sorted: all but those in PUBLISHED."""
+    return {name: path for name, path in named_sweeps().items() if path.parent != PUBLISHED}
+
+
+def published_sweeps() -> dict[str, Path]:
+    """The files of the named sweeps of published studies and articles, by name, sorted."""
+    return _by_name([PUBLISHED])
 
 
 def require_own_names() -> None:
     """Raise UserError if a file in the working folder has the name of a shipped one and other content."""
-    for shipped, *own in (conf_folders(), sweep_folders()):
+    for shipped, own in (((CONF,), _own("conf", CONF)), ((SWEEPS, PUBLISHED), _own("sweeps", SWEEPS))):
         for folder in own:
             for path in sorted(folder.rglob("*.yaml")):
                 name = path.relative_to(folder)
+                namesakes = [place / name for place in shipped if (place / name).is_file()]
                 grouped = folder.name != "conf" or len(name.parts) > 1  # conf/config.yaml may be another program's
-                if grouped and (shipped / name).is_file() and (shipped / name).read_bytes() != path.read_bytes():
+                if grouped and any(namesake.read_bytes() != path.read_bytes() for namesake in namesakes):
                     raise UserError(
                         f"{folder.name}/{name} would replace a config of the harness; give the file another name."
                     )
 
 
-def _existing(shipped: Path, own: Path) -> list[Path]:
-    return [shipped, *([own] if own.is_dir() and not (shipped.is_dir() and own.samefile(shipped)) else [])]
+def _own(name: str, shipped: Path) -> list[Path]:
+    """The folder `name` of the working folder, in a list; an empty one if it is missing, or is `shipped` itself."""
+    own = Path.cwd() / name
+    return [own] if own.is_dir() and not (shipped.is_dir() and own.samefile(shipped)) else []
 
 
 def _by_name(folders: Iterable[Path]) -> dict[str, Path]:

@@ -16,13 +16,16 @@ class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong and what to do; it is shown without a traceback."""
 
 
-def one_of(key: str, value: str, options: Iterable[str]) -> None:
-    """Raise UserError, with the nearest option, unless `value` is one of `options`."""
+def one_of(key: str, value: str, options: Iterable[str], listed: str | None = None) -> None:
+    """Raise UserError, with the nearest option, unless `value` is one of `options`.
+
+    listed: what the message says there is (null: every option).
+    """
     options = list(options)
     if value not in options:
         near = nearest(value, options)
         hint = f" Did you mean {near}?" if near else ""
-        raise UserError(f"{key}={value} is unknown.{hint} There is: {', '.join(options)}.")
+        raise UserError(f"{key}={value} is unknown.{hint} There is: {listed or ', '.join(options)}.")
 
 
 def nearest(value: str, options: Iterable[str]) -> str | None:

@@ -224,7 +224,7 @@ def _refers(reference: str, value: Any, named: Named, settings: Settings) -> boo
 def _named(folders: tuple[Path, ...]) -> Named:
     """What the config files below `folders` name, as they were at the first call."""
     named = Named(set(SLOTS), defaultdict(set), defaultdict(set))
-    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    files = list(dict.fromkeys(path for folder in folders for path in sorted(folder.rglob("*.yaml"))))  # folders nest
     for group in GROUPS:
         for path in files:
             if path.parent.name == group:

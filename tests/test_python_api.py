@@ -24,6 +24,7 @@ from records import make_record, make_study
 
 import harness
 from harness.config import CONF, ROOT
+from harness.config_folders import named_sweeps
 from harness.python import plots
 from harness.python.launching import undisturbed
 from harness.python.overrides import key_of, overrides_of, text
@@ -594,7 +595,7 @@ def test_what_is_too_long_to_run_is_a_call_that_can_be():
     """The named sweep exists, and its axes are settings."""
     for block in [*blocks(PYTHON, "py"), *blocks(README)]:
         for name, key, values in re.findall(r'harness\.sweep\("(\w+)", (\w+)=(\[.*?\])\)', block):
-            assert (ROOT / "sweeps" / f"{name}.yaml").is_file()
+            assert name in named_sweeps()
             assert overrides_of({key: eval(values)}, None, (), grid=True) == ["seed=0,1,2"]
     assert "harness.sweep" in README
 

@@ -209,7 +209,7 @@ def _add_hydra(parser: Parser) -> None:
 
 def _settings() -> str:
     """The help on config groups, named sweeps and settings."""
-    from harness.config_folders import group_files, named_sweeps
+    from harness.config_folders import group_files, offered_sweeps, published_sweeps
     from harness.config_help import config_groups
 
     lines = ["", "config groups (GROUP=NAME):"]
@@ -217,9 +217,10 @@ def _settings() -> str:
         lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
     lines += ["", "cards (--device CARD):", *_wrapped(", ".join(group_files("device")), "  ", "  ")]
     lines += ["", "named sweeps (sweep NAME):"]
-    for name, path in named_sweeps().items():
+    for name, path in offered_sweeps().items():
         question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
         lines += _wrapped(question, f"  {name:16}", " " * 18)
+    lines.append(f"  and {len(published_sweeps())} of published studies in sweeps/published/")
     lines += ["", "settings (KEY=VALUE):"]
     for config_group in config_groups():
         if config_group.key:

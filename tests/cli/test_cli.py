@@ -11,7 +11,7 @@ from command_line import assert_refused
 from records import make_study
 
 from harness.__main__ import main
-from harness.config import SWEEPS
+from harness.config_folders import SWEEPS, published_sweeps
 from harness.record import write
 
 TINY = ["model=tiny", "data=facts", "train.max_steps=1", "train.batch_size=2", "eval.limit=1"]
@@ -326,9 +326,23 @@ def test_settings_are_shown_without_running_anything(inside, tmp_path, line, sai
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_named_sweep_is_offered(inside):
-    run = inside("sweep", "nope")
-    assert_refused(run.stderr, *(path.stem for path in SWEEPS.glob("*.yaml")))
+@pytest.mark.parametrize("line", ["sweep", "sweep nope", "run --help"])
+def test_the_sweeps_for_ones_own_model_are_offered(inside, line):
+    """Those of published studies are only counted."""
+    run = inside(*line.split())
+    said = " ".join((run.stdout + run.stderr).split())
+    assert len(published_sweeps()) > 20
+    assert f"and {len(published_sweeps())} of published studies in sweeps/published/" in said
+    assert {path.stem for path in SWEEPS.glob("*.yaml")} <= set(re.findall(r"\w+", said))
+    assert "study_" not in said
+
+
+@pytest.mark.parametrize("name", ["alpha", "study_alpha"])
+def test_a_named_sweep_can_be_neither_misspelt_nor_replaced(inside, tmp_path, name):
+    assert_refused(inside("sweep", f"{name}a").stderr, f"Did you mean {name}?")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / f"{name}.yaml").write_text("defaults: [config, _self_]\nstudy: mine\n")
+    assert_refused(inside("sweep", name).stderr, f"sweeps/{name}.yaml", "another name")
 
 
 @pytest.mark.parametrize("line", ["run rank=0", "sweep rank=8,abc", "run --cfg job", "run --help"])

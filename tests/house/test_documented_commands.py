@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from harness.cli.commands import command_line
-from harness.config import CONF, ROOT, SWEEPS
+from harness.config_folders import CONF, PUBLISHED, ROOT, SWEEPS, named_sweeps
 from harness.sweep.app.grid import points
 
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
@@ -64,7 +64,7 @@ def test_arguments_are_those_of_the_command(words, compose):
     config, settings = "config", options.settings
     if settings and "=" not in settings[0]:
         config, *settings = settings
-        assert (SWEEPS / f"{config}.yaml").is_file()
+        assert config in named_sweeps()
     if config == "tune":
         return  # it composes where Optuna is installed
     # Hydra's own settings are those of plugins that may be missing.
@@ -76,6 +76,7 @@ def test_arguments_are_those_of_the_command(words, compose):
     [
         ("docs/your-model.md", CONF / "method"),
         ("docs/sweeps.md", SWEEPS),
+        ("docs/sweeps.md", PUBLISHED),
         ("docs/your-model.md", CONF / "model"),
         ("docs/your-data.md", CONF / "data"),
         ("docs/cards.md", CONF / "device"),

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from harness.config import ROOT, SWEEPS
+from harness.config import ROOT
+from harness.config_folders import named_sweeps
 from harness.record import read_study
 from harness.sweep.app.grid import grid, points
 from harness.sweep.app.session import Outcome
@@ -28,7 +29,7 @@ import sweeps
 from sweeps import CORES, H100, header, on_h100, seconds
 
 TUNED = ["tune"]  # by trials, each chosen by what the last ones gave
-GRIDS = sorted({path.stem for path in SWEEPS.glob("*.yaml")} - set(TUNED))
+GRIDS = sorted(named_sweeps().keys() - set(TUNED))
 UNIT = {"h": 3600, "minutes": 60}
 FILE = Path(__file__).with_name("golden_ids.json")
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
@@ -76,7 +77,7 @@ def test_cells_keep_their_ids(name):
 
 
 def axes(name):
-    params = OmegaConf.load(SWEEPS / f"{name}.yaml").hydra.sweeper.get("params", {})
+    params = OmegaConf.load(named_sweeps()[name]).hydra.sweeper.get("params", {})
     return {key: points([f"{key}={values}"]) for key, values in params.items()}
 
 
@@ -121,7 +122,7 @@ def processors(records):
 
 
 def test_every_method_is_tuned_with_as_many_trials_over_the_same_range():
-    config = OmegaConf.load(SWEEPS / "tune.yaml")
+    config = OmegaConf.load(named_sweeps()["tune"])
     sweeper = config.hydra.sweeper
     assert f"{sweeper.n_trials} cells a method" in header("tune")
     assert list(sweeper.params) == ["lr_scale"], "a factor of each method's own rate"

@@ -1,6 +1,6 @@
 """The Hydra app behind ``run``, ``sweep`` and ``plan``: composes cells, plans a grid, runs each cell.
 
-A named sweep is a config in ``sweeps/`` that extends ``conf/config.yaml``; its axes stand under
+A named sweep is a config in ``sweeps/`` or its ``published/`` that extends ``conf/config.yaml``; its axes stand under
 ``hydra.sweeper.params``. The sweeper plans before it launches: every point is composed and checked, equal points
 collapse into one cell, recorded cells are skipped. The rest goes to whichever launcher Hydra was given. A sweeper that
 tunes (Optuna's) minimises each cell's validation loss.
@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config_folders import CONF, named_sweeps, require_own_names
+from harness.config_folders import CONF, named_sweeps, offered_sweeps, published_sweeps, require_own_names
 from harness.errors import UserError, one_of
 from harness.program import PROGRAM
 from harness.sweep.app import messages
@@ -57,7 +57,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     require_own_names()
     conf = _primary_folder(arguments.config_dir)
     if arguments.command == "sweep" and not arguments.hydra and _keys(arguments.settings) <= PLACES:
-        raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {', '.join(named_sweeps())}.")
+        raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {_offered()}.")
     messages.refuse_slips(arguments.settings)
     name, overrides = _named_sweep(arguments)
     # Without these, Hydra would leave an app.log in the user's folder.
@@ -143,5 +143,11 @@ def _named_sweep(arguments: Arguments) -> tuple[str, list[str]]:
         return "config", [*settings]
     name, *overrides = settings
     own = [path.stem for path in Path(arguments.config_dir).glob("*.yaml")] if arguments.config_dir else []
-    one_of("sweep", name, sorted({*named_sweeps(), *own}))
+    one_of("sweep", name, sorted({*named_sweeps(), *own}), _offered(*own))
     return name, overrides
+
+
+def _offered(*own: str) -> str:
+    """The named sweeps that a message lists, with the user's `own`, and the number of the published ones."""
+    names = ", ".join(sorted({*offered_sweeps(), *own}))
+    return f"{names}, and {len(published_sweeps())} of published studies in sweeps/published/"

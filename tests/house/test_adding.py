@@ -1,0 +1,131 @@
+"""The pages in docs/adding/: what each says is done literally, with its own blocks, and then used."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.config_folders import ROOT
+from harness.record import read_study
+
+SMALL = ["model=tiny", "train.max_steps=1", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page, whose NAME is `mine`."""
+    text = (ROOT / "docs" / "adding" / f"{page}.md").read_text(encoding="utf-8")
+    return [found.replace("NAME", "mine") for found in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def add(folder: Path, place: str, text: str) -> None:
+    """Write the file mine.yaml of the config group `place`, in the user's own `folder`."""
+    path = folder / "conf" / place / "mine.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(re.sub(r"^name: \w+$", "name: mine", text, flags=re.MULTILINE), encoding="utf-8")
+
+
+@pytest.mark.long
+def test_a_method_is_swept_and_shown(inside, tmp_path):
+    (text,) = blocks("method", "yaml")
+    add(tmp_path, "method", text)
+    swept = inside("sweep", *SMALL, "data=facts", "eval.tasks=[]", "method=lora,mine", "study=adding")
+    assert swept.returncode == 0, swept.stderr
+    table = inside("table", "adding")
+    assert table.returncode == 0
+    assert "mine" in table.stdout
+
+
+@pytest.mark.long
+def test_a_data_set_is_swept_scored_and_shown(inside, tmp_path):
+    text, tasks = blocks("data", "yaml")
+    add(tmp_path, "data", text)
+    add(tmp_path, "eval", tasks)
+    folder = tmp_path / "store" / "tatsu-lab" / "alpaca"
+    folder.mkdir(parents=True)
+    rows = [{"instruction": f"Add {i} and {i}.", "output": f"It is {2 * i}."} for i in range(200)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["sweep", *SMALL, "data=mine", "method=base,lora", f"data_root={tmp_path / 'store'}", "study=adding"]
+    swept = inside(*command)
+    assert swept.returncode == 0, swept.stderr
+    table = inside("table", "adding")
+    assert table.returncode == 0
+    assert "held_out" in table.stdout
+    assert {record.cell.data for record in read_study(tmp_path / "results" / "adding")[0]} == {"mine"}
+
+
+def test_a_model_is_planned_without_the_hub(inside, tmp_path):
+    (text,) = blocks("model", "yaml")
+    path = tmp_path / "conf" / "model" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    planned = inside("plan", "model=mine", "data=facts", "method=full,lora", "--device", "h100")
+    assert planned.returncode == 0, planned.stderr
+    assert "GiB" in planned.stdout
+
+
+def test_a_choice_of_tasks_is_used(inside, tmp_path):
+    (text,) = blocks("task", "yaml")
+    add(tmp_path, "eval", text)
+    shown = inside("run", *SMALL, "data=facts", "eval=mine", "--cfg", "job", "--package", "eval")
+    assert shown.returncode == 0, shown.stderr
+    assert "- gsm8k\n- mmlu\n" in shown.stdout
+    assert "limit: 500" in shown.stdout
+
+
+def test_a_launcher_extends_a_plugin(inside, tmp_path):
+    pytest.importorskip("submitit", reason="hydra-submitit-launcher is not installed")
+    (text,) = blocks("launcher", "yaml")
+    add(tmp_path, "hydra/launcher", text)
+    shown = inside("sweep", *SMALL, "data=facts", "seed=0,1", "hydra/launcher=mine", "--cfg", "hydra")
+    assert shown.returncode == 0, shown.stderr
+    assert "timeout_min: 240" in shown.stdout
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of the project, for what is a part of it."""
+    for name in ("harness", "conf", "sweeps", "docs", "benchmarks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    return tmp_path
+
+
+def python(project: Path, *arguments: str) -> str:
+    """What Python prints in the copy `project`."""
+    environment = os.environ | {"PYTHONPATH": f"{project}:{project / 'docs'}"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_method_has_an_entry_in_the_published_list(project):
+    (text,) = blocks("method", "yaml")
+    add(project, "method", text)
+    entry = "import catalogue; (entry,) = catalogue.entries('mine'); print(catalogue.section(entry, {'trainable': 0}))"
+    listed = python(project, "-c", entry)
+    assert listed.startswith("## mine\n\nrsLoRA (Kalajdzievski 2023")
+
+
+def test_an_article_is_judged_and_published(project):
+    article, claims = blocks("article", "python")
+    folder = project / "harness" / "articles" / "mine"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(article, encoding="utf-8")
+    (folder / "memory.py").write_text(claims, encoding="utf-8")
+
+    judged = python(project, "-m", "harness", "claims", "--article", "mine", "--study", "reference/memory")
+    assert "lora-memory" in judged
+    assert "The title" in judged
+    publish = (
+        "import published; assert published.picture(published.DECIDED); print(published.rendered('decided', 'mine'))"
+    )
+    assert "No study that decides a claim of “The title” has run yet." in python(project, "-c", publish)
