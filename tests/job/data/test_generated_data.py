@@ -18,8 +18,8 @@ import yaml
 from harness.config import ROOT
 from harness.job.data.columns import asked
 from harness.job.data.generators import facts, wordmath
+from harness.job.data.generators.wordmath_templates import loading
 from harness.job.data.generators.wordmath_templates.template import Template
-from harness.job.data.generators.wordmath_templates.words import NAMES
 from harness.job.evaluate import scoring
 from harness.job.evaluate.clusters import cluster_of
 
@@ -82,8 +82,9 @@ def test_wordmath_arithmetic_follows_from_the_question(problems):
 
 
 def test_wordmath_answers_name_nobody_else(problems):
+    names = set(loading.word_lists()[loading.NAMES])
     for item in itertools.chain(*problems.values()):
-        named = [set(re.findall(r"[A-Z][a-z]+", item[part])) & set(NAMES) for part in ("question", "answer")]
+        named = [set(re.findall(r"[A-Z][a-z]+", item[part])) & names for part in ("question", "answer")]
         assert named[1] <= named[0], item
 
 
@@ -95,7 +96,7 @@ def test_wordmath_results_are_small(problems):
 
 def test_wordmath_numbers_of_every_template_stay_in_range():
     # Every number is multi-affine in the free ones (a quotient is a free number again): extremes are at the corners.
-    for template in wordmath.TEMPLATES:
+    for template in wordmath.templates():
         corners = itertools.product(*({values[0], values[-1]} for values in template.free.values()))
         for chosen in corners:
             values = template.values(chosen).values()
@@ -133,13 +134,13 @@ def test_wordmath_problems_never_repeat_nor_cross_splits(monkeypatch):
         assert len(set(keys)) == len(keys)
     for one, other in itertools.permutations(first, 2):
         assert not {*first[one], *second[one]} & {*first[other], *second[other]}
-    assert {key.split(":")[0] for key in first["train"]} == {template.name for template in wordmath.TEMPLATES}
+    assert {key.split(":")[0] for key in first["train"]} == {template.name for template in wordmath.templates()}
 
 
 def test_wordmath_key_is_what_the_question_shows():
     # Were a free number not shown, the same problem could have two keys and stand in two splits.
     rng = random.Random(0)
-    for template in wordmath.TEMPLATES:
+    for template in wordmath.templates():
         letters = set(template.free) | {rule[0] for rule in template.derived}
         shown = [letters & set(re.findall(r"{(\w)}", question)) for question in template.questions]
         assert all(these == shown[0] for these in shown), template.name
@@ -149,11 +150,11 @@ def test_wordmath_key_is_what_the_question_shows():
 
 
 def test_wordmath_variety():
-    names = [template.name for template in wordmath.TEMPLATES]
+    names = [template.name for template in wordmath.templates()]
     assert len(set(names)) == len(names) >= 40
-    assert all(len(set(template.questions)) >= 2 for template in wordmath.TEMPLATES)
+    assert all(len(set(template.questions)) >= 2 for template in wordmath.templates())
     keys = Counter()
-    for template in wordmath.TEMPLATES:
+    for template in wordmath.templates():
         keys[template.steps] += template.size
     assert keys == {1: 4_891, 2: 27_634, 3: 202_855, 4: 323_073}
 
@@ -161,7 +162,7 @@ def test_wordmath_variety():
 def test_wordmath_capacity_exists():
     one_step = [
         template.key(chosen)
-        for template in wordmath.TEMPLATES
+        for template in wordmath.templates()
         if template.steps == 1
         for chosen in itertools.product(*template.free.values())
     ]
@@ -415,7 +416,7 @@ def test_wordmath_short_has_one_step_and_scores_the_last_number():
 
 def test_the_template_of_a_question_is_found_again():
     rng = random.Random(0)
-    for template in wordmath.TEMPLATES:
+    for template in wordmath.templates():
         chosen = tuple(rng.choice(values) for values in template.free.values())
         assert wordmath.template_of(template.render(chosen, rng)["question"]) == template.name
     assert wordmath.template_of("How many apples are there?") is None
@@ -425,7 +426,7 @@ def test_generated_items_know_their_cluster():
     world = facts.load()
     assert {cluster_of(item) for item in world["test"]} == {relation.name for relation in facts.RELATIONS}
     items = wordmath.load(train=10, test=500, max_steps=1)["test"]
-    short = {template.name for template in wordmath.TEMPLATES if template.steps == 1}
+    short = {template.name for template in wordmath.templates() if template.steps == 1}
     assert {cluster_of(item) for item in items} == short
     assert cluster_of({"question": "?", "passage": "a"}) == cluster_of({"question": "!", "passage": "a"})
     assert cluster_of({"question": "Of GSM8K?"}) is None

@@ -10,6 +10,8 @@ An item's key is its template and its numbers. A hash of the key alone decides t
 splits, whatever its names, wording or seed: a training item of one seed is no test item of another.
 
 All numbers are at least 2, so that nouns beside them are plurals.
+
+The templates and words are YAML: the files of `wordmath_templates/`, of which `one_step.yaml` explains the fields.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ import hashlib
 import random
 import re
 
-from harness.job.data.generators.wordmath_templates import four_steps, one_step, three_steps, two_steps
+from harness.job.data.generators.wordmath_templates import loading
+from harness.job.data.generators.wordmath_templates.template import Template
 
 SHARES = {"train": 0.80, "validation": 0.05, "test": 0.15}
 """The share of keys in each split."""
 
-_BY_STEPS = {1: one_step.TEMPLATES, 2: two_steps.TEMPLATES, 3: three_steps.TEMPLATES, 4: four_steps.TEMPLATES}
-TEMPLATES = tuple(template for templates in _BY_STEPS.values() for template in templates)
+
+def templates() -> tuple[Template, ...]:
+    """All templates, those of one step first."""
+    return tuple(template for group in loading.templates().values() for template in group)
 
 
 def split_of(key: str) -> str:
@@ -44,16 +49,16 @@ def template_of(question: str) -> str | None:
 @functools.cache
 def _forms() -> tuple[tuple[str, re.Pattern], ...]:
     """The questions of all templates, with any number or word in each field."""
-    found = []
-    for template in TEMPLATES:
+    forms = []
+    for template in templates():
         for question in template.questions:
             parts = re.split(r"\{(\w+)\}", question)
             numbers = set(template.values(tuple(values[0] for values in template.free.values())))
             fields = [r"\d+" if name in numbers else r"[^\d.?]+?" for name in parts[1::2]]
             texts = [re.escape(text) for text in parts[::2]]
             form = texts[0] + "".join(field + text for field, text in zip(fields, texts[1:], strict=True))
-            found.append((template.name, re.compile(form, re.IGNORECASE)))
-    return tuple(found)
+            forms.append((template.name, re.compile(form, re.IGNORECASE)))
+    return tuple(forms)
 
 
 def capacity(split: str, max_steps: int = 4) -> int:
@@ -63,19 +68,21 @@ def capacity(split: str, max_steps: int = 4) -> int:
     is nine tenths of the split's expected share: a hash divides only nearly evenly, and drawing the last keys by chance
     takes long.
     """
-    groups = [_BY_STEPS[steps] for steps in range(1, max_steps + 1)]
+    by_steps = loading.templates()
+    groups = [by_steps[steps] for steps in range(1, max_steps + 1)]
     return max_steps * min(int(0.9 * SHARES[split] * sum(t.size for t in group)) for group in groups)
 
 
 def _draw(split: str, count: int, seed: int, max_steps: int) -> list[dict[str, str]]:
     rng = random.Random(f"wordmath/{seed}/{split}")
+    by_steps = loading.templates()
     items: list[dict[str, str]] = []
     seen: set[str] = set()
     order: list[int] = []
     while len(items) < count:
         if not order:  # each block of `max_steps` items has every number of steps once, so the first n are balanced
             order = rng.sample(range(1, max_steps + 1), max_steps)
-        template = rng.choice(_BY_STEPS[order[-1]])
+        template = rng.choice(by_steps[order[-1]])
         chosen = tuple(rng.choice(values) for values in template.free.values())
         key = template.key(chosen)
         if key in seen or split_of(key) != split:
@@ -94,7 +101,7 @@ def load(
     Problems have one to `max_steps` steps, each equally often. Splits are drawn independently: the first n items are
     the same for all sizes. Raises ValueError for more items than distinct problems, or more than four steps.
     """
-    if max_steps not in _BY_STEPS:
+    if max_steps not in loading.FILES:
         raise ValueError(f"wordmath's max_steps must be 1 to 4, got {max_steps}")
     sizes = {"train": train, "validation": validation, "test": test}
     for split, count in sizes.items():
