@@ -87,6 +87,14 @@ def test_every_config_is_shipped(installed):
         assert files == {path.relative_to(shipped) for path in (shipped / folder.name).rglob("*.yaml")}
 
 
+def test_data_beside_the_code_is_shipped(installed):
+    """Templates of problems and tasks among it."""
+    (shipped,) = installed.glob("lib/python*/site-packages/harness")
+    files = {path.relative_to(ROOT / "harness") for path in (ROOT / "harness").rglob("*.yaml")}
+    assert {"one_step.yaml", "words.yaml", "wordmath.yaml"} <= {path.name for path in files}
+    assert files <= {path.relative_to(shipped) for path in shipped.rglob("*.yaml")}
+
+
 def test_what_the_report_page_is_made_of_is_shipped(installed):
     (shipped,) = installed.glob("lib/python*/site-packages/harness/report/pages")
     folder = ROOT / "harness" / "report" / "pages"
