@@ -41,6 +41,7 @@ from harness.record import Phase
 FORMAT = 2  # of the files
 PARAMETERS, STATE, ABOUT = "parameters.pt", "state.pt", "about.json"
 STEP = "step-"
+JOB = Path(__file__).parents[1]
 
 
 class _Unusable(Exception):
@@ -173,10 +174,10 @@ def origin(device: torch.device) -> dict[str, Any]:
     return {name: machine[0][name] for name in ("versions", "cpu", "device", "threads")} | {"harness": code()}
 
 
-def code() -> str:
-    """A hash of the code of jobs, committed or not: other code may train differently."""
+def code(folder: Path = JOB) -> str:
+    """A hash of the code of jobs and the YAML beside it, committed or not: others may train differently."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

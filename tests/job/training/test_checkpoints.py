@@ -335,6 +335,19 @@ def test_a_failed_cell_keeps_its_checkpoint_to_be_tried_again_from(tmp_path, mon
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_the_code_of_a_checkpoint_includes_the_data_beside_it(tmp_path):
+    (tmp_path / "generators").mkdir()
+    (tmp_path / "generators" / "wordmath.py").write_text("STEPS = 1\n")
+    (tmp_path / "generators" / "one_step.yaml").write_text("- name: gift\n")
+    hashes = {checkpoints.code(tmp_path)}
+    for file in ("wordmath.py", "one_step.yaml"):
+        with (tmp_path / "generators" / file).open("a") as opened:
+            opened.write("# changed\n")
+        hashes.add(checkpoints.code(tmp_path))
+    assert len(hashes) == 3
+    assert {"run_cell.py", "one_step.yaml"} <= {path.name for path in checkpoints.JOB.rglob("*")}
+
+
 def test_an_optimizer_whose_state_is_code_is_not_saved(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(checkpoints, "PROJECTORS", [])  # as if GaLore's were not known
     record = go(tmp_path, short("method=galore"))
