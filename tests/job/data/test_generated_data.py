@@ -18,6 +18,7 @@ import yaml
 from harness.config import ROOT
 from harness.job.data.columns import asked
 from harness.job.data.generators import facts, wordmath
+from harness.job.data.generators.fact_wordings import wordings
 from harness.job.data.generators.wordmath_templates import loading
 from harness.job.data.generators.wordmath_templates.template import Template
 from harness.job.evaluate import scoring
@@ -424,7 +425,7 @@ def test_the_template_of_a_question_is_found_again():
 
 def test_generated_items_know_their_cluster():
     world = facts.load()
-    assert {cluster_of(item) for item in world["test"]} == {relation.name for relation in facts.RELATIONS}
+    assert {cluster_of(item) for item in world["test"]} == {relation.name for relation in wordings().relations}
     items = wordmath.load(train=10, test=500, max_steps=1)["test"]
     short = {template.name for template in wordmath.templates() if template.steps == 1}
     assert {cluster_of(item) for item in items} == short

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from harness.errors import UserError, first_line
+from harness.errors import UserError
 from harness.job.data.generators.wordmath_templates.template import Template
+from harness.job.data.generators.yaml_files import read_yaml, text, texts
 
 FOLDER = Path(__file__).parent
 FILES = {1: "one_step.yaml", 2: "two_steps.yaml", 3: "three_steps.yaml", 4: "four_steps.yaml"}
@@ -19,19 +18,17 @@ WORDS = "words.yaml"
 NAMES = "names"  # the list of words.yaml that people are called by
 REQUIRED, OPTIONAL = {"name", "numbers", "questions", "lines"}, {"words"}
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
-
 WordLists = Mapping[str, tuple[str, ...]]
 
 
 @functools.cache
 def word_lists(folder: Path = FOLDER) -> WordLists:
     """The lists of words.yaml by name. Raises UserError if the file is malformed."""
-    lists = _parsed(folder / WORDS)
+    lists = read_yaml(folder / WORDS)
     if not isinstance(lists, dict):
         raise UserError(f"{WORDS} must map names to lists of words.")
     try:
-        words = {name: _texts(lists, name) for name in lists}
+        words = {name: texts(lists, name) for name in lists}
     except ValueError as error:
         raise UserError(f"{WORDS}: {error}.") from None
     if len(words.get(NAMES, ())) < 3:
@@ -54,7 +51,7 @@ def templates(folder: Path = FOLDER) -> Mapping[int, tuple[Template, ...]]:
 
 
 def _templates(path: Path, steps: int, words: WordLists) -> tuple[Template, ...]:
-    entries = _parsed(path)
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path.name} must be a list of templates.")
     group = []
@@ -81,34 +78,10 @@ def _template(entry: Any, words: WordLists) -> Template:
         if not isinstance(slot, str) or not isinstance(listed, str) or listed not in words:
             raise ValueError(f"words must map fields to lists of {WORDS}, got {slot}: {listed}")
     return Template(
-        name=_text(entry, "name"),
-        numbers=_text(entry, "numbers"),
-        questions=_texts(entry, "questions"),
-        lines=_texts(entry, "lines"),
+        name=text(entry, "name"),
+        numbers=text(entry, "numbers"),
+        questions=texts(entry, "questions"),
+        lines=texts(entry, "lines"),
         names=words[NAMES],
         words={slot: words[listed] for slot, listed in choices.items()},
     )
-
-
-def _text(entry: Mapping[str, Any], key: str) -> str:
-    if not isinstance(entry[key], str):
-        raise ValueError(f"{key} must be a text, got {entry[key]}")
-    return entry[key]
-
-
-def _texts(entry: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """Not empty: an empty list has nothing to draw."""
-    texts = entry[key]
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{key} must be a list of texts, got {texts}")
-    return tuple(texts)
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path.name}{place}, is not valid YAML: {error.problem}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML: {first_line(error)}.") from None
