@@ -28,6 +28,12 @@ def one_of(key: str, value: str, options: Iterable[str], listed: str | None = No
         raise UserError(f"{key}={value} is unknown.{hint} There is: {listed or ', '.join(options)}.")
 
 
+def require_positive(option: str, value: float | None) -> None:
+    """Raise UserError for a value of `option` that is not above 0; null is one that was not given."""
+    if value is not None and not value > 0:
+        raise UserError(f"{option} must be positive, got {value:g}.")
+
+
 def nearest(value: str, options: Iterable[str]) -> str | None:
     """The one of `options` that `value` is a misspelling of; None if none is close. Swapped letters come first."""
     close = difflib.get_close_matches(value, options, n=5)  # the closest first

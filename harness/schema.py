@@ -80,10 +80,6 @@ class Setting:
     default: Any
     rule: Rule
 
-    @property
-    def nullable(self) -> bool:
-        return "None" in self.type
-
 
 def settings_of(schema: type, prefix: str = "") -> Iterator[Setting]:
     """All settings of a dataclass and of the groups in it."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from harness.errors import UserError
 
-T = TypeVar("T")
+T = TypeVar("T", bound="EvalSettings | TrainSettings | InferSettings")
 
 AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
@@ -292,12 +292,10 @@ class Settings:
 def _complete(kind: type[T], settings: TrainSettings | EvalSettings | InferSettings, group: str) -> T:
     """`settings`, the group of that name, as the narrower `kind`. Raises UserError if one is null that `kind` needs."""
     values = {part.name: getattr(settings, part.name) for part in dataclasses.fields(settings)}
-    narrowed = [
-        name for each in kind.__mro__[:-2] for name in each.__annotations__
-    ]  # last are the wide kind and object
-    for name in narrowed:
-        if values[name] is None:
-            raise UserError(f"The cell's settings lack {group}.{name}, so that it can't run here.")
+    for part in dataclasses.fields(kind):
+        needed = part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
+        if needed and values[part.name] is None:
+            raise UserError(f"The cell's settings lack {group}.{part.name}, so that it can't run here.")
     return kind(**values)
 
 

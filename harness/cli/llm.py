@@ -17,9 +17,8 @@ from harness.cli.parser import (
     add_study,
     comma_separated,
     positive,
-    require_positive,
 )
-from harness.errors import UserError, one_of
+from harness.errors import UserError, one_of, require_positive
 from harness.settings import HELD_OUT
 
 KINDS = ("paraphrase", "harder", "new")

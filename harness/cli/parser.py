@@ -122,12 +122,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def require_positive(option: str, value: float | None) -> None:
-    """Raise UserError for a value of `option` that is not above 0; null is one that was not given."""
-    if value is not None and not value > 0:
-        raise UserError(f"{option} must be positive, got {value:g}.")
-
-
 def add_study(parser: Parser, summary: str = "study below the results folder (default: all)") -> None:
     parser.add_argument("--study", metavar="NAME", help=summary)
     add_results_dir(parser)

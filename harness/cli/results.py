@@ -24,9 +24,8 @@ from harness.cli.parser import (
     add_study_name,
     add_tables,
     comma_separated,
-    require_positive,
 )
-from harness.errors import UserError
+from harness.errors import UserError, require_positive
 from harness.record import Record, read, read_study
 
 if TYPE_CHECKING:

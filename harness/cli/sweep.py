@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import units
-from harness.cli.parser import CommandLine, Parser, positive, require_positive
-from harness.errors import UserError
+from harness.cli.parser import CommandLine, Parser, positive
+from harness.errors import UserError, require_positive
 from harness.python.launching import KERNELS, chosen, launch
 
 if TYPE_CHECKING:

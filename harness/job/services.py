@@ -134,15 +134,16 @@ def prepare_check(request: CheckCells) -> None:
 
 def prepare_tasks(request: CheckTasks) -> None:
     """Load the tasks."""
-    from harness.job import prepared_inputs
-
-    with suppress(Exception):
-        prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
+    _load_tasks(request, request.data)
 
 
 def prepare_scoring(request: Rescore) -> None:
     """Load the tasks, without the record's data, which are not read here."""
+    _load_tasks(request, DataSettings())
+
+
+def _load_tasks(request: CheckTasks | Rescore, data: DataSettings) -> None:
     from harness.job import prepared_inputs
 
-    with suppress(Exception):
-        prepared_inputs.tasks(request.settings, DataSettings(), request.data_root, request.local.include_path)
+    with suppress(Exception):  # the job meets the same error, and reports it
+        prepared_inputs.tasks(request.settings, data, request.data_root, request.local.include_path)

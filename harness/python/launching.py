@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import units
-from harness.errors import UserError, about_file
+from harness.errors import UserError, about_file, require_positive
 from harness.python.overrides import overrides_of
 from harness.record import Record, RecordError
 
@@ -36,7 +36,7 @@ def run(
     quiet: bool,
 ) -> Record:
     """`harness.run`."""
-    dollars = None if budget is None else _budget(budget)
+    dollars = amount_of(budget)
     if dollars is not None and not isinstance(dollars, units.Dollars):
         raise UserError(f"budget must be a sum of money, such as 5USD, got {budget}.")
     typed = overrides_of(named, settings, ("budget", *SETTINGS), grid=False)
@@ -57,7 +57,7 @@ def sweep(
     quiet: bool,
 ) -> RecordedStudy:
     """`harness.sweep`."""
-    amount = None if budget is None else _budget(budget)
+    amount = amount_of(budget)
     if amount is not None and not isinstance(amount, units.Dollars) and not options["fit"]:
         raise UserError("budget in bytes requires fit=True; a sum of money, such as 5USD, does not.")
     if options["device"] is not None and not options["fit"]:
@@ -65,7 +65,7 @@ def sweep(
     if options["order"] not in ("random", "grid"):
         raise UserError(f"order must be random or grid, got {options['order']}.")
     for option in ("drift", "confirm"):
-        _require_positive(option, options[option])
+        require_positive(option, options[option])
     typed = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
     with undisturbed(quiet):
         named = [] if name is None else [name]
@@ -168,15 +168,9 @@ def _restored() -> Iterator[None]:
         os.chdir(folder)
 
 
-def _budget(budget: int | str) -> float:
-    """Bytes, or `units.Dollars`."""
+def amount_of(budget: int | str | None) -> float | None:
+    """Bytes, or `units.Dollars`, of a budget as one gives it. UserError if it is none, or not positive."""
     if isinstance(budget, str):
         return units.parse_budget(budget)
-    if budget <= 0:
-        raise UserError(f"budget must be positive, got {budget}.")
+    require_positive("budget", budget)
     return budget
-
-
-def _require_positive(option: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise UserError(f"{option} must be positive, got {value:g}.")

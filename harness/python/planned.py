@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.errors import UserError
-from harness.python.launching import SETTINGS, launch, undisturbed
+from harness.errors import require_positive
+from harness.python.launching import SETTINGS, amount_of, launch, undisturbed
 from harness.python.overrides import overrides_of
 from harness.record import Record
 from harness.report.frame import setting_texts
-from harness.units import parse_budget
 
 if TYPE_CHECKING:
     from harness.sweep.estimates.times import Times
@@ -52,10 +51,9 @@ def plan(
     quiet: bool,
 ) -> pd.DataFrame:
     """`harness.plan`."""
-    amount = parse_budget(budget) if isinstance(budget, str) else budget
-    for name, value in {"budget": amount, **{name: options[name] for name in ("throughput", "price")}}.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{name} must be positive, got {value:g}.")
+    amount = amount_of(budget)
+    for name in ("throughput", "price"):
+        require_positive(name, options[name])
     typed = overrides_of(axes, settings, OPTIONS, grid=True)
     frames: list[pd.DataFrame] = []
 

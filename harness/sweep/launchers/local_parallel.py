@@ -24,10 +24,10 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, flag_override
+from omegaconf import DictConfig
 
 from harness import boot
-from harness.sweep.app import messages
+from harness.sweep.app.composing import Composer
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.launchers.base import Answer, CellLauncher, Run
 from harness.sweep.launchers.lost_workers import Lost, died
@@ -54,18 +54,12 @@ class LocalParallel(CellLauncher, Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run points for another sweeper, such as Optuna's, which has not composed them."""
         setup_globals()
+        compose = Composer.of(self._loader, self._config)
         points = [
-            point_of(self._composed(overrides), list(overrides)).at(number + 1)
+            point_of(compose(overrides), list(overrides)).at(number + 1)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=answer) for answer in self.run(points)]
-
-    def _composed(self, overrides: Sequence[str]) -> DictConfig:
-        config = self._loader.load_sweep_config(self._config, list(overrides))
-        with flag_override(config, ["struct", "readonly"], False):
-            del config["hydra"]  # it has values that only a launched job fills in
-        messages.require_settings(config)
-        return config
 
     def run(self, points: Sequence[Point]) -> list[Answer]:
         answers: dict[int, Answer] = {}
