@@ -5,6 +5,7 @@ Inert data: nothing here loads a model, touches a device or imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from harness import plugin
 from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
@@ -304,7 +306,7 @@ class ApiConfig:
 
 @dataclass
 class Config:
-    """All settings of a cell, and where its record goes."""
+    """All settings of a cell, and where its record goes, but for those of plug-ins: `FullConfig` has them too."""
 
     method: MethodConfig = field(default_factory=MethodConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -347,6 +349,15 @@ class Config:
     tracker: str | None = setting(None, choices=get_args(TrackerName), in_cell=False)
     """Experiment tracker that follows the training: tensorboard, mlflow, wandb or trackio (null: none)."""
 
+
+def _with_plugins() -> type[Config]:
+    groups = {name: plugin.load(target) for part in plugin.installed() for name, target in part.settings.items()}
+    fields = [(name, group, field(default_factory=group)) for name, group in groups.items()]
+    return dataclasses.make_dataclass("FullConfig", fields, bases=(Config,), namespace={"__module__": __name__})
+
+
+FullConfig = _with_plugins()
+"""Config with the groups of settings that plug-ins add."""
 
 # What a cell can be run again with in place of what it ran with.
 PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on_oom": "on_oom"}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness import plugin
 from harness.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -24,7 +25,7 @@ PUBLISHED = SWEEPS / "published"
 
 def conf_folders() -> list[Path]:
     """The folders of config groups, in the order in which they are searched."""
-    return [CONF, *_own("conf", CONF)]
+    return [*_shipped_conf(), *_own("conf", CONF)]
 
 
 def sweep_folders() -> list[Path]:
@@ -54,7 +55,7 @@ def published_sweeps() -> dict[str, Path]:
 
 def require_own_names() -> None:
     """Raise UserError if a file in the working folder has the name of a shipped one and other content."""
-    for shipped, own in (((CONF,), _own("conf", CONF)), ((SWEEPS, PUBLISHED), _own("sweeps", SWEEPS))):
+    for shipped, own in ((_shipped_conf(), _own("conf", CONF)), ([SWEEPS, PUBLISHED], _own("sweeps", SWEEPS))):
         for folder in own:
             for path in sorted(folder.rglob("*.yaml")):
                 name = path.relative_to(folder)
@@ -64,6 +65,10 @@ def require_own_names() -> None:
                     raise UserError(
                         f"{folder.name}/{name} would replace a config of the harness; give the file another name."
                     )
+
+
+def _shipped_conf() -> list[Path]:
+    return [CONF, *(part.conf for part in plugin.installed() if part.conf is not None)]
 
 
 def _own(name: str, shipped: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import MISSING, OmegaConf
 
-from harness.config import CONF, Config, typed
+from harness.config import CONF, Config, FullConfig, typed
 from harness.schema import NO_RULE, Rule, group_of
 
 UNLESS = re.compile(r"^\$\{unless:.*,(\w+)\}$")  # a value, but null where another setting is given
@@ -58,7 +58,7 @@ def config_groups() -> list[ConfigGroup]:
     """All settings in the order of harness/config.py, those of the top level first."""
     composed: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
     groups = [ConfigGroup("", inspect.getdoc(Config) or "", _fields(Config, "", composed))]
-    for f in dataclasses.fields(Config):
+    for f in dataclasses.fields(FullConfig):
         if schema := group_of(f):
             fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
             groups.append(ConfigGroup(f.name, inspect.getdoc(schema) or "", fields))

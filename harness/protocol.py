@@ -1,4 +1,4 @@
-"""All that crosses the boundary between a sweep and a job: one JobRequest, then a stream of JobEvents.
+"""All that crosses the boundary between a sweep and a job: one request, then a stream of JobEvents.
 
 A request is one JSON document on the job's standard input, an event one line on its standard output. Both are encoded
 and decoded here alone. Paths are absolute, since a job may run in another folder.
@@ -6,12 +6,14 @@ and decoded here alone. Paths are absolute, since a job may run in another folde
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+from harness import plugin
 from harness.record import (
     Cell,
     Precautions,
@@ -333,20 +335,6 @@ class ExportModel(Request):
     prompt: str | None
 
 
-JobRequest = (
-    RunCell
-    | CheckCells
-    | PlanCells
-    | ExamineMachine
-    | CheckTasks
-    | Rescore
-    | Synthesize
-    | AskModels
-    | JudgeAnswers
-    | ExportModel
-)
-
-
 # Events
 
 
@@ -417,14 +405,23 @@ def facts(progress: Progress) -> dict[str, Any]:
     return {name: value for name, value in vars(progress).items() if value is not None}
 
 
-def encode(message: JobRequest | JobEvent) -> str:
+def encode(message: Request | JobEvent) -> str:
     """One line of JSON."""
     return json.dumps(encode_tagged(message))
 
 
-def decode_request(text: str | bytes) -> JobRequest:
-    return decode_tagged(JobRequest, json.loads(text))
+def decode_request(text: str | bytes) -> Request:
+    return decode_tagged(request_kinds(), json.loads(text))
+
+
+@functools.cache
+def request_kinds() -> tuple[type[Request], ...]:
+    """All classes of requests: those above, and those of plug-ins."""
+    own: list[type[Request]] = [RunCell, CheckCells, PlanCells, ExamineMachine, CheckTasks, Rescore]
+    own += [Synthesize, AskModels, JudgeAnswers, ExportModel]
+    added = [plugin.load(target) for part in plugin.installed() for target in part.requests]
+    return (*own, *added)
 
 
 def decode_event(line: str) -> JobEvent:
-    return decode_tagged(JobEvent, json.loads(line))
+    return decode_tagged(get_args(JobEvent), json.loads(line))

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from omegaconf import DictConfig, OmegaConf
 
 from harness import redact, schema
-from harness.config import ADAMW, Config, TrainConfig, typed
+from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 from harness.schema import settings_of
@@ -23,7 +23,7 @@ from harness.settings import AUTO, quantised_bits
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
-SETTINGS = {described.key: described for described in settings_of(Config)}
+SETTINGS = {described.key: described for described in settings_of(FullConfig)}
 PRECAUTIONS = {key: SETTINGS[key] for key in ("timeout", "train.save_every")}
 
 

@@ -14,12 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness.config import CONF, ROOT, Config, register_resolvers
+from harness.config import CONF, ROOT, Config
 from harness.job.api.run_api_cell import run_api_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate.engine import Engine
@@ -33,6 +32,7 @@ from harness.protocol import Progress, RunCell
 from harness.record import Cell, Precautions, Record, Train, ValidationPoint
 from harness.sweep import cells, runner
 from harness.sweep.app.composing import Composer
+from harness.sweep.app.plugins import register
 from harness.sweep.store import Study
 
 # fp32 everywhere: accelerate keeps one precision a process, and closed forms are compared with what is computed.
@@ -70,8 +70,7 @@ def composed(*overrides: str) -> Cell:
 
 @Composer
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    register_resolvers()
-    ConfigStore.instance().store(name="schema", node=Config)
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [*overrides])
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from harness.config import Config
+from harness.config import FullConfig
 from harness.config_help import config_groups
 
 GROUPS = {group.key: group for group in config_groups()}
@@ -14,7 +14,7 @@ FIELDS = {field.key: field for group in GROUPS.values() for field in group.field
 
 
 def test_all_groups_are_told_with_what_they_are_for():
-    nested = [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default_factory)]
+    nested = [f.name for f in dataclasses.fields(FullConfig) if dataclasses.is_dataclass(f.default_factory)]
     assert list(GROUPS) == ["", *nested]
     assert all(group.comment.endswith(".") for group in GROUPS.values())
 

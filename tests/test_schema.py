@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from harness import schema
-from harness.config import Config
+from harness.config import FullConfig
 from harness.errors import UserError
 from harness.schema import Rule, Setting, settings_of
 from harness.settings import Settings
 
-SETTINGS = {setting.key: setting for setting in settings_of(Config)}
+SETTINGS = {setting.key: setting for setting in settings_of(FullConfig)}
 # Part of a cell by what other settings make of them: the method's slots, or a default.
 THROUGH_OTHERS = {"rank", "alpha", "lr", "lr_scale", "method.lr", "method.adamw", "method.knobs"}
 THROUGH_OTHERS |= {"model.gradient_checkpointing"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from harness import plugin
 from harness.cli import cells, llm, results, sweep, tools
 from harness.cli.parser import CommandLine
 from harness.errors import UserError
@@ -14,6 +15,9 @@ def command_line(prog: str) -> CommandLine:
     root = CommandLine(prog)
     for commands in (sweep, cells, results, llm, tools):
         commands.add(root)
+    for part in plugin.installed():
+        if part.commands is not None:
+            plugin.load(part.commands)(root)
     parser = root.group("shell").add(
         completion,
         "completion",

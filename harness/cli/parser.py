@@ -77,15 +77,15 @@ class CommandLine(Parser):
     def __init__(self, prog: str) -> None:
         super().__init__(prog=prog, description="Comparative benchmarking of LLM fine-tuning on your model and GPU.")
         self._subparsers_action = self.add_subparsers(parser_class=Parser, metavar="COMMAND")
-        self._groups: list[Group] = []
+        self._groups: dict[str, Group] = {}
 
     def group(self, title: str) -> Group:
-        self._groups.append(Group(title, self.prog, self._subparsers_action))
-        return self._groups[-1]
+        """The group of this title: a new one, or that which other commands are in."""
+        return self._groups.setdefault(title, Group(title, self.prog, self._subparsers_action))
 
     def names(self) -> list[str]:
         """All commands, in the order of the help."""
-        return [name for group in self._groups for name in group.names]
+        return [name for group in self._groups.values() for name in group.names]
 
     def command(self, name: str) -> Parser:
         """The parser of a command; UserError if there is none of this name."""
@@ -101,8 +101,9 @@ class CommandLine(Parser):
         formatter.add_usage("%(prog)s COMMAND [...]", [], [])
         formatter.add_text(self.description)
         summaries = {action.dest: action for action in self._subparsers_action._get_subactions()}
-        others = {group.title: [name for name in group.names if name not in FIRST] for group in self._groups}
-        for title, names in {"start here": FIRST, **others}.items():
+        others = {group.title: [name for name in group.names if name not in FIRST] for group in self._groups.values()}
+        first = [name for name in FIRST if name in summaries]
+        for title, names in {"start here": first, **others}.items():
             if names:
                 formatter.start_section(title)
                 for name in names:

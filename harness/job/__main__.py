@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from harness import redact
+from harness import plugin, redact
 from harness.errors import UserError
-from harness.job.services import Report, Send, named, progress
-from harness.protocol import JobEvent, JobRequest, Refused, RunCell, Warned, encode
+from harness.job.services import Report, Send, progress
+from harness.protocol import JobEvent, Refused, Request, RunCell, Warned, encode
 from harness.record import Record
 
 
-def main(request: JobRequest) -> int:
+def main(request: Request) -> int:
     """Serve `request`; returns the exit status, which is 2 for bad input, whose sentence is sent as Refused."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -35,7 +35,7 @@ def main(request: JobRequest) -> int:
         if isinstance(request, RunCell):
             outcome = runner(request)(request, progress(send))
             return outcome if isinstance(outcome, int) else 0
-        named(request.target)(request, send)
+        plugin.load(request.target)(request, send)
         return 0
     except UserError as error:
         send(Refused(str(error)))
@@ -59,7 +59,7 @@ def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
     return lambda request, report: launch.run(settings.train.devices, run_cell, request, report, place)
 
 
-def _warn_of_others(request: JobRequest, send: Send) -> None:
+def _warn_of_others(request: Request, send: Send) -> None:
     """Warn if others use the devices, before libraries are loaded that set up CUDA and look like another process."""
     if not getattr(request, "warn", False):
         return

@@ -17,12 +17,9 @@ import pandas as pd
 from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import shortage
-from harness.job.api import client
-from harness.job.evaluate.vllm.process import VllmFailed
+from harness.job.ended import CellEnded
 from harness.job.reporter import Report
 from harness.job.training import distributed
-from harness.job.training.divergence import Diverged
-from harness.job.training.halving import Pruned
 from harness.protocol import RunCell
 from harness.record import Failure, Record, Saved, Shortage, model_card
 
@@ -74,12 +71,9 @@ class Recording:
         result = self.result
         try:
             yield
-        except Diverged as error:
-            result.status, result.failure = "diverged", Failure(running.phase, error.step, str(error))
-        except Pruned as error:
-            result.status, result.failure = "pruned", Failure(running.phase, error.step, str(error))
-        except (client.Stopped, VllmFailed) as error:
-            result.status, result.failure = "failed", Failure(running.phase, running.step, str(error))
+        except CellEnded as error:
+            step = running.step if error.step is None else error.step
+            result.status, result.failure = error.status, Failure(running.phase, step, str(error))
         except UserError:
             _discard_beginnings(self._path)
             raise

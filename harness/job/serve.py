@@ -25,9 +25,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from harness import boot
-from harness.job.services import named
-from harness.protocol import BEGUN, JobRequest, decode_request
+from harness import boot, plugin
+from harness.protocol import BEGUN, Request, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
 GLANCE = 0.02  # seconds between checks of the job and of the sweep
@@ -37,7 +36,7 @@ GLANCE = 0.02  # seconds between checks of the job and of the sweep
 class AcceptedJob:
     """The job that this process has become. forked: whether it was forked from the server."""
 
-    request: JobRequest
+    request: Request
     forked: bool
 
 
@@ -103,10 +102,10 @@ def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | N
     return AcceptedJob(decode_request(sys.stdin.read()), forked=False)
 
 
-def _prepare(request: JobRequest) -> None:
+def _prepare(request: Request) -> None:
     """Load what the job of `request` shares with later ones."""
     if request.prepare is not None:
-        named(request.prepare)(request)
+        plugin.load(request.prepare)(request)
     gc.collect()
     gc.freeze()  # otherwise a collection in the job touches, and so copies, all shared memory
 
@@ -118,7 +117,7 @@ def _begin(channel: socket.socket) -> None:
         channel.send(BEGUN)
 
 
-def _request(stream: int, channel: socket.socket) -> JobRequest | None:
+def _request(stream: int, channel: socket.socket) -> Request | None:
     """The request written to `stream`; None if the sweep ended before all was written."""
     parts = []
     while not select.select([channel], [], [], 0)[0]:  # between a request and its answer only the end arrives

@@ -6,7 +6,6 @@ server before the job is forked, so that later jobs find it loaded.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,12 +32,6 @@ from harness.settings import DataSettings
 
 Send = Callable[[JobEvent], None]
 Report = Callable[[dict[str, Any]], None]
-
-
-def named(target: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names."""
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def progress(send: Send, **same: Any) -> Report:

@@ -7,7 +7,7 @@ import functools
 import marshal
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from harness.record.packed import packed
@@ -36,10 +36,10 @@ def encode_tagged(value: Any) -> dict[str, Any]:
     return {type(value).__name__: encode(value)}
 
 
-def decode_tagged(kinds: Any, value: dict[str, Any]) -> Any:
-    """The instance of one of the union `kinds` that `encode_tagged` made `value` of."""
+def decode_tagged(kinds: Iterable[Any], value: dict[str, Any]) -> Any:
+    """The instance of one of `kinds` that `encode_tagged` made `value` of."""
     ((name, fields),) = value.items()
-    return decode({kind.__name__: kind for kind in typing.get_args(kinds)}[name], fields)
+    return decode({kind.__name__: kind for kind in kinds}[name], fields)
 
 
 class Misfit(ValueError):

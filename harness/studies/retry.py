@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
 from harness import gate, validate
-from harness.config import PRECAUTIONS, Config
+from harness.config import PRECAUTIONS, FullConfig
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
@@ -45,7 +45,7 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
             known = ", ".join(f"{key}=" for key in PRECAUTIONS)
             raise UserError(f"`retry` changes only {known}; got {override}.")
     try:
-        config: DictConfig = OmegaConf.structured(Config)
+        config: DictConfig = OmegaConf.structured(FullConfig)
         config.merge_with(OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None

@@ -28,13 +28,13 @@ from harness.protocol import (
     CheckCells,
     CheckTasks,
     ExamineMachine,
-    JobRequest,
     LocalPaths,
     PlanCells,
     PlannedCell,
     Progress,
     Refused,
     Rendezvous,
+    Request,
     Rescore,
     RunCell,
     Synthesize,
@@ -145,12 +145,12 @@ def synthesize(request: Synthesize, on_event: OnEvent) -> dict[str, Any]:
     return _ask("The job that asks for problems", request, on_event)[-1]
 
 
-def ask(request: JobRequest, on_event: OnEvent) -> dict[str, Any]:
+def ask(request: Request, on_event: OnEvent) -> dict[str, Any]:
     """Ask models, or a judge, in a job (AskModels, JudgeAnswers). Returns what they say."""
     return _ask("The job that asks models", request, on_event)[-1]
 
 
-def _ask(what: str, request: JobRequest, on_event: OnEvent | None = None) -> list[dict[str, Any]]:
+def _ask(what: str, request: Request, on_event: OnEvent | None = None) -> list[dict[str, Any]]:
     """The results of a job for `request`. Raises UserError, beginning with `what`, if the job refuses or dies."""
     answers: list[dict[str, Any]] = []
     with tempfile.TemporaryFile() as stderr:
@@ -351,7 +351,7 @@ class _Overdue(Exception):
 
 
 def _converse(
-    request: JobRequest,
+    request: Request,
     stderr: IO[bytes],
     on_event: OnEvent,
     lease: Lease | None = None,

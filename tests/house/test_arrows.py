@@ -72,7 +72,7 @@ def test_no_two_files_import_each_other():
     TopologicalSorter(graph).prepare()
 
 
-LEAVES = {"errors", "program", "redact", "terminal", "units"}
+LEAVES = {"errors", "plugin", "program", "redact", "terminal", "units"}
 BELOW = {
     "record",
     "settings",
@@ -98,6 +98,14 @@ ARROWS = {  # of each room, the rooms and files it may import
 }
 
 
+def test_the_core_imports_no_plugin():
+    """It asks harness/plugin.py for what is installed."""
+    core = {path: tree for path, tree in FILES.items() if not path.startswith("plugins/")}
+    importers = [path for path, tree in core.items() if any(n.startswith("harness.plugins") for n in imports(tree))]
+    assert not importers
+    assert len(core) < len(FILES), "there are no plug-ins; this test would hold anything"
+
+
 @pytest.mark.parametrize("room", ARROWS)
 def test_arrows_point_one_way(room):
     for path, tree in within(room):
@@ -113,7 +121,7 @@ def test_the_record_imports_the_standard_library_and_a_reader_of_json_alone():
 
 def test_only_jobs_import_model_libraries():
     for path, tree in FILES.items():
-        if not path.startswith("job/"):
+        if not re.match(r"(plugins/\w+/)?job/", path):
             assert not packages(tree) & HEAVY, path
 
 

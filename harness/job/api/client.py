@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from harness import redact
 from harness.errors import UserError
+from harness.job.ended import CellEnded
 
 if TYPE_CHECKING:
     from harness.job.api.endpoint import Response, Unsuccessful
@@ -33,7 +34,7 @@ TO_DO = {
 Messages = list[dict[str, str]]
 
 
-class Stopped(Exception):
+class Stopped(CellEnded):
     """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
 
 

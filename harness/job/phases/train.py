@@ -14,28 +14,29 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from harness.job.data.batching import Layout
+from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
 from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
 from harness.job.training import attention, compiled, distributed, loop
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, Validation
-from harness.job.training.halving import CellHalving, Pruned
+from harness.job.training.halving import CellHalving
 from harness.record import Probe, Record, Train, ValidationPoint
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training measured. ended: the step and the reason of an early end, null if all steps were taken."""
+    """What training measured. ended: what ended it early, null if all steps were taken."""
 
     train: Train
     validations: list[ValidationPoint]
-    ended: tuple[int, str] | None
+    ended: CellEnded | None
 
     def raise_if_ended(self) -> None:
-        """Raise Pruned if training ended early."""
+        """Raise what ended the training early, if something did."""
         if self.ended is not None:
-            raise Pruned(*self.ended)
+            raise self.ended
 
 
 def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan) -> Trained:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from harness.job.ended import CellEnded
 from harness.job.training.halving import CellHalving
 from harness.record import LossPoint, ValidationPoint
 
 UNLEARNED, FORGOT = 0.99, 1.5  # shares of a uniform guess's loss, and of the first step's, that a final loss exceeds
 
 
-class Diverged(Exception):
+class Diverged(CellEnded):
     """The loss or the norm of its gradient is not finite, or the model that was trained knows nothing any more.
 
     what: a predicate's subject and verb, such as "The loss became nan".
     """
 
+    status = "diverged"
+
     def __init__(self, step: int, what: str):
-        super().__init__(f"{what} at step {step}; a lower lr or stronger clipping may help.")
-        self.step = step
+        super().__init__(f"{what} at step {step}; a lower lr or stronger clipping may help.", step)
 
 
 class Divergence:

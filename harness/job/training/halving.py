@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from harness import record
+from harness.job.ended import CellEnded
 from harness.protocol import RunCell
 from harness.record import Cell, StopRule, ValidationPoint
 from harness.settings import cell_id
@@ -32,12 +33,10 @@ if TYPE_CHECKING:
     from harness.job.measure.phases import Meter
 
 
-class Pruned(Exception):
-    """The cell ended early; the message is a sentence that says why."""
+class Pruned(CellEnded):
+    """A rule ended the cell early."""
 
-    def __init__(self, step: int, reason: str):
-        super().__init__(reason)
-        self.step = step
+    status = "pruned"
 
 
 @dataclass
@@ -85,7 +84,7 @@ class Competitor:
 class CellHalving:
     """The rungs of one running cell, by the step that reaches them, and what the other cells in `folder` did there.
 
-    meter: its open window leaves out what deciding takes. ended: the step and the reason of an early end.
+    meter: its open window leaves out what deciding takes. ended: the early end.
     """
 
     rule: StopRule
@@ -93,7 +92,7 @@ class CellHalving:
     own: Competitor
     rungs: dict[int, int]
     meter: Meter
-    ended: tuple[int, str] | None = None
+    ended: Pruned | None = None
 
     @classmethod
     def of(cls, request: RunCell, steps: list[list[list[Drawn]]], meter: Meter) -> CellHalving | None:
@@ -124,7 +123,7 @@ class CellHalving:
             self.own.results.append(known)
             record.write_json(dataclasses.asdict(self.own), self._path)
         if known.ended is not None:
-            self.ended = step, known.ended
+            self.ended = Pruned(known.ended, step)
         return known.ended
 
     def stops(self, step: int, validations: Sequence[ValidationPoint], accelerator: Accelerator) -> bool:

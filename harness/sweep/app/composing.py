@@ -20,12 +20,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import Config
+from harness.config import FullConfig
 from harness.sweep.app import messages
 
 omegaconf.base.parse = functools.lru_cache(maxsize=4096)(omegaconf.base.parse)
 
-VALUES = {field.name for field in dataclasses.fields(Config) if not dataclasses.is_dataclass(field.default_factory)}
+VALUES = {field.name for field in dataclasses.fields(FullConfig) if not dataclasses.is_dataclass(field.default_factory)}
 """Settings that are in no group: rank, alpha, lr, …"""
 
 

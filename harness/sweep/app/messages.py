@@ -14,7 +14,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import Config
+from harness.config import FullConfig
 from harness.config_folders import group_files, named_sweeps
 from harness.errors import UserError, nearest, one_of
 from harness.schema import group_of
@@ -94,7 +94,7 @@ def sentence(error: Exception) -> str:
         return _not_merged(found[1], cause)
     if found := re.match(r"Ambiguous value for argument '(.+)'", first):
         key, _, values = found[1].partition("=")
-        as_list = f", and {key}=[{values}] is one list" if "list" in _types(Config).get(key, "list") else ""
+        as_list = f", and {key}=[{values}] is one list" if "list" in _types(FullConfig).get(key, "list") else ""
         return f"{found[1]} names several values: `sweep` runs them all{as_list}."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
@@ -118,7 +118,7 @@ def _missing(error: MissingConfigException) -> str | None:
 def _not_merged(override: str, cause: str) -> str:
     """What to say of an override whose value the schema does not take. cause: OmegaConf's words."""
     key, _, value = override.partition("=")
-    if key.startswith("+") and key.lstrip("+") not in _types(Config):  # such as +rank.foo
+    if key.startswith("+") and key.lstrip("+") not in _types(FullConfig):  # such as +rank.foo
         return _no_setting(key.lstrip("+"))
     if "ListConfig" in cause:
         return f"{key} must be a list, got {value}; write {key}=[{value}]."
@@ -148,7 +148,7 @@ def refuse_slips(overrides: list[str]) -> None:
             raise UserError(
                 f"{key} must be one name a cell, got {value}; for one cell each, use `sweep {key}={names}`."
             )
-        if key.startswith("~") and key[1:] in _types(Config).keys() - OPTIONAL:
+        if key.startswith("~") and key[1:] in _types(FullConfig).keys() - OPTIONAL:
             raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {typed}.")
 
 
@@ -158,7 +158,7 @@ def require_settings(config: DictConfig) -> None:
     Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
     """
     written: Any = OmegaConf.to_container(config, resolve=False)
-    for key in _unknown(written, Config):
+    for key in _unknown(written, FullConfig):
         raise UserError(_no_setting(key))
     method = written["method"]
     slots, knobs = repr(method | {"knobs": {}}), method["knobs"] or {}
@@ -180,7 +180,7 @@ def require_slots(overrides: list[str]) -> None:
         if name := slot(override):
             raise UserError(f"{override} can't be set: the method has no `{name}`.")
         above = re.match(r"\+{0,2}(.+)\.", override.partition("=")[0])
-        if above and "None" in _types(Config).get(above[1], ""):
+        if above and "None" in _types(FullConfig).get(above[1], ""):
             raise UserError(f"{override} can't be set: {above[1]} is null.")
 
 
@@ -247,7 +247,7 @@ def _no_override(typed: str) -> str:
 
 
 def _no_setting(key: str) -> str:
-    types = _types(Config)
+    types = _types(FullConfig)
     # Open to what the callable that they name takes.
     if key.startswith(("hydra.", *(f"{name}." for name, kind in types.items() if kind.startswith("dict[")))):
         return f"There is no setting {key!r}; to add one, put ++ before it."

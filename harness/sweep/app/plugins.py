@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.basecontainer import BaseContainer
 
 from harness import config as settings_of
-from harness.config import Config
+from harness.config import FullConfig
 from harness.config_folders import conf_folders, sweep_folders
 from harness.sweep.app.sweeper import GridSweeper
 from harness.sweep.launchers.local_parallel import LocalParallel
@@ -39,7 +39,7 @@ class ConfigFolders(SearchPathPlugin):
 def register() -> None:
     """Register all of it; calling it again changes nothing."""
     settings_of.register_resolvers()
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=FullConfig)
     for plugin in (GridSweeper, LocalParallel, ConfigFolders):
         Plugins.instance().register(plugin)
     # The package exists only where a plugin is installed.

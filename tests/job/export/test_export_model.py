@@ -14,13 +14,12 @@ from records import change, make_record, sound
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from with_llama_cpp import continues_as, needs_llama_cpp
 
-from harness import record
+from harness import plugin, record
 from harness.__main__ import main
 from harness.job import prepared_inputs
 from harness.job.evaluate import scoring
 from harness.job.export import modelfile
 from harness.job.models import embedded
-from harness.job.services import named
 from harness.protocol import decode_request, encode
 from harness.record import CARD, model_folder, read
 from harness.studies.export import export_model
@@ -52,7 +51,7 @@ def results(tmp_path_factory):
 def job_here(monkeypatch):
     """Jobs of this module run in its process, which has loaded their libraries."""
     monkeypatch.setattr(
-        runner, "ask", lambda request, on_event: named(request.target)(decode_request(encode(request)), on_event)
+        runner, "ask", lambda request, on_event: plugin.load(request.target)(decode_request(encode(request)), on_event)
     )
 
 

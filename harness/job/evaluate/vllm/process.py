@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from harness import redact
 from harness.errors import UserError
+from harness.job.ended import CellEnded
 from harness.record import VllmUsage
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -37,7 +38,7 @@ MEMORY = re.compile(
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-class VllmFailed(Exception):
+class VllmFailed(CellEnded):
     """vLLM did not answer. The message is one sentence."""
 
 
