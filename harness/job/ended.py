@@ -1,4 +1,4 @@
-"""What ends a running cell for a known reason: its record says the status and the sentence, and its log has no trace."""
+"""What ends a running cell for a known reason: its record has the status and the sentence, its log has no trace."""
 
 from __future__ import annotations
 
