@@ -17,33 +17,29 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments: those of the process if none are given.
     """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with cleaned_streams():
-        return _run(sys.argv[1:] if arguments is None else arguments)
-
-
-def _run(arguments: list[str]) -> int:
-    name, *rest = arguments or ["--help"]
-    try:
-        root = command_line(PROGRAM)
-        if name in ("--help", "-h", "help"):
-            root.print_help()
-            return 0
-        options = root.command(name).parse_intermixed_args(rest, argparse.Namespace(arguments=rest))
-        return options.run(options)
-    except (UserError, RecordError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted. Finished cells are saved; rerun the same command to resume.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader (head, less) has gone; there is nobody to tell
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise  # not about a file of the user's
-        print(f"error: {about_file(error)}", file=sys.stderr)
-        return 2
+        try:
+            root = command_line(PROGRAM)
+            if name in ("--help", "-h", "help"):
+                root.print_help()
+                return 0
+            options = root.command(name).parse_intermixed_args(rest, argparse.Namespace(arguments=rest))
+            return options.run(options)
+        except (UserError, RecordError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("Interrupted. Finished cells are saved; rerun the same command to resume.", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader (head, less) has gone; there is nobody to tell
+            return 1
+        except OSError as error:
+            if error.filename is None:
+                raise  # not about a file of the user's
+            print(f"error: {about_file(error)}", file=sys.stderr)
+            return 2
 
 
 if __name__ == "__main__":

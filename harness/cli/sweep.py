@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from harness import units
 from harness.cli.parser import CommandLine, Parser, positive
 from harness.errors import UserError, require_positive
-from harness.python.launching import KERNELS, chosen, launch
+from harness.python.launching import KERNELS, chosen, requested
 
 if TYPE_CHECKING:
-    from harness.sweep.app import Session
+    from harness.sweep.app import Arguments, Options
 
 MANY = 1_000  # records that the sweep's own process reads to answer; each takes some 35 KB
 DRIFT = 20  # cells between two repeats, about a twentieth of the sweep's time
@@ -87,13 +87,18 @@ def add(command_line: CommandLine) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run one cell; 1 if it did not end as ok."""
-    return _launch("run", options).exit_status
+    from harness.sweep import app
+
+    return app.main(*_requested("run", options)).exit_status
 
 
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok or pruned."""
+    from harness.sweep import app
+
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
-    session = _launch("sweep", options, choose=chosen, **{name: getattr(options, name) for name in names})
+    given = {name: getattr(options, name) for name in names}
+    session = app.main(*_requested("sweep", options, choose=chosen, **given))
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:
@@ -137,11 +142,15 @@ def plan(options: argparse.Namespace) -> int:
     require_positive("--price", options.price)
     if options.advise and options.device in (None, *KERNELS):
         raise UserError("--advise requires --device with a card, such as rtx_4090.")
+    from harness.sweep import app
+
     names = ("device", "throughput", "price", "advise")
-    return _launch("plan", options, plan=True, **{name: getattr(options, name) for name in names}).exit_status
+    given = {name: getattr(options, name) for name in names}
+    return app.main(*_requested("plan", options, plan=True, **given)).exit_status
 
 
-def _launch(command: str, options: argparse.Namespace, **more: Any) -> Session:
+def _requested(command: str, options: argparse.Namespace, **more: Any) -> tuple[Arguments, Options]:
+    """What `app.main` takes. Raises UserError for options that don't go together."""
     budget = options.budget
     in_bytes = budget is not None and not isinstance(budget, units.Dollars)
     predicts = more.get("plan") or more.get("fit")
@@ -150,7 +159,7 @@ def _launch(command: str, options: argparse.Namespace, **more: Any) -> Session:
     if more.get("device") and not predicts:
         raise UserError("--device requires `plan` or `sweep --fit`; cells run on the device that is here.")
 
-    return launch(
+    return requested(
         command,
         options.settings,
         budget=budget,

@@ -20,7 +20,7 @@ from harness.record import Record, RecordError
 
 if TYPE_CHECKING:
     from harness.python.study import RecordedStudy
-    from harness.sweep.app import Session
+    from harness.sweep.app import Arguments, Options
 
 KERNELS = ("cpu", "cuda")  # what a device may be besides a card
 SETTINGS = ("settings", "config_dir", "quiet")  # what `run`, `sweep` and `plan` all take
@@ -39,9 +39,11 @@ def run(
     dollars = amount_of(budget)
     if dollars is not None and not isinstance(dollars, units.Dollars):
         raise UserError(f"budget must be a sum of money, such as 5USD, got {budget}.")
+    from harness.sweep import app
+
     typed = overrides_of(named, settings, ("budget", *SETTINGS), grid=False)
     with undisturbed(quiet):
-        session = launch("run", typed, budget=dollars, config_dir=config_dir)
+        session = app.main(*requested("run", typed, budget=dollars, config_dir=config_dir))
     if session.record is None:
         raise UserError("No cell was run: this machine is a spare one of its job.")
     return session.record
@@ -66,10 +68,14 @@ def sweep(
         raise UserError(f"order must be random or grid, got {options['order']}.")
     for option in ("drift", "confirm"):
         require_positive(option, options[option])
+    from harness.sweep import app
+
     typed = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
     with undisturbed(quiet):
         named = [] if name is None else [name]
-        session = launch("sweep", [*named, *typed], budget=amount, config_dir=config_dir, choose=chosen, **options)
+        session = app.main(
+            *requested("sweep", [*named, *typed], budget=amount, config_dir=config_dir, choose=chosen, **options)
+        )
         folder = session.folder if session.study is None else session.study.folder
     if options["confirm"] and session.study is None:
         raise UserError("confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
@@ -80,7 +86,7 @@ def sweep(
     return RecordedStudy([folder.absolute()])
 
 
-def launch(
+def requested(
     command: str,
     settings: Sequence[str],
     *,
@@ -90,12 +96,12 @@ def launch(
     config_dir: str | os.PathLike[str] | None = None,
     typed: Sequence[str] | None = None,
     **options: Any,
-) -> Session:
-    """Run ``run``, ``sweep`` or ``plan`` with `settings`, as they are typed; returns what became of it.
+) -> tuple[Arguments, Options]:
+    """What `harness.sweep.app.main` takes to run ``run``, ``sweep`` or ``plan`` with `settings`, as they are typed.
 
     budget: bytes of memory, or `units.Dollars` (null: none). device: a card, or one of KERNELS. hydra: options of
     Hydra's. typed: the arguments as the study notes them (null: `settings`). options: of `harness.sweep.app.Options`.
-    Raises as `harness.sweep.app.main`.
+    Raises UserError for an unknown card.
     """
     from harness.sweep import app
     from harness.sweep.estimates import card
@@ -104,7 +110,7 @@ def launch(
         options["card"] = card.load(device)
         device = None
     money = isinstance(budget, units.Dollars)
-    requested = app.Options(
+    what = app.Options(
         memory=None if money or budget is None else int(budget),
         dollars=budget if money else None,
         device=device,
@@ -112,7 +118,7 @@ def launch(
         **options,
     )
     folder = None if config_dir is None else os.fspath(config_dir)
-    return app.main(app.Arguments(command, [*settings], [*hydra], folder), requested)
+    return app.Arguments(command, [*settings], [*hydra], folder), what
 
 
 def chosen(records: Sequence[Record]) -> list[Record]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from harness.errors import require_positive
-from harness.python.launching import SETTINGS, amount_of, launch, undisturbed
+from harness.python.launching import SETTINGS, amount_of, requested, undisturbed
 from harness.python.overrides import overrides_of
 from harness.record import Record
 from harness.report.frame import setting_texts
@@ -54,6 +54,8 @@ def plan(
     amount = amount_of(budget)
     for name in ("throughput", "price"):
         require_positive(name, options[name])
+    from harness.sweep import app
+
     typed = overrides_of(axes, settings, OPTIONS, grid=True)
     frames: list[pd.DataFrame] = []
 
@@ -63,14 +65,9 @@ def plan(
             print(remedy, file=sys.stderr)
 
     with undisturbed(quiet):
-        launch(
-            "plan",
-            [*([] if sweep is None else [sweep]), *typed],
-            budget=amount,
-            config_dir=config_dir,
-            plan=True,
-            show=keep,
-            **options,
+        named = [] if sweep is None else [sweep]
+        app.main(
+            *requested("plan", [*named, *typed], budget=amount, config_dir=config_dir, plan=True, show=keep, **options)
         )
     return frames[0] if frames else _typed(pd.DataFrame(columns=COLUMNS))
 

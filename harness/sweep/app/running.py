@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,18 +17,17 @@ from omegaconf.errors import OmegaConfBaseException
 from harness import config as settings_of
 from harness import units
 from harness.errors import UserError, about_file
-from harness.protocol import Rendezvous, RunCell
+from harness.protocol import Rendezvous
 from harness.record import Record, RecordError, train_memory
 from harness.sweep import api_cost, machines, runner
 from harness.sweep.app import messages
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.app.session import Outcome, Session
-from harness.sweep.lease import Held, Lease
+from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
-Run = Callable[[RunCell, Study, Lease, runner.OnEvent], Record]
 FILE = "point"  # the setting that names a point's file, in place of the settings that it was composed of
 
 
@@ -65,25 +65,49 @@ class RunPoint:
     def _run(self, point: Point) -> Outcome:
         os.chdir(point.folder)  # a worker may have been started in another one
         cell, study = point.cell, point.study
-        if point.repeat and (earlier := study.recorded(cell)) is not None and earlier.status == "ok":
-            if machines.spare():
-                return Outcome("spare", None)
-            with study.lease(cell) as lease:
-                return Outcome.of(self._launch(point, lease, None, runner.repeat))
         # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
         known = self.session.recorded[cell.id] if cell.id in self.session.recorded else study.recorded(cell)
-        if known is not None and not to_run(known, point):
+        again = point.repeat and (earlier := study.recorded(cell)) is not None and earlier.status == "ok"
+        if not again and known is not None and not to_run(known, point):
             return self._skip(point, known)
-        rendezvous = machines.rendezvous(cell.settings.train.nodes)
+        rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
         if rendezvous is None and machines.spare():
             return Outcome("spare", None)
         if rendezvous is not None and rendezvous.number > 0:
             return self._assist(point, rendezvous)
         with study.lease(cell) as lease:
             recorded = study.recorded(cell)
-            if recorded is None or recorded == known:
-                return Outcome.of(self._launch(point, lease, rendezvous))
-        return self._skip(point, recorded)
+            if not again and recorded is not None and recorded != known:
+                return self._skip(point, recorded)
+            with self._progress(point) as progress:
+                request = dataclasses.replace(point.request, warn=self.session.progress is None, rendezvous=rendezvous)
+                record = (runner.repeat if again else runner.run)(request, study, lease, progress.update)
+                self.session.record, self.session.folder = record, study.folder
+                progress.end(record)
+        if self.session.progress is None:
+            self.session.outcomes.append(Outcome.of(record))
+            _print_summary(record, study)
+        return Outcome.of(record)
+
+    @contextmanager
+    def _progress(self, point: Point) -> Iterator[SweepProgress]:
+        """Shows the progress of the cell of `point`: as a part of its sweep, or alone.
+
+        A cell alone has not been checked as those of a sweep have: UserError if an API would cost more than it may.
+        """
+        planned = self.session.progress
+        if planned is None and point.access is not None:
+            access = {point.cell.id: point.access}
+            counts = runner.check([point.cell], point.request.data_root, access)
+            api_cost.check(api_cost.estimates([point.cell], access, counts), self.session.options.dollars)
+        progress = planned or SweepProgress(1)
+        try:
+            progress.start(point.cell)
+            yield progress
+        finally:
+            progress.clear()
+            if planned is None:
+                progress.close()
 
     def _skip(self, point: Point, recorded: Record) -> Outcome:
         """Say that the cell of `point` is `recorded` already."""
@@ -106,29 +130,6 @@ class RunPoint:
         self.session.record, self.session.folder = recorded, point.study.folder
         self.session.outcomes.append(Outcome.of(recorded))
         return Outcome.of(recorded)
-
-    def _launch(self, point: Point, lease: Lease, rendezvous: Rendezvous | None, run: Run = runner.run) -> Record:
-        planned = self.session.progress is not None
-        if point.access is not None and not planned:
-            access = {point.cell.id: point.access}
-            counts = runner.check([point.cell], point.request.data_root, access)
-            api_cost.check(api_cost.estimates([point.cell], access, counts), self.session.options.dollars)
-        progress = self.session.progress or SweepProgress(1)
-        # A planned sweep has warned when it checked its cells.
-        request = dataclasses.replace(point.request, warn=not planned, rendezvous=rendezvous)
-        try:
-            progress.start(point.cell)
-            record = run(request, point.study, lease, progress.update)
-            self.session.record, self.session.folder = record, point.study.folder
-            progress.end(record)
-        finally:
-            progress.clear()
-            if not planned:
-                progress.close()
-        if not planned:
-            self.session.outcomes.append(Outcome.of(record))
-            _print_summary(record, point.study)
-        return record
 
 
 def _composed(config: DictConfig) -> Point:

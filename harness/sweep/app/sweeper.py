@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Choose, Outcome
+from harness.sweep.launchers.base import Answer
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
 from harness.sweep.launchers.through_hydra import cell_launcher
@@ -92,14 +94,22 @@ class GridSweeper(Sweeper):
         """The study of the points, and what became of those that had to run."""
         study, pending, unfit = self._plan(requested)
         self._session.study = study
-        statuses = ["unfit"] * unfit
         outcomes: list[Outcome | UserError] = []
-        if pending:
-            progress = self._session.progress = SweepProgress(len(pending))
-            outcomes = self._run_all(study, pending, progress)
-            progress.close()
-            self._session.outcomes.extend(outcomes)
-            statuses += ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
+        held: list[Point] = []  # by other sweeps
+        while pending:
+            points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
+            with self._shown(study, points):
+                answers = self._launcher.run(points)
+            self._launched += len(points)
+            held += [point for point, answer in zip(points, answers, strict=True) if isinstance(answer, Held)]
+            outcomes += [_outcome(p, a) for p, a in zip(points, answers, strict=True) if not isinstance(a, Held)]
+            pending, held = _freed(study, held)
+        if self._session.progress is not None:
+            self._session.progress.close()
+            self._session.progress = None
+        self._session.outcomes.extend(outcomes)
+        statuses = ["unfit"] * unfit
+        statuses += ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
         done = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
@@ -253,42 +263,35 @@ class GridSweeper(Sweeper):
             print(remedy, file=sys.stderr)
         return fitting
 
-    def _run_all(self, study: Study, pending: list[Point], progress: SweepProgress) -> list[Outcome | UserError]:
-        """Run all points: first those that no other sweep runs, then those that other sweeps leave unfinished."""
-        outcomes: list[Outcome | UserError] = []
-        held: list[Point] = []
-        while pending:
-            answers = self._launch(study, pending, progress)
-            held += [point for point, answer in zip(pending, answers, strict=True) if isinstance(answer, Held)]
-            outcomes += [answer for answer in answers if not isinstance(answer, Held)]
-            if not held:
-                break
-            cells = [point.cell for point in held]
-            print(f"Waiting for other sweeps to finish {', '.join(c.name for c in cells)}.", file=sys.stderr)
-            free = study.wait(cells)
-            pending, held = [p for p in held if p.cell in free], [p for p in held if p.cell not in free]
-        return outcomes
-
-    def _launch(self, study: Study, pending: list[Point], progress: SweepProgress) -> list[Outcome | UserError]:
-        """What became of `pending`; UserError if the launcher can't run them (without Slurm or Ray, for example)."""
-        points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
+    @contextlib.contextmanager
+    def _shown(self, study: Study, points: list[Point]) -> Iterator[None]:
+        """Within this context the launcher runs `points`, and their progress is shown."""
+        progress = self._session.progress = self._session.progress or SweepProgress(len(points))
         cells = [point.cell for point in points]
         shown = contextlib.nullcontext() if self._launcher.in_this_process else following(study, cells, progress)
         try:
             with shown:
-                answers = self._launcher.run(points)
+                yield
         except KeyboardInterrupt:
             self._launcher.interrupted()
             raise
-        self._launched += len(points)
-        outcomes: list[Outcome | UserError] = []
-        for cell, answer in zip(cells, answers, strict=True):
-            if isinstance(answer, Lost):
-                print(f"{cell.name} is lost: its worker {answer.why}. The same command runs it again.", file=sys.stderr)
-                outcomes.append(Outcome("lost", None))
-            else:
-                outcomes.append(answer)
-        return outcomes
+
+
+def _outcome(point: Point, answer: Answer) -> Outcome | UserError:
+    """What became of `point`, of which its launcher says `answer`; says so of a worker that is lost."""
+    if not isinstance(answer, Lost):
+        return answer
+    print(f"{point.cell.name} is lost: its worker {answer.why}. The same command runs it again.", file=sys.stderr)
+    return Outcome("lost", None)
+
+
+def _freed(study: Study, held: list[Point]) -> tuple[list[Point], list[Point]]:
+    """Of the points that other sweeps hold, those that no other runs any more, once there are some, and the others."""
+    if not held:
+        return [], []
+    print(f"Waiting for other sweeps to finish {', '.join(point.cell.name for point in held)}.", file=sys.stderr)
+    free = study.wait([point.cell for point in held])
+    return [p for p in held if p.cell in free], [p for p in held if p.cell not in free]
 
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:
