@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,31 @@ def test_a_launcher_extends_a_plugin(inside, tmp_path):
     shown = inside("sweep", *SMALL, "data=facts", "seed=0,1", "hydra/launcher=mine", "--cfg", "hydra")
     assert shown.returncode == 0, shown.stderr
     assert "timeout_min: 240" in shown.stdout
+
+
+def test_a_plugin_of_another_distribution_adds_its_command(tmp_path):
+    plugin, commands = blocks("plugin", "python")
+    (entry,) = blocks("plugin", "toml")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(plugin, encoding="utf-8")
+    (tmp_path / "mine" / "commands.py").write_text(commands, encoding="utf-8")
+    installed = tmp_path / "mine-1.0.dist-info"  # as pip writes it
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    points = tomllib.loads(entry)["project"]["entry-points"]
+    (installed / "entry_points.txt").write_text(
+        "".join(f"[{group}]\n{name} = {target}\n" for group, of in points.items() for name, target in of.items())
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "harness", *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "Count the cells that failed" in run("--help")
+    assert run("mine", "--study", "reference/memory").startswith("reference/memory: 0 of ")
 
 
 @pytest.fixture
