@@ -50,8 +50,9 @@ class Assumptions:
 def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumptions | None = None) -> float:
     """The proportion of studies with `seeds` seeds and `n` items that detect a difference of `effect` in accuracy.
 
-    methods: that the study compares, each with each. With one seed only the trained models are compared, without
-    seed-to-seed variance.
+    methods: that the study compares, each with each. All of them tell how seeds vary (`statistics.moderated`), and the
+    difference is held to the first step of the correction for all pairs, as if no other one were real. With one seed
+    only the trained models are compared, without seed-to-seed variance.
     """
     given, draw, alpha = given or Assumptions(), np.random.default_rng(0), ALPHA / math.comb(methods, 2)
     n = max(2, round(n / given.design))  # that are independent
@@ -63,12 +64,12 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
     over_seeds = 2 * given.seed_sd**2 / seeds
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
     by_seed = methods == 2 and seeds >= statistics.PAIRED_SEEDS
-    each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (2, STUDIES)) / (seeds - 1)
+    each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (methods, STUDIES)) / (seeds - 1)
     if by_seed:  # seeds are taken to move each method for itself, so the differences vary by twice as much
         noise = statistics.Level(2 * each[0], 2 * rest, seeds - 1.0)
     else:
-        each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * 2))
-        noise = statistics.Level(each.sum(axis=0), 2 * rest, freedom.min(axis=0))
+        each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * methods))
+        noise = statistics.Level(each[:2].sum(axis=0), 2 * rest, freedom[:2].min(axis=0))
     total, freedom = statistics.combined(noise, over_items, n - 1)
     return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * total**0.5))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -432,6 +433,27 @@ def test_power_is_the_share_of_simulated_studies_that_find_it(seeds, effect):
         samples = [independent(np.asarray(v, dtype=float))._replace(seeds=tuple(range(seeds))) for v in pair]
         hits += statistics.differences(samples)[0, 1].p < 0.05
     assert hits / 500 == pytest.approx(power(effect, seeds, n, given=given), abs=0.06)
+
+
+@pytest.mark.parametrize(("methods", "seeds", "effect"), [(2, 3, 0.09), (6, 3, 0.085), (6, 3, 0.12), (12, 2, 0.1)])
+def test_power_of_many_methods_pools_the_spread_of_all(methods, seeds, effect):
+    """It pooled the spread of two, and promised 30% where the tests find 76%."""
+    given, n = Assumptions(0.5, 0.02, 0.6, 0.4), 300
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        item = draw.normal(0, (0.25 * 0.4) ** 0.5, n)
+        samples = [
+            independent(
+                mean
+                + draw.normal(0, given.seed_sd, (seeds, 1))
+                + item
+                + draw.normal(0, (0.25 * 0.2) ** 0.5, n)
+                + draw.normal(0, (0.25 * 0.4) ** 0.5, (seeds, n))
+            )
+            for mean in (effect, *[0.0] * (methods - 1))
+        ]
+        hits += statistics.differences(samples)[0, 1].p < 0.05 / math.comb(methods, 2)
+    assert hits / 400 == pytest.approx(power(effect, seeds, n, methods, given), abs=0.05)
 
 
 @pytest.mark.parametrize(("accuracy", "n", "effect"), [(0.5, 40, 0.3), (0.05, 300, 0.05), (0.5, 1_319, 0.03)])
