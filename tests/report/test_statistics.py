@@ -670,6 +670,17 @@ def test_clusters_of_one_are_items():
     assert level.rest == pytest.approx((rest**2).sum() / (2 * 49) / 50 / 3)
 
 
+def test_no_interval_of_a_difference_of_shares_leaves_the_possible_range():
+    """83 to 101 points better, it said."""
+    draw = np.random.default_rng(0)
+    samples = [Answers.independent((draw.random((2, 12)) < share).astype(float)) for share in (0.9, 0.02)]
+    gap = statistics.differences(samples)[0, 1]
+    free = statistics.Statistic(gap.value, gap.error, gap.freedom).interval()
+    assert free.high > 1
+    assert (gap.high, gap.turned.low) == (1.0, -1.0)
+    assert gap.statistic.interval(0.001).high == 1.0
+
+
 def test_equivalence_takes_two_one_sided_tests():
     found = statistics.Statistic(0.005, 0.005, 20)
     assert found.p_within(0.02) == pytest.approx(scipy_stats.t.sf(3, 20))

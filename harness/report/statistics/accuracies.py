@@ -11,6 +11,7 @@ common, that of their differences seed by seed.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,14 +79,16 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
         items, freedom = over_items(gap, one.clusters)
         seeds = _together(of[i], of[j])
         variance, freedom = (float(part) for part in combined(seeds, items, freedom))
-        if shares[i] and shares[j]:
+        both_shares = shares[i] and shares[j]
+        if both_shares:
             variance = max(variance, gap.size**-2)  # a model that answers alike may differ by an item
-        statistic = Statistic(float(gap.mean()), variance**0.5, freedom)
-        single = len(one.values) == len(other.values) == 1 and not one.clustered
-        exact = single and shares[i] and shares[j]
+        statistic = Statistic(float(gap.mean()), variance**0.5, freedom, 1.0 if both_shares else math.inf)
+        exact = both_shares and len(one.values) == len(other.values) == 1 and not one.clustered
         p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
         alone = max(0.0, items - float(seeds.rest)) / statistic.error**2 if statistic.error else 1.0
-        found[i, j] = Difference(*statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired)
+        found[i, j] = Difference(
+            *statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired, statistic.most
+        )
     return found
 
 

@@ -24,15 +24,19 @@ class Interval(NamedTuple):
 
 
 class Statistic(NamedTuple):
-    """An estimate, its standard error, and the degrees of freedom of Student's t that the error has."""
+    """An estimate, its standard error, and the degrees of freedom of Student's t that the error has.
+
+    most: the true value is known to lie within ± this.
+    """
 
     value: float
     error: float
     freedom: float
+    most: float = math.inf
 
     def interval(self, alpha: float = ALPHA) -> Interval:
         half = self.error * quantile(1 - alpha / 2, self.freedom)
-        return Interval(self.value, self.value - half, self.value + half)
+        return Interval(self.value, max(self.value - half, -self.most), min(self.value + half, self.most))
 
     def p(self, null: float = 0.0) -> float:
         """The two-sided p-value of the hypothesis that the true value is `null`."""
@@ -55,7 +59,8 @@ class Difference(NamedTuple):
     """By how much one mean exceeds another, the ends of its 95% interval, and the two-sided p of no difference.
 
     exact: whether p is McNemar's exact one, else Student's. items: the share of the error's square that more seeds
-    would not lessen. by_seed: whether it was taken seed by seed, not of the means alone.
+    would not lessen. by_seed: whether it was taken seed by seed, not of the means alone. most: as of Statistic; 1 for
+    two shares.
     """
 
     value: float
@@ -67,10 +72,11 @@ class Difference(NamedTuple):
     items: float
     exact: bool = False
     by_seed: bool = False
+    most: float = math.inf
 
     @property
     def statistic(self) -> Statistic:
-        return Statistic(self.value, self.error, self.freedom)
+        return Statistic(self.value, self.error, self.freedom, self.most)
 
     @property
     def turned(self) -> Difference:
