@@ -320,21 +320,6 @@ class JudgeAnswers(Request):
     timeout: float
 
 
-@dataclass(frozen=True)
-class ExportModel(Request):
-    """Write the saved model of the recorded cell at `record` to the folder `out`, which does not exist.
-
-    to: merged (safetensors), gguf, or ollama (GGUF and a Modelfile). prompt: as of LocalModel.
-    """
-
-    target: ClassVar[str] = "harness.job.services:export"
-
-    record: str
-    to: Literal["merged", "gguf", "ollama"]
-    out: str
-    prompt: str | None
-
-
 # Events
 
 
@@ -418,7 +403,7 @@ def decode_request(text: str | bytes) -> Request:
 def request_kinds() -> tuple[type[Request], ...]:
     """All classes of requests: those above, and those of plug-ins."""
     own: list[type[Request]] = [RunCell, CheckCells, PlanCells, ExamineMachine, CheckTasks, Rescore]
-    own += [Synthesize, AskModels, JudgeAnswers, ExportModel]
+    own += [Synthesize, AskModels, JudgeAnswers]
     added = [plugin.load(target) for part in plugin.installed() for target in part.requests]
     return (*own, *added)
 

@@ -163,6 +163,12 @@ def add_cells(parser: Parser, *names: str) -> None:
     add_study(parser)
 
 
+def add_repository(parser: Parser) -> None:
+    """The repository of the hub that a command uploads to."""
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; created, as a private one, if it does not exist")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+
+
 def add_json(parser: Parser) -> None:
     parser.add_argument("--format", default="text", choices=["text", "json"], help="(default: text)")
 

@@ -17,7 +17,6 @@ from harness.protocol import (
     CheckCells,
     CheckTasks,
     ExamineMachine,
-    ExportModel,
     JobEvent,
     JudgeAnswers,
     PlanCells,
@@ -95,13 +94,6 @@ def judge(request: JudgeAnswers, send: Send) -> None:
     pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
     found = judge.compare(pairs, request.concurrency)
     send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
-
-
-def export(request: ExportModel, send: Send) -> None:
-    from harness.job.export import exporting
-
-    exporting.export(request)
-    send(Result({"folder": request.out}))
 
 
 # Before a fork

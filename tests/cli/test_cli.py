@@ -304,7 +304,7 @@ def test_a_table_that_can_not_be_written_is_one_error(results, tmp_path, capsys)
 def test_help_lists_the_commands(capsys, arguments):
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    commands = ("run", "sweep", "table", "status", "logs", "diff", "score", "push", "retry", "rm")
+    commands = ("run", "sweep", "table", "status", "logs", "diff", "score", "retry", "rm")
     assert all(f"\n  {command} " in out for command in commands)
 
 

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from job_helpers import composed, no_peak, noted_answers, run_request  # noqa: F401
 from serving import free_port
 
+from harness import plugin
 from harness.__main__ import main
 
 PYTHON = os.environ.get("HARNESS_VLLM_PYTHON")
@@ -34,6 +35,7 @@ main()
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(PYTHON is None, reason="HARNESS_VLLM_PYTHON names no python with vllm"),
+    pytest.mark.skipif("export" not in {part.name for part in plugin.installed()}, reason="without the plug-in export"),
 ]
 
 

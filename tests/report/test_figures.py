@@ -25,11 +25,9 @@ from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
 from harness.report.figures.verdicts import UNITS, forest
 from harness.report.frame import score_name
-from harness.report.importers import collect
 from harness.report.pairwise import contests, items
 from harness.report.select import select
 
-PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
 SVG = "{http://www.w3.org/2000/svg}"
 PEFT = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
@@ -159,18 +157,6 @@ def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
     panel = draw("accuracy_memory", records)[0]
     assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "others"]
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
-
-
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
-def test_the_front_of_published_results():
-    records = [imported.record for imported in collect("peft", PUBLISHED, "peft")]
-    panel = draw("experiments", records)[0]
-    rows = [(r.phases["train"].memory.reserved_p99, r.scores[0].value) for r in records if r.status == "ok"]
-    front = [(x, y) for x, y in rows if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in rows)]
-    (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
-    drawn = zip(line.get_xdata(), line.get_ydata(), strict=True)
-    assert list(drawn) == [pytest.approx((x / 2**30, 100 * y)) for x, y in sorted(front)]
-    assert len(points(panel)) == len(rows)
 
 
 def test_the_title_says_which_method_leads_and_which_is_not_told_apart():

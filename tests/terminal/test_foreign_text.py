@@ -154,6 +154,8 @@ PRINTED = {
     ),
     "completion": ([["bash"], [EVIL]], [[]]),
 }
+NAMES = command_line("harness").names()
+PRINTED = {command: given for command, given in PRINTED.items() if command in NAMES}  # some are of plug-ins
 ELSEWHERE = {"doctor", "view"}  # which print no records
 LINES = [
     (command, [*given, *format_])
@@ -164,7 +166,7 @@ LINES = [
 
 
 def test_every_command_is_given_foreign_text():
-    assert PRINTED.keys() | ELSEWHERE == set(command_line("harness").names())
+    assert PRINTED.keys() | ELSEWHERE == set(NAMES)
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Screen])

@@ -1,4 +1,4 @@
-"""``harness export-model``: writes a cell's tuned model as what serves it."""
+"""``harness export-model`` writes a cell's tuned model as what serves it, ``harness push`` uploads it to the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json
-from harness.cli.parser import Group, add_json, add_study
+from harness.cli.parser import CommandLine, add_cells, add_json, add_repository, add_study
 from harness.errors import UserError
 from harness.record import read_study
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from harness.studies.find import CellRef
 
 
-def add(group: Group) -> None:
+def add(command_line: CommandLine) -> None:
+    group = command_line.group("keep and share")
+
     parser = group.add(
         export_model,
         "export-model",
@@ -35,10 +37,15 @@ def add(group: Group) -> None:
     add_study(parser)
     add_json(parser)
 
+    parser = group.add(push, "push", "Upload a cell's saved weights and their card to the hub.", "lora-r16 me/my-lora")
+    add_cells(parser, "cell")
+    add_repository(parser)
+    add_json(parser)
+
 
 def export_model(options: argparse.Namespace) -> int:
     """Export the model of a cell."""
-    from harness.studies.export.export_model import export
+    from harness.plugins.export.export_model import export
 
     exported = export(_cell(options), options.to, options.out)
     for note in exported.notes:
@@ -73,3 +80,16 @@ def _cell(options: argparse.Namespace) -> CellRef:
     (of_it,) = found.values()
     print(f"{study.name}: {of_it.answer}", file=sys.stderr)
     return CellRef(study, of_it.record.cell.name)
+
+
+def push(options: argparse.Namespace) -> int:
+    """Upload the saved weights of a cell to the hub."""
+    from harness.plugins.export.push import push as upload
+
+    found = find_cell(options, options.cell)
+    url = upload(found, options.repo, options.public)
+    if options.format == "json":
+        print_json({"study": found.study.name, "cell": found.name, "url": url})
+    else:
+        print(url)
+    return 0

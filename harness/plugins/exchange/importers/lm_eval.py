@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from harness.plugins.exchange.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 from harness.record import Record, Score, Source, item_hashes
-from harness.report.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 
 LM_EVAL_NOTES = ["Imported from output files of lm-eval, which do not say how a model was trained."]
 

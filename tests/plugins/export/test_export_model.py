@@ -18,11 +18,11 @@ from harness import plugin, record
 from harness.__main__ import main
 from harness.job import prepared_inputs
 from harness.job.evaluate import scoring
-from harness.job.export import modelfile
 from harness.job.models import embedded
+from harness.plugins.export import export_model
+from harness.plugins.export.job import modelfile
 from harness.protocol import decode_request, encode
 from harness.record import CARD, model_folder, read
-from harness.studies.export import export_model
 from harness.sweep import runner
 
 IDS = torch.arange(3, 40)[None]

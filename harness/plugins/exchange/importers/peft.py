@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from harness.plugins.exchange.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 from harness.record import Cell, Disk, Failure, Memory, Parameters, Phase, Record, Score, Source, Tokens, Train
-from harness.report.importers.records import PRECISIONS, Imported, finite_number, imported_cell
 
 GSM8K_TEST = 1319  # items of GSM8K's test split; the suite uses all
 VALIDATION_ITEMS = 50  # its accuracies are multiples of 0.02

@@ -13,9 +13,9 @@ from records import make_record, make_score, make_study
 
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.plugins.exchange.exports import lm_eval
+from harness.plugins.exchange.importers import collect
 from harness.record import read_study, write
-from harness.report.exports import lm_eval
-from harness.report.importers import collect
 
 GSM8K = ROOT / "results" / "reference" / "gsm8k"
 IDENTITY = ["--study", "gsm8k", "--results-dir", str(GSM8K.parent)]

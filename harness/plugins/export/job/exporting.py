@@ -11,15 +11,17 @@ from transformers import AutoConfig, AutoTokenizer
 
 from harness import gate, record
 from harness.errors import UserError, about_file, first_line
-from harness.job.export import gguf_file, modelfile
 from harness.job.measure import device
 from harness.job.models import adapter_merge, loading, saved
-from harness.protocol import ExportModel
+from harness.job.services import Send
+from harness.plugins.export.job import gguf_file, modelfile
+from harness.plugins.export.requests import ExportModel
+from harness.protocol import Result
 from harness.record import Record
 
 
-def export(request: ExportModel) -> None:
-    """Write the model to the folder `request.out`.
+def export(request: ExportModel, send: Send) -> None:
+    """Write the model to the folder `request.out`, and send a result that names it.
 
     Raises UserError if its adapter can't be merged, if its architecture or tokenizer has no GGUF here, or if the folder
     can't be written.
@@ -33,6 +35,7 @@ def export(request: ExportModel) -> None:
             _convert(found, record.model_folder(path), out, request)
     except OSError as error:
         raise UserError(about_file(error)) from None
+    send(Result({"folder": request.out}))
 
 
 def _convert(found: Record, folder: Path, out: Path, request: ExportModel) -> None:

@@ -19,8 +19,8 @@ from transformers import (
 from with_llama_cpp import continues_as, needs_llama_cpp
 
 from harness.errors import UserError
-from harness.job.export import gguf_file
 from harness.job.models import embedded
+from harness.plugins.export.job import gguf_file
 
 
 def bytewise():

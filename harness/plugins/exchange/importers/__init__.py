@@ -20,10 +20,10 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
+from harness.plugins.exchange.importers.lm_eval import read_lm_eval
+from harness.plugins.exchange.importers.peft import read_peft
+from harness.plugins.exchange.importers.records import Imported
 from harness.record import Record, Repeat
-from harness.report.importers.lm_eval import read_lm_eval
-from harness.report.importers.peft import read_peft
-from harness.report.importers.records import Imported
 from harness.settings import plain
 
 

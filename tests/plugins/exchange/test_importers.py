@@ -20,10 +20,10 @@ from records import reseal
 
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.plugins.exchange.importers import collect, store
 from harness.record import item_hashes, read_study
 from harness.report.figures import FIGURES
 from harness.report.frame import frame
-from harness.report.importers import collect, store
 from harness.report.lint import findings
 from harness.report.tables.best import tables
 from harness.report.tables.table import comparison
@@ -395,6 +395,18 @@ def test_all_that_peft_published_becomes_a_table(tmp_path):
     assert "Reserved in the whole job includes the evaluation, so it is not the memory of training." in caption
     assert "its peak of the whole job includes generation for the evaluations" in caption
     assert caption.count("Imported from the results that huggingface/peft publishes") == 1
+
+
+@needs_published
+def test_the_front_of_published_results():
+    records = [imported.record for imported in collect("peft", PUBLISHED, "peft")]
+    (panel,) = FIGURES["experiments"](records, None).figure.axes
+    rows = [(r.phases["train"].memory.reserved_p99, r.scores[0].value) for r in records if r.status == "ok"]
+    front = [(x, y) for x, y in rows if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in rows)]
+    (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    drawn = zip(line.get_xdata(), line.get_ydata(), strict=True)
+    assert list(drawn) == [pytest.approx((x / 2**30, 100 * y)) for x, y in sorted(front)]
+    assert sum(hasattr(bar, "lines") for bar in panel.containers) == len(rows)
 
 
 # lm-eval
