@@ -89,10 +89,10 @@ def import_results(options: argparse.Namespace) -> int:
 
     summary = importers.store(importers.collect(options.project, options.path, name), options.results_dir / name)
     counts = {"new": summary.new, "changed": summary.changed, "unchanged": summary.unchanged}
-    told = ", ".join(f"{len(names)} {of}" for of, names in counts.items())
+    totals = ", ".join(f"{len(names)} {of}" for of, names in counts.items())
     again = units.plural(summary.repeats, "earlier run")
     repeats = f", with {again} of the same experiments as repeats" if summary.repeats else ""
-    print(f"{options.results_dir / name}: {told} records{repeats}.")
+    print(f"{options.results_dir / name}: {totals} records{repeats}.")
     for path in summary.other_settings:
         print(f"{path} was skipped: another run of the same experiment has other settings.")
     return 0

@@ -23,6 +23,6 @@ def push_study(results: Path, name: str, repo: str, public: bool) -> str:
     records, _ = read_study(folder)
     if not records:
         raise UserError(f"There are no records to push in {folder}; run a sweep first.")
-    kept = [folder / f"{known.cell.name}{end}" for known in records for end in (".json", ".items.parquet")]
-    files = {path.name: path for path in kept if path.is_file()} | dataset_card.files(records, folder)
+    paths = [folder / f"{record.cell.name}{end}" for record in records for end in (".json", ".items.parquet")]
+    files = {path.name: path for path in paths if path.is_file()} | dataset_card.files(records, folder)
     return upload(name, name, files, repo, public, "dataset")

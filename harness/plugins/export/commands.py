@@ -70,26 +70,26 @@ def _cell(options: argparse.Namespace) -> CellRef:
     study = Study(options.results_dir, options.model)
     records, problems = read_study(study.folder)
     print_errors(problems)
-    found = chosen(records, study.folder)
-    if not found:
+    by_place = chosen(records, study.folder)
+    if not by_place:
         table = study.command("table")
         raise UserError(f"{study.name} has no chosen cell: no tuned one has a score. `{table}` lists those to name.")
-    if len(found) > 1:
-        names = ", ".join(of_it.record.cell.name for of_it in found.values())
+    if len(by_place) > 1:
+        names = ", ".join(choice.record.cell.name for choice in by_place.values())
         raise UserError(f"{study.name} compares several models or data sets, so name a cell; chosen are: {names}.")
-    (of_it,) = found.values()
-    print(f"{study.name}: {of_it.answer}", file=sys.stderr)
-    return CellRef(study, of_it.record.cell.name)
+    (choice,) = by_place.values()
+    print(f"{study.name}: {choice.answer}", file=sys.stderr)
+    return CellRef(study, choice.record.cell.name)
 
 
 def push(options: argparse.Namespace) -> int:
     """Upload the saved weights of a cell to the hub."""
     from harness.plugins.export.push import push as upload
 
-    found = find_cell(options, options.cell)
-    url = upload(found, options.repo, options.public)
+    cell = find_cell(options, options.cell)
+    url = upload(cell, options.repo, options.public)
     if options.format == "json":
-        print_json({"study": found.study.name, "cell": found.name, "url": url})
+        print_json({"study": cell.study.name, "cell": cell.name, "url": url})
     else:
         print(url)
     return 0
