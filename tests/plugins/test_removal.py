@@ -138,7 +138,7 @@ def test_without_any_plugin_a_sweep_is_run_and_compared(tmp_path):
     assert sorted((record.cell.method, record.status) for record in records) == [("dora", "ok"), ("lora", "ok")]
     table = harness("table", "alone", "--format", "md")
     assert table.returncode == 0, table.stderr
-    assert len(re.findall(r"^\| (?:lora|dora) ", table.stdout, re.MULTILINE)) == 2
+    assert set(re.findall(r"^\| (lora|dora) ", table.stdout, re.MULTILINE)) == {"lora", "dora"}
     for command, statuses in {
         ("report", "alone", "--out", "page.html"): {0},
         ("figures", "alone", "--out", "drawn"): {0},
