@@ -19,7 +19,7 @@ import pytest
 from plugin_list import FOLDER, HERE, SHIPPED
 
 from harness import plugin
-from harness.cli.parser import CommandLine
+from harness.cli.commands import command_line
 from harness.config import ROOT
 from harness.record import read_study
 
@@ -75,11 +75,14 @@ def facts(folder: Path) -> dict[str, Any]:
 
 
 def commands_of(part: plugin.Plugin) -> list[str]:
-    """The commands that a plug-in adds."""
-    line = CommandLine("harness")
+    """The commands that a plug-in adds to those of the core, some of which it may give more options."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugin, "installed", lambda: ())
+        line = command_line("harness")
+    own = line.names()
     if part.commands is not None:
         plugin.load(part.commands)(line)
-    return line.names()
+    return [name for name in line.names() if name not in own]
 
 
 @pytest.fixture(scope="module")
