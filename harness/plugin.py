@@ -32,6 +32,13 @@ class Plugin:
     settings: by name, the dataclasses of its groups of settings, as those in harness/config.py.
     check: a function that takes the composed config, and raises UserError if settings can't work.
     conf: a folder of config groups, as conf/.
+    figures: by name, functions of StudyResults that draw a figure (harness/report/figures), or return None.
+    page_blocks: functions of StudyResults that return a PageBlock, a part of a report's page.
+    frames: by the name of a method of `RecordedStudy`, functions that take its arguments and return what makes a data
+        frame of a study's records and folder.
+    doc_blocks: by KIND, functions that render what README.md and docs/ have between ``<!-- KIND: ARGUMENT -->`` and
+        ``<!-- end -->``; they take the argument, and return Markdown.
+    doc_files: by path in the project, functions without arguments that render a file as `make publish` writes it.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
     """
 
@@ -40,6 +47,11 @@ class Plugin:
     settings: Mapping[str, str] = field(default_factory=dict)
     check: str | None = None
     conf: Path | None = None
+    figures: Mapping[str, str] = field(default_factory=dict)
+    page_blocks: tuple[str, ...] = ()
+    frames: Mapping[str, str] = field(default_factory=dict)
+    doc_blocks: Mapping[str, str] = field(default_factory=dict)
+    doc_files: Mapping[str, str] = field(default_factory=dict)
     requests: tuple[str, ...] = ()
 
 

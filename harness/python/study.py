@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness import units
+from harness import plugin, units
 from harness.errors import UserError, nearest
 from harness.record import Record, read_study, studies
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.python.plots import Plots
-    from harness.report.articles import Article
-    from harness.report.claims import Verdict
     from harness.report.figures.study_results import StudyResults
     from harness.report.pairwise import Contest
     from harness.report.tables.table import Table
@@ -172,17 +170,11 @@ class RecordedStudy:
         reason                              text: why nothing is decided, or a remark; empty without
         command                             text: the command that runs the cells which decide it; null if it is decided
         """
-        import pandas as pd
-
-        from harness.report import articles
-
-        judged = [articles.find(article)] if article else articles.every()
-
-        def verdicts(part: _Part) -> pd.DataFrame:
-            rows = [_claim(of, verdict) for of in judged for verdict in of.verdicts(part.records, part.folder)]
-            return pd.DataFrame(rows, columns=CLAIMS).astype(CLAIM_KINDS)  # also columns of nulls alone
-
-        return self._joined(verdicts)
+        targets = [part.frames["claims"] for part in plugin.installed() if "claims" in part.frames]
+        if not targets:
+            raise UserError("claims() requires the plug-in articles, which is not installed.")
+        verdicts = plugin.load(targets[0])(article)
+        return self._joined(lambda part: verdicts(part.records, part.folder))
 
     def power(self, effect: float, seeds: int) -> str:
         """How many items and seeds find a difference of `effect` (0.02 is 2 points), at the noise of the one study.
@@ -245,40 +237,3 @@ class _Part:
         from harness.report.tables.best import tables
 
         return tables(self.records, self.folder)[0]
-
-
-CLAIMS = ["article", "claim", "text", "study", "model", "data", "verdict", "effect", "low", "high", "shown"]
-CLAIMS += ["seeds", "items", "records", "reason", "command"]
-CLAIM_KINDS = {
-    "shown": "object",
-    "command": "object",
-    **dict.fromkeys(("effect", "low", "high"), "float64"),
-    **dict.fromkeys(("seeds", "items"), "Int64"),
-}
-
-
-def _claim(article: Article, verdict: Verdict) -> dict[str, Any]:
-    from harness.report.articles import effect_text, to_decide
-    from harness.report.claims import OPEN
-
-    judgement = verdict.judgement
-    effect = judgement.effect
-    study, model, data = verdict.place
-    return {
-        "article": article.name,
-        "claim": verdict.claim.name,
-        "text": verdict.claim.text,
-        "study": study,
-        "model": model,
-        "data": data,
-        "verdict": judgement.decision,
-        "effect": effect.value if effect else None,
-        "low": effect.low if effect else None,
-        "high": effect.high if effect else None,
-        "shown": effect_text(verdict) if effect else None,
-        "seeds": judgement.seeds,
-        "items": judgement.items,
-        "records": len(judgement.records),
-        "reason": judgement.why,
-        "command": to_decide(verdict) if judgement.decision == OPEN else None,
-    }

@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from command_line import assert_refused
+from command_line import assert_refused, installed
 from records import make_study
 
 from harness.__main__ import main
@@ -188,7 +188,7 @@ def test_several_values_of_run_are_not_advised_as_a_list_where_there_is_none(ins
     assert "eval.tasks=[facts,wordmath] is one list" in inside("run", "eval.tasks=facts,wordmath").stderr
 
 
-@pytest.mark.parametrize("command", ["table", "report", "claims", "lint", "status", "verify", "forgetting"])
+@pytest.mark.parametrize("command", installed("table", "report", "claims", "lint", "status", "verify", "forgetting"))
 def test_a_study_is_named_by_position_as_by_the_option(results, capsys, command):
     write(make_study()[0], results / "zzz" / "zzz.json")
     said = []

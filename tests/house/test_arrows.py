@@ -10,6 +10,7 @@ from collections import defaultdict
 from graphlib import TopologicalSorter
 
 import pytest
+from plugin_list import MISSING
 
 from harness.config import CONF, ROOT
 
@@ -98,7 +99,7 @@ ARROWS = {  # of each room, the rooms and files it may import
     "studies": {"sweep"} | BELOW,
     "job": BELOW,
     "report": {"record", "settings"} | LEAVES,
-    "articles": {"report", "record", "settings"} | LEAVES,
+    "plugins/articles": {"plugins", "cli", "report", "record", "settings", "config"} | LEAVES,
     "python": {"sweep", "report"} | BELOW,
 }
 
@@ -118,7 +119,7 @@ def test_no_plugin_imports_another():
             assert not others, path
 
 
-@pytest.mark.parametrize("room", ARROWS)
+@pytest.mark.parametrize("room", [room for room in ARROWS if room.rpartition("/")[2] not in MISSING])
 def test_arrows_point_one_way(room):
     for path, tree in within(room):
         rooms = {name.split(".")[1] for name in imports(tree) if name.startswith("harness.")}

@@ -78,6 +78,8 @@ def test_files_that_are_named_exist(page):
 def test_modules_and_functions_that_are_named_exist(page):
     for module, name in re.findall(r"\b(harness(?:\.\w+)+)\.(\w+)", page.read_text(encoding="utf-8")):
         path = ROOT / module.replace(".", "/")
+        if f"{module}.{name}".replace(".", "/").startswith(GONE):
+            continue
         if name != "NAME" and not (path / f"{name}.py").is_file():
             text = path.with_suffix(".py").read_text(encoding="utf-8")
             assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), name

@@ -14,7 +14,6 @@ from test_best import answers, leave
 from harness import terminal
 from harness.config import ROOT
 from harness.record import note_command, noted_commands, read_study
-from harness.report.articles import find
 from harness.report.pairwise import contests
 from harness.report.tables import screen
 from harness.report.tables.best import best, tables
@@ -285,24 +284,3 @@ def test_published_experiments_have_an_answer():
     (text,) = tables(records, study)[0].answer
     assert text.startswith("Best score: lily r=140 ")
     assert ": 52.6 (49.1–56.1) at 23.86 GiB. Significantly worse: 36 of the other 65 experiments. Least memory" in text
-
-
-def test_claims_say_first_which_hold(folder):
-    article = find("beyond_lora")
-    records = trained(folder, {"base": 0.2, "lora": 0.6, "full": 0.6})
-    lines = article.verdict_table(article.verdicts(records, folder)).answer
-    assert lines[-1].startswith("Not decided: ")
-    assert len(lines) > 1
-    assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
-
-
-def test_claims_that_hold_in_some_places_are_told_with_these():
-    study = ROOT / "results" / "reference" / "smollm2"
-    records, _ = read_study(study)
-    article = find("beyond_lora")
-    hold, not_, depends, open_ = article.verdict_table(article.verdicts(records, study)).answer
-    assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
-    assert "dora-memory (wordmath_short)" in not_
-    assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
-    assert depends == "These hold at some settings and not at others: lora-memory, galore-states."
-    assert open_.startswith("Not decided: 24 of 40.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from command_line import installed
 from records import make_record, make_score, measured
 from rendered import caption, row, rows
 from test_best import HEADER, answers, leave
@@ -124,7 +125,7 @@ def test_a_decoding_that_took_no_time_or_wrote_nothing_has_no_rate(folder, new_t
             if (method, seed) != ("lora", 1):
                 made.inference = {name: Inference(8, 128, new_tokens, [0.2] * 3, seconds) for name in made.inference}
             records.append(leave(folder, made, answers(0.6, seed)))
-    for command in ("table", "claims", "lint"):
+    for command in installed("table", "claims", "lint"):
         assert main([command, "--results-dir", str(folder.parent)]) in (0, 1)
         assert "nan" not in capsys.readouterr().out
     (lora, dora) = (next(r for r in group(records) if r.method == method) for method in ("lora", "dora"))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from harness.record import Record, Score
-from harness.report import articles
-from harness.report.articles import Article
-from harness.report.claims import Verdict
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
@@ -23,6 +21,7 @@ from harness.report.tables.rows import Row, group
 
 BARS = 40
 Estimated = tuple[float, Interval | None]
+T = TypeVar("T")
 
 
 def loss_unit(rows: Iterable[Row]) -> str:
@@ -36,6 +35,7 @@ class StudyResults:
 
     def __init__(self, records: Sequence[Record], folder: Path | None):
         self.rows, self.folder = group(records), folder
+        self._computed: dict[Callable[[StudyResults], Any], Any] = {}
 
     @cached_property
     def places(self) -> list[Place]:
@@ -51,11 +51,11 @@ class StudyResults:
         held = contests(self.rows.records, self.folder, self.rows.choices)
         return {(contest.place, contest.score): contest for contest in held}
 
-    @cached_property
-    def judged(self) -> list[tuple[Article, list[Verdict]]]:
-        """The articles that the records say something about, with the verdicts on their claims."""
-        found = [(article, article.verdicts(self.rows.records, self.folder)) for article in articles.every()]
-        return [(article, verdicts) for article, verdicts in found if articles.informative(verdicts)]
+    def once(self, compute: Callable[[StudyResults], T]) -> T:
+        """What `compute` returns of this study, computed once: what a plug-in's figure and page share."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
 
     @cached_property
     def chosen(self) -> dict[int, Row]:

@@ -1,18 +1,15 @@
-"""What the page draws beside single settings: curves over learning rates, ranks and tokens; axes and their importance;
-verdicts with their intervals."""
+"""What the page draws beside single settings: curves over learning rates, ranks and tokens; axes and their weight."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.record import Record
-from harness.report.articles import effect_text
 from harness.report.figures.curves import LOSSES
 from harness.report.figures.study_results import StudyResults, loss_unit
-from harness.report.figures.style import Place, place_titles
+from harness.report.figures.style import Place
 from harness.report.frame import score_name
 from harness.report.pages.importance import importance
 from harness.report.pages.settings_block import short
@@ -41,35 +38,6 @@ def curves_block(study: StudyResults) -> dict[str, Any]:
         ],
         "axes": _axes(study),
     }
-
-
-def verdicts_block(study: StudyResults) -> list[dict[str, Any]]:
-    """The judged claims of each article with their effects; infinite ends of intervals are null."""
-    found = []
-    for article, verdicts in study.judged:
-        titles = place_titles([verdict.place for verdict in verdicts])
-        claims = []
-        for verdict, title in zip(verdicts, titles, strict=True):
-            judgement, effect = verdict.judgement, verdict.judgement.effect
-            claims.append(
-                {
-                    "name": verdict.claim.name,
-                    "text": verdict.claim.text,
-                    "place": title,
-                    "decision": judgement.decision,
-                    "why": judgement.why,
-                    "shown": effect_text(verdict),
-                    "scale": verdict.claim.shown.__name__,
-                    "effect": None if effect is None else [_finite(part) for part in effect],
-                    "range": None if judgement.range is None else [_finite(end) for end in judgement.range],
-                }
-            )
-        found.append({"title": article.title, "id": article.name, "claims": claims})
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _rates(study: StudyResults, at: dict[int, int]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from harness import units
 from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
-from harness.report.evidence import conditions, differing, started
+from harness.report.conditions import conditions, differing, started
 from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.lint.environment import overlap, ran_with
 from harness.report.lint.training import resumed

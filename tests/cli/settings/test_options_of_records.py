@@ -28,12 +28,6 @@ STUDY = f"--study quickstart {AT}"
     Line(f"table {STUDY} --format latex", said="tabular"),
     f"table {STUDY} --format parquet --out cells.parquet",
     Line(f"table {STUDY} --columns method,decode", said="Decode"),
-    Line(f"table {STUDY} --article", said="galore"),
-    Line(f"claims {STUDY} --format text --wide --article beyond_lora", said="confirmed|refuted|supported|not"),
-    f"claims {STUDY} --format md --out claims.md",
-    Line(f"claims {STUDY} --format csv --article lora_without_regret", said=","),
-    Line(f"claims {STUDY} --format html", said="<table"),
-    Line(f"claims {STUDY} --format latex", said="tabular"),
     Line(f"forgetting {STUDY} --format text --wide --cells", said="lora"),
     Line(f"forgetting {STUDY} --format md --items 1", said="lora"),
     Line(f"forgetting {STUDY} --format csv", said="lora"),
@@ -49,7 +43,6 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     run(root=ROOT)
     assert "$" in (tmp_path / "priced.md").read_text()
     assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 6
-    assert "These claims hold" in (tmp_path / "claims.md").read_text()
     assert "quickstart" in json.loads((tmp_path / "lost.json").read_text())
     assert (tmp_path / "lost.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (tmp_path / "page.html").read_text()[:200]
