@@ -33,6 +33,10 @@ class Plugin:
     check: a function that takes the composed config, and raises UserError if settings can't work.
     conf: a folder of config groups, as conf/.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
+    stop_rule: a function that takes the composed config, and returns the StopRule by which its cell may end early;
+    None if no rule of the plug-in's may end it.
+    early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
+    Meter, and returns the EarlyStop (harness/job/training/early_stop.py) that the cell's training asks.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Plugin:
     check: str | None = None
     conf: Path | None = None
     requests: tuple[str, ...] = ()
+    stop_rule: str | None = None
+    early_stop: str | None = None
 
 
 @functools.cache

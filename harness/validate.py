@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import re
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import redact, schema
+from harness import plugin, redact, schema
 from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
@@ -38,7 +37,9 @@ def check(config: DictConfig) -> None:
     schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
-    _check_stop(config)
+    for target in (part.check for part in plugin.installed()):
+        if target is not None:
+            plugin.load(target)(config)
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
@@ -65,20 +66,6 @@ def _value(resolved: dict[str, Any], key: str) -> Any:
 def check_precautions(config: DictConfig) -> None:
     """Raise UserError for the first of a cell's precautions that can't work."""
     schema.check(PRECAUTIONS, functools.partial(OmegaConf.select, config))
-
-
-def _check_stop(config: DictConfig) -> None:
-    """Refuse a rule for ending cells early none of whose rungs a cell can reach, or whose package is not there."""
-    stop, train = config.stop, config.train
-    if stop.name == "none" or config.method.optim is None:
-        return
-    if find_spec("optuna") is None:
-        raise UserError("stop=asha needs the extra `asha`: pip install -e '.[asha]' in the project's folder.")
-    if train.max_steps is not None and math.ceil(stop.first * train.max_steps) >= train.max_steps:
-        raise UserError(
-            f"stop=asha requires a rung before the last step, but stop.first={stop.first:g} of "
-            f"train.max_steps={train.max_steps} is step {train.max_steps}."
-        )
 
 
 def check_installed(tracker: str) -> None:
