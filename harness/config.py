@@ -152,7 +152,7 @@ class EvalConfig:
     with speedups=off."""
     seed: int = 0
     """Seed of the sample of items, the same for every cell."""
-    engine: str = setting("auto", choices=("auto", "vllm"))
+    engine: str = setting("auto", choices=("auto", *(name for part in plugin.installed() for name in part.engines)))
     """auto scores the model in the training process. vllm has vLLM write the answers of tasks that ask for text, over
     saved weights. Requires eval.vllm_python."""
     vllm_python: str | None = setting(None, axis=False, in_cell=False)

@@ -33,6 +33,8 @@ class Plugin:
     check: a function that takes the composed config, and raises UserError if settings can't work.
     conf: a folder of config groups, as conf/.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
+    engines: by name, as eval.engine has it, an AnswerEngine (harness/job/evaluate/answer_engines.py): a class without
+    arguments that has answers written elsewhere.
     stop_rule: a function that takes the composed config, and returns the StopRule by which its cell may end early;
     None if no rule of the plug-in's may end it.
     early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
@@ -45,6 +47,7 @@ class Plugin:
     check: str | None = None
     conf: Path | None = None
     requests: tuple[str, ...] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)
     stop_rule: str | None = None
     early_stop: str | None = None
 

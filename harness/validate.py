@@ -37,9 +37,9 @@ def check(config: DictConfig) -> None:
     schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
-    for target in (part.check for part in plugin.installed()):
-        if target is not None:
-            plugin.load(target)(config)
+    for part in plugin.installed():
+        if part.check is not None:
+            plugin.load(part.check)(config)
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
@@ -209,8 +209,8 @@ def _check_devices(config: DictConfig) -> None:
     refused = {
         f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
         f"others; take a multiple of {count}.": train[batch] % count,
-        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
-        "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{devices} can't be combined with eval.engine={config.eval.engine}, which starts processes of its own; use "
+        "eval.engine=auto.": config.eval.engine != "auto",
         f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
         f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
         "up.": slots.optim.get("per_layer"),

@@ -46,7 +46,7 @@ def _with_defaults() -> type[Config]:
 
 
 DefaultConfig = _with_defaults()
-"""FullConfig with the choice of each config group that plug-ins add, ``none``; conf/config.yaml has those of its own."""
+"""FullConfig with the choice ``none`` of each config group that plug-ins add; conf/config.yaml has those of its own."""
 
 
 def register() -> None:
