@@ -31,7 +31,7 @@ class Plugin:
     commands: a function that takes the CommandLine and adds commands to it.
     settings: by name, the dataclasses of its groups of settings, as those in harness/config.py.
     check: a function that takes the composed config, and raises UserError if settings can't work.
-    conf: a folder of config groups, as conf/.
+    conf: a folder of config groups, as conf/. Of a group that is not in conf/, the choice ``none`` is the default.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
     engines: by name, as eval.engine has it, an AnswerEngine (harness/job/evaluate/answer_engines.py): a class without
     arguments that has answers written elsewhere.

@@ -10,7 +10,7 @@ results_dir/study/NAME.json            the record
                   .harness/points/     points for the workers of a launcher: harness/sweep/launchers/through_hydra.py
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
-                  .harness/rungs/NAME.json     losses that decide which cells end early: harness/plugins/halving/job/
+                  .harness/rungs/NAME.json     losses by which a plug-in ends cells early
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
                   .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
 """

@@ -79,7 +79,8 @@ def test_modules_and_functions_that_are_named_exist(page):
     for module, name in re.findall(r"\b(harness(?:\.\w+)+)\.(\w+)", page.read_text(encoding="utf-8")):
         path = ROOT / module.replace(".", "/")
         if name != "NAME" and not (path / f"{name}.py").is_file():
-            assert f"def {name}(" in path.with_suffix(".py").read_text(encoding="utf-8"), name
+            text = path.with_suffix(".py").read_text(encoding="utf-8")
+            assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), name
 
 
 def test_the_layout_names_every_room_and_nothing_else():
