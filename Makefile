@@ -93,7 +93,7 @@ $(OLDEST)/installed: pyproject.toml tests/oldest.py
 # model of 135M is loaded and compiled in 1 to 3 minutes. What its torchaudio and torchcodec link to, it does not bring.
 VLLM := .venv-vllm
 test-vllm: $(VENV)/tested $(VLLM)/installed ## Compare the answers of the real vLLM, on the CPU, with ours on 50 problems of GSM8K
-	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=2 HARNESS_VLLM_PYTHON=$(VLLM)/bin/python $(VENV)/bin/python -m pytest -m vllm -rs -s tests/real_vllm
+	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=2 HARNESS_VLLM_PYTHON=$(VLLM)/bin/python $(VENV)/bin/python -m pytest -m vllm -rs -s tests/plugins/vllm/real
 
 $(VLLM)/installed:
 	$(PYTHON) -m venv $(VLLM)

@@ -82,7 +82,7 @@ NO_PATHS = LocalPaths()
 
 
 @dataclass(frozen=True)
-class Halving:
+class EarlyStopping:
     """The rule that may end a cell early, and the folder in which the cells of its study note their losses for it."""
 
     rule: StopRule
@@ -111,7 +111,7 @@ class RunCell(Request):
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
     access: null for a model with weights. warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position, confirmation: as in the record. halving: null if the cell is trained to its end.
+    position, confirmation: as in the record. early_stopping: null if the cell is trained to its end.
     """
 
     prepare: ClassVar[str | None] = "harness.job.services:prepare_cell"
@@ -131,7 +131,7 @@ class RunCell(Request):
     position: int | None = None
     confirmation: bool = False
     local: LocalPaths = NO_PATHS
-    halving: Halving | None = None
+    early_stopping: EarlyStopping | None = None
 
     def record(self, status: Status, started: datetime) -> Record:
         """A record of the cell with what is known before it runs."""
@@ -144,7 +144,7 @@ class RunCell(Request):
             environment={},
             precautions=self.precautions,
             smaller_batches=self.smaller,
-            stop=None if self.halving is None else self.halving.rule,
+            stop=None if self.early_stopping is None else self.early_stopping.rule,
             save=self.save,
             tracker=self.tracker,
             position=self.position,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import re
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import redact, schema
+from harness import plugin, redact, schema
 from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
@@ -38,7 +37,9 @@ def check(config: DictConfig) -> None:
     schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
-    _check_stop(config)
+    for part in plugin.installed():
+        if part.check is not None:
+            plugin.load(part.check)(config)
     _check_endpoint(config)
     if config.repeat and config.model.base_url is not None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
@@ -65,20 +66,6 @@ def _value(resolved: dict[str, Any], key: str) -> Any:
 def check_precautions(config: DictConfig) -> None:
     """Raise UserError for the first of a cell's precautions that can't work."""
     schema.check(PRECAUTIONS, functools.partial(OmegaConf.select, config))
-
-
-def _check_stop(config: DictConfig) -> None:
-    """Refuse a rule for ending cells early none of whose rungs a cell can reach, or whose package is not there."""
-    stop, train = config.stop, config.train
-    if stop.name == "none" or config.method.optim is None:
-        return
-    if find_spec("optuna") is None:
-        raise UserError("stop=asha needs the extra `asha`: pip install -e '.[asha]' in the project's folder.")
-    if train.max_steps is not None and math.ceil(stop.first * train.max_steps) >= train.max_steps:
-        raise UserError(
-            f"stop=asha requires a rung before the last step, but stop.first={stop.first:g} of "
-            f"train.max_steps={train.max_steps} is step {train.max_steps}."
-        )
 
 
 def check_installed(tracker: str) -> None:
@@ -222,8 +209,8 @@ def _check_devices(config: DictConfig) -> None:
     refused = {
         f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
         f"others; take a multiple of {count}.": train[batch] % count,
-        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
-        "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{devices} can't be combined with eval.engine={config.eval.engine}, which starts processes of its own; use "
+        "eval.engine=auto.": config.eval.engine != "auto",
         f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
         f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
         "up.": slots.optim.get("per_layer"),

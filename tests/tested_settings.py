@@ -21,6 +21,7 @@ from types import FunctionType
 import pytest
 
 from harness.cli.commands import command_line
+from harness.config_folders import selected_groups
 from harness.config_help import config_groups
 
 TARGET = Path(__file__).with_name("SETTINGS.md")
@@ -36,7 +37,7 @@ SMALL = (
     "infer.repeats=0"
 )
 CELL = f"{SMALL} data=wordmath_short ++data.load.train=64 ++data.load.validation=8"  # two seconds
-GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
+GROUPS = selected_groups()
 COMMANDS = command_line("harness")
 
 

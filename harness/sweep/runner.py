@@ -319,7 +319,7 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     aside.parent.mkdir(parents=True, exist_ok=True)
     precautions = replace(request.precautions, save_every=None)
     request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none")
-    request = replace(request, checkpoints=None, tracker=None, halving=None)
+    request = replace(request, checkpoints=None, tracker=None, early_stopping=None)
     try:
         again = run(request, study, lease, on_event)
         recorded = record.read(study.path(cell))

@@ -13,9 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness import config as settings_of
-from harness import record
+from harness import plugin, record
 from harness.protocol import ApiAccess, LocalPaths, RunCell
-from harness.record import Cell
+from harness.record import Cell, StopRule
 from harness.sweep import api_cost, runner
 from harness.sweep import cells as cells_of
 from harness.sweep.store import Study
@@ -116,11 +116,18 @@ def point_of(config: DictConfig, overrides: list[str]) -> Point:
         access=api_cost.access(cell, config, study),
         local=LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path),
         confirmation=config.confirmation,
-        halving=study.halving(settings_of.stop_rule(config)),
+        early_stopping=study.early_stopping(stop_rule(config)),
     )
     statuses = list(config.retry.statuses)
     shipped = _architecture(config, overrides)
     return Point(request, str(config.results_dir), os.getcwd(), config.repeat, statuses, overrides, shipped)
+
+
+def stop_rule(config: DictConfig) -> StopRule | None:
+    """The rule of a plug-in's by which the cell of `config` may end early; None if it is trained to its end."""
+    targets = (part.stop_rule for part in plugin.installed())
+    rules = (plugin.load(target)(config) for target in targets if target is not None)
+    return next((rule for rule in rules if rule is not None), None)
 
 
 def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:

@@ -280,12 +280,6 @@ def test_tokens_before_a_sequence_move_no_target(method):
     assert float(loop.summed_loss(bench.net, batch)) / batch.supervised == pytest.approx(float(theirs), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [method for method in UNMERGED if method != "loftq"])
-def test_unmergeable_methods_are_refused_for_vllm(method):
-    with pytest.raises(UserError, match=r"combined with eval\.engine=vllm: .* cannot be merged into the weights"):
-        tiny(f"method={method}", "eval.engine=vllm")
-
-
 @pytest.mark.parametrize("method", ["adalora", "eva", "prompt_tuning", "prefix_tuning", "beft"])
 def test_a_whole_cell_is_recorded(tmp_path, method):
     record = run_tiny(tmp_path, f"method={method}", f"rank={RANK}", *SMALLER.get(method, []))

@@ -11,7 +11,6 @@ import gc
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from lm_eval.api.instance import Instance
@@ -20,33 +19,49 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from harness import record
 from harness.errors import UserError
+from harness.job.evaluate.answer_engines import ScoredModel
 from harness.job.evaluate.decoding import not_plain
-from harness.job.evaluate.vllm import process
-from harness.job.evaluate.vllm.process import Prompt, VllmFailed, VllmWriter
 from harness.job.measure.device_memory import free_share
 from harness.job.models import saved
 from harness.job.models.structure import inner
-from harness.record import Cell
+from harness.plugins.vllm.job import process
+from harness.plugins.vllm.job.process import Prompt, VllmFailed, VllmWriter
+from harness.protocol import LocalPaths
+from harness.record import VllmUsage
 from harness.settings import Settings
 
 # Of the memory that is free. A GPU's context takes some; on a CPU other processes live in the rest.
 TAKEN = {"cuda": 0.9, "cpu": 0.5}
 
 
-def check(settings: Settings, python: str | None) -> None:
-    """Raise UserError if `settings` ask for vLLM, and it can't answer for this cell, or `python` has no vllm."""
-    if settings.eval.engine != "vllm":
-        return
-    if "quantization_config" in settings.method.load:
-        raise UserError(
-            f"eval.engine=vllm requires a base that is not quantised, and method={settings.method.name} quantises it: "
-            "merged weights would be another model. Use eval.engine=auto."
-        )
-    process.check(_required(python))
+class Vllm:
+    """The engine eval.engine=vllm."""
+
+    def check(self, settings: Settings, local: LocalPaths) -> None:
+        """Raise UserError if vLLM can't answer for a cell of these settings, or there is no python that has vllm."""
+        if "quantization_config" in settings.method.load:
+            raise UserError(
+                f"eval.engine=vllm requires a base that is not quantised, and method={settings.method.name} quantises "
+                "it: merged weights would be another model. Use eval.engine=auto."
+            )
+        process.check(_required(local.vllm_python))
+
+    def writer(self, model: ScoredModel, local: LocalPaths) -> VllmAnswers:
+        """vLLM with the weights of `model`: those in its folder, else saved beside the record for as long as it is
+        scored. Raises VllmFailed for an adapter that is not merged, and UserError without a python.
+        """
+        python, net, whole = _required(local.vllm_python), model.net, model.whole
+        if whole is None:
+            if isinstance(net, PeftModel):
+                raise VllmFailed("eval.engine=vllm requires merged weights, and the adapter could not be merged.")
+            whole = record.scored_model(model.path)
+            shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
+            saved.write_whole(net, model.tokenizer, whole)
+        dtype = "bfloat16" if model.bf16 else str(inner(net).dtype).removeprefix("torch.")
+        return VllmAnswers(VllmWriter(python, whole, dtype, model.cell.settings.model.trust_remote_code))
 
 
 def _required(python: str | None) -> str:
@@ -58,28 +73,19 @@ def _required(python: str | None) -> str:
     return python
 
 
-def writer(
-    python: str | None,
-    cell: Cell,
-    path: Path,
-    net: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    bf16: bool,
-    whole: Path | None,
-) -> VllmWriter:
-    """vLLM with the weights of `net`, the model of `cell`: those in the folder `whole`, else saved beside the
-    record's `path` for as long as it is scored. Raises VllmFailed for an adapter that is not merged,
-    and UserError without a `python`.
-    """
-    python = _required(python)
-    if whole is None:
-        if isinstance(net, PeftModel):
-            raise VllmFailed("eval.engine=vllm requires merged weights, and the adapter could not be merged.")
-        whole = record.scored_model(path)
-        shutil.rmtree(whole, ignore_errors=True)  # of a process that was killed
-        saved.write_whole(net, tokenizer, whole)
-    dtype = "bfloat16" if bf16 else str(inner(net).dtype).removeprefix("torch.")
-    return VllmWriter(python, whole, dtype, cell.settings.model.trust_remote_code)
+class VllmAnswers:
+    """The answers of one scoring, by `writer`."""
+
+    def __init__(self, writer: VllmWriter):
+        self._writer = writer
+
+    @property
+    def usage(self) -> VllmUsage | None:
+        return self._writer.usage
+
+    def beside(self, ordinary: HFLM, answered: Callable[[], None] | None) -> tuple[VllmEngine, dict[str, str]]:
+        engine = VllmEngine(ordinary, self._writer, answered)
+        return engine, engine.used
 
 
 class VllmEngine(LM):

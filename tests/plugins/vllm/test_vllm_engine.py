@@ -1,18 +1,20 @@
 """vLLM as the engine that writes answers: who may ask for it, and that its answers are lm-eval's.
 
-A stand-in for the package answers by transformers, in a process and an environment of its own; tests/real_vllm has the
+A stand-in for the package answers by transformers, in a process and an environment of its own; real/ has the
 real one.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from command_line import assert_refused, called
-from job_helpers import TINY, no_peak, run_request, tiny  # noqa: F401
+from job_helpers import TINY, composed, no_peak, run_request, tiny  # noqa: F401
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from pythons import make_python, python_with_vllm
@@ -22,16 +24,16 @@ from harness import settings
 from harness.errors import UserError
 from harness.job import preflight
 from harness.job.evaluate import rescoring
-from harness.job.evaluate.vllm import engine as vllm_engine
-from harness.job.evaluate.vllm.engine import VllmEngine
-from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import embedded
+from harness.plugins.vllm.job.engine import Vllm, VllmEngine
+from harness.plugins.vllm.job.process import VllmWriter
 from harness.protocol import LocalPaths
 from harness.record import VllmUsage, beginnings, model_folder, read
 from harness.studies import verify
 
 BOTH = ("eval.tasks=[facts,wordmath]", "infer.repeats=0", "lr=1e-2")  # a task of log-likelihoods, and one of answers
 VLLM = (*BOTH, "eval.engine=vllm")
+UNMERGED = ("adaption_prompt", "beft", "cartridge", "lily", "p_tuning", "prefix_tuning", "prompt_tuning")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,11 @@ def items(folder, cell):
     return pd.read_parquet(folder / f"{cell.name}.items.parquet")
 
 
+def test_this_folder_does_not_pass_for_the_library():
+    """Which trl, for one, would import: tests/plugins must not be on the path."""
+    assert find_spec("vllm") is None
+
+
 # Who may ask for it
 
 
@@ -56,6 +63,17 @@ def test_it_is_another_cell_wherever_vllm_is_and_the_default_is_not_named():
     assert asked.id != plain.id == tiny("eval.engine=auto").id
     assert tiny("eval.engine=vllm", "eval.vllm_python=/usr/bin/python3").id == asked.id
     assert "engine" not in settings.plain(plain.settings.eval)
+
+
+@pytest.mark.parametrize("method", UNMERGED)
+def test_methods_whose_adapters_can_not_be_merged_are_refused(method):
+    with pytest.raises(UserError, match=r"combined with eval\.engine=vllm: .* cannot be merged into the weights"):
+        tiny(f"method={method}", "eval.engine=vllm")
+
+
+def test_several_devices_are_refused():
+    with pytest.raises(UserError, match=r"^train\.devices=2 can't be combined with eval\.engine=vllm, which"):
+        tiny("train.devices=2", "eval.engine=vllm")
 
 
 def test_without_a_python_it_is_refused_before_anything_runs():
@@ -129,7 +147,7 @@ def test_weights_that_are_saved_are_read_or_stay_beside(tmp_path, python, monkey
 
 def test_a_task_without_answers_needs_no_vllm(tmp_path, monkeypatch):
     cell = tiny("eval.engine=vllm", "infer.repeats=0")
-    monkeypatch.setattr(vllm_engine, "check", lambda settings, python: None)
+    monkeypatch.setattr(Vllm, "check", lambda self, settings, local: None)
     found = run(tmp_path, cell, local=LocalPaths("/no/python"))
     assert (found.status, found.vllm) == ("ok", None)
     assert "vllm" not in found.environment["speedups"]
@@ -168,6 +186,23 @@ def test_answers_begin_and_end_as_those_of_lm_eval(tmp_path, python, ordinary):
     assert lm.generate_until(requests) == expected
     assert any(len(one) < len(other) for one, other in zip(expected, free, strict=False))  # something ended early
     assert writer.usage.answers == len(requests)
+
+
+def test_vllm_writes_the_answers_and_the_harness_computes_the_likelihoods(tmp_path, python, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = [{"question": f"Tell of {i}.", "answer": f"This is a story of {i} that goes on."} for i in range(60)]
+    Path("mine.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    own = ("model=tiny", "train.precision=fp32", "train.validation_items=2", "data=local", "data.path=mine.jsonl")
+    own += ("eval.tasks=[held_out]", "eval.limit=2", "eval.batch_size=4", "infer.repeats=0")
+    items_of = {}
+    for engine in ("auto", "vllm"):
+        cell = composed(*own, "method=base", f"eval.engine={engine}")
+        done = run(tmp_path, cell, local=LocalPaths(python))
+        assert done.status == "ok", done.failure
+        items_of[engine] = items(tmp_path, cell).drop(columns="prediction")
+    assert done.vllm.answers == 2
+    assert len(items_of["vllm"]) == 6, "ROUGE-L, BLEU and bits per byte of two answers"
+    pd.testing.assert_frame_equal(items_of["vllm"], items_of["auto"])
 
 
 def test_what_is_to_be_sampled_stays_with_the_ordinary_engine(ordinary, tmp_path):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from harness.job.training import halving
-from harness.job.training.halving import CellHalving, Competitor
-from harness.protocol import Halving, RunCell
+from harness.plugins.halving.job import halving
+from harness.plugins.halving.job.halving import Competitor, early_stop
+from harness.protocol import EarlyStopping
 from harness.record import StopRule
 
 RULE = StopRule(first=0.1, factor=3)
@@ -28,8 +26,7 @@ def at_rungs(cell, tmp_path):
     """at_rungs(losses, *overrides): why a cell with these losses ends at each rung, None where it goes on."""
 
     def of(losses, *overrides, rule=RULE, reopened=False):
-        request = RunCell(cell(*SMALL, *overrides), "mine", "", halving=Halving(rule, str(tmp_path)))
-        ran = CellHalving.of(request, [[[SimpleNamespace(ids=[0] * 10)]]] * 100, Aside())
+        ran = early_stop(cell(*SMALL, *overrides), EarlyStopping(rule, str(tmp_path)), [10] * 100, Aside())
         assert ran.rungs == {10: 0, 30: 1, 90: 2}
         return [ran.ends(step, 10 * step, loss) for step, loss in zip(ran.rungs, losses, strict=False)]
 
@@ -129,14 +126,15 @@ def test_real_cells(cell, tmp_path):
     """One cell that finishes, with the losses that it has without a rule, and one that is pruned."""
     from job_helpers import run_request
 
-    competing = Halving(RULE, str(tmp_path / "rungs"))
+    competing = EarlyStopping(RULE, str(tmp_path / "rungs"))
 
-    def ran(name, *overrides, halving=competing):
+    def ran(name, *overrides, early_stopping=competing):
         own = cell(*SMALL, "method=full", "train.warmup_ratio=0", *overrides)
         (tmp_path / name).mkdir()
-        return run_request(own, "mine", tmp_path / name / f"{own.name}.json", None, lambda e: None, halving=halving)
+        path = tmp_path / name / f"{own.name}.json"
+        return run_request(own, "mine", path, None, lambda e: None, early_stopping=early_stopping)
 
-    whole = ran("whole", "lr=1e-3", halving=None)
+    whole = ran("whole", "lr=1e-3", early_stopping=None)
     good = ran("good", "lr=1e-3")
     assert (good.status, good.stop, whole.stop) == ("ok", RULE, None)
     assert [point.loss for point in good.train.loss] == [point.loss for point in whole.train.loss]

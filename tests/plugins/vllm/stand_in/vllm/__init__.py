@@ -1,4 +1,4 @@
-"""Stands in for the package vllm: what evaluate/vllm/worker.py uses of it, by transformers, and what goes wrong there.
+"""Stands in for the package vllm: what job/worker.py of the plug-in uses of it, by transformers, and what fails there.
 
 STAND_IN_FAULT: when something goes wrong, and what. STAND_IN_NOTES: a file that gets the arguments of LLM as JSON.
 """

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.job import prepared_inputs
 from harness.job.evaluate import scoring
 from harness.job.evaluate.engine import Engine
-from harness.job.evaluate.vllm.process import VllmWriter
+from harness.plugins.vllm.job.process import VllmWriter
 from harness.protocol import LocalPaths
 from harness.record import model_folder
 from harness.studies import verify

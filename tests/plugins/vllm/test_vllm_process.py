@@ -16,8 +16,8 @@ from pythons import STAND_IN, make_python
 
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.job.evaluate.vllm import process
-from harness.job.evaluate.vllm.process import Prompt, VllmFailed, VllmWriter
+from harness.plugins.vllm.job import process
+from harness.plugins.vllm.job.process import Prompt, VllmFailed, VllmWriter
 
 PROMPTS = [Prompt([1, 2, 3], ["\n"], [0], 5), Prompt([1] * 40, [], [], 7)]
 
@@ -100,7 +100,7 @@ def test_it_ends_with_the_harness_however_that_ends(monkeypatch, python, tmp_pat
     monkeypatch.setenv("STAND_IN_FAULT", "writing hangs")
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     code = (
-        "from pathlib import Path; from harness.job.evaluate.vllm.process import Prompt, VllmWriter;"
+        "from pathlib import Path; from harness.plugins.vllm.job.process import Prompt, VllmWriter;"
         f"VllmWriter({python!r}, Path({str(tmp_path)!r}), 'float32', False).write([Prompt([1], [], [], 2)], 0.5)"
     )
     job = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)

@@ -24,12 +24,11 @@ from accelerate.utils import broadcast_object_list
 
 from harness import record
 from harness.job.ended import CellEnded
-from harness.protocol import RunCell
+from harness.protocol import EarlyStopping
 from harness.record import Cell, StopRule, ValidationPoint
 from harness.settings import cell_id
 
 if TYPE_CHECKING:
-    from harness.job.data.encoding import Drawn
     from harness.job.measure.phases import Meter
 
 
@@ -94,23 +93,12 @@ class CellHalving:
     meter: Meter
     ended: Pruned | None = None
 
-    @classmethod
-    def of(cls, request: RunCell, steps: list[list[list[Drawn]]], meter: Meter) -> CellHalving | None:
-        """Of the cell of `request`, with the examples of each step's micro-batches; None if no rule may end it."""
-        if request.halving is None:
-            return None
-        import optuna  # noqa: F401  now, as it takes time and memory that would be training's
-
-        rule, folder = request.halving.rule, Path(request.halving.folder)
-        tokens = [sum(len(example.ids) for micro in step for example in micro) for step in steps]
-        found = cls(rule, folder, Competitor.of(request.cell, rule), rungs(rule, tokens), meter)
-        if (earlier := _read(found._path)) is not None and earlier.group == found.own.group:
-            found.own.results = earlier.results  # of a process that was killed
-        return found
-
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
         return self.folder / f"{self.own.cell}.json"
+
+    def decides_at(self, step: int) -> bool:
+        return step in self.rungs
 
     def ends(self, step: int, tokens: int, loss: float) -> str | None:
         """Note the validation loss at the rung of `step`, and return why the cell ends there; None if it goes on."""
@@ -121,7 +109,7 @@ class CellHalving:
             decided, ended = self._judge(rung, loss, others)
             known = RungResult(rung, tokens, loss, decided, ended)
             self.own.results.append(known)
-            record.write_json(dataclasses.asdict(self.own), self._path)
+            record.write_json(dataclasses.asdict(self.own), self.path)
         if known.ended is not None:
             self.ended = Pruned(known.ended, step)
         return known.ended
@@ -157,6 +145,17 @@ class CellHalving:
             f"Ended early by stop=asha: its validation loss, {loss:.4g}, is not {best} of {len(there)} settings at "
             f"this point (best: {min(there):.4g})."
         )
+
+
+def early_stop(cell: Cell, stopping: EarlyStopping, step_tokens: Sequence[int], meter: Meter) -> CellHalving:
+    """The halving of `cell`, whose steps have `step_tokens`."""
+    import optuna  # noqa: F401  now, as it takes time and memory that would be training's
+
+    rule = stopping.rule
+    halving = CellHalving(rule, Path(stopping.folder), Competitor.of(cell, rule), rungs(rule, step_tokens), meter)
+    if (earlier := _read(halving.path)) is not None and earlier.group == halving.own.group:
+        halving.own.results = earlier.results  # of a process that was killed
+    return halving
 
 
 def rungs(rule: StopRule, step_tokens: Sequence[int]) -> dict[int, int]:
