@@ -30,9 +30,10 @@ class Plugin:
     name: of its folder.
     commands: a function that takes the CommandLine and adds commands to it.
     settings: by name, the dataclasses of its groups of settings, as those in harness/config.py.
-    check: a function that takes the composed config, and raises UserError if settings can't work.
+    check: a function that takes the composed config, and raises UserError for the first setting that can't work.
     conf: a folder of config groups, as conf/.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
+    cells: a class without arguments, a CellRunner (harness/cell_runner.py), that runs cells the core can't.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Plugin:
     check: str | None = None
     conf: Path | None = None
     requests: tuple[str, ...] = ()
+    cells: str | None = None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ results_dir/study/NAME.json            the record
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
                   .harness/rungs/NAME.json     losses of stop=asha: harness/job/training/halving.py
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
-                  .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
+                  .harness/answers/NAME.jsonl  what the plug-in that runs the cell keeps
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Study:
         return None if rule is None else Halving(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
+        """Where the plug-in that runs `cell` may keep answers, from one attempt to the next."""
         return self._answers(cell.name)
 
     def _answers(self, name: str) -> Path:

@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+from plugin_list import some_needs_a_plugin
 
 from harness.cli.commands import command_line
 from harness.config_folders import CONF, PUBLISHED, ROOT, SWEEPS, named_sweeps
@@ -57,7 +58,11 @@ def test_targets_exist(target):
 
 @pytest.mark.parametrize("words", HARNESS, ids=" ".join)
 def test_arguments_are_those_of_the_command(words, compose):
-    name, *arguments = words
+    with some_needs_a_plugin():
+        composes_or_parses(*words, compose=compose)
+
+
+def composes_or_parses(name, *arguments, compose):
     options = command_line("harness").command(name).parse_intermixed_args(arguments, argparse.Namespace())
     if name not in ("run", "sweep", "plan"):
         return

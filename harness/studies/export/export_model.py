@@ -19,7 +19,6 @@ from harness.errors import UserError, about_file
 from harness.protocol import ExportModel
 from harness.record import Record, Saved, model_card, read
 from harness.studies import verify
-from harness.studies.ask import template
 from harness.studies.find import CellRef
 from harness.sweep import runner
 from harness.validate import KEEP_BASE
@@ -67,7 +66,7 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
             shutil.copytree(folder, made)
         else:
             in_job: Any = "merged" if to == "vllm" else to
-            prompt = template(known.cell.settings.data)
+            prompt = known.cell.settings.data.question_template
             request = ExportModel(str(found.record.absolute()), in_job, str(made), prompt)
             runner.ask(request, lambda event: None)
         (made / record.CARD).write_text(model_card.text(known, form), encoding="utf-8")

@@ -74,8 +74,8 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     "import peft published/lora.json --study peft --results-dir imported",
     "import lm-eval theirs --study evaluated --results-dir imported",
     Line("doctor --results-dir imported --data-root {folder}", said="torch"),
-    Line("completion bash", said="synthesize"),
-    Line("completion zsh", said="synthesize"),
+    Line("completion bash", said="reproduce"),
+    Line("completion zsh", said="reproduce"),
 )
 @pytest.mark.long
 def test_a_study_is_checked_united_exported_and_imported(run, tmp_path):

@@ -9,9 +9,10 @@ from typing import Any
 
 from harness import gate
 from harness.errors import UserError
-from harness.protocol import AskModels, LocalModel, Progress
+from harness.plugins.api.requests import AskModels, LocalModel
+from harness.protocol import Progress
 from harness.record import Record, read, read_study
-from harness.settings import DataSettings, ModelSettings
+from harness.settings import ModelSettings
 from harness.studies import verify
 from harness.studies.find import CellRef, find
 from harness.sweep import runner
@@ -95,7 +96,7 @@ def ask(
     bases: dict[tuple[ModelSettings, str | None], tuple[CellRef, Record]] = {}  # one for each model and template
     for found, record in records:
         of_it = record.cell.settings
-        bases.setdefault((of_it.model, template(of_it.data)), (found, record))
+        bases.setdefault((of_it.model, of_it.data.question_template), (found, record))
     local = [
         _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
         for found, record in bases.values()
@@ -108,13 +109,5 @@ def ask(
 
 
 def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> LocalModel:
-    prompt = AS_TYPED if as_typed else template(record.cell.settings.data)
+    prompt = AS_TYPED if as_typed else record.cell.settings.data.question_template
     return LocalModel(label, str(found.record.absolute()), tuned, prompt)
-
-
-def template(data: DataSettings) -> str | None:
-    """The prompt template of a question without context; None for conversations, which use the chat template."""
-    of_file = data.load.get("columns") or {}
-    if data.load.get("messages") or data.load.get("chosen") or of_file.get("messages"):
-        return None
-    return data.prompt_if_empty or data.prompt
