@@ -273,7 +273,7 @@ class Progress(CellProgress):
     """Where the job stands, and what only some jobs tell.
 
     rank, code: a rank that died, and its exit status; node: its machine; reason: what it raised. Without a rank, the
-    node left, and the reason says so. asked, kept: numbers of problems so far. asking: which model.
+    node left, and the reason says so. other: what the request of a plug-in tells besides, as JSON values.
     """
 
     phase: str
@@ -283,9 +283,7 @@ class Progress(CellProgress):
     code: int | None = None
     node: int | None = None
     reason: str | None = None
-    asked: int | None = None
-    kept: int | None = None
-    asking: str | None = None
+    other: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ Send = Callable[[JobEvent], None]
 Report = Callable[[dict[str, Any]], None]
 
 
-def progress(send: Send, **same: Any) -> Report:
-    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
-    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
+def progress(send: Send) -> Report:
+    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress."""
+    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**report))
 
 
 def check(request: CheckCells, send: Send) -> None:

@@ -119,7 +119,7 @@ def ask(options: argparse.Namespace) -> int:
     answers = asking.ask(
         cells,
         options.as_typed,
-        lambda event: print(f"Asking {event.asking} …", file=sys.stderr) if event.asking else None,
+        lambda event: print(f"Asking {event.other['asking']} …", file=sys.stderr) if event.other else None,
         prompts=prompts,
         api=options.api,
         base_url=options.base_url,

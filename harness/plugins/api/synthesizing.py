@@ -44,10 +44,11 @@ def synthesize(
     task = bar.add_task("", total=n, asked=0)
 
     def follow(event: Progress) -> None:
-        if event.kept is not None:
-            bar.update(task, completed=event.kept)
-        elif event.asked is not None:
-            bar.update(task, asked=event.asked)
+        counts = event.other or {}
+        if "kept" in counts:
+            bar.update(task, completed=counts["kept"])
+        elif "asked" in counts:
+            bar.update(task, asked=counts["asked"])
 
     on_terminal = terminal.live(shown, get_renderable=bar.get_renderable) if shown.is_terminal else nullcontext()
     with on_terminal:

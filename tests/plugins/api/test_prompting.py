@@ -271,7 +271,7 @@ def asked(capsys, *line):
 
 def as_progress(follow):
     """What a job's reports become on the way to the sweep."""
-    return lambda event: follow(Progress("ask", **event))
+    return lambda event: follow(Progress("ask", other=event))
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def source(tmp_path):
 
 def as_progress(follow):
     """What a job's reports become on the way to the sweep."""
-    return lambda event: follow(Progress("synthesize", **event))
+    return lambda event: follow(Progress("synthesize", other=event))
 
 
 def asking(source, url, **fields):
