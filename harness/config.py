@@ -276,22 +276,6 @@ class RetryConfig:
 
 
 @dataclass
-class ApiConfig:
-    """How a model behind an API is asked. It changes no answer."""
-
-    concurrency: int = setting(8, least=1, unit="requests", in_cell=False)
-    """Requests at a time."""
-    per_minute: float | None = setting(None, above=0, unit="requests", in_cell=False)
-    """Requests started per minute (null: no limit)."""
-    timeout: float = setting(120, above=0, unit="seconds", in_cell=False)
-    """Time limit per request in seconds."""
-    retries: int = setting(6, least=0, unit="attempts", in_cell=False)
-    """Further attempts after a request that failed (server busy, connection lost, bad JSON)."""
-    backoff: float = setting(1.0, least=0, unit="seconds", in_cell=False)
-    """Seconds before the second attempt, doubled before each further one. The endpoint's Retry-After has priority."""
-
-
-@dataclass
 class Config:
     """All settings of a cell, and where its record goes, but for those of plug-ins: `FullConfig` has them too."""
 
@@ -302,7 +286,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
-    api: ApiConfig = field(default_factory=ApiConfig)
     rank: int = setting(16, above=0)
     """Rank of adapters and of GaLore's projections."""
     alpha: float = setting(32, above=0)

@@ -46,6 +46,7 @@ class Plugin:
         None if no rule of the plug-in's may end it.
     early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
         Meter, and returns the EarlyStop (harness/job/training/early_stop.py) that the cell's training asks.
+    cells: a class without arguments, a CellRunner (harness/cell_runner.py), that runs cells the core can't.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Plugin:
     engines: Mapping[str, str] = field(default_factory=dict)
     stop_rule: str | None = None
     early_stop: str | None = None
+    cells: str | None = None
 
 
 @functools.cache

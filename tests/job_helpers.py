@@ -18,8 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR
 
+from harness import cell_runner
 from harness.config import CONF, ROOT, Config
-from harness.job.api.run_api_cell import run_api_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate.engine import Engine
 from harness.job.models import adapting, loading
@@ -103,7 +103,8 @@ def run_request(
     cell: Cell, study: str, path: Path, data_root: str | None, report: Callable[[dict], None], **options: Any
 ) -> Record:
     """Run `cell` in this process, by a request with `options`."""
-    run = run_api_cell if cell.settings.behind_api else run_cell
+    by_plugin = cell_runner.runner_of(cell.settings)
+    run = run_cell if by_plugin is None else by_plugin.run
     return run(RunCell(cell, study, str(path), data_root, **options), report)
 
 

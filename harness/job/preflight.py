@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from harness.job import prepared_inputs
-from harness.job.api import run_api_cell
 from harness.job.data import chat, columns
 from harness.job.evaluate import answer_engines, scoring
 from harness.job.evaluate.task_index import IncludedTasks
@@ -20,9 +19,6 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        if cell.settings.behind_api:
-            run_api_cell.check(cell, data_root, local.include_path)
-            continue
         check_machine(cell, local)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))

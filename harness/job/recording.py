@@ -26,7 +26,7 @@ from harness.record import Failure, Record, Saved, Shortage, model_card
 
 
 class RunningCell(Protocol):
-    """A running cell, on this machine or behind an API: where it stands, and what its record says of that."""
+    """A running cell, of the core or of a plug-in: where it stands, and what its record says of that."""
 
     @property
     def phase(self) -> str: ...

@@ -12,7 +12,7 @@ results_dir/study/NAME.json            the record
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
                   .harness/rungs/NAME.json     losses by which a plug-in ends cells early
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
-                  .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
+                  .harness/answers/NAME.jsonl  what the plug-in that runs the cell keeps
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Study:
         return EarlyStopping(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
+        """Where the plug-in that runs `cell` may keep answers, from one attempt to the next."""
         return self._answers(cell.name)
 
     def _answers(self, name: str) -> Path:

@@ -51,7 +51,7 @@ def test_the_help_begins_with_the_commands_that_a_newcomer_needs():
 def test_completion_is_a_script_that_knows_commands_and_options(capsys, shell):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert "synthesize" in script
+    assert "reproduce" in script
     assert "--fewshot-as-multiturn" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)

@@ -89,6 +89,7 @@ BELOW = {
     "config_folders",
     "config_help",
     "boot",
+    "cell_runner",
     "env",
     "gate",
 }
@@ -148,7 +149,7 @@ def test_jobs_read_records_through_the_gate_alone():
                 gated |= {path} if (node.value.id, node.attr) == ("gate", "admitted") else set()
         assert not {"harness.record.read", "harness.record.read_study", "harness.record.reading"} & imports(tree), path
     of_core = {path for path in gated if path.startswith("job/")}
-    assert of_core == {"job/evaluate/rescoring.py", "job/evaluate/prompting.py"}
+    assert of_core == {"job/evaluate/rescoring.py"}
 
 
 def test_measure_imports_no_other_room_of_jobs():
@@ -160,8 +161,7 @@ def test_measure_imports_no_other_room_of_jobs():
 def test_only_scoring_imports_lm_eval():
     names = ("scoring", "task_index", "held_out/task", "engine", "request_cache", "tokenised_once")
     evaluate = {f"job/evaluate/{name}.py" for name in names}
-    in_core = {path for path in importers("lm_eval") if not path.startswith("plugins/")}
-    assert in_core == evaluate | {"job/api/lm_eval_model.py"}
+    assert {path for path in importers("lm_eval") if not path.startswith("plugins/")} == evaluate
 
 
 def test_only_the_entry_and_the_slots_import_hydra():

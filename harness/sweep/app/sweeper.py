@@ -234,8 +234,8 @@ class GridSweeper(Sweeper):
 
     def _fitting(self, pending: list[Point], study: Study) -> list[Point]:
         """The points that are predicted to fit into memory; the others are recorded as unfit."""
-        fitting = [point for point in pending if point.cell.settings.behind_api]  # which take no memory here
-        local = [point for point in pending if not point.cell.settings.behind_api]
+        fitting = [point for point in pending if not point.is_local]  # which take no memory here
+        local = [point for point in pending if point.is_local]
         if not local:
             return fitting
         options = self._session.options

@@ -61,8 +61,8 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     "merge {root}/results/reference --into united --newer --format text",
     Line("merge united --into united2 --format json", said='"new"'),
     Line("doctor --results-dir united2 --data-root {folder}", said="torch"),
-    Line("completion bash", said="synthesize"),
-    Line("completion zsh", said="synthesize"),
+    Line("completion bash", said="reproduce"),
+    Line("completion zsh", said="reproduce"),
 )
 @pytest.mark.long
 def test_a_study_is_checked_and_united(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Settings of scoring, by the model here and behind an API, run by the command line."""
+"""Settings of scoring, run by the command line."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted import server
-from serving import NAME, LogProbabilities, chatty
+from serving import NAME, chatty
 from tested_settings import CELL, lines, refused
 
 
@@ -46,24 +45,14 @@ def test_questions_are_asked_as_settings_say(run, only, tasks, model):
     assert json.loads(as_json.stdout)[0]["tasks"]
 
 
-ASKED = f"method=api model.name={NAME} data=wordmath_short eval=wordmath_short eval.limit=2"
+NOWHERE = "no installed plug-in runs cells of models behind an API|needs weights|is for models behind an API"
 
 
 @lines(
-    f"run {ASKED} study=asked model.base_url={{url}} model.key_env=KEY_OF_TESTS model.thinking=4 model.price.read=1 "
-    "model.price.written=2 api.concurrency=1 api.per_minute=600 api.timeout=50 api.retries=1 api.backoff=0.1 "
-    "--budget 5USD",
-    f"run {ASKED} study=likely model.base_url={{likely}} model.tokenizer={{folder}}/tok eval.tasks=[facts]",
+    refused("run model.base_url=http://host/v1 model.price.read=1 model.price.written=2 --budget 5USD", NOWHERE),
+    refused("run model.tokenizer=folder", NOWHERE),
+    refused("run model.thinking=4", NOWHERE),
+    refused("run model.key_env=KEY_OF_TESTS", NOWHERE),
 )
-def test_a_model_behind_an_api_is_asked_as_settings_say(run, only, tmp_path, monkeypatch):
-    monkeypatch.setenv("KEY_OF_TESTS", "key-of-the-tests")
-    chatty(tmp_path / "tok")
-    with server(lambda prompt, number: "#### 5" if number else 503) as there, LogProbabilities() as likely:
-        run(url=there.url, likely=likely.base_url)
-    assert len(there.asked) == 3  # one of two answers at the second attempt
-    assert set(there.keys) == {"Bearer key-of-the-tests"}
-    assert {body.get("max_tokens", body.get("max_completion_tokens")) for body in there.asked} == {40 + 4}
-    asked = only("asked")
-    assert (asked.api.concurrency, asked.api.tries, asked.api.requests) == (1, 1, 2)
-    assert asked.api.dollars == pytest.approx((20 * 1 + 10 * 2) / 1e6)
-    assert {score.n for score in only("likely").scores} == {2}
+def test_a_model_with_weights_has_no_settings_of_one_behind_an_api(run):
+    run()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from job_helpers import DATA, composed, needs_data, run_here
+from job_helpers import DATA, needs_data
 from scripted import problem, refusal, server
 
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.job.api.client import THINKING, Client, host
-from harness.job.data import arithmetic, batching, contamination, encoding, synthetic
-from harness.job.data.generators import synthesis, wordmath
-from harness.protocol import Progress, Synthesize
-from harness.settings import EvalSettings, TrainSettings, plain
+from harness.job.data import contamination
+from harness.job.data.generators import wordmath
+from harness.plugins.api.job import arithmetic, synthesis
+from harness.plugins.api.job.client import THINKING, Client, host
+from harness.plugins.api.requests import Synthesize
+from harness.protocol import Progress
+from harness.settings import EvalSettings
 
 # Arithmetic
 
@@ -70,26 +71,6 @@ def test_hardly_an_answer_of_gsm8k_is_called_wrong():
     assert sum(not all(step.right for step in steps) for steps in found) < 0.01 * len(found)  # some are wrong
 
 
-# Likeness
-
-
-def test_texts_are_alike_by_their_runs_of_words():
-    known = contamination.Texts(["Tom has three red apples and eats one.", "A bus holds forty people."])
-    assert known.nearest("tom has THREE red apples, and eats one") == 1
-    assert known.nearest("Tom has three red apples and buys one.") == pytest.approx(4 / 8)
-    assert known.nearest("Nothing of the sort is here.") == 0
-    assert known.nearest("") == 0
-
-
-def test_thirteen_shared_words_are_an_overlap():
-    words = [f"w{i}" for i in range(20)]
-    evaluation = contamination.Evaluation([" ".join(words), "short and sweet"])
-    assert evaluation.overlaps("before " + " ".join(words[:13]) + " after that all else is of another kind " * 3)
-    assert not evaluation.overlaps("before " + " ".join(words[:12]) + " after that all else is of another kind " * 3)
-    assert evaluation.overlaps("this one is short and sweet as well")
-    assert not contamination.Evaluation([]).overlaps("anything")
-
-
 # What is asked, and what is kept of the answers
 
 SEEDS = [
@@ -110,7 +91,7 @@ def source(tmp_path):
 
 def as_progress(follow):
     """What a job's reports become on the way to the sweep."""
-    return lambda event: follow(Progress("synthesize", **event))
+    return lambda event: follow(Progress("synthesize", other=event))
 
 
 def asking(source, url, **fields):
@@ -214,7 +195,7 @@ def test_a_rerun_requests_only_new_problems(source, monkeypatch):
 
 
 def test_a_busy_server_is_retried_and_no_answer_is_lost(source, monkeypatch):
-    monkeypatch.setattr("harness.job.api.client.BACKOFF", 0.01)
+    monkeypatch.setattr("harness.plugins.api.job.client.BACKOFF", 0.01)
     state = {"broken": False}
 
     def script(prompt, number):
@@ -238,8 +219,8 @@ def test_a_busy_server_is_retried_and_no_answer_is_lost(source, monkeypatch):
 def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     """The command line as a whole, but in this process: what a job would do is done here."""
     monkeypatch.setattr(
-        "harness.sweep.runner.synthesize",
-        lambda request, follow: synthesis.synthesize(request, as_progress(follow)),
+        "harness.sweep.runner.ask",
+        lambda request, follow, job: synthesis.synthesize(request, as_progress(follow)),
     )
     with server(lambda prompt, number: problem(number % 4)) as there:
         line = ["synthesize", "--source", str(source), "--base-url", there.url, "--model", "writer", "--eval", "none"]
@@ -266,8 +247,8 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
 )
 def test_bad_input_is_one_sentence(source, capsys, line, said, monkeypatch):
     monkeypatch.setattr(
-        "harness.sweep.runner.synthesize",
-        lambda request, follow: synthesis.synthesize(request, as_progress(follow)),
+        "harness.sweep.runner.ask",
+        lambda request, follow, job: synthesis.synthesize(request, as_progress(follow)),
     )
     assert main(["synthesize", "--source", str(source), "--model", "m", "--eval", "none", *line.split()]) == 2
     (error,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
@@ -307,7 +288,7 @@ def test_a_refusal_says_what_to_do(reply, said, monkeypatch):
         else:
             with pytest.raises(UserError, match=said):
                 client.ask([{"role": "user", "content": "hi"}])
-    monkeypatch.setattr("harness.job.api.client.RETRIES", 0)
+    monkeypatch.setattr("harness.plugins.api.job.client.RETRIES", 0)
     with pytest.raises(UserError, match="can't be reached"):
         Client(there.url, "m", 5).ask([{"role": "user", "content": "hi"}])
 
@@ -328,90 +309,3 @@ def test_a_model_that_thinks_first_is_asked_in_the_words_that_it_takes():
 def test_only_the_host_of_an_address_is_shown():
     assert host("https://api.example.com/v1") == "api.example.com"
     assert host("http://localhost:8000/v1") == "localhost:8000"
-
-
-# Training on it
-
-
-def write(path, items):
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-
-
-def test_problems_from_one_seed_stay_in_one_split(tmp_path):
-    items = [{"question": f"q{i}", "answer": "a", "provenance": {"seeds": [str(i % 50)]}} for i in range(1000)]
-    write(tmp_path / "x.jsonl", items)
-    splits = synthetic.load(str(tmp_path / "x.jsonl"))
-    held = {int(item["question"][1:]) % 50 for item in splits["validation"]}
-    assert 0 < len(held) < 10
-    assert not held & {int(item["question"][1:]) % 50 for item in splits["train"]}
-    assert splits["train"][0].keys() == {"question", "answer"}
-
-
-def test_mixed_has_its_share_of_real_problems_and_their_validation(tmp_path):
-    write(tmp_path / "x.jsonl", [{"question": f"made {i}", "answer": "a"} for i in range(30)])
-    real = {"load": {"train": [{"question": f"real {i}", "answer": "a"} for i in range(100)], "validation": ["v"]}}
-    splits = synthetic.load(str(tmp_path / "x.jsonl"), 0.25, real)
-    kinds = [item["question"].split()[0] for item in splits["train"]]
-    assert (kinds.count("made"), kinds.count("real")) == (30, 90)
-    assert kinds != sorted(kinds)
-    assert splits["validation"] == ["v"]
-    assert synthetic.load(str(tmp_path / "x.jsonl"), 0.25, real) == splits
-    for share, of, said in (
-        (0.2, real, "fewer"),
-        (0.5, None, "data.load.real"),
-        (0.0, real, "share"),
-        (2.0, real, "share"),
-    ):
-        with pytest.raises(UserError, match=said):
-            synthetic.load(str(tmp_path / "x.jsonl"), share, of)
-
-
-def test_a_file_that_is_none_is_named_with_its_line(tmp_path):
-    with pytest.raises(UserError, match="harness synthesize"):
-        synthetic.load(str(tmp_path / "absent.jsonl"))
-    (tmp_path / "x.jsonl").write_text('{"question": "q", "answer": "a"}\n\n{"question": 5}\n')
-    with pytest.raises(UserError, match="line 3"):
-        synthetic.load(str(tmp_path / "x.jsonl"))
-
-
-def test_a_budget_of_tokens_ends_training_with_the_step_that_reaches_it():
-    lengths = [10, 20, 30, 40]
-    items = [{"question": str(n), "answer": ""} for n in lengths]
-
-    def encode(some):
-        return [encoding.Example([0] * int(item["question"]), 1) for item in some]
-
-    train = TrainSettings(batch_size=1, grad_accum=2, max_steps=10, bucketing=1)
-    whole = batching.scheduled(items, train, 0, encode)
-    tokens = [sum(len(e.ids) for batch in step for e in batch) for step in whole]
-    cut = batching.scheduled(items, replace(train, max_tokens=120), 0, encode)
-    assert cut == whole[: len(cut)]
-    assert sum(tokens[: len(cut)]) >= 120 > sum(tokens[: len(cut) - 1])
-    with pytest.raises(UserError, match="max_tokens"):
-        batching.scheduled(items, replace(train, max_tokens=sum(tokens) + 1), 0, encode)
-
-
-def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
-    cell = composed("method=lora")
-    assert plain(cell.settings.data).keys() == {"name", "load", "prompt"}
-    assert "max_tokens" not in plain(cell.settings.train)
-    assert composed("train.max_tokens=100").settings.train.max_tokens == 100
-    assert composed("data=synthetic", "data.path=mine.jsonl").settings.data.load["file"] == "mine.jsonl"
-
-
-@pytest.mark.slow
-def test_a_cell_is_trained_on_what_was_made_as_on_real_problems(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "synthetic.jsonl", [json.loads(problem(i)) for i in range(12)])
-    small = ["model=tiny", "rank=4", "train.max_steps=20", "train.max_tokens=400", "train.batch_size=2"]
-    small += ["train.precision=fp32", "train.validation_items=4", "eval.tasks=[]", "infer.repeats=0"]
-    records = {
-        name: run_here(tmp_path / name, composed(f"data={name}", *small))
-        for name in ("wordmath_short", "synthetic_mixed")
-    }
-    for record in records.values():
-        assert record.status == "ok", record.failure
-        assert 400 <= record.train.tokens.raw < 600
-        assert record.train.steps == len(record.train.loss) < 20
-        assert record.train.loss[-1].lr < record.train.loss[record.train.steps // 2].lr, "the schedule ends there too"
-    assert len({record.train.batches for record in records.values()}) == 2

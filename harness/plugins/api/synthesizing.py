@@ -12,7 +12,8 @@ from rich import progress
 
 from harness import terminal, units
 from harness.errors import UserError
-from harness.protocol import Progress, Synthesize
+from harness.plugins.api.requests import Synthesize
+from harness.protocol import Progress
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import app, cells, runner
 
@@ -43,24 +44,26 @@ def synthesize(
     task = bar.add_task("", total=n, asked=0)
 
     def follow(event: Progress) -> None:
-        if event.kept is not None:
-            bar.update(task, completed=event.kept)
-        elif event.asked is not None:
-            bar.update(task, asked=event.asked)
+        counts = event.other or {}
+        if "kept" in counts:
+            bar.update(task, completed=counts["kept"])
+        elif "asked" in counts:
+            bar.update(task, asked=counts["asked"])
 
     on_terminal = terminal.live(shown, get_renderable=bar.get_renderable) if shown.is_terminal else nullcontext()
     with on_terminal:
-        return runner.synthesize(
+        return runner.ask(
             Synthesize(
                 file=str(Path(source).absolute()) if is_file else None,
                 data=None if is_file else cells.part(DataSettings, settings["data"]),
                 eval=evaluation,
-                data_root=data_root,
+                data_root=data_root and str(Path(data_root).expanduser().absolute()),
                 out=str(out.absolute()),
                 n=n,
                 **options,
             ),
             follow,
+            "The job that asks for problems",
         )
 
 

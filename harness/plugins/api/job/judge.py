@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.job.api.client import Client, Reply
+from harness.plugins.api.job.client import Client, Reply
 
 JUDGE = """Two answers to the same request are to be compared.
 

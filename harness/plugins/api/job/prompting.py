@@ -1,6 +1,6 @@
 """Asks several models the same prompts: untuned models, tuned models from saved weights, models behind an API.
 
-A judge can compare two answers: harness/job/api/judge.py.
+A judge can compare two answers: harness/plugins/api/job/judge.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import gate, record
-from harness.job.api.client import Client
-from harness.job.api.judge import AnswerPair, Judge
 from harness.job.data import encoding
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
-from harness.protocol import AskModels, LocalModel
+from harness.plugins.api.job.client import Client
+from harness.plugins.api.job.judge import AnswerPair, Judge
+from harness.plugins.api.requests import AskModels, LocalModel
 from harness.record import Cell, Record
 
 

@@ -21,11 +21,11 @@ from lm_eval.models.utils import postprocess_generated_text
 
 from harness import redact
 from harness.errors import UserError
-from harness.job.api import endpoint
-from harness.job.api.client import Stopped
-from harness.job.api.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, spoken
 from harness.job.models import loading
-from harness.protocol import ApiAccess
+from harness.plugins.api.job import endpoint
+from harness.plugins.api.job.client import Stopped
+from harness.plugins.api.job.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, spoken
+from harness.plugins.api.requests import ApiAccess
 from harness.settings import ModelSettings
 
 CHAT_INSTEAD = "omit model.tokenizer to ask the tasks as chat"

@@ -15,7 +15,7 @@ from scripted import server
 
 from harness.record import Source, read, sha256, write
 from harness.report.tables.table import comparison
-from harness.studies import judge, verify
+from harness.studies import verify
 
 TEXTS = ("right", "wrong", "right", "right", "wrong")
 BASE = ("wrong", "wrong", "wrong", "right", "right")  # lora is preferred twice, base once
@@ -46,7 +46,7 @@ def cells(tmp_path):
     found = {}
     for method, texts in (("base", BASE), ("lora", TEXTS)):
         record = make_record(method)
-        record.cell.id = judge.verify.cell_id(record.cell.settings)
+        record.cell.id = verify.cell_id(record.cell.settings)
         record.cell.name = verify.record.cell_name(record.cell)
         lay_down(record, tmp_path / "results" / "demo", texts)
         found[method] = tmp_path / "results" / "demo" / f"{record.cell.name}.json"

@@ -20,11 +20,12 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
-from harness.job.api.client import Client, Messages, Reply
-from harness.job.data import arithmetic, contamination, sources, synthetic
+from harness.job.data import contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
-from harness.protocol import Synthesize
+from harness.plugins.api.job import arithmetic
+from harness.plugins.api.job.client import Client, Messages, Reply
+from harness.plugins.api.requests import Synthesize
 from harness.settings import EvalSettings
 
 PROMPTS = 1  # the version of what stands below; provenance names it

@@ -14,31 +14,29 @@ import pandas as pd
 
 from harness import redact
 from harness.job import prepared_inputs
-from harness.job.api import client
-from harness.job.api.chat_tasks import ChatTasks
 from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.recording import Recording
 from harness.job.reporter import AnswersReport, Report
-from harness.protocol import ApiAccess, RunCell
+from harness.plugins.api.job import client
+from harness.plugins.api.job.chat_tasks import ChatTasks
+from harness.plugins.api.requests import ApiAccess
+from harness.protocol import RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record, item_hashes
 from harness.settings import DataSettings, EvalSettings, Settings
 
 if TYPE_CHECKING:
-    from harness.job.api.lm_eval_model import ApiModel
-
-
-def check(cell: Cell, data_root: str | None, include_path: str | None = None) -> None:
-    """Raise UserError if the cell's tasks can't be loaded, or if a package is missing."""
-    client.require("method=api requires")
-    _tasks(cell.settings, data_root, include_path)
+    from harness.plugins.api.job.lm_eval_model import ApiModel
 
 
 def estimate(cell: Cell, access: ApiAccess, data_root: str | None, include_path: str | None = None) -> dict[str, Any]:
-    """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer."""
+    """What remains to ask: requests, tokens read, and most tokens written. counted: whether by a tokenizer.
+
+    Raises UserError if the cell's tasks can't be loaded, or if a package is missing.
+    """
     _prepare(access)
-    from harness.job.api import lm_eval_model
+    from harness.plugins.api.job import lm_eval_model
 
     lm, tasks = lm_eval_model.estimator(cell.settings.model, access), _tasks(cell.settings, data_root, include_path)
     scoring.answered(lm, tasks)
@@ -58,12 +56,10 @@ class ApiCell:
     """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
     def __init__(self, request: RunCell, report: Callable[[dict[str, Any]], None]):
-        if request.access is None:
-            raise ValueError("A request to run a model behind an API must have its access.")
         self.cell = request.cell
         self.phase = "start"
         self.step: int | None = None
-        self._request, self._access, self._report = request, request.access, report
+        self._request, self._access, self._report = request, ApiAccess.from_extra(request.extra), report
         self._phases: dict[str, Phase] = {}
 
     def run(self, result: Record) -> pd.DataFrame:
@@ -104,7 +100,7 @@ def _prepare(access: ApiAccess) -> None:
 def _engine(cell: Cell, access: ApiAccess, **how: Any) -> ApiModel:
     """The engine that asks the cell's model. how: further keywords."""
     _prepare(access)
-    from harness.job.api import lm_eval_model
+    from harness.plugins.api.job import lm_eval_model
 
     return lm_eval_model.engine(cell.settings.model, access, **how)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import in_a_browser
-from job_helpers import run_request, tiny
+from job_helpers import prepared, run_request, tiny
 from omegaconf import OmegaConf
 from peft import PeftModel
 from records import make_record
@@ -24,17 +24,34 @@ from transformers.cli.serve import Serve
 
 from harness import terminal
 from harness.__main__ import main
-from harness.job.api import judge
-from harness.job.evaluate import prompting
 from harness.job.models import embedded, loading
-from harness.protocol import AskModels, Progress
+from harness.plugins.api import side_by_side
+from harness.plugins.api.job import judge, prompting
+from harness.plugins.api.requests import AskModels
+from harness.protocol import Progress
 from harness.record import write
 from harness.report import statistics
-from harness.report.pages import side_by_side
 from harness.settings import DataSettings
-from harness.studies import ask as asking_of
 from harness.sweep.cells import part
 from harness.terminal.consoles import CleanConsole
+
+# Models that are here
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_with_virtual_tokens_an_answer_is_that_of_whole_passes(method):
+    bench = prepared(tiny(f"method={method}"))
+    net = bench.net.eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.requires_grad:
+                p.normal_(std=0.5)
+        prompt = ids = bench.tokenizer("What is it?", return_tensors="pt")["input_ids"]
+        for _ in range(6):
+            ids = torch.cat([ids, net(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    answer = bench.tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+    assert prompting._answer(net, bench.tokenizer, "{question}", "What is it?", 6) == answer
+
 
 # The judge
 
@@ -229,7 +246,7 @@ def test_a_prompt_is_put_as_the_data_puts_its_questions(template, text, begins):
     ],
 )
 def test_the_data_say_how_they_are_asked(compose, data, prompt):
-    found = asking_of.template(part(DataSettings, OmegaConf.to_container(compose(f"data={data}").data, resolve=True)))
+    found = part(DataSettings, OmegaConf.to_container(compose(f"data={data}").data, resolve=True)).question_template
     assert found is None if prompt is None else found.endswith(prompt)
 
 
@@ -254,7 +271,7 @@ def asked(capsys, *line):
 
 def as_progress(follow):
     """What a job's reports become on the way to the sweep."""
-    return lambda event: follow(Progress("ask", **event))
+    return lambda event: follow(Progress("ask", other=event))
 
 
 @pytest.fixture

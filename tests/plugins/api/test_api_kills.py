@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from grid import ENVIRONMENT
+from processes import ENVIRONMENT, family
 from serving import Wire, chatty, serve
-from test_kills import family
 
 from harness.record import read_study
 

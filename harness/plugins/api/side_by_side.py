@@ -1,6 +1,6 @@
 """Answers of several models side by side, as text for a terminal and as an HTML page; differences are marked.
 
-`harness.job.evaluate.prompting` returns the answers. They are untrusted text of models: control characters are removed,
+`job/prompting.py` returns the answers. They are untrusted text of models: control characters are removed,
 and the page escapes everything, loads nothing and runs nothing.
 """
 
@@ -18,9 +18,11 @@ from markupsafe import Markup
 from rich.text import Text
 
 from harness import units
+from harness.report import pages
 from harness.report.statistics import Interval, preference
 
 HERE = Path(__file__).parent
+STYLE = Path(pages.__file__).with_name("page.css")
 NARROWEST = 24  # characters; answers are stacked if columns would be narrower
 DIFFERENT = "bold yellow"  # the style of words that differ, on a terminal
 
@@ -191,7 +193,7 @@ def page(found: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    style = Markup(STYLE.read_text(encoding="utf-8"))
     models = [_plain(model) for model in found["models"]]
     return environment.get_template("page_side.html").render(
         models=models, rows=rows, caption=list(caption(found)), style=style

@@ -18,7 +18,7 @@ from harness.errors import UserError
 from harness.job.ended import CellEnded
 
 if TYPE_CHECKING:
-    from harness.job.api.endpoint import Response, Unsuccessful
+    from harness.plugins.api.job.endpoint import Response, Unsuccessful
 
 KEY = "OPENAI_API_KEY"
 NEEDED = ("aiohttp", "tenacity")  # packages of the extra `api` that lm-eval does not require
@@ -59,7 +59,7 @@ class Client:
 
     def __init__(self, base_url: str, model: str, timeout: float, tell: Callable[[str], None] = lambda sentence: None):
         require("Models behind an API require")
-        from harness.job.api.endpoint import Endpoint
+        from harness.plugins.api.job.endpoint import Endpoint
 
         self.model, self.host = model, host(base_url)
         url = f"{base_url.rstrip('/')}/chat/completions"
@@ -81,7 +81,7 @@ class Client:
         answered: called with each key and reply as it comes. Raises UserError for the first request that finally fails,
         after the requests under way have ended.
         """
-        from harness.job.api.endpoint import Unsuccessful
+        from harness.plugins.api.job.endpoint import Unsuccessful
 
         replies: dict[Any, Reply] = {}
 
@@ -97,7 +97,7 @@ class Client:
         return replies
 
     def _reason(self, error: Unsuccessful) -> str:
-        from harness.job.api.endpoint import ALL_WAITING
+        from harness.plugins.api.job.endpoint import ALL_WAITING
 
         who = f"{self.model} at {self.host}"
         said = " ".join(redact.clean(error.text).split())[:200]
@@ -117,7 +117,7 @@ class Client:
 
 
 def _read(text: str) -> Reply:
-    from harness.job.api.endpoint import QUOTED, Unsuccessful, from_json, spoken
+    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, spoken
 
     try:
         response = from_json(text)

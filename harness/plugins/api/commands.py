@@ -103,7 +103,7 @@ def ask(options: argparse.Namespace) -> int:
         raise UserError("Models behind an API require --base-url, such as http://localhost:8000/v1.")
     require_positive("--timeout", options.timeout)
 
-    from harness.studies import ask as asking
+    from harness.plugins.api import asking
 
     prompts = asking.prompts(options.prompt, options.prompts)
     local = not options.api or options.study or options.cells
@@ -119,7 +119,7 @@ def ask(options: argparse.Namespace) -> int:
     answers = asking.ask(
         cells,
         options.as_typed,
-        lambda event: print(f"Asking {event.asking} …", file=sys.stderr) if event.asking else None,
+        lambda event: print(f"Asking {event.other['asking']} …", file=sys.stderr) if event.other else None,
         prompts=prompts,
         api=options.api,
         base_url=options.base_url,
@@ -133,12 +133,12 @@ def ask(options: argparse.Namespace) -> int:
         print_json(answers)
     else:
         from harness import terminal
-        from harness.report.pages import side_by_side
+        from harness.plugins.api import side_by_side
 
         width = shutil.get_terminal_size((120, 0)).columns
         terminal.show(terminal.console(), [side_by_side.text(answers, width)])
     if options.out:
-        from harness.report.pages import side_by_side
+        from harness.plugins.api import side_by_side
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
@@ -149,8 +149,8 @@ def judge(options: argparse.Namespace) -> int:
     """Have recorded answers compared by a judge, and print the shares; 1 if a cell was refused."""
     require_positive("--timeout", options.timeout)
 
+    from harness.plugins.api import judging
     from harness.report.statistics import preference
-    from harness.studies import judge as judging
 
     asked = judging.JudgeOptions(
         options.judge, options.base_url, options.task, options.against, options.concurrency, options.timeout
@@ -179,9 +179,9 @@ def synthesize(options: argparse.Namespace) -> int:
         one_of("--kinds", kind, KINDS)
     require_positive("--timeout", options.timeout)
 
-    from harness.studies import synthesize as synthesis
+    from harness.plugins.api import synthesizing
 
-    summary = synthesis.synthesize(
+    summary = synthesizing.synthesize(
         options.source,
         [] if options.eval == ["none"] else options.eval,
         options.data_root,
@@ -198,7 +198,7 @@ def synthesize(options: argparse.Namespace) -> int:
     if options.format == "json":
         print_json(summary)
     else:
-        print("\n".join(synthesis.lines(summary, options.out)))
+        print("\n".join(synthesizing.lines(summary, options.out)))
     return int(summary["kept"] < options.n)
 
 

@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import units
 from harness.errors import UserError
-from harness.job.api import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
-from harness.job.api.lm_eval_model import AnswerStore, StoredAnswer
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
-from harness.protocol import ApiAccess, Progress
-from harness.record import read
+from harness.plugins.api.job import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
+from harness.plugins.api.job.lm_eval_model import AnswerStore, StoredAnswer
+from harness.plugins.api.requests import ApiAccess
+from harness.protocol import Progress
+from harness.record import encode, read
 from harness.settings import ModelSettings
 from harness.sweep.store import Study
 
@@ -68,7 +69,12 @@ def ask(folder: Path, cell, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{cell.name}.json"
     how = asking(folder, cell, **settings)
-    return run_request(cell, "test", path, None, lambda event: None, access=how)
+    return run_request(cell, "test", path, None, lambda event: None, extra=encode(how))
+
+
+def estimate(folder: Path, cell, data_root: str | None = None):
+    """What `cell` would still ask in `folder`."""
+    return run_api_cell.estimate(cell, asking(folder, cell), data_root)
 
 
 def items(folder: Path, record) -> pd.DataFrame:
@@ -180,7 +186,7 @@ def test_progress_counts_answers_of_all_requests_and_stored_ones_take_no_time(wi
         """What the cell told of its answers."""
         found, events = cell(wire.base_url), []
         how = asking(tmp_path, found, concurrency=1, retries=0, **settings)
-        run_request(found, "test", tmp_path / f"{found.name}.json", None, events.append, access=how)
+        run_request(found, "test", tmp_path / f"{found.name}.json", None, events.append, extra=encode(how))
         assert [Progress(**event).phase for event in events if "answered" in event or event["phase"] == "score"]
         return [{name: event.get(name) for name in ("answered", "of")} | {"left": event.get("seconds_left")}
                 for event in events if "answered" in event]  # fmt: skip
@@ -287,7 +293,7 @@ def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tm
 
 def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^eval\.tasks=facts requires log-probabilities, .*model\.tokenizer"):
-        run_api_cell.check(cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"), None)
+        estimate(tmp_path, cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"))
 
 
 def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
@@ -298,8 +304,8 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     own = ("data=local", "data.path=mine.jsonl", f"data_root={root}", "eval=local", "eval.tasks=[held_out]")
     asked, here = cell(served, *own), composed(*HERE, *own, f"eval.limit={ITEMS}")
     paths = [tmp_path / "chat.json", tmp_path / "here.json"]
-    access = {"access": asking(tmp_path, asked)}
-    one = run_request(asked, "test", paths[0], root, lambda event: None, **access)
+    extra = {"extra": encode(asking(tmp_path, asked))}
+    one = run_request(asked, "test", paths[0], root, lambda event: None, **extra)
     other = run_request(here, "test", paths[1], root, lambda event: None)
     assert (one.status, one.failure) == (other.status, other.failure) == ("ok", None)
     assert {(s.task, s.n) for s in one.scores} == {("held_out (chat)", other.scores[0].n)}
@@ -307,7 +313,7 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     assert one.items == other.items
     assert asked.settings.data.test_share == 0.1
     with pytest.raises(UserError, match=r"eval\.tasks=held_out requires log-probabilities, which chat endpoints"):
-        run_api_cell.check(cell(served, *own, "data.columns.options=from"), root)
+        estimate(tmp_path, cell(served, *own, "data.columns.options=from"), root)
 
 
 @pytest.mark.long
@@ -353,7 +359,7 @@ def test_a_chat_that_says_more_than_the_letter_is_scored_by_the_letter_too(tmp_p
     with scripted.server(lambda prompt, number: right) as server:
         cell_ = cell(server.url, "eval.tasks=[mmlu]", "eval.limit=12")
         record = run_request(
-            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, access=asking(tmp_path, cell_)
+            cell_, "test", tmp_path / "x.json", str(DATA), lambda event: None, extra=encode(asking(tmp_path, cell_))
         )
     found = {score.filter: score.value for score in record.scores}
     rows = pd.read_parquet(tmp_path / "x.items.parquet")
@@ -401,7 +407,7 @@ def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
 def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
     plain, roomy = cell("http://h/v1"), cell("http://h/v1", "model.thinking=1000")
     assert plain.id == cell("http://h/v1", "model.thinking=0").id != roomy.id
-    guessed = run_api_cell.estimate(roomy, asking(tmp_path, roomy), None)
+    guessed = estimate(tmp_path, roomy)
     assert guessed["written"] == 1040 * ITEMS
 
 
@@ -436,19 +442,19 @@ def test_a_sweep_above_its_budget_is_refused_before_any_request(inside, tmp_path
 
 def test_an_estimate_counts_what_would_be_asked_and_asks_nothing(wire, whole, tmp_path):
     found = cell(wire.base_url)
-    guessed = run_api_cell.estimate(found, asking(tmp_path, found), None)
+    guessed = estimate(tmp_path, found)
     assert wire.asked == []
     assert (guessed["requests"], guessed["counted"]) == (ITEMS, False)
     assert 0.5 < guessed["read"] / whole.record.api.read < 3  # the tiny tokenizer's pieces are short
     assert guessed["written"] == 40 * ITEMS >= whole.record.api.written
     wire.faults, wire.always = [None], "500"
     ask(tmp_path, found, concurrency=1, retries=0)
-    assert run_api_cell.estimate(found, asking(tmp_path, found), None)["requests"] == ITEMS - 1
+    assert estimate(tmp_path, found)["requests"] == ITEMS - 1
 
 
 def test_a_tokenizer_counts_what_would_be_read(likely, tmp_path):
     found = cell(likely.base_url, *COMPARED, "model.tokenizer=embedded:tiny")
-    counted = run_api_cell.estimate(found, asking(tmp_path, found), None)
+    counted = estimate(tmp_path, found)
     record = ask(tmp_path, found)
     assert counted["counted"]
     assert (counted["requests"], counted["read"]) == (record.api.requests, record.api.read)
@@ -532,10 +538,10 @@ def test_a_budget_is_of_money_or_of_bytes(text, value):
     assert isinstance(found, units.Dollars) == ("B" not in text)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch):
+def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(client, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"requires the extra `api` .*pip install -e '\.\[api\]'"):
-        run_api_cell.check(cell("http://127.0.0.1:9/v1"), None)
+        estimate(tmp_path, cell("http://127.0.0.1:9/v1"))
 
 
 # Settings

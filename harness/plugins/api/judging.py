@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from harness import record
 from harness.errors import UserError
-from harness.protocol import JudgeAnswers, Progress
+from harness.plugins.api.requests import JudgeAnswers
+from harness.protocol import Progress
 from harness.record import Judging, Record, RecordError, Score, read_study
 from harness.studies import verify
 from harness.studies.find import find, settled_study

@@ -9,7 +9,8 @@ from typing import Any
 
 from harness import gate
 from harness.errors import UserError
-from harness.protocol import AskModels, LocalModel, Progress
+from harness.plugins.api.requests import AskModels, LocalModel
+from harness.protocol import Progress
 from harness.record import Record, read, read_study
 from harness.settings import ModelSettings
 from harness.studies import verify

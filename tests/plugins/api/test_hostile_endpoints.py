@@ -14,8 +14,9 @@ from command_line import called
 from job_helpers import composed, run_request
 
 from harness.errors import UserError
-from harness.job.api import client, endpoint, judge
-from harness.protocol import ApiAccess
+from harness.plugins.api.job import client, endpoint, judge
+from harness.plugins.api.requests import ApiAccess
+from harness.record import encode
 
 MIB = 2**20
 TASK = ("eval=wordmath_short", "eval.limit=2", "data=wordmath_short")
@@ -102,7 +103,9 @@ def run_cell(folder, url: str, events: list, **settings):
     cell = composed("method=api", f"model.base_url={url}", "model.name=m", *TASK)
     usual = {"concurrency": 2, "per_minute": None, "timeout": 30.0, "retries": 1, "backoff": 0.01, "key_env": None}
     usual |= {"price_read": None, "price_written": None, "answers": str(folder / "answers" / "x.jsonl")}
-    return run_request(cell, "test", folder / "x.json", None, events.append, access=ApiAccess(**usual | settings))
+    return run_request(
+        cell, "test", folder / "x.json", None, events.append, extra=encode(ApiAccess(**usual | settings))
+    )
 
 
 # Size
