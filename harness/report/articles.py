@@ -22,6 +22,7 @@ import pandas as pd
 from harness import units
 from harness.errors import one_of
 from harness.record import Record
+from harness.report.answer.next_run import listed
 from harness.report.claims import (
     DEPENDS,
     MOST_SEEDS,
@@ -37,7 +38,6 @@ from harness.report.evidence import Evidence
 from harness.report.items.answered import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
-from harness.report.tables.next_run import listed
 from harness.report.tables.table import Table
 
 FOLDER = Path(__file__).resolve().parents[1] / "articles"
