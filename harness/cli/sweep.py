@@ -127,12 +127,11 @@ def _answer_aside(folder: Path) -> Sequence[str]:
 
 
 def _answer(folder: Path) -> Sequence[str]:
-    """The sentences of the table's answer; none if there is nothing to compare."""
+    """The sentences of the study's answer; none if there is nothing to compare."""
     from harness.record import read_study
-    from harness.report.tables.best import best
+    from harness.report.answer import answer
 
-    records, _ = read_study(folder)
-    return best(records, folder).answer if any(record.cell.seed is not None for record in records) else []
+    return answer(read_study(folder)[0], folder).sentences
 
 
 def plan(options: argparse.Namespace) -> int:

@@ -107,7 +107,7 @@ class RecordedStudy:
         return [
             f"{part.name}: {sentence}" if several else sentence
             for part in self._parts
-            for sentence in part.table.answer
+            for sentence in part.results.answer.sentences
         ]
 
     def frame(self) -> pd.DataFrame:
@@ -119,11 +119,13 @@ class RecordedStudy:
     def best(self) -> pd.DataFrame:
         """A row a method: its best setting, chosen on validation loss, as the first table of `harness table` has it.
 
+        A method whose records have no validation losses to choose by has a row for each of its settings.
+
         The numbers are unrounded and in base units; `harness.report.tables.frames` has the columns and their units.
         """
         from harness.report.tables.frames import chosen_of
 
-        return self._joined(lambda part: chosen_of(part.results.rows, part.contests))
+        return self._joined(lambda part: chosen_of(part.results.answer))
 
     def table(self) -> pd.DataFrame:
         """The first table of `harness table` as it is printed: text, with intervals and letters."""
@@ -229,11 +231,11 @@ class _Part:
 
     @property
     def contests(self) -> list[Contest]:
-        return list(self.results.contests.values())
+        return self.results.answer.contests
 
     @cached_property
     def table(self) -> Table:
         """The first table of `harness table`."""
-        from harness.report.tables.best import tables
+        from harness.report.tables.best import first_table
 
-        return tables(self.records, self.folder)[0]
+        return first_table(self.results.answer)

@@ -34,10 +34,10 @@ from harness.plugins.articles.claims import (
 )
 from harness.plugins.articles.evidence import Evidence
 from harness.record import Record
+from harness.report.answer.next_run import listed
 from harness.report.items.answered import Items
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
-from harness.report.tables.next_run import listed
 from harness.report.tables.table import Table
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from markupsafe import Markup
 from harness import plugin, units
 from harness.record import Record
 from harness.report import figures
+from harness.report.answer import StudyAnswer
 from harness.report.figures.study_results import StudyResults
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.lint import Finding
@@ -36,13 +37,11 @@ from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
 from harness.report.pages.page_block import PageBlock
 from harness.report.pages.settings_block import settings_block
-from harness.report.pairwise import Contest
-from harness.report.tables.advice import ahead
-from harness.report.tables.best import best_of
+from harness.report.tables.best import tables_of
 from harness.report.tables.entries import rate, score_entries
 from harness.report.tables.formats import html_grid, one_line
 from harness.report.tables.rows import Row, Rows
-from harness.report.tables.table import Table, comparison_of
+from harness.report.tables.table import Table
 
 HERE = Path(__file__).parent
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
@@ -81,11 +80,10 @@ def render(
     added: list[PageBlock] = [
         plugin.load(target)(results) for part in plugin.installed() for target in part.page_blocks
     ]
-    told = rows.findings
+    findings = rows.findings
     ours = [record for record in records if record.source is None]
     study = ", ".join(dict.fromkeys(record.study for record in records))
-    held = list(results.contests.values())
-    best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder, held), comparison_of(rows)))
+    best, settings = (_scores_first(table, rows) for table in tables_of(results.answer))
     files = _files(folder)
     long = {"best-table": best, "settings-table": settings, "files-table": files}
     blocks = {name: make(results) for name, make in BLOCKS.items()}
@@ -113,15 +111,16 @@ def render(
         blocks={name: _block(value) for name, value in blocks.items()},
         live=bool(live),
         longest=LONGEST,
-        summary=list(_summary(rows, held, added, told)),
+        summary=list(_summary(results.answer, added, findings)),
         problems=problems,
         answer=list(map(_with_code, best.answer)),
         best=replace(best, answer=()),
-        best_settings=_settings_of(best, results),
+        best_heading=best.title.rpartition(": ")[2].capitalize(),
+        best_settings=_settings_of(results.answer),
         settings=settings,
         sections=[section for block in added for section in block.sections],
         figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
-        findings={kind: [f.sentence for f in told if f.kind == kind] for kind in ("unequal", "incomplete")},
+        findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
         origin=_origin(records),
         files=files,
         made_with=made_with or {},
@@ -172,7 +171,8 @@ def _shown(value: object) -> object:
 # Summary
 
 
-def _summary(rows: Rows, held: Sequence[Contest], added: Sequence[PageBlock], told: Sequence[Finding]) -> Iterator[str]:
+def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+    rows = answer.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
@@ -181,26 +181,25 @@ def _summary(rows: Rows, held: Sequence[Contest], added: Sequence[PageBlock], to
     statuses = Counter(record.status for record in rows.records)
     if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
         yield f"{statuses['ok']} finished, {', '.join(lost)}."
-    for contest in held:
-        yield ahead(contest, len(places) > 1)
-    row_of = [row for row in rows for _ in row.records]
-    chosen = [row_of[choice.index[0]] for choice in rows.choices if choice.index]
+    yield from answer.standings
+    compared = [(c.label, row) for c, row in zip(answer.choices, answer.settled, strict=True) if row]
     for place in places:
         of = f" of {place[1]} on {place[2]}" if len(places) > 1 else ""
-        yield from _extremes([row for row in chosen if row.place == place], of)
+        yield from _extremes({label: row for label, row in compared if row.place == place}, of)
     for block in added:
         yield from block.summary
-    unequal = sum(finding.kind == "unequal" for finding in told)
+    unequal = sum(finding.kind == "unequal" for finding in findings)
     differences = units.plural(unequal, "difference") if unequal else "no differences"
     yield f"The linter found {differences} between compared cells beyond those that define their methods."
-    yield from (finding.sentence for finding in told if finding.kind == "incomplete")
+    yield from (finding.sentence for finding in findings if finding.kind == "incomplete")
 
 
-def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
-    """The methods with the least memory and the highest speed, in their chosen settings."""
-    memory = {row.method: peak for row in rows if (peak := row.mean(TRAIN_MEMORY)) is not None}
-    speed = {row.method: steady for row in rows if (steady := row.mean("tokens_per_second_steady")) is not None}
-    if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows)), TRAIN_MEMORY):
+def _extremes(rows: Mapping[str, Row], of: str) -> Iterator[str]:
+    """The methods with the least memory and the highest speed, in the settings that are compared."""
+    memory = {label: peak for label, row in rows.items() if (peak := row.mean(TRAIN_MEMORY)) is not None}
+    speeds = ((label, row.mean("tokens_per_second_steady")) for label, row in rows.items())
+    speed = {label: steady for label, steady in speeds if steady is not None}
+    if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows.values())), TRAIN_MEMORY):
         least, most = min(memory, key=memory.__getitem__), max(memory, key=memory.__getitem__)
         yield (
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "
@@ -221,7 +220,7 @@ def _scores_first(table: Table, rows: Rows) -> Table:
     """`table` with its scores beside the settings: a screen shows what decides without scrolling."""
     scores = score_entries(rows)
     failed = any(record.status != "ok" for record in rows.records)
-    identity = ["Study", "Model", "Data", "Method", "Setting", *["Status"] * failed]
+    identity = ["#", "Study", "Model", "Data", "Method", "Setting", *["Status"] * failed]
 
     def place(column: str) -> int:
         return 0 if column in identity else 1 if column in scores else 2
@@ -231,19 +230,10 @@ def _scores_first(table: Table, rows: Rows) -> Table:
     return replace(table, columns=columns, rows=[[row[i] for i in order] for row in table.rows])
 
 
-def _settings_of(best: Table, study: StudyResults) -> list[int | str]:
-    """For each row of `best` the position of its setting among the study's rows; "-" where none is chosen."""
-    at = {id(row): i for i, row in enumerate(study.rows)}
-    parts = [best.columns.index(name) for name in ("Study", "Model", "Data") if name in best.columns]
-    shown = [("Study", "Model", "Data").index(best.columns[i]) for i in parts]
-    row_of = [row for row in study.rows for _ in row.records]
-    chosen = {
-        (*(choice.place[i] for i in shown), choice.label): at[id(row_of[choice.index[0]])]
-        for choice in study.rows.choices
-        if choice.index
-    }
-    method = best.columns.index("Method")
-    return [chosen.get((*(row[i] for i in parts), row[method]), "-") for row in best.rows]
+def _settings_of(answer: StudyAnswer) -> list[int | str]:
+    """For each row of the first table the position of its setting among the study's rows; "-" where none is chosen."""
+    at = {id(row): i for i, row in enumerate(answer.rows)}
+    return [at.get(id(row), "-") for row in (answer.rows if answer.untuned else answer.settled)]
 
 
 def _parts(added: Sequence[PageBlock]) -> list[str]:

@@ -21,9 +21,8 @@ from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
-from harness.report.select import Choice
+from harness.report.select import Choice, Place
 from harness.report.statistics import Interval, seeds_interval
-from harness.report.tables.answer import Place
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Row, group
 from harness.report.tables.table import TEXT_COLUMNS, Table, title

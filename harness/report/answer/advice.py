@@ -1,4 +1,4 @@
-"""How the methods stand by each score, in sentences below the first table."""
+"""How the methods stand by each score, in sentences below the answer and the first table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from scipy import special
 
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
-from harness.report.select import Choice
+from harness.report.select import Choice, Place
+
+MOST_NAMED = 6  # methods that a sentence names; the caption has all
 
 
-def headline(held: Sequence[Contest], place: tuple[str, str, str]) -> Contest | None:
+def headline(held: Sequence[Contest], place: Place) -> Contest | None:
     """The contest that decides between methods: by the score of the data's task, else the first that is tested."""
     here = [contest for contest in held if contest.place == place and contest.primary]
     return next((contest for contest in here if contest.score == LEARNED.get(place[2])), here[0] if here else None)
@@ -19,8 +21,7 @@ def headline(held: Sequence[Contest], place: tuple[str, str, str]) -> Contest | 
 
 def ahead(contest: Contest, several: bool) -> str:
     """Sentences on a score: the best method, and which others are worse, equivalent, or not decided."""
-    where = f" ({'/'.join(contest.place[1:])})" if several else ""
-    name = contest.score.removesuffix("/none").replace("/", " ") + where
+    name = score_words(contest) + (f" ({'/'.join(contest.place[1:])})" if several else "")
     first, *others = contest.standings
     label = first.choice.label
     end = "highest" if contest.higher_is_better else "lowest"
@@ -40,6 +41,10 @@ def ahead(contest: Contest, several: bool) -> str:
     if label in contest.one_seed:
         parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)
+
+
+def score_words(contest: Contest) -> str:
+    return contest.score.removesuffix("/none").replace("/", " ")
 
 
 def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
@@ -75,3 +80,9 @@ def _luck(choice: Choice, spread: float) -> float:
 def listed(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of `names`, which are best first, and how many more there are."""
+    more = len(names) - MOST_NAMED + 1
+    return listed(names if more < 2 else [*names[: MOST_NAMED - 1], f"{more} more"])

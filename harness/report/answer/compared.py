@@ -1,7 +1,6 @@
-"""The answer of a study, which stands before all else: in each place which method to take, and what that costs.
+"""The sentences on one place whose methods are compared by a score: which method to take, and what the others cost.
 
-A method is recommended only if no other can be better by more than CLOSE. What the records leave open is one last line,
-with the command that would decide it where the study notes the commands that made it.
+A method is recommended only if no other can be better by more than CLOSE.
 """
 
 from __future__ import annotations
@@ -10,115 +9,27 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from scipy import special
 
 from harness import units
-from harness.record import Record
+from harness.report.answer.advice import few
+from harness.report.answer.place import Doubt, PlaceAnswer
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.memory import comparable, instruments
 from harness.report.pairwise import MARGIN, Contest, Standing
-from harness.report.select import Choice
 from harness.report.statistics import ALPHA, Interval, Statistic
-from harness.report.tables.advice import headline, listed
-from harness.report.tables.entries import rate
-from harness.report.tables.next_run import with_seeds
 from harness.report.tables.rows import Row
 
 CLOSE = 0.05  # of a score from 0 to 1
 WIDE = 0.1  # a bound beyond this, of such a score, says nothing that one could act on
 FEW_SEEDS = 3  # what a study of one seed is repeated with
 MOST_SEEDS = 100
-MOST_NAMED = 6  # methods that a sentence names; the caption has all
 POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
 SAME_MEMORY = 0.02  # ratios of memory that are closer to 1 than this are not worth a word
 
-Place = tuple[str, str, str]
-
 
 @dataclass(frozen=True)
-class Doubt:
-    """What one place leaves open. seeds: how many would decide `method` (None: more seeds alone would not).
-
-    method: null if it is all of them.
-    """
-
-    text: str
-    seeds: int | None
-    method: str | None = None
-
-
-def answer(
-    choices: Sequence[Choice], held: Sequence[Contest], rows: Mapping[tuple[Place, str], Row], folder: Path | None
-) -> list[str]:
-    """A line for each place, then one on what they leave open, if anything.
-
-    rows: the chosen row by place and method. folder: of the study, where its commands are noted.
-    """
-    answers = place_answers(held, rows)
-    places = list(dict.fromkeys(choice.place for choice in choices))
-    lines, doubts = [], []
-    for place in places:
-        found = answers.get(place)
-        said = found.sentences() if found else _unscored(_here(rows, place))
-        sentences = [*said, *_lost(choices, place)]
-        if sentences:
-            lines.append(" ".join([*place_prefix(place, places), *sentences]))
-        if found and (doubt := found.doubt()):
-            doubts.append((place_prefix(place, places), doubt))
-    return [*lines, *_open(doubts, [record for row in rows.values() for record in row.records], folder)]
-
-
-def place_answers(held: Sequence[Contest], rows: Mapping[tuple[Place, str], Row]) -> dict[Place, PlaceAnswer]:
-    """The answer of each place that has scores; `held` and `rows` as of `answer`."""
-    tests = sum(len(contest.differences) for contest in held if contest.primary)
-    contests = {place: headline(held, place) for place in dict.fromkeys(contest.place for contest in held)}
-    return {place: PlaceAnswer(contest, _here(rows, place), tests) for place, contest in contests.items() if contest}
-
-
-def _here(rows: Mapping[tuple[Place, str], Row], place: Place) -> dict[str, Row]:
-    return {label: row for (where, label), row in rows.items() if where == place}
-
-
-def place_prefix(place: Place, places: Sequence[Place]) -> list[str]:
-    """What tells a place from the others, such as "wordmath:"."""
-    parts = [part for part, each in zip(place, zip(*places, strict=True), strict=True) if len(set(each)) > 1]
-    return [f"{'/'.join(parts)}:"] if parts else []
-
-
-def _lost(choices: Sequence[Choice], place: Place) -> Iterator[str]:
-    lost = {c.label: c.lost for c in choices if c.place == place and c.lost and not c.index}
-    if lost:
-        each = [f"{label} ({', '.join(f'{n} {s}' for s, n in of.items())})" for label, of in lost.items()]
-        yield f"No result: {_few(each)}."
-
-
-def _open(doubts: Sequence[tuple[list[str], Doubt]], records: Sequence[Record], folder: Path | None) -> Iterator[str]:
-    if not doubts:
-        return
-    texts = [" ".join([*prefix, doubt.text]) for prefix, doubt in doubts]
-    if len({doubt.text for _, doubt in doubts}) == 1:
-        texts = [doubts[0][1].text]
-    left = "; ".join(texts) if doubts[0][0] and len(texts) > 1 else texts[0][0].upper() + texts[0][1:]
-    decidable = [(seeds, prefix, doubt.method) for prefix, doubt in doubts if (seeds := doubt.seeds)]
-    if not decidable:
-        yield f"{left}. More seeds alone won't decide it; more items would."
-        return
-    seeds, prefix, method = min(decidable, key=lambda each: each[0])
-    where = "".join(f" in {name.rstrip(':')}" for name in prefix)
-    what = f" on {method}{where}, about {seeds} seeds" if method else ""
-    yield f"{left}. To decide{what}: {with_seeds(records, folder, seeds)}."
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first of `names`, which are best first, and how many more there are."""
-    more = len(names) - MOST_NAMED + 1
-    return listed(names if more < 2 else [*names[: MOST_NAMED - 1], f"{more} more"])
-
-
-@dataclass(frozen=True)
-class PlaceAnswer:
+class ComparedMethods:
     """What the contest of one place says of its tuned methods.
 
     rows: the chosen row of each method. tests: differences that are tested in the whole report.
@@ -128,7 +39,18 @@ class PlaceAnswer:
     rows: Mapping[str, Row]
     tests: int
 
-    def sentences(self) -> Iterator[str]:
+    def answer(self) -> PlaceAnswer:
+        return PlaceAnswer(tuple(self._best()), tuple(self._sentences()), self._doubt())
+
+    def _best(self) -> Iterator[Standing]:
+        """The tuned method that the sentences put first, and those that are not told apart from it."""
+        if not self._tested:
+            yield from (s for s in self._trained if s.value == self._trained[0].value)
+            return
+        yield self._tested[0]
+        yield from (s for s in self._tested[1:] if self._p(s.choice.label) >= ALPHA)
+
+    def _sentences(self) -> Iterator[str]:
         if not self._trained:
             yield f"No tuned model is scored. {self._highest(self.contest.standings)}."
         elif not self._tested:
@@ -138,26 +60,21 @@ class PlaceAnswer:
         else:
             yield from self._single_runs() if self._first in self.contest.one_seed else self._methods()
             if apart := [s.choice.label for s in self._trained if s not in self._tested]:
-                yield f"Not compared, as items are missing or differ: {_few(apart)}."
+                yield f"Not compared, as items are missing or differ: {few(apart)}."
 
-    def doubt(self) -> Doubt | None:
+    def _doubt(self) -> Doubt | None:
         if not self._others:
             return None
         if self._first in self.contest.one_seed:
             return Doubt("one seed is not enough to choose between methods", FEW_SEEDS)
         if not (left := [*self._open, *self._single]):
             return None
-        text = f"undecided: {self._first} against {_few(left)}"
+        text = f"undecided: {self._first} against {few(left)}"
         needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
         if not needed:
             return Doubt(text, None)
         easiest = min(needed, key=needed.__getitem__)
         return Doubt(text, needed[easiest], easiest)
-
-    @property
-    def first(self) -> str | None:
-        """The tuned method that the sentences put first; None if no tuned model is scored."""
-        return next((standing.choice.label for standing in self._tested or self._trained), None)
 
     # The methods, by how they stand against the best tuned one
 
@@ -229,15 +146,15 @@ class PlaceAnswer:
         if cheap:
             yield f"{cheap} {self._saving(cheap)}{self._price(cheap)}."
         if near := [label for label in self._near if label != cheap]:
-            yield f"Within {self._points(MARGIN)} of it: {_few(near)}."
+            yield f"Within {self._points(MARGIN)} of it: {few(near)}."
         if bounded := [label for label in self._open if self._telling(bounds[label])]:
             more = self._points(max(bounds[label] for label in bounded), math.ceil)
             is_are = "is" if len(bounded) == 1 else "are"
-            yield f"{_few(bounded)} {is_are} not better than {self._first} by more than {more}."
+            yield f"{few(bounded)} {is_are} not better than {self._first} by more than {more}."
         if apart := [label for label in self._open if label not in bounded]:
-            yield f"No clear difference from {self._first}: {_few(apart)}."
+            yield f"No clear difference from {self._first}: {few(apart)}."
         if worse := [label for label in self._worse if label != cheap]:
-            yield f"Significantly worse: {_few(worse)}."
+            yield f"Significantly worse: {few(worse)}."
 
     def _single_runs(self) -> Iterator[str]:
         """Of methods with one seed each: what is true of these trained models alone."""
@@ -249,7 +166,7 @@ class PlaceAnswer:
         models = [*self._others, *([self._base] if self._base else [])]
         worse = [label for label in models if self._p(label) < ALPHA and self._ahead(label).value > 0]
         if worse:
-            yield f"On these items {_few(worse)} scored significantly {lower}."
+            yield f"On these items {few(worse)} scored significantly {lower}."
         if self._base and self._base not in worse:
             yield self._no_gain(self._base)
 
@@ -323,13 +240,13 @@ class PlaceAnswer:
         """The best of `standings`, which are best first; or all of them, if none is better than another."""
         first = standings[0]
         if first.value == standings[-1].value and len(standings) > 1:
-            return f"{_few([s.choice.label for s in standings])} scored the same: {self._value(first)}"
+            return f"{few([s.choice.label for s in standings])} scored the same: {self._value(first)}"
         highest = f"scored {'highest' if self.contest.higher_is_better else 'lowest'}"
         return self._scored(first, highest if len(standings) > 1 else "")
 
     def _scored(self, standing: Standing, verb: str = "") -> str:
         """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". verb: such as "scored highest"."""
-        name = " ".join(filter(None, (standing.choice.label, standing.choice.setting, verb)))
+        name = " ".join(filter(None, (standing.choice.described, verb)))
         memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
         return f"{name}: {self._value(standing)}" + (f" at {units.size(memory)}" if memory else "")
 
@@ -363,25 +280,3 @@ class PlaceAnswer:
     @property
     def _unit(self) -> str:
         return self.contest.score.split("/")[1].replace("_", " ")
-
-
-def _unscored(rows: Mapping[str, Row]) -> Iterator[str]:
-    """What is known of a place without scores: its losses, memory and speed, of which no difference is tested."""
-    trained = {label: row for label, row in rows.items() if row.finished and row.records[0].cell.seed is not None}
-    if not trained:
-        return
-    yield "No score is recorded, so none of the methods is recommended."
-    records = [record for row in trained.values() for record in row.records]
-    told = []
-    texts: dict[str, Callable[[str, float], str]] = {
-        "validation_loss": lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})",
-        TRAIN_MEMORY: lambda name, peak: f"{name} needs the least memory ({units.size(peak)})",
-        "tokens_per_second_steady": lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)",
-    }
-    for measure, text in texts.items():
-        values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
-        if len(values) > 1 and comparable(instruments(records), measure):
-            best = (max if measure.startswith("tokens") else min)(values, key=values.__getitem__)
-            told.append(text(best, values[best]))
-    if told:
-        yield f"{', '.join(told)}."
