@@ -19,7 +19,7 @@ from harness.record import note_command, noted_commands, read_study, studies
 from harness.report.answer import answer
 from harness.report.answer.next_run import with_seeds
 from harness.report.pages.page import render
-from harness.report.pairwise import contests
+from harness.report.pairwise import MOST_PAIRED, contests
 from harness.report.tables import screen
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document, one_line
@@ -182,6 +182,18 @@ def test_experiments_that_no_test_tells_apart_are_best_together(folder):
     (place,) = answer(records, folder).places.values()
     assert [standing.choice.label for standing in place.best] == ["lora lr=1e-4", "lora lr=2e-4"]
     assert place.best[0].interval.low < place.best[0].value < place.best[0].interval.high
+
+
+def test_of_very_many_experiments_those_beside_the_best_are_tested(folder):
+    shares = {("lora", (i + 1) * 1e-5): 0.3 + 0.005 * i for i in range(MOST_PAIRED)}
+    base = leave(folder, make_record("base", lr=None, seed=None), rights(0.99, 0))
+    (contest,) = answer([base, *unchosen(folder, shares)], folder).contests
+    best_one, tuned, *others = (standing.choice.label for standing in contest.standings)
+    assert (best_one, len(others)) == ("base", MOST_PAIRED - 1)
+    assert set(contest.differences) == {(first, label) for first in (best_one, tuned) for label in others} | {
+        (best_one, tuned)
+    }
+    assert all(standing.rank is None for standing in contest.standings)
 
 
 def test_a_method_without_a_result_is_named(folder):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +61,11 @@ def mean_intervals(samples: Sequence[Answers]) -> list[Interval]:
     return [_mean_interval(sample, level) for sample, level in zip(samples, levels(samples), strict=True)]
 
 
-def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]:
-    """For each pair i < j of samples the mean of i less that of j; samples as in `mean_intervals`.
+def differences(
+    samples: Sequence[Answers], pairs: Iterable[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], Difference]:
+    """For each pair i < j of samples, or for each of `pairs`, the mean of i less that of j; samples as in
+    `mean_intervals`.
 
     Items are paired: both methods answered the same. Seeds, which mean the same batches to both, are paired where two
     methods alone are compared that share `PAIRED_SEEDS`. Elsewhere intervals are too wide if a seed moves both alike:
@@ -73,7 +76,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
     of, means = compared_levels(samples), [sample.values.mean(axis=0) for sample in samples]
     shares, paired = [binary(sample.values) for sample in samples], by_seed(samples)
     found = {}
-    for i, j in itertools.combinations(range(len(samples)), 2):
+    for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
         one, other = samples[i], samples[j]
         gap = means[i] - means[j]
         items, freedom = over_items(gap, one.clusters)
