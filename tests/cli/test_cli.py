@@ -32,7 +32,6 @@ def results(tmp_path):
         ("table --bogus", ["--bogus", "--help"]),
         ("table --format pdf", ["pdf", "latex"]),
         ("table --price 0", ["--price must be positive, got 0."]),
-        ("table --price 2 --article", ["--price can't be combined with --article"]),
         ("table --columns method,cost", ["--columns cost requires --price"]),
         ("status --study", ["--study"]),
         ("logs", ["CELL", "--help"]),
