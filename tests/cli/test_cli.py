@@ -160,7 +160,6 @@ def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_pa
         "++method.knobs.scale=1 method=galore",
         "~data.load.seed",
         "~eval",
-        "~stop",
     ],
 )
 def test_arguments_of_what_a_slot_names_can_be_added_and_removed(inside, added):

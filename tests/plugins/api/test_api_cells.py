@@ -29,6 +29,7 @@ from harness.protocol import Progress
 from harness.record import encode, read
 from harness.settings import ModelSettings
 from harness.sweep.store import Study
+from harness.validate import SETTINGS
 
 ITEMS = 6
 TASK = ("eval=wordmath_short", f"eval.limit={ITEMS}", "data=wordmath_short")
@@ -590,7 +591,11 @@ def test_models_that_are_here_keep_their_cells():
             r"api\.concurrency must be 1 or more, got 0",
         ),
         ("method=api model.base_url=http://h/v1 model.name=a eval.tasks=[]", "has nothing to do"),
-        ("method=api model.base_url=http://h/v1 model.name=a eval.engine=vllm", "for weights that are here"),
+        *(
+            (f"method=api model.base_url=http://h/v1 model.name=a eval.engine={name}", "for weights that are here")
+            for name in SETTINGS["eval.engine"].rule.choices
+            if name != "auto"
+        ),
     ],
 )
 def test_impossible_settings_of_an_api_model_are_refused(overrides, says):
