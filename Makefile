@@ -74,7 +74,7 @@ $(FAULTS)/installed: pyproject.toml
 # with its articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, as `make test`.
 OLDEST := .venv-oldest
 CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
-CALLING := tests/job tests/report tests/plugins/articles
+CALLING := tests/job tests/report tests/plugins
 test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast tests of what calls libraries, with the oldest libraries admitted
 	rm -rf $(OLDEST)/results
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
