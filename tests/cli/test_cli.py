@@ -32,7 +32,6 @@ def results(tmp_path):
         ("table --bogus", ["--bogus", "--help"]),
         ("table --format pdf", ["pdf", "latex"]),
         ("table --price 0", ["--price must be positive, got 0."]),
-        ("table --price 2 --article", ["--price can't be combined with --article"]),
         ("table --columns method,cost", ["--columns cost requires --price"]),
         ("status --study", ["--study"]),
         ("logs", ["CELL", "--help"]),
@@ -161,7 +160,6 @@ def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_pa
         "++method.knobs.scale=1 method=galore",
         "~data.load.seed",
         "~eval",
-        "~stop",
     ],
 )
 def test_arguments_of_what_a_slot_names_can_be_added_and_removed(inside, added):
