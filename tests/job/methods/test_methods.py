@@ -117,7 +117,7 @@ ADAPTERS = {
 WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "galore_8bit", "galore_layer", "muon")
 PARTS = {"bitfit": NORMS}  # of the model's own weights
 ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora"}
-ELSEWHERE |= {"galore", "galore_rsvd", "api"}
+ELSEWHERE |= {"galore", "galore_rsvd"}
 ELSEWHERE |= {"qlora_paged"}  # test_adamw.py
 ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 UNMERGED = {
@@ -197,7 +197,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    elsewhere = ["apollo", "apollo_mini", "api", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
+    elsewhere = ["apollo", "apollo_mini", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
     assert sorted([*swept, *elsewhere]) == FILES
 
 

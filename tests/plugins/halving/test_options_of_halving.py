@@ -19,3 +19,9 @@ def test_cells_of_a_study_are_ended(run, tmp_path):
     assert len(halved) == 3
     assert {record.stop.factor for record in halved} == {2}
     assert "pruned" in {record.status for record in halved}
+
+
+def test_a_cell_is_planned_without_the_group(inside):
+    planned = inside("plan", "model=tiny", "data=facts", "train.max_steps=1", "--device", "cpu", "~stop")
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert "can't" not in planned.stdout
