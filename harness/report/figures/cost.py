@@ -29,7 +29,7 @@ from harness.units import size
 
 def memory(study: StudyResults) -> Drawn | None:
     """Peak memory of a training step by kind of tensor."""
-    found = charts.memory(study)
+    found = study.once(charts.memory)
     if not found:
         return None
     titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in found.items()}

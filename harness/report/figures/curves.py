@@ -16,7 +16,7 @@ from harness.units import count, significant
 
 def loss(study: StudyResults) -> Drawn | None:
     """Loss against tokens and against time, each method in its chosen setting."""
-    kind, curves = charts.losses(study)
+    kind, curves = study.once(charts.losses)
     if not curves:
         return None
     titles = place_titles(list(curves))

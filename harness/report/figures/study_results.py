@@ -62,7 +62,7 @@ class StudyResults:
         return {id(row): choice.label for choice, row in labelled if row}
 
     def once(self, compute: Callable[[StudyResults], T]) -> T:
-        """What `compute` returns of this study, computed once: what a plug-in's figure and page share."""
+        """What `compute` returns of this study, computed once: what a figure and the page share."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]

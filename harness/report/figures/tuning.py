@@ -33,7 +33,7 @@ from harness.report.statistics import Interval
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
-    found = _by_place(charts.ranks(study))
+    found = _by_place(study.once(charts.ranks))
     if not found:
         return None
     levels, scales = {}, {}
@@ -107,7 +107,7 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
     found = {
         place: curves
-        for place, curves in _by_place(charts.rates(study)).items()
+        for place, curves in _by_place(study.once(charts.rates)).items()
         if any(len(curve.points) > 1 for curve in curves) and any(curve.known for curve in curves)
     }
     if not found:

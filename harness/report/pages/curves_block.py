@@ -26,12 +26,14 @@ def curves_block(study: StudyResults) -> dict[str, Any]:
     """
     at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
     return {
-        "rates": [_curve(study, curve, at) for curve in charts.rates(study) if len(curve.points) > 1 and curve.known],
-        "ranks": [_curve(study, curve, at) | {"metric": _outcome(study, curve)} for curve in charts.ranks(study)],
+        "rates": [
+            _curve(study, curve, at) for curve in study.once(charts.rates) if len(curve.points) > 1 and curve.known
+        ],
+        "ranks": [_curve(study, curve, at) | {"metric": _outcome(study, curve)} for curve in study.once(charts.ranks)],
         "losses": _losses(study, at),
         "memory": [
             {"title": title, "settings": [at[id(row.records[0])] for row in rows]}
-            for title, rows in charts.memory(study).items()
+            for title, rows in study.once(charts.memory).items()
         ],
         "axes": _axes(study),
     }
@@ -63,7 +65,7 @@ def _point(point: SweptPoint, records: Sequence[Record], at: dict[int, int]) -> 
 
 def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
     """Of the chosen settings, as in the figure `loss`."""
-    kind, curves = charts.losses(study)
+    kind, curves = study.once(charts.losses)
     if not curves:
         return None
     drawn = [row_and_curve for own in curves.values() for row_and_curve in own]
