@@ -22,6 +22,19 @@ TINY = [
     "train.validation_items=2",
     "eval.limit=1",
 ]
+NINE_STEPS = (
+    *(
+        "model=tiny",
+        "rank=8",
+        "train.precision=fp32",
+        "train.max_steps=9",
+        "train.batch_size=2",
+        "train.warmup_ratio=0",
+    ),
+    *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval.tasks=[]"),
+    *("infer.repeats=0", "study=mine"),
+)
+"""A cell that may be ended early, of the study `mine`."""
 
 
 def start(folder, *arguments, python=(), **keywords):

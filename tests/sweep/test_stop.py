@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from real_sweeps import NINE_STEPS
 from records import make_record, measured
 from rich.console import Console
 
@@ -23,18 +24,6 @@ from harness.sweep.app.session import Outcome, Session
 from harness.sweep.store import Study
 
 RULE = StopRule(0.15, 4)
-SMALL = (
-    *(
-        "model=tiny",
-        "rank=8",
-        "train.precision=fp32",
-        "train.max_steps=9",
-        "train.batch_size=2",
-        "train.warmup_ratio=0",
-    ),
-    *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval.tasks=[]"),
-    *("infer.repeats=0", "study=mine"),
-)
 
 
 def pruned(lr: float, step: int, loss: float, **more):
@@ -107,8 +96,8 @@ def test_status_counts_pruned_cells_apart_from_failed_ones(records, tmp_path):
 def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compose):
     session = Session(outcomes=[Outcome.of(record) for record in records])
     assert session.exit_status == 0
-    assert not to_run(records[2], point_of(compose(*SMALL), []))
-    assert to_run(records[2], point_of(compose(*SMALL, "retry.statuses=[pruned]"), []))
+    assert not to_run(records[2], point_of(compose(*NINE_STEPS), []))
+    assert to_run(records[2], point_of(compose(*NINE_STEPS, "retry.statuses=[pruned]"), []))
 
 
 def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):

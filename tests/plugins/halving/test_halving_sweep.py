@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from command_line import assert_refused
+from real_sweeps import NINE_STEPS
 from records import make_record
 
 from harness.protocol import EarlyStopping
@@ -13,31 +14,19 @@ from harness.sweep.app.point import Point, point_of, stop_rule
 from harness.sweep.store import Study
 
 RULE = StopRule(0.15, 4)
-SMALL = (
-    *(
-        "model=tiny",
-        "rank=8",
-        "train.precision=fp32",
-        "train.max_steps=9",
-        "train.batch_size=2",
-        "train.warmup_ratio=0",
-    ),
-    *("train.validation_items=4", "+data.load.train=64", "+data.load.validation=8", "eval.tasks=[]"),
-    *("infer.repeats=0", "study=mine"),
-)
 
 
 def test_the_rule_is_no_part_of_a_cell_and_does_not_apply_to_confirmations(compose, cell):
-    assert cell(*SMALL, "stop=asha").id == cell(*SMALL).id
-    assert stop_rule(compose(*SMALL)) is None
-    assert stop_rule(compose(*SMALL, "stop=asha")) == RULE
-    assert stop_rule(compose(*SMALL, "stop=asha", "stop.first=0.2", "stop.factor=3")) == StopRule(0.2, 3)
-    assert stop_rule(compose(*SMALL, "stop=asha", "confirmation=true")) is None
-    assert stop_rule(compose(*SMALL, "stop=asha", "method=base")) is None
+    assert cell(*NINE_STEPS, "stop=asha").id == cell(*NINE_STEPS).id
+    assert stop_rule(compose(*NINE_STEPS)) is None
+    assert stop_rule(compose(*NINE_STEPS, "stop=asha")) == RULE
+    assert stop_rule(compose(*NINE_STEPS, "stop=asha", "stop.first=0.2", "stop.factor=3")) == StopRule(0.2, 3)
+    assert stop_rule(compose(*NINE_STEPS, "stop=asha", "confirmation=true")) is None
+    assert stop_rule(compose(*NINE_STEPS, "stop=asha", "method=base")) is None
 
 
 def test_the_rule_and_the_study_s_folder_come_to_the_job(compose, tmp_path):
-    point = point_of(compose(*SMALL, "stop=asha", f"results_dir={tmp_path}"), [])
+    point = point_of(compose(*NINE_STEPS, "stop=asha", f"results_dir={tmp_path}"), [])
     assert point.request.early_stopping == EarlyStopping(RULE, str(tmp_path / "mine" / ".harness" / "rungs"))
     point.write(tmp_path / "point.json")
     assert Point.read(tmp_path / "point.json") == point
@@ -45,7 +34,7 @@ def test_the_rule_and_the_study_s_folder_come_to_the_job(compose, tmp_path):
 
 def test_a_sweep_runs_no_pruned_cell_again(compose):
     record = make_record("lora", 16, 32.0, 1e-3, status="pruned")
-    assert not to_run(record, point_of(compose(*SMALL, "stop=asha"), []))
+    assert not to_run(record, point_of(compose(*NINE_STEPS, "stop=asha"), []))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +64,7 @@ def test_a_cell_does_without_the_group(inside):
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_sweep_prunes_resumes_and_confirms(inside, tmp_path):
-    command = ("sweep", *SMALL, "method=lora", "lr=1e-2,1e-7,1e-8,1e-9", "seed=0", "stop=asha", "--drift=2")
+    command = ("sweep", *NINE_STEPS, "method=lora", "lr=1e-2,1e-7,1e-8,1e-9", "seed=0", "stop=asha", "--drift=2")
     run = inside(*command)
     assert run.returncode == 0, run.stderr
     study = Study(tmp_path / "results", "mine")
