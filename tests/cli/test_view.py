@@ -212,8 +212,8 @@ def test_a_client_that_takes_no_answer_is_sent_away(results, hasty, monkeypatch,
     with serving(results) as server, socket.socket() as connection:
         monkeypatch.setattr(server, "index", lambda names: "x" * 2**27)  # more than any buffer between the two
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
         before = set(threading.enumerate())  # of which some may end, as those of earlier tests
+        connection.connect(("127.0.0.1", server.port))  # from here on a thread of the server waits for the request
         connection.sendall(f"GET {server.address()} HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
         wait_until(lambda: set(threading.enumerate()) - before)
         wait_until(lambda: not set(threading.enumerate()) - before)
