@@ -69,8 +69,10 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
     charges = statistics.charge(methods * (seeds - 1.0), methods * parts[0])
     least = np.inf
     for square, freedom, charge in zip(
-        (squares.sum(axis=0), squares[0]), (seeds - 1.0, parts[0]), charges, strict=True
+        [squares.sum(axis=0), squares[0]], [seeds - 1.0, parts[0]], charges, strict=True
     ):
+        if charge == math.inf:
+            continue
         each = (given.seed_sd**2 / seeds + rest) * square / freedom
         shrunk, freedoms = statistics.moderated(each, np.array([freedom] * methods))
         noise = statistics.Level(shrunk[:2].sum(axis=0) * charge**2, 2 * rest, freedoms[:2].min(axis=0))

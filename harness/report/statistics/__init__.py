@@ -36,7 +36,7 @@ from harness.report.statistics.estimates import (
     summary_interval,
 )
 from harness.report.statistics.optima import optimum, ratio_of_optima
-from harness.report.statistics.pairing import SeedEffect, SeedEffects, charge, seed_effects
+from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
 from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
@@ -58,7 +58,6 @@ __all__ = [
     "Ratio",
     "Run",
     "SeedEffect",
-    "SeedEffects",
     "Statistic",
     "charge",
     "combined",

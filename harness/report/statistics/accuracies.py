@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.report.statistics import pairing
 from harness.report.statistics.estimates import ALPHA, Difference, Interval, Statistic, quantile, share_interval
-from harness.report.statistics.pairing import SeedEffect, SeedEffects
+from harness.report.statistics.pairing import SeedEffect
 from harness.report.statistics.variances import Level, combined, combined_known, moderated, trust
 
 
@@ -148,16 +148,48 @@ class Gap(NamedTuple):
 
 
 def gaps(samples: Sequence[Answers]) -> dict[tuple[int, int], tuple[Answers, Answers, Gap]]:
-    """For each pair i < j of samples both of them, and the mean of i less that of j."""
-    of, means, effects = levels(samples), [sample.values.mean(axis=0) for sample in samples], _effects(samples)
+    """For each pair i < j of samples both of them, and the mean of i less that of j.
+
+    Of paired seeds it is the mean over those that both have. Of the two ways the one with the shorter interval is
+    taken, and its variance over seeds pays for the choice.
+    """
+    of, effects = levels(samples), _effects(samples)
     found = {}
     for i, j in itertools.combinations(range(len(samples)), 2):
-        one, other, gap = samples[i], samples[j], means[i] - means[j]
-        items, freedom = over_items(gap, one.clusters)
-        unpaired = _together(of[i], of[j])
-        paired = _paired(one, other, effects[i], effects[j], effects.shared) if {i, j} <= effects.keys() else None
-        found[i, j] = one, other, _shorter(float(gap.mean()), unpaired, paired, items, freedom)
+        one, other = samples[i], samples[j]
+        ways = [(_together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0), 1.0, False)]
+        if {i, j} <= effects.keys() and (paired := _common(one, other)) is not None:
+            own, freedom = effects[i].own + effects[j].own, min(effects[i].freedom, effects[j].freedom)
+            level = Level(own / len(paired), seed_level(Answers(paired, one.clusters)).rest, freedom)
+            dear, dearer = pairing.charge(float(ways[0][0].freedom), freedom)
+            ways = [(*ways[0][:2], dear, False), (level, paired.mean(axis=0), dearer, True)]
+        found[i, j] = one, other, min((_gap(*way, one.clusters) for way in ways), key=_width)
     return found
+
+
+def _gap(level: Level, values: np.ndarray, charge: float, paired: bool, clusters: np.ndarray) -> Gap:
+    """values: the difference by item. charge: times that the error over seeds is larger."""
+    items, freedom = over_items(values, clusters)
+    if charge == math.inf:
+        return Gap(float(values.mean()), math.inf, 1.0, 0.0, None)
+    variance, degrees = combined(level._replace(variance=level.variance * charge**2), items, freedom)
+    alone = max(0.0, items - float(level.rest))
+    return Gap(float(values.mean()), float(variance), float(degrees), alone, charge if paired else None)
+
+
+def _width(gap: Gap) -> float:
+    """The square of half its interval."""
+    return gap.variance * quantile(1 - ALPHA / 2, gap.freedom) ** 2
+
+
+def _common(one: Answers, other: Answers) -> np.ndarray | None:
+    """The differences by seed and item, (seeds, items), of the seeds that both have; None if these are fewer than two."""
+    rows = {seed: row for row, seed in enumerate(other.seeds or ())}
+    both = [(row, rows[seed]) for row, seed in enumerate(one.seeds or ()) if seed in rows]
+    if len(both) < 2:
+        return None
+    mine, others = zip(*both, strict=True)
+    return one.values[list(mine)] - other.values[list(others)]
 
 
 def compared_levels(samples: Sequence[Answers]) -> list[Level]:
@@ -173,39 +205,11 @@ def compared_levels(samples: Sequence[Answers]) -> list[Level]:
     return of
 
 
-def _effects(samples: Sequence[Answers]) -> SeedEffects:
-    """What seeds add to each of the methods that have several, and to all of them alike; empty if they share none."""
+def _effects(samples: Sequence[Answers]) -> dict[int, SeedEffect]:
+    """How seeds move each of the methods that have several; empty if they share none."""
     known = [i for i, sample in enumerate(samples) if sample.seeds is not None and len(sample.values) > 1]
     scores = {i: samples[i].values.mean(axis=1) for i in known}
     return pairing.seed_effects(scores, {i: samples[i].seeds or () for i in known})
-
-
-def _paired(one: Answers, other: Answers, of: SeedEffect, other_of: SeedEffect, shared: float) -> Level | None:
-    """The level of the difference of two means whose common seeds are paired; None if they share fewer than two."""
-    k, n = len(one.values), len(other.values)
-    common = [seed for seed in one.seeds or () if seed in (other.seeds or ())]
-    if len(common) < 2:
-        return None
-    rows = [[(sample.seeds or ()).index(seed) for seed in common] for sample in (one, other)]
-    rest = seed_level(Answers(one.values[rows[0]] - other.values[rows[1]], one.clusters)).rest
-    unshared = 1 / k + 1 / n - 2 * len(common) / k / n
-    variance = of.own / k + other_of.own / n + shared * unshared
-    return Level(variance, rest * len(common) * (1 / k + 1 / n) / 2, min(of.freedom, other_of.freedom))
-
-
-def _shorter(value: float, seeds: Level, paired: Level | None, items: float, freedom: float) -> Gap:
-    """The difference `value`, seeds paired or not; the variance over seeds pays for the choice.
-
-    items, freedom: its variance over items.
-    """
-    charges = (1.0, 1.0) if paired is None else pairing.charge(float(seeds.freedom), float(paired.freedom))
-    gaps = []
-    for level, charge in zip((seeds, paired), charges, strict=True):
-        if level is not None and charge < math.inf:
-            variance, degrees = combined(level._replace(variance=level.variance * charge**2), items, freedom)
-            alone = max(0.0, items - float(level.rest))
-            gaps.append(Gap(value, float(variance), float(degrees), alone, charge if level is paired else None))
-    return min(gaps, key=lambda gap: gap.variance * quantile(1 - ALPHA / 2, gap.freedom) ** 2)
 
 
 def _together(one: Level, other: Level) -> Level:

@@ -34,41 +34,33 @@ class SeedEffect(NamedTuple):
     freedom: float
 
 
-class SeedEffects(dict[int, SeedEffect]):
-    """By method; empty if no two share two seeds. shared: the variance of what a seed adds to all methods alike."""
+def seed_effects(scores: Mapping[int, np.ndarray], seeds: Mapping[int, Sequence[int | None]]) -> dict[int, SeedEffect]:
+    """Of the methods' scores, one a seed, by least squares on method + seed; empty if no two share two seeds.
 
-    shared: float = 0.0
-
-
-def seed_effects(scores: Mapping[int, np.ndarray], seeds: Mapping[int, Sequence[int | None]]) -> SeedEffects:
-    """Of the methods' scores, one a seed, by least squares on method + seed. scores, seeds: by method; both (seeds,).
-
-    Any seeds may be missing. Own variances are shrunk over methods (`moderated`). What an erratic method leaves in the
+    scores, seeds: by method; both (seeds,). Any seeds may be missing. Own variances are shrunk over methods (`moderated`). What an erratic method leaves in the
     residuals of the others is put back into its own variance (Grubbs, J. Am. Stat. Assoc. 43, 1948), and not taken out
     of theirs.
     """
-    effects = SeedEffects()
     design, sides = _design(seeds)
     if not len(design):
-        return effects
+        return {}
     left, values, _ = np.linalg.svd(design, full_matrices=False)
     basis = left[:, values > 1e-9 * values[0]]
     residual = np.eye(len(design)) - basis @ basis.T
     freedom = sides.T @ np.diag(residual)
     told = freedom > 1e-6  # a method whose seeds no other has tells nothing
     if freedom.sum() < 0.5:
-        return effects
+        return {}
     squares = sides.T @ (residual @ np.concatenate([*scores.values()])) ** 2
     own = squares[told] / freedom[told]
     mixed = (sides.T @ residual**2 @ sides)[np.ix_(told, told)]  # whose variance is in whose squares
     if len(own) > 2 and np.linalg.cond(mixed) < 1e3:
         own = np.maximum(own, np.linalg.solve(mixed, squares[told]))
-    within = sum(((one - one.mean()) ** 2).sum() for one in scores.values()) / (len(design) - len(scores))
-    effects.shared = max(0.0, float(within - (own * freedom[told]).sum() / freedom[told].sum()))
     methods = [method for method, known in zip(scores, told, strict=True) if known]
-    for method, variance, degrees in zip(methods, *moderated(own, freedom[told], trust(freedom[told])), strict=True):
-        effects[method] = SeedEffect(float(variance), float(degrees))
-    return effects
+    shrunk = zip(*moderated(own, freedom[told], trust(freedom[told])), strict=True)
+    return {
+        m: SeedEffect(float(variance), float(degrees)) for m, (variance, degrees) in zip(methods, shrunk, strict=True)
+    }
 
 
 def _design(seeds: Mapping[int, Sequence[int | None]]) -> tuple[np.ndarray, np.ndarray]:
