@@ -183,7 +183,7 @@ def _width(gap: Gap) -> float:
 
 
 def _common(one: Answers, other: Answers) -> np.ndarray | None:
-    """The differences by seed and item, (seeds, items), of the seeds that both have; None if these are fewer than two."""
+    """The differences by seed and item, (seeds, items), of the seeds that both have; None if there is but one."""
     rows = {seed: row for row, seed in enumerate(other.seeds or ())}
     both = [(row, rows[seed]) for row, seed in enumerate(one.seeds or ()) if seed in rows]
     if len(both) < 2:

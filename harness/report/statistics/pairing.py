@@ -37,9 +37,9 @@ class SeedEffect(NamedTuple):
 def seed_effects(scores: Mapping[int, np.ndarray], seeds: Mapping[int, Sequence[int | None]]) -> dict[int, SeedEffect]:
     """Of the methods' scores, one a seed, by least squares on method + seed; empty if no two share two seeds.
 
-    scores, seeds: by method; both (seeds,). Any seeds may be missing. Own variances are shrunk over methods (`moderated`). What an erratic method leaves in the
-    residuals of the others is put back into its own variance (Grubbs, J. Am. Stat. Assoc. 43, 1948), and not taken out
-    of theirs.
+    scores, seeds: by method; both (seeds,), of which any may be missing. Own variances are shrunk over methods
+    (`moderated`). What an erratic method leaves in the residuals of the others is put back into its own variance
+    (Grubbs, J. Am. Stat. Assoc. 43, 1948), and not taken out of theirs.
     """
     design, sides = _design(seeds)
     if not len(design):
@@ -58,9 +58,7 @@ def seed_effects(scores: Mapping[int, np.ndarray], seeds: Mapping[int, Sequence[
         own = np.maximum(own, np.linalg.solve(mixed, squares[told]))
     methods = [method for method, known in zip(scores, told, strict=True) if known]
     shrunk = zip(*moderated(own, freedom[told], trust(freedom[told])), strict=True)
-    return {
-        m: SeedEffect(float(variance), float(degrees)) for m, (variance, degrees) in zip(methods, shrunk, strict=True)
-    }
+    return {method: SeedEffect(*map(float, level)) for method, level in zip(methods, shrunk, strict=True)}
 
 
 def _design(seeds: Mapping[int, Sequence[int | None]]) -> tuple[np.ndarray, np.ndarray]:
