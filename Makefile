@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
+.PHONY: help compare setup test test-all test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -40,12 +40,20 @@ $(VENV)/tested: $(VENV)/installed
 	@touch $@
 
 # Two processes of one thread: tiny models gain nothing by a second one.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 "$(CURDIR)/$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/tested ## Run the tests, but for the few that take longest
 	$(PYTEST) -m 'not long and not faults'
 
 test-all: test ## Run `make test`, then the tests that take longest (28 minutes in all were seen on 2 slow cores)
 	$(PYTEST) -m 'long and not faults'
+
+# What lies in harness/plugins/NAME and tests/plugins/NAME is left out of the copy, committed or not.
+ALONE := .cache/core
+test-core: $(VENV)/tested ## Run the fast tests of the core in a copy without any plug-in (about 8 minutes on 2 slow cores)
+	rm -rf $(ALONE) && mkdir -p $(ALONE)
+	git ls-files -z --cached --others --exclude-standard | grep -zvE '^(harness|tests)/plugins/[^/]+/' \
+	| tar --create --null --files-from - --ignore-failed-read | tar --extract --directory $(ALONE)
+	cd $(ALONE) && PYTHONPATH="$(CURDIR)/$(ALONE)" $(PYTEST) -m 'not slow and not long and not faults'
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
 # skipped.
@@ -66,7 +74,7 @@ $(FAULTS)/installed: pyproject.toml
 # with its articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, as `make test`.
 OLDEST := .venv-oldest
 CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
-CALLING := tests/job tests/report tests/articles
+CALLING := tests/job tests/report tests/plugins
 test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast tests of what calls libraries, with the oldest libraries admitted
 	rm -rf $(OLDEST)/results
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
@@ -85,7 +93,7 @@ $(OLDEST)/installed: pyproject.toml tests/oldest.py
 # model of 135M is loaded and compiled in 1 to 3 minutes. What its torchaudio and torchcodec link to, it does not bring.
 VLLM := .venv-vllm
 test-vllm: $(VENV)/tested $(VLLM)/installed ## Compare the answers of the real vLLM, on the CPU, with ours on 50 problems of GSM8K
-	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=2 HARNESS_VLLM_PYTHON=$(VLLM)/bin/python $(VENV)/bin/python -m pytest -m vllm -rs -s tests/real_vllm
+	OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=2 HARNESS_VLLM_PYTHON=$(VLLM)/bin/python $(VENV)/bin/python -m pytest -m vllm -rs -s tests/plugins/vllm/real
 
 $(VLLM)/installed:
 	$(PYTHON) -m venv $(VLLM)

@@ -27,8 +27,8 @@ import numpy as np
 from tabulate import tabulate
 
 from harness.__main__ import main as harness
-from harness.config import StopConfig
-from harness.job.training import halving
+from harness.plugins.halving.config import StopConfig
+from harness.plugins.halving.job import halving
 from harness.record import Record, StopRule, read_study
 from harness.record.files import write_json
 from harness.report.select import select

@@ -13,11 +13,7 @@ import pyarrow as pa
 from scipy import special
 
 from harness import record
-from harness.articles.beyond_lora import ARTICLE
 from harness.record import Record, Score, Status
-from harness.report.articles import Article
-from harness.report.claims import Judgement
-from harness.report.evidence import Evidence
 from harness.settings import Settings
 
 TASKS = {"wordmath": ("wordmath", "exact_match", "flexible-extract"), "mmlu": ("mmlu", "acc", "none")}
@@ -117,9 +113,6 @@ class Study:
         columns |= {"item": np.arange(len(values)), "value": values}
         columns["cluster"] = _labels(int(clusters[-1]) + 1).take(pa.array(clusters))
         self.tables[made.cell.name] = pa.table(columns)
-
-    def judgement(self, name: str, article: Article = ARTICLE) -> Judgement:
-        return article.claims[name].rule(Evidence(self.records, self.tables))
 
 
 @functools.cache

@@ -10,7 +10,8 @@ Each is a function of a random generator that makes one study and returns what c
     ratio            the high end of an interval over its low end
     too high by      a score less its truth: 0.01 is a point
 
-Those of a choice (of settings, of the best of many methods) are in choices.py.
+Those of a choice (of settings, of the best of many methods) are in choices.py, those of claims of articles in
+verdict_situations.py.
 """
 
 from __future__ import annotations
@@ -22,18 +23,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from simulated import METHODS, Noise, Study, answer, known
 
-from harness.articles.beyond_lora import ARTICLE as BEYOND_LORA
-from harness.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
-from harness.articles.lora_without_regret.losses import ATTENTION
 from harness.report import statistics
-from harness.report.articles import Article
-from harness.report.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
 from harness.report.pairwise import Contest, contests
-from harness.report.statistics import ALPHA, MemoryPeak, Run
+from harness.report.statistics import ALPHA, Run
 
 Outcome = dict[str, float]
 Situation = Callable[[np.random.Generator], Outcome]
-Cases = dict[str, dict[str, Any]]  # arguments of a function, by name of the case
 F = TypeVar("F", bound=Callable[..., Outcome])
 SITUATIONS: dict[str, Situation] = {}
 
@@ -47,11 +42,6 @@ def situation(name: str, **cases: dict[str, Any]) -> Callable[[F], F]:
         return function
 
     return add
-
-
-def verdict(study: Study, name: str, wrong: str, article: Article = BEYOND_LORA) -> Outcome:
-    judged = study.judgement(name, article)
-    return {"wrong": judged.decision in (wrong, DEPENDS), "open": judged.decision == OPEN}
 
 
 SEEDS = {f"{n} seeds, sd {sd} points": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (0, 1, 3)}
@@ -128,181 +118,7 @@ def pair(draw: np.random.Generator, seeds: int, sd: float = 1, together: float =
     return intervals(contest)
 
 
-# Claims on scores, at the boundary on both sides
-
-GAIN = {"no gain": {"gain": 0.0, "wrong": SUPPORTED}, "a gain of 1 point": {"gain": 0.01, "wrong": REFUTED}}
-
-
-def both(cases: Cases, **more: dict[str, Any]) -> Cases:
-    return {
-        f"{case}, {name}": {**arguments, **extra} for case, arguments in cases.items() for name, extra in more.items()
-    }
-
-
-SOME = {"3 seeds, sd 1 points": {"seeds": 3, "sd": 1}, "2 seeds, sd 3 points": {"seeds": 2, "sd": 3}}
-SOME |= {"3 seeds, sd 0 points": {"seeds": 3, "sd": 0}, "10 seeds, sd 1 points": {"seeds": 10, "sd": 1}}
-
-
-@situation("dora-mmlu", **both(GAIN, **SOME))
-def dora_mmlu(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
-    study = Study(draw)
-    answer(study, "mmlu", {"lora": 0.5, "dora": 0.5 + gain}, seeds, Noise(seed_points=sd))
-    return verdict(study, "dora-mmlu", wrong)
-
-
-@situation("dora-task", **both(GAIN, **SOME, **ALIKE))
-def dora_task(
-    draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float, together: float = 0.0
-) -> Outcome:
-    study, noise = Study(draw), Noise(seed_points=sd, together=together, clusters=55, size=10)
-    answer(study, "wordmath", {"lora": 0.5, "dora": 0.5 + gain}, seeds, noise)
-    return verdict(study, "dora-task", wrong)
-
-
-BEHIND = {
-    "2 points behind, above": {"gap": -0.0201, "wrong": SUPPORTED},
-    "2 points behind, below": {"gap": -0.0199, "wrong": REFUTED},
-}
-
-
-@situation("dora-full", **both(BEHIND, **SOME))
-def dora_full(draw: np.random.Generator, gap: float, wrong: str, seeds: int, sd: float) -> Outcome:
-    study = Study(draw)
-    answer(study, "wordmath", {"full": 0.5, "dora": 0.5 + gap}, seeds, Noise(seed_points=sd, clusters=55, size=10))
-    return verdict(study, "dora-full", wrong)
-
-
-@situation(
-    "galore-facts",
-    **both(
-        {
-            "as good as all": {"gain": 0.0, "wrong": SUPPORTED},
-            "1 point better than all": {"gain": 0.01, "wrong": REFUTED},
-        },
-        **SOME,
-    ),
-)
-def galore_facts(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
-    study = Study(draw, "facts")
-    values = dict.fromkeys(METHODS, 0.5) | {"galore": 0.5 + gain}
-    answer(study, "facts", values, seeds, Noise(seed_points=sd, clusters=10, size=40))
-    return verdict(study, "galore-facts", wrong)
-
-
-LOSES = {
-    "all lose 1.9 points": {"loss": 0.019, "wrong": SUPPORTED},
-    "all lose 2.1 points": {"loss": 0.021, "wrong": REFUTED},
-}
-
-
-@situation("forgetting-mmlu", **both(LOSES, **SOME))
-def forgetting_mmlu(draw: np.random.Generator, loss: float, wrong: str, seeds: int, sd: float) -> Outcome:
-    study = Study(draw)
-    answer(study, "mmlu", {"base": 0.5} | dict.fromkeys(METHODS, 0.5 - loss), seeds, Noise(seed_points=sd))
-    return verdict(study, "forgetting-mmlu", wrong)
-
-
-# Memory
-
-PEAKS = {"3 rates × 3 seeds": {"rates": 3, "seeds": 3}, "8 rates × 2 seeds": {"rates": 8, "seeds": 2}}
-PEAKS |= {"1 rate × 10 seeds": {"rates": 1, "seeds": 10}}
-
-
-def remember(draw: np.random.Generator, methods: dict[str, float], rates: int, seeds: int, sd: float) -> Study:
-    """Peaks differ by seed (batches), for all rates of a seed alike."""
-    study = Study(draw)
-    for method, mib in methods.items():
-        for seed in range(seeds):
-            own = mib * np.exp(draw.normal(0, sd))
-            for lr in range(rates):
-                study.add(method, seed, lr=1e-5 * (1 + lr), mib=own)
-    return study
-
-
-HALF = {"just above half": {"ratio": 0.501, "wrong": SUPPORTED}, "just below half": {"ratio": 0.499, "wrong": REFUTED}}
-
-
-@situation("lora-memory", **both(HALF, **PEAKS))
-def lora_memory(draw: np.random.Generator, ratio: float, wrong: str, rates: int, seeds: int) -> Outcome:
-    study = remember(draw, {"full": 1000, "lora": 1000 * ratio}, rates, seeds, 0.01)
-    lora, full = (
-        [MemoryPeak(known(r.probe).peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
-        for m in ("lora", "full")
-    )
-    found = statistics.of_memory(lora, full)
-    return verdict(study, "lora-memory", wrong) | {"covers": inside(found, ratio)}
-
-
-SINGLE = {
-    "single runs, true 1.11": {"ratio": 1.11, "wrong": SUPPORTED},
-    "single runs, true 1.09": {"ratio": 1.09, "wrong": REFUTED},
-}
-
-
-@situation("dora-memory", **SINGLE)
-def dora_memory(draw: np.random.Generator, ratio: float, wrong: str) -> Outcome:
-    return verdict(remember(draw, {"lora": 1000, "dora": 1000 * ratio}, 1, 1, 0.01), "dora-memory", wrong)
-
-
-# Of eight settings some are at the limit and the others far on the same side: it does not depend on the setting.
-ONE_SIDE = {
-    "8 ranks, all at most 1.099": {"ratios": (1.0, 1.099), "wrong": REFUTED},
-    "8 ranks, all at least 1.101": {"ratios": (1.3, 1.101), "wrong": SUPPORTED},
-    "8 ranks, all just below 1.1": {"ratios": (1.099, 1.099), "wrong": REFUTED},
-}
-
-
-@situation("dora-memory", **both(ONE_SIDE, **{"2 seeds": {"seeds": 2}, "3 seeds": {"seeds": 3}}))
-def depends(draw: np.random.Generator, ratios: tuple[float, float], wrong: str, seeds: int) -> Outcome:
-    study = Study(draw)
-    for i in range(8):
-        for method, ratio in (("lora", 1.0), ("dora", ratios[i % 2])):
-            for seed in range(seeds):
-                study.add(method, seed, rank=2**i, mib=1000 * ratio * np.exp(draw.normal(0, 0.01)))
-    return verdict(study, "dora-memory", wrong)
-
-
-# Times
-
-SLOW = {"no spells": {"spells": 0.0}, "slow spells": {"spells": 0.1}}
-ORDERS = {"by method": {"order": "method"}, "by seed": {"order": "seed"}, "at random": {"order": "random"}}
-
-
-def timed(
-    draw: np.random.Generator,
-    ratio: float,
-    rates: int,
-    seeds: int,
-    order: str,
-    spells: float,
-    methods: Sequence[str] = METHODS,
-) -> Study:
-    """Runs that differ by 3%, on a machine that is now and then 1.3 times as slow for about four cells."""
-    cells = [(method, lr, seed) for method in methods for lr in range(rates) for seed in range(seeds)]
-    if order == "seed":
-        cells.sort(key=lambda cell: cell[2])
-    if order == "random":
-        cells = [cells[i] for i in draw.permutation(len(cells))]
-    study, slow = Study(draw), False
-    for i, (method, lr, seed) in enumerate(cells):
-        slow = (draw.random() > 0.25) if slow else (draw.random() < spells)
-        seconds = 0.1 * (ratio if method == "dora" else 1) * np.exp(draw.normal(0, 0.03)) * (1.3 if slow else 1)
-        study.add(method, seed, lr=1e-5 * (1 + lr), seconds=seconds, start=2 * i)
-    return study
-
-
-SPEED = {"dora-training": (1.5, 1.0), "dora-serving": (1.1, 1 / 1.1)}
-LIMITS = {"just above": {"times": 1.005, "wrong": SUPPORTED}, "just below": {"times": 0.995, "wrong": REFUTED}}
-
-
-@situation("dora-training at 1.5", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_training(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
-    return verdict(timed(draw, 1.5 * times, 3, 3, order, spells), "dora-training", wrong)
-
-
-@situation("dora-serving at 1.1", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_serving(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
-    return verdict(timed(draw, 1.1 * times, 3, 3, order, spells), "dora-serving", wrong)
+# Ratios of times and of losses, and best learning rates
 
 
 @situation(
@@ -318,24 +134,6 @@ def ratio_of_times(draw: np.random.Generator, seeds: int, sd: float) -> Outcome:
 @situation("ratios of times: an interval of a single run", **{"1 seed, correlated steps": {}})
 def single_run(draw: np.random.Generator) -> Outcome:
     return {"wrong": statistics.of_times({m: [Run(0.1, 0, None)] for m in METHODS}, "dora", "lora") is not None}
-
-
-# Learning rates
-
-CLAIMED = {f"best at {best:g}": {"best": best, "wrong": REFUTED} for best in (2e-5, 5e-5, 5.9e-5)}
-CLAIMED |= {f"best at {best:g}": {"best": best, "wrong": SUPPORTED} for best in (6.1e-5, 7e-5, 9e-5)}
-GRIDS = {f"grid moved by {100 * part:g}% of a step": {"moved": part} for part in (0, 0.25, 0.5, 0.75)}
-
-
-@situation("lr-full", **both(CLAIMED, **GRIDS))
-def lr_full(draw: np.random.Generator, best: float, wrong: str, moved: float) -> Outcome:
-    study = Study(draw)
-    for lr in 8e-6 * 2.5 ** (np.arange(6) + moved - 1):
-        for seed in range(2):
-            study.add("full", seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))
-    judged = study.judgement("lr-full")
-    covers = np.nan if judged.effect is None else inside(judged.effect, best)
-    return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers": covers}
 
 
 SHAPES = {
@@ -370,87 +168,6 @@ def best_beside_divergence(draw: np.random.Generator, seeds: int) -> Outcome:
     if isinstance(found, str):
         return {"covers": np.nan, "ratio": np.nan}
     return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
-
-
-TEN = {"30.5 times": {"times": 30.5, "wrong": SUPPORTED}, "29.5 times": {"times": 29.5, "wrong": REFUTED}}
-
-
-@situation("lr-ratio of LoRA Without Regret", **TEN)
-def lr_ratio(draw: np.random.Generator, times: float, wrong: str) -> Outcome:
-    study = Study(draw)
-    for method, best in (("full", 4e-5), ("lora", 4e-5 * times)):
-        for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
-            for seed in range(2):
-                study.add(method, seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))
-    return verdict(study, "lr-ratio", wrong, WITHOUT_REGRET)
-
-
-# Spread and divergence
-
-TAILS = {"normal": {"tail": "normal"}, "lognormal": {"tail": "lognormal"}, "t with 4 degrees": {"tail": "t"}}
-TWICE = {"spread ratio 1.95": {"ratio": 1.95, "wrong": SUPPORTED}, "spread ratio 2.1": {"ratio": 2.1, "wrong": REFUTED}}
-
-
-@situation("low-rank-spread, 10 seeds", **both(TWICE, **TAILS))
-def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: str, tail: str) -> Outcome:
-    study = Study(draw)
-    kinds = {"normal": lambda: draw.normal(), "t": lambda: draw.standard_t(4) / 2**0.5}
-    kinds["lognormal"] = lambda: (np.exp(draw.normal()) - np.exp(0.5)) / (np.exp(2) - np.exp(1)) ** 0.5
-    for rank, scale in ((4, ratio), (16, 1.0)):
-        for seed in range(10):
-            study.add("lora", seed, rank=rank, loss=2 + 0.02 * scale * kinds[tail]())
-    return verdict(study, "low-rank-spread", wrong)
-
-
-MORE = {"11 points more": {"more": 0.11, "wrong": REFUTED}, "9 points more": {"more": 0.09, "wrong": SUPPORTED}}
-RUNS = {"runs of a setting alike": {"alike": True}, "runs apart": {"alike": False}}
-
-
-@situation("low-rank-divergence, 8 rates × 5 seeds", **both(MORE, **RUNS))
-def low_rank_divergence(draw: np.random.Generator, more: float, wrong: str, alike: bool) -> Outcome:
-    study = Study(draw)
-    for lr in range(8):
-        for ranks, share in (((2, 4), 0.2 + more), ((16, 64), 0.2)):
-            for rank in ranks:
-                together = draw.random() < share
-                for seed in range(5):
-                    lost = together if alike else draw.random() < share
-                    study.add("lora", seed, lr=1e-4 * (1 + lr), rank=rank, status="diverged" if lost else "ok")
-    return verdict(study, "low-rank-divergence", wrong)
-
-
-# Losses
-
-HIGHER = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"ratio": 1.01, "wrong": REFUTED}}
-FEW = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
-
-
-def tried(
-    study: Study, draw: np.random.Generator, levels: np.ndarray, method: str, least: float, **settings: Any
-) -> None:
-    """Three rates of a method, of which the middle one is best: losses differ by 3%, and seeds move all by `levels`."""
-    for step in (-1, 0, 1):
-        for seed, level in enumerate(levels):
-            loss = least * np.exp(level + 0.1 * step**2 + draw.normal(0, 0.03))
-            study.add(method, seed, lr=1e-4 * 3.0**step, loss=float(loss), **settings)
-
-
-@situation("layers-rank", **both(HIGHER, **FEW))
-def layers(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
-    """ratio: of the loss of adapters on attention alone to that of adapters on all layers."""
-    study, levels = Study(draw), draw.normal(0, 0.03, seeds)
-    tried(study, draw, levels, "lora", 1.0)
-    tried(study, draw, levels, "lora", ratio, adapt={"target_modules": sorted(ATTENTION)})
-    return verdict(study, "layers-rank", wrong, WITHOUT_REGRET)
-
-
-@situation("batch-penalty", **both(HIGHER, **FEW))
-def batches(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
-    """ratio: of LoRA's penalty at a batch of 32 to that at a batch of 4."""
-    study, levels = Study(draw), draw.normal(0, 0.03, seeds)
-    for method, size, least in (("full", 4, 1.0), ("full", 32, 0.8), ("lora", 4, 1.1), ("lora", 32, 0.88 * ratio)):
-        tried(study, draw, levels, method, least, train={"batch_size": size})
-    return verdict(study, "batch-penalty", wrong, WITHOUT_REGRET)
 
 
 @situation(

@@ -28,8 +28,12 @@ import numpy as np
 from situations import SITUATIONS
 from tabulate import tabulate
 
+from harness import plugin
 from harness.record.files import write_json
 from harness.report.statistics import ALPHA
+
+if any(part.name == "articles" for part in plugin.installed()):
+    import verdict_situations  # noqa: F401  likewise
 
 HERE = Path(__file__).parent
 MEASURED, DOCUMENT = HERE / "measured" / "validity.json", HERE / "VALIDITY.md"

@@ -1,7 +1,7 @@
 """Renders the numbers of docs/study-design.md: `python docs/design.py`.
 
-What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the claims in harness/articles/, the
-grids in sweeps/published/ and the records in results/. tests/house/test_study_design.py holds the page to it.
+What stands between ``<!-- KIND: ARGUMENT -->`` and ``<!-- end -->`` comes from the grids in sweeps/published/, the
+records in results/ and the blocks of plug-ins. tests/house/test_study_design.py holds the page to it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from decided import DECIDED_BY
-from published import RESULTS, records
+from published import PLUGIN_KINDS, RESULTS, records
 from tabulate import tabulate
 
+from harness import plugin
 from harness.config import ROOT
 from harness.config_folders import published_sweeps
 from harness.record import Record, read_study
 from harness.report import power
-from harness.report.articles import find
 from harness.report.frame import score_name
 from harness.report.headline import learned
 
@@ -33,15 +32,6 @@ import sweeps
 PAGE = ROOT / "docs" / "study-design.md"
 BLOCK = re.compile(r"(<!-- (\w+): (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 EFFECT, SEEDS = 0.03, 5
-
-
-def claims(article: str) -> str:
-    """The claims of an article, each with the sweep that decides it, or why it can't be decided."""
-    rows = [
-        (name, claim.text, f"`{by}`" if (by := DECIDED_BY[article][name]).startswith("study_") else by)
-        for name, claim in find(article).claims.items()
-    ]
-    return _table(["Claim", "In words", "Decided by"], rows)
 
 
 def seeds_and_items(study: str) -> str:
@@ -106,16 +96,22 @@ def _table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     return tabulate(rows, header, "pipe", disable_numparse=True) + "\n"
 
 
-KINDS: dict[str, Callable[[str], str]] = {"claims": claims, "power": seeds_and_items, "pilot": pilot, "costs": costs}
+KINDS: dict[str, Callable[[str], str]] = {"power": seeds_and_items, "pilot": pilot, "costs": costs}
 
 
 def rendered(kind: str, argument: str) -> str:
-    return f"\n{KINDS[kind](argument)}\n"
+    make = KINDS[kind] if kind in KINDS else plugin.load(PLUGIN_KINDS[kind])
+    return f"\n{make(argument)}\n"
 
 
 def renewed(text: str) -> str:
-    """`text` with its blocks rendered anew."""
-    return BLOCK.sub(lambda found: found[1] + rendered(found[2], found[3]) + found[4], text)
+    """`text` with its blocks rendered anew; blocks of plug-ins that are not installed stay as they are."""
+
+    def block(match: re.Match[str]) -> str:
+        head, kind, argument, end = match.groups()
+        return head + rendered(kind, argument) + end if kind in {*KINDS, *PLUGIN_KINDS} else match[0]
+
+    return BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Renders what README.md, docs/, results/reference/ and notebooks/ show of the published studies: `make publish`.
 
 A page marks a table with ``<!-- KIND: STUDY -->`` and ``<!-- end -->``; what stands between them comes from the records
-in results/STUDY. Of an article's claims, ``<!-- decided: ARTICLE -->`` is the table of what the studies together say,
-``<!-- summary: ARTICLE -->`` the claims and effects alone.
+in results/STUDY. Plug-ins render more kinds of blocks, and more files: `doc_blocks`, `doc_files` of harness/plugin.py.
 tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
 """
 
@@ -14,15 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import decided
 import nbformat
 from nbclient import NotebookClient
 
+from harness import plugin
 from harness.record import Record, read_study
-from harness.report.articles import every, find
 from harness.report.figures import FIGURES
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.verdicts import forest
 from harness.report.pages import page as report
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document
@@ -41,7 +38,6 @@ PICTURES = {  # by name of the file: figure, study
     "seeds": ("accuracy_memory", "reference/smollm2"),
     "memory": ("memory", "reference/smollm2"),
 }
-DECIDED = "verdicts"  # the picture of what the studies together decided
 REPORT = "reference/smollm2"  # the study whose report is committed
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -69,29 +65,16 @@ def compact(records: list[Record], folder: Path) -> list[Table]:
     return [replace(full, columns=headers, rows=rows, caption=caption)]
 
 
-def claims(records: list[Record], folder: Path) -> list[Table]:
-    article = find("beyond_lora")
-    return [article.verdict_table(article.verdicts(records, folder))]
-
-
-def article_table(records: list[Record], folder: Path) -> list[Table]:
-    article = find("beyond_lora")
-    if article.table is None:
-        raise ValueError(f"{article.name} has no table.")
-    return [article.table(records, folder)]
-
-
 KINDS: dict[str, Callable[[list[Record], Path], Sequence[Table]]] = {
     "table": tables,
     "best": lambda records, folder: [best(records, folder)],
     "compact": compact,
-    "claims": claims,
-    "article": article_table,
     "experiments": lambda records, folder: tables(records, folder)[:1],
 }
 
 
-OF_ARTICLES = {"decided": decided.table, "summary": decided.summary}
+PLUGIN_KINDS = {kind: target for part in plugin.installed() for kind, target in part.doc_blocks.items()}
+PLUGIN_FILES = {ROOT / path: target for part in plugin.installed() for path, target in part.doc_files.items()}
 
 
 @functools.cache
@@ -111,9 +94,9 @@ def results(study: str) -> StudyResults:
 
 @functools.cache
 def rendered(kind: str, study: str) -> str:
-    """Tables of one kind as Markdown."""
-    if kind in OF_ARTICLES:
-        return OF_ARTICLES[kind](study)
+    """Tables of one kind as Markdown; `study` is the argument of a plug-in's kind."""
+    if kind in PLUGIN_KINDS:
+        return plugin.load(PLUGIN_KINDS[kind])(study)
     return document(KINDS[kind](records(study), RESULTS / study), "md")
 
 
@@ -123,26 +106,25 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def renewed(page: Path) -> str:
-    """The text of a page with its tables rendered anew."""
-    text = page.read_text(encoding="utf-8")
-    return BLOCK.sub(lambda found: found[1] + rendered(found[2], found[3]) + found[4], text)
+    """The text of a page with its tables rendered anew; blocks of plug-ins that are not installed stay as they are."""
+
+    def block(match: re.Match[str]) -> str:
+        head, kind, argument, end = match.groups()
+        return head + rendered(kind, argument) + end if kind in {*KINDS, *PLUGIN_KINDS} else match[0]
+
+    return BLOCK.sub(block, page.read_text(encoding="utf-8"))
 
 
 def documents() -> list[tuple[Path, str, str]]:
     """The tables that are committed beside the records: file, kind, study."""
-    studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind not in OF_ARTICLES)
-    found = [(RESULTS / study / "TABLE.md", "table", study) for study in studies]
-    return [*found, (RESULTS / "reference" / "smollm2" / "CLAIMS.md", "claims", "reference/smollm2")]
+    studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind in KINDS)
+    return [(RESULTS / study / "TABLE.md", "table", study) for study in studies]
 
 
 def picture(name: str) -> str:
-    """One of PICTURES, or DECIDED, as SVG."""
-    if name == DECIDED:
-        of_articles = {article.title: decided.verdicts(article.name) for article in every()}
-        drawn = forest({title: verdicts for title, verdicts in of_articles.items() if verdicts})
-    else:
-        figure, study = PICTURES[name]
-        drawn = FIGURES[figure].of(results(study))
+    """One of PICTURES as SVG."""
+    figure, study = PICTURES[name]
+    drawn = FIGURES[figure].of(results(study))
     if drawn is None:
         raise ValueError(f"There is nothing to draw of {name}.")
     return drawn.svg()
@@ -175,8 +157,10 @@ if __name__ == "__main__":
         path.write_text(rendered(kind, study), encoding="utf-8")
     for page in PAGES:
         page.write_text(renewed(page), encoding="utf-8")
-    for name in (*PICTURES, DECIDED):
+    for name in PICTURES:
         picture_file(name).write_text(picture(name), encoding="utf-8")
+    for path, target in PLUGIN_FILES.items():
+        path.write_text(plugin.load(target)(), encoding="utf-8")
     report_file().write_text(report_page(), encoding="utf-8")
     for path in NOTEBOOKS:
         nbformat.write(executed(path), path)

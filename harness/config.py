@@ -19,7 +19,7 @@ from harness import plugin
 from harness.config_folders import CONF as CONF
 from harness.config_folders import ROOT as ROOT
 from harness.config_folders import SWEEPS as SWEEPS
-from harness.record import Precautions, StopRule, TrackerName
+from harness.record import Precautions, TrackerName
 from harness.schema import SEEDS, setting
 
 ADAMW = {
@@ -152,12 +152,12 @@ class EvalConfig:
     with speedups=off."""
     seed: int = 0
     """Seed of the sample of items, the same for every cell."""
-    engine: str = setting("auto", choices=("auto", "vllm"))
+    engine: str = setting("auto", choices=("auto", *(name for part in plugin.installed() for name in part.engines)))
     """auto scores the model in the training process. vllm has vLLM write the answers of tasks that ask for text, over
     saved weights. Requires eval.vllm_python."""
-    vllm_python: str | None = setting(None, in_cell=False)
+    vllm_python: str | None = setting(None, axis=False, in_cell=False)
     """Path of the python of an environment with vllm, such as ~/vllm/bin/python."""
-    include_path: str | None = setting(None, in_cell=False)
+    include_path: str | None = setting(None, axis=False, in_cell=False)
     """Your folder of lm-eval tasks (YAML files), whose names eval.tasks may then have. They may run Python code from
     that folder. Never taken from a record."""
     chat_template: bool = False
@@ -276,35 +276,6 @@ class RetryConfig:
 
 
 @dataclass
-class StopConfig:
-    """Early end of hopeless cells of a sweep, by the same rule for all methods."""
-
-    name: str = setting("none", choices=("none", "asha"), label="stop", in_cell=False)
-    """none, or asha (successive halving by optuna): at each rung, a cell ends whose validation loss is not among the
-    best of its method, model, data and token budget. It becomes a row with the status pruned."""
-    first: float = setting(0.15, above=0, below=1, words="a share of the tokens above 0 and below 1", in_cell=False)
-    """Share of a cell's tokens at which the first rung lies."""
-    factor: int = setting(4, least=2, in_cell=False)
-    """Each rung lies at this many times the tokens of the one before, and the best 1/factor go on from it."""
-
-
-@dataclass
-class ApiConfig:
-    """How a model behind an API is asked. It changes no answer."""
-
-    concurrency: int = setting(8, least=1, unit="requests", in_cell=False)
-    """Requests at a time."""
-    per_minute: float | None = setting(None, above=0, unit="requests", in_cell=False)
-    """Requests started per minute (null: no limit)."""
-    timeout: float = setting(120, above=0, unit="seconds", in_cell=False)
-    """Time limit per request in seconds."""
-    retries: int = setting(6, least=0, unit="attempts", in_cell=False)
-    """Further attempts after a request that failed (server busy, connection lost, bad JSON)."""
-    backoff: float = setting(1.0, least=0, unit="seconds", in_cell=False)
-    """Seconds before the second attempt, doubled before each further one. The endpoint's Retry-After has priority."""
-
-
-@dataclass
 class Config:
     """All settings of a cell, and where its record goes, but for those of plug-ins: `FullConfig` has them too."""
 
@@ -315,8 +286,6 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    api: ApiConfig = field(default_factory=ApiConfig)
     rank: int = setting(16, above=0)
     """Rank of adapters and of GaLore's projections."""
     alpha: float = setting(32, above=0)
@@ -327,11 +296,11 @@ class Config:
     """Learning rate."""
     seed: int = setting(0, least=0, below=SEEDS, words="at least 0 and below 2**32")
     """Random seed of training: order of the batches, adapter initialisation."""
-    study: str = setting("adhoc", in_cell=False)
+    study: str = setting("adhoc", axis=False, in_cell=False)
     """Folder below results_dir in which the records lie."""
-    results_dir: str = setting("results", in_cell=False)
+    results_dir: str = setting("results", axis=False, in_cell=False)
     """Folder of all studies."""
-    data_root: str | None = setting(None, in_cell=False)
+    data_root: str | None = setting(None, axis=False, in_cell=False)
     """Folder with local copies of hub data sets under their names, such as openai/gsm8k (null: the hub)."""
     speedups: str = setting("auto", choices=("auto", "off"))
     """auto enables every speed-up that does not change results; off trains and scores without them, to check."""
@@ -365,12 +334,6 @@ PRECAUTIONS = {"timeout": "timeout", "train.save_every": "save_every", "retry.on
 
 def precautions(config: DictConfig) -> Precautions:
     return Precautions(**{name: OmegaConf.select(config, key) for key, name in PRECAUTIONS.items()})
-
-
-def stop_rule(config: DictConfig) -> StopRule | None:
-    """The rule that may end the cell of `config` early; None for a confirmation and for an untuned model."""
-    may_end = config.stop.name == "asha" and not config.confirmation and config.method.optim is not None
-    return StopRule(config.stop.first, config.stop.factor) if may_end else None
 
 
 def register_resolvers() -> None:

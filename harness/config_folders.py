@@ -38,6 +38,17 @@ def group_files(group: str) -> dict[str, Path]:
     return _by_name(folder / group for folder in conf_folders())
 
 
+def plugin_groups() -> list[str]:
+    """The config groups that plug-ins add to those in conf/, sorted."""
+    folders = (path for part in plugin.installed() if part.conf is not None for path in part.conf.iterdir())
+    return sorted({path.name for path in folders if path.is_dir() and not (CONF / path.name).is_dir()})
+
+
+def selected_groups() -> tuple[str, ...]:
+    """The config groups of which a command line selects a choice, by GROUP=NAME."""
+    return ("method", "model", "data", "eval", *plugin_groups(), "hydra/launcher", "hydra/sweeper")
+
+
 def named_sweeps() -> dict[str, Path]:
     """The files of all named sweeps by name, sorted."""
     return _by_name(sweep_folders())

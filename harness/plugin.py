@@ -31,8 +31,22 @@ class Plugin:
     commands: a function that takes the CommandLine and adds commands to it.
     settings: by name, the dataclasses of its groups of settings, as those in harness/config.py.
     check: a function that takes the composed config, and raises UserError if settings can't work.
-    conf: a folder of config groups, as conf/.
+    conf: a folder of config groups, as conf/. Of a group that is not in conf/, the choice ``none`` is the default.
+    figures: by name, functions of StudyResults that draw a figure (harness/report/figures), or return None.
+    page_blocks: functions of StudyResults that return a PageBlock, a part of a report's page.
+    frames: by the name of a method of `RecordedStudy`, functions that take its arguments and return what makes a data
+        frame of a study's records and folder.
+    doc_blocks: by KIND, functions that render what README.md and docs/ have between ``<!-- KIND: ARGUMENT -->`` and
+        ``<!-- end -->``; they take the argument, and return Markdown.
+    doc_files: by path in the project, functions without arguments that render a file as `make publish` writes it.
     requests: the classes of what it asks of jobs (harness/protocol.py); each names the function that serves it.
+    engines: by name, as eval.engine has it, an AnswerEngine (harness/job/evaluate/answer_engines.py): a class without
+        arguments that has answers written elsewhere.
+    stop_rule: a function that takes the composed config, and returns the StopRule by which its cell may end early;
+        None if no rule of the plug-in's may end it.
+    early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
+        Meter, and returns the EarlyStop (harness/job/training/early_stop.py) that the cell's training asks.
+    cells: a class without arguments, a CellRunner (harness/cell_runner.py), that runs cells the core can't.
     """
 
     name: str
@@ -40,7 +54,16 @@ class Plugin:
     settings: Mapping[str, str] = field(default_factory=dict)
     check: str | None = None
     conf: Path | None = None
+    figures: Mapping[str, str] = field(default_factory=dict)
+    page_blocks: tuple[str, ...] = ()
+    frames: Mapping[str, str] = field(default_factory=dict)
+    doc_blocks: Mapping[str, str] = field(default_factory=dict)
+    doc_files: Mapping[str, str] = field(default_factory=dict)
     requests: tuple[str, ...] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)
+    stop_rule: str | None = None
+    early_stop: str | None = None
+    cells: str | None = None
 
 
 @functools.cache

@@ -33,25 +33,6 @@ BEGUN = b"+"  # what a server of jobs sends when it begins one; the exit status 
 
 
 @dataclass(frozen=True)
-class ApiAccess:
-    """How a model behind an API is asked; it changes no answer, so it is no part of a cell.
-
-    The first fields are those of harness.config.ApiConfig; key_env and prices those of harness.config.ModelConfig.
-    answers: the cell's file of answers.
-    """
-
-    concurrency: int
-    per_minute: float | None
-    timeout: float
-    retries: int
-    backoff: float
-    key_env: str | None
-    price_read: float | None
-    price_written: float | None
-    answers: str
-
-
-@dataclass(frozen=True)
 class Rendezvous:
     """Where the `nodes` machines of one cell meet: `host` and `port` of the first (port 0: a free one).
 
@@ -82,7 +63,7 @@ NO_PATHS = LocalPaths()
 
 
 @dataclass(frozen=True)
-class Halving:
+class EarlyStopping:
     """The rule that may end a cell early, and the folder in which the cells of its study note their losses for it."""
 
     rule: StopRule
@@ -109,9 +90,10 @@ class RunCell(Request):
         say how often. It is removed with the record, except for a failed cell, which may be retried.
     smaller: micro-batches that replace those that were asked for.
     save, tracker: as in harness.config.Config. Weights are saved of a tuned cell that ends as ok.
-    access: null for a model with weights. warn: whether to warn if others use the devices.
+    extra: what the plug-in that runs the cell adds to it, as JSON values; null if none does (harness/cell_runner.py).
+    warn: whether to warn if others use the devices.
     rendezvous: null on one machine. All others than the first train along, as the first one's request says.
-    position, confirmation: as in the record. halving: null if the cell is trained to its end.
+    position, confirmation: as in the record. early_stopping: null if the cell is trained to its end.
     """
 
     prepare: ClassVar[str | None] = "harness.job.services:prepare_cell"
@@ -125,13 +107,13 @@ class RunCell(Request):
     smaller: SmallerBatches | None = None
     save: Literal["none", "adapter", "merged"] = "none"
     tracker: TrackerName | None = None
-    access: ApiAccess | None = None
+    extra: dict[str, Any] | None = None
     warn: bool = False
     rendezvous: Rendezvous | None = None
     position: int | None = None
     confirmation: bool = False
     local: LocalPaths = NO_PATHS
-    halving: Halving | None = None
+    early_stopping: EarlyStopping | None = None
 
     def record(self, status: Status, started: datetime) -> Record:
         """A record of the cell with what is known before it runs."""
@@ -144,7 +126,7 @@ class RunCell(Request):
             environment={},
             precautions=self.precautions,
             smaller_batches=self.smaller,
-            stop=None if self.halving is None else self.halving.rule,
+            stop=None if self.early_stopping is None else self.early_stopping.rule,
             save=self.save,
             tracker=self.tracker,
             position=self.position,
@@ -154,14 +136,17 @@ class RunCell(Request):
 
 @dataclass(frozen=True)
 class CheckCells(Request):
-    """Refuse cells that can't run here. access: by id of the cells behind an API; what they would ask is answered."""
+    """Refuse cells that can't run here.
+
+    extra: by id of the cells that plug-ins run, as of RunCell. What these would cost is answered.
+    """
 
     target: ClassVar[str] = "harness.job.services:check"
     prepare: ClassVar[str | None] = "harness.job.services:prepare_check"
 
     cells: list[Cell]
     data_root: str | None = None
-    access: dict[str, ApiAccess] = field(default_factory=dict)
+    extra: dict[str, dict[str, Any]] = field(default_factory=dict)
     warn: bool = False
     local: LocalPaths = NO_PATHS
 
@@ -246,95 +231,6 @@ class Rescore(Request):
     cell: Cell | None = None
 
 
-@dataclass(frozen=True)
-class Synthesize(Request):
-    """Have a model write problems.
-
-    file: of seed items, one a line; data: else the settings of a data set. eval: the settings of an evaluation whose
-    items must not be among the problems. n: problems wanted. most: limit of questions. concurrency: questions at a
-    time. out: the file to write.
-    """
-
-    target: ClassVar[str] = "harness.job.services:synthesize"
-
-    file: str | None
-    data: DataSettings | None
-    eval: EvalSettings
-    data_root: str | None
-    n: int
-    most: int
-    kinds: list[str]
-    seed: int
-    base_url: str
-    model: str
-    concurrency: int
-    timeout: float
-    out: str
-
-
-@dataclass(frozen=True)
-class LocalModel:
-    """A model on this machine: of the cell with its record at `record`, as saved, or untuned.
-
-    prompt: the prompt template of the cell's data, whose first field takes the question; null for the chat template.
-    """
-
-    label: str
-    record: str
-    tuned: bool
-    prompt: str | None
-
-
-@dataclass(frozen=True)
-class AskModels(Request):
-    """Put prompts to all of `local`, then to the models `api`, in order. tokens: limit of an answer.
-
-    judge: the name of a model at judge_url; null for none.
-    """
-
-    target: ClassVar[str] = "harness.job.services:ask"
-
-    prompts: list[str]
-    local: list[LocalModel]
-    api: list[str]
-    base_url: str | None
-    judge: str | None
-    judge_url: str | None
-    tokens: int
-    concurrency: int
-    timeout: float
-
-
-@dataclass(frozen=True)
-class JudgeAnswers(Request):
-    """Have the model `judge` behind an API compare two answers to each of `prompts`: of `base`, and of `other`."""
-
-    target: ClassVar[str] = "harness.job.services:judge"
-
-    prompts: list[str]
-    base: list[str]
-    other: list[str]
-    judge: str
-    judge_url: str
-    concurrency: int
-    timeout: float
-
-
-@dataclass(frozen=True)
-class ExportModel(Request):
-    """Write the saved model of the recorded cell at `record` to the folder `out`, which does not exist.
-
-    to: merged (safetensors), gguf, or ollama (GGUF and a Modelfile). prompt: as of LocalModel.
-    """
-
-    target: ClassVar[str] = "harness.job.services:export"
-
-    record: str
-    to: Literal["merged", "gguf", "ollama"]
-    out: str
-    prompt: str | None
-
-
 # Events
 
 
@@ -361,7 +257,7 @@ class Progress(CellProgress):
     """Where the job stands, and what only some jobs tell.
 
     rank, code: a rank that died, and its exit status; node: its machine; reason: what it raised. Without a rank, the
-    node left, and the reason says so. asked, kept: numbers of problems so far. asking: which model.
+    node left, and the reason says so. other: what the request of a plug-in tells besides, as JSON values.
     """
 
     phase: str
@@ -371,9 +267,7 @@ class Progress(CellProgress):
     code: int | None = None
     node: int | None = None
     reason: str | None = None
-    asked: int | None = None
-    kept: int | None = None
-    asking: str | None = None
+    other: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -418,7 +312,6 @@ def decode_request(text: str | bytes) -> Request:
 def request_kinds() -> tuple[type[Request], ...]:
     """All classes of requests: those above, and those of plug-ins."""
     own: list[type[Request]] = [RunCell, CheckCells, PlanCells, ExamineMachine, CheckTasks, Rescore]
-    own += [Synthesize, AskModels, JudgeAnswers, ExportModel]
     added = [plugin.load(target) for part in plugin.installed() for target in part.requests]
     return (*own, *added)
 

@@ -22,8 +22,9 @@ class Rule:
 
     choices: its only values, or those of a list's elements. least, most: it may be these; above, below: not these
     themselves. auto: it may be the word auto instead of a number. words: what a number must be, as a refusal says it
-    (empty: made of the bounds). unit: what a number counts. label: its name in a refusal (empty: its key). in_cell:
-    whether it is part of a cell, so that cells with other values of it have other ids.
+    (empty: made of the bounds). unit: what a number counts. label: its name in a refusal (empty: its key). axis:
+    whether the cells of one sweep may differ in it. in_cell: whether it is part of a cell, so that cells with other
+    values of it have other ids.
     """
 
     choices: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Rule:
     words: str = ""
     unit: str = ""
     label: str = ""
+    axis: bool = True
     in_cell: bool = True
 
     @property

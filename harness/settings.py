@@ -97,6 +97,14 @@ class DataSettings:
             raise UserError("The cell's settings lack data.prompt, so that its data can't be asked about.")
         return self.prompt
 
+    @property
+    def question_template(self) -> str | None:
+        """The prompt template of a question without context; None for conversations, which use the chat template."""
+        of_file = self.load.get("columns") or {}
+        if self.load.get("messages") or self.load.get("chosen") or of_file.get("messages"):
+            return None
+        return self.prompt_if_empty or self.prompt
+
 
 @dataclass(frozen=True)
 class EvalSettings:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import redact, schema
+from harness import plugin, redact, schema
 from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
@@ -38,10 +35,9 @@ def check(config: DictConfig) -> None:
     schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
-    _check_stop(config)
-    _check_endpoint(config)
-    if config.repeat and config.model.base_url is not None:
-        raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
+    for part in plugin.installed():
+        if part.check is not None:
+            plugin.load(part.check)(config)
     if config.repeat and config.train.nodes > 1:
         raise UserError(f"repeat=true requires train.nodes=1, got {config.train.nodes}.")
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
@@ -65,20 +61,6 @@ def _value(resolved: dict[str, Any], key: str) -> Any:
 def check_precautions(config: DictConfig) -> None:
     """Raise UserError for the first of a cell's precautions that can't work."""
     schema.check(PRECAUTIONS, functools.partial(OmegaConf.select, config))
-
-
-def _check_stop(config: DictConfig) -> None:
-    """Refuse a rule for ending cells early none of whose rungs a cell can reach, or whose package is not there."""
-    stop, train = config.stop, config.train
-    if stop.name == "none" or config.method.optim is None:
-        return
-    if find_spec("optuna") is None:
-        raise UserError("stop=asha needs the extra `asha`: pip install -e '.[asha]' in the project's folder.")
-    if train.max_steps is not None and math.ceil(stop.first * train.max_steps) >= train.max_steps:
-        raise UserError(
-            f"stop=asha requires a rung before the last step, but stop.first={stop.first:g} of "
-            f"train.max_steps={train.max_steps} is step {train.max_steps}."
-        )
 
 
 def check_installed(tracker: str) -> None:
@@ -222,8 +204,8 @@ def _check_devices(config: DictConfig) -> None:
     refused = {
         f"{devices} can't share train.{batch}={train[batch]}, of which each takes as many sequences as the "
         f"others; take a multiple of {count}.": train[batch] % count,
-        f"{devices} can't be combined with eval.engine=vllm, which starts processes of its own; use "
-        "eval.engine=auto.": config.eval.engine == "vllm",
+        f"{devices} can't be combined with eval.engine={config.eval.engine}, which starts processes of its own; use "
+        "eval.engine=auto.": config.eval.engine != "auto",
         f"{devices} can't be combined with train.compile=true, which is for one device.": train.compile,
         f"{method}: it steps each layer while it goes backward, before the gradients of all devices are added "
         "up.": slots.optim.get("per_layer"),
@@ -254,65 +236,3 @@ def _sharding_refused(config: DictConfig, method: str) -> dict[str, Any]:
         f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
         f"weights; leave it out, or {ddp}": train.save_every is not None,
     }
-
-
-def _check_endpoint(config: DictConfig) -> None:
-    """Refuse a method that needs weights with a model behind an API, the reverse, and settings of the other kind."""
-    model, here = config.model, bool(config.method.load)
-    if model.base_url is None:
-        if not here:
-            raise UserError(
-                f"method={config.method.name} needs model.base_url=, the address of the model's endpoint, and "
-                "model.name=, what that calls it."
-            )
-        for key in ("tokenizer", "thinking", "key_env"):
-            if model[key]:
-                raise UserError(f"model.{key} is for models behind an API: add method=api and model.base_url=.")
-        return
-    if here:
-        raise UserError(
-            f"method={config.method.name} needs weights, and model.base_url={model.base_url} gives none; a model "
-            "behind an API is asked as it is, by method=api."
-        )
-    if OmegaConf.is_interpolation(model, "name"):
-        raise UserError("method=api needs model.name=, what the endpoint calls the model.")
-    _check_address(model.base_url)
-    _check_asked(config)
-    _check_key(model.key_env)
-
-
-def _check_address(base_url: str) -> None:
-    url = urlsplit(base_url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise UserError(
-            "model.base_url must be like https://host/v1: where the API is, with neither a key nor a query in it."
-        )
-
-
-def _check_asked(config: DictConfig) -> None:
-    """Refuse what a model behind an API can't be asked, and how."""
-    model = config.model
-    if not config.eval.tasks:
-        raise UserError(
-            "method=api with eval.tasks=[] has nothing to do; name the tasks that the model is to be asked."
-        )
-    if config.eval.engine != "auto":
-        raise UserError(f"eval.engine={config.eval.engine} is for weights that are here; leave it out for method=api.")
-    if config.eval.chat_template:
-        raise UserError(
-            "eval.chat_template=true is for weights that are here; method=api without model.tokenizer= chats."
-        )
-    if model.thinking and model.tokenizer is not None:
-        raise UserError("model.thinking= is for models that chat; leave out model.tokenizer, or model.thinking.")
-
-
-def _check_key(key_env: str | None) -> None:
-    """Refuse a key itself, and the name of a variable that is not set. The value is not repeated: it may be a key."""
-    if key_env is None:
-        return
-    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", key_env):
-        raise UserError(
-            "model.key_env must be the name of an environment variable, in capitals; the key itself is never a setting."
-        )
-    if not os.environ.get(key_env):
-        raise UserError(f"model.key_env={key_env} is not set in the environment; set it to the API's key.")

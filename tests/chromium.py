@@ -162,3 +162,42 @@ class Page:
             self._rest += read
         message, self._rest = self._rest.split(b"\0", 1)
         return json.loads(message)
+
+
+# Pages of reports
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def shown(browser, tmp_path):
+    """shown(text, fragment) is the browser with that page open on a desktop's screen."""
+
+    def show(text, fragment=""):
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+        browser.call("Emulation.setEmulatedMedia", media="", features=[])
+        browser.width(1280)
+        browser.open(path, fragment)
+        assert browser.fetched() == [path.as_uri()]
+        return browser
+
+    return show
+
+
+COLUMN = """(table, name) => {
+  const headers = [...document.getElementById(table).tHead.rows[0].cells];
+  const at = headers.findIndex((th) => th.textContent === name);
+  return [...document.getElementById(table).tBodies[0].rows].filter((row) => row.checkVisibility())
+    .map((row) => row.cells[at].textContent);
+}"""
+
+
+def column(page, table, name):
+    """The texts of a column as it is shown, from the top."""
+    return page.ask(f"({COLUMN})('{table}', '{name}')")

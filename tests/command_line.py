@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
+from harness.cli.commands import command_line
 from harness.sweep import runner
 from harness.sweep.fork_server import Server
 
@@ -36,6 +37,11 @@ def called(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
         finally:
             signal.signal(signal.SIGTERM, at_end)
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def installed(*commands: str) -> list[str]:
+    """Those of `commands` that are there: some are of plug-ins."""
+    return [name for name in commands if name in command_line("harness").names()]
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import LambdaLR
 
+from harness import cell_runner
 from harness.config import CONF, ROOT, Config
-from harness.job.api.run_api_cell import run_api_cell
 from harness.job.data import batching, encoding, sources
 from harness.job.evaluate.engine import Engine
 from harness.job.models import adapting, loading
@@ -27,7 +27,7 @@ from harness.job.phases import probe
 from harness.job.run_cell import run_cell
 from harness.job.training import attention, loop
 from harness.job.training.divergence import Divergence, Validation
-from harness.job.training.halving import CellHalving
+from harness.job.training.early_stop import EarlyStop
 from harness.protocol import Progress, RunCell
 from harness.record import Cell, Precautions, Record, Train, ValidationPoint
 from harness.sweep import cells, runner
@@ -103,7 +103,8 @@ def run_request(
     cell: Cell, study: str, path: Path, data_root: str | None, report: Callable[[dict], None], **options: Any
 ) -> Record:
     """Run `cell` in this process, by a request with `options`."""
-    run = run_api_cell if cell.settings.behind_api else run_cell
+    by_plugin = cell_runner.runner_of(cell.settings)
+    run = run_cell if by_plugin is None else by_plugin.run
     return run(RunCell(cell, study, str(path), data_root, **options), report)
 
 
@@ -176,14 +177,14 @@ def trained(
     report: Callable[[dict], None] = lambda event: None,
     begin: Callable[[int], None] = lambda step: None,
     guess: float = math.inf,
-    halving: CellHalving | None = None,
+    early_stop: EarlyStop | None = None,
 ) -> tuple[Train, list[ValidationPoint]]:
     """Run the loop on what a job has in hand: what it measured, and the validations."""
     steps, history = loop.StepBatches(bench.steps, lambda batch: batch, begin), loop.History()
     schedule = LambdaLR(bench.optimizer, loop.rate_factor(bench.settings, len(steps)))
-    divergence = Divergence(guess, at_once=halving is not None)
-    validation = Validation(validate, bench.settings.validate_every, len(steps), divergence, halving)
-    follow = (history, divergence, validation, report, halving)
+    divergence = Divergence(guess, at_once=early_stop is not None)
+    validation = Validation(validate, bench.settings.validate_every, len(steps), divergence, early_stop)
+    follow = (history, divergence, validation, report, early_stop)
     loop.train(bench.net, bench.optimizer, schedule, steps, bench.settings, bench.accelerator, *follow)
     return history.measured(steps.fingerprint, None), history.validations
 

@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from records import make_record, make_study
 
 import harness
+from harness import plugin
 from harness.config import CONF, ROOT
 from harness.config_folders import named_sweeps
 from harness.python import plots
 from harness.python.launching import undisturbed
 from harness.python.overrides import key_of, overrides_of, text
 from harness.record import read_study, write
-from harness.report import articles
 from harness.report.figures import FIGURES
 from harness.report.tables.best import tables
 from harness.sweep.app.grid import points
@@ -193,25 +193,6 @@ def test_a_folder_that_is_no_study_is_refused(folder, given, sentence):
         harness.read(given)
 
 
-def test_claims_are_those_of_the_articles(study):
-    claims = study.claims()
-    assert set(claims["article"]) == set(articles.names())
-    records, _ = read_study(QUICKSTART)
-    article = articles.find("beyond_lora")
-    verdicts = article.verdicts(records, QUICKSTART)
-    own = study.claims("beyond_lora")
-    assert own["verdict"].tolist() == [verdict.judgement.decision for verdict in verdicts]
-    undecided = own["verdict"] == "not decided"
-    assert own.loc[undecided, "command"].str.startswith("python -m harness sweep ").all()
-    assert own.loc[undecided, "reason"].ne("").all()
-    assert own.loc[~undecided, "command"].isna().all()
-    assert own.loc[~undecided, "effect"].notna().all()
-    caption = "\n".join(article.verdict_table(verdicts).caption)
-    assert all(command in caption for command in own.loc[undecided, "command"])
-    with pytest.raises(harness.UserError, match="Did you mean beyond_lora"):
-        study.claims("beyond_loar")
-
-
 def test_items_are_the_answers_behind_the_scores(study):
     items = study.items()
     assert items.groupby("method").size().nunique() == 1
@@ -228,7 +209,7 @@ def test_power_is_that_of_the_command(study, inside, tmp_path):
 
 
 def test_figures_are_those_of_the_command_and_what_is_missing_is_said(study):
-    assert {*plots.names(), "accuracy_memory"} == {*FIGURES, "pareto", "lost_won"}
+    assert {*plots.drawable(), "accuracy_memory"} == {*FIGURES, "pareto", "lost_won"}
     records, _ = read_study(QUICKSTART)
     drawn = {name for name, plot in FIGURES.items() if plot(records, QUICKSTART)}
     assert {plots.FILES.get(name, name) for name in study.plot.available} == drawn | {"lost_won"}
@@ -269,7 +250,7 @@ def documented(name):
 @pytest.mark.parametrize("where", ["quickstart", "smollm2", "memory", "peft_llama_3_2_3b", "study_facts"])
 def test_every_column_is_documented(where):
     study = harness.read(REFERENCE / where)
-    for name in ("frame", "best", "pairs", "items", "claims"):
+    for name in ("frame", "best", "pairs", "items", *(name for part in plugin.installed() for name in part.frames)):
         columns = getattr(study, name)().columns
         patterns = documented(name)
         assert not [column for column in columns if not any(re.fullmatch(pattern, column) for pattern in patterns)]

@@ -1,4 +1,4 @@
-"""The command lines of tests/cli/settings/, and which of them runs each setting and option.
+"""The command lines of tests/cli/settings/ and of plug-ins, and which of them runs each setting and option.
 
 `python tests/tested_settings.py` writes tests/SETTINGS.md.
 
@@ -21,22 +21,23 @@ from types import FunctionType
 import pytest
 
 from harness.cli.commands import command_line
+from harness.config_folders import selected_groups
 from harness.config_help import config_groups
 
 TARGET = Path(__file__).with_name("SETTINGS.md")
 HEAD = """\
 # What is run by which test
 
-Made from the command lines in `tests/cli/settings/` by `make publish`. Each setting and option is given there, a
-setting with another value than its default. *refused*: what it requires is not on the machines that run the tests, and
-it is refused as its documentation says.
+Made from the command lines in `tests/cli/settings/` and in `tests/plugins/NAME/test_options_of_NAME.py` by
+`make publish`. Each setting and option is given there, a setting with another value than its default. *refused*: what
+it requires is not on the machines that run the tests, and it is refused as its documentation says.
 """
 SMALL = (
     "model=tiny rank=4 train.max_steps=2 train.batch_size=2 train.validation_items=2 eval=facts eval.limit=4 "
     "infer.repeats=0"
 )
 CELL = f"{SMALL} data=wordmath_short ++data.load.train=64 ++data.load.validation=8"  # two seconds
-GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
+GROUPS = selected_groups()
 COMMANDS = command_line("harness")
 
 
@@ -113,10 +114,10 @@ def _sets(key: str, setting: str) -> bool:
 
 
 def tests() -> dict[str, FunctionType]:
-    """The tests of tests/cli/settings/ by the place that the table names."""
-    folder = Path(__file__).with_name("cli") / "settings"
-    sys.path.append(str(folder))
-    files = sorted(folder.glob("test_*.py"))
+    """The tests of tests/cli/settings/ and of plug-ins by the place that the table names."""
+    folder = Path(__file__).parent
+    files = sorted(folder.glob("cli/settings/test_*.py")) + sorted(folder.glob("plugins/*/test_options_of_*.py"))
+    sys.path.extend({str(path.parent): None for path in files})
     return {
         f"{path.stem}::{name}": function
         for path in files

@@ -1,4 +1,4 @@
-"""Commands on the cells of studies: watch them, run them again, score, check, merge, upload and remove them."""
+"""Commands on the cells of studies: watch them, run them again, score, check, merge and remove them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import sys
 from pathlib import Path
 
 from harness import units
-from harness.cli import export_model, reproduce
+from harness.cli import reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
     CommandLine,
-    Parser,
     add_cells,
     add_data_root,
     add_json,
     add_local_paths,
-    add_results_dir,
     add_study,
     add_study_name,
     add_wide,
@@ -25,7 +23,7 @@ from harness.cli.parser import (
 )
 from harness.errors import UserError
 from harness.protocol import LocalPaths
-from harness.record import COMPLETE, read_study
+from harness.record import COMPLETE
 
 
 def add(command_line: CommandLine) -> None:
@@ -106,43 +104,10 @@ def add(command_line: CommandLine) -> None:
     add_study_name(parser)
     add_json(parser)
 
-    export_model.add(group)
-
-    parser = group.add(push, "push", "Upload a cell's saved weights and their card to the hub.", "lora-r16 me/my-lora")
-    add_cells(parser, "cell")
-    _add_repository(parser)
-    add_json(parser)
-
-    parser = group.add(
-        push_study,
-        "push-study",
-        "Upload a study to the hub as a data set with a card: its records, their items, and a table of all cells.",
-        "quickstart me/quickstart-study",
-    )
-    parser.add_argument("study", metavar="STUDY", help="study below the results folder")
-    _add_repository(parser)
-    add_results_dir(parser)
-    add_json(parser)
-
-    parser = group.add(
-        export,
-        "export",
-        "Write each cell's scores as lm-eval writes its own, as results_DATE.json.",
-        "quickstart --out lm_eval",
-    )
-    add_study_name(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="write to DIR/STUDY__CELL; required")
-    add_json(parser)
-
     parser = group.add(rm, "rm", "Remove a cell and all its files, so that a sweep runs it again.", "lora-r16")
     add_cells(parser, "cell")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     add_json(parser)
-
-
-def _add_repository(parser: Parser) -> None:
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; created, as a private one, if it does not exist")
-    parser.add_argument("--public", action="store_true", help="make a new repository public")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -285,51 +250,6 @@ def verify(options: argparse.Namespace) -> int:
                 print(f"- {sentence}")
     print_errors([problem for _, bad in found.values() for problem in bad])
     return int(any(bad for _, bad in found.values()))
-
-
-def push(options: argparse.Namespace) -> int:
-    """Upload the saved weights of a cell to the hub."""
-    from harness.studies.push import push as upload
-
-    found = find_cell(options, options.cell)
-    url = upload(found, options.repo, options.public)
-    if options.format == "json":
-        print_json({"study": found.study.name, "cell": found.name, "url": url})
-    else:
-        print(url)
-    return 0
-
-
-def push_study(options: argparse.Namespace) -> int:
-    """Upload a study to the hub as a data set; UserError if a record of it is bad."""
-    (name,) = study_names(options)
-
-    from harness.report.exports.dataset_card import files
-    from harness.studies.push import push_study as upload
-
-    url = upload(options.results_dir, name, files, options.repo, options.public)
-    if options.format == "json":
-        print_json({"study": name, "url": url})
-    else:
-        print(url)
-    return 0
-
-
-def export(options: argparse.Namespace) -> int:
-    """Write the scores of one study or of all in lm-eval's layout; 1 if a record is bad."""
-    from harness.report.exports import lm_eval
-
-    written, problems = [], []
-    for name in study_names(options):
-        records, bad = read_study(options.results_dir / name)
-        problems += bad
-        written += lm_eval.write(records, options.results_dir / name, options.out)
-    if options.format == "json":
-        print_json([str(path) for path in written])
-    else:
-        print(f"{options.out}: {units.plural(len(written), 'file')}, a cell each.")
-    print_errors(problems)
-    return int(bool(problems))
 
 
 def rm(options: argparse.Namespace) -> int:

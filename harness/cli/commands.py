@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from harness import plugin
-from harness.cli import cells, llm, results, sweep, tools
+from harness.cli import cells, results, sweep, tools
 from harness.cli.parser import CommandLine
 from harness.errors import UserError
 
@@ -13,7 +13,7 @@ from harness.errors import UserError
 def command_line(prog: str) -> CommandLine:
     """prog: how the command line begins, ``harness`` or ``python -m harness``."""
     root = CommandLine(prog)
-    for commands in (sweep, cells, results, llm, tools):
+    for commands in (sweep, cells, results, tools):
         commands.add(root)
     for part in plugin.installed():
         if part.commands is not None:

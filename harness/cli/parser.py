@@ -51,10 +51,12 @@ class Group:
         summary: str,
         example: str,
         appendix: Callable[[], str] | None = None,
+        after: str | None = None,
     ) -> Parser:
         """The parser of a new command. `run` takes its options and returns the exit status.
 
         summary: what it does; the first sentence is its line among all commands. example: arguments that work.
+        after: the command that it follows in the help; by default it is the group's last.
         """
         parser = self._subparsers.add_parser(
             name,
@@ -67,7 +69,7 @@ class Group:
         )
         parser.add_argument("--help", "-h", action="help", help="show this help")
         parser.set_defaults(run=run)
-        self.names.append(name)
+        self.names.insert(len(self.names) if after is None else self.names.index(after) + 1, name)
         return parser
 
 
@@ -161,6 +163,12 @@ def add_cells(parser: Parser, *names: str) -> None:
     for name in names:
         parser.add_argument(name, metavar="CELL", help="cell: a name, an id, the beginning of either, or STUDY/CELL")
     add_study(parser)
+
+
+def add_repository(parser: Parser) -> None:
+    """The repository of the hub that a command uploads to."""
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME; created, as a private one, if it does not exist")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
 
 
 def add_json(parser: Parser) -> None:

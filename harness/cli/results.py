@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from harness.report.tables.table import Table
 
 
-ARTICLE = "beyond_lora"  # the default of --article
-
-
 def add(command_line: CommandLine) -> None:
     group = command_line.group("compare")
 
@@ -55,13 +52,6 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument(
         "--price", type=float, metavar="N", help="dollars for an hour of one device: adds what each cell cost"
     )
-    parser.add_argument(
-        "--article",
-        nargs="?",
-        const=ARTICLE,
-        metavar="NAME",
-        help=f"the table of an article, measured (default: {ARTICLE})",
-    )
 
     parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
     add_study_name(parser, "study to report on (default: the only one)")
@@ -72,12 +62,6 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(figures, "figures", "Draw the comparison, each figure as PNG and as SVG.", "--study quickstart")
     add_study_name(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write to DIR/STUDY (default: the study's figures/)")
-
-    parser = group.add(claims, "claims", "Show the verdicts of the records on an article's claims.", "--study article")
-    add_tables(parser)
-    parser.add_argument(
-        "--article", default=ARTICLE, metavar="NAME", help=f"article whose claims are judged (default: {ARTICLE})"
-    )
 
     parser = group.add(
         forgetting,
@@ -116,37 +100,15 @@ def add(command_line: CommandLine) -> None:
 
 def table(options: argparse.Namespace) -> int:
     """Render the tables of one study or of all. Bad records are named; the good ones are rendered."""
-    if options.columns and options.article:
-        raise UserError("--columns can't be combined with --article, which has the article's columns.")
     if options.columns and options.format in ("csv", "parquet"):
         raise UserError(f"--columns can't be combined with --format {options.format}, which has every number.")
-    if options.price is not None and options.article:
-        raise UserError("--price can't be combined with --article, which has the article's columns.")
     require_positive("--price", options.price)
     if options.price is None and "cost" in (options.columns or []):
         raise UserError("--columns cost requires --price, dollars for an hour of one device.")
 
-    if options.article:
-        from harness.report import articles
-
-        article = articles.find(options.article)
-        if (article_table := article.table) is None:
-            raise UserError(
-                f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts."
-            )
-        return _render(options, lambda records, folder: [article_table(records, folder)])
-
     from harness.report.tables.best import tables
 
-    return _render(options, lambda records, folder: tables(records, folder, options.columns, options.price))
-
-
-def claims(options: argparse.Namespace) -> int:
-    """Render the verdicts of one study or of all on an article's claims."""
-    from harness.report import articles
-
-    article = articles.find(options.article)
-    return _render(options, lambda records, folder: [article.verdict_table(article.verdicts(records, folder))])
+    return render_studies(options, lambda records, folder: tables(records, folder, options.columns, options.price))
 
 
 def report(options: argparse.Namespace) -> int:
@@ -297,7 +259,7 @@ def _only(names: Sequence[str], what: str) -> str:
     return names[0]
 
 
-def _render(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
+def render_studies(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
     """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
     found, problems = [], []
     with _all_is_kept():

@@ -31,8 +31,7 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(
         sweep,
         "sweep",
-        "Run a grid: a named one, or the product of KEY=A,B,C. stop=asha ends hopeless cells early, which pays with "
-        "ten settings a method or more.",
+        "Run a grid: a named one, or the product of KEY=A,B,C.",
         "method=lora,dora rank=8,16 study=mine",
         _settings,
     )
@@ -128,12 +127,11 @@ def _answer_aside(folder: Path) -> Sequence[str]:
 
 
 def _answer(folder: Path) -> Sequence[str]:
-    """The sentences of the table's answer; none if there is nothing to compare."""
+    """The sentences of the study's answer; none if there is nothing to compare."""
     from harness.record import read_study
-    from harness.report.tables.best import best
+    from harness.report.answer import answer
 
-    records, _ = read_study(folder)
-    return best(records, folder).answer if any(record.cell.seed is not None for record in records) else []
+    return answer(read_study(folder)[0], folder).sentences
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -218,11 +216,11 @@ def _add_hydra(parser: Parser) -> None:
 
 def _settings() -> str:
     """The help on config groups, named sweeps and settings."""
-    from harness.config_folders import group_files, offered_sweeps, published_sweeps
+    from harness.config_folders import group_files, offered_sweeps, published_sweeps, selected_groups
     from harness.config_help import config_groups
 
     lines = ["", "config groups (GROUP=NAME):"]
-    for group in ("method", "model", "data", "eval", "stop", "hydra/launcher"):
+    for group in selected_groups()[:-1]:  # sweepers are for axes of another kind
         lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
     lines += ["", "cards (--device CARD):", *_wrapped(", ".join(group_files("device")), "  ", "  ")]
     lines += ["", "named sweeps (sweep NAME):"]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from harness import plugin, redact
+from harness import cell_runner, plugin, redact
 from harness.errors import UserError
 from harness.job.services import Report, Send, progress
 from harness.protocol import JobEvent, Refused, Request, RunCell, Warned, encode
@@ -45,10 +45,8 @@ def main(request: Request) -> int:
 def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
     """What runs the cell of `request`: it returns the record, or the exit status of several devices."""
     settings = request.cell.settings
-    if settings.behind_api:
-        from harness.job.api import run_api_cell
-
-        return run_api_cell.run_api_cell
+    if (by_plugin := cell_runner.runner_of(settings)) is not None:
+        return by_plugin.run
     from harness.job.run_cell import run_cell
 
     if settings.train.total_devices == 1:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from harness.job import prepared_inputs
-from harness.job.api import run_api_cell
 from harness.job.data import chat, columns
-from harness.job.evaluate import scoring
+from harness.job.evaluate import answer_engines, scoring
 from harness.job.evaluate.task_index import IncludedTasks
-from harness.job.evaluate.vllm import engine as vllm_engine
 from harness.job.measure import device
 from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
@@ -21,10 +19,7 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        if cell.settings.behind_api:
-            run_api_cell.check(cell, data_root, local.include_path)
-            continue
-        check_machine(cell, local.vllm_python)
+        check_machine(cell, local)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         asked, data = cell.settings.eval, cell.settings.data
@@ -39,10 +34,10 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
             tasks.append(of)
 
 
-def check_machine(cell: Cell, vllm_python: str | None = None) -> None:
+def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:
     """Raise UserError if the model is out of reach, or a setting does not work on this machine."""
     device.check_formats(cell.settings)
     checks.check(cell)
     compiled.check(cell.settings)
     activation_offload.check(cell.settings)
-    vllm_engine.check(cell.settings, vllm_python)
+    answer_engines.check(cell.settings, local)

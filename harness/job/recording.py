@@ -18,6 +18,7 @@ from harness import env, record, redact
 from harness.errors import UserError, about_file
 from harness.job import shortage
 from harness.job.ended import CellEnded
+from harness.job.evaluate.answer_engines import SAVE_FOR
 from harness.job.reporter import Report
 from harness.job.training import distributed
 from harness.protocol import RunCell
@@ -25,7 +26,7 @@ from harness.record import Failure, Record, Saved, Shortage, model_card
 
 
 class RunningCell(Protocol):
-    """A running cell, on this machine or behind an API: where it stands, and what its record says of that."""
+    """A running cell, of the core or of a plug-in: where it stands, and what its record says of that."""
 
     @property
     def phase(self) -> str: ...
@@ -128,10 +129,10 @@ class Recording:
 def _keep_for_scoring(result: Record, failure: Failure, weights: Path, scored: Path) -> None:
     """Keep the tuned weights of a cell that failed, if scores are all that it lacks.
 
-    scored: the folder that vLLM read, if any: it takes the place of `weights` where none were to be saved.
+    scored: the folder that another engine read, if any: it takes the place of `weights` where none were to be saved.
     """
     merged = result.merge is not None and result.merge.merged
-    if failure.phase not in ("save_for_vllm", "score"):
+    if failure.phase != "score" and not failure.phase.startswith(SAVE_FOR):
         result.saved = None
     elif result.saved is None and result.cell.settings.method.tuned and failure.phase == "score" and scored.is_dir():
         scored.rename(weights)

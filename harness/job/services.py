@@ -11,21 +11,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness import cell_runner
 from harness.errors import UserError
 from harness.protocol import (
-    AskModels,
     CheckCells,
     CheckTasks,
     ExamineMachine,
-    ExportModel,
     JobEvent,
-    JudgeAnswers,
     PlanCells,
     Progress,
     Rescore,
     Result,
     RunCell,
-    Synthesize,
     Warned,
 )
 from harness.settings import DataSettings
@@ -34,20 +31,20 @@ Send = Callable[[JobEvent], None]
 Report = Callable[[dict[str, Any]], None]
 
 
-def progress(send: Send, **same: Any) -> Report:
-    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress with `same`."""
-    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**(same | report)))
+def progress(send: Send) -> Report:
+    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress."""
+    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**report))
 
 
 def check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
-    from harness.job.api import run_api_cell
 
-    preflight.check(request.cells, request.data_root, request.local)
-    for cell in request.cells:
-        if (access := request.access.get(cell.id)) is not None:
-            estimate = run_api_cell.estimate(cell, access, request.data_root, request.local.include_path)
-            send(Result({"id": cell.id, "estimate": estimate}))
+    runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
+    preflight.check([cell for cell, by_plugin in runners if by_plugin is None], request.data_root, request.local)
+    for cell, by_plugin in runners:
+        if by_plugin is not None:
+            cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
+            send(Result({"id": cell.id, "cost": cost}))
 
 
 def plan(request: PlanCells, send: Send) -> None:
@@ -74,34 +71,6 @@ def rescore(request: Rescore, send: Send) -> None:
 
     path, report = Path(request.path), progress(send)
     rescoring.rescore(path, request.settings, request.data_root, report, request.local, request.cell)
-
-
-def synthesize(request: Synthesize, send: Send) -> None:
-    from harness.job.data.generators import synthesis
-
-    send(Result(synthesis.synthesize(request, progress(send, phase="synthesize"))))
-
-
-def ask(request: AskModels, send: Send) -> None:
-    from harness.job.evaluate import prompting
-
-    send(Result(prompting.ask(request, progress(send, phase="ask"))))
-
-
-def judge(request: JudgeAnswers, send: Send) -> None:
-    from harness.job.api.judge import AnswerPair, Judge
-
-    judge = Judge(request.judge_url, request.judge, request.timeout, lambda sentence: send(Warned(sentence)))
-    pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
-    found = judge.compare(pairs, request.concurrency)
-    send(Result({"host": found.host, "values": found.values, "tokens": found.tokens}))
-
-
-def export(request: ExportModel, send: Send) -> None:
-    from harness.job.export import exporting
-
-    exporting.export(request)
-    send(Result({"folder": request.out}))
 
 
 # Before a fork

@@ -82,6 +82,8 @@ class Plots:
 
     def _required(self, name: str) -> Drawn:
         drawn = self._drawn(name)
+        if drawn is None and name not in drawable():
+            raise UserError(f"There is no figure {name}: the plug-in that draws it is not installed.")
         if drawn is None:
             raise UserError(f"The study holds nothing to draw for {name}; `plot.available` lists the figures it has.")
         return drawn
@@ -92,7 +94,8 @@ class Plots:
         from harness.report.forgetting import forgetting
 
         if name != "lost_won":
-            return FIGURES[FILES.get(name, name)].of(self._results)
+            plot = FIGURES.get(FILES.get(name, name))
+            return None if plot is None else plot.of(self._results)
         folder = self._results.folder
         return None if folder is None else lost_won(forgetting(self._results.rows.records, folder))
 
@@ -100,3 +103,10 @@ class Plots:
 def names() -> list[str]:
     """The names of all figures."""
     return [name for name in vars(Plots) if not name.startswith("_") and name not in ("available", "caption")]
+
+
+def drawable() -> list[str]:
+    """`names`, without those whose plug-in is not installed."""
+    from harness.report.figures import FIGURES
+
+    return [name for name in names() if FILES.get(name, name) in {*FIGURES, "lost_won"}]

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness import units
+from harness import plugin, units
 from harness.errors import UserError, nearest
 from harness.record import Record, read_study, studies
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.python.plots import Plots
-    from harness.report.articles import Article
-    from harness.report.claims import Verdict
     from harness.report.figures.study_results import StudyResults
     from harness.report.pairwise import Contest
     from harness.report.tables.table import Table
@@ -109,7 +107,7 @@ class RecordedStudy:
         return [
             f"{part.name}: {sentence}" if several else sentence
             for part in self._parts
-            for sentence in part.table.answer
+            for sentence in part.results.answer.sentences
         ]
 
     def frame(self) -> pd.DataFrame:
@@ -121,11 +119,13 @@ class RecordedStudy:
     def best(self) -> pd.DataFrame:
         """A row a method: its best setting, chosen on validation loss, as the first table of `harness table` has it.
 
+        A method whose records have no validation losses to choose by has a row for each of its settings.
+
         The numbers are unrounded and in base units; `harness.report.tables.frames` has the columns and their units.
         """
         from harness.report.tables.frames import chosen_of
 
-        return self._joined(lambda part: chosen_of(part.results.rows, part.contests))
+        return self._joined(lambda part: chosen_of(part.results.answer))
 
     def table(self) -> pd.DataFrame:
         """The first table of `harness table` as it is printed: text, with intervals and letters."""
@@ -172,17 +172,11 @@ class RecordedStudy:
         reason                              text: why nothing is decided, or a remark; empty without
         command                             text: the command that runs the cells which decide it; null if it is decided
         """
-        import pandas as pd
-
-        from harness.report import articles
-
-        judged = [articles.find(article)] if article else articles.every()
-
-        def verdicts(part: _Part) -> pd.DataFrame:
-            rows = [_claim(of, verdict) for of in judged for verdict in of.verdicts(part.records, part.folder)]
-            return pd.DataFrame(rows, columns=CLAIMS).astype(CLAIM_KINDS)  # also columns of nulls alone
-
-        return self._joined(verdicts)
+        targets = [part.frames["claims"] for part in plugin.installed() if "claims" in part.frames]
+        if not targets:
+            raise UserError("claims() requires the plug-in articles, which is not installed.")
+        verdicts = plugin.load(targets[0])(article)
+        return self._joined(lambda part: verdicts(part.records, part.folder))
 
     def power(self, effect: float, seeds: int) -> str:
         """How many items and seeds find a difference of `effect` (0.02 is 2 points), at the noise of the one study.
@@ -237,48 +231,11 @@ class _Part:
 
     @property
     def contests(self) -> list[Contest]:
-        return list(self.results.contests.values())
+        return self.results.answer.contests
 
     @cached_property
     def table(self) -> Table:
         """The first table of `harness table`."""
-        from harness.report.tables.best import tables
+        from harness.report.tables.best import first_table
 
-        return tables(self.records, self.folder)[0]
-
-
-CLAIMS = ["article", "claim", "text", "study", "model", "data", "verdict", "effect", "low", "high", "shown"]
-CLAIMS += ["seeds", "items", "records", "reason", "command"]
-CLAIM_KINDS = {
-    "shown": "object",
-    "command": "object",
-    **dict.fromkeys(("effect", "low", "high"), "float64"),
-    **dict.fromkeys(("seeds", "items"), "Int64"),
-}
-
-
-def _claim(article: Article, verdict: Verdict) -> dict[str, Any]:
-    from harness.report.articles import effect_text, to_decide
-    from harness.report.claims import OPEN
-
-    judgement = verdict.judgement
-    effect = judgement.effect
-    study, model, data = verdict.place
-    return {
-        "article": article.name,
-        "claim": verdict.claim.name,
-        "text": verdict.claim.text,
-        "study": study,
-        "model": model,
-        "data": data,
-        "verdict": judgement.decision,
-        "effect": effect.value if effect else None,
-        "low": effect.low if effect else None,
-        "high": effect.high if effect else None,
-        "shown": effect_text(verdict) if effect else None,
-        "seeds": judgement.seeds,
-        "items": judgement.items,
-        "records": len(judgement.records),
-        "reason": judgement.why,
-        "command": to_decide(verdict) if judgement.decision == OPEN else None,
-    }
+        return first_table(self.results.answer)

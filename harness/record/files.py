@@ -68,7 +68,7 @@ def beginnings(path: Path) -> list[Path]:
 
 
 def scored_model(path: Path) -> Path:
-    """Where the model of the record at `path` lies while vLLM reads it, unless it is to be kept whole anyway."""
+    """Where the model of the record at `path` lies while another engine reads it, unless it is kept whole anyway."""
     return _aside(model_folder(path), "scored")
 
 

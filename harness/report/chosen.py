@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.record import Record
-from harness.report.pairwise import contests
-from harness.report.select import Choice
-from harness.report.tables.answer import Place, place_answers
-from harness.report.tables.rows import group
+from harness.report.answer import answer
+from harness.report.select import Choice, Place
 
 
 @dataclass(frozen=True)
@@ -29,20 +27,16 @@ def chosen(records: Sequence[Record], folder: Path | None) -> dict[Place, Chosen
 
     A place without scores has one if only one method was tuned there. folder: of the study, where the items lie.
     """
-    rows = group(records)
-    row_of = [row for row in rows for _ in row.records]
-    tuned = [c for c in rows.choices if c.index and rows.records[c.index[0]].cell.seed is not None]
-    by_label = {(c.place, c.label): row_of[c.index[0]] for c in rows.choices if c.index}
-    answers = place_answers(contests(rows.records, folder, rows.choices), by_label)
+    study = answer(records, folder)
+    recorded = study.rows.records
     found = {}
-    for place in dict.fromkeys(choice.place for choice in tuned):
-        here = [choice for choice in tuned if choice.place == place]
-        answer = answers.get(place)
-        first = answer.first if answer else None
-        choice = next((c for c in here if c.label == first), here[0] if len(here) == 1 else None)
-        if choice is not None:
-            said = " ".join(answer.sentences()) if answer else f"{choice.label} is the only tuned method."
-            found[place] = ChosenCell(_of_seeds(choice, rows.records), said)
+    for place, said in study.places.items():
+        here = [choice for choice in study.choices if choice.place == place and choice.index]
+        tuned = [choice for choice in here if recorded[choice.index[0]].cell.seed is not None]
+        if said.best:
+            found[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), " ".join(said.sentences))
+        elif len(tuned) == 1:
+            found[place] = ChosenCell(_of_seeds(tuned[0], recorded), f"{tuned[0].label} is the only tuned method.")
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from harness.report.select import Choice, select
 from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
 
 MANY = 10  # of more methods than this, pairs without the best one are not tested: few would be found, and none read
+MOST_PAIRED = 60  # of more, such as settings without a choice, only pairs with the best and the best tuned one are made
 MARGIN = 0.02  # methods whose scores are surely closer than this (a fraction of 1) are equivalent
 DECISIONS = ("different", "equivalent", "not decided")
 
@@ -37,7 +38,8 @@ class Standing:
         items); None if the error is unknown.
     letters: methods that share a letter can't be told apart; None if the method was not tested against others. Those of
         methods that answered other items than most end in /2, /3, …: only equal endings are compared.
-    rank: how likely it is the best of the methods with the same items as most, and its expected rank; None for others.
+    rank: how likely it is the best of the methods with the same items as most, and its expected rank; None for others,
+        and of more than MOST_PAIRED.
     """
 
     choice: Choice
@@ -54,7 +56,8 @@ class Contest:
     score: its name in `frame`, TASK/METRIC/FILTER.
     standings: best first.
     paired: labels of methods that answered the same items, best first, for each set of items; most methods first.
-    differences: for pairs of `Choice.label`, the better first: the first's mean less the second's.
+    differences: for pairs of `Choice.label`, the better first: the first's mean less the second's. Of more than
+        MOST_PAIRED methods for pairs with the best one or the best tuned one alone.
     corrected: p-values of those that are tested (all, or of more than MANY methods those from the best one), by
         `statistics.stepwise` over all primary contests that were made together; empty if this one is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
@@ -217,13 +220,15 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     intervals: dict[str, Interval] = {}
     gaps: dict[tuple[str, str], Difference] = {}
     ranked: dict[str, MethodRank] = {}
+    tuned = {c.label for c, group in zip(choices, groups, strict=True) if group and group[0].cell.seed is not None}
     for which, _ in Counter(samples[label][1] for label in labels).most_common():
         group = [label for label in labels if samples[label][1] == which]
         answered = [samples[label][0] for label in group]
         intervals |= zip(group, statistics.mean_intervals(answered), strict=True)
         if len(group) > 1:
-            gaps |= {(group[i], group[j]): gap for (i, j), gap in statistics.differences(answered).items()}
-        if len(group) > 1 and not paired:
+            pairs = _paired(group, tuned) if len(group) > MOST_PAIRED else None
+            gaps |= {(group[i], group[j]): gap for (i, j), gap in statistics.differences(answered, pairs).items()}
+        if 1 < len(group) <= MOST_PAIRED and not paired:
             ranked = dict(zip(group, statistics.ranks(answered, higher), strict=True))
         paired.append(group)
     ordered = [samples[label][0] for label in paired[0]] if paired else []
@@ -244,6 +249,12 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         clusters=first.groups if first is not None else None,
         seed_spread=_seed_spread(ordered),
     )
+
+
+def _paired(labels: Sequence[str], tuned: Collection[str]) -> list[tuple[int, int]]:
+    """The pairs of positions that have the best of `labels`, which are best first, or the best of `tuned`."""
+    first = next((i for i, label in enumerate(labels) if label in tuned), 0)
+    return [(i, j) for i, j in itertools.combinations(range(len(labels)), 2) if i == 0 or first in (i, j)]
 
 
 def _seed_spread(samples: Sequence[Answers]) -> float | None:

@@ -27,7 +27,7 @@ import pandas as pd
 from harness import units
 from harness.record import Record, Repeat, Score, memory_instrument, train_memory
 from harness.report import statistics
-from harness.report.evidence import conditions, differing
+from harness.report.conditions import conditions, differing
 from harness.report.frame import score_name, setting_texts
 from harness.report.lint.differences import environment_part
 from harness.report.lint.environment import overlap, ran_with

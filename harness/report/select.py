@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from harness.record import Record
 from harness.report.frame import setting_texts
 
+Place = tuple[str, str, str]  # study, model, data
+UNVALIDATED = "choosing a setting requires validation losses"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -25,9 +28,11 @@ class Choice:
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
+    experiments: the finished settings where none could be chosen for want of validation losses, each a choice by
+        itself, whose `experiment` is its label.
     """
 
-    place: tuple[str, str, str]
+    place: Place
     key: tuple[Any, ...]
     setting: str | None
     rank: int | None
@@ -40,6 +45,8 @@ class Choice:
     edges: tuple[str, ...]
     reason: str | None
     confirmed: bool = False
+    experiments: tuple[Choice, ...] = ()
+    experiment: str | None = None
 
     @property
     def method(self) -> str:
@@ -47,8 +54,13 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """`key` as text: "lora", or "lora 16"."""
-        return " ".join(str(part) for part in self.key if part is not None)
+        """`key` as text: "lora", or "lora 16"; of an experiment with its setting."""
+        return self.experiment or " ".join(str(part) for part in self.key if part is not None)
+
+    @property
+    def described(self) -> str:
+        """The label with the setting."""
+        return self.experiment or " ".join(filter(None, (self.label, self.setting)))
 
 
 class Try(NamedTuple):
@@ -82,9 +94,7 @@ def select(
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
     of them that finished, if it has any.
     """
-    groups: dict[tuple[tuple[str, str, str], tuple[Any, ...]], dict[str, list[int]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
+    groups: dict[tuple[Place, tuple[Any, ...]], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     settings = setting_texts(records) if settings is None else settings
     for i, (record, setting) in enumerate(zip(records, settings, strict=True)):
         cell = record.cell
@@ -93,9 +103,7 @@ def select(
     return [_chosen(place, key, by_setting, records) for (place, key), by_setting in groups.items()]
 
 
-def _chosen(
-    place: tuple[str, str, str], key: tuple[Any, ...], by_setting: dict[str, list[int]], records: Sequence[Record]
-) -> Choice:
+def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]], records: Sequence[Record]) -> Choice:
     tried = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
     tries = [_try(setting, index, records) for setting, index in tried.items() if index]
     choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
@@ -107,6 +115,20 @@ def _chosen(
     confirmed = _try(choice.setting, fresh, records)
     loss = _mean(confirmed.losses)
     return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True)
+
+
+def experiments(positions: Sequence[int], records: Sequence[Record], settings: Sequence[str]) -> list[Choice]:
+    """The record at each of `positions` as a choice by itself. settings: the records' `setting_texts`."""
+    places = [(records[i].study, records[i].cell.model, records[i].cell.data) for i in positions]
+    tries = [(records[i].cell.method, _try(settings[i], [i], records)) for i in positions]
+    choices = [_alone(place, (method,), tried) for place, (method, tried) in zip(places, tries, strict=True)]
+    seen = Counter((choice.place, choice.label) for choice in choices)
+    return [
+        replace(choice, experiment=f"{choice.label} seed={tried.seeds[0]}")
+        if seen[choice.place, choice.label] > 1
+        else choice
+        for choice, (_, tried) in zip(choices, tries, strict=True)
+    ]
 
 
 def latest(index: Sequence[int], records: Sequence[Record]) -> list[int]:
@@ -138,7 +160,7 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
     )
 
 
-def _choice(place: tuple[str, str, str], key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
+def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
     most = max(len(set(tried.seeds)) for tried in tries)
     lost: Counter[str] = Counter()
     finished = []
@@ -155,9 +177,18 @@ def _choice(place: tuple[str, str, str], key: tuple[Any, ...], tries: Sequence[T
     if not finished:
         reason = "no setting finished with every seed"
     elif len(tries) > 1 and any(math.isnan(_mean(tried.losses)) for tried in finished):
-        reason = "choosing a setting requires validation losses"
+        reason = UNVALIDATED
     else:
         best = min(finished, key=lambda tried: _order(tried, common))
+    choice = _settled(place, key, best)
+    if reason == UNVALIDATED:
+        choice = replace(choice, experiments=tuple(replace(_alone(place, key, t), reason=reason) for t in finished))
+    edges = tuple(_edges(best, tries)) if best else ()
+    return replace(choice, tries=len(tries), lost=dict(lost), edges=edges, reason=reason)
+
+
+def _settled(place: Place, key: tuple[Any, ...], best: Try | None) -> Choice:
+    """The choice of `best`, the one try."""
     loss = math.nan if best is None else _mean(best.losses)
     return Choice(
         place=place,
@@ -168,11 +199,17 @@ def _choice(place: tuple[str, str, str], key: tuple[Any, ...], tries: Sequence[T
         lr=best and best.lr,
         index=best.positions if best else (),
         loss=None if math.isnan(loss) else loss,
-        tries=len(tries),
-        lost=dict(lost),
-        edges=tuple(_edges(best, tries)) if best else (),
-        reason=reason,
+        tries=1,
+        lost={},
+        edges=(),
+        reason=None,
     )
+
+
+def _alone(place: Place, key: tuple[Any, ...], tried: Try) -> Choice:
+    """The setting of `tried` as a choice by itself."""
+    choice = _settled(place, key, tried)
+    return replace(choice, experiment=choice.described)
 
 
 def _order(tried: Try, common: set[int | None]) -> tuple[float, ...]:

@@ -87,7 +87,7 @@ def retry(
                     save=found.save,
                     tracker=found.tracker,
                     confirmation=found.confirmation,
-                    halving=study.halving(found.stop),
+                    early_stopping=study.early_stopping(found.stop),
                 )
                 again = _run(study, found, request, progress)
             except UserError as error:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from harness import record, terminal
@@ -15,7 +12,8 @@ from harness.errors import UserError
 from harness.protocol import CellProgress
 from harness.record import Cell, Record, RecordError
 from harness.studies import logs
-from harness.sweep.cell_status import AT_WORK, CellStatus, table, to_go
+from harness.sweep.cell_status import CellStatus, table
+from harness.sweep.live_cells import Durations, LiveCells
 from harness.sweep.store import Study
 
 if TYPE_CHECKING:
@@ -24,38 +22,17 @@ if TYPE_CHECKING:
 LOG_LINES = 3  # shown of a failed cell's log
 
 
-@dataclass
-class StudyStatus:
-    """The status of a study: all its cells, the seconds left (null: unknown) also in words, and bad files, a sentence
-    each."""
+@dataclass(kw_only=True)
+class StudyStatus(LiveCells):
+    """The status of a study: all its cells, and bad files, a sentence each."""
 
     study: str
-    cells: list[CellStatus]
-    seconds_left: float | None
-    time_left: str
     problems: list[str]
-
-    def having(self, *states: str) -> list[CellStatus]:
-        return [cell for cell in self.cells if cell.state in states]
-
-    @property
-    def failed(self) -> list[CellStatus]:
-        return [cell for cell in self.cells if cell.failed]
-
-    @property
-    def over(self) -> bool:
-        """Whether no cell is running or left."""
-        return not self.having(*AT_WORK)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        done, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
-        counts = {"done": done, "running": running, "failed": len(self.failed), "left": left}
-        return counts | {state: n for state in ("unfit", "pruned") if (n := len(self.having(state)))}
 
     def to_json(self) -> dict[str, Any]:
         cells = [cell.to_json() for cell in self.cells]
-        return {"study": self.study, **self.counts, **dataclasses.asdict(self), "cells": cells}
+        left = {"seconds_left": self.seconds_left, "time_left": self.time_left}
+        return {"study": self.study, **self.counts, "cells": cells, **left, "problems": self.problems}
 
 
 class RecordCache:
@@ -84,11 +61,7 @@ class RecordCache:
 
 
 def study_status(results: Path, name: str, cache: RecordCache | None = None) -> StudyStatus:
-    """The status of the study `name` below `results`.
-
-    The time left assumes that a cell takes the mean time of the recorded cells of its method (of all cells, if there
-    are none), that a training cell keeps its pace, and that as many cells run at a time as now, at least one.
-    """
+    """The status of the study `name` below `results`."""
     study = Study(results, name)
     records, problems = (cache or RecordCache()).read(study.folder)
     try:
@@ -100,7 +73,7 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
     cells = {c.name: c for c in [*(r.cell for r in records), *left]}
     durations = Durations(records)
 
-    states = [_running(name, marker, cells.get(name), durations) for name, marker in running.items()]
+    states = [durations.expect(_running(name, owner, cells.get(name))) for name, owner in running.items()]
     states += [_recorded(r, study) for r in records if r.cell.name not in running]
     resumes = dict.fromkeys(study.checkpointed(), "checkpoint")
     states += [
@@ -114,56 +87,17 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
         for n, at in resumes.items()
         if n not in cells and n not in running
     ]
-    remaining = [durations.to_go(state, cells.get(state.cell)) for state in states if state.state in AT_WORK]
-    shared = [seconds and seconds / max(1, len(running)) for seconds in remaining]
-    known = [seconds for seconds in shared if seconds is not None]
-    total = sum(seconds for seconds in known if seconds > 0) if len(known) == len(shared) else None
-    return StudyStatus(name, states, total, to_go(shared) if shared else "", problems)
+    return StudyStatus(states, durations, study=name, problems=problems)
 
 
-class Durations:
-    """How long recorded cells took, by method, in seconds."""
-
-    def __init__(self, records: Sequence[Record]):
-        self._done = [r for r in records if r.status == "ok"]
-
-    def of_method(self, method: str) -> float | None:
-        found = [r.seconds for r in self._done if r.cell.method == method]
-        return mean(found) if found else None
-
-    def to_go(self, state: CellStatus, cell: Cell | None) -> float | None:
-        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells; null if it is not known.
-
-        Below 0 if it takes longer than those did.
-        """
-        if (left := state.progress.seconds_left) is not None or not self._done or cell is None:
-            return left
-        expected = self.of_method(cell.method) or mean(r.seconds for r in self._done)
-        return expected - (state.seconds or 0.0)
-
-    def after_training(self, method: str) -> float:
-        """Mean seconds of the phases after training; 0 if there is no recorded cell of the method."""
-        found = []
-        for r in self._done:
-            names = list(r.phases)
-            if r.cell.method == method and "train" in names:
-                found.append(sum(r.phases[name].seconds for name in names[names.index("train") + 1 :]))
-        return mean(found) if found else 0.0
-
-
-def _running(name: str, marker: dict[str, Any], cell: Cell | None, durations: Durations) -> CellStatus:
-    seconds = max(0.0, time.time() - marker["started"])
-    found = CellStatus(name, "running", host=marker["host"], seconds=seconds)
-    found.follow(marker["progress"] if isinstance(marker["progress"], dict) else {})
-    if cell is None:  # of `run`, which plans nothing
-        return found
-    found.id, found.method = cell.id, cell.method
-    if (left := found.progress.seconds_left) is not None:
-        left += durations.after_training(cell.method)
-    elif (expected := durations.of_method(cell.method)) is not None and expected > seconds:
-        left = expected - seconds
-    found.progress = dataclasses.replace(found.progress, seconds_left=left)
-    return found
+def _running(name: str, owner: dict[str, Any], cell: Cell | None) -> CellStatus:
+    """cell: null of `run`, which plans nothing."""
+    seconds = max(0.0, time.time() - owner["started"])
+    status = CellStatus(name, "running", host=owner["host"], seconds=seconds)
+    if cell is not None:
+        status.id, status.method = cell.id, cell.method
+    status.follow(owner["progress"])
+    return status
 
 
 def _recorded(found: Record, study: Study) -> CellStatus:

@@ -52,10 +52,11 @@ class CellStatus:
         """Whether it ended otherwise than asked for; a cell that --fit left out or stop=asha ended early did not."""
         return self.state not in ("ok", "unfit", "pruned", *AT_WORK)
 
-    def follow(self, told: dict[str, Any]) -> None:
-        """Take over what a running cell reported last; values of other types are ignored."""
+    def follow(self, progress: Any) -> None:
+        """Take over what a running cell reported last; what is no dict, and values of other types, are ignored."""
         kinds = get_type_hints(CellProgress)
-        known = {name: value for name, value in told.items() if name in kinds and isinstance(value, kinds[name])}
+        reported = progress.items() if isinstance(progress, dict) else ()
+        known = {name: value for name, value in reported if name in kinds and isinstance(value, kinds[name])}
         self.progress = CellProgress(**known)
         if self.progress.phase is None:
             self.progress = replace(self.progress, phase="start")

@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from harness import cell_runner, redact, validate
 from harness import config as settings_of
-from harness import redact, validate
 from harness.errors import UserError
 from harness.record import Cell, cell_name
 from harness.settings import (
     AUTO,
-    HELD_OUT,
     DataSettings,
     EvalSettings,
     InferSettings,
@@ -50,7 +49,8 @@ def from_config(config: DictConfig) -> Cell:
     if config.speedups == "off" and config.train.precision == "auto":
         config.train.precision = "fp32"
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    settings = _of_api(resolved) if resolved["model"]["base_url"] is not None else _of_weights(resolved)
+    by_plugins = (runner.composed(resolved) for runner in cell_runner.runners())
+    settings = next((composed for composed in by_plugins if composed is not None), None) or _of_weights(resolved)
     _refuse_unrecordable({"method.knobs": resolved["method"]["knobs"]} | plain(settings))
     raw = json.dumps(OmegaConf.to_container(config.method, resolve=False))
     used = {axis: resolved[axis] if f"${{{axis}}}" in raw else None for axis in AXES} | {"seed": settings.seed}
@@ -74,11 +74,15 @@ def part(kind: type[T], group: dict[str, Any]) -> T:
 
 
 def _of_weights(resolved: dict[str, Any]) -> Settings:
+    """Those of a cell that the core runs. Raises UserError if its model is behind an API."""
+    for name in (*OF_API[1:], "key_env"):
+        if resolved["model"][name]:
+            raise UserError(f"model.{name} is refused: no installed plug-in runs cells of models behind an API.")
     method, infer = part(MethodSettings, resolved["method"]), part(InferSettings, resolved["infer"])
     model = {name: value for name, value in resolved["model"].items() if name not in OF_API}
     return Settings(
         method=method,
-        model=part(ModelSettings, model | {"path": _relative(model["path"])}),
+        model=part(ModelSettings, model | {"path": relative(model["path"])}),
         data=part(DataSettings, resolved["data"]),
         eval=part(EvalSettings, resolved["eval"]),
         train=_training(part(TrainSettings, resolved["train"]), method.tuned),
@@ -103,24 +107,8 @@ def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
 
 
-def _of_api(resolved: dict[str, Any]) -> Settings:
-    """Those settings of a model behind an API that decide its answers."""
-    model = {name: resolved["model"][name] for name in OF_API}
-    model["base_url"] = model["base_url"].rstrip("/")
-    if model["tokenizer"] is not None:
-        model["tokenizer"] = _relative(model["tokenizer"])
-    asked = {name: value for name, value in resolved["eval"].items() if name not in ("batch_size", "engine")}
-    data = resolved["data"] if HELD_OUT in asked["tasks"] else {"name": resolved["data"]["name"]}
-    data = {name: value for name, value in data.items() if name not in ("limit", "noise")}  # of training
-    return Settings(
-        method=part(MethodSettings, resolved["method"]),
-        model=part(ModelSettings, model),
-        data=part(DataSettings, data),
-        eval=part(EvalSettings, asked),
-    )
-
-
-def _relative(place: str) -> str:
+def relative(place: str) -> str:
+    """A folder or file as it is seen from where one works, and any other text as it is."""
     path = Path(place).expanduser()
     return os.path.relpath(path) if path.is_absolute() else place
 

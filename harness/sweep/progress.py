@@ -12,12 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from harness import protocol, record, terminal, units
 from harness.record import COMPLETE, Cell, Record, RecordError
-from harness.sweep.cell_status import CellStatus, table, to_go
+from harness.sweep.cell_status import CellStatus, table
+from harness.sweep.live_cells import Durations, LiveCells
 from harness.sweep.store import Study
 from harness.terminal.streams import printable
 
@@ -36,6 +36,7 @@ class SweepProgress:
         self.total, self.started, self.done = total, 0, 0
         self._cells: dict[str, CellStatus] = {}  # that are running or have ended, in the order of their last change
         self._began: dict[str, float] = {}  # by name of a running cell
+        self._durations = Durations()
         self._current: str | None = None
         self._live = self._screen() if sys.stderr.isatty() else None
 
@@ -59,7 +60,7 @@ class SweepProgress:
         if self._current is not None:
             self.follow(self._current, protocol.facts(event))
 
-    def follow(self, name: str, progress: dict[str, Any]) -> None:
+    def follow(self, name: str, progress: Any) -> None:
         """Show the last progress of a running cell."""
         if (cell := self._cells.get(name)) is not None and cell.state == "running":
             cell.follow(progress)
@@ -71,6 +72,7 @@ class SweepProgress:
         self._began.pop(name, None)
         self._cells.pop(name, None)
         self._cells[name] = CellStatus.measured(record)
+        self._durations.add(record)
         why = f": {record.failure.reason}" if record.failure else ""
         self._say(f"[{self.done}/{self.total}] {name} {record.status} in {record.seconds:.0f} s{why}")
 
@@ -109,38 +111,36 @@ class SweepProgress:
         from rich.console import Group
         from rich.text import Text
 
-        now, cells = time.monotonic(), list(self._cells.values())
-        for name, began in list(self._began.items()):
-            self._cells[name].seconds = now - began
-        running = [cell for cell in cells if cell.state == "running"]
-        failed = [cell for cell in cells if cell.failed]
+        live = self.live
+        cells, running, failed = live.cells, live.having("running"), live.failed
         reasons = [f"{cell.cell} {cell.state}: {cell.reason or 'no reason recorded'}" for cell in failed]
         reasons = reasons[-max(1, height // 8) :]
         room = max(2, height - AROUND - sum(-(-len(reason) // width) for reason in reasons))
         first = [*running, *failed[::-1], *(cell for cell in cells[::-1] if cell.state in COMPLETE)][:room]
         shown = [cell for cell in cells if any(cell is kept for kept in first)]
-        parts: list[RenderableType] = [Text(self._head(running, failed), style="bold")]
+        parts: list[RenderableType] = [Text(self._head(live), style="bold")]
         parts += [table(shown, width, indent=2)] if shown else []
         parts += [Text(f"  … and {len(cells) - len(shown)} more that have ended")] if len(shown) < len(cells) else []
         return Group(*parts, *(Text(printable(reason), style="red") for reason in reasons))
 
-    def _head(self, running: list[CellStatus], failed: list[CellStatus]) -> str:
+    @property
+    def live(self) -> LiveCells:
+        """The cells as they stand now."""
+        now = time.monotonic()
+        for name, began in list(self._began.items()):
+            self._cells[name].seconds = now - began
+        cells = [self._durations.expect(c) if c.state == "running" else c for c in list(self._cells.values())]
+        running = sum(cell.state == "running" for cell in cells)
+        return LiveCells(cells, self._durations, max(0, self.total - self.done - running))
+
+    def _head(self, live: LiveCells) -> str:
         counts = f"{self.done} of {units.plural(self.total, 'cell')} ended"
-        counts += f", {len(failed)} failed" if failed else ""
+        counts += f", {len(live.failed)} failed" if live.failed else ""
         if self.done >= self.total:
             return f"{counts}."
-        left = [cell.progress.seconds_left for cell in running]
-        if self.total == 1 and None in left:
+        if self.total == 1 and live.seconds_left is None:
             return "One cell is running."
-        waiting = self.total - self.done - len(running)
-        if took := [cell.seconds for cell in self._cells.values() if cell.state == "ok" and cell.seconds]:
-            usual = mean(took)
-            expected = [usual - (cell.seconds or 0) for cell in running]
-            left = [other if known is None else known for known, other in zip(left, expected, strict=True)]
-            left += [usual] * waiting
-        elif waiting:
-            left.append(None)
-        return f"{counts}, {to_go(left)}."
+        return f"{counts}, {live.time_left}."
 
 
 @contextlib.contextmanager
@@ -194,8 +194,7 @@ class _Followed:
         if name not in self._started:
             self._started.add(name)
             self._progress.say_started(self._left[name])
-        if isinstance(owner["progress"], dict):
-            self._progress.follow(name, owner["progress"])
+        self._progress.follow(name, owner["progress"])
 
 
 def _written(path: Path) -> int | None:

@@ -23,7 +23,6 @@ from harness import env, record, redact, units
 from harness.errors import UserError
 from harness.protocol import (
     NO_PATHS,
-    ApiAccess,
     CardRates,
     CheckCells,
     CheckTasks,
@@ -37,7 +36,6 @@ from harness.protocol import (
     Request,
     Rescore,
     RunCell,
-    Synthesize,
     Warned,
     decode_event,
     encode,
@@ -62,18 +60,18 @@ _server = Server()  # of this process
 def check(
     cells: list[Cell],
     data_root: str | None,
-    access: dict[str, ApiAccess] | None = None,
+    extra: dict[str, dict[str, Any]] | None = None,
     local: LocalPaths = NO_PATHS,
 ) -> dict[str, dict[str, Any]]:
     """Have a job check what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
-    access: of the cells behind an API, by id. Returns what they would ask for, by id.
+    extra: of the cells that plug-ins run, by id. Returns what they would cost, by id.
     Raises UserError for the first thing that does not work; warns if others use this machine.
     """
     _warn_of_load()
-    request = CheckCells(cells, _absolute(data_root), access or {}, warn=True, local=local)
+    request = CheckCells(cells, _absolute(data_root), extra or {}, warn=True, local=local)
     answers = _ask("The check before the sweep", request)
-    return {answer["id"]: answer["estimate"] for answer in answers}
+    return {answer["id"]: answer["cost"] for answer in answers}
 
 
 def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:
@@ -139,15 +137,9 @@ def score(
     return record.read(path)
 
 
-def synthesize(request: Synthesize, on_event: OnEvent) -> dict[str, Any]:
-    """Request new problems in a job (harness/job/data/generators/synthesis.py). Returns its summary."""
-    request = replace(request, data_root=_absolute(request.data_root))
-    return _ask("The job that asks for problems", request, on_event)[-1]
-
-
-def ask(request: Request, on_event: OnEvent) -> dict[str, Any]:
-    """Ask models, or a judge, in a job (AskModels, JudgeAnswers). Returns what they say."""
-    return _ask("The job that asks models", request, on_event)[-1]
+def ask(request: Request, on_event: OnEvent, job: str = "The job that asks models") -> dict[str, Any]:
+    """Serve `request` in a job; returns its last result. job: how a sentence on its failure begins."""
+    return _ask(job, request, on_event)[-1]
 
 
 def _ask(what: str, request: Request, on_event: OnEvent | None = None) -> list[dict[str, Any]]:
@@ -319,7 +311,7 @@ def repeat(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> R
     aside.parent.mkdir(parents=True, exist_ok=True)
     precautions = replace(request.precautions, save_every=None)
     request = replace(request, path=str(aside.absolute()), precautions=precautions, save="none")
-    request = replace(request, checkpoints=None, tracker=None, halving=None)
+    request = replace(request, checkpoints=None, tracker=None, early_stopping=None)
     try:
         again = run(request, study, lease, on_event)
         recorded = record.read(study.path(cell))

@@ -10,9 +10,9 @@ results_dir/study/NAME.json            the record
                   .harness/points/     points for the workers of a launcher: harness/sweep/launchers/through_hydra.py
                   .harness/running/    one lease per running cell: harness/sweep/lease.py
                   .harness/checkpoints/NAME/   checkpoints of killed cells: harness/job/training/checkpoints.py
-                  .harness/rungs/NAME.json     losses of stop=asha: harness/job/training/halving.py
+                  .harness/rungs/NAME.json     losses by which a plug-in ends cells early
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
-                  .harness/answers/NAME.jsonl  answers of a model behind an API: harness/job/api/lm_eval_model.py
+                  .harness/answers/NAME.jsonl  what the plug-in that runs the cell keeps
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from harness import record
+from harness import plugin, record
 from harness.errors import UserError
 from harness.program import PROGRAM
-from harness.protocol import Halving
+from harness.protocol import EarlyStopping
 from harness.record import Cell, Record, StopRule
 from harness.sweep import lease
 from harness.sweep.lease import Lease
@@ -68,11 +68,19 @@ class Study:
     def _repeating(self, name: str) -> Path:
         return self._state / "repeats" / name
 
-    def halving(self, rule: StopRule | None) -> Halving | None:
-        """What a cell of this study needs to compete by `rule`, if there is one."""
-        return None if rule is None else Halving(rule, str((self._state / "rungs").absolute()))
+    def early_stopping(self, rule: StopRule | None) -> EarlyStopping | None:
+        """What a cell of this study needs to compete by `rule`, if there is one.
+
+        Raises UserError if no plug-in ends cells by a rule.
+        """
+        if rule is None:
+            return None
+        if all(part.early_stop is None for part in plugin.installed()):
+            raise UserError("stop=asha, the rule by which the cell may end early, requires the plug-in halving.")
+        return EarlyStopping(rule, str((self._state / "rungs").absolute()))
 
     def answers(self, cell: Cell) -> Path:
+        """Where the plug-in that runs `cell` may keep answers, from one attempt to the next."""
         return self._answers(cell.name)
 
     def _answers(self, name: str) -> Path:

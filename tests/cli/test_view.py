@@ -213,10 +213,10 @@ def test_a_client_that_takes_no_answer_is_sent_away(results, hasty, monkeypatch,
         monkeypatch.setattr(server, "index", lambda names: "x" * 2**27)  # more than any buffer between the two
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        before = threading.active_count()
+        before = set(threading.enumerate())  # of which some may end, as those of earlier tests
         connection.sendall(f"GET {server.address()} HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
-        wait_until(lambda: threading.active_count() > before)
-        wait_until(lambda: threading.active_count() == before)
+        wait_until(lambda: set(threading.enumerate()) - before)
+        wait_until(lambda: not set(threading.enumerate()) - before)
         _, got = until_closed(connection)
         assert len(got) < 2**27
     assert capfd.readouterr().err == ""
@@ -231,15 +231,15 @@ def test_a_client_that_goes_away_leaves_no_traceback(results, monkeypatch, capfd
             return "x" * 2**25
 
         monkeypatch.setattr(server, "index", index)
-        before = threading.active_count()
-        for _ in range(3):
+        before = set(threading.enumerate())
+        for number in range(3):
             connection = socket.create_connection(("127.0.0.1", server.port))
             connection.sendall(f"GET {server.address()} HTTP/1.1\r\nHost: localhost:{server.port}\r\n\r\n".encode())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no farewell
-            wait_until(lambda: threading.active_count() > before)
+            wait_until(lambda number=number: len(set(threading.enumerate()) - before) > number)
             connection.close()
         asked.set()
-        wait_until(lambda: threading.active_count() == before)
+        wait_until(lambda: not set(threading.enumerate()) - before)
     assert capfd.readouterr().err == ""
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+from processes import ENVIRONMENT
 
 from harness import record
-from harness.config import ROOT
 from harness.record import Record
 from harness.sweep.store import Study
 
@@ -20,7 +19,6 @@ GRID = (
     *("eval=facts", "eval.limit=4", "infer.repeats=0", "method=full,lora,galore", "seed=0,1,2,3,4,5,6,7"),
 )
 CELLS = 24
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE = 900  # seconds that a sweep may take on a busy machine before it is said to hang
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from grid import CELLS, finish, results, start, study_in, whole
+from processes import family
 
 pytestmark = pytest.mark.faults
 
@@ -20,18 +21,6 @@ KILLS = 50
 AT_ONCE = 2  # folders in which sweeps are killed, so that two cores have something to do
 SEED = 20260
 FAMILY = ("sweep", "holder", "job")
-
-
-def family(pid: int) -> list[int]:
-    """The process, those it started, and theirs: the sweep, the holder of jobs, the job."""
-    found = [pid]
-    for member in found:
-        try:
-            children = Path(f"/proc/{member}/task/{member}/children").read_text().split()
-        except OSError:
-            continue  # it ended meanwhile
-        found += map(int, children)
-    return found
 
 
 def lives(pid: int) -> bool:

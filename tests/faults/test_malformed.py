@@ -9,6 +9,7 @@ import json
 import string
 
 import pytest
+from command_line import installed
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from harness.errors import UserError
 pytestmark = pytest.mark.faults
 
 EXAMPLES = settings(max_examples=170, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-COMMANDS = ("table", "lint", "status", "claims", "verify")
+COMMANDS = installed("table", "lint", "status", "claims", "verify")
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

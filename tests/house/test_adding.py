@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from added import blocks, copy_of_project, python
 
 from harness.config_folders import ROOT
 from harness.record import read_study
 
 SMALL = ["model=tiny", "train.max_steps=1", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0"]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The code of a page, whose NAME is `mine`."""
-    text = (ROOT / "docs" / "adding" / f"{page}.md").read_text(encoding="utf-8")
-    return [found.replace("NAME", "mine") for found in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
 def add(folder: Path, place: str, text: str) -> None:
@@ -114,44 +108,10 @@ def test_a_plugin_of_another_distribution_adds_its_command(tmp_path):
     assert run("mine", "--study", "reference/memory").startswith("reference/memory: 0 of ")
 
 
-@pytest.fixture
-def project(tmp_path) -> Path:
-    """A copy of the project, for what is a part of it."""
-    for name in ("harness", "conf", "sweeps", "docs", "benchmarks"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "reference").symlink_to(ROOT / "results" / "reference")
-    return tmp_path
-
-
-def python(project: Path, *arguments: str) -> str:
-    """What Python prints in the copy `project`."""
-    environment = os.environ | {"PYTHONPATH": f"{project}:{project / 'docs'}"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_method_has_an_entry_in_the_published_list(project):
+def test_a_method_has_an_entry_in_the_published_list(tmp_path):
+    project = copy_of_project(tmp_path)
     (text,) = blocks("method", "yaml")
     add(project, "method", text)
     entry = "import catalogue; (entry,) = catalogue.entries('mine'); print(catalogue.section(entry, {'trainable': 0}))"
     listed = python(project, "-c", entry)
     assert listed.startswith("## mine\n\nrsLoRA (Kalajdzievski 2023")
-
-
-def test_an_article_is_judged_and_published(project):
-    article, claims = blocks("article", "python")
-    folder = project / "harness" / "articles" / "mine"
-    folder.mkdir()
-    (folder / "__init__.py").write_text(article, encoding="utf-8")
-    (folder / "memory.py").write_text(claims, encoding="utf-8")
-
-    judged = python(project, "-m", "harness", "claims", "--article", "mine", "--study", "reference/memory")
-    assert "lora-memory" in judged
-    assert "The title" in judged
-    publish = (
-        "import published; assert published.picture(published.DECIDED); print(published.rendered('decided', 'mine'))"
-    )
-    assert "No study that decides a claim of “The title” has run yet." in python(project, "-c", publish)

@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+from plugin_list import some_needs_a_plugin
 
 from harness.cli.commands import command_line
 from harness.config_folders import CONF, PUBLISHED, ROOT, SWEEPS, named_sweeps
@@ -40,7 +41,7 @@ def test_prose_says_harness():
     }
     prose = {name for name, text in texts.items() if re.search(r"python -m harness\b(?!\.)", text)}
     in_files = {
-        "harness/report/articles.py",
+        *(f"harness/plugins/articles/{name}.py" for name in ("article", "decided")),
         *(f"harness/report/pages/{name}.py" for name in ("page", "commands")),
     }  # read in any environment
     assert prose <= in_files | {"harness/program.py", "harness/__main__.py", "harness/cli/commands.py"}
@@ -57,7 +58,11 @@ def test_targets_exist(target):
 
 @pytest.mark.parametrize("words", HARNESS, ids=" ".join)
 def test_arguments_are_those_of_the_command(words, compose):
-    name, *arguments = words
+    with some_needs_a_plugin():
+        composes_or_parses(*words, compose=compose)
+
+
+def composes_or_parses(name, *arguments, compose):
     options = command_line("harness").command(name).parse_intermixed_args(arguments, argparse.Namespace())
     if name not in ("run", "sweep", "plan"):
         return

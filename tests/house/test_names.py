@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 from collections import Counter
 
+from plugin_list import MISSING
+
 from harness.config import ROOT
 
 # What was done to a value, and not what it is.
 PARTICIPLES = {"asked", "chosen", "done", "drawn", "found", "given", "held", "kept", "known", "made", "read", "shown"}
 PARTICIPLES |= {"taken", "told", "tried", "typed", "written"}
-AT_MOST = {"found": 322, "participles": 904, "functions called of": 11}
+AT_MOST = {"found": 303, "participles": 864, "functions called of": 10}
 
 
 def bound_names() -> Counter[str]:
@@ -35,4 +37,7 @@ def test_names_that_say_what_was_done_become_fewer():
         "participles": sum(names[name] for name in PARTICIPLES),
         "functions called of": names["of()"],
     }
-    assert counts == AT_MOST, "more than before, or fewer: then lower the number above"
+    if MISSING:
+        assert all(counts[name] <= AT_MOST[name] for name in counts)
+    else:
+        assert counts == AT_MOST, "more than before, or fewer: then lower the number above"

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from plugin_list import some_needs_a_plugin
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 STUDY = re.compile(r'STUDY = "reference/(\w+)"')
@@ -22,7 +23,8 @@ def code(notebook):
 
 
 def run(notebook, path):
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}}).execute()
+    with some_needs_a_plugin():
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}}).execute()
 
 
 def kinds(notebook):

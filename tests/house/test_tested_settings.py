@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tested_settings
+from plugin_list import needs_all_plugins
 from tested_settings import Line, named, refused
 
 RUN_BY = tested_settings.run_by()
@@ -14,6 +15,7 @@ def test_a_command_line_of_a_test_gives(name):
     assert name in RUN_BY, "add it to a line in tests/cli/settings/"
 
 
+@needs_all_plugins
 def test_the_table_is_up_to_date():
     assert tested_settings.TARGET.read_text(encoding="utf-8") == tested_settings.page(), "`make publish` renews it"
 

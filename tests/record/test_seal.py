@@ -7,6 +7,7 @@ import json
 import random
 
 import pytest
+from command_line import installed
 from records import make_answered, make_record, measured, reseal
 
 from harness.__main__ import main
@@ -91,14 +92,14 @@ def study(tmp_path):
     return tmp_path / "results", next(folder.glob("lora-*.json"))
 
 
-COMMANDS = (["table"], ["report"], ["lint"], ["claims"], ["status"], ["figures"], ["verify"])
+COMMANDS = installed("table", "report", "lint", "claims", "status", "figures", "verify")
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_an_edited_record_is_one_sentence_and_the_rest_is_shown(study, capsys, command):
     results, path = study
     path.write_text(path.read_text().replace('"seconds": 120.0', '"seconds": 60.0', 1))
-    assert main([*command, "--results-dir", str(results)]) == 1
+    assert main([command, "--results-dir", str(results)]) == 1
     said = capsys.readouterr()
     (line,) = [line for line in said.err.splitlines() if path.stem in line]
     assert line.startswith("error: ")

@@ -7,20 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from records import make_record, make_score
 from scipy import stats
 from test_best import answers, leave
 
-from harness import terminal
+from harness import read, terminal
+from harness.cli.sweep import _answer as sweep_answer
 from harness.config import ROOT
-from harness.record import note_command, noted_commands, read_study
-from harness.report.articles import find
-from harness.report.pairwise import contests
+from harness.record import note_command, noted_commands, read_study, studies
+from harness.report.answer import answer
+from harness.report.answer.next_run import with_seeds
+from harness.report.pages.page import render
+from harness.report.pairwise import MOST_PAIRED, contests
 from harness.report.tables import screen
 from harness.report.tables.best import best, tables
-from harness.report.tables.formats import document
-from harness.report.tables.next_run import with_seeds
+from harness.report.tables.formats import document, one_line
+from harness.report.tables.frames import chosen_of
 
+REFERENCE = ROOT / "results" / "reference"
 ONE_SEED = "One seed is not enough to choose between methods."
 BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
 
@@ -146,9 +151,49 @@ def test_none_of_equal_scores_is_the_highest(folder):
 
 
 def test_untuned_models_alone_are_no_methods(folder):
-    (text,) = best(trained(folder, {"base": 0.2, "base_nf4": 0.1}), folder).answer
+    untuned = trained(folder, {"base": 0.2, "base_nf4": 0.1})
+    (text,) = best([*untuned, make_record("lora", scores=[])], folder).answer
     assert text.startswith("No tuned model is scored. base scored highest: 20.2% (18.5–22.0) on gsm8k.")
-    assert best([], folder).answer == []
+    assert answer(untuned, folder).sentences == answer([], folder).sentences == []
+    assert not best(untuned, folder).answer
+
+
+def unchosen(folder, shares):
+    """`trained` with one seed and without validation losses, by method and rate: of several settings none is chosen."""
+    records = [leave(folder, make_record(method, lr=lr), rights(share, 0)) for (method, lr), share in shares.items()]
+    for record in records:
+        record.validation = []
+    return records
+
+
+def test_a_method_without_a_choice_is_told_by_its_best_experiment(folder):
+    records = unchosen(folder, {("lora", 1e-4): 0.61, ("lora", 2e-4): 0.3, ("full", 1e-4): 0.5})
+    said, _ = best(records, folder).answer
+    assert said.startswith("Of these single runs, lora lr=1e-4 scored highest: 61% (59–63) on gsm8k")
+    assert "On these items full and lora lr=2e-4 scored significantly lower." in said
+    data = chosen_of(answer(records, folder))
+    assert list(zip(data["method"], data["setting"], strict=True)) == [
+        tuple(row[:2]) for row in best(records, folder).rows
+    ]
+
+
+def test_experiments_that_no_test_tells_apart_are_best_together(folder):
+    records = unchosen(folder, {("lora", 1e-4): 0.61, ("lora", 2e-4): 0.61, ("full", 1e-4): 0.5})
+    (place,) = answer(records, folder).places.values()
+    assert [standing.choice.label for standing in place.best] == ["lora lr=1e-4", "lora lr=2e-4"]
+    assert place.best[0].interval.low < place.best[0].value < place.best[0].interval.high
+
+
+def test_of_very_many_experiments_those_beside_the_best_are_tested(folder):
+    shares = {("lora", (i + 1) * 1e-5): 0.3 + 0.005 * i for i in range(MOST_PAIRED)}
+    base = leave(folder, make_record("base", lr=None, seed=None), rights(0.99, 0))
+    (contest,) = answer([base, *unchosen(folder, shares)], folder).contests
+    best_one, tuned, *others = (standing.choice.label for standing in contest.standings)
+    assert (best_one, len(others)) == ("base", MOST_PAIRED - 1)
+    assert set(contest.differences) == {(first, label) for first in (best_one, tuned) for label in others} | {
+        (best_one, tuned)
+    }
+    assert all(standing.rank is None for standing in contest.standings)
 
 
 def test_a_method_without_a_result_is_named(folder):
@@ -280,29 +325,33 @@ def test_in_a_terminal_it_is_set_apart_and_its_command_stands_alone(folder):
 
 
 def test_published_experiments_have_an_answer():
-    study = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
+    study = REFERENCE / "peft_llama_3_2_3b"
     records, _ = read_study(study)
     (text,) = tables(records, study)[0].answer
     assert text.startswith("Best score: lily r=140 ")
     assert ": 52.6 (49.1–56.1) at 23.86 GiB. Significantly worse: 36 of the other 65 experiments. Least memory" in text
+    (place,) = answer(records, study).places.values()
+    assert [standing.choice.method for standing in place.best[:3]] == ["lily", "lora", "hira"]
+    assert len(place.best) == 66 - 36
+    first = chosen_of(answer(records, study)).iloc[0]
+    assert f"{100 * first['value']:.1f} ({100 * first['low']:.1f}–{100 * first['high']:.1f})" == "52.6 (49.1–56.1)"
 
 
-def test_claims_say_first_which_hold(folder):
-    article = find("beyond_lora")
-    records = trained(folder, {"base": 0.2, "lora": 0.6, "full": 0.6})
-    lines = article.verdict_table(article.verdicts(records, folder)).answer
-    assert lines[-1].startswith("Not decided: ")
-    assert len(lines) > 1
-    assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
-
-
-def test_claims_that_hold_in_some_places_are_told_with_these():
-    study = ROOT / "results" / "reference" / "smollm2"
-    records, _ = read_study(study)
-    article = find("beyond_lora")
-    hold, not_, depends, open_ = article.verdict_table(article.verdicts(records, study)).answer
-    assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
-    assert "dora-memory (wordmath_short)" in not_
-    assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
-    assert depends == "These hold at some settings and not at others: lora-memory, galore-states."
-    assert open_.startswith("Not decided: 24 of 40.")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", studies(REFERENCE))
+def test_all_that_shows_a_study_answers_the_same(name):
+    """The table, the report (which `view` serves), the end of a sweep and the Python API; with one row for each."""
+    folder = REFERENCE / name
+    records, _ = read_study(folder)
+    study = read(folder)
+    shown = tables(records, folder)
+    (place, *_) = answer(records, folder).places.values()
+    assert study.answer == list(shown[0].answer) == sweep_answer(folder)
+    for best_one in place.best[:1]:
+        assert best_one.choice.described in study.answer[0]
+    said = one_line(study.answer[0]).split("`")[0]
+    page = render(records, folder)
+    assert f'<p class="answer">{escape(said)}' in page
+    assert page.index(str(escape(said))) < page.index('<section id="best">')
+    assert len(study.best()) == len(study.table()) == len(shown[0].rows)
+    assert f'<caption id="best-table-caption">{shown[0].title}</caption>' in page

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from records import MIB, make_answered, make_record, make_score, make_study, measured
-from rendered import HOSTILE, Tags, caption, row
+from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.record import LossPoint, ValidationPoint, write
 from harness.report import statistics
@@ -323,10 +323,15 @@ def test_without_validation_nothing_is_chosen(folder):
     records = [make_record("lora", lr=lr) for lr in (1e-4, 2e-4)]
     for record in records:
         record.validation = []
-    table = best(records, folder)
-    assert row(table, "lora")["Setting"] == "–"
+    table = best([*records, make_record("full", lr=1e-4, scores=[make_score(0.3)])], folder)
+    assert [(cells["Method"], cells["Setting"]) for cells in rows(table)] == [
+        *(("full", "lr=1e-4"), ("lora", "lr=1e-4"), ("lora", "lr=2e-4")),
+    ]
     assert "lora: no setting chosen, choosing a setting requires validation losses." in caption(table)
-    assert "No chosen setting has a score" in caption(table)
+    assert "Each setting of lora stands by itself. The best of several looks better than it is." in caption(table)
+    assert row(table, "full")["Peak train memory"].endswith("(1.00×)")
+    assert row(table, "lora", "lr=1e-4")["Peak train memory"].endswith("(0.50×)")
+    assert row(table, "full")["Tokens/s"].endswith("0"), "of several settings of lora none stands for it"
 
 
 def test_failed_tries_are_told():

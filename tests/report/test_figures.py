@@ -10,26 +10,22 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from panels import draw, legend, points
 from records import METHODS, MIB, change, make_record, make_score, make_study, measured
 
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import statistics
-from harness.report.articles import every, find
-from harness.report.claims import Judgement, Verdict, times
 from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
-from harness.report.figures.verdicts import UNITS, forest
 from harness.report.frame import score_name
-from harness.report.importers import collect
 from harness.report.pairwise import contests, items
 from harness.report.select import select
 
-PUBLISHED = ROOT.parent / "shared" / "data" / "peft_results"
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
 SVG = "{http://www.w3.org/2000/svg}"
 PEFT = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
@@ -37,28 +33,9 @@ PEFT = ROOT / "results" / "reference" / "peft_llama_3_2_3b"
 OF_OURS = [name for name in FIGURES if name not in ("experiments", "differences")]
 
 
-def draw(name, records):
-    """The panels of a figure."""
-    drawn = FIGURES[name](records, None)
-    drawn.figure.canvas.draw()
-    return drawn.figure.axes
-
-
-def legend(panel):
-    """The labels of the figure's one legend."""
-    (found,) = panel.get_figure().legends
-    return [text.get_text() for text in found.get_texts()]
-
-
 def titles(name, records, folder=None):
     """The titles of a figure's panels, each on one line."""
     return [" ".join(axes.get_title("left").split()) for axes in FIGURES[name](records, folder).figure.axes]
-
-
-def points(panel):
-    """(x, y) of the single markers of error bars."""
-    lines = [bar.lines[0] for bar in panel.containers if hasattr(bar, "lines")]
-    return [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in lines]
 
 
 def swept(method, rank, lr, loss, value, seed=0, **fields):
@@ -159,18 +136,6 @@ def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
     panel = draw("accuracy_memory", records)[0]
     assert legend(panel) == ["Pareto front", "1  method00", "2  method03", "others"]
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
-
-
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"{PUBLISHED} (peft's results) is not there")
-def test_the_front_of_published_results():
-    records = [imported.record for imported in collect("peft", PUBLISHED, "peft")]
-    panel = draw("experiments", records)[0]
-    rows = [(r.phases["train"].memory.reserved_p99, r.scores[0].value) for r in records if r.status == "ok"]
-    front = [(x, y) for x, y in rows if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in rows)]
-    (line,) = (line for line in panel.lines if line.get_drawstyle() == "steps-post")
-    drawn = zip(line.get_xdata(), line.get_ydata(), strict=True)
-    assert list(drawn) == [pytest.approx((x / 2**30, 100 * y)) for x, y in sorted(front)]
-    assert len(points(panel)) == len(rows)
 
 
 def test_the_title_says_which_method_leads_and_which_is_not_told_apart():
@@ -411,7 +376,7 @@ def test_throughput_of_training_and_of_answering():
     assert rates == pytest.approx([8 * 64 / 0.512, 8 * 64 / 1.28, 8 * 64 / 0.64])
 
 
-# Forgetting and verdicts
+# Forgetting
 
 
 def mmlu(value):
@@ -444,73 +409,6 @@ def test_what_is_better_lower_is_forgotten_downwards():
     panel = draw("forgetting", records)[0]
     assert points(panel) == [pytest.approx((5, 0.2))]
     assert panel.yaxis_inverted()
-
-
-def test_verdicts_are_those_of_the_claims():
-    records = make_study()
-    for record in records:
-        if record.cell.method == "qlora" and record.status == "ok":
-            record.phases["train"].memory.allocated_peak = 4096 * MIB
-    found = [v for v in find("beyond_lora").verdicts(records, None) if v.judgement.effect]
-    ratios = [v for v in found if v.claim.shown is times]
-    panel = draw("verdicts", records)[0]
-    assert panel.get_title("left").startswith("Beyond LoRA, ratios: ")
-    assert panel.get_xscale() == "log"
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in ratios]
-    labels = [tick.get_text() for axes in panel.get_figure().axes for tick in axes.get_xticklabels(which="both")]
-    assert [float(label.replace("−", "-")) for label in labels if label]
-    assert points(panel) == [(v.judgement.effect.value, y) for y, v in enumerate(ratios)]
-    order = legend(panel)
-    assert order == ["supported", "refuted", "not decided"]
-    bars = [bar.lines[0] for bar in panel.containers if hasattr(bar, "lines")]
-    drawn = [(line.get_marker(), line.get_markerfacecolor()) for line in bars]
-    handles = panel.get_figure().legends[0].legend_handles
-    looks = [(line.get_marker(), line.get_markerfacecolor()) for line in handles]
-    assert [order[looks.index(look)] for look in drawn] == [v.judgement.decision for v in ratios]
-    assert {v.judgement.decision for v in ratios} == set(order)  # or the test would hold little
-
-
-def test_a_claim_has_its_place_only_if_it_is_judged_in_several():
-    claims = find("beyond_lora").claims
-    lora, dora = (claims[name] for name in ("lora-memory", "dora-memory"))
-    judgement = Judgement("supported", statistics.Interval(0.5, 0.4, 0.6))
-    found = [Verdict(lora, ("study", "model", data), judgement) for data in ("gsm8k", "facts")]
-    found.append(Verdict(dora, ("study", "model", "facts"), judgement))
-    panel = forest({"Article": found}).figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, gsm8k", "facts", "dora-memory"]
-
-
-def test_ticks_of_learning_rates_are_short():
-    judgement = Judgement("supported", statistics.Interval(1e-4, 2e-5, 1e-3))
-    found = [Verdict(find("beyond_lora").claims["lr-full"], ("study", "model", "gsm8k"), judgement)]
-    panel = forest({"Article": found}).figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3"]
-
-
-def test_every_claim_has_a_unit_that_can_be_drawn():
-    shown = {claim.shown for article in every() for claim in article.claims.values()}
-    assert shown <= set(UNITS), "else a study that estimates its effect has no picture"
-
-
-def test_a_verdict_stands_beside_what_is_claimed():
-    """Supported: the interval lies in the grey; refuted: beside it."""
-    records, _ = read_study(ROOT / "results" / "reference" / "smollm2")
-    found = find("beyond_lora").verdicts(records, None)
-    panel = draw("verdicts", records)[0]
-    ratios = [v for v in found if v.judgement.effect and v.claim.shown is times]
-    grey = {round(bar.get_y() + 0.4): bar for bars in panel.containers if not hasattr(bars, "lines") for bar in bars}
-    checked = set()
-    for y, verdict in enumerate(ratios):
-        if verdict.judgement.range and y in grey:
-            begin, end = grey[y].get_x(), grey[y].get_x() + grey[y].get_width()
-            effect, decision = verdict.judgement.effect, verdict.judgement.decision
-            if decision == "supported":
-                assert begin <= effect.low <= effect.high <= end
-                checked.add(decision)
-            elif decision == "refuted":
-                assert effect.high < begin or effect.low > end
-                checked.add(decision)
-    assert checked == {"supported", "refuted"}
 
 
 # What holds of all
@@ -643,13 +541,10 @@ def test_the_command_says_what_it_drew_and_what_not(inside, tmp_path):
     write(record, tmp_path / "results" / "demo" / "lora.json")
     run = inside("figures")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("results/demo/figures: accuracy_memory, memory, throughput, verdicts; no records for ")
-    assert sorted(path.stem for path in (tmp_path / "results/demo/figures").glob("*.png")) == [
-        "accuracy_memory",
-        "memory",
-        "throughput",
-        "verdicts",
-    ]
+    of_core, of_plugins = ["accuracy_memory", "memory", "throughput"], ["verdicts"]
+    drawn = of_core + [name for name in of_plugins if name in FIGURES]
+    assert run.stdout.startswith(f"results/demo/figures: {', '.join(drawn)}; no records for ")
+    assert sorted(path.stem for path in (tmp_path / "results/demo/figures").glob("*.png")) == drawn
     run = inside("figures", "--study", "none")
     assert run.returncode == 2
     assert run.stderr == "error: There is no study none in results; there is: demo.\n"

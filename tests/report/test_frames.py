@@ -8,9 +8,10 @@ from records import make_record, make_study
 
 from harness.config import ROOT
 from harness.record import read_study
+from harness.report.answer import answer
 from harness.report.pairwise import contests
 from harness.report.tables.best import best
-from harness.report.tables.frames import chosen, pairs
+from harness.report.tables.frames import chosen_of, pairs_of
 
 QUICKSTART = ROOT / "results" / "reference" / "quickstart"
 
@@ -21,7 +22,7 @@ def records():
 
 
 def test_chosen_settings_are_those_of_the_table(records):
-    data, table = chosen(records, QUICKSTART), best(records, QUICKSTART)
+    data, table = chosen_of(answer(records, QUICKSTART)), best(records, QUICKSTART)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert list(data["method"]) == [row["Method"] for row in rows]
     (score,) = [column for column in table.columns if column.endswith("(%)")]
@@ -35,8 +36,9 @@ def test_chosen_settings_are_those_of_the_table(records):
 
 
 def test_pairs_are_decided_as_the_letters_are(records):
-    data = chosen(records, QUICKSTART).set_index("method")["letters"]
-    compared = pairs(records, QUICKSTART)
+    study = answer(records, QUICKSTART)
+    data = chosen_of(study).set_index("method")["letters"]
+    compared = pairs_of(study.contests)
     assert len(compared) == 15
     for pair in compared.itertuples():
         share = bool(set(data[pair.better]) & set(data[pair.other]))
@@ -59,9 +61,10 @@ def test_equivalence_is_decided_against_the_best_method_alone(records):
 
 def test_without_items_nothing_is_tested_and_failed_methods_are_rows():
     records = [*make_study(), make_record("dora", 8, 16.0, 1e-3, data="other", status="oom")]
-    assert pairs(records, None).empty
-    assert {"better", "other", "decision"} <= set(pairs(records, None))
-    data = chosen(records, None)
+    study = answer(records, None)
+    assert pairs_of(study.contests).empty
+    assert {"better", "other", "decision"} <= set(pairs_of(study.contests))
+    data = chosen_of(study)
     assert data["letters"].isna().all()
     (failed,) = data[data["data"] == "other"].itertuples()
     assert (failed.seeds, failed.tries) == (0, 1)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from records import MIB, make_record, measured
 
-from harness.articles.beyond_lora import ARTICLE
 from harness.record import Record, memory_remainder, train_memory
-from harness.report.claims import OPEN
-from harness.report.evidence import Evidence
 from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.study_results import StudyResults
 from harness.report.lint import findings
@@ -83,14 +79,6 @@ def test_lint_tells_of_two_instruments():
         "Peak memory is measured by different instruments: a count of live tensors in full; CUDA's allocator in lora."
     )
     assert not [finding for finding in findings([gpu_record("full"), gpu_record("lora")]) if finding.rule == "memory"]
-
-
-def test_no_claim_is_decided_by_two_instruments():
-    judgement = ARTICLE.claims["lora-memory"].rule(Evidence([on_cpu(gpu_record("full")), gpu_record("lora")], None))
-    assert (judgement.decision, judgement.effect) == (OPEN, None)
-    assert "device type" in judgement.why
-    same = ARTICLE.claims["lora-memory"].rule(Evidence([gpu_record("full"), gpu_record("lora")], None))
-    assert same.effect.value == pytest.approx(0.5)
 
 
 def test_the_figure_draws_one_instrument_and_names_it(tmp_path):

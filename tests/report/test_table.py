@@ -17,7 +17,6 @@ from rendered import HOSTILE, Tags, caption, row, rows
 from harness.config import ROOT
 from harness.errors import UserError
 from harness.record import HeldOut, Inference, ValidationPoint, read_study, write
-from harness.report import articles
 from harness.report.frame import setting_texts
 from harness.report.tables.best import tables
 from harness.report.tables.columns import COLUMNS
@@ -581,18 +580,6 @@ def test_latex_has_rules_the_answer_and_every_caveat():
     for table in made:
         for line in (*table.answer, *table.caption):
             assert set(re.findall(r"[A-Za-z]+", line)) <= words, line
-
-
-def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
-    folder = ROOT / "results" / "reference" / "quickstart"
-    records, article = read_study(folder)[0], articles.find("beyond_lora")
-    made = [*tables(records, folder), article.verdict_table(article.verdicts(records, None))]
-    text = document(made, "latex")
-    assert "[U+" not in text
-    assert "of ``Beyond LoRA''" in text
-    assert r"\texttt{harness sweep quickstart seed=0,1,2}" in text
-    assert r"\texttt{python -m harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
-    assert "`" not in text.replace("``", "")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -35,9 +35,11 @@ def folder(tmp_path) -> Path:
     ("arguments", "processes"),
     [
         (("run",), 1),
-        (("run", "train.devices=2"), 2),
-        (("sweep", "seed=0,1", "hydra/launcher=local_parallel", "hydra.launcher.cells=2"), 2),
-        (("plan", "seed=0"), 1),
+        pytest.param(("run", "train.devices=2"), 2, marks=pytest.mark.long),
+        pytest.param(
+            ("sweep", "seed=0,1", "hydra/launcher=local_parallel", "hydra.launcher.cells=2"), 2, marks=pytest.mark.long
+        ),
+        pytest.param(("plan", "seed=0"), 1, marks=pytest.mark.long),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, tuple) else None,
 )

@@ -1,4 +1,4 @@
-"""`sweep … stop=asha`: what is pruned, that it stays so, what confirms is trained to its end, and how all say so."""
+"""Cells that ended early by a rule: they are never chosen, count as they are, and stay so."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 from records import make_record, measured
 from rich.console import Console
 
-from harness.config import stop_rule
+from harness import plugin
+from harness.errors import UserError
 from harness.python.launching import chosen
-from harness.record import Failure, StopRule, ValidationPoint, read_study, write
+from harness.record import Failure, StopRule, ValidationPoint, write
 from harness.report.lint import findings
 from harness.report.select import select
 from harness.report.tables.best import best
@@ -106,7 +107,6 @@ def test_status_counts_pruned_cells_apart_from_failed_ones(records, tmp_path):
 def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compose):
     session = Session(outcomes=[Outcome.of(record) for record in records])
     assert session.exit_status == 0
-    assert not to_run(records[2], point_of(compose(*SMALL, "stop=asha"), []))
     assert not to_run(records[2], point_of(compose(*SMALL), []))
     assert to_run(records[2], point_of(compose(*SMALL, "retry.statuses=[pruned]"), []))
 
@@ -115,15 +115,6 @@ def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):
     assert [float(Outcome.of(record)) for record in records] == [1.0, 0.9, 0.5, 2.0, 0.8]
     failed = finished(1e-2, 3.0, status="failed")
     assert Outcome.of(failed).loss is None
-
-
-def test_the_rule_is_no_part_of_a_cell_and_does_not_apply_to_confirmations(compose, cell):
-    assert cell(*SMALL, "stop=asha").id == cell(*SMALL).id
-    assert stop_rule(compose(*SMALL)) is None
-    assert stop_rule(compose(*SMALL, "stop=asha")) == RULE
-    assert stop_rule(compose(*SMALL, "stop=asha", "stop.first=0.2", "stop.factor=3")) == StopRule(0.2, 3)
-    assert stop_rule(compose(*SMALL, "stop=asha", "confirmation=true")) is None
-    assert stop_rule(compose(*SMALL, "stop=asha", "method=base")) is None
 
 
 def test_removing_a_cell_removes_what_it_noted_at_its_rungs(records, tmp_path):
@@ -136,23 +127,9 @@ def test_removing_a_cell_removes_what_it_noted_at_its_rungs(records, tmp_path):
     assert not noted.exists()
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_sweep_prunes_resumes_and_confirms(inside, tmp_path):
-    command = ("sweep", *SMALL, "method=lora", "lr=1e-2,1e-7,1e-8,1e-9", "seed=0", "stop=asha", "--drift=2")
-    run = inside(*command)
-    assert run.returncode == 0, run.stderr
-    study = Study(tmp_path / "results", "mine")
-    records, _ = read_study(study.folder)
-    assert {record.stop for record in records} == {RULE}
-    ended = [record for record in records if record.status == "pruned"]
-    assert 1 <= len(ended) <= 3
-    assert "pruned" in run.stderr.splitlines()[-1]
-    repeated = [record for record in records if record.repeats]
-    assert {again.status for record in repeated for again in record.repeats} == {"ok"}  # trained to its end
-
-    again = inside(*(part for part in command if not part.startswith("--drift")), "--confirm=1")
-    assert again.returncode == 0, again.stderr
-    assert "4 recorded, 0 to run" in again.stderr
-    (fresh,) = [record for record in read_study(study.folder)[0] if record.confirmation]
-    assert (fresh.cell.lr, fresh.status, fresh.stop, len(fresh.validation)) == (1e-2, "ok", None, 1)
+def test_a_rule_that_no_plugin_has_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugin, "installed", lambda: ())
+    study = Study(tmp_path, "demo")
+    assert study.early_stopping(None) is None
+    with pytest.raises(UserError, match="requires the plug-in halving"):
+        study.early_stopping(RULE)

@@ -26,9 +26,9 @@ from peft import PeftModel
 from harness import env, gate, record, redact
 from harness.errors import UserError, about_file
 from harness.job import prepared_inputs
-from harness.job.evaluate import scoring
-from harness.job.evaluate.vllm import engine as vllm_engine
-from harness.job.evaluate.vllm.process import VllmFailed
+from harness.job.ended import CellEnded
+from harness.job.evaluate import answer_engines, scoring
+from harness.job.evaluate.answer_engines import ScoredModel
 from harness.job.measure import device, heap
 from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, saved, structure
@@ -59,16 +59,16 @@ def rescore(
     if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
         raise UserError(f"{found.cell.name} is not scored: its data have changed.")
     _refuse_twice(found, tasks)
-    vllm_engine.check(replace(found.cell.settings, eval=settings), local.vllm_python)
+    answer_engines.check(replace(found.cell.settings, eval=settings), local)
     tokenizer = loading.tokenizer(found.cell.settings.model)
     scoring.check_template(settings, tokenizer)
     if loading.fingerprint(found.cell.settings.model) != found.fingerprints.get("model"):
         raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
     try:
-        _score(found, path, tasks, tokenizer, settings, report, local.vllm_python)
+        _score(found, path, tasks, tokenizer, settings, report, local)
     except UserError:
         raise
-    except VllmFailed as error:
+    except CellEnded as error:
         raise UserError(f"{found.cell.name} is not scored: {error}") from error
     except OSError as error:
         raise UserError(about_file(error) if error.filename else str(error)) from error
@@ -101,7 +101,7 @@ def _score(
     tokenizer: Any,
     settings: EvalSettings,
     report: Callable[[dict[str, Any]], None],
-    vllm_python: str | None,
+    local: LocalPaths,
 ) -> None:
     started, asked = datetime.now(UTC), found.cell.settings
     bf16 = device.compute_dtype(asked.train.validated().precision) is torch.bfloat16
@@ -122,10 +122,10 @@ def _score(
     if isinstance(net, PeftModel) and found.merge is not None and found.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
         adapting.forget_adapters(net)
-    vllm = None
-    if settings.engine == "vllm" and tasks.written:
+    writer, engine = None, answer_engines.named(settings.engine)
+    if engine is not None and tasks.written:
         whole = record.model_folder(path) if found.saved is not None and found.saved.form != "adapter" else None
-        vllm = vllm_engine.writer(vllm_python, found.cell, path, net, tokenizer, bf16, whole)
+        writer = engine.writer(ScoredModel(found.cell, path, net, tokenizer, bf16, whole), local)
     reporter.enter("score")
     with meter.window("score"):
         scores, items, used = scoring.score(
@@ -137,7 +137,7 @@ def _score(
             speedups=asked.fast,
             tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
             answered_so_far=reporter.answered,
-            vllm=vllm,
+            writer=writer,
         )
     environment = env.describe() | device.describe(accelerator.device) | loaded
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}
@@ -148,7 +148,7 @@ def _score(
         settings,
         environment,
         meter.phases,
-        None if vllm is None else vllm.usage,
+        None if writer is None else writer.usage,
     )
     _add(found, path, tasks, scores, items, made)
 

@@ -36,12 +36,11 @@ from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.evaluate import linear_weights, request_cache
 from harness.job.evaluate.answer_batch import AnswerBatch
+from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_code
-from harness.job.evaluate.vllm.engine import VllmEngine
-from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.models import hub
 from harness.job.models.structure import inner, prompted
 from harness.job.training import attention
@@ -275,7 +274,7 @@ def score(
     speedups: bool = True,
     tell_batch: Callable[[int], Any] = lambda size: None,
     answered_so_far: Callable[[int, int], None] | None = None,
-    vllm: VllmWriter | None = None,
+    writer: ElsewhereWriter | None = None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
@@ -286,7 +285,7 @@ def score(
     tell_batch: called with the number of sequences that are answered at a time, and again if it becomes smaller.
     speedups: False for lm-eval's own `HFLM`. autocast: the dtype of linear layers; a model that is not peft's is left
     with its linear layers in it. answered_so_far: called after each answer with the number of requests that are
-    answered, and of all. vllm: writes the answers of tasks that ask for them, with `model` as it lies on disk.
+    answered, and of all. writer: writes the answers of tasks that ask for them, with `model` as it lies on disk.
     """
     model.eval()
     batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
@@ -294,9 +293,9 @@ def score(
     with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups) as (lm, used):
         if count is not None:
             lm.set_cache_hook(count)
-        if vllm is not None:
-            lm = VllmEngine(lm, vllm, None if count is None else count.add)
-            used = ChainMap(lm.used, used)
+        if writer is not None:
+            lm, of_writer = writer.beside(lm, None if count is None else count.add)
+            used = ChainMap(of_writer, used)
         scores, items = answered(lm, tasks)
     return scores, items, dict(used)
 

@@ -10,10 +10,9 @@ from torch import nn
 
 from harness import record
 from harness.job import pairs
-from harness.job.evaluate import scoring
+from harness.job.evaluate import answer_engines, scoring
+from harness.job.evaluate.answer_engines import SAVE_FOR, ElsewhereWriter, ScoredModel
 from harness.job.evaluate.held_out import rewards
-from harness.job.evaluate.vllm import engine as vllm_engine
-from harness.job.evaluate.vllm.process import VllmWriter
 from harness.job.local_cell import LocalCell
 from harness.job.phases.load import Loaded
 from harness.job.recording import Recording
@@ -30,7 +29,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
     if not tasks.leaves:
         return  # eval.tasks=[]: a cell for its cost alone
     settings = cell.settings.eval.local()
-    vllm = _vllm_writer(cell, model, result) if settings.engine == "vllm" and tasks.written else None
+    writer = _writer(cell, model, result) if tasks.written else None
     cell.reporter.enter("score")
     with cell.meter.window("score"):  # not live: of each token it would be a third
         result.scores, items, used = scoring.score(
@@ -42,19 +41,24 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             speedups=cell.settings.fast,
             tell_batch=partial(cell.model_facts.__setitem__, "eval_batch_size"),
             answered_so_far=cell.reporter.answered,
-            vllm=vllm,
+            writer=writer,
         )
     if given:
         result.scores, items = rewards.beside(result.scores, items, given)
     recording.keep_items(items)
-    result.items, result.vllm = record.item_hashes(tasks.sample), None if vllm is None else vllm.usage
+    result.items, result.vllm = record.item_hashes(tasks.sample), None if writer is None else writer.usage
     cell.speedups.update(used)
 
 
-def _vllm_writer(cell: LocalCell, model: nn.Module, result: Record) -> VllmWriter:
-    python, path = cell.request.local.vllm_python, Path(cell.request.path)
-    assert python is not None  # preflight refuses the cell without it
-    cell.reporter.enter("save_for_vllm")
-    with cell.meter.window("save_for_vllm"):
+def _writer(cell: LocalCell, model: nn.Module, result: Record) -> ElsewhereWriter | None:
+    """What writes answers in place of `model`, if the cell has another engine do so."""
+    name = cell.settings.eval.engine
+    if (engine := answer_engines.named(name)) is None:
+        return None
+    phase = f"{SAVE_FOR}{name}"
+    cell.reporter.enter(phase)
+    with cell.meter.window(phase):
+        path = Path(cell.request.path)
         whole = cell.weights if result.saved is not None and result.saved.form != "adapter" else None
-        return vllm_engine.writer(python, cell.cell, path, model, cell.inputs.tokenizer, cell.bf16, whole)
+        scored = ScoredModel(cell.cell, path, model, cell.inputs.tokenizer, cell.bf16, whole)
+        return engine.writer(scored, cell.request.local)

@@ -18,10 +18,9 @@ from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
 from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
-from harness.job.training import attention, compiled, distributed, loop
+from harness.job.training import attention, compiled, distributed, early_stop, loop
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, Validation
-from harness.job.training.halving import CellHalving
 from harness.record import Probe, Record, Train, ValidationPoint
 
 
@@ -46,23 +45,23 @@ def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan)
     optimizer = accelerator.prepare_optimizer(plan.build(accelerator.unwrap_model(model)))
     if settings.compile:
         plan.undo.callback(compiled.enable(model))
-    halving = CellHalving.of(cell.request, plan.steps, cell.meter)
+    stop = early_stop.of_cell(cell.request, plan.steps, cell.meter)
     steps = loop.StepBatches(plan.steps, partial(cell.objective.batch, loaded.layout), cell.reporter.begin_step)
     with cell.meter.window("train"), cell.gpu:
         schedule = LambdaLR(optimizer, loop.rate_factor(settings, len(steps)))
         checkpoints = _checkpoints(cell)
         history = _history(checkpoints, model, optimizer, schedule)
-        divergence = Divergence(loaded.guess, at_once=halving is not None)
+        divergence = Divergence(loaded.guess, at_once=stop is not None)
         measure = partial(validate, cell, model, loaded)
-        validation = Validation(measure, settings.validate_every, len(steps), divergence, halving)
+        validation = Validation(measure, settings.validate_every, len(steps), divergence, stop)
         loop.train(
             *(model, optimizer, schedule, steps, settings, accelerator),
-            *(history, divergence, validation, cell.reporter.end_step, halving, checkpoints),
+            *(history, divergence, validation, cell.reporter.end_step, stop, checkpoints),
             objective=cell.objective,
         )
         measured = history.measured(steps.fingerprint, None if checkpoints is None else checkpoints.every)
     plan.undo.close()
-    return Trained(measured, history.validations, None if halving is None else halving.ended)
+    return Trained(measured, history.validations, None if stop is None else stop.ended)
 
 
 def _checkpoints(cell: LocalCell) -> Checkpoints | None:

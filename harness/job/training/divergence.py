@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from harness.job.ended import CellEnded
-from harness.job.training.halving import CellHalving
+from harness.job.training.early_stop import EarlyStop
 from harness.record import LossPoint, ValidationPoint
 
 UNLEARNED, FORGOT = 0.99, 1.5  # shares of a uniform guess's loss, and of the first step's, that a final loss exceeds
@@ -62,7 +62,7 @@ class Divergence:
 
 
 class Validation:
-    """Validates at intervals, at the rungs of halving, when `divergence` suspects, and after the last step.
+    """Validates at intervals, where `early_stop` needs it, when `divergence` suspects, and after the last step.
 
     measure: returns the validation loss. every: steps from one to the next; None for the last one alone. total: steps
     of the training.
@@ -74,10 +74,10 @@ class Validation:
         every: int | None,
         total: int,
         divergence: Divergence,
-        halving: CellHalving | None = None,
+        early_stop: EarlyStop | None = None,
     ):
         self._measure, self._every, self._total = measure, every, total
-        self._divergence, self._halving = divergence, halving
+        self._divergence, self._early_stop = divergence, early_stop
 
     def after(self, losses: Sequence[LossPoint]) -> ValidationPoint | None:
         """The validation after the last of `losses`, if one is due. Raises Diverged."""
@@ -85,8 +85,10 @@ class Validation:
         last = point.step == self._total
         if last or (self._every and point.step % self._every == 0):
             held_out = self._measure()
-        elif self._halving is not None and (point.step in self._halving.rungs or self._divergence.suspects(losses)):
-            with self._halving.meter.aside():  # it is not the training's cost
+        elif self._early_stop is not None and (
+            self._early_stop.decides_at(point.step) or self._divergence.suspects(losses)
+        ):
+            with self._early_stop.meter.aside():  # it is not the training's cost
                 held_out = self._measure()
         else:
             return None

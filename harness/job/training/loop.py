@@ -33,7 +33,7 @@ from harness.job.measure.timing import Stopwatch
 from harness.job.training import attention, compiled, distributed
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, Validation
-from harness.job.training.halving import CellHalving
+from harness.job.training.early_stop import EarlyStop
 from harness.job.training.loss import at_head
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 from harness.settings import TunedTrain
@@ -205,14 +205,14 @@ def train(
     divergence: Divergence,
     validation: Validation,
     report: Callable[[dict[str, Any]], None],
-    halving: CellHalving | None = None,
+    early_stop: EarlyStop | None = None,
     checkpoints: Checkpoints | None = None,
     objective: AnyObjective = ANSWERS,
 ) -> None:
     """Take one optimizer step for each list of micro-batches in `steps` that `history`, which grows, has not yet.
 
-    Raises Diverged. report: called with each step's number, loss, learning rate, norm and pace. halving: training ends
-    at a rung of it where it says so. checkpoints: saved at their interval and after the last step.
+    Raises Diverged. report: called with each step's number, loss, learning rate, norm and pace. early_stop: training
+    ends after a step where it says so. checkpoints: saved at their interval and after the last step.
     """
     stopwatch, energy = Stopwatch(accelerator.device), Energy(accelerator.device)
     model.train()
@@ -240,7 +240,7 @@ def train(
         if (held_out := validation.after(history.losses)) is not None:
             history.validations.append(held_out)
             model.train()
-        if halving is not None and halving.stops(step, history.validations, accelerator):
+        if early_stop is not None and early_stop.stops(step, history.validations, accelerator):
             break
         if checkpoints is not None and accelerator.is_main_process and checkpoints.due(step, len(steps)):
             checkpoints.save(step, model, optimizer, schedule, asdict(history))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from harness import plugin
 from harness.record import Record
 from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.cost import memory, throughput
@@ -26,7 +27,6 @@ from harness.report.figures.forgetting import forgetting
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import STYLE, Drawn
 from harness.report.figures.tuning import lr_methods, rank_sweep
-from harness.report.figures.verdicts import verdicts
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,19 @@ class Plot:
             return self.draw(study)
 
 
+def _of_plugin(target: str) -> Callable[[StudyResults], Drawn | None]:
+    """A plug-in's figure, whose module is imported when it is drawn."""
+    return lambda study: plugin.load(target)(study)
+
+
 FIGURES = {
     draw.__name__: Plot(draw)
     for draw in (
         *(accuracy_memory, differences, experiments, rank_sweep, lr_methods),
-        *(loss, memory, throughput, forgetting, verdicts),
+        *(loss, memory, throughput, forgetting),
     )
 }
+FIGURES |= {name: Plot(_of_plugin(target)) for part in plugin.installed() for name, target in part.figures.items()}
 
 
 def drawings(records: Sequence[Record], folder: Path | None) -> dict[str, Drawn]:

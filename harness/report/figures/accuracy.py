@@ -88,8 +88,8 @@ def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
 
 
 def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:
-    chosen = [row for row in rows if id(row) in study.chosen]
-    memory = {row.method: peak for row in chosen if (peak := row.mean(measure)) is not None}
+    compared = [(study.labels[id(row)], row) for row in rows if id(row) in study.labels]
+    memory = {label: peak for label, row in compared if (peak := row.mean(measure)) is not None}
     return score_and_memory(study.contests.get((place, score_name(score))), memory)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.report.figures import charts
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
     EDGE,
@@ -28,7 +29,7 @@ from harness.units import size
 
 def memory(study: StudyResults) -> Drawn | None:
     """Peak memory of a training step by kind of tensor."""
-    found = study.alike("peak_weights")
+    found = charts.memory(study)
     if not found:
         return None
     titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in found.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from harness.report.answer.advice import listed
 from harness.report.pairwise import DECISIONS, Contest
 from harness.report.statistics import Interval
-from harness.report.tables.advice import listed
 
 MANY = 3  # of more methods the number is said instead of their names
 

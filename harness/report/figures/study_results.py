@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from harness.record import Record, Score
-from harness.report import articles
-from harness.report.articles import Article
-from harness.report.claims import Verdict
+from harness.report.answer import StudyAnswer
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import FORGOTTEN, LEARNED
-from harness.report.pairwise import Contest, Standing, contests, items, of_summaries
+from harness.report.pairwise import Contest, Standing, items, of_summaries
 from harness.report.select import Choice
 from harness.report.statistics import Interval, differences, mean_intervals, seeds_interval
 from harness.report.tables.rows import Row, group
 
 BARS = 40
 Estimated = tuple[float, Interval | None]
+T = TypeVar("T")
 
 
 def loss_unit(rows: Iterable[Row]) -> str:
@@ -36,6 +36,7 @@ class StudyResults:
 
     def __init__(self, records: Sequence[Record], folder: Path | None):
         self.rows, self.folder = group(records), folder
+        self._computed: dict[Callable[[StudyResults], Any], Any] = {}
 
     @cached_property
     def places(self) -> list[Place]:
@@ -46,16 +47,25 @@ class StudyResults:
         return list(dict.fromkeys(row.method for row in self.rows))
 
     @cached_property
-    def contests(self) -> dict[tuple[Place, str], Contest]:
-        """By place and score."""
-        held = contests(self.rows.records, self.folder, self.rows.choices)
-        return {(contest.place, contest.score): contest for contest in held}
+    def answer(self) -> StudyAnswer:
+        return StudyAnswer(self.rows, self.folder)
 
     @cached_property
-    def judged(self) -> list[tuple[Article, list[Verdict]]]:
-        """The articles that the records say something about, with the verdicts on their claims."""
-        found = [(article, article.verdicts(self.rows.records, self.folder)) for article in articles.every()]
-        return [(article, verdicts) for article, verdicts in found if articles.informative(verdicts)]
+    def contests(self) -> dict[tuple[Place, str], Contest]:
+        """By place and score."""
+        return {(contest.place, contest.score): contest for contest in self.answer.contests}
+
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """By the id of the row, the labels of the rows that are compared."""
+        labelled = zip(self.answer.choices, self.answer.settled, strict=True)
+        return {id(row): choice.label for choice, row in labelled if row}
+
+    def once(self, compute: Callable[[StudyResults], T]) -> T:
+        """What `compute` returns of this study, computed once: what a plug-in's figure and page share."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
 
     @cached_property
     def chosen(self) -> dict[int, Row]:
@@ -137,12 +147,12 @@ class StudyResults:
         return Interval(values[method] - values["base"], np.nan, np.nan)
 
     def standing(self, row: Row, name: str) -> Standing | None:
-        contest = self.contests.get((row.place, name))
-        return next((s for s in contest.standings if s.choice.label == row.method), None) if contest else None
+        contest, label = self.contests.get((row.place, name)), self.labels.get(id(row))
+        return next((s for s in contest.standings if s.choice.label == label), None) if contest else None
 
     def interval(self, row: Row, name: str) -> Interval | None:
-        """The interval of a row's score: for chosen rows as in the table, for others without the items."""
-        if id(row) in self.chosen and (standing := self.standing(row, name)):
+        """The interval of a row's score: for rows of the table as there, for others without the items."""
+        if standing := self.standing(row, name):
             return standing.interval
         scores = [score for record in row.measured for score in record.scores if score_name(score) == name]
         return of_summaries(scores)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from harness.record import short
+from harness.report.figures import charts
+from harness.report.figures.charts import SweptCurve
 from harness.report.figures.messages import change_with_rank
-from harness.report.figures.study_results import Estimated, StudyResults
+from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     PERCENT,
     Drawn,
@@ -26,26 +27,13 @@ from harness.report.figures.style import (
     looks,
     place_panels,
 )
-from harness.report.select import Choice, select
+from harness.report.select import Choice
 from harness.report.statistics import Interval
 
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
-    ranked: dict[tuple[Place, str], dict[int, Choice]] = defaultdict(dict)
-    for choice in select(study.rows.records, ("method", "rank"), study.rows.settings):
-        imported = any(study.rows.records[i].source for i in choice.index)  # single experiments, not a sweep
-        if choice.rank is not None and not imported:
-            ranked[choice.place, choice.method][choice.rank] = choice
-    found: dict[Place, dict[str, dict[int, Estimated]]] = defaultdict(dict)
-    ends: dict[Place, dict[str, Ends]] = defaultdict(dict)
-    for (place, method), choices in ranked.items():
-        score = study.headline(place)
-        points = {rank: of for rank, choice in choices.items() if (of := study.estimate(choice, score))}
-        if len(points) > 1:
-            found[place][method] = points
-            low, high = min(points), max(points)
-            ends[place][method] = Ends(low, high, choices[low], choices[high])
+    found = _by_place(charts.ranks(study))
     if not found:
         return None
     levels, scales = {}, {}
@@ -58,15 +46,15 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
         }
         scales[place] = (f"validation loss\n({study.loss_unit(place)})", 1.0)
         if score:
-            values = [value for points in curves.values() for value, _ in points.values()]
+            values = [value for curve in curves for value in curve.known.values()]
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
-    messages = {place: _message(study, place, methods, *scales[place]) for place, methods in ends.items()}
+    messages = {place: _message(study, curves, *scales[place]) for place, curves in found.items()}
     made, panels = place_panels(messages, height=2.3)
     look = looks(study.methods)
     handles: dict[str, Any] = {}
     for (place, curves), axes in zip(found.items(), panels, strict=False):
         title, scale = scales[place]
-        handles |= _curves(axes, curves, scale, look)
+        handles |= _rank_sweep(axes, curves, scale, look)
         for method, value in levels[place].items():
             colour, line = look[method].colour, look[method].line
             handles[method] = axes.axhline(scale * value, color=colour, linestyle=line, linewidth=1)
@@ -82,37 +70,33 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
 UNRANKED = ("base", "full")
 
 
-class Ends(NamedTuple):
-    """The lowest and the highest rank of a method, and their choices."""
-
-    low: int
-    high: int
-    lowest: Choice
-    highest: Choice
+def _by_place(curves: Sequence[SweptCurve]) -> dict[Place, list[SweptCurve]]:
+    places = dict.fromkeys(curve.place for curve in curves)
+    return {place: [curve for curve in curves if curve.place == place] for place in places}
 
 
-def _message(study: StudyResults, place: Place, ends: dict[str, Ends], title: str, scale: float) -> str:
-    """ends: by method."""
-    score = study.headline(place)
+def _message(study: StudyResults, curves: Sequence[SweptCurve], title: str, scale: float) -> str:
+    score = study.headline(curves[0].place)
     unit = "points" if scale == PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
     changes = {}
-    for method, of in ends.items():
-        if gap := study.gap(of.highest, of.lowest, score):
-            changes[method] = Interval(scale * gap.value, scale * gap.low, scale * gap.high)
-    return change_with_rank(changes, {method: (of.low, of.high) for method, of in ends.items()}, unit)
+    for curve in curves:
+        if gap := study.gap(curve.points[-1].choice, curve.points[0].choice, score):
+            changes[curve.method] = Interval(scale * gap.value, scale * gap.low, scale * gap.high)
+    ends = {curve.method: (int(curve.points[0].x), int(curve.points[-1].x)) for curve in curves}
+    return change_with_rank(changes, ends, unit)
 
 
-def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, look: dict[str, Look]) -> dict[str, Any]:
+def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: dict[str, Look]) -> dict[str, Any]:
     """Draws values by rank; returns the legend handle of each method."""
     handles = {}
-    for i, (method, points) in enumerate(curves.items()):
+    for i, curve in enumerate(curves):
         aside = 2 ** (0.06 * (i - (len(curves) - 1) / 2))  # so that intervals do not hide each other
-        by_rank = sorted(points.items())
-        x, y = [aside * rank for rank, _ in by_rank], [scale * value for _, (value, _) in by_rank]
-        axes.plot(x, y, color=look[method].colour, linestyle=look[method].line)
-        for rank, (value, interval) in by_rank:
-            handles[method] = add_point(axes, aside * rank, value, interval, scale, look[method])
-    ranks = sorted({rank for points in curves.values() for rank in points})
+        of = look[curve.method]
+        x, y = [aside * rank for rank in curve.known], [scale * value for value in curve.known.values()]
+        axes.plot(x, y, color=of.colour, linestyle=of.line)
+        for rank, value, interval, *_ in curve.points:
+            handles[curve.method] = add_point(axes, aside * rank, value, interval, scale, of)
+    ranks = sorted({point.x for curve in curves for point in curve.points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, labels=[str(rank) for rank in ranks])
     axes.minorticks_off()
@@ -121,23 +105,19 @@ def _curves(axes: Axes, curves: dict[str, dict[int, Estimated]], scale: float, l
 
 def lr_methods(study: StudyResults) -> Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
-    tried = defaultdict(list)
-    for choice in select(study.rows.records, ("method", "lr"), study.rows.settings):
-        if choice.key[1] is not None:
-            tried[choice.place].append(choice)
     found = {
-        place: choices
-        for place, choices in tried.items()
-        if len(choices) > len({choice.method for choice in choices}) and any(c.loss is not None for c in choices)
+        place: curves
+        for place, curves in _by_place(charts.rates(study)).items()
+        if any(len(curve.points) > 1 for curve in curves) and any(curve.known for curve in curves)
     }
     if not found:
         return None
-    messages = {place: _best_rates(place, choices, study.rows.choices) for place, choices in found.items()}
+    messages = {place: _best_rates(curves, study.rows.choices) for place, curves in found.items()}
     made, panels = place_panels(messages, height=2.3)
     look = looks(study.methods)
     handles: dict[str, Any] = {}
-    for (place, choices), axes in zip(found.items(), panels, strict=False):
-        handles |= _lr_methods(axes, choices, study.rows.choices, look)
+    for (place, curves), axes in zip(found.items(), panels, strict=False):
+        handles |= _lr_methods(axes, curves, look)
         axes.set(xlabel="learning rate", ylabel=f"validation loss\n({study.loss_unit(place)})")
     add_legend(made, handles)
     return Drawn(
@@ -148,10 +128,10 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     )
 
 
-def _best_rates(place: Place, choices: Sequence[Choice], best: Sequence[Choice]) -> str:
+def _best_rates(curves: Sequence[SweptCurve], best: Sequence[Choice]) -> str:
     """The learning rate that was chosen for each method that has several."""
-    tried = Counter(choice.method for choice in choices)
-    rates = {c.method: c.lr for c in best if c.place == place and c.lr is not None and tried[c.method] > 1}
+    several = {(curve.place, curve.method) for curve in curves if len(curve.points) > 1}
+    rates = {c.method: c.lr for c in best if c.lr is not None and (c.place, c.method) in several}
     if not rates:
         return ""
     if len(rates) > 5:
@@ -159,27 +139,27 @@ def _best_rates(place: Place, choices: Sequence[Choice], best: Sequence[Choice])
     return "Chosen rates: " + ", ".join(f"{method} {short(lr)}" for method, lr in rates.items())
 
 
-def _lr_methods(axes: Axes, choices: list[Choice], best: Sequence[Choice], look: dict[str, Look]) -> dict[str, Any]:
+def _lr_methods(axes: Axes, curves: Sequence[SweptCurve], look: dict[str, Look]) -> dict[str, Any]:
     """Draws losses by rate; returns the legend handle of each method."""
-    handles, chosen = {}, {(choice.method, choice.lr) for choice in best if choice.place == choices[0].place}
-    for method in dict.fromkeys(choice.method for choice in choices):
-        own = sorted((c for c in choices if c.method == method), key=lambda choice: choice.key[1])
-        known = {choice.key[1]: choice.loss for choice in own if choice.loss is not None}
-        style: Style = {"color": look[method].colour, "marker": look[method].marker, "linestyle": look[method].line}
-        (handles[method],) = axes.plot(list(known), list(known.values()), markersize=4, **style)
-        for rate in (rate for rate in known if (method, rate) in chosen):
-            axes.plot(rate, known[rate], "o", markersize=10, mfc="none", color=look[method].colour)
-        for rate in (choice.key[1] for choice in own if choice.loss is None):
-            above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.plot(rate, 1.0, "x", color=look[method].colour, **above)
-    finished = [(choice, choice.loss) for choice in choices if choice.loss is not None]
-    losses = [loss for _, loss in finished]
-    at_best = [loss for choice, loss in finished if (choice.method, choice.key[1]) in chosen]
+    handles = {}
+    for curve in curves:
+        of = look[curve.method]
+        style: Style = {"color": of.colour, "marker": of.marker, "linestyle": of.line}
+        (handles[curve.method],) = axes.plot(list(curve.known), list(curve.known.values()), markersize=4, **style)
+        for point in curve.points:
+            if point.value is None:
+                above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                axes.plot(point.x, 1.0, "x", color=of.colour, **above)
+            elif point.chosen:
+                axes.plot(point.x, point.value, "o", markersize=10, mfc="none", color=of.colour)
+    points = [point for curve in curves for point in curve.points]
+    losses = [point.value for point in points if point.value is not None]
+    at_best = [point.value for point in points if point.value is not None and point.chosen]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
     low, high = min(losses), max([float(np.quantile(losses, 0.75)), *at_best])
     margin = 0.12 * (high - low) or 0.1 * low
     axes.set_ylim(low - margin, high + margin)
-    rates = [choice.key[1] for choice in choices]
+    rates = [point.x for point in points]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if max(rates) > 30 * min(rates) else (1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(rate)))

@@ -1,23 +1,17 @@
-"""What the page draws beside single settings: curves over learning rates, ranks and tokens; axes and their importance;
-verdicts with their intervals."""
+"""What the page draws beside single settings: curves over learning rates, ranks and tokens; axes and their weight."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.record import Record
-from harness.report.articles import effect_text
-from harness.report.figures.curves import LOSSES
+from harness.report.figures import charts
+from harness.report.figures.charts import SweptCurve, SweptPoint
 from harness.report.figures.study_results import StudyResults, loss_unit
-from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.pages.importance import importance
 from harness.report.pages.settings_block import short
-from harness.report.select import Choice, select
-from harness.report.statistics import Interval, seeds_interval
 
 AXES = 8  # most axes that are drawn side by side
 TEXTS = 24  # most texts on an axis
@@ -32,128 +26,56 @@ def curves_block(study: StudyResults) -> dict[str, Any]:
     """
     at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
     return {
-        "rates": list(_rates(study, at)),
-        "ranks": list(_ranks(study, at)),
+        "rates": [_curve(study, curve, at) for curve in charts.rates(study) if len(curve.points) > 1 and curve.known],
+        "ranks": [_curve(study, curve, at) | {"metric": _outcome(study, curve)} for curve in charts.ranks(study)],
         "losses": _losses(study, at),
         "memory": [
             {"title": title, "settings": [at[id(row.records[0])] for row in rows]}
-            for title, rows in study.alike("peak_weights").items()
+            for title, rows in charts.memory(study).items()
         ],
         "axes": _axes(study),
     }
 
 
-def verdicts_block(study: StudyResults) -> list[dict[str, Any]]:
-    """The judged claims of each article with their effects; infinite ends of intervals are null."""
-    found = []
-    for article, verdicts in study.judged:
-        titles = place_titles([verdict.place for verdict in verdicts])
-        claims = []
-        for verdict, title in zip(verdicts, titles, strict=True):
-            judgement, effect = verdict.judgement, verdict.judgement.effect
-            claims.append(
-                {
-                    "name": verdict.claim.name,
-                    "text": verdict.claim.text,
-                    "place": title,
-                    "decision": judgement.decision,
-                    "why": judgement.why,
-                    "shown": effect_text(verdict),
-                    "scale": verdict.claim.shown.__name__,
-                    "effect": None if effect is None else [_finite(part) for part in effect],
-                    "range": None if judgement.range is None else [_finite(end) for end in judgement.range],
-                }
-            )
-        found.append({"title": article.title, "id": article.name, "claims": claims})
-    return found
+def _outcome(study: StudyResults, curve: SweptCurve) -> str:
+    score = study.headline(curve.place)
+    return score_name(score) if score else "validation_loss"
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _curve(study: StudyResults, curve: SweptCurve, at: dict[int, int]) -> dict[str, Any]:
+    points = [_point(point, study.rows.records, at) for point in curve.points]
+    return {"place": study.places.index(curve.place), "method": study.methods.index(curve.method), "points": points}
 
 
-def _rates(study: StudyResults, at: dict[int, int]) -> Iterator[dict[str, Any]]:
-    records = study.rows.records
-    best = {(choice.place, choice.method): choice.lr for choice in study.rows.choices}
-    found = defaultdict(list)
-    for choice in select(records, ("method", "lr"), study.rows.settings):
-        if choice.key[1] is not None:
-            found[choice.place, choice.method].append(choice)
-    for (place, method), choices in found.items():
-        points = [_point(c, c.key[1], c.loss, _losses_of(c, records), records, at) for c in choices]
-        if len(points) > 1 and any(point["y"] is not None for point in points):
-            yield _curve(study, place, method, points, best.get((place, method)))
-
-
-def _ranks(study: StudyResults, at: dict[int, int]) -> Iterator[dict[str, Any]]:
-    records = study.rows.records
-    best = {(choice.place, choice.method): choice.rank for choice in study.rows.choices}
-    found = defaultdict(list)
-    for choice in select(records, ("method", "rank"), study.rows.settings):
-        imported = any(records[i].source for i in choice.index)  # single experiments, not a sweep
-        if choice.rank is None or imported:
-            continue
-        score = study.headline(choice.place)
-        if estimate := study.estimate(choice, score):
-            value, interval = estimate
-            point = _point(choice, choice.rank, value, interval, records, at)
-            found[choice.place, choice.method].append(point)
-    for (place, method), points in found.items():
-        if len(points) > 1:
-            score = study.headline(place)
-            name = score_name(score) if score else "validation_loss"
-            yield _curve(study, place, method, points, best.get((place, method))) | {"metric": name}
-
-
-def _curve(
-    study: StudyResults, place: Place, method: str, points: list[dict[str, Any]], best: float | None
-) -> dict[str, Any]:
-    for point in points:
-        point["chosen"] = int(point["x"] == best)
-    points.sort(key=lambda point: point["x"])
-    return {"place": study.places.index(place), "method": study.methods.index(method), "points": points}
-
-
-def _point(
-    choice: Choice,
-    x: float,
-    y: float | None,
-    interval: Interval | None,
-    records: Sequence[Record],
-    at: dict[int, int],
-) -> dict[str, Any]:
+def _point(point: SweptPoint, records: Sequence[Record], at: dict[int, int]) -> dict[str, Any]:
+    choice, interval = point.choice, point.interval
     shown = interval if interval is not None and interval.low < interval.high else None
     return {
-        "x": x,
-        "y": short(y),
+        "x": point.x,
+        "y": short(point.value),
         "low": short(shown.low) if shown else None,
         "high": short(shown.high) if shown else None,
         "setting": at[id(records[choice.index[0]])] if choice.index else None,
         "lost": ", ".join(f"{n} {status}" for status, n in choice.lost.items()),
+        "chosen": int(point.chosen),
     }
 
 
-def _losses_of(choice: Choice, records: Sequence[Record]) -> Interval | None:
-    losses = [records[i].validation[-1].loss for i in choice.index if records[i].validation]
-    return seeds_interval(losses) if len(losses) > 1 else None
-
-
 def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
-    """Of the chosen settings, as in the figure `loss`: validation losses, or else training losses."""
-    rows = [row for place in study.places for row in study.shown(place)]
-    for kind, of in LOSSES.items():
-        curves = [(row, curve) for row in rows if (curve := of(row))]
-        if curves:
-            return {
-                "kind": kind,
-                "unit": loss_unit(row for row, _ in curves),
-                "curves": [
-                    {"setting": at[id(row.records[0])]}
-                    | {name: list(map(short, part)) for name, part in curve._asdict().items()}
-                    for row, curve in curves
-                ],
-            }
-    return None
+    """Of the chosen settings, as in the figure `loss`."""
+    kind, curves = charts.losses(study)
+    if not curves:
+        return None
+    drawn = [row_and_curve for own in curves.values() for row_and_curve in own]
+    return {
+        "kind": kind,
+        "unit": loss_unit(row for row, _ in drawn),
+        "curves": [
+            {"setting": at[id(row.records[0])]}
+            | {name: list(map(short, part)) for name, part in curve._asdict().items()}
+            for row, curve in drawn
+        ],
+    }
 
 
 # Axes

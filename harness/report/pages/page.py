@@ -1,4 +1,4 @@
-"""A study's report: one self-contained HTML page with its summary, tables, figures, verdicts and provenance.
+"""A study's report: one self-contained HTML page with its summary, tables, figures and provenance.
 
     page.render(records, folder)
 
@@ -6,7 +6,7 @@ The page loads nothing: style, scripts, data and figures are embedded, and its C
 Names come from records, which are untrusted: the template escapes every text, and `_block` every text of data.
 
 An interactive section NAME is a template NAME.html, included by page.html; a style NAME.css, in STYLES; scripts, in
-SCRIPTS; and a function in BLOCKS, whose value the scripts read by `block("NAME")`.
+SCRIPTS; and a function in BLOCKS, whose value the scripts read by `block("NAME")`. Plug-ins add parts as a PageBlock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import json
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,25 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness import units
+from harness import plugin, units
 from harness.record import Record
-from harness.report import articles, figures
-from harness.report.articles import Article
-from harness.report.claims import OPEN, Verdict
+from harness.report import figures
+from harness.report.answer import StudyAnswer
 from harness.report.figures.study_results import StudyResults
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.lint import Finding
 from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
-from harness.report.pages.curves_block import curves_block, verdicts_block
+from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
+from harness.report.pages.page_block import PageBlock
 from harness.report.pages.settings_block import settings_block
-from harness.report.pairwise import Contest
-from harness.report.tables.advice import ahead
-from harness.report.tables.best import best_of
-from harness.report.tables.entries import ABSENT, rate, score_entries
+from harness.report.tables.best import tables_of
+from harness.report.tables.entries import rate, score_entries
 from harness.report.tables.formats import html_grid, one_line
 from harness.report.tables.rows import Row, Rows
-from harness.report.tables.table import Table, comparison_of
+from harness.report.tables.table import Table
 
 HERE = Path(__file__).parent
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
@@ -51,15 +49,14 @@ STYLES = ("page.css", "explore.css", "items.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
     *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
-    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "verdicts", "items")),
-    *("scripts/start.js", "scripts/live.js"),
+    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes")),
 )
+SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
     "settings": settings_block,
     "curves": curves_block,
-    "verdicts": verdicts_block,
-    "items": items_block,
 }
+BLOCKS_AFTER_PLUGINS: Mapping[str, Callable[[StudyResults], Any]] = {"items": items_block}
 
 
 def render(
@@ -80,19 +77,24 @@ def render(
     """
     results = StudyResults(records, folder)
     rows = results.rows
-    judged = results.judged
-    told = rows.findings
+    added: list[PageBlock] = [
+        plugin.load(target)(results) for part in plugin.installed() for target in part.page_blocks
+    ]
+    findings = rows.findings
     ours = [record for record in records if record.source is None]
     study = ", ".join(dict.fromkeys(record.study for record in records))
-    held = list(results.contests.values())
-    best, settings = (_scores_first(table, rows) for table in (best_of(rows, folder, held), comparison_of(rows)))
+    best, settings = (_scores_first(table, rows) for table in tables_of(results.answer))
     files = _files(folder)
     long = {"best-table": best, "settings-table": settings, "files-table": files}
     blocks = {name: make(results) for name, make in BLOCKS.items()}
+    for block in added:
+        blocks |= block.data
+    blocks |= {name: make(results) for name, make in BLOCKS_AFTER_PLUGINS.items()}
     blocks["rest"] = {name: table.rows[LONGEST:] for name, table in long.items() if len(table.rows) > LONGEST}
     if live:
         blocks["live"] = live
-    script = "\n".join(['"use strict";', *map(_asset, SCRIPTS)])
+    of_plugins = [path.read_text(encoding="utf-8") for block in added for path in block.scripts]
+    script = "\n".join(['"use strict";', *map(_asset, SCRIPTS), *of_plugins, *map(_asset, SCRIPTS_AFTER_PLUGINS)])
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -109,22 +111,21 @@ def render(
         blocks={name: _block(value) for name, value in blocks.items()},
         live=bool(live),
         longest=LONGEST,
-        summary=list(_summary(rows, held, judged, told)),
+        summary=list(_summary(results.answer, added, findings)),
         problems=problems,
         answer=list(map(_with_code, best.answer)),
         best=replace(best, answer=()),
-        best_settings=_settings_of(best, results),
+        best_heading=best.title.rpartition(": ")[2].capitalize(),
+        best_settings=_settings_of(results.answer),
         settings=settings,
-        articles=[_section(article, found, records, folder) for article, found in judged],
+        sections=[section for block in added for section in block.sections],
         figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
-        findings={kind: [f.sentence for f in told if f.kind == kind] for kind in ("unequal", "incomplete")},
+        findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
         origin=_origin(records),
         files=files,
         made_with=made_with or {},
         command=command,
-        parts=[f"python -m harness {part} {where}" for part in _parts(article for article, _ in judged)]
-        if where
-        else [],
+        parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
         runs=list(map(run_command, ours[:LONGEST])),
         cells=len(ours),
         grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
@@ -170,9 +171,8 @@ def _shown(value: object) -> object:
 # Summary
 
 
-def _summary(
-    rows: Rows, held: Sequence[Contest], judged: Sequence[tuple[Article, list[Verdict]]], told: Sequence[Finding]
-) -> Iterator[str]:
+def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+    rows = answer.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
@@ -181,26 +181,25 @@ def _summary(
     statuses = Counter(record.status for record in rows.records)
     if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
         yield f"{statuses['ok']} finished, {', '.join(lost)}."
-    for contest in held:
-        yield ahead(contest, len(places) > 1)
-    row_of = [row for row in rows for _ in row.records]
-    chosen = [row_of[choice.index[0]] for choice in rows.choices if choice.index]
+    yield from answer.standings
+    compared = [(c.label, row) for c, row in zip(answer.choices, answer.settled, strict=True) if row]
     for place in places:
         of = f" of {place[1]} on {place[2]}" if len(places) > 1 else ""
-        yield from _extremes([row for row in chosen if row.place == place], of)
-    for article, found in judged:
-        yield f"Verdicts on the claims of “{article.title}”: {articles.tally(found)}."
-    unequal = sum(finding.kind == "unequal" for finding in told)
+        yield from _extremes({label: row for label, row in compared if row.place == place}, of)
+    for block in added:
+        yield from block.summary
+    unequal = sum(finding.kind == "unequal" for finding in findings)
     differences = units.plural(unequal, "difference") if unequal else "no differences"
     yield f"The linter found {differences} between compared cells beyond those that define their methods."
-    yield from (finding.sentence for finding in told if finding.kind == "incomplete")
+    yield from (finding.sentence for finding in findings if finding.kind == "incomplete")
 
 
-def _extremes(rows: Sequence[Row], of: str) -> Iterator[str]:
-    """The methods with the least memory and the highest speed, in their chosen settings."""
-    memory = {row.method: peak for row in rows if (peak := row.mean(TRAIN_MEMORY)) is not None}
-    speed = {row.method: steady for row in rows if (steady := row.mean("tokens_per_second_steady")) is not None}
-    if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows)), TRAIN_MEMORY):
+def _extremes(rows: Mapping[str, Row], of: str) -> Iterator[str]:
+    """The methods with the least memory and the highest speed, in the settings that are compared."""
+    memory = {label: peak for label, row in rows.items() if (peak := row.mean(TRAIN_MEMORY)) is not None}
+    speeds = ((label, row.mean("tokens_per_second_steady")) for label, row in rows.items())
+    speed = {label: steady for label, steady in speeds if steady is not None}
+    if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows.values())), TRAIN_MEMORY):
         least, most = min(memory, key=memory.__getitem__), max(memory, key=memory.__getitem__)
         yield (
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "
@@ -221,7 +220,7 @@ def _scores_first(table: Table, rows: Rows) -> Table:
     """`table` with its scores beside the settings: a screen shows what decides without scrolling."""
     scores = score_entries(rows)
     failed = any(record.status != "ok" for record in rows.records)
-    identity = ["Study", "Model", "Data", "Method", "Setting", *["Status"] * failed]
+    identity = ["#", "Study", "Model", "Data", "Method", "Setting", *["Status"] * failed]
 
     def place(column: str) -> int:
         return 0 if column in identity else 1 if column in scores else 2
@@ -231,55 +230,15 @@ def _scores_first(table: Table, rows: Rows) -> Table:
     return replace(table, columns=columns, rows=[[row[i] for i in order] for row in table.rows])
 
 
-def _settings_of(best: Table, study: StudyResults) -> list[int | str]:
-    """For each row of `best` the position of its setting among the study's rows; "-" where none is chosen."""
-    at = {id(row): i for i, row in enumerate(study.rows)}
-    parts = [best.columns.index(name) for name in ("Study", "Model", "Data") if name in best.columns]
-    shown = [("Study", "Model", "Data").index(best.columns[i]) for i in parts]
-    row_of = [row for row in study.rows for _ in row.records]
-    chosen = {
-        (*(choice.place[i] for i in shown), choice.label): at[id(row_of[choice.index[0]])]
-        for choice in study.rows.choices
-        if choice.index
-    }
-    method = best.columns.index("Method")
-    return [chosen.get((*(row[i] for i in parts), row[method]), "-") for row in best.rows]
+def _settings_of(answer: StudyAnswer) -> list[int | str]:
+    """For each row of the first table the position of its setting among the study's rows; "-" where none is chosen."""
+    at = {id(row): i for i, row in enumerate(answer.rows)}
+    return [at.get(id(row), "-") for row in (answer.rows if answer.untuned else answer.settled)]
 
 
-def _section(
-    article: Article, found: Sequence[Verdict], records: Sequence[Record], folder: Path
-) -> dict[str, str | Table | None]:
-    """What the template shows of an article."""
-    table = article.table(records, folder) if article.table else None
-    return {"name": article.name, "title": article.title, "table": table, "verdicts": _verdicts(article, found)}
-
-
-def _verdicts(article: Article, found: Sequence[Verdict]) -> Table:
-    """`Article.verdict_table` with the claims' texts, and the remark or the command to run beside each verdict."""
-    table = article.verdict_table(found)
-    at = table.columns.index("Claim") + 1
-    columns = [*table.columns[:at], "What it says", *table.columns[at:], "Remark or next run"]
-    rows = [
-        [*row[:at], verdict.claim.text, *row[at:], _remark(verdict)]
-        for row, verdict in zip(table.rows, found, strict=True)
-    ]
-    return replace(table, columns=columns, rows=rows, caption=[f"Source: {article.source}.", *article.caption])
-
-
-def _remark(verdict: Verdict) -> str:
-    why = f"{verdict.judgement.why}." if verdict.judgement.why else ""
-    run = articles.command(verdict.claim) if verdict.judgement.decision == OPEN else ""
-    return " ".join(filter(None, (why, run))) or ABSENT
-
-
-def _parts(shown: Iterable[Article]) -> Iterator[str]:
+def _parts(added: Sequence[PageBlock]) -> list[str]:
     """The commands that make the parts of the page."""
-    yield "table"
-    for article in shown:
-        if article.table:
-            yield f"table --article {article.name}"
-        yield f"claims --article {article.name}"
-    yield from ("lint", "figures")
+    return ["table", *(words for block in added for words in block.commands), "lint", "figures"]
 
 
 def _origin(records: Sequence[Record]) -> Table:

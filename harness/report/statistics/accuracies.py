@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +58,11 @@ def mean_intervals(samples: Sequence[Answers]) -> list[Interval]:
     return [_mean_interval(sample, level) for sample, level in zip(samples, levels(samples), strict=True)]
 
 
-def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]:
-    """For each pair i < j of samples the mean of i less that of j; samples as in `mean_intervals`.
+def differences(
+    samples: Sequence[Answers], pairs: Iterable[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], Difference]:
+    """For each pair i < j of samples, or for each of `pairs`, the mean of i less that of j; samples as in
+    `mean_intervals`.
 
     Items are paired: both methods answered the same. Seeds that two methods share, which mean the same batches to both,
     are paired where that makes the interval shorter (`pairing`). The interval and the p-value are Student's; the
@@ -67,7 +70,7 @@ def differences(samples: Sequence[Answers]) -> dict[tuple[int, int], Difference]
     comparisons is the caller's: `holm`.
     """
     shares = [binary(sample.values) for sample in samples]
-    return {(i, j): _difference(*gap, shares[i] and shares[j]) for (i, j), gap in gaps(samples).items()}
+    return {(i, j): _difference(*gap, shares[i] and shares[j]) for (i, j), gap in gaps(samples, pairs).items()}
 
 
 def _difference(one: Answers, other: Answers, gap: Gap, shares: bool) -> Difference:
@@ -147,15 +150,17 @@ class Gap(NamedTuple):
     charge: float | None
 
 
-def gaps(samples: Sequence[Answers]) -> dict[tuple[int, int], tuple[Answers, Answers, Gap]]:
-    """For each pair i < j of samples both of them, and the mean of i less that of j.
+def gaps(
+    samples: Sequence[Answers], pairs: Iterable[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], tuple[Answers, Answers, Gap]]:
+    """For each pair i < j of samples, or for each of `pairs`, both of them, and the mean of i less that of j.
 
     Of paired seeds it is the mean over those that both have. Of the two ways the one with the shorter interval is
     taken, and its variance over seeds pays for the choice.
     """
     of, effects = levels(samples), _effects(samples)
     found = {}
-    for i, j in itertools.combinations(range(len(samples)), 2):
+    for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
         one, other = samples[i], samples[j]
         ways = [(_together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0), 1.0, False)]
         if {i, j} <= effects.keys() and (paired := _common(one, other)) is not None:

@@ -11,17 +11,17 @@ from harness import units
 from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
-from harness.report.evidence import conditions, differing, started
+from harness.report.answer import StudyAnswer, answer
+from harness.report.answer.advice import headline, listed, optimism
+from harness.report.answer.place import place_prefix
+from harness.report.conditions import conditions, differing, started
 from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.lint.environment import overlap, ran_with
 from harness.report.lint.training import resumed
 from harness.report.memory import meaning
-from harness.report.pairwise import MANY, Contest, contests
-from harness.report.reruns import only_published
+from harness.report.pairwise import MANY, Contest
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
-from harness.report.tables.advice import ahead, headline, listed, optimism
-from harness.report.tables.answer import Place, answer, place_prefix
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
@@ -49,13 +49,22 @@ def tables(
     if price is not None:
         _require_one_device(records)
     rows = group(records, price)
-    if columns is not None:
-        return [comparison_of(rows, columns)]
-    if all(record.cell.seed is None for record in records):
-        return [survey_of(rows), comparison_of(rows)]
-    if only_published(records) and (published := published_of(rows)):
-        return [published, comparison_of(rows)]
-    return [best_of(rows, folder, contests(rows.records, folder, rows.choices)), comparison_of(rows)]
+    return [comparison_of(rows, columns)] if columns is not None else tables_of(StudyAnswer(rows, folder))
+
+
+def tables_of(answer: StudyAnswer) -> list[Table]:
+    """`tables` with the answer."""
+    return [first_table(answer), comparison_of(answer.rows)]
+
+
+def first_table(answer: StudyAnswer) -> Table:
+    """What shows first what `answer` compares: a row for each of its `choices`, or of untuned models for each setting.
+
+    `Table.data` is None: the numbers are those of `comparison`.
+    """
+    if answer.untuned:
+        return survey_of(answer.rows)
+    return published_of(answer, answer.reruns) if answer.reruns else best_of(answer)
 
 
 def _require_one_device(records: Sequence[Record]) -> None:
@@ -72,23 +81,21 @@ def survey_of(rows: Rows) -> Table:
 
 
 def best(records: Sequence[Record], folder: Path | None) -> Table:
-    """Each method of `records` in the setting that `select` chose for it, and how it stands by each score.
+    """`first_table` of `records`. folder: of the study, where the items lie."""
+    return first_table(answer(records, folder))
+
+
+def best_of(answer: StudyAnswer) -> Table:
+    """Each method of a study in the setting that `select` chose for it, and how it stands by each score.
 
     Brackets hold 95% intervals. Methods that share a letter do not differ significantly (`pairwise.contests`). The
-    caption states the limits of the study. `Table.data` is None: the numbers are those of `comparison`.
+    caption states the limits of the study.
     """
-    rows = group(records)
-    return best_of(rows, folder, contests(rows.records, folder, rows.choices))
-
-
-def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
-    """`best` of the records of `rows`, between whose choices the contests `held` are."""
+    rows, held, choices, chosen = answer.rows, answer.contests, answer.choices, answer.settled
     records = rows.records
-    choices = in_order(rows.choices, held)
-    chosen = chosen_rows(rows, choices)
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
-    columns["Method"] = [choice.label for choice in choices]
+    columns["Method"] = [choice.method for choice in choices]
     columns["Setting"] = [_setting(choice) for choice in choices]
     columns["Tries"] = [_tries(choice) for choice in choices]
     if several_seeds(row for row in chosen if row):
@@ -103,34 +110,14 @@ def best_of(rows: Rows, folder: Path | None, held: Sequence[Contest]) -> Table:
     if any(contest.primary and contest.differences for contest in held):
         columns["Best (expected rank)"] = [_rank(choice, headline(held, choice.place)) for choice in choices]
     columns["Validation loss"] = [_loss(row) for row in chosen]
-    by_label = {(c.place, c.label): row for c, row in zip(choices, chosen, strict=True) if row}
     return Table(
         title=f"{title(rows)}: best settings",
         columns=list(columns),
         rows=[list(texts) for texts in zip(*columns.values(), strict=True)],
-        caption=list(_caption(records, choices, held)),
+        caption=list(_caption(answer)),
         data=None,
-        answer=answer(choices, held, by_label, folder),
+        answer=answer.sentences,
     )
-
-
-def chosen_rows(rows: Rows, choices: Sequence[Choice]) -> list[Row | None]:
-    """The row of each of `choices`; None where nothing could be chosen."""
-    row_of = [row for row in rows for _ in row.records]
-    return [row_of[choice.index[0]] if choice.index else None for choice in choices]
-
-
-def in_order(choices: Sequence[Choice], held: Sequence[Contest]) -> list[Choice]:
-    """`choices`, best first where there are too many methods in one place to find one's way by their names."""
-    ranks: dict[tuple[Place, str], int] = {}
-    for place in dict.fromkeys(choice.place for choice in choices):
-        contest = headline(held, place)
-        if contest and contest.many:
-            ranks |= {(place, standing.choice.label): rank for rank, standing in enumerate(contest.standings)}
-    if not ranks:
-        return list(choices)
-    places = list(dict.fromkeys(choice.place for choice in choices))
-    return sorted(choices, key=lambda c: (places.index(c.place), ranks.get((c.place, c.label), len(choices))))
 
 
 # Cells
@@ -228,7 +215,8 @@ def relative(rows: Sequence[Row | None], method: str, measure: str, ratio: Ratio
             found.append(Relative(None))
             continue
         here = [other for other in rows if other and other.place == row.place]
-        reference = next((other for other in here if other.method == method), None)
+        references = [other for other in here if other.method == method]
+        reference = references[0] if len(references) == 1 else None  # of several settings none stands for the method
         over = None if reference is None else row.over(reference, measure)
         if reference is None or over is None:
             found.append(Relative(own))
@@ -275,10 +263,9 @@ def _rank(choice: Choice, contest: Contest | None) -> str:
 # Caption
 
 
-def _caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
-    several = len({choice.place for choice in choices}) > 1
-    for contest in held:
-        yield ahead(contest, several)
+def _caption(answer: StudyAnswer) -> Iterator[str]:
+    records, choices, held = answer.rows.records, answer.choices, answer.contests
+    yield from answer.standings
     if held:
         yield from _score_caption(records, choices, held)
     else:
@@ -346,7 +333,7 @@ def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterat
                 f"Fresh seeds, which took no part in the choice, stand for {listed(confirmed)}: the best of several "
                 "tries looks no better there than it is."
             )
-    elif choices:
+    elif any(choice.experiment is None for choice in choices):
         yield "Each method had one setting; another one may suit it better."
     places = list(dict.fromkeys(choice.place for choice in choices))
     for place in places:
@@ -354,6 +341,9 @@ def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterat
         where = "".join(f" in {name.rstrip(':')}" for name in place_prefix(place, places))
         if edges := "; ".join(f"{choice.label} {edge}" for choice in here for edge in choice.edges):
             yield f"{EDGE} Best value at the edge of its grid{where}; a wider grid may be better: {edges}."
-        for choice in here:
-            if choice.reason:
-                yield f"{choice.label}{where}: no setting chosen, {choice.reason}."
+        for method, reason in dict.fromkeys((choice.method, choice.reason) for choice in here if choice.reason):
+            yield f"{method}{where}: no setting chosen, {reason}."
+        if alone := dict.fromkeys(choice.method for choice in here if choice.experiment):
+            yield (
+                f"Each setting of {listed(alone)}{where} stands by itself. The best of several looks better than it is."
+            )

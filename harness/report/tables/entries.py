@@ -7,7 +7,7 @@ from statistics import fmean
 
 from harness import units
 from harness.record import Record, Score
-from harness.report.evidence import started
+from harness.report.conditions import started
 from harness.report.frame import FORMS, score_name
 from harness.report.lint.training import attention_text
 from harness.report.statistics import Run, of_times

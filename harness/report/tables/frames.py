@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.record import Record
-from harness.report.pairwise import Contest, contests
-from harness.report.select import Choice
-from harness.report.tables.advice import headline
-from harness.report.tables.best import Relative, chosen_rows, in_order, memory_to_full, speed_to_lora
-from harness.report.tables.rows import Rows, group
+from harness.report.answer import StudyAnswer
+from harness.report.answer.advice import headline
+from harness.report.pairwise import Contest
+from harness.report.select import Choice, Place
+from harness.report.tables.best import Relative, memory_to_full, speed_to_lora
 
 TEXTS = ("study", "model", "data", "method", "setting", "edges", "reason", "score", "letters")
 COUNTS = ("tries", "lost", "seeds")
 
 
-def chosen(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
-    """`chosen_of` of the records of one study.
-
-    folder: of the study, where the items are; None: intervals cover less, and nothing is tested.
-    """
-    rows = group(records)
-    return chosen_of(rows, contests(rows.records, folder, rows.choices))
-
-
-def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
+def chosen_of(answer: StudyAnswer) -> pd.DataFrame:
     """One row for each method of a model and a data set: its chosen setting, what it costs and how it scores.
+
+    A method of which none could be chosen for want of validation losses has a row for each setting that finished.
 
     study, model, data, method          text
     setting                             text; null if none could be chosen, as are then all means and scores
@@ -63,12 +54,9 @@ def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
     TASK/METRIC/FILTER:low              the lower end of its 95% interval
     TASK/METRIC/FILTER:high             the upper end
     TASK/METRIC/FILTER:letters          text, as letters
-
-    held: the contests between the choices of `rows`.
     """
-    choices = in_order(rows.choices, held)
-    records, settled = rows.records, chosen_rows(rows, choices)
-    memory, speed = memory_to_full(settled), speed_to_lora(settled, records)
+    choices, settled, held = answer.choices, answer.settled, answer.contests
+    memory, speed = memory_to_full(settled), speed_to_lora(settled, answer.rows.records)
     losses = [row.mean("validation_loss") if row else None for row in settled]
     found: list[dict[str, Any]] = []
     for choice, of_memory, of_speed, loss in zip(choices, memory, speed, losses, strict=True):
@@ -83,7 +71,7 @@ def chosen_of(rows: Rows, held: Sequence[Contest]) -> pd.DataFrame:
 def _tried(choice: Choice) -> dict[str, Any]:
     return {
         **_place(choice.place),
-        "method": choice.label,
+        "method": choice.method,
         "setting": choice.setting,
         "tries": choice.tries,
         "lost": sum(choice.lost.values()),
@@ -129,12 +117,6 @@ def _scores(choices: Sequence[Choice], held: Sequence[Contest]) -> dict[str, lis
     return columns
 
 
-def pairs(records: Sequence[Record], folder: Path | None) -> pd.DataFrame:
-    """`pairs_of` of the records of one study. folder: as of `chosen`."""
-    rows = group(records)
-    return pairs_of(contests(rows.records, folder, rows.choices))
-
-
 def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:
     """One row for each two methods that answered the same items, each in its chosen setting, the better one first.
 
@@ -170,5 +152,5 @@ def _pairs(contest: Contest) -> list[dict[str, Any]]:
     ]
 
 
-def _place(place: tuple[str, str, str]) -> dict[str, str]:
+def _place(place: Place) -> dict[str, str]:
     return dict(zip(("study", "model", "data"), place, strict=True))

@@ -3,77 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from harness import units
+from harness.report.answer import StudyAnswer
+from harness.report.answer.published import accuracy_style
 from harness.report.frame import measures
-from harness.report.reruns import Experiment, Reruns, best_on_validation, reruns
+from harness.report.reruns import Reruns, best_on_validation
 from harness.report.statistics import Interval
-from harness.report.tables.entries import ABSENT, rate, score_style
-from harness.report.tables.rows import Row, Rows
+from harness.report.tables.entries import ABSENT, rate
 from harness.report.tables.table import Table, title
 
 BEST = "*"
 
 
-def published_of(rows: Rows) -> Table | None:
-    """The experiments of `rows` with intervals of their scores, and which others each differs from significantly.
+def published_of(answer: StudyAnswer, found: Reruns) -> Table:
+    """The experiments of `answer` with intervals of their scores, and which others each differs from significantly.
 
-    None if no finished experiment has a score. `Table.data` is None, as `best`'s.
+    `Table.data` is None, as `best`'s.
     """
-    found = reruns(rows.records)
-    if found is None:
-        return None
-    row_of = {id(record): row for row in rows for record in row.records}
     tries = Counter(experiment.record.cell.method for experiment in found.experiments)
     best = [each for each in best_on_validation(found).values() if tries[each.record.cell.method] > 1]
-    header, shown = score_style(
-        found.experiments[0].runs[-1].score, [experiment.interval.value for experiment in found.experiments]
-    )
+    header, shown = accuracy_style(found)
     columns = ["#", "Method", "Setting", header, "Better than", "Worse than"]
     columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in the whole job", "Tokens/s amortised"]
     lines = []
-    for number, experiment in enumerate(found.experiments, 1):
+    for number, (experiment, choice) in enumerate(zip(found.experiments, answer.choices, strict=True), 1):
         numbers = measures(experiment.record)
         score, low, high = (shown(value) for value in experiment.interval)
         earlier = ", ".join(shown(run.score.value) for run in experiment.runs[:-1])
-        line = [str(number), experiment.record.cell.method, _setting(row_of[id(experiment.record)], experiment, best)]
+        line = [str(number), choice.method, (choice.setting or ABSENT) + f" {BEST}" * (experiment in best)]
         line += [f"{score} ({low}–{high})", _numbers(experiment.above), _numbers(experiment.below)]
         line += [earlier or ABSENT] * bool(found.repeated)
         line += [_text(numbers["job_reserved_peak"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
         lines.append(line)
     return Table(
-        title=f"{title(rows)}: all experiments by score",
+        title=f"{title(answer.rows)}: all experiments by score",
         columns=columns,
         rows=lines,
         caption=list(_caption(found, bool(best))),
         data=None,
-        answer=[" ".join(_answer(found, {key: row.setting for key, row in row_of.items()}, shown))],
+        answer=answer.sentences,
     )
-
-
-def _answer(found: Reruns, settings: Mapping[int, str], shown: Callable[[float], str]) -> Iterator[str]:
-    """The experiment with the highest score, and the cheapest one that none is significantly better than.
-
-    settings: by the id of the record. shown: formats a score.
-    """
-    first, *others = found.experiments
-    peaks = ((id(each), measures(each.record)["job_reserved_peak"]) for each in found.experiments)
-    memory = {experiment: peak for experiment, peak in peaks if peak}
-
-    def described(each: Experiment) -> str:
-        score, low, high = (shown(value) for value in each.interval)
-        at = f" at {units.size(memory[id(each)])}" if id(each) in memory else ""
-        name = f"{each.record.cell.method} {settings[id(each.record)]}".strip()
-        return f"{name}: {score} ({low}–{high}){at}"
-
-    yield f"Best score: {described(first)}."
-    if others:
-        yield f"Significantly worse: {len(first.above)} of the other {len(others)} experiments."
-    even = [each for each in others if not each.below and id(each) in memory]
-    least = min(even, key=lambda each: memory[id(each)], default=first)
-    if id(first) in memory and memory[id(least)] < memory[id(first)]:
-        yield f"Least memory of those that none is significantly better than: {described(least)}."
 
 
 def _numbers(positions: Sequence[int]) -> str:
@@ -89,10 +60,6 @@ def _numbers(positions: Sequence[int]) -> str:
         for stretch in stretches
     ]
     return ", ".join(parts) or ABSENT
-
-
-def _setting(row: Row, experiment: Experiment, best: list[Experiment]) -> str:
-    return (row.setting or ABSENT) + f" {BEST}" * (experiment in best)
 
 
 def _text(value: float | None, text: Callable[[float], str]) -> str:

@@ -6,26 +6,30 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from harness import cell_runner
 from harness.record import Cell
-from harness.sweep import api_cost, runner
+from harness.sweep import runner
 from harness.sweep.app.point import Point
 from harness.sweep.app.session import Options
 
 
 def check(points: Sequence[Point], options: Options) -> None:
-    """Raise UserError if a cell can't run, or if asking the models behind an API would exceed the budget.
+    """Raise UserError if a cell can't run, or if cells that plug-ins run would exceed the budget.
 
     points: of one sweep, whose data_root and local paths are the same; at least one.
     """
-    cells = [point.cell for point in points]
-    access = {point.cell.id: point.access for point in points if point.access is not None}
-    request = points[0].request
-    counts = runner.check(_distinct(cells), request.data_root, access, request.local)
-    api_cost.check(api_cost.estimates(cells, access, counts), options.dollars)
+    requests = [point.request for point in points]
+    local, first = [point.cell for point in points if point.is_local], requests[0]
+    extra = {request.cell.id: request.extra for request in requests if request.extra is not None}
+    cells = [*_distinct(local), *(request.cell for request in requests if request.cell.id in extra)]
+    costs = runner.check(cells, first.data_root, extra, first.local)
+    for by_plugin in cell_runner.runners():
+        if own := [request for request in requests if by_plugin.runs(request.cell.settings)]:
+            by_plugin.admit(own, costs, options.dollars)
 
 
 def _distinct(cells: Sequence[Cell]) -> list[Cell]:
-    """One of all cells that work or don't for the same reasons, and all behind an API.
+    """One of all cells that work or don't for the same reasons.
 
     A large grid has few of these: a job does not look at seeds, nor at the lr and alpha that validate.py has passed.
     """
@@ -35,7 +39,7 @@ def _distinct(cells: Sequence[Cell]) -> list[Cell]:
         passed = {"lr": cell.lr, "lora_alpha": cell.alpha}
         slots = dataclasses.replace(slots, adapt=_without(passed, slots.adapt), optim=_without(passed, slots.optim))
         alike = repr((cell.rank, dataclasses.replace(settings, method=slots, seed=None)))
-        found.setdefault(cell.id if settings.behind_api else alike, cell)
+        found.setdefault(alike, cell)
     return list(found.values())
 
 

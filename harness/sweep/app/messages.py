@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import FullConfig
-from harness.config_folders import group_files, named_sweeps
+from harness.config_folders import group_files, named_sweeps, plugin_groups, selected_groups
 from harness.errors import UserError, nearest, one_of
 from harness.schema import group_of
 
-GROUPS = ("method", "model", "data", "eval", "stop", "hydra/launcher", "hydra/sweeper")
-OPTIONAL = {"eval", "stop"}  # groups that a cell does without
+GROUPS = selected_groups()
+OPTIONAL = {"eval", *plugin_groups()}  # groups that a cell does without
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # that data=local reads
 # What transformers, trl, peft and lm-eval call a setting of ours.
 ELSEWHERE = {

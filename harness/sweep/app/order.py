@@ -31,7 +31,7 @@ def repeated(cells: Sequence[Cell], recorded: dict[str, Record | None], to_run: 
     for cell in cells:
         found = recorded.get(cell.id)
         finished = found is not None and found.status == "ok"
-        here = cell.settings.method.tuned and not cell.settings.behind_api and cell.settings.train.nodes == 1
+        here = cell.settings.method.tuned and cell.settings.train.nodes == 1
         if here and (finished or cell.id in to_run):
             return cell
     return None

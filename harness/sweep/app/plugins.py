@@ -6,11 +6,13 @@ Hydra instantiates no plugin from outside the package hydra_plugins, so this mod
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -22,8 +24,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.basecontainer import BaseContainer
 
 from harness import config as settings_of
-from harness.config import FullConfig
-from harness.config_folders import conf_folders, sweep_folders
+from harness.config import Config, FullConfig
+from harness.config_folders import conf_folders, plugin_groups, sweep_folders
 from harness.sweep.app.sweeper import GridSweeper
 from harness.sweep.launchers.local_parallel import LocalParallel
 
@@ -36,10 +38,21 @@ class ConfigFolders(SearchPathPlugin):
             search_path.append("harness", f"file://{folder}")
 
 
+def _with_defaults() -> type[Config]:
+    selected = ["_self_", *({group: "none"} for group in plugin_groups())]
+    defaults = ("defaults", list[Any], dataclasses.field(default_factory=lambda: [*selected]))
+    namespace = {"__module__": __name__}  # where pickle finds it
+    return dataclasses.make_dataclass("DefaultConfig", [defaults], bases=(FullConfig,), namespace=namespace)
+
+
+DefaultConfig = _with_defaults()
+"""FullConfig with the choice ``none`` of each config group that plug-ins add; conf/config.yaml has those of its own."""
+
+
 def register() -> None:
     """Register all of it; calling it again changes nothing."""
     settings_of.register_resolvers()
-    ConfigStore.instance().store(name="schema", node=FullConfig)
+    ConfigStore.instance().store(name="schema", node=DefaultConfig)
     for plugin in (GridSweeper, LocalParallel, ConfigFolders):
         Plugins.instance().register(plugin)
     # The package exists only where a plugin is installed.

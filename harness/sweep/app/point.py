@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from harness import cell_runner, plugin, record
 from harness import config as settings_of
-from harness import record
-from harness.protocol import ApiAccess, LocalPaths, RunCell
-from harness.record import Cell
-from harness.sweep import api_cost, runner
+from harness.protocol import LocalPaths, RunCell
+from harness.record import Cell, StopRule
 from harness.sweep import cells as cells_of
+from harness.sweep import runner
 from harness.sweep.store import Study
 
 
@@ -43,9 +43,9 @@ class Point:
         return self.request.cell
 
     @property
-    def access(self) -> ApiAccess | None:
-        """How a model behind an API is asked; None if the model is not behind an API."""
-        return self.request.access
+    def is_local(self) -> bool:
+        """Whether the core runs its cell, with weights that are here; else a plug-in does."""
+        return self.request.extra is None
 
     @property
     def study(self) -> Study:
@@ -106,6 +106,7 @@ def study_of(config: DictConfig) -> Study:
 def point_of(config: DictConfig, overrides: list[str]) -> Point:
     """The point that `config`, composed of `overrides`, means. UserError if its cell can't work."""
     cell, study = cells_of.from_config(config), study_of(config)
+    by_plugin = cell_runner.runner_of(cell.settings)
     request = runner.request_for(
         cell,
         study,
@@ -113,14 +114,21 @@ def point_of(config: DictConfig, overrides: list[str]) -> Point:
         precautions=settings_of.precautions(config),
         save=config.save,
         tracker=config.tracker,
-        access=api_cost.access(cell, config, study),
+        extra=None if by_plugin is None else by_plugin.extra(config, study.answers(cell)),
         local=LocalPaths.absolute(config.eval.vllm_python, config.eval.include_path),
         confirmation=config.confirmation,
-        halving=study.halving(settings_of.stop_rule(config)),
+        early_stopping=study.early_stopping(stop_rule(config)),
     )
     statuses = list(config.retry.statuses)
     shipped = _architecture(config, overrides)
     return Point(request, str(config.results_dir), os.getcwd(), config.repeat, statuses, overrides, shipped)
+
+
+def stop_rule(config: DictConfig) -> StopRule | None:
+    """The rule of a plug-in's by which the cell of `config` may end early; None if it is trained to its end."""
+    targets = (part.stop_rule for part in plugin.installed())
+    rules = (plugin.load(target)(config) for target in targets if target is not None)
+    return next((rule for rule in rules if rule is not None), None)
 
 
 def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:

@@ -34,11 +34,11 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
             except UserError as error:
                 planned.setdefault(str(error), (" ".join(overrides), str(error)))
                 continue
-            if point.access is not None:
-                remote[point.cell.id] = point
-            else:
+            if point.is_local:
                 local.append(point)
                 planned.setdefault(point.cell.id, (point.cell.name, point.cell))
+            else:
+                remote[point.cell.id] = point
     if remote:
         check(list(remote.values()), options)
     if planned:

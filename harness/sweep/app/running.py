@@ -19,8 +19,9 @@ from harness import units
 from harness.errors import UserError, about_file
 from harness.protocol import Rendezvous
 from harness.record import Record, RecordError, train_memory
-from harness.sweep import api_cost, machines, runner
+from harness.sweep import machines, runner
 from harness.sweep.app import messages
+from harness.sweep.app.checking import check
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.app.session import Outcome, Session
@@ -93,13 +94,11 @@ class RunPoint:
     def _progress(self, point: Point) -> Iterator[SweepProgress]:
         """Shows the progress of the cell of `point`: as a part of its sweep, or alone.
 
-        A cell alone has not been checked as those of a sweep have: UserError if an API would cost more than it may.
+        A cell alone has not been checked as those of a sweep have: UserError if it would cost more than it may.
         """
         planned = self.session.progress
-        if planned is None and point.access is not None:
-            access = {point.cell.id: point.access}
-            counts = runner.check([point.cell], point.request.data_root, access)
-            api_cost.check(api_cost.estimates([point.cell], access, counts), self.session.options.dollars)
+        if planned is None and not point.is_local:
+            check([point], self.session.options)
         progress = planned or SweepProgress(1)
         try:
             progress.start(point.cell)

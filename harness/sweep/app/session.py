@@ -23,8 +23,9 @@ class Options:
     """What a command line asks for besides Hydra's settings.
 
     plan: predict, and launch nothing. fit: skip cells that are predicted not to fit into memory.
-    memory: budget in bytes (null: the memory of this machine's device). dollars: budget for models behind an API
-    (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a GPU's).
+    memory: budget in bytes (null: the memory of this machine's device). dollars: budget for cells that cost money, as
+    plug-ins say (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a
+    GPU's).
     card: one that need not be here, for which is predicted (null: none). throughput: raw tokens/s of every cell (null:
     taken from records). price: dollars for an hour of one device (null: the card's). advise: search for the fastest
     settings that fit the card. order: of the cells, ``random`` or ``grid``.

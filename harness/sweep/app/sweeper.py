@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from harness import record, units
+from harness import record, units, validate
 from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
@@ -37,7 +37,7 @@ from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
 
-STOP = ("stop", "stop.first", "stop.factor")
+NO_AXES = [setting.rule.label or key for key, setting in validate.SETTINGS.items() if not setting.rule.axis]
 
 
 class GridSweeper(Sweeper):
@@ -121,7 +121,7 @@ class GridSweeper(Sweeper):
         Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
         asked to skip such ones.
         """
-        for key in ("study", "results_dir", "data_root", "eval.vllm_python", "eval.include_path", *STOP):
+        for key in NO_AXES:
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
@@ -234,8 +234,8 @@ class GridSweeper(Sweeper):
 
     def _fitting(self, pending: list[Point], study: Study) -> list[Point]:
         """The points that are predicted to fit into memory; the others are recorded as unfit."""
-        fitting = [point for point in pending if point.cell.settings.behind_api]  # which take no memory here
-        local = [point for point in pending if not point.cell.settings.behind_api]
+        fitting = [point for point in pending if not point.is_local]  # which take no memory here
+        local = [point for point in pending if point.is_local]
         if not local:
             return fitting
         options = self._session.options

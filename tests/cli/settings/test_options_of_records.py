@@ -9,10 +9,8 @@ import time
 import urllib.error
 import urllib.request
 
-import hub
 import pandas as pd
 import pytest
-from peft_result import RUN
 from serving import free_port
 from tested_settings import Line, lines
 
@@ -30,12 +28,6 @@ STUDY = f"--study quickstart {AT}"
     Line(f"table {STUDY} --format latex", said="tabular"),
     f"table {STUDY} --format parquet --out cells.parquet",
     Line(f"table {STUDY} --columns method,decode", said="Decode"),
-    Line(f"table {STUDY} --article", said="galore"),
-    Line(f"claims {STUDY} --format text --wide --article beyond_lora", said="confirmed|refuted|supported|not"),
-    f"claims {STUDY} --format md --out claims.md",
-    Line(f"claims {STUDY} --format csv --article lora_without_regret", said=","),
-    Line(f"claims {STUDY} --format html", said="<table"),
-    Line(f"claims {STUDY} --format latex", said="tabular"),
     Line(f"forgetting {STUDY} --format text --wide --cells", said="lora"),
     Line(f"forgetting {STUDY} --format md --items 1", said="lora"),
     Line(f"forgetting {STUDY} --format csv", said="lora"),
@@ -51,7 +43,6 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     run(root=ROOT)
     assert "$" in (tmp_path / "priced.md").read_text()
     assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 6
-    assert "These claims hold" in (tmp_path / "claims.md").read_text()
     assert "quickstart" in json.loads((tmp_path / "lost.json").read_text())
     assert (tmp_path / "lost.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (tmp_path / "page.html").read_text()[:200]
@@ -67,36 +58,16 @@ def test_a_study_is_rendered_in_every_format(run, tmp_path):
     Line(f"status {STUDY} --watch", said="6 done"),
     Line(f"diff lora galore {STUDY} --format text", said="galore"),
     Line(f"diff lora galore {STUDY} --format json", said="galore"),
-    f"export {STUDY} --out theirs --format text",
-    f"export {STUDY} --out theirs --format json",
     "merge {root}/results/reference --into united --newer --format text",
     Line("merge united --into united2 --format json", said='"new"'),
-    "import peft published/lora.json --study peft --results-dir imported",
-    "import lm-eval theirs --study evaluated --results-dir imported",
-    Line("doctor --results-dir imported --data-root {folder}", said="torch"),
-    Line("completion bash", said="synthesize"),
-    Line("completion zsh", said="synthesize"),
+    Line("doctor --results-dir united2 --data-root {folder}", said="torch"),
+    Line("completion bash", said="reproduce"),
+    Line("completion zsh", said="reproduce"),
 )
 @pytest.mark.long
-def test_a_study_is_checked_united_exported_and_imported(run, tmp_path):
-    (tmp_path / "published").mkdir()
-    (tmp_path / "published" / "lora.json").write_text(json.dumps(RUN))
+def test_a_study_is_checked_and_united(run, tmp_path):
     run(root=ROOT)
-    assert len(list((tmp_path / "theirs").rglob("results_*.json"))) == 6
     assert len(list((tmp_path / "united2" / "quickstart").glob("*.items.parquet"))) == 6
-    assert list((tmp_path / "imported" / "peft").glob("*.json"))
-    assert list((tmp_path / "imported" / "evaluated").glob("*.json"))
-
-
-@lines(
-    f"push-study quickstart me/quickstart {AT} --public --format json",
-    f"push-study quickstart me/two {AT} --format text",
-)
-def test_a_study_is_uploaded(run, monkeypatch):
-    with hub.uploads(monkeypatch) as taken:
-        run(root=ROOT)
-    assert [made["visibility"] for made in taken.made] == ["public", "private"]
-    assert "cells.parquet" in taken.sent
 
 
 @lines(Line(f"view {STUDY} --port {{port}}", said=r"http://127\.0\.0\.1:"))

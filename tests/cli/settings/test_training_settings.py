@@ -101,20 +101,17 @@ def test_pairs_are_trained_on_by_their_objective(run, only, tmp_path):
 
 
 @lines(
-    f"sweep {CELL} study=halved stop=asha stop.name=asha stop.first=0.3 stop.factor=2 train.max_steps=4 eval.tasks=[] "
-    "lr=1e-3,1e-1,1e-7 method=lora hydra/launcher=local_parallel hydra/sweeper=grid",
+    f"sweep {CELL} study=swept eval.tasks=[] lr=1e-3,1e-4 method=lora hydra/launcher=local_parallel hydra/sweeper=grid",
     f"run {CELL} study=shared method=galore method.knobs.scale=1 eval.tasks=[]",
     f"run {CELL} study=shared method=galore method.knobs.scale=1 eval.tasks=[] repeat=true",
     f"run {CELL} study=shared method=lora seed=7 confirmation=true eval.tasks=[] retry.on_oom=true "
     "retry.statuses=[failed,oom]",
 )
 @pytest.mark.long
-def test_cells_of_a_study_are_ended_repeated_and_marked(run, tmp_path):
+def test_cells_of_a_study_are_swept_repeated_and_marked(run, tmp_path):
     run()
-    halved, _ = read_study(tmp_path / "results" / "halved")
-    assert len(halved) == 3
-    assert {record.stop.factor for record in halved} == {2}
-    assert "pruned" in {record.status for record in halved}
+    swept, _ = read_study(tmp_path / "results" / "swept")
+    assert [record.status for record in swept] == ["ok", "ok"]
     (galore, lora), _ = (
         sorted(found, key=lambda r: r.cell.method) for found in read_study(tmp_path / "results/shared")
     )

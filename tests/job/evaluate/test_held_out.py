@@ -14,7 +14,6 @@ import torch
 from command_line import called, own_server
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
 from lm_eval.models.huggingface import HFLM
-from pythons import python_with_vllm
 from rouge_score.rouge_scorer import RougeScorer
 
 from harness import record
@@ -24,7 +23,6 @@ from harness.job import preflight, prepared_inputs
 from harness.job.data import encoding
 from harness.job.evaluate import rescoring, scoring
 from harness.job.evaluate.held_out import task as held_out
-from harness.protocol import LocalPaths
 from harness.settings import EvalSettings
 from harness.studies import verify
 
@@ -284,20 +282,6 @@ def test_a_task_that_can_not_be_made_is_refused_before_anything_runs(overrides, 
 def test_without_data_there_is_no_such_task():
     with pytest.raises(UserError, match=r"eval\.tasks=held_out requires training data in columns"):
         scoring.Tasks(EvalSettings(tasks=["held_out"]), None)
-
-
-def test_vllm_writes_the_answers_and_the_harness_computes_the_likelihoods(tmp_path):
-    python = LocalPaths(python_with_vllm(tmp_path / "vllm"))
-    found = {}
-    for engine in ("auto", "vllm"):
-        mine = cell(TEXTS, "method=base", "eval.limit=2", f"eval.engine={engine}")
-        path = tmp_path / f"{engine}.json"
-        done = run_request(mine, "own", path, None, lambda event: None, local=python)
-        assert done.status == "ok", done.failure
-        found[engine] = pd.read_parquet(path.with_suffix(".items.parquet"))
-    assert done.vllm.answers == 2
-    assert len(found["vllm"]) == 6, "ROUGE-L, BLEU and bits per byte of two answers"
-    pd.testing.assert_frame_equal(found["vllm"].drop(columns="prediction"), found["auto"].drop(columns="prediction"))
 
 
 @pytest.mark.long

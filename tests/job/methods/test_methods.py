@@ -117,7 +117,7 @@ ADAPTERS = {
 WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "galore_8bit", "galore_layer", "muon")
 PARTS = {"bitfit": NORMS}  # of the model's own weights
 ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora"}
-ELSEWHERE |= {"galore", "galore_rsvd", "api"}
+ELSEWHERE |= {"galore", "galore_rsvd"}
 ELSEWHERE |= {"qlora_paged"}  # test_adamw.py
 ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 UNMERGED = {
@@ -197,7 +197,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    elsewhere = ["apollo", "apollo_mini", "api", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
+    elsewhere = ["apollo", "apollo_mini", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
     assert sorted([*swept, *elsewhere]) == FILES
 
 
@@ -278,12 +278,6 @@ def test_tokens_before_a_sequence_move_no_target(method):
     bench.net.eval()
     theirs = bench.net(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
     assert float(loop.summed_loss(bench.net, batch)) / batch.supervised == pytest.approx(float(theirs), rel=1e-5)
-
-
-@pytest.mark.parametrize("method", [method for method in UNMERGED if method != "loftq"])
-def test_unmergeable_methods_are_refused_for_vllm(method):
-    with pytest.raises(UserError, match=r"combined with eval\.engine=vllm: .* cannot be merged into the weights"):
-        tiny(f"method={method}", "eval.engine=vllm")
 
 
 @pytest.mark.parametrize("method", ["adalora", "eva", "prompt_tuning", "prefix_tuning", "beft"])

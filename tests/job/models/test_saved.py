@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from hub import uploads
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from peft import AutoPeftModelForCausalLM, PeftModel
 from records import change, make_record, sound
@@ -324,48 +323,3 @@ def test_bad_save_and_tracker_settings_are_one_sentence(cell, override, said):
         cell("method=lora", *(["save=adapter"] if "pissa" in override else []), override)
     if "pissa" in override:
         assert cell("method=lora", "save=merged", override)
-
-
-# Pushing; the hub itself can't be reached here
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with uploads(monkeypatch) as taken:
-        yield taken
-
-
-@pytest.mark.parametrize(("flags", "visibility"), [([], "private"), (["--public"], "public")])
-def test_the_hub_is_sent_what_was_saved(kept, capsys, hub, flags, visibility):
-    path, _ = kept("lora", "adapter")
-    results = ["--study", "adapter", "--results-dir", str(path.parent.parent)]
-    assert main(["push", path.stem, "me/model", *flags, *results]) == 0
-    assert f"{hub.url}/me/model" in capsys.readouterr().out
-    (made,) = hub.made
-    assert (made["organization"], made["name"], made["visibility"]) == ("me", "model", visibility)
-    assert path.stem in hub.sent.pop("what it is for")
-    files = {file.name: file.read_bytes() for file in model_folder(path).iterdir()}
-    config = json.loads(files.pop(saved.ADAPTER[0]))
-    told = json.loads(hub.sent.pop(saved.ADAPTER[0]))
-    assert hub.sent == files
-    assert told == config | {"base_model_name_or_path": "embedded:tiny"}
-
-
-@pytest.mark.parametrize(
-    ("token", "said"),
-    [(None, "set HF_TOKEN"), ("hf_" + "x" * 30, "could not be pushed to me/model (")],
-    ids=["token", "network"],
-)
-def test_a_refused_upload_is_one_sentence(study, capsys, monkeypatch, token, said):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    arguments = ["push", "lora", "me/model", "--results-dir", str(study.folder.parent)]
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-    assert "xxx" not in line
-    shutil.rmtree(model_folder(only(study)))
-    assert main(arguments) == 2
-    assert "has no saved weights to push" in capsys.readouterr().err

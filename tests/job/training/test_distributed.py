@@ -308,7 +308,6 @@ def test_of_memory_the_largest_rank_is_told():
         (("train.nodes=3", *TWO), "train.nodes=3 train.devices=2 can't share train.batch_size=8, .*multiple of 6"),
         (("train.parallel=zero",), "train.parallel=zero is unknown"),
         (("train.devices=3",), "train.devices=3 can't share train.batch_size=8, .*take a multiple of 3"),
-        ((*TWO, "eval.engine=vllm"), "train.devices=2 can't be combined with eval.engine=vllm, which"),
         (
             (*TWO, "+method.optim.per_layer=true"),
             "method=lora can't be combined with train.devices=2: it steps each",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -21,8 +20,6 @@ from harness.job.measure import timing
 from harness.job.models import adapter_merge, embedded
 from harness.job.training import loop
 from harness.job.training.divergence import Diverged
-from harness.job.training.halving import CellHalving, Competitor
-from harness.record import StopRule
 from harness.settings import TrainSettings
 
 METHODS = ("full", "lora", "dora", "galore")
@@ -214,13 +211,21 @@ def test_a_loss_that_is_not_finite_stops_at_its_step():
 
 
 def test_under_a_rule_for_hopeless_cells_a_model_that_knows_nothing_any_more_ends_at_once():
-    meter = SimpleNamespace(aside=nullcontext)
-    ends = CellHalving(StopRule(0.1, 3), Path("."), Competitor("cell", "group", "setting"), {}, meter)
+    class NeverStops:
+        meter = SimpleNamespace(aside=nullcontext)
+        ended = None
+
+        def decides_at(self, step):
+            return False
+
+        def stops(self, step, validations, accelerator):
+            return False
+
     at = []
-    for halving in (ends, None):
+    for early_stop in (NeverStops(), None):
         bench = prepared(tiny("method=full", "lr=1e3", "train.warmup_ratio=0", "train.max_steps=4"))
         with pytest.raises(Diverged, match=r"no better than a uniform guess \(6\.93\)") as stopped:
-            trained(bench, lambda: 99.0, guess=6.93, halving=halving)
+            trained(bench, lambda: 99.0, guess=6.93, early_stop=early_stop)
         at.append(stopped.value.step)
     assert at == [2, 4]
 

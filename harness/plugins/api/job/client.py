@@ -1,0 +1,153 @@
+"""Asks a model behind an OpenAI-compatible API for chat completions.
+
+The key is read from OPENAI_API_KEY in the environment only; local servers mostly need none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from harness import redact
+from harness.errors import UserError
+from harness.job.ended import CellEnded
+
+if TYPE_CHECKING:
+    from harness.plugins.api.job.endpoint import Response, Unsuccessful
+
+KEY = "OPENAI_API_KEY"
+NEEDED = ("aiohttp", "tenacity")  # packages of the extra `api` that lm-eval does not require
+THINKING = 8192  # tokens added to a limit that includes the model's thinking
+RETRIES, BACKOFF = 5, 0.5  # tries after the first, and seconds before the first of them
+TO_DO = {
+    401: f"set {KEY} in the environment to a key of that endpoint",
+    403: f"set {KEY} in the environment to a key that may use this model",
+    404: "check --base-url, which mostly ends in /v1, and --model",
+    429: "lower --concurrency, or wait for the quota",
+}
+
+Messages = list[dict[str, str]]
+
+
+class Stopped(CellEnded):
+    """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer.
+
+    whole: false if it was cut off. read, written: tokens; null if the server does not report them.
+    """
+
+    text: str
+    whole: bool
+    read: int | None
+    written: int | None
+
+
+class Client:
+    """One model at one endpoint.
+
+    timeout: of an answer, in seconds. tell: called with a sentence when the endpoint asks to wait.
+    """
+
+    def __init__(self, base_url: str, model: str, timeout: float, tell: Callable[[str], None] = lambda sentence: None):
+        require("Models behind an API require")
+        from harness.plugins.api.job.endpoint import Endpoint
+
+        self.model, self.host = model, host(base_url)
+        url = f"{base_url.rstrip('/')}/chat/completions"
+        self._endpoint = Endpoint(url, os.environ.get(KEY), timeout, RETRIES, BACKOFF, None, THINKING, tell)
+
+    def ask(self, messages: Messages, **parameters: Any) -> Reply:
+        """The answer to `messages`. Raises UserError if there is none after all tries."""
+        return self.ask_all([(0, messages)], 1, **parameters)[0]
+
+    def ask_all(
+        self,
+        requests: Sequence[tuple[Hashable, Messages]],
+        concurrency: int,
+        answered: Callable[[Any, Reply], None] = lambda key, reply: None,
+        **parameters: Any,
+    ) -> dict[Any, Reply]:
+        """The replies to `requests` by key, asked `concurrency` at a time.
+
+        answered: called with each key and reply as it comes. Raises UserError for the first request that finally fails,
+        after the requests under way have ended.
+        """
+        from harness.plugins.api.job.endpoint import Unsuccessful
+
+        replies: dict[Any, Reply] = {}
+
+        def keep(key: Any, answer: Response[Reply]) -> None:
+            replies[key] = answer.value
+            answered(key, answer.value)
+
+        payloads = {key: {"model": self.model, "messages": messages} | parameters for key, messages in requests}
+        try:
+            asyncio.run(self._endpoint.ask_all(payloads, concurrency, lambda _, text: _read(text), keep))
+        except Unsuccessful as error:
+            raise UserError(self._reason(error)) from error
+        return replies
+
+    def _reason(self, error: Unsuccessful) -> str:
+        from harness.plugins.api.job.endpoint import ALL_WAITING
+
+        who = f"{self.model} at {self.host}"
+        said = " ".join(redact.clean(error.text).split())[:200]
+        if error.kind == "waiting":
+            limit = f"{ALL_WAITING / 60:g} minutes"
+            return f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {TO_DO[429]}."
+        if error.kind == "size":
+            return f"{who} sent no chat completion: {error.text}; check --base-url."
+        if error.kind == "status":
+            to_do = f"; {TO_DO[error.status]}" if error.status in TO_DO else ""
+            return f"{who} refused (HTTP {error.status}: {said}){to_do}."
+        if error.kind == "timeout":
+            return f"{who} did not answer in time, {error.tries} times; raise --timeout or lower --concurrency."
+        if error.kind == "connection":
+            return f"{who} can't be reached; check --base-url and that a server listens there."
+        return f"{who} sent no chat completion; check --base-url."
+
+
+def _read(text: str) -> Reply:
+    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, spoken
+
+    try:
+        response = from_json(text)
+        choice, used = response["choices"][0], response.get("usage") or {}
+        content = choice["message"]["content"] or ""
+        return Reply(
+            text=spoken(content).encode("utf-8", "ignore").decode(),  # without lone surrogates
+            whole=choice.get("finish_reason") != "length",
+            read=used.get("prompt_tokens"),
+            written=used.get("completion_tokens"),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Unsuccessful("response", text[:QUOTED], again=False) from None
+
+
+def require(whose: str) -> None:
+    """Raise UserError, which begins with `whose`, if packages of the extra `api` are missing."""
+    if missing := [package for package in NEEDED if find_spec(package) is None]:
+        raise UserError(
+            f"{whose} the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's folder."
+        )
+
+
+def host(base_url: str) -> str:
+    """The host and port of `base_url`, which are all that is shown of it. Raises UserError for a bad address."""
+    found = urlsplit(base_url)
+    if found.scheme not in ("http", "https") or not found.hostname:
+        raise UserError(
+            f"--base-url must be an address such as https://api.openai.com/v1, got {redact.redact(base_url)}."
+        )
+    if found.username or found.password or found.query:
+        raise UserError(f"--base-url must be an address without a key or a query; set {KEY} in the environment.")
+    return found.hostname + (f":{found.port}" if found.port else "")

@@ -1,0 +1,150 @@
+"""Asks several models the same prompts: untuned models, tuned models from saved weights, models behind an API.
+
+A judge can compare two answers: harness/plugins/api/job/judge.py.
+"""
+
+from __future__ import annotations
+
+import gc
+import string
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
+
+from harness import gate, record
+from harness.job.data import encoding
+from harness.job.evaluate import decoding
+from harness.job.measure import device
+from harness.job.models import loading, saved, structure
+from harness.plugins.api.job.client import Client
+from harness.plugins.api.job.judge import AnswerPair, Judge
+from harness.plugins.api.requests import AskModels, LocalModel
+from harness.record import Cell, Record
+
+
+def ask(request: AskModels, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The answers, and the judge's verdicts.
+
+    models: labels. answers: of each model, one for each prompt. judge: null, or its name, host, tokens and verdicts:
+    for each prompt and each model after the first, which it is compared with: 1 if the model's answer is better, 0 if
+    the first model's is, 0.5 for a tie, null if the judge's reply could not be parsed.
+
+    report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded or an
+    API does not answer.
+    """
+
+    def warn(sentence: str) -> None:
+        report({"warning": sentence})
+
+    answers = []
+    for local in request.local:
+        report({"asking": local.label})
+        answers.append(_asked(local, request.prompts, request.tokens))
+    for name in request.api:
+        report({"asking": name})
+        answers.append(_asked_by_api(name, request, warn))
+    judged = None
+    if request.judge is not None:
+        report({"asking": f"{request.judge}, which judges"})
+        judged = _judged(request, answers, warn)
+    return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
+
+
+def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None]) -> list[str]:
+    if request.base_url is None:
+        raise ValueError("A request to ask models behind an API must have the API's address.")
+    client = Client(request.base_url, name, request.timeout, warn)
+    requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
+    replies = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
+    return [replies[i].text.strip() for i in range(len(request.prompts))]
+
+
+# On this machine
+
+
+def _asked(local: LocalModel, prompts: list[str], tokens: int) -> list[str]:
+    on = device.here()
+    path = Path(local.record)
+    found = gate.admitted(path)
+    net = _saved(found, record.model_folder(path), on) if local.tuned else loading.load(_plain(found.cell), on)
+    tokenizer = loading.tokenizer(found.cell.settings.model)
+    answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
+    del net
+    gc.collect()  # before the next model is loaded
+    if on.type == "cuda":
+        torch.cuda.empty_cache()
+    return answers
+
+
+def _saved(found: Record, folder: Path, on: torch.device) -> nn.Module:
+    """An adapter is put on the cell's base, quantised if it was; whole weights are loaded as saved."""
+    if saved.form_of(found) != "adapter":
+        found = replace(found, cell=_plain(found.cell))
+    return saved.load(found, folder, on)
+
+
+def _plain(cell: Cell) -> Cell:
+    """`cell` without quantisation."""
+    method = cell.settings.method
+    load = {key: value for key, value in method.load.items() if key != "quantization_config"}
+    return replace(cell, settings=replace(cell.settings, method=replace(method, load=load)))
+
+
+@torch.inference_mode()
+def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str, tokens: int) -> str:
+    """The greedy answer, up to the begin of another question, as in evaluations."""
+    asked, begins = _encoded(tokenizer, template, prompt)
+    asked = asked.to(structure.inner(net).device)
+    ids = asked["input_ids"]
+    if structure.prompted(net):
+        written = decoding.written(net, ids, tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
+    else:
+        generate: Any = net.generate  # torch types a module's unknown attributes as tensors or modules
+        written = generate(
+            **asked,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            temperature=None,
+            top_p=None,
+        )
+    text = encoding.decoded(tokenizer, written[0, ids.shape[1] :])
+    return (text.partition(f"\n{begins}")[0] if begins else text).strip()
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str) -> tuple[BatchEncoding, str]:
+    """The tokens of `prompt`, and what another question would begin with. template: null for the chat template."""
+    if template is None:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert isinstance(chat, BatchEncoding)  # with return_dict
+        return chat, ""
+    text, begins = put(template, prompt)
+    return tokenizer(text, return_tensors="pt"), begins
+
+
+def put(template: str, prompt: str) -> tuple[str, str]:
+    """`prompt` in the first field of a `template`, other fields empty; and the last line before that field."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    before = template.partition("{")[0].rstrip()
+    return template.format(**(dict.fromkeys(fields, "") | {fields[0]: prompt})), before.rpartition("\n")[2]
+
+
+# The judge
+
+
+def _judged(request: AskModels, answers: list[list[str]], warn: Callable[[str], None]) -> dict[str, Any]:
+    if request.judge is None or request.judge_url is None:
+        raise ValueError("A request for a judge's verdicts must have the judge's name and address.")
+    pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
+    asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
+    found = Judge(request.judge_url, request.judge, request.timeout, warn).compare(asked, request.concurrency)
+    compared = zip(pairs, found.said, found.values, strict=True)
+    verdicts = [{"prompt": i, "model": j, "said": said, "value": value} for (i, j), said, value in compared]
+    return {"model": request.judge, "host": found.host, "verdicts": verdicts, "tokens": found.tokens}

@@ -1,0 +1,24 @@
+"""Articles on fine-tuning whose claims are judged on recorded studies: verdicts, their figure, and articles' tables.
+
+`rules.py` and `claims.py` have what the articles share, each of which is a folder here.
+"""
+
+from harness.plugin import Plugin
+
+PLUGIN = Plugin(
+    name="articles",
+    commands="harness.plugins.articles.commands:add",
+    figures={"verdicts": "harness.plugins.articles.forest:verdicts"},
+    page_blocks=("harness.plugins.articles.page_block:page_block",),
+    frames={"claims": "harness.plugins.articles.frame:claims"},
+    doc_blocks={
+        "claims": "harness.plugins.articles.decided:claims",
+        "decided": "harness.plugins.articles.decided:table",
+        "summary": "harness.plugins.articles.decided:summary",
+        "article": "harness.plugins.articles.decided:article_table",
+    },
+    doc_files={
+        "docs/figures/verdicts.svg": "harness.plugins.articles.decided:picture",
+        "results/reference/smollm2/CLAIMS.md": "harness.plugins.articles.decided:verdicts_of_smollm2",
+    },
+)

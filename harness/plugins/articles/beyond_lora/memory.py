@@ -1,0 +1,90 @@
+"""Claims on the memory that each method trains in."""
+
+from __future__ import annotations
+
+from harness.plugins.articles.claims import REFUTED, Claims, Judgement, lacking, names, times
+from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.rules import hold_all, memory_ratio
+from harness.report.frame import TRAIN_MEMORY
+
+CLAIMS = Claims()
+
+
+@CLAIMS.claim(
+    "qlora-memory",
+    "QLoRA needs the least memory of all methods",
+    "sweep memory",
+    times,
+)
+def qlora_memory(at: Evidence) -> Judgement:
+    """The effect is the ratio to the method with the next least memory."""
+    others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
+    if not at.of("qlora") or len(others) < 4:
+        return lacking("qlora", "all of full, lora, dora and galore")
+    return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others], 0, 1)
+
+
+@CLAIMS.claim(
+    "dora-memory",
+    "DoRA uses as much memory as LoRA (within 10%)",
+    "sweep memory",
+    times,
+)
+def dora_memory(at: Evidence) -> Judgement:
+    return memory_ratio(at, "dora", "lora", TRAIN_MEMORY, 1 / 1.1, 1.1)
+
+
+@CLAIMS.claim(
+    "adapters-galore-memory",
+    "LoRA and DoRA use less memory than GaLore",
+    "sweep memory",
+    times,
+)
+def adapters_galore_memory(at: Evidence) -> Judgement:
+    return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")], 0, 1)
+
+
+@CLAIMS.claim(
+    "galore-memory",
+    "GaLore uses far less memory than AdamW on all weights (at most two thirds of full's peak)",
+    "sweep memory",
+    times,
+)
+def galore_memory(at: Evidence) -> Judgement:
+    return memory_ratio(at, "galore", "full", TRAIN_MEMORY, 0, 2 / 3)
+
+
+@CLAIMS.claim(
+    "galore-states",
+    "GaLore's low-rank gradients shrink the optimizer's states (to at most half of AdamW's)",
+    "sweep memory",
+    times,
+)
+def galore_states(at: Evidence) -> Judgement:
+    return memory_ratio(at, "galore", "full", "peak_optimizer", 0, 0.5)
+
+
+@CLAIMS.claim(
+    "memory-order",
+    "Memory is in the order QLoRA < LoRA ≈ DoRA (within 10%) < GaLore < full",
+    "sweep memory",
+    times,
+)
+def memory_order(at: Evidence) -> Judgement:
+    """Refuted if one part is. The effect is that of the part which is refuted, or closest to it."""
+    parts = {
+        ("qlora", "lora"): (0, 1),
+        ("dora", "lora"): (1 / 1.1, 1.1),
+        ("dora", "galore"): (0, 1),
+        ("galore", "full"): (0, 1),
+    }
+    judged = [
+        (f"{one}/{other}", memory_ratio(at, one, other, TRAIN_MEMORY, low, high))
+        for (one, other), (low, high) in parts.items()
+    ]
+    refuted = [(part, judgement) for part, judgement in judged if judgement.decision == REFUTED]
+    if not refuted:
+        return hold_all(judged, 0, 1)
+    part, judgement = refuted[0]
+    used = names([judgement for _, judgement in judged])
+    return Judgement(REFUTED, judgement.effect, judgement.seeds, None, used, f"{part} is not as claimed")

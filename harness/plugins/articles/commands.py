@@ -1,0 +1,61 @@
+"""The command `claims`, and the tables of articles that `table --article` renders."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.cli import results
+from harness.cli.parser import CommandLine, add_tables
+from harness.errors import UserError
+
+ARTICLE = "beyond_lora"  # the default of --article
+
+
+def add(command_line: CommandLine) -> None:
+    parser = command_line.command("table")
+    parser.add_argument(
+        "--article",
+        nargs="?",
+        const=ARTICLE,
+        metavar="NAME",
+        help=f"the table of an article, measured (default: {ARTICLE})",
+    )
+    parser.set_defaults(run=table)
+
+    parser = command_line.group("compare").add(
+        claims,
+        "claims",
+        "Show the verdicts of the records on an article's claims.",
+        "--study article",
+        after="figures",
+    )
+    add_tables(parser)
+    parser.add_argument(
+        "--article", default=ARTICLE, metavar="NAME", help=f"article whose claims are judged (default: {ARTICLE})"
+    )
+
+
+def table(options: argparse.Namespace) -> int:
+    """Render an article's table of one study or of all; without --article, the core's tables."""
+    if not options.article:
+        return results.table(options)
+    for option, value in (("--columns", options.columns), ("--price", options.price)):
+        if value not in (None, []):
+            raise UserError(f"{option} can't be combined with --article, which has the article's columns.")
+
+    from harness.plugins.articles.article import find
+
+    article = find(options.article)
+    if (article_table := article.table) is None:
+        raise UserError(f"--article {article.name} has no table; `claims --article {article.name}` has its verdicts.")
+    return results.render_studies(options, lambda records, folder: [article_table(records, folder)])
+
+
+def claims(options: argparse.Namespace) -> int:
+    """Render the verdicts of one study or of all on an article's claims."""
+    from harness.plugins.articles.article import find
+
+    article = find(options.article)
+    return results.render_studies(
+        options, lambda records, folder: [article.verdict_table(article.verdicts(records, folder))]
+    )

@@ -1,0 +1,183 @@
+"""The verdicts on the claims of articles: a forest plot of the effects that were measured."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+from harness.plugins.articles.article import judged_articles, tally
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Decision,
+    Verdict,
+    bits_per_byte,
+    points,
+    rate,
+    times,
+)
+from harness.record import short
+from harness.report.figures.study_results import StudyResults
+from harness.report.figures.style import (
+    PERCENT,
+    STYLE,
+    Drawn,
+    Look,
+    Place,
+    Style,
+    add_legend,
+    error_bar,
+    left_out,
+    legend_point,
+    place_titles,
+    plain,
+    titled_panels,
+)
+from harness.report.statistics import Interval
+
+
+class Unit(NamedTuple):
+    """What effects of one format are measured in.
+
+    scale: of the axis. factor: from an effect to its axis. none: what stands for no effect, on that axis.
+    """
+
+    name: str
+    scale: str
+    factor: float
+    none: float | None
+
+
+UNITS: dict[Callable[[float], str], Unit] = {
+    times: Unit("ratios", "log", 1.0, 1.0),
+    points: Unit("points", "linear", PERCENT, 0.0),
+    bits_per_byte: Unit("bits per byte", "linear", 1.0, 0.0),
+    rate: Unit("learning rates", "log", 1.0, None),
+}
+LOOKS: dict[Decision, tuple[Look, str]] = {
+    SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
+    REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
+    DEPENDS: (Look("#CC79A7", "D", ""), "#CC79A7"),
+    OPEN: (Look("#000000", "o", ""), "white"),
+}
+MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
+
+
+def verdicts(study: StudyResults) -> Drawn | None:
+    """The effects on which the claims of each article are judged, with their intervals and what is claimed."""
+    return forest({article.title: found for article, found in study.once(judged_articles)})
+
+
+@mpl.rc_context(STYLE)
+def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
+    """The same of any verdicts, by the title of the article; None if no effect is known."""
+    panels = _panels(judged)
+    if not panels:
+        return None
+    titles = [
+        f"{title}, {unit.name}: {tally([verdict for verdict, _ in found])}" for (title, unit), found in panels.items()
+    ]
+    made, drawn = titled_panels(titles, *(0.8 + 0.12 * len(found) for found in panels.values()))
+    where = _places(judged)
+    for ((title, unit), found), axes in zip(panels.items(), drawn, strict=False):
+        judgements = Counter(verdict.claim.name for verdict in judged[title])
+        several = {name for name, count in judgements.items() if count > 1}
+        _forest(axes, unit, found, where, several)
+    said = {verdict.judgement.decision for found in panels.values() for verdict, _ in found}
+    looks = {decision: look for decision, look in LOOKS.items() if decision != DEPENDS or DEPENDS in said}
+    add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
+    missing = sum(verdict.judgement.effect is None for verdicts in judged.values() for verdict in verdicts)
+    without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
+    return Drawn(
+        made,
+        "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. A claim is "
+        "supported if the whole interval is there, refuted if the whole interval is not." + without + left_out(panels),
+    )
+
+
+def _panels(judged: Mapping[str, Sequence[Verdict]]) -> dict[tuple[str, Unit], list[tuple[Verdict, Interval]]]:
+    """The verdicts with an effect, and that effect, by the article's title and the effect's unit."""
+    panels = defaultdict(list)
+    for title, found in judged.items():
+        for verdict in found:
+            if (effect := verdict.judgement.effect) is not None:
+                panels[title, UNITS[verdict.claim.shown]].append((verdict, effect))
+    return panels
+
+
+def _places(judged: Mapping[str, Sequence[Verdict]]) -> dict[Place, str]:
+    places = list(dict.fromkeys(verdict.place for found in judged.values() for verdict in found))
+    return dict(zip(places, place_titles(places), strict=True))
+
+
+def _forest(
+    axes: Axes,
+    unit: Unit,
+    found: Sequence[tuple[Verdict, Interval]],
+    where: Mapping[Place, str],
+    several: set[str],
+) -> None:
+    """found: verdicts and their effects. several: names of the claims that are judged in more than one place."""
+    low, high = _limits(unit, [effect for _, effect in found])
+    for y, (verdict, effect) in enumerate(found):
+        if claimed := verdict.judgement.range:
+            begin, end = (min(max(unit.factor * bound, low), high) for bound in claimed)
+            axes.barh(y, end - begin, left=begin, height=0.8, color="0.88", zorder=0)
+        look, fill = LOOKS[verdict.judgement.decision]
+        value = unit.factor * effect.value
+        ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
+        style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}
+        error = None if math.isnan(effect.low) else error_bar(value, ends, 1.0)
+        axes.errorbar(value, y, xerr=error, linestyle="", capsize=0, **style)
+    if unit.none is not None:
+        axes.axvline(unit.none, color="0.4", linewidth=0.6)
+    axes.set_xscale(unit.scale)
+    axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
+    names = _names([verdict for verdict, _ in found], where, several)
+    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in names], fontsize=6)
+    axes.grid(axis="y", visible=False)
+    if unit.scale == "log":
+        ticks = _log_ticks(low, high)
+        axes.set_xticks(ticks, labels=[short(tick) for tick in ticks])
+        axes.set_xticks([], minor=True)
+
+
+def _names(found: Sequence[Verdict], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
+    """The claim; of a claim in several places each with its place, and the name at the first one."""
+    before = None
+    for verdict in found:
+        name = verdict.claim.name if verdict.claim is not before else ""
+        before = verdict.claim
+        place = where[verdict.place] if verdict.claim.name in several else ""
+        yield ", ".join(filter(None, [name, place]))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between `low` and `high`: powers of ten, or finer where these are few."""
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
+
+
+def _limits(unit: Unit, effects: Sequence[Interval]) -> tuple[float, float]:
+    """The ends of an axis with all finite ends of `effects` on it, and no effect."""
+    known = [unit.factor * end for effect in effects for end in effect if math.isfinite(end)]
+    known += [] if unit.none is None else [unit.none]
+    if unit.scale == "linear":
+        low, high = min(known), max(known)
+        beyond = MARGIN * (high - low) or 1.0
+        return low - beyond, high + beyond
+    low, high = min(end for end in known if end > 0), max(known)
+    beyond = 1.1 * (high / low) ** MARGIN
+    return low / beyond, high * beyond

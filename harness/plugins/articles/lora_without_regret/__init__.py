@@ -1,0 +1,21 @@
+"""The article “LoRA Without Regret”: when LoRA matches full fine-tuning, and how to set it up.
+
+Its statements on reinforcement learning are not claims here, since the harness has no such training.
+"""
+
+from harness.plugins.articles.article import Article
+from harness.plugins.articles.lora_without_regret import capacity, learning_rate, setup
+
+ARTICLE = Article(
+    name="lora_without_regret",
+    title="LoRA Without Regret",
+    source="John Schulman and Thinking Machines Lab, “LoRA Without Regret”, 2025, "
+    "https://thinkingmachines.ai/blog/lora/",
+    claims=capacity.CLAIMS | learning_rate.CLAIMS | setup.CLAIMS,
+    caption=[
+        "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
+        "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",
+        "Runs are compared by validation loss, each at its best learning rate. Effects on loss are ratios of losses; a "
+        "loss within 1% counts as equal. n is the number of seeds of the smaller side.",
+    ],
+)

@@ -1,0 +1,57 @@
+"""Claims on the best learning rate of LoRA: its ratio to full fine-tuning's, and its dependence on rank."""
+
+from __future__ import annotations
+
+from harness.plugins.articles.claims import OPEN, Claims, Judgement, times, unchosen
+from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.lora_without_regret.losses import on_all_layers, smallest_batch
+from harness.plugins.articles.rules import best_rate, rate_ratio, within
+from harness.record import Record
+
+CLAIMS = Claims()
+TIMES, FAR = 10, 3.0  # a ratio within this factor of the claimed one agrees with it
+SPREAD = 8  # the ranks that are compared must span this factor
+
+
+@CLAIMS.claim(
+    "lr-ratio",
+    "The best learning rate of LoRA is about ten times that of full fine-tuning (3 to 30 times)",
+    "sweep lora_without_regret_lr",
+    times,
+)
+def lr_ratio(at: Evidence) -> Judgement:
+    at = smallest_batch(at).where(on_all_layers)
+    rates = []
+    for method in ("lora", "full"):
+        choice = at.choices().get((method,))
+        if choice is None:
+            return unchosen(at, [method], [], method)
+        rates.append(best_rate(method, _like(at, method, choice.rank, choice.alpha)))
+    return within(rate_ratio(rates[0], rates[1]), TIMES / FAR, TIMES * FAR)
+
+
+@CLAIMS.claim(
+    "lr-rank",
+    "The best learning rate of LoRA is nearly independent of rank, at one alpha (it changes by less than 3× between "
+    "ranks that differ by at least 8×)",
+    "sweep lora_without_regret_lr",
+    times,
+)
+def lr_rank(at: Evidence) -> Judgement:
+    """The ratio of the best rate at the highest rank to that at the lowest rank of the same alpha.
+
+    alpha must be equal, since the article scales updates by alpha / rank: alpha = 2r would scale rates too.
+    """
+    at = smallest_batch(at).where(on_all_layers)
+    chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
+    if not chosen or max(chosen) < SPREAD * min(chosen):
+        return unchosen(at, ["lora"], ["rank"], f"lora at ranks that span {SPREAD}×")
+    high, low = chosen[max(chosen)], chosen[min(chosen)]
+    if high.alpha != low.alpha:
+        return Judgement(OPEN, why=f"alpha differs between ranks ({low.alpha:g} and {high.alpha:g})")
+    highest, lowest = (best_rate(f"lora r={c.rank}", _like(at, "lora", c.rank, c.alpha)) for c in (high, low))
+    return within(rate_ratio(highest, lowest), 1 / FAR, FAR)
+
+
+def _like(at: Evidence, method: str, rank: int | None, alpha: float | None) -> list[Record]:
+    return [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == (rank, alpha)]

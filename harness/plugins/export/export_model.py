@@ -1,0 +1,169 @@
+"""Hands a cell's tuned model over to what serves it: merged weights, GGUF, ollama or vLLM.
+
+    harness export-model STUDY_OR_CELL --to merged|gguf|ollama|vllm --out DIR
+
+Everything lies in DIR then, with a model card from the record. An adapter that vLLM can serve stays an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import gate, record
+from harness.errors import UserError, about_file
+from harness.plugins.export.requests import ExportModel
+from harness.record import Record, Saved, model_card, read
+from harness.studies import verify
+from harness.studies.find import CellRef
+from harness.sweep import runner
+from harness.validate import KEEP_BASE
+
+Form = Literal["adapter", "merged", "model", "gguf"]
+Target = Literal["merged", "gguf", "ollama", "vllm"]
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank: vllm.config.lora.MaxLoRARanks
+# Fields of peft's LoraConfig that change what the adapter computes, and that vLLM's PEFTHelper refuses or ignores.
+UNKNOWN_TO_VLLM = (
+    *("use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "target_parameters"),
+    *("trainable_token_indices", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
+    *("arrow_config", "kasa_config", "velora_config", "monteclora_config"),
+)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What lies in `folder` now, and the command that serves it. notes: sentences on how it differs from the cell."""
+
+    cell: str
+    form: Form
+    folder: Path
+    command: str
+    notes: list[str]
+
+
+def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
+    """Write the model of a cell to `out`, a new or empty folder, all or nothing.
+
+    Raises UserError if the cell has no saved weights, if they are damaged, if `out` is in use, or if the model can't
+    take that form.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out must name a new or empty folder, got {out}.")
+    known, saved = _known(found)
+    folder, target = record.model_folder(found.record), out.absolute()
+    form = _form(saved, to, folder)
+    if saved.form == "adapter" != form:
+        _check_mergeable(found, known, folder)
+    made = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        if form == saved.form:
+            shutil.copytree(folder, made)
+        else:
+            in_job: Any = "merged" if to == "vllm" else to
+            prompt = known.cell.settings.data.question_template
+            request = ExportModel(str(found.record.absolute()), in_job, str(made), prompt)
+            runner.ask(request, lambda event: None)
+        (made / record.CARD).write_text(model_card.text(known, form), encoding="utf-8")
+        record.place(made, target)
+    except OSError as error:
+        raise UserError(about_file(error)) from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    command = _vllm_with_adapter(known, out) if form == "adapter" else _command(known, to, out)
+    return ExportedModel(str(found), form, out, command, _notes(known, saved, to, form))
+
+
+def _form(saved: Saved, to: Target, folder: Path) -> Form:
+    """What the model is to be: whole ones stay as they are, adapters stay adapters where vLLM serves them."""
+    if to in ("gguf", "ollama"):
+        return "gguf"
+    if saved.form != "adapter":
+        return saved.form
+    return "adapter" if to == "vllm" and _served_by_vllm(_adapter_config(folder)) else "merged"
+
+
+def _known(found: CellRef) -> tuple[Record, Saved]:
+    """The record of a cell whose saved weights can be exported, and what it says of them."""
+    if not found.record.is_file():
+        raise UserError(f"{found} has no record yet; there is nothing to export.")
+    known = read(found.record)
+    settings = known.cell.settings
+    if known.source is not None:
+        raise UserError(f"{found} is an imported result of {known.source.project}, without weights.")
+    if settings.behind_api or not settings.method.tuned:
+        raise UserError(f"{found} is not tuned; there is nothing to export beside the model itself.")
+    saved = known.saved
+    if saved is None and known.status != "ok":
+        raise UserError(f"{found} ended as {known.status}; export a cell that ended as ok.")
+    if saved is None or found.study.weights(known) is None:
+        start = (settings.method.adapt or {}).get("init_lora_weights")
+        save = "merged" if isinstance(start, str) and start not in KEEP_BASE else "adapter"
+        raise UserError(
+            f"{found} has no saved weights; to train it again and keep them: {found.study.anew(known, save)}."
+        )
+    if problems := verify.check(found.record):
+        raise UserError(problems[0])
+    gate.require(known, found.record)
+    return known, saved
+
+
+def _check_mergeable(found: CellRef, known: Record, folder: Path) -> None:
+    """Raise UserError if the cell's own run could not merge its adapter. Into a quantised base it did not try."""
+    merge = known.merge
+    if merge is not None and not merge.merged and known.cell.settings.method.bits is None:
+        raise UserError(
+            f"{found} can't be exported whole: {merge.reason} peft loads the adapter as it is, from {folder}."
+        )
+
+
+# How it is served
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+def _served_by_vllm(told: dict[str, Any]) -> bool:
+    """Whether vLLM serves an adapter with this config."""
+    lora = told["peft_type"] == "LORA" and told["bias"] == "none" and told["r"] <= RANKS[-1]
+    return lora and not any(told.get(name) for name in UNKNOWN_TO_VLLM)
+
+
+def _vllm_with_adapter(known: Record, out: Path) -> str:
+    told = _adapter_config(out)
+    rank = next(rank for rank in RANKS if rank >= told["r"])
+    words, (_, revision) = ["vllm", "serve", told["base_model_name_or_path"]], model_card.base_of(known)
+    if revision:
+        words += ["--revision", revision]
+    words += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{known.cell.name}={out}"]
+    return shlex.join(words)
+
+
+def _command(known: Record, to: Target, out: Path) -> str:
+    name = known.cell.name
+    if to == "vllm":
+        return shlex.join(["vllm", "serve", str(out), "--served-model-name", name])
+    if to == "merged":
+        return shlex.join(["transformers", "serve", str(out)])
+    if to == "ollama":
+        return shlex.join(["ollama", "create", name.lower(), "-f", str(out / "Modelfile")])
+    return shlex.join(["llama-server", "-m", str(out / f"{name}.gguf")])
+
+
+def _notes(known: Record, saved: Saved, to: Target, form: Form) -> list[str]:
+    bits, notes = known.cell.settings.method.bits, []
+    if bits is not None and form == "adapter":
+        notes.append(f"It was scored on a base quantised to {bits} bits; on the full base it is another model.")
+    elif bits is not None:
+        notes.append(
+            f"It was scored on a base quantised to {bits} bits; with the expanded weights it is another model."
+        )
+    if to == "vllm" and form == "merged" and saved.form == "adapter":
+        notes.append("vLLM does not serve such an adapter, so it is merged.")
+    return notes

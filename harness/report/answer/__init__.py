@@ -1,0 +1,140 @@
+"""What a study answers: in each place which method is the best, what the others cost, and what would decide the rest.
+
+    answer(records, folder).sentences
+
+`table`, `report`, `view`, the end of a sweep and the Python API all take it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from harness.record import Record
+from harness.report.answer.advice import ahead, headline
+from harness.report.answer.compared import ComparedMethods
+from harness.report.answer.next_run import with_seeds
+from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, without_result
+from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
+from harness.report.pairwise import Contest, contests
+from harness.report.reruns import Reruns, only_published, reruns
+from harness.report.select import Choice, Place
+from harness.report.tables.rows import Row, Rows, group
+
+
+def answer(records: Sequence[Record], folder: Path | None) -> StudyAnswer:
+    """What `records`, of one study, answer. folder: of the study, where the items lie and its commands are noted; None:
+    intervals cover less, nothing is tested and no command is known."""
+    return StudyAnswer(group(records), folder)
+
+
+@dataclass(frozen=True)
+class StudyAnswer:
+    """The answer of a study, each part of which is computed once, when it is first read."""
+
+    rows: Rows
+    folder: Path | None
+
+    @cached_property
+    def untuned(self) -> bool:
+        """Whether no cell trains: there are models as they are, and no methods to compare."""
+        return all(record.cell.seed is None for record in self.rows.records)
+
+    @cached_property
+    def reruns(self) -> Reruns | None:
+        """The experiments, where others published a score of each and nothing to choose settings by."""
+        return reruns(self.rows.records) if only_published(self.rows.records) else None
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """What is compared: the chosen setting of each method, or each of its settings if none could be chosen.
+
+        By place; best first where there are too many in one place to find one's way by their names.
+        """
+        choices = self._choices
+        places = list(dict.fromkeys(choice.place for choice in choices))
+        of_many = [contest for place in places if (contest := headline(self.contests, place)) and contest.many]
+        if not of_many:
+            return choices
+        ranks = {(c.place, s.choice.label): rank for c in of_many for rank, s in enumerate(c.standings)}
+        return sorted(choices, key=lambda c: (places.index(c.place), ranks.get((c.place, c.label), len(choices))))
+
+    @cached_property
+    def _choices(self) -> list[Choice]:
+        """`choices` in the order of the rows."""
+        if self.reruns:
+            return experiment_choices(self.rows, self.reruns)
+        return [each for choice in self.rows.choices for each in choice.experiments or [choice]]
+
+    @cached_property
+    def contests(self) -> list[Contest]:
+        """A contest for each place and score between `choices`."""
+        if self.reruns:
+            return experiment_contests(self.rows.records, self._choices, self.reruns)
+        return contests(self.rows.records, self.folder, self._choices)
+
+    @cached_property
+    def settled(self) -> list[Row | None]:
+        """The row of each of `choices`; None where nothing could be chosen."""
+        row_of = [row for row in self.rows for _ in row.records]
+        return [row_of[choice.index[0]] if choice.index else None for choice in self.choices]
+
+    @cached_property
+    def places(self) -> dict[Place, PlaceAnswer]:
+        """The answer of each place."""
+        return {place: self._place(place) for place in dict.fromkeys(choice.place for choice in self.choices)}
+
+    def _place(self, place: Place) -> PlaceAnswer:
+        if self.reruns:
+            return published_answer(self.choices, self.contests, self.reruns)
+        contest = headline(self.contests, place)
+        choices = [choice for choice in self.choices if choice.place == place]
+        labelled = zip(self.choices, self.settled, strict=True)
+        rows = {choice.label: row for choice, row in labelled if choice.place == place and row}
+        tests = sum(len(each.differences) for each in self.contests if each.primary)
+        found = ComparedMethods(contest, rows, tests).answer() if contest else PlaceAnswer((), tuple(unscored(rows)))
+        return replace(found, sentences=(*found.sentences, *without_result(choices)))
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """A line for each place, then one on what they leave open, if anything; none if nothing was tuned."""
+        if self.untuned:
+            return []
+        places = list(self.places)
+        said = [
+            [*place_prefix(place, places), *each.sentences] for place, each in self.places.items() if each.sentences
+        ]
+        return [*map(" ".join, said), *self._advice()]
+
+    def _advice(self) -> Iterator[str]:
+        """What is left open, with the command that would decide it where the study notes the commands that made it."""
+        places = list(self.places)
+        doubts = [(place_prefix(place, places), each.doubt) for place, each in self.places.items() if each.doubt]
+        if not doubts:
+            return
+        texts = [" ".join([*prefix, doubt.text]) for prefix, doubt in doubts]
+        if len({doubt.text for _, doubt in doubts}) == 1:
+            texts = [doubts[0][1].text]
+        left = "; ".join(texts) if doubts[0][0] and len(texts) > 1 else texts[0][0].upper() + texts[0][1:]
+        decidable = [(seeds, prefix, doubt.method) for prefix, doubt in doubts if (seeds := doubt.seeds)]
+        if not decidable:
+            yield f"{left}. More seeds alone won't decide it; more items would."
+            return
+        seeds, prefix, method = min(decidable, key=lambda each: each[0])
+        where = "".join(f" in {name.rstrip(':')}" for name in prefix)
+        what = f" on {method}{where}, about {seeds} seeds" if method else ""
+        records = [record for row in self.settled if row for record in row.records]
+        yield f"{left}. To decide{what}: {with_seeds(records, self.folder, seeds)}."
+
+    @cached_property
+    def standings(self) -> list[str]:
+        """How the methods stand by each score, a line each."""
+        several = len(self.places) > 1
+        return [
+            published_ahead(contest, self.reruns)
+            if self.reruns and contest.score == self.reruns.score
+            else ahead(contest, several)
+            for contest in self.contests
+        ]

@@ -1,0 +1,3 @@
+"""A browser for the tests of pages."""
+
+from chromium import browser, shown  # noqa: F401

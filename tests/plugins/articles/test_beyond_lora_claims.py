@@ -1,0 +1,804 @@
+"""The rules behind the article's claims: each on made records that support it, refute it and leave it open."""
+
+from __future__ import annotations
+
+import io
+import math
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from judged_study import JudgedStudy, N
+from records import MIB, make_record, measured
+
+from harness.__main__ import main
+from harness.config import ROOT
+from harness.plugins.articles.article import effect_text
+from harness.plugins.articles.beyond_lora import ARTICLE
+from harness.plugins.articles.beyond_lora.methods import TUNED
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, enough_seeds, judge
+from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.rules import better
+from harness.record import Kinds, LossPoint, SmallerBatches, read_study, write
+from harness.report.statistics import Interval
+from harness.report.tables.formats import render
+from harness.sweep.app.grid import points
+
+CLAIMS = ARTICLE.claims
+
+
+@pytest.fixture
+def study(tmp_path):
+    return JudgedStudy(tmp_path, CLAIMS)
+
+
+def memory(record, mib, states=100):
+    """`record`, with a peak of `mib` MiB, of which `states` are the optimizer's."""
+    record.probe = replace(measured(record).probe, peak=Kinds((mib - states) * MIB, 0, 0, states * MIB, 0))
+    record.phases["train"].memory.allocated_peak = mib * MIB
+
+
+def memories(study, **mib):
+    for method, size in mib.items():
+        memory(study.add(method), size)
+
+
+# Decisions
+
+
+@pytest.mark.parametrize(
+    ("effect", "limits", "seeds"),
+    [
+        (Interval(20, 10, 40), (3, 30), 6),  # 1 + (log 2 / log 1.5)² × 2
+        (Interval(40, 20, 80), (3, 30), 12),
+        (Interval(20, 10, math.inf), (3, 30), None),
+        (Interval(20, 10, math.inf), (30, math.inf), None),
+        (Interval(45, 20, math.inf), (3, 30), 9),  # its upper end does not matter
+        (Interval(31, 20, 80), (3, 30), 358),  # near to the limit
+        (Interval(0.02, -0.02, 0.06), (0.0, math.inf), 8),
+        (Interval(20, math.nan, math.nan), (3, 30), None),
+        (Interval(10, 9, 11), (3, 30), None),  # decided
+    ],
+)
+def test_seeds_that_are_enough_if_the_effect_stays(effect, limits, seeds):
+    judged = Judgement(judge(effect, *limits), effect, 2, range=limits)
+    assert enough_seeds(judged) == seeds
+
+
+@pytest.mark.parametrize(
+    ("of_items", "seeds"),
+    [(0.0, 8), (0.15, 17), (0.25, 599), (0.26, math.inf)],  # the half must shrink to one half: its square to a quarter
+)
+def test_seeds_that_are_enough_for_a_score_whose_error_is_of_items_too(of_items, seeds):
+    effect = Interval(0.0201, -0.0199, 0.0601)
+    judged = Judgement(OPEN, effect, 2, 500, range=(0.0, math.inf), of_items=of_items)
+    assert enough_seeds(judged) == seeds
+    assert enough_seeds(replace(judged, seeds=1)) is None
+    assert enough_seeds(replace(judged, by_seeds=False)) is None
+
+
+@pytest.mark.parametrize(("sway", "least", "most"), [(0.1, 0.0, 0.1), (0.0, 0.8, 1.0)])
+def test_a_judged_score_says_how_much_of_its_error_is_of_items(study, sway, least, most):
+    """Where seeds differ by 10 points it is of seeds; where they do not, it is of the items."""
+    for seed in range(3):
+        study.add("lora", 16, seed, gsm8k=0.5 + sway * (seed - 1))
+        study.add("dora", 16, seed, gsm8k=0.52 - sway * (seed - 1))
+    assert least <= study.judgement("dora-task").of_items <= most
+
+
+@pytest.mark.parametrize(("fresh", "asked"), [(False, "sweep lr 'seed=range(0,%d)'"), (True, "sweep lr --confirm %d")])
+def test_more_seeds_are_asked_for_as_those_were_that_a_verdict_rests_on(study, fresh, asked):
+    """Scores that sway by 8 points from seed to seed, and differ by 6."""
+    for method, score in (("full", 0.5), ("dora", 0.56)):
+        for seed in range(3):
+            sway = 0.08 * (seed - 1) * (1 if method == "full" else -1)
+            study.add(method, seed=seed, gsm8k=score + sway).confirmation = fresh
+    (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-full")
+    needed = enough_seeds(verdict.judgement)
+    assert verdict.fresh == fresh
+    assert asked % needed in " ".join(ARTICLE.verdict_table([verdict]).caption)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.2, 0.1, 0.3), SUPPORTED), ((0.2, -0.1, 0.3), OPEN), ((-0.2, -0.3, -0.1), REFUTED), ((0, -1, 1), OPEN)],
+)
+def test_a_verdict_takes_the_whole_interval(interval, expected):
+    assert judge(Interval(*interval), low=0) == expected
+    assert judge(Interval(*(-np.array(interval)[[0, 2, 1]])), high=0) == expected
+
+
+def test_between_two_bounds():
+    assert judge(Interval(1, 0.95, 1.05), 0.9, 1.1) == SUPPORTED
+    assert judge(Interval(1.3, 1.2, 1.4), 0.9, 1.1) == REFUTED
+    assert judge(Interval(0.5, 0.4, 0.6), 0.9, 1.1) == REFUTED
+    assert judge(Interval(1, 0.85, 1.05), 0.9, 1.1) == OPEN
+
+
+def test_a_gain_that_is_surely_below_a_point_is_none():
+    assert better(Interval(0.002, 0.001, 0.003)) == SUPPORTED
+    assert better(Interval(0, -0.009, 0.009)) == REFUTED
+    assert better(Interval(0.02, -0.01, 0.05)) == OPEN
+    assert better(Interval(-0.02, -0.03, -0.01)) == REFUTED
+
+
+def test_an_unknown_end_decides_nothing():
+    assert judge(Interval(5, np.nan, np.nan), 0, 1) == OPEN
+
+
+# Exact: counts and bytes
+
+
+def adapter(rank, targets):
+    adapt = {"r": rank, "target_modules": targets}
+    return {"method": {"name": "lora", "load": {}, "adapt": adapt, "optim": {}}}
+
+
+@pytest.mark.parametrize(
+    ("rank", "targets", "trainable", "expected"),
+    [
+        (4, ["q_proj", "v_proj"], 10_000, SUPPORTED),
+        (1, ["q_proj", "v_proj"], 50_000, REFUTED),
+        (4, ["q_proj", "v_proj"], 50_000, OPEN),
+        (1, "all-linear", 50_000, OPEN),
+    ],
+)
+def test_lora_parameters(study, rank, targets, trainable, expected):
+    record = study.add("lora", rank, settings=adapter(rank, targets))
+    record.parameters = replace(record.parameters, total=134_500_000 + trainable, trainable=trainable)
+    found = study.judgement("lora-parameters")
+    assert found.decision == expected
+    assert found.effect.value == 134_500_000 / trainable
+
+
+@pytest.mark.parametrize(
+    "fewer", [{"target_modules": ["v_proj"]}, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [9]}]
+)
+def test_an_adapter_on_fewer_matrices_than_queries_and_values_is_no_evidence(study, fewer):
+    for adapt, trainable in (({"target_modules": ["q_proj", "v_proj"]}, 50_000), (fewer, 1_000)):
+        settings = adapter(1, None)
+        settings["method"]["adapt"] |= adapt
+        record = study.add("lora", 1, settings=settings)
+        record.parameters = replace(record.parameters, total=134_500_000, trainable=trainable)
+    assert study.judgement("lora-parameters").decision == REFUTED
+    study.records.pop(0)
+    assert study.judgement("lora-parameters").decision == OPEN
+
+
+MEMORY = [
+    ("lora-memory", {"lora": 400, "full": 1000}, SUPPORTED, 0.4),
+    ("lora-memory", {"lora": 700, "full": 1000}, REFUTED, 0.7),
+    ("lora-memory", {"lora": 400}, OPEN, None),
+    ("dora-memory", {"dora": 420, "lora": 400}, SUPPORTED, 1.05),
+    ("dora-memory", {"dora": 600, "lora": 400}, REFUTED, 1.5),
+    ("dora-memory", {"dora": 600}, OPEN, None),
+    ("galore-memory", {"galore": 600, "full": 1000}, SUPPORTED, 0.6),
+    ("galore-memory", {"galore": 900, "full": 1000}, REFUTED, 0.9),
+    ("galore-memory", {"galore": 900}, OPEN, None),
+    ("adapters-galore-memory", {"lora": 400, "dora": 500, "galore": 600}, SUPPORTED, 5 / 6),
+    ("adapters-galore-memory", {"lora": 400, "dora": 700, "galore": 600}, REFUTED, 7 / 6),
+    ("adapters-galore-memory", {"lora": 400, "galore": 600}, OPEN, None),
+    ("qlora-memory", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600, "full": 900}, SUPPORTED, 0.75),
+    ("qlora-memory", {"qlora": 500, "lora": 400, "dora": 600, "galore": 600, "full": 900}, REFUTED, 1.25),
+    ("qlora-memory", {"qlora": 300, "lora": 400}, OPEN, None),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600, "full": 900}, SUPPORTED, 1.0),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 1000, "full": 900}, REFUTED, 10 / 9),
+    ("memory-order", {"qlora": 300, "lora": 400, "dora": 400, "galore": 600}, OPEN, None),
+]
+
+
+@pytest.mark.parametrize(("name", "mib", "expected", "effect"), MEMORY)
+def test_memory(study, name, mib, expected, effect):
+    memories(study, **mib)
+    found = study.judgement(name)
+    assert found.decision == expected
+    if name != "memory-order":
+        assert (found.effect and found.effect.value) == (effect and pytest.approx(effect))
+    if expected != OPEN:
+        assert set(found.records) == {record.cell.name for record in study.records}
+
+
+@pytest.mark.parametrize(("states", "expected"), [(200, SUPPORTED), (400, REFUTED)])
+def test_galore_states(study, states, expected):
+    memory(study.add("full"), 1000, 500)
+    memory(study.add("galore"), 1000, states)
+    assert study.judgement("galore-states").decision == expected
+    study.records.pop()
+    assert study.judgement("galore-states").decision == OPEN
+
+
+def test_what_holds_for_one_batch_shape_alone_depends_on_it(study):
+    for size, checkpointing, mib in ((2, False, 400), (8, False, 700), (8, True, 450)):
+        settings = {"train": {"batch_size": size, "gradient_checkpointing": checkpointing}}
+        memory(study.add("lora", settings=settings), mib)
+        memory(study.add("full", settings=settings), 1000)
+    found = study.judgement("lora-memory")
+    assert found.decision == DEPENDS
+    checkpointed = "r=16, train.batch_size=8, train.gradient_checkpointing=true"
+    assert (
+        found.why == f"supported at r=16, train.batch_size=2 and at {checkpointed}; refuted at r=16, train.batch_size=8"
+    )
+    assert found.effect.value == pytest.approx(0.7)
+    table = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
+    assert ", 1 dependent on the setting, " in table.title
+    assert "These hold at some settings and not at others: lora-memory." in table.answer
+
+
+def test_what_holds_at_one_setting_and_is_open_at_another_is_not_decided(study):
+    for size, mib in ((2, 400), (8, 501)):
+        settings = {"train": {"batch_size": size}}
+        memory(study.add("lora", settings=settings), mib)
+        memory(study.add("full", settings=settings), 1000)
+    assert study.judgement("lora-memory").decision == OPEN
+
+
+def test_of_many_settings_one_is_on_the_wrong_side_by_chance(study):
+    """Eight ranks: seven surely use less than 1.1 times the memory; one more, but only by an interval of its own."""
+
+    def ranks(last):
+        for rank in (1, 2, 4, 8, 16, 32, 64, 128):
+            memory(study.add("lora", rank=rank), 10_000)
+            memory(study.add("dora", rank=rank), last if rank == 128 else 10_000)
+
+    ranks(11_500)  # single runs are taken to differ by 1.5%: 1.103 to 1.199 times
+    found = study.judgement("dora-memory")
+    assert found.decision == OPEN
+    assert found.why.endswith("refuted at r=128, train.batch_size=None; of 8 settings that may be chance")
+
+
+def test_settings_by_other_hands_are_compared_as_they_are(study):
+    for method, mib in (("lora", 300), ("full", 1000)):
+        memory(study.add(method, settings={"train": {"schedule": "as usual"}}), mib)
+    assert study.judgement("lora-memory").decision == SUPPORTED
+
+
+def test_adapters_of_other_layers_are_not_compared(study):
+    study.add("lora", settings=adapter(16, ["q_proj"]))
+    study.add("dora", settings=adapter(16, ["q_proj", "v_proj"]))
+    assert study.judgement("dora-parameters").effect is None
+
+
+@pytest.mark.parametrize(("trainable", "expected"), [(5_000_000, SUPPORTED), (8_000_000, REFUTED), (None, OPEN)])
+def test_dora_parameters(study, trainable, expected):
+    study.add("lora")
+    if trainable:
+        record = study.add("dora")
+        record.parameters = replace(record.parameters, trainable=trainable)
+    assert study.judgement("dora-parameters").decision == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, SUPPORTED), (0.9, REFUTED), (None, OPEN)])
+def test_galore_weights(study, share, expected):
+    full = study.add("full")
+    if share:
+        record = study.add("galore")
+        record.parameters = replace(full.parameters, trainable=int(share * full.parameters.trainable))
+    assert study.judgement("galore-weights").decision == expected
+
+
+# Speed
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "runs", "expected"), [(1.3, 3, SUPPORTED), (2.0, 3, REFUTED), (0.8, 3, REFUTED), (1.3, 1, OPEN)]
+)
+def test_dora_training(study, slowdown, runs, expected):
+    for seed in range(runs):
+        for method, seconds in (("lora", 0.1), ("dora", 0.1 * slowdown)):
+            record = study.add(method, seed=seed)
+            record.train.step_seconds = [seconds * (1 + seed / 100)] * 50
+    found = study.judgement("dora-training")
+    assert (found.decision, found.seeds) == (expected, runs)
+    assert found.effect.value == pytest.approx(slowdown)
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "runs", "expected"), [(1.01, 3, SUPPORTED), (1.5, 3, REFUTED), (1.0, 1, OPEN), (None, 3, OPEN)]
+)
+def test_dora_serving(study, slowdown, runs, expected):
+    for seed in range(runs):
+        measured(study.add("lora", seed=seed), 1 + seed / 200)
+        dora = study.add("dora", seed=seed)
+        if slowdown:
+            measured(dora, slowdown * (1 + seed / 200))
+    found = study.judgement("dora-serving")
+    assert found.decision == expected
+    if slowdown:
+        assert found.effect.value == pytest.approx(1 / slowdown)
+
+
+def test_of_runs_in_a_row_more_are_needed_than_ran(study):
+    """Five of each, of which those in a row count once: two units of one method and three of the other."""
+    order = ["dora", "lora", "lora", "lora", "dora", "dora", "dora", "dora", "lora", "lora"]
+    seeds = {"lora": 0, "dora": 0}
+    for minute, method in enumerate(order):
+        record = study.add(method, seed=seeds[method])
+        record.started = f"2026-01-02T00:{minute:02d}:00+00:00"
+        seconds = 0.1 * (1.45 if method == "dora" else 1) * (1 + minute / 50)
+        record.train.step_seconds = [seconds] * 50
+        seeds[method] += 1
+    found = study.judgement("dora-training")
+    assert (found.decision, found.seeds) == (OPEN, 5)
+    assert enough_seeds(found) > 5
+
+
+# Scores
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("dora-task", "gsm8k"), ("dora-mmlu", "mmlu")],
+)
+@pytest.mark.parametrize(("dora", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.4, 3, REFUTED), (0.6, 1, OPEN)])
+def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expected):
+    for rank in (8, 16):
+        study.seeds("lora", rank, seeds, **{task: 0.5})
+        study.seeds("dora", rank, seeds, **{task: dora})
+    study.seeds("dora", 64, seeds, **{task: 0.1})  # has no LoRA to be compared with
+    found = study.judgement(name)
+    assert (found.decision, found.seeds, found.items) == (expected, seeds, N)
+    assert found.effect.value == pytest.approx(dora - 0.5, abs=0.02)
+    assert len(found.records) == 4 * seeds
+    assert found.why == ("One seed" if seeds == 1 else "")
+
+
+def test_fresh_seeds_of_dora_and_lora_are_compared_at_their_rank(study):
+    """The seed that chose rank 16 of 8 and 16 has other items right, and takes no part."""
+    for method, value in (("lora", 0.5), ("dora", 0.6)):
+        for rank in (8, 16):
+            study.add(method, rank, seed=0, gsm8k=0.5, loss=1.2 - rank / 100)
+        for seed in (1, 2):
+            study.add(method, 16, seed=seed, gsm8k=value, loss=1.04).confirmation = True
+    found = study.judgement("dora-task")
+    assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 2, 4)
+
+
+def test_ranks_and_alphas_are_compared_without_the_fresh_seeds_of_the_chosen_one(study):
+    for rank, loss, value in ((8, 1.2, 0.5), (64, 1.0, 0.6)):
+        study.seeds("lora", rank, 3, alpha=2 * rank, loss=loss, gsm8k=value)
+    study.seeds("lora", 8, 3, alpha=8, loss=1.3, gsm8k=0.4)
+    for seed in (3, 4):
+        study.add("lora", 64, seed=seed, alpha=128, loss=1.0, gsm8k=0.1).confirmation = True
+    for name in ("rank-capacity", "alpha-r"):
+        found = study.judgement(name)
+        assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 3, 6), name
+
+
+def test_a_tie_within_a_point_refutes_a_gain(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.5)
+    assert study.judgement("dora-task").decision == REFUTED
+
+
+def test_the_better_rate_is_compared_and_test_scores_do_not_choose_it(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.6, lr=2e-4, loss=0.9)
+    study.seeds("dora", 16, gsm8k=0.9, lr=1e-3, loss=1.1)
+    found = study.judgement("dora-task")
+    assert found.effect.value == pytest.approx(0.1, abs=0.02)
+    assert all("lr0.0002" in name for name in found.records)
+
+
+def test_without_items_scores_are_not_compared(study):
+    study.seeds("lora", 16, gsm8k=0.5)
+    study.seeds("dora", 16, gsm8k=0.6)
+    for path in study.folder.glob("dora*.parquet"):
+        path.unlink()
+    found = study.judgement("dora-task")
+    assert (found.decision, found.why) == (OPEN, "No gsm8k scores of the same items")
+    assert all(v.judgement.items is None for v in ARTICLE.verdicts(study.records, None))
+
+
+@pytest.mark.parametrize(("dora", "expected"), [(0.5, SUPPORTED), (0.4, REFUTED), (None, OPEN)])
+def test_dora_full(study, dora, expected):
+    study.seeds("full", gsm8k=0.5)
+    if dora:
+        study.seeds("dora", gsm8k=dora)
+    assert study.judgement("dora-full").decision == expected
+
+
+@pytest.mark.parametrize("data", ["facts", "facts_short"])
+@pytest.mark.parametrize(("galore", "expected"), [(0.8, SUPPORTED), (0.6, REFUTED), (0.5, REFUTED)])
+def test_galore_facts(study, galore, expected, data):
+    for method, value in {"full": 0.7, "lora": 0.5, "qlora": 0.4, "dora": 0.5, "galore": galore}.items():
+        study.seeds(method, data=data, **{data: value})
+    found = study.judgement("galore-facts")
+    assert found.decision == expected
+    assert found.effect.value == pytest.approx(galore - 0.7, abs=0.02)
+    assert len(found.records) == 15
+
+
+def test_galore_facts_wants_all_methods_and_facts(study):
+    study.seeds("galore", data="facts", facts=0.8)
+    assert study.judgement("galore-facts").why == "No finished full and lora and qlora and dora"
+    study.records.clear()
+    study.seeds("galore", gsm8k=0.8)
+    assert study.judgement("galore-facts").decision == OPEN
+
+
+@pytest.mark.parametrize(("high", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.5, 3, REFUTED), (0.6, 1, OPEN)])
+def test_rank_capacity(study, high, seeds, expected):
+    for rank, value in {8: 0.5, 16: 0.5, 64: high, 128: high}.items():
+        study.seeds("lora", rank, seeds, gsm8k=value)
+    study.seeds("dora", 64, seeds, gsm8k=0.1)  # without a low rank
+    found = study.judgement("rank-capacity")
+    assert found.decision == expected
+    assert len(found.records) == 4 * seeds
+
+
+def test_one_step_problems_say_nothing_of_capacity(study):
+    study.seeds("lora", 8, data="wordmath_short")
+    study.seeds("lora", 64, data="wordmath_short")
+    assert study.judgement("rank-capacity").decision == OPEN
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("alpha-r", 16), ("alpha-4r", 64)])
+@pytest.mark.parametrize(("value", "seeds", "expected"), [(0.4, 3, SUPPORTED), (0.6, 3, REFUTED), (0.4, 1, OPEN)])
+def test_alpha(study, name, alpha, value, seeds, expected):
+    study.seeds("lora", 16, seeds, alpha=32, gsm8k=0.5)
+    study.seeds("lora", 16, seeds, alpha=alpha, gsm8k=value)
+    assert study.judgement(name).decision == expected
+    other = "alpha-r" if name == "alpha-4r" else "alpha-4r"
+    assert study.judgement(other).effect is None
+
+
+# Seeds, divergence, learning rates
+
+
+def spreads(study, low, high, seeds=10):
+    for rank, spread in ((2, low), (16, high)):
+        for seed in range(seeds):
+            study.add("lora", rank, seed, loss=1 + spread * (seed % 5 - 2))
+
+
+@pytest.mark.parametrize(("low", "seeds", "expected"), [(0.1, 10, SUPPORTED), (0.005, 10, REFUTED), (0.02, 3, OPEN)])
+def test_low_rank_spread(study, low, seeds, expected):
+    spreads(study, low, 0.01, seeds)
+    found = study.judgement("low-rank-spread")
+    assert (found.decision, found.seeds) == (expected, seeds)
+    assert found.effect.value == pytest.approx(low / 0.01)
+
+
+def test_low_rank_spread_interval_is_that_of_two_variances(study):
+    """At 9 and 9 degrees of freedom F's 97.5% quantile is 4.026 (any table)."""
+    spreads(study, 0.02, 0.02)
+    found = study.judgement("low-rank-spread")
+    assert found.effect == pytest.approx((1, 4.026**-0.5, 4.026**0.5), rel=1e-3)
+
+
+def test_without_a_second_seed_there_is_no_spread(study):
+    study.add("lora", 2)
+    study.add("lora", 16)
+    assert study.judgement("low-rank-spread").why == "No variation between seeds to compare"
+
+
+@pytest.mark.parametrize(
+    ("diverged", "runs", "expected"), [(40, 60, SUPPORTED), (0, 60, OPEN), (1, 5, OPEN), (None, 60, OPEN)]
+)
+def test_low_rank_divergence(study, diverged, runs, expected):
+    for seed in range(runs):
+        study.add("lora", 16, seed)
+        if diverged is not None:
+            study.add("lora", 4, seed)
+            if seed < diverged:
+                study.records[-1].status = "diverged"
+    study.add("lora", 4, 99, lr=1.0)  # at a rate that the others did not try
+    study.records[-1].status = "diverged"
+    found = study.judgement("low-rank-divergence")
+    assert found.decision == expected
+    if diverged is not None:
+        assert found.effect.value == pytest.approx(diverged / runs)
+
+
+@pytest.mark.parametrize(("ends", "share"), [(1.09, 0.0), (1.11, 1.0)])
+def test_a_run_that_ends_a_tenth_above_its_first_loss_has_diverged(study, ends, share):
+    for seed in range(3):
+        study.add("lora", 16, seed, loss=0.5)
+        low = study.add("lora", 4, seed, loss=2.0 * ends)
+        low.train = replace(low.train, loss=[LossPoint(1, 100, 2.0, 2e-4, 1.0), LossPoint(2, 200, 9.0, 2e-4, 1.0)])
+    assert study.judgement("low-rank-divergence").effect.value == share
+
+
+def test_many_settings_of_which_none_diverges_refute_divergence_and_many_runs_of_one_do_not(study):
+    """Runs of a setting may end alike, so a hundred of one setting tell of one."""
+    for rank in (4, 16):
+        for setting in range(100):
+            study.add("lora", rank, 0, lr=1e-5 * (1 + setting))
+    found = study.judgement("low-rank-divergence")
+    assert (found.decision, found.seeds) == (REFUTED, 100)
+
+
+def test_divergence_is_compared_at_equal_rates(study):
+    """Simpson's paradox: ranks do not matter at either rate, but very low ranks ran mostly where runs diverge."""
+    for lr, low, high in ((2e-4, 10, 90), (2e-2, 90, 10)):
+        for rank, runs in ((4, low), (16, high)):
+            for seed in range(runs):
+                study.add("lora", rank, seed, lr=lr)
+                if seed < runs * (0.9 if lr == 2e-2 else 0.1):
+                    study.records[-1].status = "diverged"
+    assert study.judgement("low-rank-divergence").effect.value == pytest.approx(0, abs=1e-9)
+
+
+def test_low_rank_divergence_interval(study):
+    """56/70 against 48/80: 0.0524 to 0.3339 in Newcombe (1998), table II, method 10, example (a)."""
+    for rank, diverged, runs in ((4, 56, 70), (16, 48, 80)):
+        for seed in range(runs):
+            study.add("lora", rank, seed)
+            if seed < diverged:
+                study.records[-1].status = "diverged"
+    assert study.judgement("low-rank-divergence").effect == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+
+
+def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
+    """Losses that are least at `best` of a grid around it, a factor of 2.5 apart."""
+    for method in methods:
+        for seed in range(seeds):
+            for factor in grid:
+                study.add(method, None, seed, lr=best * factor, loss=1 + abs(np.log(factor)))
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "claimed"),
+    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4), ("lr-full", ("full",), 2e-5)],
+)
+def test_best_rates(study, name, methods, claimed):
+    rates(study, methods, claimed)
+    found = study.judgement(name)
+    assert (found.decision, found.seeds) == (SUPPORTED, 2)
+    assert found.effect == pytest.approx((claimed, claimed / 2.5**0.1, claimed * 2.5**0.1))  # a tenth of a step
+    study.records.clear()
+    rates(study, methods, 10 * claimed)
+    assert study.judgement(name).decision == REFUTED
+    study.records.clear()
+    rates(study, methods, 3 * claimed)
+    assert study.judgement(name).why == "The interval includes both outcomes"
+    study.records.clear()
+    rates(study, methods, claimed, seeds=1)
+    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "One seed")
+
+
+@pytest.mark.parametrize(
+    ("name", "effect", "text"),
+    [
+        ("lr-full", Interval(6e-5, 0.0, math.inf), "6.0e-05 (0 to any)"),
+        ("dora-full", Interval(-0.02, -0.25, 0.21), "−2.0 points (−25.0 to +21.0)"),
+        ("lora-memory", Interval(0.5, 0.4, 0.6), "0.500× (0.400× to 0.600×)"),
+        ("forgetting-text", Interval(0.134, 0.112, 0.155), "+0.134 bits per byte (+0.112 to +0.155)"),
+        ("dora-full", Interval(-0.02, math.nan, math.nan), "−2.0 points"),
+    ],
+)
+def test_an_effect_is_shown_with_its_unit_once(name, effect, text):
+    assert effect_text(Verdict(CLAIMS[name], ("s", "m", "d"), Judgement(OPEN, effect))) == text
+
+
+def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
+    rates(study, ["full"], 2e-5, grid=(1, 2.5, 6.25))
+    assert study.judgement("lr-full").why == "full's best rate is at an end of the rates tried"
+
+
+@pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (28, OPEN)])
+def test_lr_ratio(study, times, expected):
+    rates(study, ["full"], 2e-5)
+    rates(study, ["lora", "qlora", "dora"], times * 2e-5)
+    found = study.judgement("lr-ratio")
+    assert found.decision == expected
+    assert found.effect == pytest.approx((times, times / 2.5 ** (0.1 * 2**0.5), times * 2.5 ** (0.1 * 2**0.5)))
+
+
+def test_lr_ratio_without_full(study):
+    rates(study, ["lora", "qlora", "dora"], 2e-4)
+    assert study.judgement("lr-ratio").why == "No finished full"
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "base", "lost", "kept"),
+    [("forgetting-mmlu", "mmlu", 0.5, 0.4, 0.5), ("forgetting-text", "plain_text", 2.0, 2.2, 2.001)],
+)
+def test_forgetting(study, name, task, base, lost, kept):
+    study.add("base", **{task: base})
+    study.seeds("lora", **{task: kept})
+    assert study.judgement(name).decision == REFUTED
+    study.seeds("full", **{task: lost})
+    found = study.judgement(name)
+    assert (found.decision, found.why) == (SUPPORTED, "full loses most")
+    assert found.effect.value == pytest.approx(abs(lost - base), abs=0.01)
+    study.records = [record for record in study.records if record.cell.method != "base"]
+    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "No finished base and tuned method")
+
+
+# All of them
+
+
+def test_there_is_a_rule_for_every_claim_and_each_says_what_decides_it():
+    assert len(CLAIMS) >= 18
+    assert all(claim.run.startswith("sweep ") for claim in CLAIMS.values())
+    assert [shlex.join(shlex.split(claim.run)) for claim in CLAIMS.values()] == [claim.run for claim in CLAIMS.values()]
+
+
+@pytest.mark.parametrize("run", sorted({claim.run for claim in CLAIMS.values()}))
+def test_what_decides_a_claim_composes(compose, cell, tmp_path, run):
+    _, *arguments = shlex.split(run.replace("DIR", str(tmp_path)))
+    name = arguments.pop(0) if "=" not in arguments[0] else "config"
+    params = compose("hydra/sweeper=grid", config=name, return_hydra_config=True).hydra.sweeper.params or {}
+    composed = points([*(f"{key}={values}" for key, values in params.items()), *arguments])
+    assert cell(*composed[0], config=name).id
+    assert cell(*composed[-1], config=name).id
+
+
+def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
+    for data in ("gsm8k", "facts"):
+        memory(study.add("lora", data=data), 400)
+        memory(study.add("full", data=data), 1000)
+    found = [v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
+    assert [v.place[2] for v in found] == ["facts", "gsm8k"]
+    assert ARTICLE.verdicts(study.records[::-1], study.folder) == ARTICLE.verdicts(study.records, study.folder)
+    shown = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
+    assert shown.columns[:2] == ["Data", "Claim"]
+    names = [v.claim.name for v in ARTICLE.verdicts(study.records, study.folder) if v.judgement.effect is not None]
+    assert all(names.count(name) == 2 for name in names)
+    assert len(shown.data) == len(CLAIMS) + len(names) / 2
+
+
+def test_a_place_that_leaves_a_claim_open_is_not_dropped_for_one_that_decides_it(study):
+    for data, mib in (("gsm8k", 400), ("facts", 500)):
+        memory(study.add("lora", data=data), mib)
+        memory(study.add("full", data=data), 1000)
+    found = [v for v in ARTICLE.verdicts(study.records, None) if v.claim.name == "lora-memory"]
+    assert {v.place[2]: v.judgement.decision for v in found} == {"gsm8k": SUPPORTED, "facts": OPEN}
+
+
+# What the linter knows
+
+
+def machine(record, **changes):
+    record.environment = record.environment | changes
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"device": {"type": "cpu"}}, "device"),
+        ({"precision": "fp32"}, "precision"),
+        ({"versions": {"torch": "2.12.0"}}, "torch"),
+    ],
+)
+def test_runs_under_other_conditions_decide_nothing(study, changes, fact):
+    for seed in range(3):
+        for method, mib in (("lora", 400), ("dora", 900)):
+            record = study.add(method, seed=seed, gsm8k=0.9 if method == "dora" else 0.5)
+            memory(record, mib)
+            if method == "dora":
+                record.train.step_seconds = [9.0] * 50
+                machine(record, **changes)
+    for name in ("dora-memory", "dora-training"):
+        found = study.judgement(name)
+        assert found.decision == OPEN
+        assert fact in found.why
+    assert (study.judgement("dora-task").decision == OPEN) == (fact != "device")
+
+
+def test_smaller_micro_batches_after_a_shortage_are_another_setting(study):
+    memory(study.add("lora"), 700)
+    record = study.add("full")
+    memory(record, 1000)
+    record.smaller_batches = SmallerBatches(1, 4, [])
+    found = study.judgement("lora-memory")
+    assert (found.decision, found.why) == (OPEN, "No runs of lora and full with equal batches and settings")
+
+
+def timed(study, order, slow=(), resumed=(), beside=False):
+    """Runs in this order, each (method, seed); those at `slow` places take twice as long."""
+    for i, (method, seed) in enumerate(order):
+        record = study.add(method, seed=seed)
+        record.started = f"2026-01-02T00:{i if beside else 3 * i:02d}:00+00:00"  # each takes two minutes
+        machine(record, boot="b", device={"type": "cpu", "id": "0"})
+        seconds = (0.13 if method == "dora" else 0.1) * (1 + seed / 100) * (2 if i in slow else 1)
+        record.train.step_seconds = [seconds] * 50
+        record.train.resumed_at = [20] if i in resumed else []
+
+
+def test_cells_in_order_of_methods_do_not_decide_speed(study):
+    timed(study, [(method, seed) for method in ("lora", "dora") for seed in range(3)])
+    assert study.judgement("dora-training").why == "Cells of a method ran one after another"
+
+
+def test_cells_in_order_of_seeds_decide_speed(study):
+    timed(study, [(method, seed) for seed in range(3) for method in ("lora", "dora")])
+    found = study.judgement("dora-training")
+    assert (found.decision, found.seeds) == (SUPPORTED, 3)
+    assert found.why.startswith("Holds at r=16")
+
+
+def test_cells_beside_others_do_not_decide_speed(study):
+    timed(study, [(method, seed) for seed in range(3) for method in ("lora", "dora")], beside=True)
+    assert study.judgement("dora-training").why == "All 6 runs overlapped with others or were resumed"
+
+
+def test_resumed_cells_are_left_out_of_speed(study):
+    timed(study, [(method, seed) for seed in range(4) for method in ("lora", "dora")], slow=(1,), resumed=(1,))
+    found = study.judgement("dora-training")
+    assert found.decision == SUPPORTED
+    assert found.effect.value == pytest.approx(1.3, rel=0.02)
+
+
+def test_sweep_lr_can_support_the_ratio_of_rates(study, compose):
+    """Its grid, with best rates ten times apart and a noise of 0.02."""
+    params = compose("hydra/sweeper=grid", config="lr", return_hydra_config=True).hydra.sweeper.params
+    grid = [float(rate) for rate in params["lr"].split(",")]
+    draw = np.random.default_rng(0)
+    for method, best in (("full", 6e-5), ("lora", 6e-4), ("qlora", 6e-4), ("dora", 6e-4)):
+        for lr in grid:
+            for seed in range(2):
+                loss = 1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02)
+                study.add(method, None, seed, lr=lr, loss=loss)
+    assert study.judgement("lr-ratio").decision == SUPPORTED
+
+
+def test_records_without_anything_decide_nothing():
+    assert ARTICLE.verdicts([], None) == []
+    failed = [make_record(method, 16, 32.0, 2e-4, status="failed") for method in ("lora", "dora", "full")]
+    found = ARTICLE.verdicts(failed, None)
+    assert {v.judgement.decision for v in found} == {OPEN}
+    assert all(v.judgement.why for v in found)
+    assert len(render(ARTICLE.verdict_table(found), "md").splitlines()) > len(CLAIMS)
+
+
+def test_records_without_validation_are_not_said_to_be_missing(study):
+    for method in ("lora", "dora"):
+        for lr in (1e-4, 2e-4):
+            study.add(method, lr=lr, gsm8k=0.5).validation = []
+    why = study.judgement("dora-task").why
+    assert why == "No setting of lora 16 is chosen: choosing a setting requires validation losses"
+
+
+def test_imported_records_may_know_no_axes():
+    bare = [make_record(method, settings={"train": {}}) for method in TUNED]
+    for record in bare:
+        record.validation, record.probe, record.train = [], None, None
+    assert {v.judgement.decision for v in ARTICLE.verdicts(bare, None) if "weights" in v.claim.name} == {SUPPORTED}
+
+
+def test_the_command_renders_the_committed_studies(capsys):
+    assert main(["claims", "--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]) == 0
+    out = capsys.readouterr().out
+    assert all(f"| {name} " in out for name in CLAIMS)
+    assert "python -m harness sweep rank" in out
+
+
+def test_the_verdicts_of_the_committed_quickstart():
+    folder = ROOT / "results" / "reference" / "quickstart"
+    found = {v.claim.name: v.judgement.decision for v in ARTICLE.verdicts(read_study(folder)[0], folder)}
+    assert {name for name, decision in found.items() if decision == SUPPORTED} == {
+        *("dora-parameters", "qlora-memory", "galore-states", "galore-weights")
+    }
+    # So small a model's activations take more than its weights do.
+    assert {n for n, decision in found.items() if decision == REFUTED} == {
+        *("lora-memory", "dora-memory", "galore-memory", "memory-order")
+    }
+
+
+def test_csv_names_the_records(study, tmp_path, capsys):
+    memories(study, lora=400, full=1000)
+    for record in study.records:
+        write(record, tmp_path / "results" / "demo" / f"{record.cell.name}.json")
+    assert main(["claims", "--results-dir", str(tmp_path / "results"), "--format", "csv"]) == 0
+    data = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("claim")
+    assert data.loc["lora-memory", "records"].split() == [record.cell.name for record in study.records]
+    assert data.loc["lora-memory", "decision"] == SUPPORTED
+
+
+def test_no_claim_is_decided_by_two_instruments():
+    """The peak of CUDA's allocator, and a count of live tensors on a CPU."""
+    full, lora, cpu = (measured(make_record(method)) for method in ("full", "lora", "full"))
+    cpu.environment = cpu.environment | {"device": {"type": "cpu", "name": None, "matmul_flops_per_second": 4e12}}
+    judgement = CLAIMS["lora-memory"].rule(Evidence([cpu, lora], None))
+    assert (judgement.decision, judgement.effect) == (OPEN, None)
+    assert "device type" in judgement.why
+    same = CLAIMS["lora-memory"].rule(Evidence([full, lora], None))
+    assert same.effect.value == pytest.approx(0.5)

@@ -1,0 +1,79 @@
+"""What README.md, docs/ and results/ show of claims is what the records say; `make publish` renders it anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from harness import plugin
+from harness.config import ROOT
+from harness.config_folders import published_sweeps
+from harness.plugins.articles import PLUGIN
+from harness.plugins.articles.article import find
+from harness.plugins.articles.decided import DECIDED_BY
+
+sys.path.append(str(ROOT / "docs"))
+import design
+import published
+
+BLOCKS = [
+    (page, kind, argument)
+    for page in published.PAGES
+    for kind, argument in published.blocks(page)
+    if kind in PLUGIN.doc_blocks
+]
+DESIGN = design.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("page", "kind", "argument"), BLOCKS, ids=lambda value: getattr(value, "name", value))
+def test_pages_show_what_the_studies_decided(page, kind, argument):
+    text = page.read_text(encoding="utf-8")
+    shown = next(found[0] for found in published.BLOCK.finditer(text) if (found[2], found[3]) == (kind, argument))
+    assert shown == f"<!-- {kind}: {argument} -->\n{published.rendered(kind, argument)}<!-- end -->"
+
+
+@pytest.mark.parametrize("article", DECIDED_BY)
+def test_the_design_shows_the_claims(article):
+    assert f"<!-- claims: {article} -->\n{design.rendered('claims', article)}<!-- end -->" in DESIGN
+
+
+def test_every_block_has_a_kind_and_every_kind_a_block():
+    kinds = {kind for page in published.PAGES for kind, _ in published.blocks(page)}
+    kinds |= {found[2] for found in design.BLOCK.finditer(DESIGN)}
+    of_plugins = {kind for part in plugin.installed() for kind in part.doc_blocks}
+    assert kinds <= {*published.KINDS, *design.KINDS, *of_plugins}
+    assert {*PLUGIN.doc_blocks} <= kinds
+
+
+def test_the_committed_verdicts_are_those_of_the_records():
+    path = "results/reference/smollm2/CLAIMS.md"
+    assert (ROOT / path).read_text(encoding="utf-8") == plugin.load(PLUGIN.doc_files[path])()
+
+
+def test_the_picture_shows_the_records():
+    path = "docs/figures/verdicts.svg"
+    pictures = (ROOT / path).read_text(encoding="utf-8"), plugin.load(PLUGIN.doc_files[path])()
+    texts, expected = (re.findall(r"<text[^>]*>([^<]+)</text>", svg) for svg in pictures)
+    assert len(texts) > 10
+    assert texts == expected
+
+
+@pytest.mark.long
+def test_the_committed_report_has_the_verdicts():
+    shown, expected = published.report_file().read_text(encoding="utf-8"), published.report_page()
+    part = re.compile(r'<section id="(?:beyond_lora|lora_without_regret)">.*?</section>', re.DOTALL)
+    assert len(part.findall(shown)) == 2
+    assert part.findall(shown) == part.findall(expected)
+
+
+def test_the_readme_counts_the_claims_of_the_article():
+    assert f"makes {len(find('beyond_lora').claims)} claims" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
+    for article, decided in DECIDED_BY.items():
+        assert decided.keys() == find(article).claims.keys()
+        for by in decided.values():
+            assert by.startswith("not decided: ") or by in published_sweeps(), by

@@ -1,0 +1,21 @@
+"""The engine of vLLM, by its stand-in, run by the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pythons import python_with_vllm
+from tested_settings import CELL, lines
+
+
+@lines(
+    f"run {CELL} method=base study=vllm eval.tasks=[wordmath_short] eval.engine=vllm eval.vllm_python={{python}}",
+    "score vllm --study vllm --tasks facts --limit 2 --results-dir results --format json --vllm-python {python}",
+    "score vllm --study vllm --tasks facts --limit 3 --replace --format text --vllm-python {python}",
+)
+@pytest.mark.long
+def test_answers_are_written_as_settings_say(run, only, tmp_path):
+    *_, as_json, _ = run(python=python_with_vllm(tmp_path / "vllm"))
+    assert only("vllm").cell.settings.eval.engine == "vllm"
+    assert json.loads(as_json.stdout)[0]["tasks"]

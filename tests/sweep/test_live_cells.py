@@ -1,0 +1,49 @@
+"""A sweep's own table, `status` and `view` say the same of the same cells."""
+
+from __future__ import annotations
+
+import pytest
+from records import make_record, measured
+
+from harness import protocol, terminal
+from harness.record import write
+from harness.studies.status import lines, study_status
+from harness.sweep.cell_status import CellStatus
+from harness.sweep.live_cells import Durations, LiveCells
+from harness.sweep.progress import SweepProgress
+from harness.sweep.store import Study
+
+
+def test_one_sweep_is_told_alike_wherever_it_is_shown(tmp_path):
+    study = Study(tmp_path, "demo")
+    done, running, left = (measured(make_record("lora", 16, seed=seed)) for seed in range(3))
+    progress = SweepProgress(3)
+    progress.start(done.cell)
+    progress.end(done)
+    progress.start(running.cell)
+    event = protocol.Progress("train", 7, 50, loss=2.125, seconds_left=300.0)
+    progress.update(event)
+    write(done, study.path(done.cell))
+    study.plan([done.cell, running.cell, left.cell])
+    with study.lease(running.cell) as note:
+        note(protocol.facts(event))
+        status = study_status(tmp_path, "demo")
+    own = progress.live
+    assert own.counts == status.counts == {"done": 1, "running": 1, "failed": 0, "left": 1}
+    assert own.seconds_left == pytest.approx(status.seconds_left)
+    assert own.time_left == status.time_left
+    (mine,), (read,) = own.having("running"), status.having("running")
+    assert mine.progress == read.progress
+    after = sum(phase.seconds for name, phase in done.phases.items() if name not in ("load", "probe", "train"))
+    assert mine.progress.seconds_left == pytest.approx(300.0 + after), "with the phases after training"
+    assert terminal.lines(progress.view(200, 24), width=200)[0].endswith(f", {status.time_left}.")
+    assert lines(status)[0].endswith(status.time_left)
+
+
+def test_cells_that_run_at_a_time_share_the_time_left():
+    durations = Durations([make_record("lora")])
+    cells = [CellStatus(name, "running", "0", "lora", seconds=0.0) for name in "ab"]
+    one, two = LiveCells(cells[:1], durations, unnamed=1), LiveCells(cells, durations, unnamed=0)
+    assert one.seconds_left == 2 * two.seconds_left
+    assert one.counts["left"] == 1
+    assert not one.over
