@@ -39,9 +39,8 @@ def group_files(group: str) -> dict[str, Path]:
 
 
 def plugin_groups() -> list[str]:
-    """The config groups that plug-ins add to those in conf/, sorted."""
-    folders = (path for part in plugin.installed() if part.conf is not None for path in part.conf.iterdir())
-    return sorted({path.name for path in folders if path.is_dir() and not (CONF / path.name).is_dir()})
+    """The config groups that plug-ins add to those in conf/, sorted: those with a choice ``none``, the default."""
+    return sorted(path.parent.name for folder in _plugin_conf() for path in folder.glob("*/none.yaml"))
 
 
 def selected_groups() -> tuple[str, ...]:
@@ -79,7 +78,11 @@ def require_own_names() -> None:
 
 
 def _shipped_conf() -> list[Path]:
-    return [CONF, *(part.conf for part in plugin.installed() if part.conf is not None)]
+    return [CONF, *_plugin_conf()]
+
+
+def _plugin_conf() -> list[Path]:
+    return [part.conf for part in plugin.installed() if part.conf is not None]
 
 
 def _own(name: str, shipped: Path) -> list[Path]:

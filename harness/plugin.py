@@ -31,7 +31,7 @@ class Plugin:
     commands: a function that takes the CommandLine and adds commands to it.
     settings: by name, the dataclasses of its groups of settings, as those in harness/config.py.
     check: a function that takes the composed config, and raises UserError if settings can't work.
-    conf: a folder of config groups, as conf/. Of a group that is not in conf/, the choice ``none`` is the default.
+    conf: a folder of config groups, as conf/. A group of the plug-in's own has a choice ``none``, which is the default.
     figures: by name, functions of StudyResults that draw a figure (harness/report/figures), or return None.
     page_blocks: functions of StudyResults that return a PageBlock, a part of a report's page.
     frames: by the name of a method of `RecordedStudy`, functions that take its arguments and return what makes a data
