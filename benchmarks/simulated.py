@@ -181,11 +181,18 @@ class Noise:
 
 
 def answer(
-    study: Study, task: str, values: dict[str, float], seeds: int, noise: Noise, erratic: Mapping[str, Noise] = {}
+    study: Study,
+    task: str,
+    values: dict[str, float],
+    seeds: int,
+    noise: Noise,
+    erratic: Mapping[str, Noise] = {},
+    lost: Mapping[str, int] = {},
 ) -> None:
     """Cells of each method with `seeds` seeds (base: one), whose true accuracies are `values`.
 
-    erratic: the noise of methods whose seeds differ more than the others'.
+    erratic: the noise of methods whose seeds differ more than the others'. lost: of methods that lack some of the
+    seeds, how many.
     """
     draw, n = study.draw, noise.clusters * noise.size
     place = np.repeat(np.arange(noise.clusters), noise.size)
@@ -195,7 +202,7 @@ def answer(
         own = draw.normal(0, noise.own, noise.clusters)[place] + draw.normal(0, noise.rest, n) + item
         kind = erratic.get(method, noise)
         level = shift(value, kind.spread)
-        for seed in range(1 if method == "base" else seeds):
+        for seed in range(1 if method == "base" else seeds - lost.get(method, 0)):
             odds = level + own
             if method != "base":
                 alone = (1 - noise.together) ** 0.5 * draw.normal(0, kind.seed)

@@ -47,6 +47,9 @@ def situation(name: str, **cases: dict[str, Any]) -> Callable[[F], F]:
 SEEDS = {f"{n} seeds, sd {sd} points": {"seeds": n, "sd": sd} for n in (2, 3, 10) for sd in (0, 1, 3)}
 FLAT: dict[str, Any] = {"clusters": 400, "size": 1, "shared": 0.0, "own": 0.0}
 ALIKE = {"10 seeds that move both by 3 points": {"seeds": 10, "sd": 3, "together": 0.9}}
+CROSSING = {f"{n} seeds that move both by 3 points": {"seeds": n, "sd": 3, "together": 0.9} for n in (3, 5, 9, 11, 30)}
+CROSSING |= {f"{n} seeds that move each by 3 points": {"seeds": n, "sd": 3} for n in (5, 9, 11, 30)}
+LOST = {f"{case}, one run lost": {**how, "lost": 1} for case, how in (ALIKE | CROSSING).items() if how["seeds"] > 3}
 
 
 @situation(
@@ -69,11 +72,14 @@ def equal(draw: np.random.Generator, seeds: int, sd: float, **noise: Any) -> Out
     "equal methods told apart",
     **{"one of two varies by 3 points, 10 seeds": {"seeds": 10, "methods": METHODS[:2]}},
     **{f"seeds of one vary by 3 points and of four by 0, {n} seeds": {"seeds": n} for n in (2, 3, 10)},
+    **{"2 seeds of one vary by 5 points, 5 seeds of four by 1": {"seeds": 5, "sd": 1, "lost": 3}},
 )
-def erratic(draw: np.random.Generator, seeds: int, methods: Sequence[str] = METHODS) -> Outcome:
+def erratic(
+    draw: np.random.Generator, seeds: int, methods: Sequence[str] = METHODS, sd: float = 0, lost: int = 0
+) -> Outcome:
     study = Study(draw)
-    more = {methods[0]: Noise(seed_points=3, **FLAT)}
-    answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, Noise(seed_points=0, **FLAT), more)
+    more, noise = {methods[0]: Noise(seed_points=max(3.0, 5 * sd), **FLAT)}, Noise(seed_points=sd, **FLAT)
+    answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, noise, more, {methods[0]: lost})
     (contest,) = contests(study.records, study.tables)
     return {"wrong": min(contest.corrected.values()) < ALPHA}
 
@@ -109,13 +115,30 @@ def intervals(contest: Contest) -> Outcome:
     "intervals of 2 methods, no clusters",
     **{f"{n} seeds": {"seeds": n} for n in (2, 3, 10)},
     **ALIKE,
+    **CROSSING,
+    **LOST,
 )
-def pair(draw: np.random.Generator, seeds: int, sd: float = 1, together: float = 0.0) -> Outcome:
+def pair(draw: np.random.Generator, seeds: int, sd: float = 1, together: float = 0.0, lost: int = 0) -> Outcome:
     study = Study(draw)
     noise = Noise(seed_points=sd, together=together, **FLAT)
-    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, noise)
+    answer(study, "wordmath", dict.fromkeys(METHODS[:2], 0.5), seeds, noise, lost={METHODS[0]: lost})
     (contest,) = contests(study.records, study.tables)
-    return intervals(contest)
+    (((first, _), gap),) = contest.differences.items()  # the better one is first
+    signed = gap if first == METHODS[0] else gap.turned
+    return intervals(contest) | {"estimate": signed.value, "half": (gap.high - gap.low) / 2}
+
+
+@situation(
+    "equal methods told apart",
+    **{f"57 subjects × 20, {n} seeds that move all by 3 points": {"seeds": n} for n in (2, 3, 5, 10)},
+    **{"57 subjects × 20, 5 seeds that move all by 3 points, one run lost": {"seeds": 5, "lost": 1}},
+)
+def alike(draw: np.random.Generator, seeds: int, lost: int = 0) -> Outcome:
+    study = Study(draw)
+    noise = Noise(seed_points=3, together=0.9)
+    answer(study, "wordmath", dict.fromkeys(METHODS, 0.5), seeds, noise, lost={METHODS[0]: lost})
+    (contest,) = contests(study.records, study.tables)
+    return {"wrong": min(contest.corrected.values()) < ALPHA} | intervals(contest)
 
 
 # Ratios of times and of losses, and best learning rates

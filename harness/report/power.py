@@ -63,15 +63,22 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
     over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
     over_seeds = 2 * given.seed_sd**2 / seeds
     found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
-    by_seed = methods == 2 and seeds >= statistics.PAIRED_SEEDS
-    each = (given.seed_sd**2 / seeds + rest) * draw.chisquare(seeds - 1, (methods, STUDIES)) / (seeds - 1)
-    if by_seed:  # seeds are taken to move each method for itself, so the differences vary by twice as much
-        noise = statistics.Level(2 * each[0], 2 * rest, seeds - 1.0)
-    else:
-        each, freedom = statistics.moderated(each, np.array([seeds - 1.0] * methods))
-        noise = statistics.Level(each[:2].sum(axis=0), 2 * rest, freedom[:2].min(axis=0))
-    total, freedom = statistics.combined(noise, over_items, n - 1)
-    return float(np.mean(np.abs(found) > -special.stdtrit(freedom, alpha / 2) * total**0.5))
+    # Seeds are taken to move each method for itself: what pairing finds beside it is a part of the same squares
+    parts = np.array([1 - 1 / methods, 1 / methods]) * (seeds - 1)
+    squares = np.stack([draw.chisquare(part, (methods, STUDIES)) for part in parts])
+    charges = statistics.charge(methods * (seeds - 1.0), methods * parts[0])
+    least = np.inf
+    for square, freedom, charge in zip(
+        [squares.sum(axis=0), squares[0]], [seeds - 1.0, parts[0]], charges, strict=True
+    ):
+        if charge == math.inf:
+            continue
+        each = (given.seed_sd**2 / seeds + rest) * square / freedom
+        shrunk, freedoms = statistics.moderated(each, np.array([freedom] * methods))
+        noise = statistics.Level(shrunk[:2].sum(axis=0) * charge**2, 2 * rest, freedoms[:2].min(axis=0))
+        total, degrees = statistics.combined(noise, over_items, n - 1)
+        least = np.minimum(least, -special.stdtrit(degrees, alpha / 2) * total**0.5)
+    return float(np.mean(np.abs(found) > least))
 
 
 def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:

@@ -17,7 +17,6 @@ correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their covera
 """
 
 from harness.report.statistics.accuracies import (
-    PAIRED_SEEDS,
     Answers,
     differences,
     mcnemar,
@@ -37,6 +36,7 @@ from harness.report.statistics.estimates import (
     summary_interval,
 )
 from harness.report.statistics.optima import optimum, ratio_of_optima
+from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
 from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
@@ -46,7 +46,6 @@ from harness.report.statistics.variances import Level, combined, combined_known,
 
 __all__ = [
     "ALPHA",
-    "PAIRED_SEEDS",
     "TAILS",
     "Answers",
     "Difference",
@@ -58,7 +57,9 @@ __all__ = [
     "Outcomes",
     "Ratio",
     "Run",
+    "SeedEffect",
     "Statistic",
+    "charge",
     "combined",
     "combined_known",
     "difference_of_shares",
@@ -77,6 +78,7 @@ __all__ = [
     "preference",
     "ranks",
     "ratio_of_optima",
+    "seed_effects",
     "seed_level",
     "seeds_interval",
     "share_interval",

@@ -4,8 +4,8 @@ The model is two-way: value = mean + seed + item + rest, each a random effect, s
 items of one cluster (a subject, a passage, a template) share a part of theirs. So the variance of a mean is B + b: B,
 that of the seeds' means over their number, which has the rest in it, and b, what items add to that: their
 cluster-robust variance less the rest's share (Miller, arXiv:2411.00640; McCaffrey & Bell's correction for few
-clusters). B is shrunk over the methods that are compared (`variances.moderated`), or, of two methods with many seeds in
-common, that of their differences seed by seed.
+clusters). B is shrunk over the methods that are compared (`variances.moderated`). A difference has the shorter of two
+intervals, seeds paired or not (`pairing`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.report.statistics.estimates import Difference, Interval, Statistic, share_interval
-from harness.report.statistics.variances import Level, combined, combined_known, moderated
-
-PAIRED_SEEDS = 10
-"""From so many on, two methods are compared seed by seed. If a seed does not move both alike, that makes an interval at
-most 8% wider (Student's t has half the degrees); of five seeds it would be 20%. If it does, as the same batches often
-do, the interval is up to several times shorter."""
+from harness.report.statistics import pairing
+from harness.report.statistics.estimates import ALPHA, Difference, Interval, Statistic, quantile, share_interval
+from harness.report.statistics.pairing import SeedEffect
+from harness.report.statistics.variances import Level, combined, combined_known, moderated, trust
 
 
 class Answers(NamedTuple):
@@ -67,32 +64,26 @@ def differences(
     """For each pair i < j of samples, or for each of `pairs`, the mean of i less that of j; samples as in
     `mean_intervals`.
 
-    Items are paired: both methods answered the same. Seeds, which mean the same batches to both, are paired where two
-    methods alone are compared that share `PAIRED_SEEDS`. Elsewhere intervals are too wide if a seed moves both alike:
-    of few seeds, and of more than two methods, the spread that all have tells more. The interval and the p-value are
-    Student's; the p-value of one seed each, values 0 or 1 and independent items is McNemar's exact one. A correction
-    for many comparisons is the caller's: `holm`.
+    Items are paired: both methods answered the same. Seeds that two methods share, which mean the same batches to both,
+    are paired where that makes the interval shorter (`pairing`). The interval and the p-value are Student's; the
+    p-value of one seed each, values 0 or 1 and independent items is McNemar's exact one. A correction for many
+    comparisons is the caller's: `holm`.
     """
-    of, means = compared_levels(samples), [sample.values.mean(axis=0) for sample in samples]
-    shares, paired = [binary(sample.values) for sample in samples], by_seed(samples)
-    found = {}
-    for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
-        one, other = samples[i], samples[j]
-        gap = means[i] - means[j]
-        items, freedom = over_items(gap, one.clusters)
-        seeds = _together(of[i], of[j])
-        variance, freedom = (float(part) for part in combined(seeds, items, freedom))
-        both_shares = shares[i] and shares[j]
-        if both_shares:
-            variance = max(variance, gap.size**-2)  # a model that answers alike may differ by an item
-        statistic = Statistic(float(gap.mean()), variance**0.5, freedom, 1.0 if both_shares else math.inf)
-        exact = both_shares and len(one.values) == len(other.values) == 1 and not one.clustered
-        p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
-        alone = max(0.0, items - float(seeds.rest)) / statistic.error**2 if statistic.error else 1.0
-        found[i, j] = Difference(
-            *statistic.interval(), p, statistic.error, statistic.freedom, alone, exact, paired, statistic.most
-        )
-    return found
+    shares = [binary(sample.values) for sample in samples]
+    return {(i, j): _difference(*gap, shares[i] and shares[j]) for (i, j), gap in gaps(samples, pairs).items()}
+
+
+def _difference(one: Answers, other: Answers, gap: Gap, shares: bool) -> Difference:
+    """shares: whether both are of right and wrong answers."""
+    variance = gap.variance
+    if shares:
+        variance = max(variance, one.values.shape[1] ** -2)  # a model that answers alike may differ by an item
+    statistic = Statistic(gap.value, variance**0.5, gap.freedom, 1.0 if shares else math.inf)
+    exact = shares and len(one.values) == len(other.values) == 1 and not one.clustered
+    p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
+    alone = gap.items / statistic.error**2 if statistic.error else 1.0
+    ends, by_seed = statistic.interval(), gap.charge is not None
+    return Difference(*ends, p, statistic.error, statistic.freedom, alone, exact, by_seed, statistic.most)
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
@@ -139,25 +130,91 @@ def levels(samples: Sequence[Answers]) -> list[Level]:
         return found
     seeds = np.array([len(samples[i].values) for i in repeated])
     own = np.array([found[i].variance for i in repeated]) * seeds
-    shrunk, freedom = moderated(own, seeds - 1.0)
+    shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0))
     for i, variance, degrees in zip(repeated, shrunk / seeds, freedom, strict=True):
         found[i] = Level(float(variance), found[i].rest, float(degrees))
     return found
 
 
+class Gap(NamedTuple):
+    """The difference of two means, its variance with degrees of freedom, and what of the variance only items lessen.
+
+    charge: by how much the error over seeds is larger, as seeds were paired because that made the interval shorter;
+    None if they were not.
+    """
+
+    value: float
+    variance: float
+    freedom: float
+    items: float
+    charge: float | None
+
+
+def gaps(
+    samples: Sequence[Answers], pairs: Iterable[tuple[int, int]] | None = None
+) -> dict[tuple[int, int], tuple[Answers, Answers, Gap]]:
+    """For each pair i < j of samples, or for each of `pairs`, both of them, and the mean of i less that of j.
+
+    Of paired seeds it is the mean over those that both have. Of the two ways the one with the shorter interval is
+    taken, and its variance over seeds pays for the choice.
+    """
+    of, effects = levels(samples), _effects(samples)
+    found = {}
+    for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
+        one, other = samples[i], samples[j]
+        ways = [(_together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0), 1.0, False)]
+        if {i, j} <= effects.keys() and (paired := _common(one, other)) is not None:
+            own, freedom = effects[i].own + effects[j].own, min(effects[i].freedom, effects[j].freedom)
+            level = Level(own / len(paired), seed_level(Answers(paired, one.clusters)).rest, freedom)
+            dear, dearer = pairing.charge(float(ways[0][0].freedom), freedom)
+            ways = [(*ways[0][:2], dear, False), (level, paired.mean(axis=0), dearer, True)]
+        found[i, j] = one, other, min((_gap(*way, one.clusters) for way in ways), key=_width)
+    return found
+
+
+def _gap(level: Level, values: np.ndarray, charge: float, paired: bool, clusters: np.ndarray) -> Gap:
+    """values: the difference by item. charge: times that the error over seeds is larger."""
+    items, freedom = over_items(values, clusters)
+    if charge == math.inf:
+        return Gap(float(values.mean()), math.inf, 1.0, 0.0, None)
+    variance, degrees = combined(level._replace(variance=level.variance * charge**2), items, freedom)
+    alone = max(0.0, items - float(level.rest))
+    return Gap(float(values.mean()), float(variance), float(degrees), alone, charge if paired else None)
+
+
+def _width(gap: Gap) -> float:
+    """The square of half its interval."""
+    return gap.variance * quantile(1 - ALPHA / 2, gap.freedom) ** 2
+
+
+def _common(one: Answers, other: Answers) -> np.ndarray | None:
+    """The differences by seed and item, (seeds, items), of the seeds that both have; None if there is but one."""
+    rows = {seed: row for row, seed in enumerate(other.seeds or ())}
+    both = [(row, rows[seed]) for row, seed in enumerate(one.seeds or ()) if seed in rows]
+    if len(both) < 2:
+        return None
+    mine, others = zip(*both, strict=True)
+    return one.values[list(mine)] - other.values[list(others)]
+
+
 def compared_levels(samples: Sequence[Answers]) -> list[Level]:
-    """`levels`, for differences. Two methods alone that share `PAIRED_SEEDS` have half the level of theirs each."""
-    if not by_seed(samples):
-        return levels(samples)
-    one, other = samples
-    gap = seed_level(Answers(one.values - other.values, one.clusters))
-    return [Level(gap.variance / 2, gap.rest / 2, gap.freedom)] * 2
+    """`levels` as differences have them: those of paired seeds, where these make most intervals shorter."""
+    of, effects = levels(samples), _effects(samples)
+    charges = [gap.charge for (i, j), (*_, gap) in gaps(samples).items() if {i, j} <= effects.keys()]
+    paired = [charge for charge in charges if charge is not None]
+    if len(paired) <= len(charges) / 2:
+        return of
+    charge = float(np.mean(paired))
+    for i, effect in effects.items():
+        of[i] = Level(effect.own / len(samples[i].values) * charge**2, of[i].rest, effect.freedom)
+    return of
 
 
-def by_seed(samples: Sequence[Answers]) -> bool:
-    """Whether differences of `samples` are taken seed by seed."""
-    seeds = [sample.seeds for sample in samples]
-    return len(samples) == 2 and seeds[0] == seeds[1] and len(seeds[0] or ()) >= PAIRED_SEEDS
+def _effects(samples: Sequence[Answers]) -> dict[int, SeedEffect]:
+    """How seeds move each of the methods that have several; empty if they share none."""
+    known = [i for i, sample in enumerate(samples) if sample.seeds is not None and len(sample.values) > 1]
+    scores = {i: samples[i].values.mean(axis=1) for i in known}
+    return pairing.seed_effects(scores, {i: samples[i].seeds or () for i in known})
 
 
 def _together(one: Level, other: Level) -> Level:

@@ -24,15 +24,18 @@ class Level(NamedTuple):
     freedom: float | np.ndarray
 
 
-def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def moderated(
+    variances: np.ndarray, freedoms: np.ndarray, trusted: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Variances of several methods shrunk towards their mean, and the degrees of freedom that they have then.
 
-    variances: (methods, …); freedoms: (methods,), all above 0. Two seeds tell next to nothing of one method's variance,
-    but those of six methods together tell much. Each method's own variance counts with its own degrees, and the mean of
-    all with those of the other methods (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004), times the chance that this
-    method varies no more than they do (Phipson et al., Ann. Appl. Stat. 10, 2016). Of a variance above the others' that
-    chance is the p-value of an F test, corrected by `false_discoveries`: among many methods it takes a larger variance
-    to be no luck. So an erratic method keeps its own, and of many that vary alike none does.
+    variances: (methods, …); freedoms: (methods,), all above 0; trusted: `trust` of the methods (None: 1 each). Two
+    seeds tell next to nothing of one method's variance, but those of six methods together tell much. Each method's own
+    variance counts with its own degrees, and the mean of all with those of the other methods (Smyth, Stat. Appl. Genet.
+    Mol. Biol. 3, 2004), times the chance that this method varies no more than they do (Phipson et al., Ann. Appl. Stat.
+    10, 2016). Of a variance above the others' that chance is the p-value of an F test, corrected by
+    `false_discoveries`: among many methods it takes a larger variance to be no luck. So an erratic method keeps its
+    own, and of many that vary alike none does.
     """
     variances, freedoms = np.asarray(variances, dtype=float), np.asarray(freedoms, dtype=float)
     d = freedoms.reshape(-1, *[1] * (variances.ndim - 1))
@@ -42,7 +45,19 @@ def moderated(variances: np.ndarray, freedoms: np.ndarray) -> tuple[np.ndarray, 
     others = np.maximum((total - d * variances) / (degrees - d), 1e-12 * variances) + 1e-300
     p = np.where(variances > others, special.fdtrc(d, degrees - d, variances / others), 1.0)
     prior = (degrees - d) * false_discoveries(p)
+    if trusted is not None:
+        prior = prior * trusted.reshape(d.shape)
     return (prior * total / degrees + d * variances) / (prior + d), prior + d
+
+
+def trust(freedoms: np.ndarray) -> np.ndarray:
+    """How much the other methods' variance counts for each: the cube of its degrees by the most that one has.
+
+    A method of fewer seeds than the others can hide from the test of `moderated`, and may have few because it is
+    erratic: runs that failed. With two seeds of five the others hardly count, which keeps false differences below 5% if
+    such a method varies five times as much as they do.
+    """
+    return (freedoms / freedoms.max()) ** 3
 
 
 def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np.ndarray]:
