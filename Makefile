@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
+.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -42,10 +42,13 @@ $(VENV)/tested: $(VENV)/installed
 # Two processes of one thread: tiny models gain nothing by a second one.
 PYTEST := OMP_NUM_THREADS=1 "$(CURDIR)/$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/tested ## Run the tests, but for the few that take longest
-	$(PYTEST) -m 'not long and not faults'
+	$(PYTEST) -m 'not long and not faults and not bench'
 
 test-all: test ## Run `make test`, then the tests that take longest (28 minutes in all were seen on 2 slow cores)
-	$(PYTEST) -m 'long and not faults'
+	$(PYTEST) -m 'long and not faults and not bench'
+
+test-bench: $(VENV)/tested ## Predict the memory of others' training programs anew, and compare with what is recorded (20 s)
+	$(PYTEST) -m bench tests/house
 
 # What lies in harness/plugins/NAME and tests/plugins/NAME is left out of the copy, committed or not.
 ALONE := .cache/core
@@ -53,7 +56,7 @@ test-core: $(VENV)/tested ## Run the fast tests of the core in a copy without an
 	rm -rf $(ALONE) && mkdir -p $(ALONE)
 	git ls-files -z --cached --others --exclude-standard | grep -zvE '^(harness|tests)/plugins/[^/]+/' \
 	| tar --create --null --files-from - --ignore-failed-read | tar --extract --directory $(ALONE)
-	cd $(ALONE) && PYTHONPATH="$(CURDIR)/$(ALONE)" $(PYTEST) -m 'not slow and not long and not faults'
+	cd $(ALONE) && PYTHONPATH="$(CURDIR)/$(ALONE)" $(PYTEST) -m 'not slow and not long and not faults and not bench'
 
 # In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
 # skipped.
@@ -159,7 +162,7 @@ $(DOCS)/installed: docs/requirements.txt
 DATA_ROOT ?=
 ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
-bench: $(VENV)/installed ## Measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
+bench: test-bench ## Run `make test-bench`, then measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
 	$(VENV)/bin/python benchmarks/speed.py training trainer $(if $(DATA_ROOT),mmlu gsm8k) sweep losses beside $(ROOTED)
 	$(VENV)/bin/python benchmarks/growth.py cells parent steps scoring records
 
