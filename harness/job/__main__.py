@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 from harness import cell_runner, plugin, redact
 from harness.errors import UserError
@@ -18,8 +20,12 @@ from harness.protocol import JobEvent, Refused, Request, RunCell, Warned, encode
 from harness.record import Record
 
 
-def main(request: Request) -> int:
-    """Serve `request`; returns the exit status, which is 2 for bad input, whose sentence is sent as Refused."""
+@contextmanager
+def answering() -> Iterator[Send]:
+    """Yields what sends events to the sweep, on what was standard output until now.
+
+    Bad input within is sent as Refused, and ends the process with status 2.
+    """
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -31,15 +37,17 @@ def main(request: Request) -> int:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        _warn_of_others(request, send)
-        if isinstance(request, RunCell):
-            outcome = runner(request)(request, progress(send))
-            return outcome if isinstance(outcome, int) else 0
-        plugin.load(request.target)(request, send)
-        return 0
+        yield send
     except UserError as error:
         send(Refused(str(error)))
-        return 2
+        sys.exit(2)
+
+
+def serving(request: Request, send: Send) -> Callable[[], Any]:
+    """What serves `request` when it is called; of a cell as `runner` has it."""
+    if isinstance(request, RunCell):
+        return partial(runner(request), request, progress(send))
+    return partial(plugin.load(request.target), request, send)
 
 
 def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
@@ -57,7 +65,7 @@ def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
     return lambda request, report: launch.run(settings.train.devices, run_cell, request, report, place)
 
 
-def _warn_of_others(request: Request, send: Send) -> None:
+def warn_of_others(request: Request, send: Send) -> None:
     """Warn if others use the devices, before libraries are loaded that set up CUDA and look like another process."""
     if not getattr(request, "warn", False):
         return
@@ -81,5 +89,7 @@ if __name__ == "__main__":
     job = serve(int(sys.argv[1]))
     if job is None:
         sys.exit(0)
-    with ends_at_once() if job.forked else nullcontext():
-        sys.exit(main(job.request))
+    with ends_at_once() if job.forked else nullcontext(), answering() as send:
+        warn_of_others(job.request, send)
+        outcome = serving(job.request, send)()
+        sys.exit(outcome if isinstance(outcome, int) else 0)

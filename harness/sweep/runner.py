@@ -11,10 +11,9 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -31,20 +30,18 @@ from harness.protocol import (
     PlanCells,
     PlannedCell,
     Progress,
-    Refused,
     Rendezvous,
     Request,
     Rescore,
+    Result,
     RunCell,
-    Warned,
-    decode_event,
-    encode,
     facts,
 )
 from harness.record import Cell, Failure, Record, SmallerBatches
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import micro_batch
-from harness.sweep.fork_server import Job, Server
+from harness.sweep.conversation import Conversation, Overdue, warn
+from harness.sweep.fork_server import Server
 from harness.sweep.lease import Held, Lease
 from harness.sweep.store import Study, discard
 
@@ -121,19 +118,16 @@ def score(
     Raises UserError if that fails; then the record does not change.
     """
     path, log = study.path(cell), study.log(cell)
-
-    def follow(event: Progress) -> None:
-        on_event(event)
-        lease(facts(event))
-
     request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if typed else None)
     try:
-        with open(log, "ab") as stderr:
-            code = _converse(request, stderr, follow, lease)
+        with open(log, "ab") as stderr, Conversation(_server.start(stderr), request, lease) as job:
+            for event in job.progress():
+                on_event(event)
+                lease(facts(event))
     finally:
         redact.scrub(log)
-    if code:
-        raise UserError(f"{cell.name} is not scored: {_how_it_ended(None, code, log)}")
+    if job.exit_status:
+        raise UserError(f"{cell.name} is not scored: {_how_it_ended(None, job.exit_status, log)}")
     return record.read(path)
 
 
@@ -146,21 +140,22 @@ def _ask(what: str, request: Request, on_event: OnEvent | None = None) -> list[d
     """The results of a job for `request`. Raises UserError, beginning with `what`, if the job refuses or dies."""
     answers: list[dict[str, Any]] = []
     with tempfile.TemporaryFile() as stderr:
-        code = _converse(request, stderr, on_event or (lambda event: None), answers=answers)
-        if code:
+        with Conversation(_server.start(stderr), request) as job:
+            for event in job:
+                if isinstance(event, Result):
+                    answers.append(event.value)
+                elif on_event is not None:
+                    on_event(event)
+        if job.exit_status:
             stderr.seek(0)
             words = stderr.read().decode(errors="replace").strip()[-2000:]
-            raise UserError(f"{what} broke off (exit status {code}): {words}")
+            raise UserError(f"{what} broke off (exit status {job.exit_status}): {words}")
     return answers
 
 
 def _warn_of_load() -> None:
     if words := env.busy():
-        _warn(words)
-
-
-def _warn(words: str) -> None:
-    print(f"warning: {words}", file=sys.stderr)
+        warn(words)
 
 
 def request_for(
@@ -194,71 +189,91 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     if request.warn:
         _warn_of_load()
     halves = request.precautions.on_oom or cell.settings.train.sizes_itself
-    smaller = micro_batch.for_rerun(earlier) if halves else None
+    smaller = _first_batches(request, earlier, on_event) if halves else None
+    log, timeout = path.with_suffix(".log"), request.precautions.timeout
+    with _opened(log) as stderr:
+        while True:
+            request = replace(request, smaller=smaller)
+            job = Conversation(_server.start(stderr), request, lease, timeout)
+            with _Attempt(request, job, lease, log) as attempt, job:
+                for event in attempt.progress():
+                    on_event(event)
+            recorded = record.read(path)
+            if not halves or (smaller := micro_batch.smaller(recorded)) is None:
+                return recorded
+            size = units.plural(smaller.batch_size, "sequence")
+            warn(f"{cell.name} ran out of memory; again with {size} per micro-batch.")
+
+
+def _first_batches(request: RunCell, earlier: Record | None, on_event: OnEvent) -> SmallerBatches | None:
+    """The micro-batches to begin with, of a cell whose micro-batches may shrink; None for those it asks for.
+
+    earlier: the cell's record, which may know what fits.
+    """
+    cell = request.cell
+    smaller = micro_batch.for_rerun(earlier)
     if smaller is None and cell.settings.train.sizes_itself:
         on_event(Progress("plan"))
         smaller = micro_batch.planned(cell, plan([PlannedCell(cell)], request.data_root)["predictions"][0])
-    log = path.with_suffix(".log")
+    return smaller
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The log of a cell's jobs, to be written. It is removed if a UserError leaves no record that it belongs to."""
     try:
-        with open(log, "wb") as stderr:
-            attempt = _Attempt(request, lease, on_event, log, stderr)
-            recorded = attempt.run(smaller)
-            while halves and (smaller := micro_batch.smaller(recorded)) is not None:
-                size = units.plural(smaller.batch_size, "sequence")
-                _warn(f"{cell.name} ran out of memory; again with {size} per micro-batch.")
-                recorded = attempt.run(smaller)
+        with open(path, "wb") as stderr:
+            yield stderr
     except UserError:
-        log.unlink(missing_ok=True)  # it belongs to no record
+        path.unlink(missing_ok=True)
         raise
     finally:
-        if log.exists():
-            redact.scrub(log)  # libraries print what they like
-    return recorded
+        if path.exists():
+            redact.scrub(path)  # libraries print what they like
 
 
-@dataclass
 class _Attempt:
-    """Attempts to run the cell of `request` in a job, under `lease`; what jobs print goes to `stderr`, the file `log`.
+    """One attempt to run the cell of `request` in `job`: at the end of its context there is a record, or an error.
 
-    last: what the job said last. noted: when the lease was told, by time.monotonic.
+    lease: it is told of the progress, and may be lost. log: the file of what the job prints.
+    Raises Held if another process took over the lease.
     """
 
-    request: RunCell
-    lease: Lease
-    on_event: OnEvent
-    log: Path
-    stderr: IO[bytes]
-    last: Progress = field(default_factory=lambda: Progress("start"))
-    noted: float = 0.0
+    def __init__(self, request: RunCell, job: Conversation, lease: Lease, log: Path):
+        self._request, self._job, self._lease, self._log = request, job, lease, log
+        self._last = Progress("start")
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
 
-    def run(self, smaller: SmallerBatches | None) -> Record:
-        """The record of an attempt with these micro-batches. Raises UserError and Held."""
-        request, path = replace(self.request, smaller=smaller), Path(self.request.path)
-        timeout = request.precautions.timeout
-        self.last = Progress("start")
-        started, clock = datetime.now(UTC), time.monotonic()
-        try:
-            code = _converse(request, self.stderr, self._follow, self.lease, timeout)
-            reason = _how_it_ended(self.last, code, self.log)
-        except _Overdue:
-            reason = f"The cell was ended: it took longer than timeout={timeout:g} seconds."
-        if self.last.phase != "recorded":  # an earlier failure may lie at `path`, so its existence says nothing
-            if self.lease.lost:
-                name = request.cell.name
+    def __enter__(self) -> _Attempt:
+        return self
+
+    def progress(self) -> Iterator[Progress]:
+        """That of the job, of which the lease is told too."""
+        noted = 0.0
+        for event in self._job.progress():
+            another = event.phase != self._last.phase
+            self._last = event
+            yield event
+            if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
+                noted = time.monotonic()
+                self._lease(facts(event))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        if error is None:
+            reason = _how_it_ended(self._last, self._job.exit_status, self._log)
+        elif isinstance(error, Overdue):
+            reason = f"The cell was ended: it took longer than timeout={error.seconds:g} seconds."
+        else:
+            return False
+        if self._last.phase != "recorded":  # an earlier failure may lie at the path, so its existence says nothing
+            if self._lease.lost:
+                name = self._request.cell.name
                 raise Held(f"{name} was stopped: another sweep took it over, as this one gave no sign of life.")
-            failed = request.record("failed", started)
-            failed.seconds, failed.environment = time.monotonic() - clock, env.describe()
-            failed.failure = Failure(self.last.phase, self.last.step, reason)
-            record.write(failed, path)
-        return record.read(path)
-
-    def _follow(self, event: Progress) -> None:
-        another = event.phase != self.last.phase
-        self.last = event
-        self.on_event(event)
-        if another or time.monotonic() - self.noted > 1:  # steps may come faster than a shared disk likes
-            self.noted = time.monotonic()
-            self.lease(facts(event))
+            failed = self._request.record("failed", self._started)
+            failed.seconds, failed.environment = time.monotonic() - self._clock, env.describe()
+            failed.failure = Failure(self._last.phase, self._last.step, reason)
+            record.write(failed, Path(self._request.path))
+        return True
 
 
 def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:
@@ -286,11 +301,13 @@ def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:
 def _assist_once(request: RunCell) -> int:
     """The exit status of a job that trains along; its output is shown if that is not 0."""
     with tempfile.TemporaryFile() as stderr:
-        code = _converse(request, stderr, lambda event: None)
-        if code:
+        with Conversation(_server.start(stderr), request) as job:
+            for _ in job:
+                pass
+        if job.exit_status:
             stderr.seek(0)
             print(redact.redact(stderr.read().decode(errors="replace")).strip(), file=sys.stderr)
-    return code
+    return job.exit_status
 
 
 def _listens(host: str, port: int) -> bool:
@@ -336,72 +353,6 @@ def _how_it_ended(last: Progress | None, code: int, log: Path) -> str:
     died = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
     hint = " (the kernel does so when memory runs out)" if code == -signal.SIGKILL else ""
     return f"{who} {died}{hint}; its last words are in {where}."
-
-
-class _Overdue(Exception):
-    """The job took longer than it may, and was ended."""
-
-
-def _converse(
-    request: Request,
-    stderr: IO[bytes],
-    on_event: OnEvent,
-    lease: Lease | None = None,
-    timeout: float | None = None,
-    answers: list[dict[str, Any]] | None = None,
-) -> int:
-    """Run a job for `request`, and pass its progress on. Returns its exit status. Raises UserError if it refuses.
-
-    lease: kept as long as the job lives; if it is lost, the job is stopped.
-    timeout: seconds after which the job is stopped and _Overdue raised.
-    answers: a list to which the job's results are added.
-    """
-    job = _server.start(stderr)
-    refusal = None
-    with _time_limit(job, timeout) as overdue:
-        # If it dies before it has read, its exit status tells.
-        with contextlib.suppress(BrokenPipeError), job.request:
-            job.request.write(encode(request))
-        for event in map(decode_event, job.lines()):
-            if isinstance(event, Refused):
-                refusal = event.sentence
-            elif isinstance(event, Warned):
-                _warn(event.sentence)
-            elif isinstance(event, Progress):
-                if lease is not None:
-                    lease.works(job.holder, job.stop)
-                    lease = None
-                on_event(event)
-            elif answers is not None:
-                answers.append(event.value)
-        code = job.wait()
-    if overdue.is_set():
-        raise _Overdue
-    if refusal is not None:
-        raise UserError(refusal)
-    return code
-
-
-@contextlib.contextmanager
-def _time_limit(job: Job, seconds: float | None) -> Iterator[threading.Event]:
-    """Stops `job` after `seconds`, and at any error within; the event is set if it took longer. null: no limit."""
-    overdue = threading.Event()
-
-    def end() -> None:
-        overdue.set()
-        job.stop()
-
-    watch = threading.Timer(seconds or 0, end)
-    watch.daemon = True
-    if seconds:
-        watch.start()
-    try:
-        yield overdue
-    except BaseException:
-        job.stop()
-        raise
-    finally:
-        watch.cancel()
 
 
 def _absolute(path: str | None) -> str | None:

@@ -48,43 +48,49 @@ class RunPoint:
     def __call__(self, work: Point | DictConfig) -> Outcome | UserError:
         """Run `work`: a point, or what Hydra composed, which is a point's file or the settings of a point."""
         try:
-            return self._run(work if isinstance(work, Point) else _composed(work))
-        except Held as error:
-            refusal: UserError = Held(str(error))
-        except (UserError, RecordError) as error:
-            refusal = UserError(str(error))
-        except OmegaConfBaseException as error:
-            refusal = UserError(messages.sentence(error))
-        except OSError as error:
-            if error.filename is None:
-                raise  # not about a file of the user's
-            refusal = UserError(about_file(error))
+            point = work if isinstance(work, Point) else _composed(work)
+            os.chdir(point.folder)  # a worker may have been started in another one
+            cell, study = point.cell, point.study
+            known, again = self._known(point)
+            if not again and known is not None and not to_run(known, point):
+                return self._skip(point, known)
+            rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
+            if (outcome := self._elsewhere(point, rendezvous)) is not None:
+                return outcome
+            with study.lease(cell) as lease:
+                if not again and (recorded := study.recorded(cell)) is not None and recorded != known:
+                    return self._skip(point, recorded)
+                with self._progress(point) as progress:
+                    warn = self.session.progress is None
+                    request = dataclasses.replace(point.request, warn=warn, rendezvous=rendezvous)
+                    record = (runner.repeat if again else runner.run)(request, study, lease, progress.update)
+                    self.session.record, self.session.folder = record, study.folder
+                    progress.end(record)
+            return self._ended(record, study)
+        except Exception as error:
+            if (refusal := _refusal(error)) is None:
+                raise
         if self.session.progress is None:
             self.session.outcomes.append(refusal)
         return refusal
 
-    def _run(self, point: Point) -> Outcome:
-        os.chdir(point.folder)  # a worker may have been started in another one
-        cell, study = point.cell, point.study
-        # A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
-        known = self.session.recorded[cell.id] if cell.id in self.session.recorded else study.recorded(cell)
-        again = point.repeat and (earlier := study.recorded(cell)) is not None and earlier.status == "ok"
-        if not again and known is not None and not to_run(known, point):
-            return self._skip(point, known)
-        rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
-        if rendezvous is None and machines.spare():
-            return Outcome("spare", None)
-        if rendezvous is not None and rendezvous.number > 0:
-            return self._assist(point, rendezvous)
-        with study.lease(cell) as lease:
-            recorded = study.recorded(cell)
-            if not again and recorded is not None and recorded != known:
-                return self._skip(point, recorded)
-            with self._progress(point) as progress:
-                request = dataclasses.replace(point.request, warn=self.session.progress is None, rendezvous=rendezvous)
-                record = (runner.repeat if again else runner.run)(request, study, lease, progress.update)
-                self.session.record, self.session.folder = record, study.folder
-                progress.end(record)
+    def _known(self, point: Point) -> tuple[Record | None, bool]:
+        """The record of the cell of `point` when it was planned, and whether a recorded cell is to be measured again.
+
+        A record that came after the plan is another sweep's, made at the same time; a cell is not run by both.
+        """
+        cell, planned = point.cell, self.session.recorded
+        recorded = point.study.recorded(cell) if point.repeat or cell.id not in planned else None
+        return planned.get(cell.id, recorded), point.repeat and recorded is not None and recorded.status == "ok"
+
+    def _elsewhere(self, point: Point, rendezvous: Rendezvous | None) -> Outcome | None:
+        """What became of `point`, if this machine is not the one that runs it and records it."""
+        if rendezvous is None:
+            return Outcome("spare", None) if machines.spare() else None
+        return self._assist(point, rendezvous) if rendezvous.number > 0 else None
+
+    def _ended(self, record: Record, study: Study) -> Outcome:
+        """How a cell that ran ended; a single cell is summed up."""
         if self.session.progress is None:
             self.session.outcomes.append(Outcome.of(record))
             _print_summary(record, study)
@@ -129,6 +135,19 @@ class RunPoint:
         self.session.record, self.session.folder = recorded, point.study.folder
         self.session.outcomes.append(Outcome.of(recorded))
         return Outcome.of(recorded)
+
+
+def _refusal(error: Exception) -> UserError | None:
+    """`error` as one sentence, without a traceback, if it refuses a point; None for all others."""
+    if isinstance(error, Held):
+        return Held(str(error))
+    if isinstance(error, UserError | RecordError):
+        return UserError(str(error))
+    if isinstance(error, OmegaConfBaseException):
+        return UserError(messages.sentence(error))
+    if isinstance(error, OSError) and error.filename is not None:  # about a file of the user's
+        return UserError(about_file(error))
+    return None
 
 
 def _composed(config: DictConfig) -> Point:

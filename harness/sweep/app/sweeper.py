@@ -28,7 +28,7 @@ from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_wei
 from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
-from harness.sweep.app.session import Choose, Outcome
+from harness.sweep.app.session import Outcome
 from harness.sweep.launchers.base import Answer
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
@@ -73,37 +73,41 @@ class GridSweeper(Sweeper):
         if options.plan:
             predicting.predict(requested, self._composed, options)
             return []
-        study, outcomes = self._run(requested)
-        if options.confirm and options.choose:
-            outcomes += self._confirm(study, options.confirm, options.choose)
+        outcomes: list[Outcome | UserError] = []
+        for overrides in self._grids(requested):
+            study, pending, unfit = self._plan(overrides)
+            self._session.study = study
+            ended: list[Outcome | UserError] = []
+            held: list[Point] = []  # by other sweeps
+            while pending:
+                points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
+                with self._shown(study, points):
+                    answers = [*self._launcher.run(points)]
+                self._launched += len(points)
+                held += [point for point, answer in zip(points, answers, strict=True) if isinstance(answer, Held)]
+                ended += [_outcome(p, a) for p, a in zip(points, answers, strict=True) if not isinstance(a, Held)]
+                pending, held = _freed(study, held)
+            self._done(study, ended, unfit)
+            outcomes += ended
         return outcomes
 
-    def _confirm(self, study: Study, seeds: int, choose: Choose) -> list[Outcome | UserError]:
-        """Run fresh `seeds` of each method's chosen setting, as --confirm asks for."""
+    def _grids(self, requested: list[list[str]]) -> Iterator[list[list[str]]]:
+        """The grid; then fresh seeds of each method's chosen setting, as --confirm asks for."""
+        yield requested
+        study, seeds, choose = self._session.study, self._session.options.confirm, self._session.options.choose
+        if study is None or not seeds or choose is None:
+            return
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
         fresh = fresh_points(choose(records), records, overrides, seeds)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
-            return []
+            return
         print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
-        _, outcomes = self._run(fresh)
-        return outcomes
+        yield fresh
 
-    def _run(self, requested: list[list[str]]) -> tuple[Study, list[Outcome | UserError]]:
-        """The study of the points, and what became of those that had to run."""
-        study, pending, unfit = self._plan(requested)
-        self._session.study = study
-        outcomes: list[Outcome | UserError] = []
-        held: list[Point] = []  # by other sweeps
-        while pending:
-            points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
-            with self._shown(study, points):
-                answers = self._launcher.run(points)
-            self._launched += len(points)
-            held += [point for point, answer in zip(points, answers, strict=True) if isinstance(answer, Held)]
-            outcomes += [_outcome(p, a) for p, a in zip(points, answers, strict=True) if not isinstance(a, Held)]
-            pending, held = _freed(study, held)
+    def _done(self, study: Study, outcomes: list[Outcome | UserError], unfit: int) -> None:
+        """Say what became of a grid. unfit: how many of its points do not fit into memory."""
         if self._session.progress is not None:
             self._session.progress.close()
             self._session.progress = None
@@ -113,7 +117,6 @@ class GridSweeper(Sweeper):
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
         done = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
-        return study, outcomes
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
         """The study, its points that still have to run, and how many of them do not fit into memory.

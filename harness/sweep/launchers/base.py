@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from harness.errors import UserError
 from harness.sweep.app.point import Point
@@ -46,8 +46,8 @@ class CellLauncher(abc.ABC):
                 )
 
     @abc.abstractmethod
-    def run(self, points: Sequence[Point]) -> list[Answer]:
-        """What became of `points`, in their order. Raises UserError if it can't run them."""
+    def run(self, points: Sequence[Point]) -> Iterable[Answer]:
+        """What became of `points`, in their order. Raises UserError, now or as they run, if it can't run them."""
 
     def interrupted(self) -> None:  # noqa: B027 - of most launchers nothing does
         """Say what goes on although the sweep was interrupted."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hydra.plugins.launcher import Launcher
@@ -23,15 +23,15 @@ from harness.sweep.launchers.base import Answer, CellLauncher, Run
 
 
 class OneByOne(CellLauncher):
-    """Hydra's `basic`: this process has one job after another run a cell."""
+    """Hydra's `basic`: this process has one job after another run a cell, as its answer is asked for."""
 
     in_this_process = True
 
     def __init__(self, run: Run):
         self._run = run
 
-    def run(self, points: Sequence[Point]) -> list[Answer]:
-        return [self._run(point) for point in points]
+    def run(self, points: Sequence[Point]) -> Iterator[Answer]:
+        return map(self._run, points)
 
 
 class Elsewhere(CellLauncher):
