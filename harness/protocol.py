@@ -64,10 +64,14 @@ NO_PATHS = LocalPaths()
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The rule that may end a cell early, and the folder in which the cells of its study note their losses for it."""
+    """The rule that may end a cell early.
+
+    folder: in which the cells of its study note their losses for it. target: as of harness.plugin.Plugin.early_stop.
+    """
 
     rule: StopRule
     folder: str
+    target: str
 
 
 class Request:

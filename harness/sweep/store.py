@@ -75,9 +75,10 @@ class Study:
         """
         if rule is None:
             return None
-        if all(part.early_stop is None for part in plugin.installed()):
-            raise UserError("stop=asha, the rule by which the cell may end early, requires the plug-in halving.")
-        return EarlyStopping(rule, str((self._state / "rungs").absolute()))
+        target = next((part.early_stop for part in plugin.installed() if part.early_stop is not None), None)
+        if target is None:
+            raise UserError("A rule by which a cell may end early requires a plug-in that ends cells.")
+        return EarlyStopping(rule, str((self._state / "rungs").absolute()), target)
 
     def answers(self, cell: Cell) -> Path:
         """Where the plug-in that runs `cell` may keep answers, from one attempt to the next."""

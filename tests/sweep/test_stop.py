@@ -120,5 +120,5 @@ def test_a_rule_that_no_plugin_has_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(plugin, "installed", lambda: ())
     study = Study(tmp_path, "demo")
     assert study.early_stopping(None) is None
-    with pytest.raises(UserError, match="requires the plug-in halving"):
+    with pytest.raises(UserError, match="requires a plug-in that ends cells"):
         study.early_stopping(RULE)

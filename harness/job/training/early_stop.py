@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 from accelerate import Accelerator
 
 from harness import plugin
-from harness.errors import UserError
 from harness.job.ended import CellEnded
 from harness.protocol import RunCell
 from harness.record import ValidationPoint
@@ -42,8 +41,7 @@ def of_cell(request: RunCell, steps: Sequence[Sequence[Sequence[Drawn]]], meter:
     if request.early_stopping is None:
         return None
     step_tokens = [sum(len(example.ids) for micro in step for example in micro) for step in steps]
-    for target in (part.early_stop for part in plugin.installed()):
-        if target is not None:
-            stop: EarlyStop = plugin.load(target)(request.cell, request.early_stopping, step_tokens, meter)
-            return stop
-    raise UserError("A rule by which a cell may end early requires a plug-in that ends cells.")
+    stop: EarlyStop = plugin.load(request.early_stopping.target)(
+        request.cell, request.early_stopping, step_tokens, meter
+    )
+    return stop

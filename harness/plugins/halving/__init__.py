@@ -6,7 +6,6 @@ from harness.plugin import Plugin
 
 PLUGIN = Plugin(
     "halving",
-    commands="harness.plugins.halving.commands:add",
     settings={"stop": "harness.plugins.halving.config:StopConfig"},
     check="harness.plugins.halving.config:check",
     conf=Path(__file__).parent / "conf",

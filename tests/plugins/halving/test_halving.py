@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.plugins.halving import PLUGIN
 from harness.plugins.halving.job import halving
 from harness.plugins.halving.job.halving import Competitor, early_stop
 from harness.protocol import EarlyStopping
@@ -26,7 +27,9 @@ def at_rungs(cell, tmp_path):
     """at_rungs(losses, *overrides): why a cell with these losses ends at each rung, None where it goes on."""
 
     def of(losses, *overrides, rule=RULE, reopened=False):
-        ran = early_stop(cell(*SMALL, *overrides), EarlyStopping(rule, str(tmp_path)), [10] * 100, Aside())
+        ran = early_stop(
+            cell(*SMALL, *overrides), EarlyStopping(rule, str(tmp_path), PLUGIN.early_stop), [10] * 100, Aside()
+        )
         assert ran.rungs == {10: 0, 30: 1, 90: 2}
         return [ran.ends(step, 10 * step, loss) for step, loss in zip(ran.rungs, losses, strict=False)]
 
@@ -126,7 +129,7 @@ def test_real_cells(cell, tmp_path):
     """One cell that finishes, with the losses that it has without a rule, and one that is pruned."""
     from job_helpers import run_request
 
-    competing = EarlyStopping(RULE, str(tmp_path / "rungs"))
+    competing = EarlyStopping(RULE, str(tmp_path / "rungs"), PLUGIN.early_stop)
 
     def ran(name, *overrides, early_stopping=competing):
         own = cell(*SMALL, "method=full", "train.warmup_ratio=0", *overrides)

@@ -7,6 +7,7 @@ from command_line import assert_refused
 from real_sweeps import NINE_STEPS
 from records import make_record
 
+from harness.plugins.halving import PLUGIN
 from harness.protocol import EarlyStopping
 from harness.record import StopRule, read_study
 from harness.sweep.app.pending import to_run
@@ -27,7 +28,9 @@ def test_the_rule_is_no_part_of_a_cell_and_does_not_apply_to_confirmations(compo
 
 def test_the_rule_and_the_study_s_folder_come_to_the_job(compose, tmp_path):
     point = point_of(compose(*NINE_STEPS, "stop=asha", f"results_dir={tmp_path}"), [])
-    assert point.request.early_stopping == EarlyStopping(RULE, str(tmp_path / "mine" / ".harness" / "rungs"))
+    assert point.request.early_stopping == EarlyStopping(
+        RULE, str(tmp_path / "mine" / ".harness" / "rungs"), PLUGIN.early_stop
+    )
     point.write(tmp_path / "point.json")
     assert Point.read(tmp_path / "point.json") == point
 
