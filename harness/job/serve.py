@@ -45,8 +45,8 @@ def serve(descriptor: int) -> AcceptedJob | None:
 
     Returns in each job, and None in the server at its end. If nothing is forked, the server becomes the job itself.
 
-    A request brings the job's standard input (the request as JSON), output and error. The answer is the job's exit
-    status.
+    A request brings the job's standard input (the request as JSON), output and error, and its working folder. The
+    answer is the job's exit status.
 
     When the sweep is killed, this process is killed (see harness/boot.py), except while it has a job: then it ends that
     in order. Imports can't be ended otherwise: they take a minute on a cold disk, and may let no other thread run.
@@ -56,9 +56,12 @@ def serve(descriptor: int) -> AcceptedJob | None:
     tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds stays locked in the fork
     loaded = False
     while True:
-        message, streams, *_ = socket.recv_fds(channel, 1, 3)
+        message, descriptors, *_ = socket.recv_fds(channel, 1, 4)
         if not message:
             return None
+        *streams, folder = descriptors
+        os.fchdir(folder)  # relative paths, such as those in a user's tasks, mean the same as where one typed them
+        os.close(folder)
         os.dup2(streams[2], 2)  # so that the log has failed imports, and errors before the job
         if not loaded:
             if (itself := _without_fork(channel, streams)) is not None:

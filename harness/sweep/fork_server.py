@@ -54,17 +54,21 @@ class Server:
         self._holder: Holder | None = None
 
     def start(self, stderr: IO[bytes]) -> Job:
-        """A new job, which waits for its request; its output goes to `stderr`."""
+        """A new job, which waits for its request; its output goes to `stderr`.
+
+        It works in the working folder of this process, which need not be the one that the server was started in.
+        """
         holder = self._holder
         if holder is None or holder.process.poll() is not None or holder.environment != environment():
             self.stop()
             holder = self._holder = _launched()
         theirs, request = os.pipe()
         events, ours = os.pipe()
+        folder = os.open(".", os.O_RDONLY)  # by descriptor: it may have been removed
         with contextlib.suppress(BrokenPipeError, ConnectionError):  # the server died; its exit status says how
-            socket.send_fds(holder.channel, [b"\0"], [theirs, ours, stderr.fileno()])
-        os.close(theirs)
-        os.close(ours)
+            socket.send_fds(holder.channel, [b"\0"], [theirs, ours, stderr.fileno(), folder])
+        for end in (theirs, ours, folder):
+            os.close(end)
         return Job(open(request, "w"), open(events), holder.process, holder.channel)
 
     def stop(self) -> None:

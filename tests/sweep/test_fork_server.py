@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 from typing import IO
 
 import pytest
-from job_helpers import tiny
+from job_helpers import composed, tiny
 
 from harness import env
 from harness.config import ROOT
@@ -57,6 +58,22 @@ def test_a_refusal_and_its_status_come_back(server, tmp_path):
         code, events = ask(server, log, json.dumps({"CheckCells": {"cells": cells}}))
     assert (code, events) == (1, [])
     assert "is missing" in (tmp_path / "log").read_text()
+
+
+def test_a_job_works_where_it_is_asked_for(server, tmp_path, monkeypatch):
+    """Also once the folder in which the server was started, or asked last, is gone."""
+    mine = composed("model=tiny", "method=base", "data=local", "data.path=mine.jsonl", "eval.tasks=[]")
+    rows = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(200))
+    statuses = {}
+    with open(tmp_path / "log", "wb") as log:
+        for name in ("empty", "full", "another"):
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            if name == "full":
+                Path("mine.jsonl").write_text(rows)
+            statuses[name], _ = ask(server, log, encode(CheckCells([mine])))
+            shutil.rmtree(tmp_path / name)
+    assert statuses == {"empty": 2, "full": 0, "another": 2}
 
 
 def clean(monkeypatch):

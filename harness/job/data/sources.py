@@ -54,12 +54,17 @@ def folder_digest(data_root: str) -> str:
 
 
 def data_state(data: DataSettings, data_root: str | None) -> str:
-    """Changes when the data of these settings change: the files below data_root, or the local file."""
-    found = [folder_digest(data_root)] if data_root is not None else []
-    file = Path(data_root or ".", data.path or "")
-    if file.is_file():
-        found += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
-    return " ".join(found)
+    """Changes when the data of these settings change: the files below data_root, or the local file.
+
+    A relative path names other data in another working folder.
+    """
+    states = [folder_digest(data_root)] if data_root is not None else []
+    if data.path is not None:
+        file = Path(data_root or ".", data.path).absolute()
+        states.append(str(file))
+        if file.is_file():
+            states += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+    return " ".join(states)
 
 
 def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pickle
 import sys
 from collections.abc import Iterable
@@ -42,10 +43,14 @@ def stock() -> TaskManager:
 
 @dataclass(frozen=True)
 class IncludedTasks:
-    """A user's own folder of tasks. state: a digest of its files, as they may be edited."""
+    """A user's own folder of tasks.
+
+    state: a digest of its files, as they may be edited. working_folder: tasks may name their data by relative paths.
+    """
 
     path: str
     state: str
+    working_folder: str
 
     @classmethod
     def of(cls, path: str | None) -> IncludedTasks | None:
@@ -54,7 +59,7 @@ class IncludedTasks:
             return None
         if not Path(path).is_dir():
             raise UserError(f"eval.include_path must be a folder of lm-eval tasks, got {path}.")
-        return cls(path, sources.folder_digest(path))
+        return cls(path, sources.folder_digest(path), os.getcwd())
 
 
 def index_of(names: Iterable[str], include: IncludedTasks | None = None) -> TaskManager:

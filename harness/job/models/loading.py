@@ -153,7 +153,9 @@ def state(model: ModelSettings) -> str:
     """Changes when the files of the settings `model` change: their folder, names, sizes and times."""
     path = source(model)
     files = sorted(Path(path).glob(_weights(model)))
-    return "\0".join([path, *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)])
+    return "\0".join(
+        [os.path.abspath(path), *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
+    )
 
 
 def _unreachable(path: str, error: Exception) -> UserError:

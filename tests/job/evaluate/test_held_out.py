@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import sacrebleu
 import torch
-from command_line import called, own_server
+from command_line import called
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
 from lm_eval.models.huggingface import HFLM
 from rouge_score.rouge_scorer import RougeScorer
@@ -287,11 +287,6 @@ def test_without_data_there_is_no_such_task():
 @pytest.mark.long
 def test_the_command_line_shows_the_score_and_scores_again(tmp_path):
     """`run` on a file of one's own, the table, `score` without training, `verify`."""
-    with own_server():  # its jobs look for the file where it was started
-        shown_and_scored_again(tmp_path)
-
-
-def shown_and_scored_again(tmp_path):
     cell(CHOICES)
     at = ("train.max_steps=2", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0", "study=own")
     mine = ("data=local", "data.path=mine.jsonl", OPTIONS, "eval.tasks=[plain_text]", "eval.limit=3")
