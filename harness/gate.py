@@ -51,33 +51,33 @@ def admitted(path: Path, typed: Cell | None = None) -> Record:
     typed: the cell as a command line of today has it, which the user trusts. It takes the place of the record's own, so
     that only the weights beside the record are to be looked at.
     """
-    found = read(path)
+    record = read(path)
     if typed is None:
-        require(found, path)
-        return found
-    found.cell = typed
-    if not typed.settings.model.trust_remote_code and (why := weights_objection(found, model_folder(path))):
+        require(record, path)
+        return record
+    record.cell = typed
+    if not typed.settings.model.trust_remote_code and (why := weights_objection(record, model_folder(path))):
         raise UserError(f"{typed.name} is not loaded from its record: {why}. Remove it with `rm`, and run it again.")
-    return found
+    return record
 
 
-def require(found: Record, path: Path) -> None:
-    """Raise UserError if what the record `found`, whose file is at `path`, names is not to be run or loaded."""
-    if (why := refusal(found, path)) is not None:
+def require(record: Record, path: Path) -> None:
+    """Raise UserError if what `record`, whose file is at `path`, names is not to be run or loaded."""
+    if (why := refusal(record, path)) is not None:
         raise UserError(
-            f"{found.cell.name} is neither run nor loaded from its record: {why}. Run its sweep again instead."
+            f"{record.cell.name} is neither run nor loaded from its record: {why}. Run its sweep again instead."
         )
 
 
-def refusal(found: Record, path: Path) -> str | None:
-    """Why the record `found`, whose file is at `path`, is not to be run or loaded, as a clause; None if it may be."""
-    return objection(found) or weights_objection(found, model_folder(path))
+def refusal(record: Record, path: Path) -> str | None:
+    """Why `record`, whose file is at `path`, is not to be run or loaded, as a clause; None if it may be."""
+    return objection(record) or weights_objection(record, model_folder(path))
 
 
-def objection(found: Record) -> str | None:
+def objection(record: Record) -> str | None:
     """Why the settings of a record are not to be run or loaded, as a clause; None if they may be."""
-    settings = found.cell.settings
-    if found.source is None and cell_id(settings) != found.cell.id:
+    settings = record.cell.settings
+    if record.source is None and cell_id(settings) != record.cell.id:
         return "its id is not that of its settings"
     if settings.model.trust_remote_code or not settings.model.use_safetensors:
         return "it trusts code or pickled weights of its model"
@@ -86,12 +86,12 @@ def objection(found: Record) -> str | None:
     return next((why for of in (_texts, _places, _tasks, _slots) for why in of(settings)), None)
 
 
-def weights_objection(found: Record, folder: Path) -> str | None:
+def weights_objection(record: Record, folder: Path) -> str | None:
     """Why the saved weights of a record, in `folder`, are not to be loaded, as a clause; None if they may be.
 
     That they are the files that were saved is for `harness.studies.verify` to say: it takes long for large ones.
     """
-    if found.saved is None or not folder.is_dir():
+    if record.saved is None or not folder.is_dir():
         return None
     if folder.is_symlink():
         return f"{folder.name} is a link"

@@ -67,23 +67,23 @@ class CellStatus:
         return told | progress
 
     @classmethod
-    def of_record(cls, found: Record) -> CellStatus:
+    def of_record(cls, record: Record) -> CellStatus:
         """Of a cell that has a record."""
-        state = cls(found.cell.name, found.status, found.cell.id, found.cell.method, seconds=found.seconds)
-        if found.failure is not None:
-            state.progress = CellProgress(found.failure.phase, found.failure.step)
-            state.reason = found.failure.reason
+        state = cls(record.cell.name, record.status, record.cell.id, record.cell.method, seconds=record.seconds)
+        if record.failure is not None:
+            state.progress = CellProgress(record.failure.phase, record.failure.step)
+            state.reason = record.failure.reason
         return state
 
     @classmethod
-    def measured(cls, found: Record) -> CellStatus:
+    def measured(cls, record: Record) -> CellStatus:
         """As `of_record`, with the loss, pace and memory that a finished cell ended with."""
-        state = cls.of_record(found)
+        state = cls.of_record(record)
         state.progress = replace(
             state.progress,
-            loss=found.validation[-1].loss if found.validation else None,
-            tokens_per_second=found.train.tokens_per_second_steady if found.train is not None else None,
-            memory_bytes=train_memory(found),
+            loss=record.validation[-1].loss if record.validation else None,
+            tokens_per_second=record.train.tokens_per_second_steady if record.train is not None else None,
+            memory_bytes=train_memory(record),
         )
         return state
 

@@ -95,8 +95,8 @@ def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Lease]:
     """Hold the lease `folder` on `what`. If another process has it, wait `patiently`, or raise Held."""
     while (lease := _take(folder)) is None:
         if not patiently:
-            found = owner(folder)
-            by = f"process {found['pid']} on {found['host']}" if found else "another process"
+            holder = owner(folder)
+            by = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
             raise Held(
                 f"{what} is being run by {by}. If that process is dead, delete {folder}, "
                 f"or let a sweep take over after {SILENCE:.0f} s."
@@ -117,8 +117,8 @@ def owner(folder: Path) -> dict[str, Any] | None:
     path = _file(folder)
     if path is None or record.maker(folder) is not None:  # it is not yet in place
         return None
-    found = _read(path)
-    return None if found is None or _ended(found) else found
+    content = _read(path)
+    return None if content is None or _ended(content) else content
 
 
 def wait(folders: Sequence[Path]) -> list[Path]:
@@ -178,13 +178,13 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
 def _take(folder: Path) -> Lease | None:
     """Take the lease `folder`; None if a process has it that may be alive. Raises OSError."""
     token, me = secrets.token_hex(8), os.getpid()
-    found = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
-    found |= {"started": time.time(), "beats": 0, "progress": {}}
+    identity = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
+    identity |= {"started": time.time(), "beats": 0, "progress": {}}
     made = record.temporary(folder)
     try:
         with record.naming(folder):
             made.mkdir(parents=True)
-            (made / f"{token}.json").write_text(_text(found), encoding="utf-8")
+            (made / f"{token}.json").write_text(_text(identity), encoding="utf-8")
         while not _moved(made, folder):
             path = _file(folder)
             if path is None:
@@ -193,7 +193,7 @@ def _take(folder: Path) -> Lease | None:
             if other is None or not _ended(other):
                 return None
             _remove(path)
-        return Lease(folder / f"{token}.json", found)
+        return Lease(folder / f"{token}.json", identity)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -229,10 +229,10 @@ def _file(folder: Path) -> Path | None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What an owner wrote; None if it can't be read: it is being written or removed, or is no owner's file."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= KEYS else None
+    return content if isinstance(content, dict) and content.keys() >= KEYS else None
 
 
 def _text(owner: dict[str, Any]) -> str:

@@ -25,14 +25,14 @@ def rendezvous(nodes: int) -> Rendezvous | None:
     if nodes == 1:
         return None
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    found = (_of_slurm(nodes) or {}) | given
-    if missing := [name for name in VARIABLES if name not in found]:
+    variables = (_of_slurm(nodes) or {}) | given
+    if missing := [name for name in VARIABLES if name not in variables]:
         raise UserError(
             f"train.nodes={nodes} requires hydra/launcher=slurm, or the same command on {nodes} machines with "
             f"{', '.join(VARIABLES)} in the environment, got no {', '.join(missing)}."
         )
-    number, port = _number("NODE_RANK", found, range(nodes)), _number("MASTER_PORT", found, range(1, 2**16))
-    return Rendezvous(nodes, number, found["MASTER_ADDR"], port, SECONDS)
+    number, port = _number("NODE_RANK", variables, range(nodes)), _number("MASTER_PORT", variables, range(1, 2**16))
+    return Rendezvous(nodes, number, variables["MASTER_ADDR"], port, SECONDS)
 
 
 def spare() -> bool:
@@ -60,8 +60,8 @@ def first_host(listed: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
 
 
-def _number(name: str, found: dict[str, str], allowed: range) -> int:
-    text = found[name]
+def _number(name: str, variables: dict[str, str], allowed: range) -> int:
+    text = variables[name]
     if not text.isdecimal() or int(text) not in allowed:
         raise UserError(f"{name} must be a number from {allowed[0]} to {allowed[-1]}, got {text}.")
     return int(text)

@@ -12,24 +12,24 @@ from harness.record import Cell, Record, SmallerBatches
 HELPS = ("probe", "train", "validate")  # phases whose memory depends on the micro-batch
 
 
-def smaller(found: Record | None) -> SmallerBatches | None:
-    """Half the micro-batch that the cell of `found` ran out of memory with, and as much more accumulation.
+def smaller(record: Record | None) -> SmallerBatches | None:
+    """Half the micro-batch that the cell of `record` ran out of memory with, and as much more accumulation.
 
     None if that would not help: the cell did not run out of memory in training, its micro-batch is one sequence per
     device, or its method steps in the backward pass and so can't accumulate gradients.
     """
-    if found is None or found.status != "oom" or found.failure is None or found.failure.phase not in HELPS:
+    if record is None or record.status != "oom" or record.failure is None or record.failure.phase not in HELPS:
         return None
-    asked, before = found.cell.settings.train.validated(), found.smaller_batches
+    asked, before = record.cell.settings.train.validated(), record.smaller_batches
     size = before.batch_size if before else asked.micro_batch
-    devices = found.cell.settings.train.total_devices
-    if size == devices or (found.cell.settings.method.optim or {}).get("per_layer"):
+    devices = record.cell.settings.train.total_devices
+    if size == devices or (record.cell.settings.method.optim or {}).get("per_layer"):
         return None
     half = (size // devices + 1) // 2 * devices
     while -(-asked.micro_batch // (half // devices)) % devices:  # as many micro-batches for each
         half -= devices
     accum = (asked.grad_accum or 1) * -(-asked.micro_batch // half)  # an untuned row accumulates nothing
-    after = [*(before.after if before else []), found.failure]
+    after = [*(before.after if before else []), record.failure]
     return SmallerBatches(half, accum, after, before.planned if before else None)
 
 
@@ -40,11 +40,11 @@ def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
     return SmallerBatches(taken, -(-step // taken), [], size)
 
 
-def for_rerun(found: Record | None) -> SmallerBatches | None:
-    """The micro-batches to run the cell of `found` with again; None for those of its settings.
+def for_rerun(record: Record | None) -> SmallerBatches | None:
+    """The micro-batches to run the cell of `record` with again; None for those of its settings.
 
     A cell that failed for another reason keeps the smaller micro-batches that it had.
     """
-    if found is not None and found.status == "failed":
-        return found.smaller_batches
-    return smaller(found)
+    if record is not None and record.status == "failed":
+        return record.smaller_batches
+    return smaller(record)

@@ -139,8 +139,10 @@ def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: s
     tried = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
     rates = None if plan.card is None else plan.card.rates
     answers = runner.plan(tried, data_root, plan.budget, plan.kernels, rates)["predictions"]
-    found = iter([Planned(asked.cell.name, asked.cell, answer) for asked, answer in zip(tried, answers, strict=True)])
-    return [_remedy(plan, name, [next(found) for _ in cells]) for name, cells in smaller.items()]
+    predictions = iter(
+        [Planned(planned.cell.name, planned.cell, answer) for planned, answer in zip(tried, answers, strict=True)]
+    )
+    return [_remedy(plan, name, [next(predictions) for _ in cells]) for name, cells in smaller.items()]
 
 
 def _smaller(point: Planned) -> list[Cell]:
@@ -153,12 +155,12 @@ def _smaller(point: Planned) -> list[Cell]:
     sizes = list(dict.fromkeys([max(even, default=devices), devices]))
     if (method.optim or {}).get("per_layer"):  # it can't accumulate
         sizes = [train.micro_batch]
-    found: list[dict[str, Any]] = [{"batch_size": size} for size in sizes]
+    variants: list[dict[str, Any]] = [{"batch_size": size} for size in sizes]
     if method.tuned:
-        found = [one | {"grad_accum": step // one["batch_size"], "global_batch": None} for one in found]
+        variants = [one | {"grad_accum": step // one["batch_size"], "global_batch": None} for one in variants]
     if method.tuned and not train.gradient_checkpointing:
-        found.append(found[-1] | {"gradient_checkpointing": True})
-    return [_training(point.cell, changes) for changes in found]
+        variants.append(variants[-1] | {"gradient_checkpointing": True})
+    return [_training(point.cell, changes) for changes in variants]
 
 
 def _training(cell: Cell, changes: dict[str, Any]) -> Cell:

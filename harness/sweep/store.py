@@ -50,10 +50,10 @@ class Study:
     def _record(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def weights(self, found: Record) -> Path | None:
+    def weights(self, recorded: Record) -> Path | None:
         """The folder of the saved weights of a record; None if none were saved or they are gone."""
-        folder = record.model_folder(self.path(found.cell))
-        return folder if found.saved is not None and folder.is_dir() else None
+        folder = record.model_folder(self.path(recorded.cell))
+        return folder if recorded.saved is not None and folder.is_dir() else None
 
     def log(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.log"
@@ -99,10 +99,10 @@ class Study:
         path = self.path(cell)
         if not path.exists():
             return None
-        found = record.read(path)
-        if found.cell.id != cell.id:
+        recorded = record.read(path)
+        if recorded.cell.id != cell.id:
             raise UserError(f"{path} holds another cell under this name; move it out of the study's folder.")
-        return found
+        return recorded
 
     def settle(self) -> None:
         """Complete the writes of processes that died while they added scores to a record."""
@@ -115,10 +115,10 @@ class Study:
         """A command on this study alone, to paste into a shell."""
         return self._typed(name, self.name)
 
-    def anew(self, found: Record, save: str | None = None) -> str:
+    def anew(self, recorded: Record, save: str | None = None) -> str:
         """The commands that train the cell of a record again. save: what they are to keep; null: as they were typed."""
         asked = [] if save is None else [f"save={save}"]
-        remove = self._typed("rm", f"{self.name}/{found.cell.name}")
+        remove = self._typed("rm", f"{self.name}/{recorded.cell.name}")
         if asked and (sweeps := record.repeated_sweeps(self.folder, asked)):
             return f"`{' && '.join([remove, *sweeps])}`"
         return f"`{remove}`, then its sweep's command{' with '.join(['', *asked])}"
@@ -130,14 +130,14 @@ class Study:
     def planned(self) -> list[Cell]:
         """The cells that sweeps of this study requested, in order."""
         try:
-            found = record.decode(list[Cell], json.loads(self._plan.read_text()))
+            cells = record.decode(list[Cell], json.loads(self._plan.read_text()))
         except FileNotFoundError:
             return []
         except ValueError:
-            found = None
-        if found is None or not all(record.names_a_file(cell.name) for cell in found):
+            cells = None
+        if cells is None or not all(record.names_a_file(cell.name) for cell in cells):
             raise UserError(f"{self._plan} is damaged; delete it, records do not need it.")
-        return found
+        return cells
 
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add `cells` to the plan, under a lease, and remove what dead processes left behind."""
@@ -163,16 +163,16 @@ class Study:
         first, as they are what may resist: then the cell still has its record.
         """
         gone, path = self.files(name), self._record(name)
-        begun = [found for found in self.left_behind() if found.name.startswith(f".{name}.")]
+        begun = [left for left in self.left_behind() if left.name.startswith(f".{name}.")]
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
         rungs = self._state / "rungs" / f"{name}.json"
         begun += [self._checkpoints(name), self._answers(name), self._repeating(name), rungs]
-        for found in sorted((*gone, *begun), key=Path.is_file):
+        for entry in sorted((*gone, *begun), key=Path.is_file):
             try:
-                discard(found, strict=True)
+                discard(entry, strict=True)
             except OSError as error:
                 raise UserError(
-                    f"{self.name}/{name} is not removed, as {found} can't be ({error.strerror}); make that possible, "
+                    f"{self.name}/{name} is not removed, as {entry} can't be ({error.strerror}); make that possible, "
                     "and give the same command again."
                 ) from error
         with lease.hold(self._state / "planning", "The plan", patiently=True):
@@ -190,14 +190,14 @@ class Study:
         Each may be a link, also one that points to nothing.
         """
         paths = [self.folder / f"{name}{ending}" for ending in (".json", ".items.parquet", ".log")]
-        found = [path for path in paths if path.is_file() or path.is_symlink()]
+        files = [path for path in paths if path.is_file() or path.is_symlink()]
         weights = record.model_folder(self._record(name))
-        return [*found, weights] if weights.is_dir() or weights.is_symlink() else found
+        return [*files, weights] if weights.is_dir() or weights.is_symlink() else files
 
     def running(self) -> dict[str, dict]:
         """The live owners of running cells by name, each with host, pid, started and progress."""
-        found = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
-        return {name: owner for name, owner in found.items() if owner is not None}
+        owners = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
+        return {name: owner for name, owner in owners.items() if owner is not None}
 
     def lease(self, cell: Cell) -> AbstractContextManager[Lease]:
         """Hold the lease of `cell` while it runs. Raises Held if a live process has it.

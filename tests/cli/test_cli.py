@@ -146,7 +146,7 @@ def test_bad_settings_are_one_error_and_leave_nothing_behind(inside, tmp_path, l
 def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_path, axes):
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "mine.yaml").write_text(f"defaults: [config, _self_]\nhydra: {{sweeper: {{{axes}}}}}\n")
-    assert_refused(inside("sweep", "mine").stderr, "There is no setting 'rnak'; did you mean rank?")
+    assert_refused(inside("sweep", "mine").stderr, "'rnak'; did you mean rank?")
 
 
 @pytest.mark.parametrize(

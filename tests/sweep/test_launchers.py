@@ -88,7 +88,7 @@ def test_on_a_cpu_cells_run_one_at_a_time_unless_told_and_then_share_the_cores(n
 
 @pytest.mark.parametrize("cells", [0, -1, 1.5, "all"])
 def test_a_number_of_cells_that_can_not_be(cells):
-    with pytest.raises(UserError, match=r"hydra.launcher.cells must be a positive number, got "):
+    with pytest.raises(UserError, match=r"hydra\.launcher\.cells .* got "):
         places(cells)
 
 

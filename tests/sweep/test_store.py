@@ -107,10 +107,7 @@ def test_time_left_goes_by_method_and_by_what_runs_at_once(study, tmp_path):
 
 def test_time_left_is_unknown_before_the_first_cell_is_done(study, tmp_path, lora):
     study.plan([lora])
-    assert (
-        lines(study_status(tmp_path, "demo"))[0]
-        == "demo: 0 done, 0 running, 0 failed, 1 left, time left unknown until a cell is done"
-    )
+    assert lines(study_status(tmp_path, "demo"))[0].endswith(" 1 left, time left unknown until a cell is done")
 
 
 def test_a_cell_that_no_sweep_has_planned_takes_time_too(study, tmp_path, lora):

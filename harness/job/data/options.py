@@ -21,14 +21,14 @@ def listed(value: Any, what: str) -> list[str]:
 
     what: the data's name for messages.
     """
-    found = value
+    decoded = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            decoded = json.loads(value)
         except ValueError:
-            found = None
-    plain = isinstance(found, list) and all(isinstance(option, str | int | float) for option in found)
-    texts = [str(option).strip() for option in found] if plain else []
+            decoded = None
+    plain = isinstance(decoded, list) and all(isinstance(option, str | int | float) for option in decoded)
+    texts = [str(option).strip() for option in decoded] if plain else []
     if len(texts) < 2 or len(set(texts)) < len(texts) or "" in texts:
         raise UserError(
             f"The options of {what} must be lists, or JSON lists, of two or more different texts, got {_shown(value)}."
@@ -44,15 +44,15 @@ def meant(records: Sequence[tuple[str, list[str]]], what: str) -> list[str]:
     readings = {name: [read(answer.strip(), options) for answer, options in records] for name, read in READINGS.items()}
     complete = {name: indices for name, reading in readings.items() if (indices := _complete(reading)) is not None}
     if not complete:
-        nearest = min(readings.values(), key=lambda found: found.count(None))
+        nearest = min(readings.values(), key=lambda reading: reading.count(None))
         answer, options = records[nearest.index(None)]
         raise UserError(
             f"The answers of {what} must be the text, the letter or the number of an option, got {_shown(answer)} for "
             f"the options {_shown(options)}."
         )
     name, first = next(iter(complete.items()))
-    for other, found in complete.items():
-        if found != first:
+    for other, indices in complete.items():
+        if indices != first:
             raise UserError(
                 f"The answers of {what} can be read as {name} and as {other}, which mean different options; write the "
                 "options' texts."
@@ -76,8 +76,8 @@ def _text(answer: str, options: list[str]) -> int | None:
 
 
 def _letter(answer: str, options: list[str]) -> int | None:
-    found = LETTER.fullmatch(answer)
-    return _within(string.ascii_uppercase.index(found[1].upper()), options) if found else None
+    letter = LETTER.fullmatch(answer)
+    return _within(string.ascii_uppercase.index(letter[1].upper()), options) if letter else None
 
 
 def _number(answer: str, options: list[str], first: int) -> int | None:

@@ -48,8 +48,8 @@ def folder_digest(data_root: str) -> str:
         for name in sorted(files):
             path = os.path.join(where, name)
             with suppress(OSError):  # a broken link
-                found = os.stat(path)
-                digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode(errors="surrogateescape"))
+                status = os.stat(path)
+                digest.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -139,7 +139,7 @@ def from_file(
 
 
 def _held_out(
-    found: list[tuple[str, Item]],
+    items: list[tuple[str, Item]],
     what: str,
     share: float,
     test_share: float,
@@ -151,7 +151,7 @@ def _held_out(
     """
     parts = ("train", "validation", "test") if test_share else ("train", "validation")
     out: dict[str, list[Item]] = {name: [] for name in parts}
-    for text, item in found:
+    for text, item in items:
         place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         if place < share * 2**64:
             out["validation"].append(item)

@@ -118,15 +118,15 @@ def _table(requests: list[Instance]) -> pa.Table:
 
 def _requests(table: pa.Table, task: Task, docs: dict[int, Any]) -> list[Instance] | None:
     """The requests in `table`; None if they are not of these `docs`."""
-    found, before = [], ""
+    requests, before = [], ""
     for row in zip(*(table[name].to_pylist() for name in REQUESTS.names), strict=True):
         doc, index, repeats, kind, text, others = row
         if doc not in docs:
             return None
         before = before if before == text else text  # one string for all choices of a question
         arguments = (before, *json.loads(others))
-        found.append(Instance(kind, docs[doc], arguments, index, (task.config.task, doc, repeats)))
-    return found
+        requests.append(Instance(kind, docs[doc], arguments, index, (task.config.task, doc, repeats)))
+    return requests
 
 
 # Tokens
@@ -144,10 +144,10 @@ def tokens(name: str, encode: Callable[[], list[Pair]]) -> list[Pair]:
 
 def texts_digest(texts: Iterable[Any]) -> str:
     """A digest of the arguments of requests, in their order."""
-    found = hashlib.sha256()
+    checksum = hashlib.sha256()
     for arguments in texts:
-        found.update(json.dumps(arguments, default=str).encode() + b"\0")
-    return found.hexdigest()
+        checksum.update(json.dumps(arguments, default=str).encode() + b"\0")
+    return checksum.hexdigest()
 
 
 def _coded(pairs: list[Pair]) -> pa.Table:

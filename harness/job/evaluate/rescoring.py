@@ -54,48 +54,48 @@ def rescore(
     Raises UserError if scoring fails; the record stays unchanged then.
     """
     report({"phase": "start"})
-    found = gate.admitted(path, typed)
-    tasks = prepared_inputs.tasks(settings, found.cell.settings.data, data_root, local.include_path)
-    if HELD_OUT in settings.tasks and not prepared_inputs.same_data(found, data_root):
-        raise UserError(f"{found.cell.name} is not scored: its data have changed.")
-    _refuse_twice(found, tasks)
-    answer_engines.check(replace(found.cell.settings, eval=settings), local)
-    tokenizer = loading.tokenizer(found.cell.settings.model)
+    recorded = gate.admitted(path, typed)
+    tasks = prepared_inputs.tasks(settings, recorded.cell.settings.data, data_root, local.include_path)
+    if HELD_OUT in settings.tasks and not prepared_inputs.same_data(recorded, data_root):
+        raise UserError(f"{recorded.cell.name} is not scored: its data have changed.")
+    _refuse_twice(recorded, tasks)
+    answer_engines.check(replace(recorded.cell.settings, eval=settings), local)
+    tokenizer = loading.tokenizer(recorded.cell.settings.model)
     scoring.check_template(settings, tokenizer)
-    if loading.fingerprint(found.cell.settings.model) != found.fingerprints.get("model"):
-        raise UserError(f"{found.cell.name} is not scored: its base model has changed.")
+    if loading.fingerprint(recorded.cell.settings.model) != recorded.fingerprints.get("model"):
+        raise UserError(f"{recorded.cell.name} is not scored: its base model has changed.")
     try:
-        _score(found, path, tasks, tokenizer, settings, report, local)
+        _score(recorded, path, tasks, tokenizer, settings, report, local)
     except UserError:
         raise
     except CellEnded as error:
-        raise UserError(f"{found.cell.name} is not scored: {error}") from error
+        raise UserError(f"{recorded.cell.name} is not scored: {error}") from error
     except OSError as error:
         raise UserError(about_file(error) if error.filename else str(error)) from error
     except Exception as error:
         print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
         why = " ".join(redact.clean(f"{type(error).__name__}: {error}").split())[:300].rstrip(".")
-        raise UserError(f"{found.cell.name} is not scored: {why}.") from error
+        raise UserError(f"{recorded.cell.name} is not scored: {why}.") from error
     finally:
         shutil.rmtree(record.scored_model(path), ignore_errors=True)
     report({"phase": "recorded"})
 
 
-def _refuse_twice(found: Record, tasks: scoring.Tasks) -> None:
+def _refuse_twice(recorded: Record, tasks: scoring.Tasks) -> None:
     """Raise UserError if the record has items of the same leaf tasks under another name, such as a group's."""
-    again = tasks.sample.keys() & found.items.keys() - _leaves(found, tasks)
+    again = tasks.sample.keys() & recorded.items.keys() - _leaves(recorded, tasks)
     if again:
-        raise UserError(f"{found.cell.name} was already scored on {min(again)}, as part of another task.")
+        raise UserError(f"{recorded.cell.name} was already scored on {min(again)}, as part of another task.")
 
 
-def _leaves(found: Record, tasks: scoring.Tasks) -> set[str]:
+def _leaves(recorded: Record, tasks: scoring.Tasks) -> set[str]:
     """The leaf tasks of tasks that are scored again."""
-    known = {score.task for score in found.scores}
+    known = {score.task for score in recorded.scores}
     return {leaf for name, loaded in tasks.by_name.items() if name in known for leaf in loaded["tasks"]}
 
 
 def _score(
-    found: Record,
+    recorded: Record,
     path: Path,
     tasks: scoring.Tasks,
     tokenizer: Any,
@@ -103,7 +103,7 @@ def _score(
     report: Callable[[dict[str, Any]], None],
     local: LocalPaths,
 ) -> None:
-    started, asked = datetime.now(UTC), found.cell.settings
+    started, asked = datetime.now(UTC), recorded.cell.settings
     bf16 = device.compute_dtype(asked.train.validated().precision) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     meter = Meter(accelerator.device)
@@ -111,21 +111,21 @@ def _score(
     reporter = Reporter(report, meter, None)
     if asked.fast:
         speedups["kept_memory"] = heap.keep(accelerator.device.type)
-    set_seed(found.cell.seed or 0)
+    set_seed(recorded.cell.seed or 0)
     reporter.enter("load")
     with meter.window("load"):
-        net = saved.load(found, record.model_folder(path), accelerator.device)
+        net = saved.load(recorded, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
     layout, _ = attention.layout(net, asked.speedups or AUTO, tokenizer.pad_token_id)
     if layout.flat:
         attention.enable(net)
-    if isinstance(net, PeftModel) and found.merge is not None and found.merge.merged:
+    if isinstance(net, PeftModel) and recorded.merge is not None and recorded.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
         adapting.forget_adapters(net)
     writer, engine = None, answer_engines.named(settings.engine)
     if engine is not None and tasks.written:
-        whole = record.model_folder(path) if found.saved is not None and found.saved.form != "adapter" else None
-        writer = engine.writer(ScoredModel(found.cell, path, net, tokenizer, bf16, whole), local)
+        whole = record.model_folder(path) if recorded.saved is not None and recorded.saved.form != "adapter" else None
+        writer = engine.writer(ScoredModel(recorded.cell, path, net, tokenizer, bf16, whole), local)
     reporter.enter("score")
     with meter.window("score"):
         scores, items, used = scoring.score(
@@ -150,11 +150,11 @@ def _score(
         meter.phases,
         None if writer is None else writer.usage,
     )
-    _add(found, path, tasks, scores, items, made)
+    _add(recorded, path, tasks, scores, items, made)
 
 
 def _add(
-    found: Record,
+    recorded: Record,
     path: Path,
     tasks: scoring.Tasks,
     scores: list[record.Score],
@@ -163,31 +163,31 @@ def _add(
 ) -> None:
     """Write the record and its items with the new scores: both, or neither."""
     cards = record.model_folder(path) / record.CARD
-    plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(found)  # not edited by hand
+    plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(recorded)  # not edited by hand
     again, beside = set(made.tasks), path.with_suffix(".items.parquet")
-    leaves = _leaves(found, tasks)
-    found.scores = [s for s in found.scores if s.task not in again] + scores
-    found.items = {leaf: known for leaf, known in found.items.items() if leaf not in leaves}
-    found.items |= record.item_hashes(tasks.sample)
-    for earlier in found.rescored:
+    leaves = _leaves(recorded, tasks)
+    recorded.scores = [s for s in recorded.scores if s.task not in again] + scores
+    recorded.items = {leaf: known for leaf, known in recorded.items.items() if leaf not in leaves}
+    recorded.items |= record.item_hashes(tasks.sample)
+    for earlier in recorded.rescored:
         earlier.tasks = [name for name in earlier.tasks if name not in again]
-    found.rescored = [earlier for earlier in found.rescored if earlier.tasks] + [made]
-    completed = record.awaits_scoring(found) and made.settings == found.cell.settings.eval
-    discarded = completed and found.save == "none"  # the weights were kept for this scoring
+    recorded.rescored = [earlier for earlier in recorded.rescored if earlier.tasks] + [made]
+    completed = record.awaits_scoring(recorded) and made.settings == recorded.cell.settings.eval
+    discarded = completed and recorded.save == "none"  # the weights were kept for this scoring
     if completed:
-        found.status, found.failure, found.vllm = "ok", None, made.vllm
+        recorded.status, recorded.failure, recorded.vllm = "ok", None, made.vllm
     if discarded:
-        found.saved = None
+        recorded.saved = None
     if beside.exists():
         known = pd.read_parquet(beside)
         items = pd.concat([known[~known["task"].isin(again)], items], ignore_index=True)
     with record.replacing(beside) as temporary:
         items.to_parquet(temporary, index=False)
-        found.items_sha256 = record.sha256(temporary)
-        record.write(found, record.pending(path))
+        recorded.items_sha256 = record.sha256(temporary)
+        record.write(recorded, record.pending(path))
     os.replace(record.pending(path), path)
     if discarded:
         shutil.rmtree(record.model_folder(path), ignore_errors=True)
     elif plain:
         with record.replacing(cards) as temporary:
-            temporary.write_text(model_card.text(found), encoding="utf-8")
+            temporary.write_text(model_card.text(recorded), encoding="utf-8")

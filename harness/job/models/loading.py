@@ -48,17 +48,17 @@ def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer of the settings `model`. Raises UserError if it is out of reach, or has no end-of-text token."""
     path = source(model)
     try:
-        found = AutoTokenizer.from_pretrained(path, **which(model))
+        tokenizer = AutoTokenizer.from_pretrained(path, **which(model))
     except (OSError, ValueError) as error:
         raise _unreachable(path, error) from error
-    if found.eos_token_id is None:
+    if tokenizer.eos_token_id is None:
         raise UserError(
             f"The tokenizer of {model.path} must have an end-of-text token, which ends answers; set eos_token in "
             "its tokenizer_config.json."
         )
-    if found.pad_token_id is None:
-        found.pad_token = found.eos_token  # masked wherever it pads, so padding is not learned
-    return found
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so padding is not learned
+    return tokenizer
 
 
 def load(cell: Cell, on: torch.device) -> PreTrainedModel:

@@ -33,14 +33,14 @@ def _distinct(cells: Sequence[Cell]) -> list[Cell]:
 
     A large grid has few of these: a job does not look at seeds, nor at the lr and alpha that validate.py has passed.
     """
-    found: dict[str, Cell] = {}
+    distinct: dict[str, Cell] = {}
     for cell in cells:
         settings, slots = cell.settings, cell.settings.method
         passed = {"lr": cell.lr, "lora_alpha": cell.alpha}
         slots = dataclasses.replace(slots, adapt=_without(passed, slots.adapt), optim=_without(passed, slots.optim))
         alike = repr((cell.rank, dataclasses.replace(settings, method=slots, seed=None)))
-        found.setdefault(alike, cell)
-    return list(found.values())
+        distinct.setdefault(alike, cell)
+    return list(distinct.values())
 
 
 def _without(passed: dict[str, Any], slot: Any) -> Any:

@@ -86,16 +86,16 @@ def sentence(error: Exception) -> str:
     first, cause = first_line(error), first_line(error.__cause__ or error)
     if isinstance(error, OverrideParseException):
         return _no_override(error.override)
-    if found := re.match(r"Could not override '(.+)'", first):
-        return _no_setting(found[1])
-    if found := re.match(r"Could not append to config. An item is already at '(.+)'", first):
-        return f"{found[1]} is there already; to change it, write {found[1]}=VALUE, without +."
-    if found := re.match(r"Error merging override (.+)", first):
-        return _not_merged(found[1], cause)
-    if found := re.match(r"Ambiguous value for argument '(.+)'", first):
-        key, _, values = found[1].partition("=")
+    if match := re.match(r"Could not override '(.+)'", first):
+        return _no_setting(match[1])
+    if match := re.match(r"Could not append to config. An item is already at '(.+)'", first):
+        return f"{match[1]} is there already; to change it, write {match[1]}=VALUE, without +."
+    if match := re.match(r"Error merging override (.+)", first):
+        return _not_merged(match[1], cause)
+    if match := re.match(r"Ambiguous value for argument '(.+)'", first):
+        key, _, values = match[1].partition("=")
         as_list = f", and {key}=[{values}] is one list" if "list" in _types(FullConfig).get(key, "list") else ""
-        return f"{found[1]} names several values: `sweep` runs them all{as_list}."
+        return f"{match[1]} names several values: `sweep` runs them all{as_list}."
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}."
     return " ".join(f"{error} {error.__cause__ or ''}".split())
@@ -170,8 +170,8 @@ def require_settings(config: DictConfig) -> None:
 
 def slot(override: str) -> str | None:
     """The slot of the method that an override adds a value to, such as ``++method.adapt.r=8``; None if it adds none."""
-    found = re.match(r"\+{1,2}method\.(adapt|init|optim)\.", override)
-    return found and found[1]
+    match = re.match(r"\+{1,2}method\.(adapt|init|optim)\.", override)
+    return match and match[1]
 
 
 def require_slots(overrides: list[str]) -> None:
@@ -186,10 +186,10 @@ def require_slots(overrides: list[str]) -> None:
 
 def require_dictionary(error: AttributeError) -> None:
     """Raise UserError if `error` is OmegaConf's, of a dictionary that is merged into null."""
-    if found := re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE):
+    if match := re.search(r"^ *full_key: (\S+)$", str(error), re.MULTILINE):
         raise UserError(
-            f"{found[1]} is null, which no {{KEY: VALUE}} of the command line replaces; set it in a file of "
-            f"conf/{found[1].partition('.')[0]}/."
+            f"{match[1]} is null, which no {{KEY: VALUE}} of the command line replaces; set it in a file of "
+            f"conf/{match[1].partition('.')[0]}/."
         )
 
 

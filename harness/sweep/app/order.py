@@ -29,8 +29,8 @@ def repeated(cells: Sequence[Cell], recorded: dict[str, Record | None], to_run: 
     recorded: by id, the record that is there. to_run: ids.
     """
     for cell in cells:
-        found = recorded.get(cell.id)
-        finished = found is not None and found.status == "ok"
+        earlier = recorded.get(cell.id)
+        finished = earlier is not None and earlier.status == "ok"
         here = cell.settings.method.tuned and cell.settings.train.nodes == 1
         if here and (finished or cell.id in to_run):
             return cell

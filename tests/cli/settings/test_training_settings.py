@@ -75,8 +75,8 @@ def test_devices_and_a_compiler_are_used(run, only):
 
 
 @lines(
-    refused(f"run {CELL} train.activation_offload=true", r"train\.activation_offload=true requires a CUDA device"),
-    refused(f"run {CELL} train.nodes=2", r"train\.nodes=2 requires 2 machines, but within 1 seconds 1 did not join"),
+    refused(f"run {CELL} train.activation_offload=true", r"train\.activation_offload=true"),
+    refused(f"run {CELL} train.nodes=2", r"train\.nodes=2 .* within 1 seconds"),
 )
 def test_what_is_not_here_is_refused_as_documented(run, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:

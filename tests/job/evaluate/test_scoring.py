@@ -238,7 +238,7 @@ def test_questions_are_put_as_asked(bench):
 
 def test_a_tokenizer_without_a_template_is_refused(bench):
     scoring.check_template(settings("facts"), bench.tokenizer)
-    with pytest.raises(UserError, match="requires a tokenizer with a chat template"):
+    with pytest.raises(UserError, match="chat template"):
         preflight.check([tiny("eval.chat_template=true")], None)
 
 
@@ -257,9 +257,7 @@ def test_a_data_root_without_the_tasks_data_is_refused(tmp_path, offline):
 
 def test_without_hub_and_data_root_the_remedy_is_said(offline, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(
-        UserError, match=r"The data of the task gsm8k is not in the hub's cache.*HF_HUB_OFFLINE.*data_root="
-    ):
+    with pytest.raises(UserError, match=r"the task gsm8k.*HF_HUB_OFFLINE.*data_root="):
         Tasks(settings("gsm8k"), None)
 
 

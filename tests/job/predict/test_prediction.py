@@ -477,7 +477,7 @@ def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     assert "Each operation at the published rates of t4 (8.1 TFLOP/s in fp32, 320 GB/s)" in said
     assert re.search(r"Grid: 2 of 2 cells fit\. They train \S+ s in all, \$[\d,.]+\.", said)
     refused = inside("plan", "method=lora", *TINY, "--device", "t4", "train.precision=bf16").stdout
-    assert "train.precision=bf16 requires a GPU of compute capability 8.0 or more, got t4" in refused
+    assert re.search(r"train\.precision=bf16 .* got t4", refused)
 
 
 @pytest.mark.long

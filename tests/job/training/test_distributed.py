@@ -143,7 +143,7 @@ def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
 def test_a_rank_that_dies_ends_all(tmp_path):
     record = go(tmp_path, short("method=lora", *TWO, harm="dies"))
     assert (record.status, record.failure.phase, record.failure.step) == ("failed", "train", 2), record.failure
-    assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL (the kernel does so")
+    assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def test_of_memory_the_largest_rank_is_told():
         ),
         (
             (*SHARDED, "method=full", "method.optim.optimizer._target_=bitsandbytes.optim.AdamW8bit"),
-            "method=full can't be .*bitsandbytes.optim.AdamW8bit is not known to step sharded weights",
+            "method=full can't be .*bitsandbytes.optim.AdamW8bit",
         ),
         (
             (*SHARDED, "train.save_every=2"),

@@ -234,9 +234,9 @@ def bare(tmp_path):
 @pytest.mark.parametrize(
     ("made", "model", "said"),
     [
-        ({}, "lora", "has no saved weights; to train it again and keep them: `python -m harness rm demo/lora-"),
+        ({}, "lora", "`python -m harness rm demo/lora-"),
         ({}, "lora", " && harness sweep method=lora study=demo save=adapter`."),
-        ({}, "demo", "has no saved weights; to train it again"),
+        ({}, "demo", "has no saved weights"),
         ({"status": "oom"}, "lora", "ended as oom; export a cell that ended as ok."),
         ({"status": "oom"}, "demo", "demo has no chosen cell"),
         ({"method": "base"}, "base", "is not tuned"),

@@ -225,13 +225,11 @@ def test_when_it_dies_the_cell_keeps_its_weights_and_is_scored_from_there(tmp_pa
     monkeypatch.setenv("STAND_IN_FAULT", "writing is killed")
     failed = run(tmp_path, cell, local=LocalPaths(python))
     assert (failed.status, failed.failure.phase, failed.saved.form) == ("failed", "score", "merged")
-    assert failed.failure.reason == (
-        "vLLM's process was killed by SIGKILL (the kernel does so when memory runs out) while it wrote answers."
-    )
+    assert "SIGKILL" in failed.failure.reason
     assert (failed.scores, failed.items, failed.vllm) == ([], {}, None)
     assert failed.train == read(path).train is not None
     assert verify.check(path) == []
-    with pytest.raises(UserError, match="is not scored: vLLM's process was killed by SIGKILL"):
+    with pytest.raises(UserError, match=r"is not scored: .*SIGKILL"):
         rescoring.rescore(path, cell.settings.eval, None, lambda event: None, LocalPaths(python))
     assert read(path) == failed
     monkeypatch.delenv("STAND_IN_FAULT")
@@ -250,7 +248,7 @@ def test_a_part_of_the_scores_leaves_the_cell_as_failed(tmp_path, python, monkey
     monkeypatch.setenv("STAND_IN_FAULT", "loading short")
     failed = run(tmp_path, cell, local=LocalPaths(python), save="adapter")
     assert (failed.status, failed.saved.form) == ("failed", "adapter")
-    assert failed.failure.reason.startswith("vLLM ran out of memory while it loaded the model: ValueError: Free memory")
+    assert failed.failure.reason.startswith("vLLM ran out of memory")
     part = settings.EvalSettings(tasks=["facts"], limit=2, batch_size=8, seed=0)
     rescoring.rescore(path, part, None, lambda event: None)
     found = read(path)
