@@ -1,0 +1,251 @@
+"""One verdict a claim over all places where it is judged: studies, models and data sets.
+
+    (verdict,) = merge(verdicts_on_one_claim).judged
+    verdict.judgement.decision  # "depends"
+    verdict.depends_on  # ("data",)
+
+Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
+are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
+count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
+decisions mean that the claim depends on what tells these places apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from harness import units
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    OPEN,
+    Claim,
+    Decision,
+    Judgement,
+    Verdict,
+    fewest_seeds,
+    names,
+    rate,
+    times,
+)
+
+RATIOS = (times, rate)  # formats of effects whose distances are ratios
+
+
+@dataclass(frozen=True)
+class MergedVerdict:
+    """The verdict on a claim over several places.
+
+    judgement: its effect is that of `closest`, its seeds are the fewest of a place, its records those of all places
+    with the study before each name if there are several studies. places: the verdicts behind it, the place that was
+    designed to decide the claim first. closest: of these, the one that comes closest to another decision (if it
+    depends: the one that contradicts the claim most; if it is not decided: the one with the narrowest interval).
+    depends_on: model, data, study or setting, where the claim depends on them.
+    """
+
+    claim: Claim
+    judgement: Judgement
+    places: tuple[Verdict, ...]
+    closest: Verdict
+    depends_on: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.closest.place
+
+    @property
+    def fresh(self) -> bool:
+        return self.closest.fresh
+
+    @property
+    def agreeing(self) -> list[Verdict]:
+        """Of the places, those with the decision of the merged verdict."""
+        return [verdict for verdict in self.places if verdict.judgement.decision == self.judgement.decision]
+
+    @property
+    def studies(self) -> list[str]:
+        """The studies behind the verdict, each once."""
+        return list(dict.fromkeys(verdict.place[0] for verdict in self.places))
+
+
+@dataclass(frozen=True)
+class ArticleVerdicts:
+    """The verdicts on an article's claims, in its order.
+
+    judged: of the claims with an effect in some place. not_judged: of each other claim the verdict that has most to
+    say on what is missing.
+    """
+
+    judged: list[MergedVerdict]
+    not_judged: list[Verdict]
+
+    @property
+    def places(self) -> list[Verdict]:
+        """The verdicts behind `judged`."""
+        return [verdict for merged in self.judged for verdict in merged.places]
+
+
+def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None) -> ArticleVerdicts:
+    """One verdict for each claim of `verdicts`, which are of any places.
+
+    designed: by claim, the study that was designed to decide it, without the folders before its name.
+    """
+    by_claim: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_claim[verdict.claim.name].append(verdict)
+    judged, not_judged = [], []
+    for name, each in by_claim.items():
+        estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
+        if estimated:
+            judged.append(_merged(sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))))
+        else:
+            not_judged.append(max(each, key=lambda verdict: len(verdict.judgement.records)))
+    return ArticleVerdicts(judged, not_judged)
+
+
+def merged_decision(judgements: Sequence[Judgement]) -> Decision:
+    """The decision on one claim by its judgements in several places, in any order."""
+    decisions = {judgement.decision for judgement in judgements} - {OPEN}
+    sure = {decision for decision in surely(judgements) if decision != OPEN}
+    if DEPENDS in sure or len(sure) > 1:
+        return DEPENDS
+    all_decide = all(judgement.decision != OPEN for judgement in judgements)
+    return decisions.pop() if len(decisions) == 1 and (sure == decisions or all_decide) else OPEN
+
+
+def surely(judgements: Sequence[Judgement]) -> list[Decision]:
+    """Each place's decision by intervals that are corrected for the number of places, by Holm's method.
+
+    A place whose effect has no interval tests nothing, so it does not count.
+    """
+    sure: list[Decision] = [OPEN] * len(judgements)
+    waiting = {i for i, judgement in enumerate(judgements) if _tested(judgement)}
+    while waiting:
+        decided = {i: decision for i in waiting if (decision := _corrected(judgements[i], len(waiting))) != OPEN}
+        if not decided:
+            break
+        for i, decision in decided.items():
+            sure[i] = decision
+        waiting -= decided.keys()
+    return sure
+
+
+def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
+    """The study; with model and data too where the study has several places in `among`."""
+    study, model, data = verdict.place
+    same = [other.place for other in among if other.place[0] == study]
+    more = [part for i, part in ((1, model), (2, data)) if len({place[i] for place in same}) > 1]
+    return f"{study} ({', '.join(more)})" if more else study
+
+
+def _merged(places: Sequence[Verdict]) -> MergedVerdict:
+    """The verdict over `places`, which all have an effect."""
+    first = places[0]
+    if len(places) == 1:
+        return MergedVerdict(first.claim, first.judgement, (first,), first, _depends_on(places))
+    judgements = [verdict.judgement for verdict in places]
+    decision = merged_decision(judgements)
+    closest = _closest(places, decision)
+    depends_on = _depends_on(places) if decision == DEPENDS else ()
+    judgement = replace(
+        closest.judgement,
+        decision=decision,
+        seeds=fewest_seeds(judgements),
+        records=_records(places),
+        why=_why(places, decision, depends_on),
+        corrected=None,
+    )
+    return MergedVerdict(first.claim, judgement, tuple(places), closest, depends_on)
+
+
+def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str, str]]:
+    return verdict.place[0].rpartition("/")[2] != designed, verdict.place
+
+
+def _tested(judgement: Judgement) -> bool:
+    return judgement.decision != OPEN or not (judgement.effect is None or math.isnan(judgement.effect.low))
+
+
+def _corrected(judgement: Judgement, places: int) -> Decision:
+    """The decision if the interval is widened for this many places. One that is open stays so, whatever widens it."""
+    if judgement.decision == OPEN or judgement.corrected is None or places == 1:
+        return judgement.decision
+    return judgement.corrected(places)
+
+
+def _closest(places: Sequence[Verdict], decision: Decision) -> Verdict:
+    if decision == OPEN:
+        return min(places, key=_width)
+    if decision == DEPENDS:
+        return min((verdict for verdict in places if verdict.judgement.decision != OPEN), key=_inside)
+    return min((verdict for verdict in places if verdict.judgement.decision == decision), key=lambda v: abs(_inside(v)))
+
+
+def _inside(verdict: Verdict) -> float:
+    """How far inside the claimed range the effect lies, from its nearest end; negative outside, infinite if there is
+    no range."""
+    effect, claimed = verdict.judgement.effect, verdict.judgement.range
+    if effect is None or claimed is None:
+        return math.inf
+    value, low, high = (_scaled(number, verdict.claim) for number in (effect.value, *claimed))
+    return min(value - low, high - value)
+
+
+def _width(verdict: Verdict) -> float:
+    effect = verdict.judgement.effect
+    if effect is None or math.isnan(effect.low):
+        return math.inf
+    return _scaled(effect.high, verdict.claim) - _scaled(effect.low, verdict.claim)
+
+
+def _scaled(value: float, claim: Claim) -> float:
+    """`value` on the scale on which effects of the claim are compared: of a ratio its logarithm."""
+    if claim.shown not in RATIOS:
+        return value
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _depends_on(places: Sequence[Verdict]) -> tuple[str, ...]:
+    """What tells the places apart that surely decide differently: model and data, else the study; and the setting
+    where one place depends on it."""
+    sure = surely([verdict.judgement for verdict in places])
+    groups: dict[Decision, list[Verdict]] = defaultdict(list)
+    for verdict, decision in zip(places, sure, strict=True):
+        if decision != OPEN:
+            groups[decision].append(verdict)
+    within = ["setting"] if groups.pop(DEPENDS, None) else []
+    if len(groups) < 2:
+        return tuple(within)
+    apart = [name for i, name in ((1, "model"), (2, "data")) if _disjoint([_parts(g, i) for g in groups.values()])]
+    return (*(apart or ["study"]), *within)
+
+
+def _parts(verdicts: Sequence[Verdict], part: int) -> set[str]:
+    return {verdict.place[part] for verdict in verdicts}
+
+
+def _disjoint(sets: Sequence[set[str]]) -> bool:
+    return sum(map(len, sets)) == len(set().union(*sets))
+
+
+def _why(places: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
+    """Which places decide what; a place's own reasons stand with its own verdict."""
+    by_decision: dict[Decision, list[str]] = defaultdict(list)
+    for verdict in places:
+        by_decision[verdict.judgement.decision].append(place_label(verdict, places))
+    order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
+    decided = ", ".join(f"{one} in {' and '.join(by_decision[one])}" for one in order)
+    if decision == DEPENDS:
+        return f"Depends on {' and '.join(depends_on)}: {decided}"
+    if decision == OPEN and set(by_decision) != {OPEN}:
+        return f"{decided[0].upper()}{decided[1:]}; of {units.plural(len(places), 'place')} that may be chance"
+    return f"{decided[0].upper()}{decided[1:]}"
+
+
+def _records(places: Sequence[Verdict]) -> tuple[str, ...]:
+    studies = {verdict.place[0] for verdict in places}
+    if len(studies) == 1:
+        return names([verdict.judgement for verdict in places])
+    return tuple(dict.fromkeys(f"{v.place[0]}/{name}" for v in places for name in v.judgement.records))
