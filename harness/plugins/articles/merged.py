@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from harness import units
 from harness.plugins.articles.claims import (
@@ -32,6 +33,22 @@ from harness.plugins.articles.claims import (
 )
 
 RATIOS = (times, rate)  # formats of effects whose distances are ratios
+
+
+class JudgedClaim(Protocol):
+    """A verdict, of one place or of several."""
+
+    @property
+    def claim(self) -> Claim: ...
+
+    @property
+    def place(self) -> tuple[str, str, str]: ...
+
+    @property
+    def judgement(self) -> Judgement: ...
+
+    @property
+    def fresh(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -133,11 +150,13 @@ def surely(judgements: Sequence[Judgement]) -> list[Decision]:
 
 
 def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
-    """The study; with model and data too where the study has several places in `among`."""
+    """The study, if `among` has several; with model and data too where the study has several places."""
     study, model, data = verdict.place
     same = [other.place for other in among if other.place[0] == study]
-    more = [part for i, part in ((1, model), (2, data)) if len({place[i] for place in same}) > 1]
-    return f"{study} ({', '.join(more)})" if more else study
+    more = ", ".join(part for i, part in ((1, model), (2, data)) if len({place[i] for place in same}) > 1)
+    if len(same) == len(among) and more:
+        return more
+    return f"{study} ({more})" if more else study
 
 
 def _merged(places: Sequence[Verdict]) -> MergedVerdict:
@@ -155,6 +174,7 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
         seeds=fewest_seeds(judgements),
         records=_records(places),
         why=_why(places, decision, depends_on),
+        by_seeds=False,  # how many seeds of which place would do depends on all places
         corrected=None,
     )
     return MergedVerdict(first.claim, judgement, tuple(places), closest, depends_on)

@@ -274,7 +274,7 @@ def _alike(
         ran = next(r for r in at.records if r.cell.name in judgement.records)
         on = at.conditions(ran).get("device")
         where = "; ".join(places)
-        return replace(judgement, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
+        return replace(judgement, why=f"Measured at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
     if apart:
         return Judgement(OPEN, why=unlike(dict.fromkeys(apart)))
     if at.of(one) and at.of(other):

@@ -22,7 +22,7 @@ from harness.report.tables.rows import Rows, group
 TEXT_COLUMNS = (
     *("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"),
     *("Score", "Subject", "Target", "Base", "Tuned"),
-    *("Remark or next run", "What", "Value", "File", "SHA-256"),
+    *("Remark", "Remark or next run", "What", "Value", "File", "SHA-256"),
 )
 
 
