@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,11 +68,14 @@ def summary(article: str) -> str:
 
 def _effect(merged: MergedVerdict) -> str:
     """The effect, and over which studies it is the verdict where there are several."""
-    if len(merged.places) == 1:
+    if len(merged.counted) == 1:
         return effect_text(merged)
-    if merged.depends_on:
-        return f"{effect_text(merged)}. {merged.judgement.why.replace('reference/', '')}"
-    return f"{effect_text(merged)}, {places_text(merged)}"
+    if not merged.depends_on:
+        return f"{effect_text(merged)}, {places_text(merged)}"
+    counts = Counter(verdict.judgement.decision for verdict in merged.counted)
+    parts = [f"{decision} in {counts[decision]}" for decision in sorted(counts, key=lambda one: one == OPEN)]
+    on = " and ".join(merged.depends_on)
+    return f"{effect_text(merged)}, depends on {on}: of {len(merged.counted)} places {', '.join(parts)}"
 
 
 def claims(article: str) -> str:

@@ -69,7 +69,7 @@ def _places(merged: MergedVerdict) -> dict[str, Any]:
     return {
         "depends_on": ", ".join(merged.depends_on) or None,
         "studies": ", ".join(merged.studies),
-        "places": len(merged.places),
+        "places": len(merged.counted),
         "agreeing": len(merged.agreeing),
     }
 

@@ -7,7 +7,8 @@
 Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
 are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
 count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
-decisions mean that the claim depends on what tells these places apart.
+decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (it has one
+seed, its runs differ in more than the methods) is listed, and counts for nothing.
 """
 
 from __future__ import annotations
@@ -77,14 +78,19 @@ class MergedVerdict:
         return self.closest.fresh
 
     @property
+    def counted(self) -> list[Verdict]:
+        """The places behind the verdict: those that test the claim; if none does, all."""
+        return _counted(self.places)
+
+    @property
     def agreeing(self) -> list[Verdict]:
         """Of the places, those with the decision of the merged verdict."""
-        return [verdict for verdict in self.places if verdict.judgement.decision == self.judgement.decision]
+        return [verdict for verdict in self.counted if verdict.judgement.decision == self.judgement.decision]
 
     @property
     def studies(self) -> list[str]:
         """The studies behind the verdict, each once."""
-        return list(dict.fromkeys(verdict.place[0] for verdict in self.places))
+        return list(dict.fromkeys(verdict.place[0] for verdict in self.counted))
 
 
 @dataclass(frozen=True)
@@ -125,20 +131,18 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
 def merged_decision(judgements: Sequence[Judgement]) -> Decision:
     """The decision on one claim by its judgements in several places, in any order."""
     decisions = {judgement.decision for judgement in judgements} - {OPEN}
-    sure = {decision for decision in surely(judgements) if decision != OPEN}
+    sure = set(surely(judgements)) - {OPEN}
     if DEPENDS in sure or len(sure) > 1:
         return DEPENDS
-    all_decide = all(judgement.decision != OPEN for judgement in judgements)
+    all_decide = all(judgement.decision != OPEN for judgement in judgements if tests(judgement))
     return decisions.pop() if len(decisions) == 1 and (sure == decisions or all_decide) else OPEN
 
 
 def surely(judgements: Sequence[Judgement]) -> list[Decision]:
-    """Each place's decision by intervals that are corrected for the number of places, by Holm's method.
-
-    A place whose effect has no interval tests nothing, so it does not count.
-    """
+    """Each place's decision by intervals that are corrected for the number of places that test the claim, by Holm's
+    method."""
     sure: list[Decision] = [OPEN] * len(judgements)
-    waiting = {i for i, judgement in enumerate(judgements) if _tested(judgement)}
+    waiting = {i for i, judgement in enumerate(judgements) if tests(judgement)}
     while waiting:
         decided = {i: decision for i in waiting if (decision := _corrected(judgements[i], len(waiting))) != OPEN}
         if not decided:
@@ -147,6 +151,13 @@ def surely(judgements: Sequence[Judgement]) -> list[Decision]:
             sure[i] = decision
         waiting -= decided.keys()
     return sure
+
+
+def tests(judgement: Judgement) -> bool:
+    """Whether the place could decide the claim: it did, or an interval of its effect was held against the claim."""
+    effect = judgement.effect
+    held = judgement.corrected is not None and effect is not None and not math.isnan(effect.low)
+    return judgement.decision != OPEN or held
 
 
 def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
@@ -161,31 +172,33 @@ def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
 
 def _merged(places: Sequence[Verdict]) -> MergedVerdict:
     """The verdict over `places`, which all have an effect."""
-    first = places[0]
-    if len(places) == 1:
-        return MergedVerdict(first.claim, first.judgement, (first,), first, _depends_on(places))
-    judgements = [verdict.judgement for verdict in places]
+    counted = _counted(places)
+    judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
-    closest = _closest(places, decision)
-    depends_on = _depends_on(places) if decision == DEPENDS else ()
-    judgement = replace(
-        closest.judgement,
-        decision=decision,
-        seeds=fewest_seeds(judgements),
-        records=_records(places),
-        why=_why(places, decision, depends_on),
-        by_seeds=False,  # how many seeds of which place would do depends on all places
-        corrected=None,
-    )
-    return MergedVerdict(first.claim, judgement, tuple(places), closest, depends_on)
+    closest = _closest(counted, decision)
+    depends_on = _depends_on(counted) if decision == DEPENDS else ()
+    judgement = closest.judgement
+    if len(counted) > 1:
+        judgement = replace(
+            judgement,
+            decision=decision,
+            seeds=fewest_seeds(judgements),
+            records=_records(counted),
+            why=_why(counted, decision, depends_on),
+            by_seeds=False,  # how many seeds of which place would do depends on all places
+            corrected=None,
+        )
+    if rest := len(places) - len(counted):
+        judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
+    return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
+
+
+def _untested(places: int) -> str:
+    return f"{units.plural(places, 'more place')} can't test it"
 
 
 def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str, str]]:
     return verdict.place[0].rpartition("/")[2] != designed, verdict.place
-
-
-def _tested(judgement: Judgement) -> bool:
-    return judgement.decision != OPEN or not (judgement.effect is None or math.isnan(judgement.effect.low))
 
 
 def _corrected(judgement: Judgement, places: int) -> Decision:
@@ -195,12 +208,17 @@ def _corrected(judgement: Judgement, places: int) -> Decision:
     return judgement.corrected(places)
 
 
-def _closest(places: Sequence[Verdict], decision: Decision) -> Verdict:
+def _counted(places: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in places if tests(verdict.judgement)] or list(places)
+
+
+def _closest(counted: Sequence[Verdict], decision: Decision) -> Verdict:
     if decision == OPEN:
-        return min(places, key=_width)
+        return min(counted, key=_width)
     if decision == DEPENDS:
-        return min((verdict for verdict in places if verdict.judgement.decision != OPEN), key=_inside)
-    return min((verdict for verdict in places if verdict.judgement.decision == decision), key=lambda v: abs(_inside(v)))
+        return min((verdict for verdict in counted if verdict.judgement.decision != OPEN), key=_inside)
+    agreeing = [verdict for verdict in counted if verdict.judgement.decision == decision]
+    return min(agreeing, key=lambda verdict: abs(_inside(verdict)))
 
 
 def _inside(verdict: Verdict) -> float:
@@ -227,12 +245,12 @@ def _scaled(value: float, claim: Claim) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-def _depends_on(places: Sequence[Verdict]) -> tuple[str, ...]:
+def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:
     """What tells the places apart that surely decide differently: model and data, else the study; and the setting
     where one place depends on it."""
-    sure = surely([verdict.judgement for verdict in places])
+    sure = surely([verdict.judgement for verdict in counted])
     groups: dict[Decision, list[Verdict]] = defaultdict(list)
-    for verdict, decision in zip(places, sure, strict=True):
+    for verdict, decision in zip(counted, sure, strict=True):
         if decision != OPEN:
             groups[decision].append(verdict)
     within = ["setting"] if groups.pop(DEPENDS, None) else []
@@ -250,22 +268,21 @@ def _disjoint(sets: Sequence[set[str]]) -> bool:
     return sum(map(len, sets)) == len(set().union(*sets))
 
 
-def _why(places: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
+def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
     """Which places decide what; a place's own reasons stand with its own verdict."""
     by_decision: dict[Decision, list[str]] = defaultdict(list)
-    for verdict in places:
-        by_decision[verdict.judgement.decision].append(place_label(verdict, places))
+    for verdict in counted:
+        by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
     order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
-    decided = ", ".join(f"{one} in {' and '.join(by_decision[one])}" for one in order)
-    if decision == DEPENDS:
-        return f"Depends on {' and '.join(depends_on)}: {decided}"
+    parts = [f"{one} in {', '.join(by_decision[one])}" for one in order]
     if decision == OPEN and set(by_decision) != {OPEN}:
-        return f"{decided[0].upper()}{decided[1:]}; of {units.plural(len(places), 'place')} that may be chance"
-    return f"{decided[0].upper()}{decided[1:]}"
+        parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
+    listed = "; ".join(parts)
+    return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"
 
 
-def _records(places: Sequence[Verdict]) -> tuple[str, ...]:
-    studies = {verdict.place[0] for verdict in places}
+def _records(counted: Sequence[Verdict]) -> tuple[str, ...]:
+    studies = {verdict.place[0] for verdict in counted}
     if len(studies) == 1:
-        return names([verdict.judgement for verdict in places])
-    return tuple(dict.fromkeys(f"{v.place[0]}/{name}" for v in places for name in v.judgement.records))
+        return names([verdict.judgement for verdict in counted])
+    return tuple(dict.fromkeys(f"{v.place[0]}/{name}" for v in counted for name in v.judgement.records))

@@ -19,6 +19,7 @@ from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
 
 PLACE = ("Study", "Model", "Data")
+SHORT = 20  # characters of a reason that fit beside a verdict
 
 
 def claim_lines(article: Article, verdicts: ArticleVerdicts) -> Table:
@@ -53,7 +54,7 @@ def claim_table(article: Article, verdicts: ArticleVerdicts) -> Table:
     return Table(
         title=_title(article, verdicts),
         columns=["Claim", "Verdict", "Effect", "n", "Records", "Places"],
-        rows=[[*_row(merged), str(len(merged.places))] for merged in judged],
+        rows=[[*_row(merged), places_text(merged)] for merged in judged],
         caption=[
             *(f"{claim.name}: {claim.text}." for claim in claims),
             *(f"{m.claim.name}: {m.judgement.why}." for m in judged if m.judgement.why and m not in open_),
@@ -75,7 +76,7 @@ def remark(merged: MergedVerdict, one_study: bool) -> str:
 
 def places_text(merged: MergedVerdict) -> str:
     """Of how many studies (or places, where a study has several) it is the verdict: "3 of 4 studies"."""
-    places, agreeing = len(merged.places), len(merged.agreeing)
+    places, agreeing = len(merged.counted), len(merged.agreeing)
     what = "study" if len(merged.studies) == places else "place"
     count = units.plural(places, what).replace("studys", "studies")
     return count if agreeing == places else f"{agreeing} of {count}"
@@ -89,10 +90,12 @@ def not_judged_text(verdicts: ArticleVerdicts) -> str:
 def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.depends_on:
         yield f"on {', '.join(merged.depends_on)}"
-    elif len(merged.places) > 1:
+    elif len(merged.counted) > 1:
         yield places_text(merged)
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
         yield f"needs {_seeds_text(seeds)}"
+    elif merged.judgement.decision == OPEN and len(merged.judgement.why) <= SHORT:
+        yield merged.judgement.why
     elif not one_study:
         yield merged.place[0].rpartition("/")[2]
 
@@ -178,7 +181,7 @@ def _size(judgement: Judgement) -> str:
 
 def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
     values = _data(merged)
-    counts = {"places": len(merged.places), "agreeing": len(merged.agreeing)}
+    counts = {"places": len(merged.counted), "agreeing": len(merged.agreeing)}
     return {
         **{name: values[name] for name in ("claim", "text", "decision", "effect", "low", "high")},
         **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},

@@ -66,7 +66,7 @@ def test_places_that_all_agree_are_not_corrected():
 def test_an_open_place_does_not_overrule_a_sure_one_and_is_named():
     verdict = merged(SURE, STRADDLING)
     assert verdict.judgement.decision == SUPPORTED
-    assert verdict.judgement.why == "Supported in a, not decided in b"
+    assert verdict.judgement.why == "Supported in a; not decided in b"
     assert [one.place[0] for one in verdict.agreeing] == ["a"]
     assert verdict.judgement.effect == SURE.effect, "one that is open shows nothing of what is decided"
 
@@ -118,12 +118,16 @@ def test_the_effect_is_the_one_closest_to_another_decision():
     assert merged(wide, narrow).judgement.effect == narrow.effect, "of open ones the one that tells most"
 
 
-def test_a_place_without_an_interval_tests_nothing_but_is_named():
-    single = Judgement(OPEN, Interval(0.4, math.nan, math.nan), 1, None, ("cell",), "One seed", (0.0, 0.5))
-    verdict = merged(SUPPORTING, single)
+def test_a_place_that_cannot_test_the_claim_counts_for_nothing_but_is_listed():
+    unknown = Judgement(OPEN, Interval(0.4, math.nan, math.nan), 1, None, ("cell",), "One seed", (0.0, 0.5))
+    unfair = Judgement(OPEN, Interval(0.9, 0.8, 1.0), 3, None, ("cell",), "The runs differ in device", (0.0, 0.5))
+    verdict = merged(SUPPORTING, unknown, unfair)
     assert verdict.judgement.decision == SUPPORTED
-    assert "not decided in b" in verdict.judgement.why
-    assert merged(single, single).judgement.decision == OPEN
+    assert verdict.judgement.why == "2 more places can't test it"
+    assert [one.place[0] for one in verdict.places] == ["a", "b", "c"]
+    assert verdict.studies == ["a"]
+    assert merged(unknown, unknown).judgement.decision == OPEN
+    assert merged(unknown, STRADDLING).judgement.effect == STRADDLING.effect
 
 
 def test_only_places_that_could_be_judged_stand_behind_a_verdict():
