@@ -73,7 +73,9 @@ def _effect(merged: MergedVerdict) -> str:
     if not merged.depends_on:
         return f"{effect_text(merged)}, {places_text(merged)}"
     counts = Counter(verdict.judgement.decision for verdict in merged.counted)
-    parts = [f"{decision} in {counts[decision]}" for decision in sorted(counts, key=lambda one: one == OPEN)]
+    names = {DEPENDS: "mixed"}
+    order = sorted(counts, key=lambda one: one == OPEN)  # what is open comes last
+    parts = [f"{names.get(decision, decision)} in {counts[decision]}" for decision in order]
     on = " and ".join(merged.depends_on)
     return f"{effect_text(merged)}, depends on {on}: of {len(merged.counted)} places {', '.join(parts)}"
 

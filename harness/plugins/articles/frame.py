@@ -57,7 +57,7 @@ def _rows(article: Article, studies: Studies, long: bool) -> list[dict[str, Any]
 
 
 def _not_judged(article: Article, verdict: JudgedClaim) -> dict[str, Any]:
-    none = {"verdict": NOT_JUDGED, "studies": "", "places": 0, "agreeing": 0}
+    none = {"verdict": NOT_JUDGED, "studies": "", "places": 0, "agreeing": 0, "command": to_decide(verdict)}
     return _place(verdict) | _values(article, verdict) | none
 
 

@@ -274,7 +274,7 @@ def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[st
     for verdict in counted:
         by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
     order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
-    parts = [f"{one} in {', '.join(by_decision[one])}" for one in order]
+    parts = [f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}" for one in order]
     if decision == OPEN and set(by_decision) != {OPEN}:
         parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
     listed = "; ".join(parts)
