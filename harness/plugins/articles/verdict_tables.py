@@ -185,7 +185,7 @@ def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
     return {
         **{name: values[name] for name in ("claim", "text", "decision", "effect", "low", "high")},
         **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
-        **{name: values[name] for name in ("seeds", "items", "why", "run")},
+        **{name: values[name] for name in ("seeds", "items", "records", "why", "run")},
     }
 
 

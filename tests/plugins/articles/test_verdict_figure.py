@@ -45,7 +45,7 @@ def test_a_claim_has_its_place_only_if_it_is_judged_in_several():
     found = [Verdict(lora, ("study", "model", data), judgement) for data in ("gsm8k", "facts")]
     found.append(Verdict(dora, ("study", "model", "facts"), judgement))
     panel = forest({"Article": merge(found)}).figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, gsm8k", "facts", "dora-memory"]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, facts", "gsm8k", "dora-memory"]
 
 
 def test_merged_verdicts_are_one_effect_a_claim():

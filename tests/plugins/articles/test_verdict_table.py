@@ -24,7 +24,7 @@ def test_claims_say_first_which_hold(tmp_path):
         study.seeds(method, gsm8k=0.6)
     lines = claim_table(article, article.merged([(study.records, tmp_path)])).answer
     assert lines[-2].startswith("Not decided: ")
-    assert lines[-1].startswith("Not judged, since cells are missing: lora-parameters, ")
+    assert lines[-1].startswith("Not judged, since cells are missing: low-rank-spread, ")
     assert len(lines) > 1
     assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
 
@@ -53,7 +53,7 @@ def test_a_line_a_claim_fits_a_terminal():
     studies = [(read_study(REFERENCE / name)[0], REFERENCE / name) for name in ("study_memory", "study_skill")]
     verdicts = article.merged(studies)
     table = claim_lines(article, verdicts)
-    lines = terminal.lines(*screen.view([table], 100))
+    lines = terminal.lines(*screen.view([table], 100), width=100)
     assert max(map(len, lines)) <= 100
     assert sum(line.startswith(tuple(article.claims)) for line in lines) == len(verdicts.judged)
     assert len(lines) < len(verdicts.judged) + 10
