@@ -18,7 +18,7 @@ from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.forest import forest
 from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
-from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, places_text
+from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
 from harness.report.tables.formats import document
 
@@ -54,10 +54,10 @@ def table(article: str) -> str:
 
 
 def summary(article: str) -> str:
-    """The claims in words and their effects, by verdict, as a list."""
+    """How many claims we take the article for, and these in words with their effects, by verdict, as a list."""
     heads = {SUPPORTED: "Supported", REFUTED: "Refuted", DEPENDS: "Depends on the setting", OPEN: "Not decided"}
     judged = verdicts(article)
-    lines = []
+    lines = [_split(article), ""]
     for decision, head in heads.items():
         alike = [merged for merged in judged.judged if merged.judgement.decision == decision]
         lines += [f"- **{head}**"] if alike else []
@@ -66,12 +66,18 @@ def summary(article: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _split(article: str) -> str:
+    """What the article is split into: a sentence, since it numbers no claims itself."""
+    undecidable = [name for name, by in DECIDED_BY[article].items() if not by.startswith("study_")]
+    decidable = len(DECIDED_BY[article]) - len(undecidable)
+    rest = f", and {len(undecidable)} that need a larger one ({', '.join(undecidable)})" if undecidable else ""
+    return f"We split the article into {decidable} claims that records of this model can decide{rest}."
+
+
 def _effect(merged: MergedVerdict) -> str:
-    """The effect, and over which studies it is the verdict where there are several."""
-    if len(merged.counted) == 1:
-        return effect_text(merged)
-    if not merged.depends_on:
-        return f"{effect_text(merged)}, {places_text(merged)}"
+    """The effect, and over which studies it is the verdict."""
+    if len(merged.counted) == 1 or not merged.depends_on:
+        return f"{effect_text(merged)}, {studies_text(merged)}"
     counts = Counter(verdict.judgement.decision for verdict in merged.counted)
     names = {DEPENDS: "mixed"}
     order = sorted(counts, key=lambda one: one == OPEN)  # what is open comes last

@@ -11,11 +11,11 @@ import pandas as pd
 from harness.plugins.articles.article import Article, effect_text, every, find, to_decide
 from harness.plugins.articles.claims import OPEN
 from harness.plugins.articles.merged import JudgedClaim, MergedVerdict
+from harness.plugins.articles.verdict_tables import NOT_JUDGED
 from harness.record import Record
 
 Studies = Sequence[tuple[Sequence[Record], Path]]
 
-NOT_JUDGED = "not judged"
 HEAD, PLACE = ["article", "claim", "text"], ["study", "model", "data"]
 MERGED = ["depends_on", "studies", "places", "agreeing"]
 VALUES = ["verdict", "effect", "low", "high", "shown", "seeds", "items", "records", "reason", "command"]

@@ -12,13 +12,23 @@ import pandas as pd
 
 from harness import units
 from harness.plugins.articles.article import Article, command, effect_text, tally, to_decide
-from harness.plugins.articles.claims import DEPENDS, MOST_SEEDS, OPEN, REFUTED, SUPPORTED, Judgement, enough_seeds
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    MOST_SEEDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    Judgement,
+    Verdict,
+    enough_seeds,
+)
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict, place_label
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
 
 PLACE = ("Study", "Model", "Data")
+NOT_JUDGED = "not judged"  # what stands for the verdict on a claim without an effect in any place
 SHORT = 20  # characters of a reason that fit beside a verdict
 
 
@@ -33,7 +43,7 @@ def claim_lines(article: Article, verdicts: ArticleVerdicts) -> Table:
             for merged in verdicts.judged
         ],
         caption=[*_counted_not_judged(verdicts), "`--long` has each claim in words, its records and what decides it."],
-        data=pd.DataFrame([_merged_data(merged) for merged in verdicts.judged]),
+        data=pd.DataFrame([*map(_merged_data, verdicts.judged), *map(_not_judged_data, verdicts.not_judged)]),
     )
 
 
@@ -53,8 +63,8 @@ def claim_table(article: Article, verdicts: ArticleVerdicts) -> Table:
     claims = [*(merged.claim for merged in judged), *(verdict.claim for verdict in not_judged)]
     return Table(
         title=_title(article, verdicts),
-        columns=["Claim", "Verdict", "Effect", "n", "Records", "Places"],
-        rows=[[*_row(merged), places_text(merged)] for merged in judged],
+        columns=["Claim", "Verdict", "Effect", "n", "Records", "Studies"],
+        rows=[[*_row(merged), studies_text(merged)] for merged in judged],
         caption=[
             *(f"{claim.name}: {claim.text}." for claim in claims),
             *(f"{m.claim.name}: {m.judgement.why}." for m in judged if m.judgement.why and m not in open_),
@@ -74,12 +84,14 @@ def remark(merged: MergedVerdict, one_study: bool) -> str:
     return "; ".join(_remarks(merged, one_study)) or ABSENT
 
 
-def places_text(merged: MergedVerdict) -> str:
-    """Of how many studies (or places, where a study has several) it is the verdict: "3 of 4 studies"."""
+def studies_text(merged: MergedVerdict) -> str:
+    """The one study behind the verdict, else of how many (or of how many places, where a study has several) it is the
+    verdict: "3 of 4 studies"."""
     places, agreeing = len(merged.counted), len(merged.agreeing)
-    what = "study" if len(merged.studies) == places else "place"
-    count = units.plural(places, what).replace("studys", "studies")
-    return count if agreeing == places else f"{agreeing} of {count}"
+    if places == 1:
+        return merged.place[0].rpartition("/")[2]
+    count = f"{places} {'studies' if len(merged.studies) == places else 'places'}"
+    return count if agreeing == places or merged.depends_on else f"{agreeing} of {count}"
 
 
 def not_judged_text(verdicts: ArticleVerdicts) -> str:
@@ -91,13 +103,13 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.depends_on:
         yield f"on {', '.join(merged.depends_on)}"
     elif len(merged.counted) > 1:
-        yield places_text(merged)
+        yield studies_text(merged)
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
         yield f"needs {_seeds_text(seeds)}"
     elif merged.judgement.decision == OPEN and len(merged.judgement.why) <= SHORT:
         yield merged.judgement.why
     elif not one_study:
-        yield merged.place[0].rpartition("/")[2]
+        yield studies_text(merged)
 
 
 def _seeds_text(seeds: float) -> str:
@@ -186,6 +198,15 @@ def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
         **{name: values[name] for name in ("claim", "text", "decision", "effect", "low", "high")},
         **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
         **{name: values[name] for name in ("seeds", "items", "records", "why", "run")},
+    }
+
+
+def _not_judged_data(verdict: Verdict) -> dict[str, Any]:
+    values = _data(verdict)
+    return {name: values[name] for name in ("claim", "text", "why", "run")} | {
+        "decision": NOT_JUDGED,
+        "places": 0,
+        "agreeing": 0,
     }
 
 
