@@ -166,8 +166,8 @@ class RecordedStudy:
         studies                             text: the studies where it is judged
         places, agreeing                    in how many places it is judged, and how many of them decide as the verdict
         study, model, data                  text: the place; only with long=True, which lacks the columns above
-        verdict                             text: supported, refuted, depends (on the setting), not decided, or not
-                                            judged (cells are missing)
+        verdict                             text: supported, refuted, too small to matter, depends (on the setting),
+                                            not decided, or not judged (cells are missing)
         effect, low, high                   what was measured where it comes closest to another verdict, with its 95%
                                             interval, in the claim's own unit: a ratio, a fraction of 1, …
         shown                               text: the same with its unit

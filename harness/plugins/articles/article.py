@@ -25,6 +25,7 @@ from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
     SUPPORTED,
+    TOO_SMALL,
     Claim,
     Verdict,
     enough_seeds,
@@ -106,11 +107,12 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, ArticleVerdicts]
 
 
 def tally(verdicts: Sequence[JudgedClaim]) -> str:
-    """How many claims are supported, refuted and not decided, and depend on the setting (model, data) if some do."""
+    """How many claims are supported, refuted and not decided, and how many have each rarer verdict."""
     counts = Counter(verdict.judgement.decision for verdict in verdicts)
-    depends = [f"{counts[DEPENDS]} dependent on the setting"] if counts[DEPENDS] else []
-    decided = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
-    return ", ".join([*decided, *depends, f"{counts[OPEN]} {OPEN}"])
+    rare = {TOO_SMALL: TOO_SMALL, DEPENDS: "dependent on the setting"}
+    parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
+    parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]
+    return ", ".join([*parts, f"{counts[OPEN]} {OPEN}"])
 
 
 def command(claim: Claim) -> str:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from harness.config import ROOT
 from harness.plugins.articles.article import effect_text, every, find, tally
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.forest import forest
 from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
@@ -55,7 +55,13 @@ def table(article: str) -> str:
 
 def summary(article: str) -> str:
     """How many claims we take the article for, and these in words with their effects, by verdict, as a list."""
-    heads = {SUPPORTED: "Supported", REFUTED: "Refuted", DEPENDS: "Depends on the setting", OPEN: "Not decided"}
+    heads = {
+        SUPPORTED: "Supported",
+        REFUTED: "Refuted",
+        TOO_SMALL: "Too small to matter",
+        DEPENDS: "Depends on the setting",
+        OPEN: "Not decided",
+    }
     judged = verdicts(article)
     lines = [_split(article), ""]
     for decision, head in heads.items():

@@ -29,11 +29,7 @@ from harness.plugins.articles.claims import (
     Verdict,
     fewest_seeds,
     names,
-    rate,
-    times,
 )
-
-RATIOS = (times, rate)  # formats of effects whose distances are ratios
 
 
 class JudgedClaim(Protocol):
@@ -203,9 +199,7 @@ def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str,
 
 def _corrected(judgement: Judgement, places: int) -> Decision:
     """The decision if the interval is widened for this many places. One that is open stays so, whatever widens it."""
-    if judgement.decision == OPEN or judgement.corrected is None or places == 1:
-        return judgement.decision
-    return judgement.corrected(places)
+    return OPEN if judgement.decision == OPEN else judgement.among(places)
 
 
 def _counted(places: Sequence[Verdict]) -> list[Verdict]:
@@ -227,7 +221,7 @@ def _inside(verdict: Verdict) -> float:
     effect, claimed = verdict.judgement.effect, verdict.judgement.range
     if effect is None or claimed is None:
         return math.inf
-    value, low, high = (_scaled(number, verdict.claim) for number in (effect.value, *claimed))
+    value, low, high = (_scaled(number, verdict.judgement.ratio) for number in (effect.value, *claimed))
     return min(value - low, high - value)
 
 
@@ -235,12 +229,12 @@ def _width(verdict: Verdict) -> float:
     effect = verdict.judgement.effect
     if effect is None or math.isnan(effect.low):
         return math.inf
-    return _scaled(effect.high, verdict.claim) - _scaled(effect.low, verdict.claim)
+    return _scaled(effect.high, verdict.judgement.ratio) - _scaled(effect.low, verdict.judgement.ratio)
 
 
-def _scaled(value: float, claim: Claim) -> float:
-    """`value` on the scale on which effects of the claim are compared: of a ratio its logarithm."""
-    if claim.shown not in RATIOS:
+def _scaled(value: float, ratio: bool) -> float:
+    """`value` on the scale on which effects are compared: of a ratio its logarithm."""
+    if not ratio:
         return value
     return math.log(value) if value > 0 else -math.inf
 

@@ -18,6 +18,7 @@ from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
     SUPPORTED,
+    TOO_SMALL,
     Judgement,
     Verdict,
     enough_seeds,
@@ -85,13 +86,14 @@ def remark(merged: MergedVerdict, one_study: bool) -> str:
 
 
 def studies_text(merged: MergedVerdict) -> str:
-    """The one study behind the verdict, else of how many (or of how many places, where a study has several) it is the
-    verdict: "3 of 4 studies"."""
+    """The one study behind the verdict, else how many (or how many places, where a study has several), and how many of
+    these decide alike: "3 of 4 studies"."""
     places, agreeing = len(merged.counted), len(merged.agreeing)
     if places == 1:
         return merged.place[0].rpartition("/")[2]
     count = f"{places} {'studies' if len(merged.studies) == places else 'places'}"
-    return count if agreeing == places or merged.depends_on else f"{agreeing} of {count}"
+    alike = merged.judgement.decision in (OPEN, DEPENDS) or agreeing == places
+    return count if alike else f"{agreeing} of {count}"
 
 
 def not_judged_text(verdicts: ArticleVerdicts) -> str:
@@ -175,6 +177,7 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
     answers = {
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
+        TOO_SMALL: "Too small to matter is the effect of these",
         DEPENDS: "These hold at some settings and not at others",
     }
     for decision, sentence in answers.items():
@@ -214,7 +217,8 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    del values["effect"], values["range"], values["corrected"]  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "corrected"):  # the last is a function
+        del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
     return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values

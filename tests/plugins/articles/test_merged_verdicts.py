@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from harness.plugins.articles.article import find
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement, Verdict, judge
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    TOO_SMALL,
+    Bounds,
+    Judgement,
+    Verdict,
+    judged,
+)
 from harness.plugins.articles.merged import merge, merged_decision, surely
 from harness.report.statistics import Interval
 
@@ -17,17 +27,14 @@ CLAIM = find("beyond_lora").claims["lora-memory"]  # a ratio of at most half
 MODEL, DATA = "smollm2", "wordmath"
 
 
-def judgement(value, error=0.01, low=0.0, high=0.5, by_places=True):
+def judgement(value, error=0.01):
     """Of a ratio with a normal error; corrected, its interval is wider."""
 
     def interval(places):
         half = Z[places] * error
         return Interval(value, value - half, value + half)
 
-    corrected = (lambda places: judge(interval(places), low, high)) if by_places else None
-    return Judgement(
-        judge(interval(1), low, high), interval(1), 3, None, ("cell",), "", (low, high), corrected=corrected
-    )
+    return judged(interval, Bounds(high=0.5, ratio=True), 3, ("cell",))
 
 
 Z = {places: NormalDist().inv_cdf(1 - 0.025 / places) for places in range(1, 11)}  # two-sided, by Bonferroni
@@ -101,12 +108,11 @@ def test_what_it_depends_on_is_what_tells_the_places_apart():
     assert merged(within, SURE, refuting, data=["a", "b", "c"]).depends_on == ("data", "setting")
 
 
-def test_another_decision_needs_no_rule_of_its_own():
-    """Whatever a place may conclude: decisions are a set of words."""
-    third = Judgement("a third decision", Interval(0.5, 0.49, 0.51), 3, None, ("cell",), "", (0.0, 0.5))
-    assert merged_decision([third, third]) == "a third decision"
-    assert merged_decision([third, STRADDLING]) == "a third decision"
-    assert merged_decision([third, SURE]) == DEPENDS
+def test_too_small_to_matter_is_a_decision_like_others():
+    small = Judgement(TOO_SMALL, Interval(0.5, 0.49, 0.51), 3, None, ("cell",), "", (0.0, 0.5))
+    assert merged_decision([small, small]) == TOO_SMALL
+    assert merged_decision([small, STRADDLING]) == TOO_SMALL
+    assert merged_decision([small, SURE]) == DEPENDS
 
 
 def test_the_effect_is_the_one_closest_to_another_decision():

@@ -32,7 +32,7 @@ FAR = 3.0  # a learning rate within this factor of the claimed one agrees with i
 
 @CLAIMS.claim(
     "rank-capacity",
-    "Complex tasks need r = 64 or 128 (which beat 8 and 16 on problems of several steps)",
+    "Complex tasks need r = 64 or 128 (which beat 8 and 16 on problems of several steps by at least 1 point)",
     "sweep rank",
     points,
 )
@@ -64,12 +64,22 @@ def _alpha_gain(at: Evidence, times: int) -> Judgement:
     return gain(at, [one for one, _ in pairs], [other for _, other in pairs], learned)
 
 
-@CLAIMS.claim("alpha-r", "alpha = 2r is better than alpha = r, each at its best learning rate", "sweep alpha", points)
+@CLAIMS.claim(
+    "alpha-r",
+    "alpha = 2r is better than alpha = r, each at its best learning rate (by at least 1 point)",
+    "sweep alpha",
+    points,
+)
 def alpha_r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 1)
 
 
-@CLAIMS.claim("alpha-4r", "alpha = 2r is better than alpha = 4r, each at its best learning rate", "sweep alpha", points)
+@CLAIMS.claim(
+    "alpha-4r",
+    "alpha = 2r is better than alpha = 4r, each at its best learning rate (by at least 1 point)",
+    "sweep alpha",
+    points,
+)
 def alpha_4r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 4)
 
