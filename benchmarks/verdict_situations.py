@@ -208,6 +208,7 @@ SPREADS: Cases = {
     "single runs": {"rates": 1, "seeds": 1, "sd": 0.01},
 }
 SPREADS |= {name: {**sizes, "sd": 0.01} for name, sizes in PEAKS.items()}
+SPREADS |= {f"{name}, peaks vary by 5%": {**sizes, "sd": 0.05} for name, sizes in PEAKS.items()}
 
 
 @situation("qlora-memory", **both(PARTS, **SPREADS))
@@ -363,7 +364,7 @@ HIGHER = {
     "1.1% higher": {"ratio": 1.011, "wrong": (TOO_SMALL, REFUTED)},
     "1.1% lower": {"ratio": 1 / 1.011, "wrong": (TOO_SMALL, SUPPORTED)},
 }
-FEW = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
+FEW: Cases = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
 FEW |= {"10 seeds, losses differ by 0.3%": {"seeds": 10, "sd": 0.003}}
 
 

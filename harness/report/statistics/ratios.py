@@ -208,4 +208,5 @@ def _exp(units: int, *logs: Statistic, alpha: float = ALPHA) -> Ratio:
     """The ratio of which these are the logarithms, all of one value."""
     intervals = [log.interval(alpha) for log in logs]
     ends = intervals[0].value, min(own.low for own in intervals), max(own.high for own in intervals)
-    return Ratio(*(math.exp(min(end, 700.0)) for end in ends), units, logs)
+    value, low, high = (math.exp(min(end, 700.0)) for end in ends)
+    return Ratio(value, low, high, units, logs)
