@@ -23,6 +23,7 @@ from harness import units
 from harness.errors import one_of
 from harness.plugins.articles.claims import (
     DEPENDS,
+    MORE_ITEMS,
     MOST_SEEDS,
     OPEN,
     REFUTED,
@@ -32,6 +33,7 @@ from harness.plugins.articles.claims import (
     Judgement,
     Verdict,
     enough_seeds,
+    excluding_seeds,
 )
 from harness.plugins.articles.evidence import Evidence
 from harness.record import Record
@@ -174,11 +176,14 @@ def _deciding(verdict: Verdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
     typed, seeds = to_decide(verdict), enough_seeds(verdict.judgement)
     if seeds is None:
-        return f"`{typed}`"
+        return f"`{typed}` {verdict.judgement.remedy}".rstrip()
+    fewer = excluding_seeds(verdict.judgement)
+    shows = "" if fewer is None or not fewer < seeds else f"; {fewer} seeds would show that it does not hold"
     if math.isinf(seeds):
-        return f"`{typed}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+        return f"`{typed}` {MORE_ITEMS}: no number of seeds is enough, if the effect stays{shows}"
     if seeds > MOST_SEEDS:
-        return f"`{typed}` with more than {MOST_SEEDS} seeds, if the effect stays"
+        items = "" if verdict.judgement.items is None else f", or {MORE_ITEMS.removeprefix('with ')}"
+        return f"`{typed}` with {seeds} seeds{items}, if the effect stays{shows}"
     return f"`{typed}` ({seeds} seeds, if the effect stays)"
 
 
@@ -225,7 +230,7 @@ def _data(verdict: Verdict) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    for name in ("effect", "range", "small", "ratio", "corrected"):  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "remedy", "corrected"):  # the last is a function
         del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}

@@ -13,6 +13,9 @@ import numpy as np
 
 from harness.plugins.articles.claims import (
     DEPENDS,
+    EASIER_ITEMS,
+    HARDER_ITEMS,
+    MORE_ITEMS,
     OPEN,
     REFUTED,
     SUPPORTED,
@@ -31,8 +34,9 @@ from harness.record import Record, micro_batches
 from harness.report import statistics
 from harness.report.conditions import differing, numerics, started
 from harness.report.select import Choice
-from harness.report.statistics import ALPHA, Interval, MemoryPeak, Run
+from harness.report.statistics import ALPHA, Answers, Interval, MemoryPeak, Run
 
+FLOOR = 0.02  # scores below it, or as close to 1, are of items that are too hard or too easy to tell models apart
 POINT = 0.01  # a difference in a score that is surely smaller is too small to matter
 BETTER = Bounds(low=POINT, small=(-POINT, POINT), margin="1 point")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}  # the matrices of attention, as target_modules names them
@@ -76,7 +80,7 @@ def scored_gain(
         for sample, side in ((one[0], ones), (other[0], others))
         if at.chosen(*side)[0].cell.seed is not None  # an untuned model has no seeds
     )
-    unfair = ""
+    unfair, remedy = _at_an_end(one[0], other[0])
     if seeds < 2:
         unfair = "One seed"
     elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
@@ -86,8 +90,28 @@ def scored_gain(
         return difference.statistic.interval(ALPHA / comparisons)
 
     items = one[0].values.shape[1]
-    judgement = judged(intervals, bounds, seeds, used, items=items, unfair=unfair, of_items=difference.items)
+    if not remedy and _shares(one[0], other[0]) and items * abs(bounds.low) < 1:
+        remedy = MORE_ITEMS  # one answer is more than the bound
+    of_items = difference.items
+    judgement = judged(intervals, bounds, seeds, used, items=items, unfair=unfair, of_items=of_items, remedy=remedy)
     return Gain(judgement, intervals)
+
+
+def _at_an_end(one: Answers, other: Answers) -> tuple[str, str]:
+    """Why right and wrong answers can't tell two methods apart, and the remedy; both empty if they can."""
+    means = [float(sample.values.mean()) for sample in (one, other)]
+    if not _shares(one, other):
+        return "", ""
+    if max(means) < FLOOR:
+        return f"Both score below {100 * FLOOR:.0f}%: the items are too hard to tell them apart", EASIER_ITEMS
+    if min(means) > 1 - FLOOR:
+        return f"Both score above {100 - 100 * FLOOR:.0f}%: the items are too easy to tell them apart", HARDER_ITEMS
+    return "", ""
+
+
+def _shares(*samples: Answers) -> bool:
+    """Whether all values are shares of right answers."""
+    return all(sample.values.min() >= 0 and sample.values.max() <= 1 for sample in samples)
 
 
 def each_gain(gains: Sequence[Gain], bounds: Bounds) -> Judgement:
@@ -133,7 +157,8 @@ def _of_gains(
     whole = judged(intervals, bounds, fewest_seeds(each), names(each), items=at.items, of_items=at.of_items)
     unfair = next((gain.judgement.why for gain in gains if not gain.fair), "")
     why = unfair or bounds.undecided(shown) if whole.decision == OPEN else ""
-    return replace(whole, effect=shown, why=why)
+    remedy = next((judgement.remedy for judgement in each if judgement.remedy), "")
+    return replace(whole, effect=shown, why=why, remedy=remedy)
 
 
 def unlike(facts: Iterable[str]) -> str:
