@@ -26,6 +26,7 @@ DEPENDS: Decision = "depends"
 OPEN: Decision = "not decided"
 MOST_SEEDS = 30  # more are no advice
 STRADDLES = "The interval includes both outcomes"
+ONE_SEED = "One seed"  # the interval lacks what seeds add
 MORE_ITEMS = "with more items (a larger `eval.limit`, or `data.test_share` of your own data)"
 EASIER_ITEMS, HARDER_ITEMS = "with easier items", "with harder items"
 

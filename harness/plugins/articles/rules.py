@@ -16,6 +16,7 @@ from harness.plugins.articles.claims import (
     EASIER_ITEMS,
     HARDER_ITEMS,
     MORE_ITEMS,
+    ONE_SEED,
     OPEN,
     REFUTED,
     SUPPORTED,
@@ -82,7 +83,7 @@ def scored_gain(
     )
     unfair, remedy = _at_an_end(one[0], other[0])
     if seeds < 2:
-        unfair = "One seed"
+        unfair = ONE_SEED
     elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
         unfair = unlike(unequal)
 
@@ -446,7 +447,7 @@ class Rate:
         """The judgement on a rate; `bounds` of a ratio."""
         if self.intervals is None:
             return Judgement(OPEN, None, self.seeds, None, self.used, self.why)
-        return judged(self.intervals, bounds, self.seeds, self.used, unfair="One seed" if self.seeds < 2 else "")
+        return judged(self.intervals, bounds, self.seeds, self.used, unfair=ONE_SEED if self.seeds < 2 else "")
 
 
 def best_rate(label: str, records: Sequence[Record]) -> Rate:
