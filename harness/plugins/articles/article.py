@@ -197,7 +197,7 @@ def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> It
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
         TOO_SMALL: "Too small to matter is the effect of these",
-        DEPENDS: "These hold at some settings and not at others",
+        DEPENDS: "These depend on the setting",
     }
     for decision, said in answers.items():
         names = [

@@ -34,7 +34,7 @@ def test_claims_that_hold_in_some_places_are_told_with_these():
     assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
     assert "dora-memory (wordmath_short)" in not_
     assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
-    assert depends == "These hold at some settings and not at others: lora-memory, galore-states."
+    assert depends == "These depend on the setting: lora-memory, galore-states."
     assert open_.startswith("Not decided: 24 of 40.")
 
 
