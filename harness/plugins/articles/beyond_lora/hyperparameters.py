@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, rate, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import Rate, best_rate, each_batch, gain, hold_all, rate_ratio
+from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, hold_all, rate_ratio
 
 CLAIMS = Claims()
 COMPLEX = ("gsm8k", "gsm_symbolic", "metamath", "wordmath")  # data sets of problems with several steps
@@ -66,7 +66,7 @@ def alpha_4r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 4)
 
 
-def _rate(at: Evidence, method: str) -> Rate | Judgement:
+def _rate(at: Evidence, method: str) -> MeasuredRate | Judgement:
     """The best learning rate of `method` at its chosen rank and alpha; a judgement if it has no chosen setting."""
     if (choice := at.choices().get((method,))) is None:
         return unchosen(at, [method], [], method)
@@ -74,9 +74,9 @@ def _rate(at: Evidence, method: str) -> Rate | Judgement:
     return best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
 
 
-def _near(rate: Rate | Judgement, claimed: float) -> Judgement:
+def _near(rate: MeasuredRate | Judgement, claimed: float) -> Judgement:
     bounds = Bounds(claimed / FAR, claimed * FAR, ratio=True)
-    return rate.judge(bounds) if isinstance(rate, Rate) else rate
+    return rate.judge(bounds) if isinstance(rate, MeasuredRate) else rate
 
 
 def _adapters_near(at: Evidence, claimed: float) -> Judgement:
@@ -90,7 +90,7 @@ def _ratios_near(at: Evidence, claimed: float) -> Judgement:
     parts = []
     for method in ADAPTERS:
         own = _rate(at, method)
-        parts.append((method, _near(rate_ratio(own, full) if isinstance(own, Rate) else own, claimed)))
+        parts.append((method, _near(rate_ratio(own, full) if isinstance(own, MeasuredRate) else own, claimed)))
     return hold_all(parts)
 
 
