@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
-from harness.record import Cell, Record, RecordError
+from harness.record import Cell, Record, RecordError, StudyPlan
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -68,7 +68,7 @@ class MergePlan:
     of the target. equal: the number of records that need nothing. conflicts: unequal records of one name, none chosen.
     problems: one sentence for each file that can't be trusted. refused: one for each record to be merged that the gate
     refuses: it is merged, but no command runs or loads it. planned: by study, cells to add to its plan.
-    commands: by study, those that asked for its cells.
+    commands: by study, those that asked for its cells. plans: by study, the lines of its plan.
     """
 
     new: list[RecordFile] = field(default_factory=list)
@@ -79,6 +79,7 @@ class MergePlan:
     refused: list[str] = field(default_factory=list)
     planned: dict[str, list[Cell]] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
+    plans: dict[str, list[StudyPlan]] = field(default_factory=dict)
 
 
 def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
@@ -126,6 +127,9 @@ def write(plan: MergePlan, into: Path) -> None:
         Study(into, study).plan(cells)
     for study, commands in plan.commands.items():
         record.add_merged_commands(into / study, commands)
+    for study, plans in plan.plans.items():
+        with Study(into, study).planning():
+            record.add_plans(into / study, plans)
 
 
 def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
@@ -171,11 +175,18 @@ def _records(folder: Path, into: Path, plan: MergePlan) -> Iterator[RecordFile]:
     if not studies:
         raise UserError(f"There are no studies in {folder}; name a folder that holds them, such as results.")
     for name in studies:
-        plan.problems += _links(folder / name, folder / name / ".harness", folder / name / record.COMMANDS)
+        plan.problems += _links(
+            folder / name, folder / name / ".harness", folder / name / record.COMMANDS, folder / name / record.PLAN
+        )
         if cells := Study(folder, name).planned():
             plan.planned.setdefault(name, []).extend(cells)
         if commands := record.noted_commands(folder / name):
             plan.commands.setdefault(name, []).extend(commands)
+        try:
+            if plans := record.read_plans(folder / name):
+                plan.plans.setdefault(name, []).extend(plans)
+        except UserError as error:
+            plan.problems.append(str(error))
         for path in sorted((folder / name).glob("*.json")):
             if problems := _links(*_beside(path)) or verify.check(path):
                 plan.problems += problems

@@ -33,6 +33,7 @@ from harness.plugins.articles.claims import (
     enough_seeds,
 )
 from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.rule_version import names
 from harness.record import Record
 from harness.report.answer.next_run import listed
 from harness.report.items.answered import Items
@@ -43,7 +44,6 @@ from harness.report.tables.table import Table
 if TYPE_CHECKING:
     from harness.report.figures.study_results import StudyResults
 
-FOLDER = Path(__file__).resolve().parent
 PLACE = ("Study", "Model", "Data")
 
 
@@ -111,11 +111,6 @@ class Article:
             data=pd.DataFrame([_data(verdict) for verdict in verdicts]),
             answer=list(_answer(verdicts, columns)),
         )
-
-
-def names() -> list[str]:
-    """The names of all articles: the packages in this folder."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
 
 
 def find(name: str) -> Article:

@@ -23,6 +23,7 @@ from harness.sweep.app.checking import check
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import fresh_points
 from harness.sweep.app.grid import grid
+from harness.sweep.app.noted_plan import confirming_seeds, note_plan
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.planning import Planning
@@ -73,7 +74,7 @@ class GridSweeper(Sweeper):
         if options.plan:
             predicting.predict(requested, self._composed, options)
             return []
-        study, outcomes = self._run(requested)
+        study, outcomes = self._run(requested, planned=False)
         if options.confirm and options.choose:
             outcomes += self._confirm(study, options.confirm, options.choose)
         return outcomes
@@ -82,17 +83,18 @@ class GridSweeper(Sweeper):
         """Run fresh `seeds` of each method's chosen setting, as --confirm asks for."""
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
-        fresh = fresh_points(choose(records), records, overrides, seeds)
+        fresh_seeds = confirming_seeds(record.read_plans(study.folder), records, list(self._points.values()), seeds)
+        fresh = fresh_points(choose(records), overrides, fresh_seeds)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return []
         print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
-        _, outcomes = self._run(fresh)
+        _, outcomes = self._run(fresh, planned=True)
         return outcomes
 
-    def _run(self, requested: list[list[str]]) -> tuple[Study, list[Outcome | UserError]]:
-        """The study of the points, and what became of those that had to run."""
-        study, pending, unfit = self._plan(requested)
+    def _run(self, requested: list[list[str]], planned: bool) -> tuple[Study, list[Outcome | UserError]]:
+        """The study of the points, and what became of those that had to run. planned: whether its plan has them."""
+        study, pending, unfit = self._plan(requested, planned)
         self._session.study = study
         outcomes: list[Outcome | UserError] = []
         held: list[Point] = []  # by other sweeps
@@ -115,11 +117,11 @@ class GridSweeper(Sweeper):
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
         return study, outcomes
 
-    def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
+    def _plan(self, requested: list[list[str]], planned: bool) -> tuple[Study, list[Point], int]:
         """The study, its points that still have to run, and how many of them do not fit into memory.
 
-        Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
-        asked to skip such ones.
+        Of equal points one runs, and none that is recorded. planned: whether the study's plan has them; else it is
+        written. Raises UserError if a point can't work, unless the user asked to skip such ones.
         """
         for key in NO_AXES:
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
@@ -141,10 +143,13 @@ class GridSweeper(Sweeper):
         study = next(iter(unique.values())).study
         pending = self._pending(study, list(unique.values()))
         _announce(study, len(requested), len(unique), len(pending))
+        if pending:
+            self._require(pending)
+            check(pending, self._session.options)
+        if not planned and (pending or self._session.options.confirm):
+            note_plan(study, list(unique.values()), self._session.options)
         if not pending:
             return study, [], 0
-        self._require(pending)
-        check(pending, self._session.options)
         study.plan(point.cell for point in unique.values())
         if typed := self._session.options.typed:
             record.note_command(study.folder, typed)
