@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
+from harness import units
 from harness.record.schema import Cell, Record
 from harness.record.study_plan import ComparedGroup, PlannedMethod, StudyPlan, group_of
 from harness.settings import Settings, cell_id
@@ -108,10 +109,17 @@ class PlannedStudy:
                 return plan
         return Unplanned(f"{cell.name} began before its plan was written", contradicts=True)
 
-    def unplanned(self) -> list[str]:
-        """Why records are exploratory, one reason for each."""
-        found = [self.planned_by(record) for record in self._records]
-        return [each.reason for each in found if isinstance(each, Unplanned) and not each.contradicts]
+    def unplanned(self, records: Iterable[Record] | None = None) -> str:
+        """Why `records` (null: all of the study) are exploratory, without a full stop; empty if all were planned.
+
+        Names the first of them, as the others are usually so for the same reason.
+        """
+        found = [self.planned_by(record) for record in (self._records if records is None else records)]
+        reasons = list(dict.fromkeys(each.reason for each in found if isinstance(each, Unplanned)))
+        if not reasons:
+            return ""
+        more = f" ({units.plural(len(reasons) - 1, 'further record')} likewise)" if reasons[1:] else ""
+        return f"{reasons[0]}{more}"
 
     def contradictions(self) -> list[str]:
         """A sentence for each confirmation that no sweep by these plans can have run."""
@@ -125,12 +133,20 @@ class PlannedStudy:
     def _asks_for(self, plan: StudyPlan, part: PlannedMethod, record: Record) -> bool:
         if not record.confirmation:
             return record.cell.id in part.cells.values()
-        return part.trained and record.cell.seed in plan.confirm and self._is_tried(record.cell)
+        return part.trained and record.cell.seed in plan.confirm and self._tries(record.cell, part)
 
-    def _is_tried(self, cell: Cell) -> bool:
-        """Whether a confirming cell is, but for its seed, one that a plan tries."""
-        ids = set(self._cells(group_of(cell)))
-        seeds = {seed for plan, _ in self._parts[group_of(cell)] for seed in plan.seeds}
+    def _tries(self, cell: Cell, confirming: PlannedMethod) -> bool:
+        """Whether a confirming cell is, but for its seed, one that was to be tried when `confirming` was planned.
+
+        Plans from before the first confirmation are one: until then nothing was seen that decides.
+        """
+        together = [
+            (plan, part)
+            for plan, part in self._parts[confirming.group]
+            if part.confirmed_before <= confirming.confirmed_before
+        ]
+        ids = {tried for _, part in together for tried in part.cells.values()}
+        seeds = {seed for plan, _ in together for seed in plan.seeds}
         return any(_with_seed(cell.settings, seed) in ids for seed in seeds)
 
     def _cells(self, group: ComparedGroup) -> dict[str, str]:

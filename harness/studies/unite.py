@@ -99,8 +99,9 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
             plan.problems.append(str(error))
             continue
         _decide([*there, *of_name], bool(there), newer, plan)
-    for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys():
+    for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys() | plan.plans.keys():
         Study(into, study).planned()
+        record.read_plans(into / study)
     for found in (*plan.new, *plan.newer):
         plan.refused += verify.refused(found.record, found.path)
         if found.record.cell.name in Study(into, found.study).running():
@@ -175,23 +176,27 @@ def _records(folder: Path, into: Path, plan: MergePlan) -> Iterator[RecordFile]:
     if not studies:
         raise UserError(f"There are no studies in {folder}; name a folder that holds them, such as results.")
     for name in studies:
-        plan.problems += _links(
-            folder / name, folder / name / ".harness", folder / name / record.COMMANDS, folder / name / record.PLAN
-        )
-        if cells := Study(folder, name).planned():
-            plan.planned.setdefault(name, []).extend(cells)
-        if commands := record.noted_commands(folder / name):
-            plan.commands.setdefault(name, []).extend(commands)
-        try:
-            if plans := record.read_plans(folder / name):
-                plan.plans.setdefault(name, []).extend(plans)
-        except UserError as error:
-            plan.problems.append(str(error))
+        _note_requests(folder, name, plan)
         for path in sorted((folder / name).glob("*.json")):
             if problems := _links(*_beside(path)) or verify.check(path):
                 plan.problems += problems
             else:
                 yield RecordFile(name, path, record.read(path))
+
+
+def _note_requests(folder: Path, name: str, plan: MergePlan) -> None:
+    """Add to `plan` what asked for the cells of the study `name` in `folder`: planned cells, commands and plans."""
+    files = (".harness", record.COMMANDS, record.PLAN)
+    plan.problems += _links(folder / name, *(folder / name / file for file in files))
+    if cells := Study(folder, name).planned():
+        plan.planned.setdefault(name, []).extend(cells)
+    if commands := record.noted_commands(folder / name):
+        plan.commands.setdefault(name, []).extend(commands)
+    try:
+        if plans := record.read_plans(folder / name):
+            plan.plans.setdefault(name, []).extend(plans)
+    except UserError as error:
+        plan.problems.append(str(error))
 
 
 def _beside(path: Path) -> Iterator[Path]:

@@ -53,7 +53,8 @@ def _plan(folder: Path) -> tuple[list[str], list[str]]:
     notes = [] if study.progress.finished else [f"The plan is not finished: {study.progress.text}."]
     if failed := [name for names in study.failed.values() for name in names]:
         notes.append(f"Failed cells of the plan, which its command runs again: {', '.join(failed)}.")
-    notes += [f"Exploratory: {reason}." for reason in study.unplanned()]
+    if reason := study.unplanned():
+        notes.append(f"Exploratory: {reason}.")
     return study.contradictions(), notes
 
 

@@ -37,6 +37,7 @@ from harness.plugins.articles.rule_version import names
 from harness.record import Record
 from harness.report.answer.next_run import listed
 from harness.report.items.answered import Items
+from harness.report.planned import plan_lines, study_plan
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
@@ -74,10 +75,14 @@ class Article:
             places[record.study, record.cell.model, record.cell.data].append(record)
         evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
         fresh = {record.cell.name for record in records if record.confirmation}
+        plan = study_plan(records, folder)
         verdicts = []
         for claim in self.claims.values():
             judged = {place: claim.rule(at) for place, at in evidence.items()}
-            each = [Verdict(claim, at, found, not fresh.isdisjoint(found.records)) for at, found in judged.items()]
+            each = [
+                Verdict(claim, at, found, not fresh.isdisjoint(found.records), plan.of_names(found.records, self.name))
+                for at, found in judged.items()
+            ]
             estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
             verdicts += estimated or sorted(each, key=_lack)[:1]
         return verdicts
@@ -88,7 +93,8 @@ class Article:
         columns = {name: texts for name, texts in places.items() if len(set(texts)) > 1}
         columns |= {
             "Claim": [verdict.claim.name for verdict in verdicts],
-            "Verdict": [verdict.judgement.decision for verdict in verdicts],
+            "Verdict": [verdict.plan.shown(verdict.judgement.decision) for verdict in verdicts],
+            "Plan": [verdict.plan.word if verdict.judgement.records else ABSENT for verdict in verdicts],
             "Effect": [effect_text(verdict) for verdict in verdicts],
             "n": [_size(verdict.judgement) for verdict in verdicts],
             "Records": [str(len(verdict.judgement.records)) for verdict in verdicts],
@@ -104,6 +110,7 @@ class Article:
                 *(f"{claim.name}: {claim.text}." for claim in dict.fromkeys(v.claim for v in verdicts)),
                 *(f"{_where(v, columns)}: {v.judgement.why}." for v in remarks),
                 *(f"{_where(v, columns)}: {v.judgement.why}. To decide it, run {_deciding(v)}." for v in open_),
+                *plan_lines((_where(v, columns), v.plan) for v in verdicts if v.judgement.records),
                 f"Source: {self.source}.",
                 *self.caption,
                 "--format csv names the records.",
@@ -132,7 +139,7 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, list[Verdict]]]:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """How many claims are supported, refuted and not decided, and depend on the setting if there are such."""
-    counts = Counter(verdict.judgement.decision for verdict in verdicts)
+    counts = Counter(verdict.decision for verdict in verdicts)
     depends = [f"{counts[DEPENDS]} dependent on the setting"] if counts[DEPENDS] else []
     decided = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
     return ", ".join([*decided, *depends, f"{counts[OPEN]} {OPEN}"])
@@ -179,7 +186,7 @@ def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> It
     """Which claims hold here and which do not, by their names; with the places if that is not so in all."""
     places = defaultdict(list)
     for verdict in verdicts:
-        places[verdict.claim.name, verdict.judgement.decision].append(_where(verdict, columns).partition(" of ")[2])
+        places[verdict.claim.name, verdict.decision].append(_where(verdict, columns).partition(" of ")[2])
     judged = Counter(verdict.claim.name for verdict in verdicts)
     answers = {
         SUPPORTED: "These claims hold",
@@ -194,7 +201,7 @@ def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> It
         ]
         if names:
             yield f"{said}: {', '.join(names)}."
-    if open_ := sum(verdict.judgement.decision == OPEN for verdict in verdicts):
+    if open_ := sum(verdict.decision == OPEN for verdict in verdicts):
         yield f"Not decided: {open_} of {len(verdicts)}. Below the table is the command that would decide each."
 
 
@@ -220,4 +227,5 @@ def _data(verdict: Verdict) -> dict[str, Any]:
     del values["effect"], values["range"], values["corrected"]  # the last is a function
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
-    return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values
+    plan = {"plan": verdict.plan.word, "plan_why": verdict.plan.why}
+    return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values | plan

@@ -90,10 +90,6 @@ def _plan(
 
 
 def _tell(plan: StudyPlan, study: Study) -> None:
-    path = study.folder / record.PLAN
-    if plan.confirm:
-        fresh = units.plural(len(plan.confirm), "fresh seed")
-        print(f"Planned in {path}: {fresh} of each method's best setting.", file=sys.stderr)
     late = [part.method for part in plan.methods if (part.confirmed_before if plan.confirm else part.tried_before)]
     if late:
         print(
@@ -101,3 +97,6 @@ def _tell(plan: StudyPlan, study: Study) -> None:
             "exploratory. A new study (study=NAME) has a plan of its own.",
             file=sys.stderr,
         )
+    elif plan.confirm:
+        fresh, path = units.plural(len(plan.confirm), "fresh seed"), study.folder / record.PLAN
+        print(f"Planned in {path}: {fresh} of each method's best setting.", file=sys.stderr)
