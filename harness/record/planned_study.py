@@ -22,10 +22,10 @@ class PlanProgress:
     """How far the plans of a study are.
 
     ended, cells: recorded cells of the grids, and all. confirmed, confirming: likewise of fresh seeds of chosen
-    settings; 0 of 0 without. written: the date of the first plan.
+    settings; 0 of 0 without. created: the date of the first plan.
     """
 
-    written: str
+    created: str
     ended: int
     cells: int
     confirmed: int
@@ -67,10 +67,10 @@ class PlannedStudy:
         ended = Counter(group for group in self._parts for _ in self._recorded_cells(group))
         confirming = {group: self._confirming(group) for group in self._parts}
         return PlanProgress(
-            written=self.plans[0].written[:10],
+            created=self.plans[0].created[:10],
             ended=ended.total(),
-            cells=sum(len(self._cells(group)) for group in self._parts),
-            confirmed=sum(done for done, _ in confirming.values()),
+            cells=sum(len(self._ids(group)) for group in self._parts),
+            confirmed=sum(recorded for recorded, _ in confirming.values()),
             confirming=sum(needed for _, needed in confirming.values()),
         )
 
@@ -105,7 +105,7 @@ class PlannedStudy:
         if record.rescored:
             return Unplanned(f"{cell.name} was scored again after its plan")
         for plan in plans:
-            if _time(record.started) >= _time(plan.written) - CLOCKS:
+            if _time(record.started) >= _time(plan.created) - CLOCKS:
                 return plan
         return Unplanned(f"{cell.name} began before its plan was written", contradicts=True)
 
@@ -114,8 +114,8 @@ class PlannedStudy:
 
         Names the first of them, as the others are usually so for the same reason.
         """
-        found = [self.planned_by(record) for record in (self._records if records is None else records)]
-        reasons = list(dict.fromkeys(each.reason for each in found if isinstance(each, Unplanned)))
+        plans = [self.planned_by(record) for record in (self._records if records is None else records)]
+        reasons = list(dict.fromkeys(each.reason for each in plans if isinstance(each, Unplanned)))
         if not reasons:
             return ""
         more = f" ({units.plural(len(reasons) - 1, 'further record')} likewise)" if reasons[1:] else ""
@@ -125,9 +125,9 @@ class PlannedStudy:
         """A sentence for each confirmation that no sweep by these plans can have run."""
         planned = [self.planned_by(record) for record in self._records if record.confirmation]
         return [
-            f"{found.reason}: its plan must come before a confirmation."
-            for found in planned
-            if isinstance(found, Unplanned) and found.contradicts
+            f"{each.reason}: its plan must come before a confirmation."
+            for each in planned
+            if isinstance(each, Unplanned) and each.contradicts
         ]
 
     def _asks_for(self, plan: StudyPlan, part: PlannedMethod, record: Record) -> bool:
@@ -145,30 +145,30 @@ class PlannedStudy:
             for plan, part in self._parts[confirming.group]
             if part.confirmed_before <= confirming.confirmed_before
         ]
-        ids = {tried for _, part in together for tried in part.cells.values()}
+        ids = {cell_hash for _, part in together for cell_hash in part.cells.values()}
         seeds = {seed for plan, _ in together for seed in plan.seeds}
         return any(_with_seed(cell.settings, seed) in ids for seed in seeds)
 
-    def _cells(self, group: ComparedGroup) -> dict[str, str]:
-        """The name of each cell that a grid has of `group`, by id."""
-        return {cell: name for _, part in self._parts[group] for name, cell in part.cells.items()}
+    def _ids(self, group: ComparedGroup) -> set[str]:
+        """The ids of all cells that grids have of `group`."""
+        return {cell_hash for _, part in self._parts[group] for cell_hash in part.cells.values()}
 
     def _recorded_cells(self, group: ComparedGroup) -> list[Record]:
-        ids = self._cells(group)
+        ids = self._ids(group)
         return [record for record in self._of_group.get(group, []) if record.cell.id in ids]
 
     def _confirming(self, group: ComparedGroup) -> tuple[int, int]:
         """How many confirming cells of `group` are recorded, and how many there are to be."""
         seeds = {seed for plan, part in self._parts[group] if part.trained for seed in plan.confirm}
-        tried = self._recorded_cells(group)
-        if len(tried) == len(self._cells(group)) and all(record.status != "ok" for record in tried):
+        cells = self._recorded_cells(group)
+        if len(cells) == len(self._ids(group)) and all(record.status != "ok" for record in cells):
             return 0, 0  # nothing can be chosen
-        done = Counter(
+        recorded = Counter(
             _with_seed(record.cell.settings, None)
             for record in self._of_group.get(group, [])
             if record.confirmation and record.cell.seed in seeds
         )
-        return max(done.values(), default=0), len(seeds)
+        return max(recorded.values(), default=0), len(seeds)
 
     @cached_property
     def _of_group(self) -> dict[ComparedGroup, list[Record]]:

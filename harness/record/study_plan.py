@@ -66,7 +66,7 @@ class PlannedMethod:
 class StudyPlan:
     """One line of plan.jsonl: what a sweep asks for."""
 
-    written: str
+    created: str
     """Time in UTC."""
     harness: str
     """Git commit of the harness, or its version."""
@@ -131,23 +131,24 @@ def add_plans(folder: Path, plans: Iterable[StudyPlan]) -> None:
 
     Raises UserError if the file that is there is damaged.
     """
-    known = read_plans(folder)
-    new = [plan for plan in plans if plan not in known]
+    present = read_plans(folder)
+    new = [plan for plan in plans if plan not in present]
     if not new:
         return
     path = folder / PLAN
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(f"{_sealed(json.dumps(encode(plan)))}\n" for plan in sorted([*known, *new], key=lambda p: p.written))
+    in_order = sorted([*present, *new], key=lambda plan: plan.created)
+    text = "".join(f"{_sealed(json.dumps(encode(plan)))}\n" for plan in in_order)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def planned_seeds(plans: Sequence[StudyPlan], tried: Iterable[int], number: int) -> list[int]:
+def planned_seeds(plans: Sequence[StudyPlan], choosing: Iterable[int], number: int) -> list[int]:
     """The `number` seeds that confirm chosen settings: those of earlier plans first, then the first above all.
 
-    tried: seeds that settings are chosen with, which confirm nothing.
+    choosing: seeds that settings are chosen with, which confirm nothing.
     """
-    used = set(tried)
+    used = set(choosing)
     planned = sorted({seed for plan in plans for seed in plan.confirm} - used)
     above = max([*used, *planned], default=-1) + 1
     return [*planned, *range(above, above + number)][:number]

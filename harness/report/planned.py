@@ -75,7 +75,7 @@ class StudyPlanned:
             return PlanState("exploratory", why)
         progress = self._planned.progress
         if not progress.finished:
-            return PlanState("interim", f"The plan of {progress.written} has {progress.text}")
+            return PlanState("interim", f"The plan of {progress.created} has {progress.text}")
         groups = {group_of(record.cell) for record in records}
         if failed := [name for group, names in self._planned.failed.items() if group in groups for name in names]:
             runs = "runs it" if len(failed) == 1 else "runs them"
@@ -115,8 +115,8 @@ def _other_rules(plans: Sequence[StudyPlan], article: str | None) -> str:
         now = {"comparison": now["comparison"]}
     for plan in plans:
         if article is not None and article not in plan.articles:
-            return f"The plan of {plan.written[:10]} names no claims of {article}"
+            return f"The plan of {plan.created[:10]} names no claims of {article}"
         if changed := [name for name, version in now.items() if plan.rules.get(name) != version]:
             versions = ", ".join(f"{name} {plan.rules.get(name, 'none')}, now {now[name]}" for name in changed)
-            return f"The rules of judging have changed since the plan of {plan.written[:10]} ({versions})"
+            return f"The rules of judging have changed since the plan of {plan.created[:10]} ({versions})"
     return ""

@@ -35,7 +35,7 @@ def note_plan(study: Study, points: Sequence[Point], options: Options) -> None:
         methods = [part for part in _methods(points, records) if not _covered(plans, part, confirm)]
         if not methods:
             return
-        plan = _plan(points, methods, confirm, options.rules, options.typed)
+        plan = _plan(points, methods, confirm, options.rules, shlex.join(["harness", *options.typed]))
         record.add_plans(study.folder, [plan])
     _tell(plan, study)
 
@@ -44,8 +44,8 @@ def confirming_seeds(
     plans: Sequence[StudyPlan], records: Sequence[Record], points: Sequence[Point], number: int
 ) -> list[int]:
     """The `number` fresh seeds that confirm what `points` choose: those that are planned already come first."""
-    tried = {r.cell.seed for r in records if not r.confirmation} | {point.cell.seed for point in points}
-    return planned_seeds(plans, {seed for seed in tried if seed is not None}, number)
+    choosing = {r.cell.seed for r in records if not r.confirmation} | {point.cell.seed for point in points}
+    return planned_seeds(plans, {seed for seed in choosing if seed is not None}, number)
 
 
 def _methods(points: Sequence[Point], records: Sequence[Record]) -> list[PlannedMethod]:
@@ -61,12 +61,12 @@ def _methods(points: Sequence[Point], records: Sequence[Record]) -> list[Planned
     ]
 
 
-def _covered(plans: Sequence[StudyPlan], asked: PlannedMethod, confirm: Sequence[int]) -> bool:
-    """Whether `plans` ask for all of `asked`, and for the seeds `confirm` of what is chosen of it."""
-    parts = [(plan, part) for plan in plans for part in plan.methods if part.group == asked.group]
-    cells = {cell for _, part in parts for cell in part.cells.values()}
-    seeds = {seed for plan, _ in parts for seed in plan.confirm}
-    return cells.issuperset(asked.cells.values()) and (not asked.trained or seeds.issuperset(confirm))
+def _covered(plans: Sequence[StudyPlan], part: PlannedMethod, confirm: Sequence[int]) -> bool:
+    """Whether `plans` ask for all of `part`, and for the seeds `confirm` of what is chosen of it."""
+    earlier = [(plan, other) for plan in plans for other in plan.methods if other.group == part.group]
+    cells = {cell for _, other in earlier for cell in other.cells.values()}
+    seeds = {seed for plan, _ in earlier for seed in plan.confirm}
+    return cells.issuperset(part.cells.values()) and (not part.trained or seeds.issuperset(confirm))
 
 
 def _plan(
@@ -74,12 +74,12 @@ def _plan(
     methods: Sequence[PlannedMethod],
     confirm: list[int],
     rules: JudgingRules,
-    typed: Sequence[str],
+    command: str,
 ) -> StudyPlan:
     return StudyPlan(
-        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         harness=env.made_with().get("harness commit") or env.version_of("finetune-harness") or "unknown",
-        command=redact(shlex.join(["harness", *typed])),
+        command=redact(command),
         seeds=sorted({point.cell.seed for point in points if point.cell.seed is not None}),
         confirm=confirm,
         evaluation=list(dict.fromkeys(point.cell.settings.eval for point in points)),
