@@ -132,12 +132,15 @@ def add_plans(folder: Path, plans: Iterable[StudyPlan]) -> None:
     Raises UserError if the file that is there is damaged.
     """
     present = read_plans(folder)
-    new = [plan for plan in plans if plan not in present]
-    if not new:
+    all_plans = [*present]
+    for plan in plans:
+        if plan not in all_plans:
+            all_plans.append(plan)
+    if len(all_plans) == len(present):
         return
     path = folder / PLAN
     folder.mkdir(parents=True, exist_ok=True)
-    in_order = sorted([*present, *new], key=lambda plan: plan.created)
+    in_order = sorted(all_plans, key=lambda plan: plan.created)
     text = "".join(f"{_sealed(json.dumps(encode(plan)))}\n" for plan in in_order)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

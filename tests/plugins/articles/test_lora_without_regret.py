@@ -242,4 +242,4 @@ def test_a_table_of_verdicts_renders_with_losses_as_ratios(study):
     add(study, "lora", 1.1, rank=16, targets=sorted(ATTENTION), trainable=1_000_000)
     study.records[-1].validation[-1].loss = 1.12  # of seed 2, else 1.1022: the ratio is 1.1, 1.1 and 1.118
     text = render(ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder)), "md")
-    assert "| layers-rank       | supported   | 1.11× (1.08× to 1.13×)" in text
+    assert "| layers-rank       | supported   | exploratory | 1.11× (1.08× to 1.13×)" in text
