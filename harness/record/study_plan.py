@@ -81,7 +81,7 @@ class StudyPlan:
     articles: list[str]
     """Articles whose claims are judged."""
     rules: dict[str, int]
-    """Version of each set of rules by name, as of JudgingRules."""
+    """Version of each set of rules by name: comparison (of methods, in tables), claims (of articles)."""
     methods: list[PlannedMethod] = field(default_factory=list)
     """Cells of the grid by method, model and data."""
     format: int = PLAN_FORMAT

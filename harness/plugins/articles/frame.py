@@ -13,7 +13,7 @@ from harness.plugins.articles.claims import OPEN, Verdict
 from harness.record import Record
 
 CLAIMS = ["article", "claim", "text", "study", "model", "data", "verdict", "effect", "low", "high", "shown"]
-CLAIMS += ["seeds", "items", "records", "reason", "command"]
+CLAIMS += ["seeds", "items", "records", "plan", "reason", "command"]
 CLAIM_KINDS = {
     "shown": "object",
     "command": "object",
@@ -47,7 +47,7 @@ def _claim(article: Article, verdict: Verdict) -> dict[str, Any]:
         "study": study,
         "model": model,
         "data": data,
-        "verdict": judgement.decision,
+        "verdict": verdict.decision,
         "effect": effect.value if effect else None,
         "low": effect.low if effect else None,
         "high": effect.high if effect else None,
@@ -55,6 +55,7 @@ def _claim(article: Article, verdict: Verdict) -> dict[str, Any]:
         "seeds": judgement.seeds,
         "items": judgement.items,
         "records": len(judgement.records),
-        "reason": judgement.why,
+        "plan": verdict.plan.word,
+        "reason": verdict.plan.why if verdict.plan.word == "interim" else judgement.why,
         "command": to_decide(verdict) if judgement.decision == OPEN else None,
     }
