@@ -24,7 +24,7 @@ def study(tmp_path):
 
 
 def note(study, *records, confirm=None, typed=("sweep", "lr", "study=a b"), rules=True):
-    points = [SimpleNamespace(cell=record.cell) for record in records]
+    points = [SimpleNamespace(cell=r.cell, request=SimpleNamespace(confirmation=r.confirmation)) for r in records]
     note_plan(study, points, Options(confirm=confirm, typed=typed, rules=judging_rules() if rules else None))
     return read_plans(study.folder)
 
@@ -101,6 +101,10 @@ def test_failed_cells_were_no_look(study):
     ran(study, planned_record(lr=9e-4, status="failed"), planned_record(lr=8e-4, status="oom"))
     (plan,) = note(study, *GRID)
     assert {part.tried_before for part in plan.methods} == {0}
+
+
+def test_confirmations_are_planned_with_what_they_confirm(study):
+    assert note(study, confirming(), confirm=2) == []
 
 
 def test_without_rules_there_is_no_plan(study):

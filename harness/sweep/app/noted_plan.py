@@ -19,12 +19,12 @@ LOOKED_AT = ("ok", "pruned", "diverged")  # statuses of records that tell someth
 
 
 def note_plan(study: Study, points: Sequence[Point], options: Options) -> None:
-    """Add what the sweep of `points` asks for to the study's plans, unless they have it.
+    """Add what the sweep of `points` asks for to the study's plans, unless they have it, as they have confirmations.
 
     Says which methods had results already: what is added to them is exploratory. Raises UserError if the file of the
     plans is damaged.
     """
-    if options.rules is None:
+    if options.rules is None or all(point.request.confirmation for point in points):
         return
     with study.planning():
         plans = record.read_plans(study.folder)

@@ -74,7 +74,7 @@ class GridSweeper(Sweeper):
         if options.plan:
             predicting.predict(requested, self._composed, options)
             return []
-        study, outcomes = self._run(requested, planned=False)
+        study, outcomes = self._run(requested)
         if options.confirm and options.choose:
             outcomes += self._confirm(study, options.confirm, options.choose)
         return outcomes
@@ -89,12 +89,12 @@ class GridSweeper(Sweeper):
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return []
         print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
-        _, outcomes = self._run(fresh, planned=True)
+        _, outcomes = self._run(fresh)
         return outcomes
 
-    def _run(self, requested: list[list[str]], planned: bool) -> tuple[Study, list[Outcome | UserError]]:
-        """The study of the points, and what became of those that had to run. planned: whether its plan has them."""
-        study, pending, unfit = self._plan(requested, planned)
+    def _run(self, requested: list[list[str]]) -> tuple[Study, list[Outcome | UserError]]:
+        """The study of the points, and what became of those that had to run."""
+        study, pending, unfit = self._plan(requested)
         self._session.study = study
         outcomes: list[Outcome | UserError] = []
         held: list[Point] = []  # by other sweeps
@@ -117,11 +117,11 @@ class GridSweeper(Sweeper):
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
         return study, outcomes
 
-    def _plan(self, requested: list[list[str]], planned: bool) -> tuple[Study, list[Point], int]:
+    def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
         """The study, its points that still have to run, and how many of them do not fit into memory.
 
-        Of equal points one runs, and none that is recorded. planned: whether the study's plan has them; else it is
-        written. Raises UserError if a point can't work, unless the user asked to skip such ones.
+        Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
+        asked to skip such ones.
         """
         for key in NO_AXES:
             if len({o for overrides in requested for o in overrides if o.startswith(f"{key}=")}) > 1:
@@ -146,7 +146,7 @@ class GridSweeper(Sweeper):
         if pending:
             self._require(pending)
             check(pending, self._session.options)
-        if not planned and (pending or self._session.options.confirm):
+        if pending or self._session.options.confirm:
             note_plan(study, list(unique.values()), self._session.options)
         if not pending:
             return study, [], 0
