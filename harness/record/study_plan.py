@@ -104,7 +104,7 @@ def read_plans(folder: Path) -> list[StudyPlan]:
 
 
 def _read(line: bytes, where: str) -> StudyPlan:
-    remedy = "restore the file from a copy. Without it the study is exploratory"
+    remedy = "restore the file from a copy, or remove it, which makes the study exploratory"
     try:
         value = json.loads(line)
         digest = value.pop("sha256")

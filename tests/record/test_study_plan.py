@@ -63,7 +63,7 @@ def test_an_edited_file_is_named_in_a_sentence(tmp_path, edit, problem):
     with pytest.raises(UserError) as error:
         read_plans(tmp_path)
     assert str(error.value).startswith(f"{path}, {problem}")
-    assert str(error.value).endswith("restore the file from a copy. Without it the study is exploratory.")
+    assert str(error.value).endswith("restore the file from a copy, or remove it, which makes the study exploratory.")
 
 
 def test_another_format_is_named(tmp_path):

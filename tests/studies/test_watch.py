@@ -516,4 +516,4 @@ def test_status_says_how_far_the_plan_is(study, capsys):
     (study.folder / PLAN).write_text("no plan\n")
     status, out, err = ask(study, capsys, "status")
     assert (status, "plan:" in out) == (1, False)
-    assert "line 1, is no plan; restore the file from a copy." in err
+    assert "line 1, is no plan; restore the file from a copy, or" in err
