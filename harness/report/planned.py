@@ -17,7 +17,7 @@ from harness.record import PlannedStudy, Record, StudyPlan, group_of, read_plans
 from harness.report.rules import judging_rules
 
 PlanWord = Literal["planned", "interim", "exploratory"]
-STRENGTH: tuple[PlanWord, ...] = ("exploratory", "interim", "planned")  # from the weakest
+WEAKEST_FIRST: tuple[PlanWord, ...] = ("interim", "exploratory", "planned")
 NO_PLAN = "The study has no plan"
 
 
@@ -104,8 +104,8 @@ def study_plan(records: Sequence[Record], folder: Path | Mapping[str, Any] | Non
 
 
 def weakest(states: Iterable[PlanState]) -> PlanState:
-    """What rests on several studies: exploratory if one is, else interim if one is."""
-    return min(states, key=lambda state: STRENGTH.index(state.word))
+    """What rests on several studies: interim if one is, as then nothing is decided; else exploratory if one is."""
+    return min(states, key=lambda state: WEAKEST_FIRST.index(state.word))
 
 
 def _other_rules(plans: Sequence[StudyPlan], article: str | None) -> str:

@@ -77,5 +77,6 @@ def test_states_are_told_in_one_line_each():
         f"a, c: {planned.sentence}",
         "b: Interim, nothing is decided yet. The plan has 1 of 2 cells.",
     ]
-    assert weakest([planned, EXPLORATORY, interim]) == EXPLORATORY
-    assert weakest([planned, interim]) == interim
+    assert weakest([planned, EXPLORATORY, interim]) == interim
+    assert weakest([planned, EXPLORATORY]) == EXPLORATORY
+    assert weakest([planned, planned]) == planned

@@ -54,23 +54,23 @@ def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
     [
         (2, "planned", "supported", "Planned: seeds, items and rules were fixed before the first cell"),
         (3, "interim", "not decided yet (so far: supported)", "Interim, nothing is decided yet. The plan of"),
-        (1, "exploratory", "supported", "Exploratory. lora-"),
+        (1, "exploratory", "supported", "is in no plan"),
         (0, "exploratory", "supported", "Exploratory. The study has no plan."),
     ],
 )
 def test_a_verdict_says_whether_it_was_planned(tmp_path, planned, plan, verdict, line):
     article = find("beyond_lora")
     study = JudgedStudy(tmp_path, article.claims)
-    for method in ("lora", "full"):
+    for method in ("dora", "full"):
         study.seeds(method, seeds=3, gsm8k=0.6)
     cells = [record for record in study.records if record.cell.seed < planned]
     if cells:
         add_plans(tmp_path, [make_plan(cells, created="2026-01-02T00:00:00+00:00")])
     records = [record for record in study.records if record.cell.seed < 2]
     table = article.verdict_table(article.verdicts(records, tmp_path))
-    row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "lora-memory"), strict=True))
+    row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "dora-full"), strict=True))
     assert (row["Plan"], row["Verdict"]) == (plan, verdict)
     assert any(line in sentence for sentence in table.caption)
     holds = [sentence for sentence in table.answer if sentence.startswith("These claims hold: ")]
-    assert ("lora-memory" in "".join(holds)) == (plan != "interim")
-    assert table.data.set_index("claim").loc["lora-memory", "plan"] == plan
+    assert ("dora-full" in "".join(holds)) == (plan != "interim")
+    assert table.data.set_index("claim").loc["dora-full", "plan"] == plan
