@@ -132,7 +132,7 @@ class PlannedStudy:
 
     def _asks_for(self, plan: StudyPlan, part: PlannedMethod, record: Record) -> bool:
         if not record.confirmation:
-            return record.cell.id in part.cells.values()
+            return record.cell.id in part.ids
         return part.trained and record.cell.seed in plan.confirm and self._tries(record.cell, part)
 
     def _tries(self, cell: Cell, confirming: PlannedMethod) -> bool:
@@ -145,13 +145,12 @@ class PlannedStudy:
             for plan, part in self._parts[confirming.group]
             if part.confirmed_before <= confirming.confirmed_before
         ]
-        ids = {cell_hash for _, part in together for cell_hash in part.cells.values()}
-        seeds = {seed for plan, _ in together for seed in plan.seeds}
-        return any(_with_seed(cell.settings, seed) in ids for seed in seeds)
+        ids = {_with_seed(cell.settings, seed) for plan, _ in together for seed in plan.seeds}
+        return any(not ids.isdisjoint(part.ids) for _, part in together)
 
     def _ids(self, group: ComparedGroup) -> set[str]:
         """The ids of all cells that grids have of `group`."""
-        return {cell_hash for _, part in self._parts[group] for cell_hash in part.cells.values()}
+        return set().union(*(part.ids for _, part in self._parts[group]))
 
     def _recorded_cells(self, group: ComparedGroup) -> list[Record]:
         ids = self._ids(group)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from harness.errors import UserError
@@ -60,6 +61,11 @@ class PlannedMethod:
     @property
     def group(self) -> ComparedGroup:
         return self.method, self.model, self.data
+
+    @cached_property
+    def ids(self) -> set[str]:
+        """The ids of its cells."""
+        return set(self.cells.values())
 
 
 @dataclass(frozen=True)

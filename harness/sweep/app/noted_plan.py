@@ -64,9 +64,9 @@ def _methods(points: Sequence[Point], records: Sequence[Record]) -> list[Planned
 def _covered(plans: Sequence[StudyPlan], part: PlannedMethod, confirm: Sequence[int]) -> bool:
     """Whether `plans` ask for all of `part`, and for the seeds `confirm` of what is chosen of it."""
     earlier = [(plan, other) for plan in plans for other in plan.methods if other.group == part.group]
-    cells = {cell for _, other in earlier for cell in other.cells.values()}
+    ids = set().union(*(other.ids for _, other in earlier))
     seeds = {seed for plan, _ in earlier for seed in plan.confirm}
-    return cells.issuperset(part.cells.values()) and (not part.trained or seeds.issuperset(confirm))
+    return part.ids <= ids and (not part.trained or seeds.issuperset(confirm))
 
 
 def _plan(
