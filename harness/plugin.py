@@ -47,6 +47,8 @@ class Plugin:
     early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
         Meter, and returns the EarlyStop (harness/job/training/early_stop.py) that the cell's training asks.
     cells: a class without arguments, a CellRunner (harness/cell_runner.py), that runs cells the core can't.
+    rules: a function without arguments that returns the JudgingRules (harness/record/study_plan.py) by which the
+        plug-in judges studies; sweeps note them in their plans, so it should import little.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Plugin:
     stop_rule: str | None = None
     early_stop: str | None = None
     cells: str | None = None
+    rules: str | None = None
 
 
 @functools.cache

@@ -173,6 +173,8 @@ class RecordedStudy:
         shown                               text: the same with its unit
         seeds, items                        how many seeds of the smaller side and items per model it rests on
         records                             how many records it rests on
+        plan                                text: planned, interim (the plan is not finished, so nothing is decided yet)
+                                            or exploratory; of several studies the weakest of these
         reason                              text: why nothing is decided, which study decides what, or a remark; empty
                                             without
         command                             text: the command that runs the cells which decide it; null if it is decided

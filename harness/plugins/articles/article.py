@@ -33,16 +33,16 @@ from harness.plugins.articles.claims import (
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, merge
+from harness.plugins.articles.rule_version import names
 from harness.record import Record
 from harness.report.answer.next_run import listed
 from harness.report.items.answered import Items
+from harness.report.planned import study_plan
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
 
 if TYPE_CHECKING:
     from harness.report.figures.study_results import StudyResults
-
-FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,14 @@ class Article:
             places[record.study, record.cell.model, record.cell.data].append(record)
         evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
         fresh = {record.cell.name for record in records if record.confirmation}
+        plan = study_plan(records, folder)
         verdicts = []
         for claim in self.claims.values():
             judgements = {place: claim.rule(at) for place, at in evidence.items()}
-            each = [Verdict(claim, place, one, not fresh.isdisjoint(one.records)) for place, one in judgements.items()]
+            each = [
+                Verdict(claim, place, one, not fresh.isdisjoint(one.records), plan.of_names(one.records, self.name))
+                for place, one in judgements.items()
+            ]
             estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
             verdicts += estimated or sorted(each, key=_lack)[:1]
         return verdicts
@@ -82,11 +86,6 @@ class Article:
         """One verdict a claim over all places of `studies`: the records of each, and the folder where its items are."""
         verdicts = [verdict for records, folder in studies for verdict in self.verdicts(records, folder)]
         return merge(verdicts, DECIDED_BY.get(self.name))
-
-
-def names() -> list[str]:
-    """The names of all articles: the packages in this folder."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/__init__.py"))
 
 
 def find(name: str) -> Article:
@@ -108,7 +107,7 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, ArticleVerdicts]
 
 def tally(verdicts: Sequence[JudgedClaim]) -> str:
     """How many claims are supported, refuted and not decided, and how many have each rarer verdict."""
-    counts = Counter(verdict.judgement.decision for verdict in verdicts)
+    counts = Counter(verdict.decision for verdict in verdicts)
     rare = {TOO_SMALL: TOO_SMALL, DEPENDS: "dependent on the setting"}
     parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
     parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]

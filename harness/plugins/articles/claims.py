@@ -16,6 +16,7 @@ from typing import Literal
 
 from harness import units
 from harness.plugins.articles.evidence import Evidence
+from harness.report.planned import EXPLORATORY, PlanState
 from harness.report.statistics import Interval
 
 Decision = Literal["supported", "refuted", "too small to matter", "depends", "not decided"]
@@ -181,13 +182,19 @@ class Claims(dict[str, Claim]):
 class Verdict:
     """The judgement on a claim in one place: study, model and data.
 
-    fresh: whether it rests on fresh seeds, which confirm the chosen settings.
+    fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned.
     """
 
     claim: Claim
     place: tuple[str, str, str]
     judgement: Judgement
     fresh: bool = False
+    plan: PlanState = EXPLORATORY
+
+    @property
+    def decision(self) -> Decision:
+        """What is decided by now: nothing before the plan is finished."""
+        return OPEN if self.plan.word == "interim" else self.judgement.decision
 
 
 def enough_seeds(judgement: Judgement) -> float | None:

@@ -70,7 +70,7 @@ def summary(article: str) -> str:
     texts = Counter(map(_without_brackets, judged.judged))
     lines = [_split(article), ""]
     for decision, head in heads.items():
-        alike = [merged for merged in judged.judged if merged.judgement.decision == decision]
+        alike = [merged for merged in judged.judged if merged.decision == decision]
         lines += [f"- **{head}**"] if alike else []
         lines += [_line(merged, whole=texts[_without_brackets(merged)] > 1) for merged in alike]
     lines += [f"- **Not judged**, since cells are missing: {not_judged_text(judged)}"] if judged.not_judged else []

@@ -96,7 +96,7 @@ def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> Drawn
         judgements = Counter(verdict.claim.name for verdict in rows[title])
         several = {name for name, count in judgements.items() if count > 1}
         _forest(axes, unit, effects, where, several)
-    decisions = {verdict.judgement.decision for effects in panels.values() for verdict, _ in effects}
+    decisions = {verdict.decision for effects in panels.values() for verdict, _ in effects}
     looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - decisions}
     add_legend(figure, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
     missing = sum(len(verdicts.not_judged) for verdicts in judged.values())
@@ -146,7 +146,7 @@ def _forest(
             if zone:
                 begin, end = (min(max(unit.factor * bound, low), high) for bound in zone)
                 axes.barh(y, end - begin, left=begin, height=0.8, color=shade, zorder=0)
-        look, fill = LOOKS[verdict.judgement.decision]
+        look, fill = LOOKS[verdict.decision]
         value = unit.factor * effect.value
         ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
         style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}

@@ -18,7 +18,7 @@ Studies = Sequence[tuple[Sequence[Record], Path]]
 
 HEAD, PLACE = ["article", "claim", "text"], ["study", "model", "data"]
 MERGED = ["depends_on", "studies", "places", "agreeing"]
-VALUES = ["verdict", "effect", "low", "high", "shown", "seeds", "items", "records", "reason", "command"]
+VALUES = ["verdict", "effect", "low", "high", "shown", "seeds", "items", "records", "plan", "reason", "command"]
 KINDS = {
     "shown": "object",
     "command": "object",
@@ -81,7 +81,7 @@ def _values(article: Article, verdict: JudgedClaim) -> dict[str, Any]:
         "article": article.name,
         "claim": verdict.claim.name,
         "text": verdict.claim.text,
-        "verdict": judgement.decision,
+        "verdict": verdict.decision,
         "effect": effect.value if effect else None,
         "low": effect.low if effect else None,
         "high": effect.high if effect else None,
@@ -89,6 +89,7 @@ def _values(article: Article, verdict: JudgedClaim) -> dict[str, Any]:
         "seeds": judgement.seeds,
         "items": judgement.items,
         "records": len(judgement.records),
-        "reason": judgement.why,
-        "command": to_decide(verdict) if judgement.decision == OPEN else None,
+        "plan": verdict.plan.word,
+        "reason": verdict.plan.why if verdict.plan.word == "interim" else judgement.why,
+        "command": to_decide(verdict) if verdict.decision == OPEN else None,
     }

@@ -33,6 +33,7 @@ from harness.plugins.articles.claims import (
     fewest_seeds,
     names,
 )
+from harness.report.planned import PlanState, weakest
 
 
 class JudgedClaim(Protocol):
@@ -48,7 +49,13 @@ class JudgedClaim(Protocol):
     def judgement(self) -> Judgement: ...
 
     @property
+    def decision(self) -> Decision: ...
+
+    @property
     def fresh(self) -> bool: ...
+
+    @property
+    def plan(self) -> PlanState: ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,16 @@ class MergedVerdict:
     @property
     def fresh(self) -> bool:
         return self.closest.fresh
+
+    @property
+    def plan(self) -> PlanState:
+        """The weakest of the places behind the verdict."""
+        return weakest(verdict.plan for verdict in self.counted)
+
+    @property
+    def decision(self) -> Decision:
+        """What is decided by now: nothing before the plans of all studies are finished."""
+        return OPEN if self.plan.word == "interim" else self.judgement.decision
 
     @property
     def counted(self) -> list[Verdict]:

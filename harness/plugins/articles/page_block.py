@@ -69,7 +69,7 @@ def _verdicts(article: Article, verdicts: ArticleVerdicts) -> Table:
 
 def _remark(merged: MergedVerdict) -> str:
     why = f"{merged.judgement.why}." if merged.judgement.why else ""
-    run = command(merged.claim) if merged.judgement.decision == OPEN else ""
+    run = command(merged.claim) if merged.decision == OPEN else ""
     return " ".join(filter(None, (why, run))) or ABSENT
 
 
@@ -84,7 +84,7 @@ def _plotted(article: Article, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "name": verdict.claim.name,
                 "text": verdict.claim.text,
                 "place": title,
-                "decision": judgement.decision,
+                "decision": verdict.decision,
                 "why": judgement.why,
                 "shown": effect_text(verdict),
                 "scale": verdict.claim.shown.__name__,

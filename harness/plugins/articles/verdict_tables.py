@@ -26,6 +26,7 @@ from harness.plugins.articles.claims import (
     excluding_seeds,
 )
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict, place_label
+from harness.report.planned import plan_lines
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
@@ -42,10 +43,14 @@ def claim_lines(article: Article, verdicts: ArticleVerdicts) -> Table:
         title=_title(article, verdicts),
         columns=["Claim", "Verdict", "Effect", "Remark"],
         rows=[
-            [merged.claim.name, merged.judgement.decision, effect_text(merged), remark(merged, one_study)]
+            [merged.claim.name, merged.decision, effect_text(merged), remark(merged, one_study)]
             for merged in verdicts.judged
         ],
-        caption=[*_counted_not_judged(verdicts), "`--long` has each claim in words, its records and what decides it."],
+        caption=[
+            *_counted_not_judged(verdicts),
+            *plan_lines((merged.claim.name, merged.plan) for merged in verdicts.judged),
+            "`--long` has each claim in words, its records and what decides it.",
+        ],
         data=pd.DataFrame([*map(_merged_data, verdicts.judged), *map(_not_judged_data, verdicts.not_judged)]),
     )
 
@@ -62,17 +67,18 @@ def claim_table(article: Article, verdicts: ArticleVerdicts) -> Table:
     `data` has a row for each place of a claim, with unrounded numbers and the names of the records.
     """
     judged, not_judged = verdicts.judged, verdicts.not_judged
-    open_ = [merged for merged in judged if merged.judgement.decision == OPEN]
+    open_ = [merged for merged in judged if merged.decision == OPEN]
     claims = [*(merged.claim for merged in judged), *(verdict.claim for verdict in not_judged)]
     return Table(
         title=_title(article, verdicts),
-        columns=["Claim", "Verdict", "Effect", "n", "Records", "Studies"],
+        columns=["Claim", "Verdict", "Plan", "Effect", "n", "Records", "Studies"],
         rows=[[*_row(merged), studies_text(merged)] for merged in judged],
         caption=[
             *(f"{claim.name}: {claim.text}." for claim in claims),
             *(f"{m.claim.name}: {m.judgement.why}." for m in judged if m.judgement.why and m not in open_),
             *(f"{m.claim.name}: {m.judgement.why}. To decide it, run {_deciding(m)}." for m in open_),
             *(f"{v.claim.name}: not judged. {v.judgement.why}. Run `{command(v.claim)}`." for v in not_judged),
+            *plan_lines((merged.claim.name, merged.plan) for merged in judged),
             f"Source: {article.source}.",
             *article.caption,
             "--format csv names the records.",
@@ -104,6 +110,8 @@ def not_judged_text(verdicts: ArticleVerdicts) -> str:
 
 
 def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
+    if merged.plan.word != "exploratory":
+        yield merged.plan.word
     if merged.depends_on:
         yield f"on {', '.join(merged.depends_on)}"
     elif len(merged.counted) > 1:
@@ -141,7 +149,7 @@ def _place_table(several: Sequence[MergedVerdict]) -> Table:
     rows = [_row(verdict) for verdict in verdicts]
     return Table(
         title="The same claims in each place",
-        columns=["Claim", *columns, "Verdict", "Effect", "n", "Records"],
+        columns=["Claim", *columns, "Verdict", "Plan", "Effect", "n", "Records"],
         rows=[[row[0], *where, *row[1:]] for row, where in zip(rows, zip(*columns.values(), strict=True), strict=True)],
         caption=[
             f"{verdict.claim.name}, {place_label(verdict, merged.places)}: {verdict.judgement.why}."
@@ -156,7 +164,8 @@ def _place_table(several: Sequence[MergedVerdict]) -> Table:
 def _row(verdict: JudgedClaim) -> list[str]:
     judgement = verdict.judgement
     size, records = _size(judgement), str(len(judgement.records))
-    return [verdict.claim.name, judgement.decision, effect_text(verdict), size, records]
+    decision = verdict.plan.shown(judgement.decision)
+    return [verdict.claim.name, decision, verdict.plan.word, effect_text(verdict), size, records]
 
 
 def _deciding(merged: MergedVerdict) -> str:
@@ -178,7 +187,7 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
     """Which claims hold and which do not, by their names."""
     names = defaultdict(list)
     for merged in verdicts.judged:
-        names[merged.judgement.decision].append(merged.claim.name)
+        names[merged.decision].append(merged.claim.name)
     answers = {
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
@@ -203,7 +212,7 @@ def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
     values = _data(merged)
     counts = {"places": len(merged.counted), "agreeing": len(merged.agreeing)}
     return {
-        **{name: values[name] for name in ("claim", "text", "decision", "effect", "low", "high")},
+        **{name: values[name] for name in ("claim", "text", "decision", "plan", "effect", "low", "high")},
         **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
         **{name: values[name] for name in ("seeds", "items", "records", "why", "run")},
     }
@@ -226,4 +235,5 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
         del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
-    return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values
+    plan = {"plan": verdict.plan.word, "plan_why": verdict.plan.why}
+    return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values | plan

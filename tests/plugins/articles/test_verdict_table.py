@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from judged_study import JudgedStudy
+from plans import make_plan
 
 from harness import terminal
 from harness.config import ROOT
 from harness.plugins.articles.article import find
 from harness.plugins.articles.verdict_tables import claim_lines, claim_table, claim_tables
-from harness.record import read_study
+from harness.record import add_plans, read_study
 from harness.report.tables import screen
 from harness.report.tables.best import tables
 from harness.report.tables.formats import document
@@ -75,3 +77,30 @@ def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
     assert r"\texttt{harness sweep quickstart seed=0,1,2}" in text
     assert r"\texttt{python -m harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
     assert "`" not in text.replace("``", "")
+
+
+@pytest.mark.parametrize(
+    ("planned", "plan", "verdict", "line"),
+    [
+        (2, "planned", "supported", "Planned: seeds, items and rules were fixed before the first cell"),
+        (3, "interim", "not decided yet (so far: supported)", "Interim, nothing is decided yet. The plan of"),
+        (1, "exploratory", "supported", "is in no plan"),
+        (0, "exploratory", "supported", "Exploratory. The study has no plan."),
+    ],
+)
+def test_a_verdict_says_whether_it_was_planned(tmp_path, planned, plan, verdict, line):
+    article = find("beyond_lora")
+    study = JudgedStudy(tmp_path, article.claims)
+    for method in ("dora", "full"):
+        study.seeds(method, seeds=3, gsm8k=0.6)
+    cells = [record for record in study.records if record.cell.seed < planned]
+    if cells:
+        add_plans(tmp_path, [make_plan(cells, created="2026-01-02T00:00:00+00:00")])
+    records = [record for record in study.records if record.cell.seed < 2]
+    table = claim_table(article, article.merged([(records, tmp_path)]))
+    row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "dora-full"), strict=True))
+    assert (row["Plan"], row["Verdict"]) == (plan, verdict)
+    assert any(line in sentence for sentence in table.caption)
+    holds = [sentence for sentence in table.answer if sentence.startswith("These claims hold: ")]
+    assert ("dora-full" in "".join(holds)) == (plan != "interim")
+    assert table.data.set_index("claim").loc["dora-full", "plan"] == plan
