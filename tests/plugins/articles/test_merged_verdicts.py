@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -21,6 +22,7 @@ from harness.plugins.articles.claims import (
     judged,
 )
 from harness.plugins.articles.merged import merge, merged_decision, surely
+from harness.report.planned import PlanState
 from harness.report.statistics import Interval
 
 CLAIM = find("beyond_lora").claims["lora-memory"]  # a ratio of at most half
@@ -148,6 +150,17 @@ def test_one_seed_that_lies_wholly_elsewhere_leaves_the_claim_open():
     assert merged(SURE, single(0.4)).judgement.decision == SUPPORTED
     assert merged(SURE, single(0.495)).judgement.decision == SUPPORTED, "it includes both outcomes"
     assert merged(SURE, judgement(0.6), single(0.4)).judgement.decision == DEPENDS
+
+
+def test_a_verdict_is_as_planned_as_the_weakest_of_its_places():
+    planned, interim = PlanState("planned"), PlanState("interim", "The plan has 2 of 3 cells")
+    first, second = (replace(verdict, plan=planned) for verdict in places(SURE, SURE))
+    (verdict,) = merge([first, second]).judged
+    assert (verdict.plan.word, verdict.decision) == ("planned", SUPPORTED)
+    (verdict,) = merge([first, replace(second, plan=interim)]).judged
+    assert (verdict.plan, verdict.decision, verdict.judgement.decision) == (interim, OPEN, SUPPORTED)
+    (verdict,) = merge([first, *places(SURE, studies="z")]).judged
+    assert (verdict.plan.word, verdict.decision) == ("exploratory", SUPPORTED)
 
 
 def test_only_places_that_could_be_judged_stand_behind_a_verdict():
