@@ -309,6 +309,22 @@ def lr_full(draw: np.random.Generator, best: float, wrong: Wrong, moved: float) 
     return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers": covers}
 
 
+ONE: Cases = {f"losses differ by {100 * sd:g}%": {"sd": sd} for sd in (0.02, 0.06, 0.1)}
+NEAR: Cases = {
+    f"best at {best:g}": {"best": best, "wrong": wrong} for best, wrong in ((5.9e-5, REFUTED), (6.1e-5, SUPPORTED))
+}
+
+
+@situation("lr-full of one seed", **both(NEAR, **ONE))
+def lr_full_of_one_seed(draw: np.random.Generator, best: float, wrong: Wrong, sd: float) -> Outcome:
+    """A curve as steep as those of the published studies: a loss doubles at six times the best rate, or a sixth."""
+    study = Study(draw)
+    for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
+        loss = np.exp(0.2 * np.log(lr / best) ** 2 + draw.normal(0, sd))
+        study.add("full", 0, lr=float(lr), loss=float(loss))
+    return verdict(study, "lr-full", wrong)
+
+
 SIZES: Cases = {
     "both just below the limit": {"bests": (5.9e-5, 5.9e-5), "wrong": REFUTED},
     "both just above the limit": {"bests": (6.1e-5, 6.1e-5), "wrong": SUPPORTED},

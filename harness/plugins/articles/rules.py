@@ -447,7 +447,7 @@ class MeasuredRate:
         """The judgement on a rate; `bounds` of a ratio."""
         if self.intervals is None:
             return Judgement(OPEN, None, self.seeds, None, self.used, self.why)
-        return judged(self.intervals, bounds, self.seeds, self.used, unfair=ONE_SEED if self.seeds < 2 else "")
+        return judged(self.intervals, bounds, self.seeds, self.used)
 
 
 def best_rate(label: str, records: Sequence[Record]) -> MeasuredRate:

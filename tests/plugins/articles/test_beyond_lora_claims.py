@@ -678,7 +678,9 @@ def test_best_rates(study, name, methods, claimed):
     assert study.judgement(name).why == "The interval includes both outcomes"
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
-    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "One seed")
+    one = study.judgement(name)
+    assert (one.decision, one.seeds) == (SUPPORTED, 1)
+    assert one.effect.low < found.effect.low < found.effect.high < one.effect.high  # its losses count as varying by 10%
 
 
 @pytest.mark.parametrize(
