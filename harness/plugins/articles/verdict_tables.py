@@ -125,7 +125,7 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
 
 
 def _seeds_text(seeds: float) -> str:
-    return "more items" if math.isinf(seeds) else f"{seeds} seeds"
+    return "more items" if math.isinf(seeds) else f"{seeds:,} seeds"
 
 
 def _title(article: Article, verdicts: ArticleVerdicts) -> str:
