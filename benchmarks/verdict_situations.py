@@ -458,7 +458,7 @@ STUDIES = {"2 studies": {"studies": 2}, "5 studies": {"studies": 5}, "12 studies
 def memory_over_studies(draw: np.random.Generator, ratio: float, wrong: str, studies: int) -> Outcome:
     claim, verdicts = BEYOND_LORA.claims["lora-memory"], []
     for study in range(studies):
-        memory = remember(draw, {"full": 1000, "lora": 1000 * ratio}, 1, 3, 0.01)
+        memory = remember(draw, {"full": 1000, "lora": 1000 * ratio}, 1, 3, 0.05)
         verdicts.append(Verdict(claim, (f"{study}", "model", "data"), judgement(memory, claim.name)))
     (merged,) = merge(verdicts).judged
     decision = merged.judgement.decision
