@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import choices  # noqa: F401  adds its situations to those of situations.py
+import looks  # noqa: F401  likewise
 import numpy as np
 from situations import SITUATIONS
 from tabulate import tabulate
@@ -98,8 +99,8 @@ def document(measured: dict[str, dict[str, Any]]) -> str:
             "of studies; an interval should cover the truth in 93 to 97%. ± is one Monte Carlo standard error, and a",
             "limit holds if it holds up to two of them. *open* is the share of studies that left the claim open; the",
             "rest of the verdicts is right. *times as wide as needed* compares the median interval of an accuracy with",
-            "one whose error is known. A claim that DoRA or GaLore is better says itself that a gain below 1 point",
-            "refutes it: at no gain *refuted* is right and *supported* is wrong, at 1 point *refuted* is wrong.",
+            "one whose error is known. A claim that one method is better has a bound of 1 point (1% of a loss) on both",
+            "sides: *supported* and *refuted* are wrong within it, *too small to matter* is wrong beyond it.",
             "*too high by* is the mean of a score less its truth, in points: it must be 0 up to two errors.",
             "",
             f"{good} of {len(measured)} situations hold.",

@@ -18,7 +18,7 @@ import pandas as pd
 from harness.config_help import ConfigGroup, config_groups, field_comments
 from harness.python import planned, plots
 from harness.python.study import RecordedStudy
-from harness.record import failures, measurements, schema, scores
+from harness.record import failures, measurements, schema, scores, study_plan
 from harness.report.frame import frame
 from harness.report.tables.frames import chosen_of, pairs_of
 
@@ -76,6 +76,7 @@ others, addresses |
 | Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
 other files, links, configs that name code |
 | `commands.txt` | kept as comments by `merge` | never offered to be pasted |
+| `plan.jsonl` | lines whose hash is right; read as numbers and texts alone | links, edited lines |
 
 What is refused can still run by a command line of your own, such as a sweep with `model.trust_remote_code=true`, or if
 you name it in a file of your own `conf/` folder.
@@ -83,6 +84,14 @@ you name it in a file of your own `conf/` folder.
 What the gate does not decide: whether numbers are true, whether a model answers well, and what is downloaded. A record
 may name any model of the hub, whose safetensors `ask` would then download. The texts of a record are cleaned of control
 characters before they are printed. Don't unpack an archive into `results/` by hand: `merge` follows no links.
+"""
+
+PLAN_HEAD = """\
+## The plan of a study
+
+`plan.jsonl`, beside the records, has a line for each sweep that asked for something new: a JSON object with the fields
+of StudyPlan and, as its last member, `sha256`, the hash of the line without it. A line is written before the first cell
+of its sweep runs, and is never changed. [Plans](sweeps.md#plan-first-look-later) says what follows from it.
 """
 
 
@@ -100,7 +109,10 @@ def record_page() -> str:
         if isinstance(part, type) and dataclasses.is_dataclass(part) and part.__module__ == module.__name__
     ]
     parts.sort(key=lambda part: part is not schema.Record)
-    return "\n".join([RECORD_HEAD, *(_part(part, {other.__name__ for other in parts}) for part in parts)])
+    of_plan = [study_plan.StudyPlan, study_plan.PlannedMethod]
+    names = {part.__name__ for part in (*parts, *of_plan)}
+    of_record, of_plans = ([_part(part, names) for part in some] for some in (parts, of_plan))
+    return "\n".join([RECORD_HEAD, *of_record, PLAN_HEAD, *of_plans])
 
 
 def python_page() -> str:

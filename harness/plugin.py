@@ -35,7 +35,7 @@ class Plugin:
     figures: by name, functions of StudyResults that draw a figure (harness/report/figures), or return None.
     page_blocks: functions of StudyResults that return a PageBlock, a part of a report's page.
     frames: by the name of a method of `RecordedStudy`, functions that take its arguments and return what makes a data
-        frame of a study's records and folder.
+        frame of studies: of each its records and folder.
     doc_blocks: by KIND, functions that render what README.md and docs/ have between ``<!-- KIND: ARGUMENT -->`` and
         ``<!-- end -->``; they take the argument, and return Markdown.
     doc_files: by path in the project, functions without arguments that render a file as `make publish` writes it.
@@ -47,6 +47,8 @@ class Plugin:
     early_stop: a function that takes a cell, its EarlyStopping (harness/protocol.py), the tokens of each step and a
         Meter, and returns the EarlyStop (harness/job/training/early_stop.py) that the cell's training asks.
     cells: a class without arguments, a CellRunner (harness/cell_runner.py), that runs cells the core can't.
+    rules: a function without arguments that returns the JudgingRules (harness/record/study_plan.py) by which the
+        plug-in judges studies; sweeps note them in their plans, so it should import little.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Plugin:
     stop_rule: str | None = None
     early_stop: str | None = None
     cells: str | None = None
+    rules: str | None = None
 
 
 @functools.cache

@@ -93,11 +93,12 @@ def run(options: argparse.Namespace) -> int:
 
 def sweep(options: argparse.Namespace) -> int:
     """Run the cells of a grid, and print what they say about its methods; 1 if one did not end as ok or pruned."""
+    from harness.report.rules import judging_rules
     from harness.sweep import app
 
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
     given = {name: getattr(options, name) for name in names}
-    session = app.main(*_requested("sweep", options, choose=chosen, **given))
+    session = app.main(*_requested("sweep", options, choose=chosen, rules=judging_rules(), **given))
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:

@@ -68,13 +68,22 @@ def sweep(
         raise UserError(f"order must be random or grid, got {options['order']}.")
     for option in ("drift", "confirm"):
         require_positive(option, options[option])
+    from harness.report.rules import judging_rules
     from harness.sweep import app
 
     typed = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
     with undisturbed(quiet):
         named = [] if name is None else [name]
         session = app.main(
-            *requested("sweep", [*named, *typed], budget=amount, config_dir=config_dir, choose=chosen, **options)
+            *requested(
+                "sweep",
+                [*named, *typed],
+                budget=amount,
+                config_dir=config_dir,
+                choose=chosen,
+                rules=judging_rules(),
+                **options,
+            )
         )
         folder = session.folder if session.study is None else session.study.folder
     if options["confirm"] and session.study is None:

@@ -55,7 +55,7 @@ def noted_commands(folder: Path) -> list[str]:
 def repeated_sweeps(folder: Path, asked: Sequence[str]) -> list[str]:
     """The sweeps among the commands of the study in `folder`, each with `asked` in the place of its own settings.
 
-    asked: KEY=VALUE, or an option and its value. Commands that differ in it alone become one.
+    asked: KEY=VALUE, or an option and its value, or several of them. Commands that differ in these alone become one.
     """
     return list(dict.fromkeys(command for typed in noted_commands(folder) if (command := _again(typed, asked))))
 
@@ -68,10 +68,10 @@ def _again(command: str, asked: Sequence[str]) -> str | None:
         return None
     if words[:2] != ["harness", "sweep"] or "`" in command or any(map(RUNS_CODE.search, words)):
         return None
-    key = asked[0].partition("=")[0]
+    keys = {word.partition("=")[0] for word in asked if "=" in word or word.startswith("--")}
     kept = [
         word
         for before, word in itertools.pairwise(["", *words])
-        if word.partition("=")[0] != key and (before != key or key != "--confirm")
+        if word.partition("=")[0] not in keys and (before != "--confirm" or "--confirm" not in keys)
     ]
     return shlex.join([*kept, *asked])

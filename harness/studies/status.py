@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness import record, terminal
 from harness.errors import UserError
 from harness.protocol import CellProgress
-from harness.record import Cell, Record, RecordError
+from harness.record import Cell, PlannedStudy, PlanProgress, Record, RecordError
 from harness.studies import logs
 from harness.sweep.cell_status import CellStatus, table
 from harness.sweep.live_cells import Durations, LiveCells
@@ -24,15 +25,17 @@ LOG_LINES = 3  # shown of a failed cell's log
 
 @dataclass(kw_only=True)
 class StudyStatus(LiveCells):
-    """The status of a study: all its cells, and bad files, a sentence each."""
+    """The status of a study: all its cells, and bad files, a sentence each. plan: how far it is (null: none)."""
 
     study: str
     problems: list[str]
+    plan: PlanProgress | None = None
 
     def to_json(self) -> dict[str, Any]:
         cells = [cell.to_json() for cell in self.cells]
         left = {"seconds_left": self.seconds_left, "time_left": self.time_left}
-        return {"study": self.study, **self.counts, "cells": cells, **left, "problems": self.problems}
+        plan = None if self.plan is None else dataclasses.asdict(self.plan)
+        return {"study": self.study, **self.counts, "cells": cells, **left, "plan": plan, "problems": self.problems}
 
 
 class RecordCache:
@@ -87,7 +90,13 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
         for n, at in resumes.items()
         if n not in cells and n not in running
     ]
-    return StudyStatus(states, durations, study=name, problems=problems)
+    plan = None
+    try:
+        if plans := record.read_plans(study.folder):
+            plan = PlannedStudy(plans, records).progress
+    except UserError as error:
+        problems = [*problems, str(error)]
+    return StudyStatus(states, durations, study=name, problems=problems, plan=plan)
 
 
 def _running(name: str, owner: dict[str, Any], cell: Cell | None) -> CellStatus:
@@ -120,6 +129,8 @@ def view(status: StudyStatus, width: int, rows: int | None = None) -> list[Rende
     parts: list[RenderableType] = [
         Text(f"{status.study}: {counts}{', ' if status.time_left else ''}{status.time_left}", style="bold")
     ]
+    if status.plan is not None:
+        parts.append(Text(f"  plan: {status.plan.text}"))
     cells = [*status.having("running"), *status.failed, *status.having("unfit", "pruned"), *status.having("left")]
     if cells:
         parts.append(table(cells[:rows], width, indent=2))

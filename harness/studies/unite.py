@@ -18,7 +18,7 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
-from harness.record import Cell, Record, RecordError
+from harness.record import Cell, Record, RecordError, StudyPlan
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -68,7 +68,7 @@ class MergePlan:
     of the target. equal: the number of records that need nothing. conflicts: unequal records of one name, none chosen.
     problems: one sentence for each file that can't be trusted. refused: one for each record to be merged that the gate
     refuses: it is merged, but no command runs or loads it. planned: by study, cells to add to its plan.
-    commands: by study, those that asked for its cells.
+    commands: by study, those that asked for its cells. plans: by study, the lines of its plan.
     """
 
     new: list[RecordFile] = field(default_factory=list)
@@ -79,6 +79,7 @@ class MergePlan:
     refused: list[str] = field(default_factory=list)
     planned: dict[str, list[Cell]] = field(default_factory=dict)
     commands: dict[str, list[str]] = field(default_factory=dict)
+    plans: dict[str, list[StudyPlan]] = field(default_factory=dict)
 
 
 def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
@@ -98,8 +99,9 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
             plan.problems.append(str(error))
             continue
         _decide([*there, *of_name], bool(there), newer, plan)
-    for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys():
+    for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys() | plan.plans.keys():
         Study(into, study).planned()
+        record.read_plans(into / study)
     for found in (*plan.new, *plan.newer):
         plan.refused += verify.refused(found.record, found.path)
         if found.record.cell.name in Study(into, found.study).running():
@@ -126,6 +128,9 @@ def write(plan: MergePlan, into: Path) -> None:
         Study(into, study).plan(cells)
     for study, commands in plan.commands.items():
         record.add_merged_commands(into / study, commands)
+    for study, plans in plan.plans.items():
+        with Study(into, study).planning():
+            record.add_plans(into / study, plans)
 
 
 def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
@@ -171,16 +176,27 @@ def _records(folder: Path, into: Path, plan: MergePlan) -> Iterator[RecordFile]:
     if not studies:
         raise UserError(f"There are no studies in {folder}; name a folder that holds them, such as results.")
     for name in studies:
-        plan.problems += _links(folder / name, folder / name / ".harness", folder / name / record.COMMANDS)
-        if cells := Study(folder, name).planned():
-            plan.planned.setdefault(name, []).extend(cells)
-        if commands := record.noted_commands(folder / name):
-            plan.commands.setdefault(name, []).extend(commands)
+        _note_requests(folder, name, plan)
         for path in sorted((folder / name).glob("*.json")):
             if problems := _links(*_beside(path)) or verify.check(path):
                 plan.problems += problems
             else:
                 yield RecordFile(name, path, record.read(path))
+
+
+def _note_requests(folder: Path, name: str, plan: MergePlan) -> None:
+    """Add to `plan` what asked for the cells of the study `name` in `folder`: planned cells, commands and plans."""
+    files = (".harness", record.COMMANDS, record.PLAN)
+    plan.problems += _links(folder / name, *(folder / name / file for file in files))
+    if cells := Study(folder, name).planned():
+        plan.planned.setdefault(name, []).extend(cells)
+    if commands := record.noted_commands(folder / name):
+        plan.commands.setdefault(name, []).extend(commands)
+    try:
+        if plans := record.read_plans(folder / name):
+            plan.plans.setdefault(name, []).extend(plans)
+    except UserError as error:
+        plan.problems.append(str(error))
 
 
 def _beside(path: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from harness import gate, record, units
 from harness.errors import UserError
-from harness.record import Record, RecordError
+from harness.record import PlannedStudy, Record, RecordError
 from harness.settings import cell_id
 from harness.sweep.store import Study
 
@@ -29,9 +29,33 @@ def study(results: Path, name: str) -> tuple[int, list[str]]:
         Study(results, name).planned()
     except UserError as error:
         problems.append(str(error))
+    problems += _plan(results / name)[0]
     for path in Study(results, name).left_behind():
         problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it.")
     return len(paths), problems
+
+
+def plan_notes(results: Path, name: str) -> list[str]:
+    """What the study `name` below `results` lacks of its plan, or has beside it: a sentence each."""
+    return _plan(results / name)[1]
+
+
+def _plan(folder: Path) -> tuple[list[str], list[str]]:
+    """A sentence for each contradiction between the plans of the study in `folder` and its records, and one for each
+    thing that is missing or was added."""
+    try:
+        plans = record.read_plans(folder)
+    except UserError as error:
+        return [str(error)], []
+    if not plans:
+        return [], []
+    study = PlannedStudy(plans, record.read_study(folder)[0])
+    notes = [] if study.progress.finished else [f"The plan is not finished: {study.progress.text}."]
+    if failed := [name for names in study.failed.values() for name in names]:
+        notes.append(f"Failed cells of the plan, which its command runs again: {', '.join(failed)}.")
+    if reason := study.unplanned():
+        notes.append(f"Exploratory: {reason}.")
+    return study.contradictions(), notes
 
 
 def refusals(results: Path, name: str) -> list[str]:

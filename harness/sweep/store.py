@@ -5,6 +5,7 @@ results_dir/study/NAME.json            the record
                   NAME.log             output of the cell's process
                   NAME/                tuned weights, with save=: harness/job/models/saved.py
                   commands.txt         sweeps that requested cells, as they were typed
+                  plan.jsonl           what sweeps asked for before their first cell: harness/record/study_plan.py
                   tensorboard/NAME/    what the tracker wrote: harness/job/tracker.py
                   .harness/plan.json   cells that sweeps requested
                   .harness/points/     points for the workers of a launcher: harness/sweep/launchers/through_hydra.py
@@ -142,11 +143,15 @@ class Study:
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add `cells` to the plan, under a lease, and remove what dead processes left behind."""
         cells = list(cells)
-        with lease.hold(self._state / "planning", "The plan", patiently=True) as held:
+        with self.planning() as held:
             for path in self.left_behind(held.path.stat().st_mtime):
                 discard(path)
             known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
             record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
+
+    def planning(self) -> AbstractContextManager[Lease]:
+        """Within this context no other process plans cells of this study."""
+        return lease.hold(self._state / "planning", "The plan", patiently=True)
 
     def left_behind(self, now: float | None = None) -> list[Path]:
         """Temporary files and leases of dead processes.
@@ -175,7 +180,7 @@ class Study:
                     f"{self.name}/{name} is not removed, as {entry} can't be ({error.strerror}); make that possible, "
                     "and give the same command again."
                 ) from error
-        with lease.hold(self._state / "planning", "The plan", patiently=True):
+        with self.planning():
             planned = self.planned()
             if left := [cell for cell in planned if cell.name != name]:
                 if len(left) < len(planned):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from markupsafe import escape
+from plans import make_plan
 from records import make_record, make_score
 from scipy import stats
 from test_best import answers, leave
@@ -15,7 +16,7 @@ from test_best import answers, leave
 from harness import read, terminal
 from harness.cli.sweep import _answer as sweep_answer
 from harness.config import ROOT
-from harness.record import note_command, noted_commands, read_study, studies
+from harness.record import add_plans, note_command, noted_commands, read_study, studies
 from harness.report.answer import answer
 from harness.report.answer.next_run import with_seeds
 from harness.report.pages.page import render
@@ -275,6 +276,19 @@ def test_confirming_seeds_become_more_of_them(folder):
     for record in records[1:]:
         record.confirmation = True
     assert with_seeds(records, folder, 5) == "`harness sweep tune study=demo --confirm 5`"
+
+
+def test_what_decides_a_planned_study_is_planned_too(folder):
+    """More seeds of it would be exploratory."""
+    note_command(folder, ["sweep", "tune", "--confirm", "2", "study=demo", "lr=1e-3"])
+    records = [make_record("lora", seed=seed) for seed in (0, 1, 2)]
+    add_plans(folder, [make_plan(records[:1], [1, 2])])
+    assert with_seeds(records[:1], folder, 5) == "`harness sweep tune study=demo lr=1e-3 --confirm 5`"
+    for record in records[1:]:
+        record.confirmation = True
+    assert with_seeds(records, folder, 5) == "`harness sweep tune lr=1e-3 study=demo_fresh --confirm 5`"
+    (folder / "commands.txt").unlink()
+    assert with_seeds(records, folder, 5) == "repeat its sweep with study=demo_fresh --confirm 5"
 
 
 def test_commands_that_differ_in_their_seeds_alone_are_said_once(tmp_path):

@@ -6,10 +6,11 @@ import json
 import shutil
 
 import pytest
+from plans import AFTER, make_plan, planned_record
 from records import make_record, sound
 
 from harness.__main__ import main
-from harness.record import note_command, noted_commands, read, repeated_sweeps
+from harness.record import PLAN, add_plans, note_command, noted_commands, read, read_plans, repeated_sweeps
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -222,3 +223,23 @@ def test_a_damaged_plan_stops_it_before_anything_is_written(machines, capsys):
     assert run(machines, str(machines / "b"), str(machines / "a")) == 2
     assert "plan.json is damaged" in capsys.readouterr().err
     assert not (machines / "all").exists()
+
+
+def test_plans_travel_each_once(machines, capsys):
+    both, later = make_plan([planned_record()]), make_plan([planned_record("dora")], created=AFTER)
+    for machine, plans in {"a": [both], "b": [both, later]}.items():
+        add_plans(machines / machine / "demo", plans)
+    for order in ("ab", "ba"):
+        assert run(machines, *(str(machines / machine) for machine in order)) == 0
+        assert read_plans(machines / "all" / "demo") == [both, later]
+    edited = machines / "b" / "demo" / PLAN
+    edited.write_text(edited.read_text().replace("dora", "full"))
+    capsys.readouterr()
+    assert run(machines, str(machines / "b")) == 1
+    assert f"{edited}, line 2, is not as it was written" in capsys.readouterr().err
+
+
+def test_a_link_in_place_of_a_plan_is_refused(machines, capsys):
+    (machines / "a" / "demo" / PLAN).symlink_to(machines / "secret")
+    assert run(machines, str(machines / "a")) == 1
+    assert f"{machines / 'a' / 'demo' / PLAN} is a link" in capsys.readouterr().err

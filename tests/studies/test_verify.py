@@ -7,11 +7,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from plans import confirming, make_plan, planned_record
 from records import change, make_record, make_study, sound
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import STUDY_NAME, read, studies, write
+from harness.record import PLAN, STUDY_NAME, add_plans, read, studies, write
 from harness.studies import verify
 
 
@@ -150,3 +151,60 @@ def test_a_damaged_plan_is_a_problem(path, tmp_path):
     plan.write_text("[")
     (problem,) = verify.study(tmp_path, "demo")[1]
     assert "plan.json is damaged" in problem
+
+
+# The plan
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A study of two cells and two confirmations, of which one has run."""
+    cells = [planned_record(lr=lr) for lr in (1e-4, 2e-4)]
+    for record in (*cells, confirming(seed=1)):
+        sound(record, tmp_path / "demo")
+    add_plans(tmp_path / "demo", [make_plan(cells, [1, 2])])
+    return tmp_path
+
+
+def test_what_is_missing_of_a_plan_is_told_and_is_no_problem(planned, capsys):
+    assert main(["verify", "--results-dir", str(planned)]) == 0
+    note = "The plan is not finished: 2 of 2 cells, 1 of 2 confirming cells."
+    assert capsys.readouterr().out == f"demo: 3 records, no problems\n- {note}\n"
+    assert main(["verify", "--results-dir", str(planned), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["demo"]["plan"] == [note]
+    sound(confirming(seed=2), planned / "demo")
+    assert verify.plan_notes(planned, "demo") == []
+
+
+def test_what_was_added_or_failed_is_told(planned):
+    failed, added = confirming(seed=2, status="failed"), planned_record(lr=5e-4)
+    for record in (failed, added):
+        sound(record, planned / "demo")
+    assert verify.plan_notes(planned, "demo") == [
+        f"Failed cells of the plan, which its command runs again: {failed.cell.name}.",
+        f"Exploratory: {added.cell.name} is in no plan.",
+    ]
+    assert verify.study(planned, "demo")[1] == []
+
+
+def test_a_confirmation_without_a_plan_is_a_problem(planned, capsys):
+    other = confirming(seed=9)
+    early = confirming(seed=2, started="2026-01-01T00:00:00+00:00")
+    for record in (other, early):
+        sound(record, planned / "demo")
+    assert sorted(verify.study(planned, "demo")[1]) == sorted(
+        [
+            f"{early.cell.name} began before its plan was written: its plan must come before a confirmation.",
+            f"{other.cell.name} is in no plan: its plan must come before a confirmation.",
+        ]
+    )
+    assert main(["verify", "--results-dir", str(planned)]) == 1
+    assert "demo: 5 records, 2 problems" in capsys.readouterr().out
+
+
+def test_an_edited_plan_is_a_problem(planned):
+    path = planned / "demo" / PLAN
+    path.write_text(path.read_text().replace('"confirm": [1, 2]', '"confirm": [1]'))
+    (problem,) = verify.study(planned, "demo")[1]
+    assert problem.startswith(f"{path}, line 1, is not as it was written: its hash differs;")
+    assert verify.plan_notes(planned, "demo") == []

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from on_screen import OnScreen
+from plans import make_plan, planned_record
 from records import make_record, measured
 
 from harness import terminal
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.protocol import CellProgress
-from harness.record import Disk, names_a_file, read, write
+from harness.record import PLAN, Disk, add_plans, names_a_file, read, write
 from harness.studies import logs
 from harness.studies.find import find
 from harness.studies.status import RecordCache, lines, study_status
@@ -503,3 +504,16 @@ def test_a_name_that_leads_out_of_the_study_is_no_cells(study, tmp_path, capsys,
     assert ask(study, capsys, "rm", "hostile", "--yes")[0] == 0
     assert not (study.folder / "hostile.json").exists()
     assert (tmp_path / "outside.json").exists()
+
+
+def test_status_says_how_far_the_plan_is(study, capsys):
+    assert json.loads(ask(study, capsys, "status", "--format", "json")[1])[0]["plan"] is None
+    add_plans(study.folder, [make_plan([planned_record("lora"), planned_record("full")], [1, 2])])
+    assert "\n  plan: 0 of 2 cells, 0 of 4 confirming cells\n" in ask(study, capsys, "status")[1]
+    (told,) = json.loads(ask(study, capsys, "status", "--format", "json")[1])
+    expected = {"created": "2026-01-02", "ended": 0, "cells": 2, "confirmed": 0, "confirming": 4}
+    assert told["plan"] == expected
+    (study.folder / PLAN).write_text("no plan\n")
+    status, out, err = ask(study, capsys, "status")
+    assert (status, "plan:" in out) == (1, False)
+    assert "line 1, is no plan; restore the file from a copy, or" in err

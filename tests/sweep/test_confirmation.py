@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from plans import make_plan, planned_record
 from records import make_record
 
 from harness.__main__ import main
 from harness.python.launching import chosen
-from harness.record import ValidationPoint, read_study
+from harness.record import PLAN, PlannedStudy, ValidationPoint, read_plans, read_study
 from harness.sweep.app.confirmation import fresh_points
+from harness.sweep.app.noted_plan import confirming_seeds
 from harness.sweep.store import Study
 
 SMALL = (
@@ -37,8 +39,8 @@ def overrides(records):
     return {r.cell.id: [f"method={r.cell.method}", f"lr={r.cell.lr}", f"seed={r.cell.seed}"] for r in records}
 
 
-def test_the_chosen_settings_run_with_seeds_above_all_that_were_tried(study):
-    points = fresh_points(chosen(study), study, overrides(study), 2)
+def test_the_chosen_settings_run_with_each_fresh_seed(study):
+    points = fresh_points(chosen(study), overrides(study), [2, 3])
     assert points == [
         [f"method={method}", f"lr={lr}", f"seed={seed}", "confirmation=true"]
         for method, lr in (("lora", 1.0), ("full", 3.0))
@@ -46,15 +48,25 @@ def test_the_chosen_settings_run_with_seeds_above_all_that_were_tried(study):
     ]
 
 
+def test_fresh_seeds_lie_above_all_that_were_tried(study):
+    assert confirming_seeds([], study, [], 2) == [2, 3]
+
+
 def test_a_resumed_sweep_goes_on_with_the_same_seeds(study):
-    before = fresh_points(chosen(study), study, overrides(study), 2)
     fresh = tried("lora", 1.0, 2, 0.0)
     fresh.confirmation = True
-    assert fresh_points(chosen([*study, fresh]), [*study, fresh], overrides(study), 2) == before
+    assert confirming_seeds([], [*study, fresh], [], 2) == [2, 3]
+    assert chosen([*study, fresh]) == chosen(study)
+
+
+def test_planned_seeds_stay_where_others_are_tried_later(study):
+    plans = [make_plan([planned_record()], [2, 3])]
+    assert confirming_seeds(plans, [*study, tried("lora", 1.0, 9, 1.0)], [], 2) == [2, 3]
+    assert confirming_seeds(plans, [*study, tried("lora", 1.0, 2, 1.0)], [], 2) == [3, 4]
 
 
 def test_settings_of_other_sweeps_are_left_alone(study):
-    assert fresh_points(chosen(study), study, overrides([study[2]]), 1) == [
+    assert fresh_points(chosen(study), overrides([study[2]]), [2]) == [
         ["method=lora", "lr=1.0", "seed=2", "confirmation=true"]
     ]
 
@@ -79,7 +91,18 @@ def test_a_sweep_confirms_and_resumes(inside, tmp_path):
     assert {record.cell.lr for record in fresh} == {best.cell.lr}
     study.path(fresh[0].cell).unlink()
     kept = study.path(fresh[1].cell).stat().st_mtime_ns
+    planned = (study.folder / PLAN).read_bytes()
     again = inside(*command)
     assert again.returncode == 0, again.stderr
     assert study.recorded(fresh[0].cell).confirmation
     assert study.path(fresh[1].cell).stat().st_mtime_ns == kept
+    assert (study.folder / PLAN).read_bytes() == planned
+    assert "Planned in results/mine/plan.jsonl: 2 fresh seeds of each method's best setting." in run.stderr
+    assert "2 of 2 cells, 2 of 2 confirming cells" in inside("status", "mine").stdout
+    more = inside(*command[:-1], "--confirm=3")  # after a look
+    assert "There are results of lora already: what this sweep adds to them is exploratory." in more.stderr
+    records, _ = read_study(study.folder)
+    (added,) = [record for record in records if record.cell.seed == 3]
+    of_study = PlannedStudy(read_plans(study.folder), records)
+    assert of_study.unplanned() == f"{added.cell.name} was added when 2 results of lora were there"
+    assert inside("verify").stdout.startswith("mine: 5 records, no problems\n- Exploratory: ")

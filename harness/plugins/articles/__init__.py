@@ -10,6 +10,7 @@ PLUGIN = Plugin(
     commands="harness.plugins.articles.commands:add",
     figures={"verdicts": "harness.plugins.articles.forest:verdicts"},
     page_blocks=("harness.plugins.articles.page_block:page_block",),
+    rules="harness.plugins.articles.rule_version:judging_rules",
     frames={"claims": "harness.plugins.articles.frame:claims"},
     doc_blocks={
         "claims": "harness.plugins.articles.decided:claims",

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness import plugin, units
-from harness.record import Record
+from harness.record import PLAN, Record
 from harness.report import figures
 from harness.report.answer import StudyAnswer
 from harness.report.figures.study_results import StudyResults
@@ -264,7 +264,8 @@ def _origin(records: Sequence[Record]) -> Table:
 def _files(folder: Path) -> Table:
     """The study's files and their hashes, to check whether a copy is the same."""
     records = sorted(folder.glob("*.json"))
-    paths = [path for record in records for path in (record, record.with_suffix(".items.parquet")) if path.exists()]
+    of_records = [path for record in records for path in (record, record.with_suffix(".items.parquet"))]
+    paths = [path for path in (folder / PLAN, *of_records) if path.exists()]
     return Table(
         title="Files behind this page",
         columns=["File", "SHA-256"],

@@ -14,6 +14,9 @@ from harness.report.statistics.estimates import ALPHA, Interval, quantile
 TINY = 1e-4  # logarithms of rates closer than this are equal
 POINTS = 5  # rates around the best one through which the curve goes
 DIVERGED = 3.0  # times the least mean loss: runs that lost their way there differ far more from seed to seed
+# Of one seed: the assumed standard deviation of a loss by seed and rate, as a part of it. Of 36 curves of several seeds
+# in results/reference 35 vary by less.
+SINGLE_SEED_SPREAD = 0.1
 # The least half-width of an interval, in steps of the grid, by the number of rates: what a curve through so few misses
 LEAST = {3: 0.5, 4: 0.15, 5: 0.1}
 
@@ -21,18 +24,18 @@ LEAST = {3: 0.5, 4: 0.15, 5: 0.1}
 Seed = TypeVar("Seed", bound=Hashable)
 
 
-def optimum(losses: Mapping[float, Mapping[Seed, float]]) -> Interval | str:
-    """The rate with the least loss and its 95% interval, or the reason why there is none.
+def optimum(losses: Mapping[float, Mapping[Seed, float]], alpha: float = ALPHA) -> Interval | str:
+    """The rate with the least loss and its interval, of 95% by default, or the reason why there is none.
 
     losses: by rate and seed. Seeds that have a loss at every rate count, and are paired: a seed's own level is no
     noise.
 
     A polynomial in log(rate) goes through the mean losses of the best rate and its neighbours, five in all, or fewer
     where losses have trebled beyond the next ones. A parabola would be surer and wrong: a loss rises faster above its
-    best rate than below. The interval has the rates around the
-    least of the curve at which its slope can't be told from 0: Fieller's (J. R. Stat. Soc. B 16, 1954) of a parabola.
-    The error is of how curves differ between seeds. Where the slope can't be told from 0 up to the last of the five
-    rates the end is 0 or infinite.
+    best rate than below. The interval has the rates around the least of the curve at which its slope can't be told from
+    0: Fieller's (J. R. Stat. Soc. B 16, 1954) of a parabola. The error is of how curves differ between seeds; of one
+    seed it is assumed (SINGLE_SEED_SPREAD). Where the slope can't be told from 0 up to the last of the five rates the
+    end is 0 or infinite.
     """
     rates = sorted(losses)
     seeds = sorted(set.intersection(*(set(losses[rate]) for rate in rates)), key=str) if rates else []
@@ -52,7 +55,7 @@ def optimum(losses: Mapping[float, Mapping[Seed, float]]) -> Interval | str:
     x, table, best = x[first:beyond], table[:, first:beyond], best - first
     start = min(max(0, best - POINTS // 2), max(0, len(x) - POINTS))
     near = slice(start, start + POINTS)
-    value, low, high = _least(x[near], table[:, near], best - start)
+    value, low, high = _least(x[near], table[:, near], best - start, alpha)
     margin = LEAST[len(x[near])] * (x[best + 1] - x[best - 1]) / 2
     return Interval(math.exp(value), math.exp(min(low, value - margin)), math.exp(max(high, value + margin)))
 
@@ -71,14 +74,15 @@ def ratio_of_optima(one: Interval, other: Interval) -> Interval:
     return Interval(math.exp(a - b), low, high)
 
 
-def _least(x: np.ndarray, table: np.ndarray, best: int) -> tuple[float, float, float]:
+def _least(x: np.ndarray, table: np.ndarray, best: int, alpha: float) -> tuple[float, float, float]:
     """Where the curve through the means of `table` (seeds, rates) is least between the neighbours of rate `best`, and
     the ends of its interval, all as x is: logarithms."""
     seeds, n = table.shape
     means = table.mean(axis=0)
     rest = table - means - table.mean(axis=1, keepdims=True) + table.mean()
     freedom = (seeds - 1.0) * (n - 1) or math.inf
-    t2 = quantile(1 - ALPHA / 2, freedom) ** 2 * float((rest**2).sum()) / freedom / seeds  # 0 of one seed
+    variance = float((rest**2).sum()) / freedom if seeds > 1 else SINGLE_SEED_SPREAD**2 * float((means**2).mean())
+    t2 = quantile(1 - alpha / 2, freedom) ** 2 * variance / seeds
     ends = x - x[best]
     bases = [Polynomial(part) for part in np.linalg.inv(np.vander(ends, increasing=True)).T]  # 1 at one rate, else 0
     curve = sum(mean * basis for mean, basis in zip(means, bases, strict=True))

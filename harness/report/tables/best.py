@@ -20,6 +20,7 @@ from harness.report.lint.environment import overlap, ran_with
 from harness.report.lint.training import resumed
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
+from harness.report.planned import study_plan
 from harness.report.select import Choice
 from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
 from harness.report.tables.captions import groups_line
@@ -271,6 +272,9 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
     else:
         yield "No chosen setting has a score."
     yield from _selection_caption(choices, held)
+    if any(contest.differences for contest in held):
+        compared = [records[i] for choice in choices for i in choice.index]
+        yield study_plan(records, answer.folder).state(compared).sentence
     yield (
         f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
         "is its ratio to lora. Ratios have 95% intervals over seeds and runs, unless there was a single run or it "

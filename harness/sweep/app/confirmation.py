@@ -13,18 +13,11 @@ from harness.record import Record
 MARK = "confirmation=true"
 
 
-def fresh_points(
-    chosen: Sequence[Record], records: Sequence[Record], overrides: Mapping[str, list[str]], seeds: int
-) -> list[list[str]]:
-    """The overrides of `seeds` cells for each of `chosen` that is trained.
+def fresh_points(chosen: Sequence[Record], overrides: Mapping[str, list[str]], seeds: Sequence[int]) -> list[list[str]]:
+    """The overrides of a cell with each of `seeds`, for each of `chosen` that is trained.
 
-    chosen: a record of each chosen setting. records: the study's; fresh seeds are the first above all that settings
-    were tried with, so that a sweep that is resumed goes on with the same ones. overrides: of each cell of the sweep,
-    by id; settings of other sweeps have none.
+    chosen: a record of each chosen setting. overrides: of each cell of the sweep, by id; settings of other sweeps have
+    none.
     """
-    tried = [r.cell.seed for r in records if r.cell.seed is not None and not r.confirmation]
-    if not tried:
-        return []
     points = [overrides[r.cell.id] for r in chosen if r.cell.seed is not None and r.cell.id in overrides]
-    fresh = range(max(tried) + 1, max(tried) + 1 + seeds)
-    return [[*(o for o in point if not o.startswith("seed=")), f"seed={s}", MARK] for point in points for s in fresh]
+    return [[*(o for o in point if not o.startswith("seed=")), f"seed={s}", MARK] for point in points for s in seeds]

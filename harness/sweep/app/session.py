@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.record import COMPLETE, Record
+from harness.record import COMPLETE, JudgingRules, Record
 from harness.sweep.app.order import Order
 from harness.sweep.estimates.card import Card
 from harness.sweep.estimates.times import Times
@@ -31,7 +31,8 @@ class Options:
     settings that fit the card. order: of the cells, ``random`` or ``grid``.
     drift: cells between two repeats of one cell, which show the machine's drift (null: no repeats).
     skip_impossible: leave out the cells of a grid that can't work, where others can.
-    confirm: fresh seeds to run of each chosen setting (null: none). choose: what chooses them.
+    confirm: fresh seeds to run of each chosen setting (null: none). choose: what chooses them. rules: that will judge
+    the study, which its plan notes (null: the sweep writes no plan).
     typed: the arguments of `harness`, which the study notes. show: what is done with a plan (null: it is printed).
     """
 
@@ -49,6 +50,7 @@ class Options:
     skip_impossible: bool = False
     confirm: int | None = None
     choose: Choose | None = None
+    rules: JudgingRules | None = None
     typed: tuple[str, ...] = ()
     show: Callable[[Plan, Times], None] | None = None
 

@@ -23,6 +23,7 @@ from harness.sweep.app.checking import check
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import fresh_points
 from harness.sweep.app.grid import grid
+from harness.sweep.app.noted_plan import confirming_seeds, note_plan
 from harness.sweep.app.order import random_key, repeated, with_repeats
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.planning import Planning
@@ -99,7 +100,8 @@ class GridSweeper(Sweeper):
             return
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
-        fresh = fresh_points(choose(records), records, overrides, seeds)
+        fresh_seeds = confirming_seeds(record.read_plans(study.folder), records, list(self._points.values()), seeds)
+        fresh = fresh_points(choose(records), overrides, fresh_seeds)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return
@@ -144,10 +146,13 @@ class GridSweeper(Sweeper):
         study = next(iter(unique.values())).study
         pending = self._pending(study, list(unique.values()))
         _announce(study, len(requested), len(unique), len(pending))
+        if pending:
+            self._require(pending)
+            check(pending, self._session.options)
+        if pending or self._session.options.confirm:
+            note_plan(study, list(unique.values()), self._session.options)
         if not pending:
             return study, [], 0
-        self._require(pending)
-        check(pending, self._session.options)
         study.plan(point.cell for point in unique.values())
         if typed := self._session.options.typed:
             record.note_command(study.folder, typed)

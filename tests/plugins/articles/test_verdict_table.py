@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 from judged_study import JudgedStudy
+from plans import make_plan
 
+from harness import terminal
 from harness.config import ROOT
 from harness.plugins.articles.article import find
-from harness.record import read_study
+from harness.plugins.articles.verdict_tables import claim_lines, claim_table, claim_tables
+from harness.record import add_plans, read_study
+from harness.report.tables import screen
 from harness.report.tables.best import tables
 from harness.report.tables.formats import document
+
+REFERENCE = ROOT / "results" / "reference"
 
 
 def test_claims_say_first_which_hold(tmp_path):
@@ -17,31 +24,83 @@ def test_claims_say_first_which_hold(tmp_path):
     study.add("base", gsm8k=0.2)
     for method in ("lora", "full"):
         study.seeds(method, gsm8k=0.6)
-    lines = article.verdict_table(article.verdicts(study.records, tmp_path)).answer
-    assert lines[-1].startswith("Not decided: ")
+    for record in study.records:
+        if record.cell.method == "full":
+            record.phases["train"].memory.allocated_peak *= 2
+    lines = claim_table(article, article.merged([(study.records, tmp_path)])).answer
+    assert lines[-2].startswith("Not decided: ")
+    assert lines[-1].startswith("Not judged, since cells are missing: low-rank-spread, ")
     assert len(lines) > 1
     assert any(line.startswith(("These claims hold: ", "These do not hold: ")) for line in lines)
 
 
-def test_claims_that_hold_in_some_places_are_told_with_these():
+def test_claims_of_several_places_have_one_verdict_and_a_row_for_each_place():
     study = ROOT / "results" / "reference" / "smollm2"
     records, _ = read_study(study)
     article = find("beyond_lora")
-    hold, not_, depends, open_ = article.verdict_table(article.verdicts(records, study)).answer
+    first, places = claim_tables(article, article.merged([(records, study)]))
+    hold, not_, depends, open_, _ = first.answer
     assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
-    assert "dora-memory (wordmath_short)" in not_
     assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
-    assert depends == "These hold at some settings and not at others: lora-memory, galore-states."
-    assert open_.startswith("Not decided: 24 of 40.")
+    assert depends == "These depend on the setting: lora-memory, galore-states."
+    assert open_.startswith("Not decided: ")
+    claims = [row[0] for row in first.rows]
+    assert len(set(claims)) == len(claims)
+    assert [row[:2] for row in places.rows if row[0] == "dora-memory"] == [
+        ["dora-memory", "facts_short"],
+        ["dora-memory", "wordmath_short"],
+    ]
+
+
+def test_a_line_a_claim_fits_a_terminal():
+    """In 100 columns, with every remark that there may be."""
+    article = find("beyond_lora")
+    studies = [(read_study(REFERENCE / name)[0], REFERENCE / name) for name in ("study_memory", "study_skill")]
+    verdicts = article.merged(studies)
+    table = claim_lines(article, verdicts)
+    lines = terminal.lines(*screen.view([table], 100), width=100)
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith(tuple(article.claims)) for line in lines) == len(verdicts.judged)
+    assert len(lines) < len(verdicts.judged) + 10
+    memory = next(line for line in lines if line.startswith("adapters-galore-memory"))
+    assert "depends" in memory
+    assert "on study" in memory
 
 
 def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
     folder = ROOT / "results" / "reference" / "quickstart"
     records, article = read_study(folder)[0], find("beyond_lora")
-    made = [*tables(records, folder), article.verdict_table(article.verdicts(records, None))]
+    made = [*tables(records, folder), claim_table(article, article.merged([(records, None)]))]
     text = document(made, "latex")
     assert "[U+" not in text
     assert "of ``Beyond LoRA''" in text
     assert r"\texttt{harness sweep quickstart seed=0,1,2}" in text
     assert r"\texttt{python -m harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
     assert "`" not in text.replace("``", "")
+
+
+@pytest.mark.parametrize(
+    ("planned", "plan", "verdict", "line"),
+    [
+        (2, "planned", "supported", "Planned: seeds, items and rules were fixed before the first cell"),
+        (3, "interim", "not decided yet (so far: supported)", "Interim, nothing is decided yet. The plan of"),
+        (1, "exploratory", "supported", "is in no plan"),
+        (0, "exploratory", "supported", "Exploratory. The study has no plan."),
+    ],
+)
+def test_a_verdict_says_whether_it_was_planned(tmp_path, planned, plan, verdict, line):
+    article = find("beyond_lora")
+    study = JudgedStudy(tmp_path, article.claims)
+    for method in ("dora", "full"):
+        study.seeds(method, seeds=3, gsm8k=0.6)
+    cells = [record for record in study.records if record.cell.seed < planned]
+    if cells:
+        add_plans(tmp_path, [make_plan(cells, created="2026-01-02T00:00:00+00:00")])
+    records = [record for record in study.records if record.cell.seed < 2]
+    table = claim_table(article, article.merged([(records, tmp_path)]))
+    row = dict(zip(table.columns, next(row for row in table.rows if row[0] == "dora-full"), strict=True))
+    assert (row["Plan"], row["Verdict"]) == (plan, verdict)
+    assert any(line in sentence for sentence in table.caption)
+    holds = [sentence for sentence in table.answer if sentence.startswith("These claims hold: ")]
+    assert ("dora-full" in "".join(holds)) == (plan != "interim")
+    assert table.data.set_index("claim").loc["dora-full", "plan"] == plan

@@ -19,6 +19,7 @@ QUICK = [
     "lr-full, best at 5e-05, grid moved by 50% of a step",
     "low-rank-divergence, 8 rates × 5 seeds, 11 points more, runs of a setting alike",
     "low-rank-spread, 10 seeds, spread ratio 2.1, lognormal",
+    "lora-memory over studies, just above half, 12 studies",
 ]
 
 

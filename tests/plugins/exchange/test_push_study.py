@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 from hub import serve, uploads
+from plans import make_plan
 from records import make_record, sound
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import read_study
+from harness.record import PLAN, add_plans, read_study
 
 REFERENCE = ROOT / "results" / "reference"
 
@@ -42,6 +44,14 @@ def test_the_hub_is_sent_records_items_cells_and_a_card(sent):
     assert "quickstart" in sent.pop("what it is for")
     assert set(sent) == {*kept, "README.md", "cells.parquet"}
     assert {name: sent[name] for name in kept} == kept
+
+
+def test_the_plan_is_sent_too(hub, tmp_path, capsys):
+    shutil.copytree(REFERENCE / "quickstart", tmp_path / "quickstart")
+    records, _ = read_study(tmp_path / "quickstart")
+    add_plans(tmp_path / "quickstart", [make_plan(records, created="2026-01-01T00:00:00+00:00")])
+    assert main(["push-study", "quickstart", "me/quickstart", "--results-dir", str(tmp_path)]) == 0
+    assert hub.sent[PLAN] == (tmp_path / "quickstart" / PLAN).read_bytes()
 
 
 def test_the_card_has_the_table_and_what_the_hub_reads(sent):

@@ -17,9 +17,9 @@ ARTICLE = Article(
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",
         "Each method (for equal ranks: each rank) is judged in its setting with the least validation loss, on the "
-        "same items. A gain below 1 point counts as none. n is the number of independent seeds (for speed: runs) of "
-        "the smaller side. Parameter counts are exact; memory holds for its batch, model and device, and a single run "
-        "of it has an assumed spread of 1.5%.",
+        "same items. A difference in a score that is surely below 1 point, in either direction, is too small to "
+        "matter. n is the number of independent seeds (for speed: runs) of the smaller side. Parameter counts are "
+        "exact; memory holds for its batch, model and device, and runs of it count as varying by at least 1.5%.",
     ],
     table=table,
 )

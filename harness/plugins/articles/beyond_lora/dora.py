@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from statistics import median
 
-from harness.plugins.articles.claims import Claims, Judgement, judge, lacking, points, times, unchosen
+from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import counted, gain, time_ratio
 from harness.record import Record
@@ -30,8 +29,7 @@ def _dora_gain(at: Evidence, score: str) -> Judgement:
 
 @CLAIMS.claim(
     "dora-task",
-    "DoRA beats LoRA at the same rank on the task of the training data (the article: GSM8K; refuted if it gains less "
-    "than 1 point)",
+    "DoRA beats LoRA at the same rank on the task of the training data (the article: GSM8K; by at least 1 point)",
     "sweep rank",
     points,
 )
@@ -41,7 +39,7 @@ def dora_task(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "dora-mmlu",
-    "DoRA beats LoRA at the same rank on MMLU (refuted if it gains less than 1 point)",
+    "DoRA beats LoRA at the same rank on MMLU (by at least 1 point)",
     "sweep forgetting data_root=DIR",
     points,
 )
@@ -59,9 +57,7 @@ def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
     if at.learned is None or ("dora",) not in chosen or ("full",) not in chosen:
         return unchosen(at, ("dora", "full"), [], "dora", "full")
-    sides = [chosen["dora",]], [chosen["full",]]
-    found = gain(at, *sides, at.learned, lambda effect: judge(effect, low=-BEHIND))
-    return replace(found, range=(-BEHIND, math.inf))
+    return gain(at, [chosen["dora",]], [chosen["full",]], at.learned, Bounds(low=-BEHIND))
 
 
 @CLAIMS.claim(

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
+from dataclasses import replace
 
-from harness.plugins.articles.claims import (
-    OPEN,
-    REFUTED,
-    SUPPORTED,
-    Claims,
-    Judgement,
-    judge,
-    lacking,
-    points,
-    times,
-    unchosen,
-)
+from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, judged, lacking, points, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import ATTENTION, adapt_settings, memory_ratio
+from harness.plugins.articles.rules import ATTENTION, adapt_settings, exact, memory_ratio
 from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.statistics import Interval, Outcomes
+from harness.report.statistics import ALPHA, Interval, Outcomes
 
 CLAIMS = Claims()
 LOW, HIGH = 4, 16  # very low ranks are at most LOW; they are compared with ranks of at least HIGH
 SMALLEST = {"q_proj", "v_proj"}  # the matrices of the smallest adapter
+CUT = 10_000.0  # times fewer trainable parameters
 WORSE = 1.1  # times the loss of its first step: a run that ends above that has diverged
 
 
@@ -45,10 +35,8 @@ def lora_parameters(at: Evidence) -> Judgement:
     least, parameters = min(cells, key=lambda cell: cell[1].trainable)
     cut = (parameters.total - parameters.trainable) / parameters.trainable
     smallest = least.cell.rank == 1 and set(adapt_settings(least).get("target_modules", ())) == SMALLEST
-    decision = SUPPORTED if cut >= 10_000 else REFUTED if smallest else OPEN
-    why = "A smaller adapter is possible" if decision == OPEN else ""
-    exact = Interval(cut, cut, cut)
-    return Judgement(decision, exact, None, None, (least.cell.name,), why, (10_000.0, math.inf))
+    unfair = "" if smallest or cut > CUT else "A smaller adapter is possible"
+    return exact(cut, Bounds(low=CUT, ratio=True), None, (least.cell.name,), unfair)
 
 
 def _smaller(record: Record) -> bool:
@@ -80,11 +68,10 @@ def low_rank_spread(at: Evidence) -> Judgement:
     used = tuple(record.cell.name for group in groups for record in at.chosen(*group))
     losses = [[[r.validation[-1].loss for r in at.chosen(c) if r.validation] for c in group] for group in groups]
     seeds = min(len(values) for group in losses for values in group)
-    effect = statistics.spread_ratio(losses[0], losses[1])
-    if effect is None:
+    if (spreads := statistics.spread_ratio(losses[0], losses[1])) is None:
         return Judgement(OPEN, None, seeds, None, used, "No variation between seeds to compare")
-    decision = judge(effect, low=2)
-    return Judgement(decision, effect, seeds, None, used, "Too few seeds" if decision == OPEN else "", (2.0, math.inf))
+    judgement = judged(spreads.among, Bounds(low=2.0, ratio=True), seeds, used)
+    return replace(judgement, why="Too few seeds") if judgement.decision == OPEN else judgement
 
 
 @CLAIMS.claim(
@@ -109,13 +96,19 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     strata = {lr: sides for lr, sides in outcomes.items() if all(sides)}
     if not strata:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above")
-    effect, worth = statistics.difference_of_shares(strata)
-    decision = judge(effect, low=0.1)
+    _, worth = statistics.difference_of_shares(strata)
+
+    def intervals(comparisons: int) -> Interval:
+        return statistics.difference_of_shares(strata, ALPHA / comparisons)[0]
+
     used = tuple(record.cell.name for (lr, _), members in settings.items() if lr in strata for record in members)
-    why = "Too few runs" if decision == OPEN else ""
-    if decision == OPEN and worth < min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1)) / 2:
-        why = "Too few settings: runs of a setting end alike"
-    return Judgement(decision, effect, round(worth), None, used, why, (0.1, math.inf), by_seeds=False)
+    judgement = judged(intervals, Bounds(low=0.1), round(worth), used, by_seeds=False)
+    if judgement.decision != OPEN:
+        return judgement
+    runs = min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1))
+    return replace(
+        judgement, why="Too few settings: runs of a setting end alike" if worth < runs / 2 else "Too few runs"
+    )
 
 
 def _diverged(record: Record) -> bool:

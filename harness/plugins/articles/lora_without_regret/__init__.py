@@ -16,6 +16,7 @@ ARTICLE = Article(
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",
         "Runs are compared by validation loss, each at its best learning rate. Effects on loss are ratios of losses; a "
-        "loss within 1% counts as equal. n is the number of seeds of the smaller side.",
+        "difference that is surely below 1%, in either direction, is too small to matter. n is the number of seeds of "
+        "the smaller side.",
     ],
 )

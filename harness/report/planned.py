@@ -1,0 +1,122 @@
+"""Whether what a study says was planned: a verdict by its plan, an interim look before the plan is finished, or
+exploratory.
+
+    plan = study_plan(records, folder)
+    plan.state(records of a verdict, "beyond_lora").word
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import UserError
+from harness.record import PlannedStudy, Record, StudyPlan, group_of, read_plans
+from harness.report.rules import judging_rules
+
+PlanWord = Literal["planned", "interim", "exploratory"]
+WEAKEST_FIRST: tuple[PlanWord, ...] = ("interim", "exploratory", "planned")
+NO_PLAN = "The study has no plan"
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """What a verdict rests on.
+
+    word: planned (on exactly the seeds and items of a finished plan), interim (a look before the plan is finished: it
+    decides nothing yet), or exploratory (on something that no plan had before results were there). why: of the latter
+    two, without a full stop; empty if planned.
+    """
+
+    word: PlanWord
+    why: str = ""
+
+    def shown(self, decision: str) -> str:
+        """`decision` as it is printed: before its plan is finished a verdict is none yet."""
+        if self.word != "interim":
+            return decision
+        return "not decided yet" if decision == "not decided" else f"not decided yet (so far: {decision})"
+
+    @property
+    def sentence(self) -> str:
+        """One short line below a table."""
+        if self.word == "planned":
+            return "Planned: seeds, items and rules were fixed before the first cell, and the plan is finished."
+        if self.word == "interim":
+            return f"Interim, nothing is decided yet. {self.why}."
+        return f"Exploratory. {self.why}."
+
+
+EXPLORATORY = PlanState("exploratory", NO_PLAN)
+
+
+class StudyPlanned:
+    """A study's plan and the records that it is compared with."""
+
+    def __init__(self, planned: PlannedStudy | None, records: Sequence[Record], why: str = NO_PLAN):
+        self._planned, self._why = planned, why
+        self._named = {record.cell.name: record for record in records}
+
+    def of_names(self, names: Iterable[str], article: str | None = None) -> PlanState:
+        """`state` of the records of cells `names`."""
+        return self.state([self._named[name] for name in names], article)
+
+    def state(self, records: Iterable[Record], article: str | None = None) -> PlanState:
+        """What rests on `records`, of the study. article: whose claim is judged (null: methods are compared)."""
+        if self._planned is None:
+            return PlanState("exploratory", self._why)
+        records = list(records)
+        if why := self._planned.unplanned(records):
+            return PlanState("exploratory", why)
+        plans = [self._planned.planned_by(record) for record in records]
+        if why := _other_rules([plan for plan in plans if isinstance(plan, StudyPlan)], article):
+            return PlanState("exploratory", why)
+        progress = self._planned.progress
+        if not progress.finished:
+            return PlanState("interim", f"The plan of {progress.created} has {progress.text}")
+        groups = {group_of(record.cell) for record in records}
+        if failed := [name for group, names in self._planned.failed.items() if group in groups for name in names]:
+            runs = "runs it" if len(failed) == 1 else "runs them"
+            return PlanState("interim", f"{', '.join(failed)} failed; the same command {runs} again")
+        return PlanState("planned")
+
+
+def plan_lines(states: Iterable[tuple[str, PlanState]]) -> list[str]:
+    """What the states of verdicts are and why, a line for each; with the verdicts' names where there are several."""
+    names: dict[PlanState, list[str]] = {}
+    for name, state in states:
+        names.setdefault(state, []).append(name)
+    several = len(names) > 1
+    return [f"{', '.join(of)}: {state.sentence}" if several else state.sentence for state, of in names.items()]
+
+
+def study_plan(records: Sequence[Record], folder: Path | Mapping[str, Any] | None) -> StudyPlanned:
+    """The plan of a study. records: all of the study's. folder: of the study; tables in its place have no plan."""
+    if not isinstance(folder, Path):
+        return StudyPlanned(None, records)
+    try:
+        plans = read_plans(folder)
+    except UserError as error:
+        return StudyPlanned(None, records, str(error).rstrip("."))
+    return StudyPlanned(PlannedStudy(plans, records) if plans else None, records)
+
+
+def weakest(states: Iterable[PlanState]) -> PlanState:
+    """What rests on several studies: interim if one is, as then nothing is decided; else exploratory if one is."""
+    return min(states, key=lambda state: WEAKEST_FIRST.index(state.word))
+
+
+def _other_rules(plans: Sequence[StudyPlan], article: str | None) -> str:
+    """Why `plans` are of other rules than those that judge now; empty if they are of the same."""
+    now = judging_rules().rules
+    if article is None:
+        now = {"comparison": now["comparison"]}
+    for plan in plans:
+        if article is not None and article not in plan.articles:
+            return f"The plan of {plan.created[:10]} names no claims of {article}"
+        if changed := [name for name, version in now.items() if plan.rules.get(name) != version]:
+            versions = ", ".join(f"{name} {plan.rules.get(name, 'none')}, now {now[name]}" for name in changed)
+            return f"The rules of judging have changed since the plan of {plan.created[:10]} ({versions})"
+    return ""
