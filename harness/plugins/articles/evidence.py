@@ -41,6 +41,11 @@ class Evidence:
         return learned(self.data, (score_name(score) for record in self.records for score in record.scores))
 
     @cached_property
+    def model_size(self) -> int | None:
+        """Weights of the model: the least that a record counts, since adapters add to them; None if none counts any."""
+        return min((record.parameters.total for record in self.records if record.parameters), default=None)
+
+    @cached_property
     def _settings(self) -> list[str]:
         return setting_texts(self.records)
 
