@@ -94,8 +94,8 @@ class Claims(dict[str, Claim]):
         """Decorator: adds a claim with the decorated rule, which smaller models than `least_model` leave open."""
 
         def add(rule: Rule) -> Rule:
-            judged = from_size(rule, least_model) if least_model else rule
-            self[name] = Claim(name, text, run, shown, judged, least_model=least_model)
+            sized = from_size(rule, least_model) if least_model else rule
+            self[name] = Claim(name, text, run, shown, sized, least_model=least_model)
             return rule
 
         return add
@@ -107,15 +107,15 @@ def from_size(rule: Rule, least_model: float) -> Rule:
     Sizes are compared as models are called by them: one of 999,885,952 parameters has 1B.
     """
 
-    def judged(at: Evidence) -> Judgement:
+    def of_size(at: Evidence) -> Judgement:
         judgement = rule(at)
         parameters = at.model_size
         if judgement.effect is None or parameters is None or round(parameters / least_model, 1) >= 1:
             return judgement
         why = f"{needs(least_model)} parameters; {at.records[0].cell.model} has {units.count(parameters)}"
-        return replace(judgement, decision=OPEN, why=why, by_seeds=False)
+        return replace(judgement, decision=OPEN, why=why, by_seeds=False, corrected=None)
 
-    return judged
+    return of_size
 
 
 def needs(least_model: float) -> str:

@@ -11,7 +11,7 @@ POSITIONS = 2_048
 
 
 def weights() -> int:
-    """All weights: of a decoder with learnt positions, biases, two layer norms a layer, and its embedding as its head."""
+    """All weights of a decoder with learnt positions, biases and layer norms, whose head is its embedding."""
     matrices = 12 * WIDTH**2  # queries, keys, values and outputs; up to four times the width, and down
     biases = 9 * WIDTH
     norms = 2 * 2 * WIDTH
