@@ -130,8 +130,8 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
         starts = [_start(row, all_rows) for row in here]
         begins = all(start is not None for start in starts)
         for row, start in zip(here, starts, strict=True):
-            curves = [_curve(record, start if begins else None) for record in row.measured]
-            reached = [_reach(tokens, losses, target) for tokens, losses in curves]
+            curves = [curve(record, start if begins else None) for record in row.measured]
+            reached = [reach(tokens, losses, target) for tokens, losses in curves]
             within = any(losses[0] <= target for _, losses in curves)
             mean = fmean(_mean_over(tokens, losses) for tokens, losses in curves)
             point = Interval(*[fmean(reached)] * 3)
@@ -151,13 +151,14 @@ def _start(row: Row, rows: Sequence[Row]) -> float | None:
     return losses[0] if losses else None
 
 
-def _curve(record: Record, start: float | None) -> tuple[np.ndarray, np.ndarray]:
+def curve(record: Record, start: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The raw tokens and the loss of each validation; start: the loss before training."""
     points = [] if start is None else [(0, start)]
     points += [(point.tokens, point.loss) for point in record.validation]
     return np.array([t for t, _ in points], dtype=float), np.array([loss for _, loss in points])
 
 
-def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
+def reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
     """The tokens at which the interpolated curve first reaches `target`."""
     i = np.flatnonzero(losses <= target)[0]
     if i == 0:

@@ -5,17 +5,20 @@ Its statements on reinforcement learning are not claims here, since the harness 
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.lora_without_regret import capacity, learning_rate, setup
+from harness.plugins.articles.lora_without_regret.meanings import MEANINGS
+from harness.plugins.articles.meanings import meant
 
 ARTICLE = Article(
     name="lora_without_regret",
     title="LoRA Without Regret",
     source="John Schulman and Thinking Machines Lab, “LoRA Without Regret”, 2025, "
     "https://thinkingmachines.ai/blog/lora/",
-    claims=capacity.CLAIMS | learning_rate.CLAIMS | setup.CLAIMS,
+    claims=meant(capacity.CLAIMS | learning_rate.CLAIMS | setup.CLAIMS, MEANINGS),
     caption=[
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",
         "Runs are compared by validation loss, each at its best learning rate. Effects on loss are ratios of losses; a "
-        "loss within 1% counts as equal. n is the number of seeds of the smaller side.",
+        "difference that is surely below 1%, in either direction, is too small to matter. n is the number of seeds of "
+        "the smaller side.",
     ],
 )
